@@ -1,0 +1,206 @@
+//! What goes wrong with a pool and its processes, as opposed to one task.
+
+use super::Ending;
+use std::fmt;
+use std::io;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Why a pool could not be built, started or used.
+///
+/// The kinds are told apart by [`kind`](Self::kind) or the predicates, never by the text. Cloning
+/// is cheap: one failed start answers every task that needed it.
+#[derive(Clone)]
+pub struct Error {
+    why: Arc<Why>,
+}
+
+/// The kinds of [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// An option of the builder makes no sense.
+    InvalidOption,
+    /// Workers do not exist on this platform (x86-64 and aarch64 Linux only).
+    Unsupported,
+    /// The program runs with raised privileges (set-uid, set-gid or file capabilities: `AT_SECURE`).
+    Secure,
+    /// The task table lies in a shared object, so a fresh start of the program would not find it.
+    NotInProgram,
+    /// This process was meant to be a worker, but the crate's start-up code did not run in it.
+    InsideWorker,
+    /// Pools inside workers of pools inside workers …, deeper than the documented limit.
+    TooDeep,
+    /// The call was made in a forked copy of the application.
+    Forked,
+    /// The operating system did not start the process, or refused something it needs.
+    Spawn,
+    /// The new process ended before it had said hello.
+    DiedAtStart,
+    /// Something answered that is not a worker of this program and this version.
+    NotAWorker,
+    /// The worker did not get ready within its time.
+    StartTimeout,
+    /// The pool's `init` function failed: its own error, a panic, or the end of its process.
+    InitFailed,
+    /// The pool has been shut down or dropped.
+    PoolClosed,
+}
+
+/// The full space behind [`ErrorKind`].
+pub(crate) enum Why {
+    InvalidOption { option: &'static str, reason: String },
+    Unsupported,
+    Secure,
+    NotInProgram { object: String },
+    InsideWorker,
+    TooDeep { limit: u32 },
+    Forked,
+    Spawn { step: &'static str, source: io::Error },
+    DiedAtStart { pid: u32, status: Option<ExitStatus>, stderr: String },
+    NotAWorker { pid: u32, reason: String, stderr: String },
+    HelloTimeout { pid: u32, limit: Duration, stderr: String },
+    InitTimeout { pid: u32, limit: Duration },
+    InitError { pid: u32, message: String },
+    InitPanicked { pid: u32, message: String, location: Option<String> },
+    InitDied { pid: u32, status: Option<ExitStatus> },
+    PoolClosed,
+}
+
+impl From<Why> for Error {
+    fn from(why: Why) -> Self {
+        Self { why: Arc::new(why) }
+    }
+}
+
+impl Error {
+    /// A system call failed while a process was started or a pool was built.
+    pub(crate) fn spawn(step: &'static str, source: io::Error) -> Self {
+        Why::Spawn { step, source }.into()
+    }
+
+    /// What kind of thing went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        match &*self.why {
+            Why::InvalidOption { .. } => ErrorKind::InvalidOption,
+            Why::Unsupported => ErrorKind::Unsupported,
+            Why::Secure => ErrorKind::Secure,
+            Why::NotInProgram { .. } => ErrorKind::NotInProgram,
+            Why::InsideWorker => ErrorKind::InsideWorker,
+            Why::TooDeep { .. } => ErrorKind::TooDeep,
+            Why::Forked => ErrorKind::Forked,
+            Why::Spawn { .. } => ErrorKind::Spawn,
+            Why::DiedAtStart { .. } => ErrorKind::DiedAtStart,
+            Why::NotAWorker { .. } => ErrorKind::NotAWorker,
+            Why::HelloTimeout { .. } => ErrorKind::StartTimeout,
+            Why::InitTimeout { .. } | Why::InitError { .. } | Why::InitPanicked { .. } | Why::InitDied { .. } => ErrorKind::InitFailed,
+            Why::PoolClosed => ErrorKind::PoolClosed,
+        }
+    }
+
+    /// The pool's `init` function failed.
+    pub fn is_init_failed(&self) -> bool {
+        self.kind() == ErrorKind::InitFailed
+    }
+
+    /// A time limit ran out: of the start, or of `init` within it.
+    pub fn is_timeout(&self) -> bool {
+        matches!(*self.why, Why::HelloTimeout { .. } | Why::InitTimeout { .. })
+    }
+
+    /// The pool has been shut down or dropped.
+    pub fn is_pool_closed(&self) -> bool {
+        self.kind() == ErrorKind::PoolClosed
+    }
+
+    /// How the process ended, if one ended and its status is known.
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        match *self.why {
+            Why::DiedAtStart { status, .. } | Why::InitDied { status, .. } => status,
+            _ => None,
+        }
+    }
+
+    /// The process that was started, if one was.
+    pub fn pid(&self) -> Option<u32> {
+        match *self.why {
+            Why::DiedAtStart { pid, .. }
+            | Why::NotAWorker { pid, .. }
+            | Why::HelloTimeout { pid, .. }
+            | Why::InitTimeout { pid, .. }
+            | Why::InitError { pid, .. }
+            | Why::InitPanicked { pid, .. }
+            | Why::InitDied { pid, .. } => Some(pid),
+            _ => None,
+        }
+    }
+
+    /// The last of what the process wrote to its standard error before it failed to start (at most
+    /// 4 KiB); empty if it wrote nothing.
+    pub fn stderr_tail(&self) -> Option<&str> {
+        match &*self.why {
+            Why::DiedAtStart { stderr, .. } | Why::NotAWorker { stderr, .. } | Why::HelloTimeout { stderr, .. } => Some(stderr),
+            _ => None,
+        }
+    }
+}
+
+/// ` (it wrote: …)`, or nothing.
+struct Wrote<'a>(&'a str);
+
+impl fmt::Display for Wrote<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.trim_end() {
+            "" => Ok(()),
+            text => write!(f, "; it wrote: {text}"),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.why {
+            Why::InvalidOption { option, reason } => write!(f, "invalid option {option}: {reason}"),
+            Why::Unsupported => f.write_str("worker processes are not supported on this platform (x86-64 and aarch64 Linux only)"),
+            Why::Secure => f.write_str("a program that runs with raised privileges (set-uid, set-gid or file capabilities) cannot start workers"),
+            Why::NotInProgram { object } => {
+                write!(f, "the task table lies in {object}, not in the program itself, so that a fresh start of the program would not find it")
+            }
+            Why::InsideWorker => f.write_str("this process was started as a worker but runs the program's main: the crate's start-up code was not linked or did not run"),
+            Why::TooDeep { limit } => write!(f, "pools within workers are nested deeper than {limit}"),
+            Why::Forked => f.write_str("the call was made in a forked copy of the application"),
+            Why::Spawn { step, .. } => f.write_str(step),
+            Why::DiedAtStart { pid, status, stderr } => {
+                write!(f, "worker process {pid} ended before it said hello ({}){}", Ending(*status), Wrote(stderr))
+            }
+            Why::NotAWorker { pid, reason, stderr } => write!(f, "process {pid} is no worker of this program: {reason}{}", Wrote(stderr)),
+            Why::HelloTimeout { pid, limit, stderr } => write!(f, "worker process {pid} did not say hello within {limit:?}{}", Wrote(stderr)),
+            Why::InitTimeout { pid, limit } => write!(f, "init in worker process {pid} did not end within {limit:?}"),
+            Why::InitError { pid, message } => write!(f, "init failed in worker process {pid}: {message}"),
+            Why::InitPanicked { pid, message, location: Some(at) } => write!(f, "init panicked in worker process {pid} at {at}: {message}"),
+            Why::InitPanicked { pid, message, location: None } => write!(f, "init panicked in worker process {pid}: {message}"),
+            Why::InitDied { pid, status } => write!(f, "worker process {pid} ended in init ({})", Ending(*status)),
+            Why::PoolClosed => f.write_str("the pool is closed"),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.kind())
+            .field("text", &self.to_string())
+            .field("source", &std::error::Error::source(self).map(ToString::to_string))
+            .finish()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &*self.why {
+            Why::Spawn { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

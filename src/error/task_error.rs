@@ -1,0 +1,260 @@
+//! What happened to one task instead of a value.
+
+use super::{Ending, Error};
+use std::fmt;
+use std::process::ExitStatus;
+use std::sync::Arc;
+
+/// Why a task gave no value.
+///
+/// A task's own `Err` is not a `TaskError`: it is a value, and stays inside the `Ok` (as with
+/// tokio's `JoinError`). What kind of thing happened is told by [`kind`](Self::kind) or by the
+/// predicates, never by the text. Cloning is cheap.
+#[derive(Clone)]
+pub struct TaskError {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    what: What,
+    function: &'static str,
+}
+
+/// The kinds of [`TaskError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TaskErrorKind {
+    /// The task panicked. See [`TaskError::panic_message`] and its neighbours.
+    Panicked,
+    /// The worker process ended while it ran the task: a signal, an abort, an exit, a stack
+    /// overflow. See [`TaskError::exit_status`], [`TaskError::pid`].
+    WorkerDied,
+    /// The task was aborted, and does not run any more.
+    Cancelled,
+    /// An argument could not be encoded. No worker has seen the task.
+    ArgumentEncode,
+    /// The worker could not decode the arguments.
+    ArgumentDecode,
+    /// The task ran, and the worker could not encode its result.
+    ResultEncode,
+    /// The task ran, and its result could not be decoded here.
+    ResultDecode,
+    /// Arguments or result are larger than a frame may be. See [`TaskError::size_limit`].
+    TooLarge,
+    /// The pool's backlog was full (`queue_limit`). Nothing was encoded.
+    QueueFull,
+    /// The pool was shut down or dropped before the task could run to its end.
+    PoolClosed,
+    /// No worker could be started for the task. [`std::error::Error::source`] says why.
+    StartFailed,
+    /// The pool's `init` function failed in the workers. [`std::error::Error::source`] says why.
+    InitFailed,
+    /// The worker broke the protocol while it ran the task; it was killed.
+    BadFrame,
+    /// The call was made in a forked copy of the application, which has no pool.
+    Forked,
+}
+
+/// The full space behind [`TaskErrorKind`].
+pub(crate) enum What {
+    Panicked { message: String, location: Option<String>, backtrace: Option<String>, pid: u32, status: Option<ExitStatus> },
+    WorkerDied { pid: u32, status: Option<ExitStatus>, stack_overflow: bool },
+    Cancelled,
+    ArgumentEncode(String),
+    ArgumentDecode { pid: u32, reason: String },
+    ResultEncode { pid: u32, reason: String },
+    ResultDecode(String),
+    ArgumentTooLarge { limit: usize },
+    ResultTooLarge { pid: u32, limit: usize },
+    QueueFull { limit: usize },
+    PoolClosed,
+    StartFailed(Error),
+    BadFrame { pid: u32, reason: String },
+    Forked,
+}
+
+impl TaskError {
+    pub(crate) fn new(what: What, function: &'static str) -> Self {
+        Self { inner: Arc::new(Inner { what, function }) }
+    }
+
+    /// What kind of thing happened.
+    pub fn kind(&self) -> TaskErrorKind {
+        match &self.inner.what {
+            What::Panicked { .. } => TaskErrorKind::Panicked,
+            What::WorkerDied { .. } => TaskErrorKind::WorkerDied,
+            What::Cancelled => TaskErrorKind::Cancelled,
+            What::ArgumentEncode(_) => TaskErrorKind::ArgumentEncode,
+            What::ArgumentDecode { .. } => TaskErrorKind::ArgumentDecode,
+            What::ResultEncode { .. } => TaskErrorKind::ResultEncode,
+            What::ResultDecode(_) => TaskErrorKind::ResultDecode,
+            What::ArgumentTooLarge { .. } | What::ResultTooLarge { .. } => TaskErrorKind::TooLarge,
+            What::QueueFull { .. } => TaskErrorKind::QueueFull,
+            What::PoolClosed => TaskErrorKind::PoolClosed,
+            What::StartFailed(cause) if cause.is_init_failed() => TaskErrorKind::InitFailed,
+            What::StartFailed(cause) if cause.is_pool_closed() => TaskErrorKind::PoolClosed,
+            What::StartFailed(_) => TaskErrorKind::StartFailed,
+            What::BadFrame { .. } => TaskErrorKind::BadFrame,
+            What::Forked => TaskErrorKind::Forked,
+        }
+    }
+
+    /// The task panicked.
+    pub fn is_panic(&self) -> bool {
+        self.kind() == TaskErrorKind::Panicked
+    }
+
+    /// The worker process ended while it ran the task.
+    pub fn is_worker_died(&self) -> bool {
+        self.kind() == TaskErrorKind::WorkerDied
+    }
+
+    /// The task was aborted.
+    pub fn is_cancelled(&self) -> bool {
+        self.kind() == TaskErrorKind::Cancelled
+    }
+
+    /// Arguments or result could not be encoded or decoded, on either side.
+    pub fn is_unserializable(&self) -> bool {
+        use TaskErrorKind::{ArgumentDecode, ArgumentEncode, ResultDecode, ResultEncode};
+        matches!(self.kind(), ArgumentEncode | ArgumentDecode | ResultEncode | ResultDecode)
+    }
+
+    /// Arguments or result are larger than a frame may be.
+    pub fn is_too_large(&self) -> bool {
+        self.kind() == TaskErrorKind::TooLarge
+    }
+
+    /// The pool's backlog was full.
+    pub fn is_queue_full(&self) -> bool {
+        self.kind() == TaskErrorKind::QueueFull
+    }
+
+    /// The pool was shut down or dropped.
+    pub fn is_pool_closed(&self) -> bool {
+        self.kind() == TaskErrorKind::PoolClosed
+    }
+
+    /// No worker could be started, `init` included.
+    pub fn is_start_failed(&self) -> bool {
+        matches!(self.kind(), TaskErrorKind::StartFailed | TaskErrorKind::InitFailed)
+    }
+
+    /// The worker's stack overflowed (a [`WorkerDied`](TaskErrorKind::WorkerDied) told apart from
+    /// other segmentation faults). Seen for the worker's main thread, on which tasks run; on a
+    /// thread that a task made, an overflow is a plain SIGSEGV.
+    pub fn is_stack_overflow(&self) -> bool {
+        matches!(self.inner.what, What::WorkerDied { stack_overflow: true, .. })
+    }
+
+    /// The message of the panic, if the task panicked. A payload that is no string gives the
+    /// fixed text `Box<dyn Any>`, as in std.
+    pub fn panic_message(&self) -> Option<&str> {
+        match &self.inner.what {
+            What::Panicked { message, .. } => Some(message),
+            _ => None,
+        }
+    }
+
+    /// Where the task panicked, as `file:line:column`.
+    pub fn panic_location(&self) -> Option<&str> {
+        match &self.inner.what {
+            What::Panicked { location, .. } => location.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The backtrace of the panic, if one was asked for (`Call::backtrace`, or `RUST_BACKTRACE` in
+    /// the worker's environment) and the worker lived to send it.
+    pub fn panic_backtrace(&self) -> Option<&str> {
+        match &self.inner.what {
+            What::Panicked { backtrace, .. } => backtrace.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// How the worker process ended, if it ended and the status is known. It is not known when
+    /// something else in the application reaps every child and the kernel (before 6.15) cannot
+    /// tell afterwards. Present on [`WorkerDied`](TaskErrorKind::WorkerDied), on a panic that ended
+    /// the process (`panic = "abort"`), and on a failed start.
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        match &self.inner.what {
+            What::Panicked { status, .. } | What::WorkerDied { status, .. } => *status,
+            What::StartFailed(cause) => cause.exit_status(),
+            _ => None,
+        }
+    }
+
+    /// The process that ran the task, where one did.
+    pub fn pid(&self) -> Option<u32> {
+        match self.inner.what {
+            What::Panicked { pid, .. }
+            | What::WorkerDied { pid, .. }
+            | What::ArgumentDecode { pid, .. }
+            | What::ResultEncode { pid, .. }
+            | What::ResultTooLarge { pid, .. }
+            | What::BadFrame { pid, .. } => Some(pid),
+            _ => None,
+        }
+    }
+
+    /// The limit that was passed, in bytes, if something was too large.
+    pub fn size_limit(&self) -> Option<usize> {
+        match self.inner.what {
+            What::ArgumentTooLarge { limit } | What::ResultTooLarge { limit, .. } => Some(limit),
+            _ => None,
+        }
+    }
+
+    /// The name of the task's function, as [`std::any::type_name`] gives it.
+    pub fn function(&self) -> &'static str {
+        self.inner.function
+    }
+}
+
+impl fmt::Display for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let function = self.inner.function;
+        match &self.inner.what {
+            What::Panicked { message, location: Some(location), .. } => write!(f, "task {function} panicked at {location}: {message}"),
+            What::Panicked { message, .. } => write!(f, "task {function} panicked: {message}"),
+            What::WorkerDied { pid, status, stack_overflow } => {
+                let how = if *stack_overflow { "its stack overflowed, " } else { "" };
+                write!(f, "worker process {pid} died while it ran task {function} ({how}{})", Ending(*status))
+            }
+            What::Cancelled => write!(f, "task {function} was cancelled"),
+            What::ArgumentEncode(reason) => write!(f, "an argument of task {function} cannot be encoded: {reason}"),
+            What::ArgumentDecode { pid, reason } => write!(f, "worker process {pid} cannot decode the arguments of task {function}: {reason}"),
+            What::ResultEncode { pid, reason } => write!(f, "worker process {pid} cannot encode the result of task {function}: {reason}"),
+            What::ResultDecode(reason) => write!(f, "the result of task {function} cannot be decoded: {reason}"),
+            What::ArgumentTooLarge { limit } => write!(f, "the arguments of task {function} are larger than {limit} bytes"),
+            What::ResultTooLarge { limit, .. } => write!(f, "the result of task {function} is larger than {limit} bytes"),
+            What::QueueFull { limit } => write!(f, "the pool's queue of {limit} tasks is full, task {function} was not taken"),
+            What::PoolClosed => write!(f, "the pool was closed before task {function} ended"),
+            What::StartFailed(cause) if cause.is_init_failed() => write!(f, "no worker for task {function}: its init failed"),
+            What::StartFailed(_) => write!(f, "no worker for task {function} could be started"),
+            What::BadFrame { pid, reason } => write!(f, "worker process {pid} broke the protocol while it ran task {function}: {reason}"),
+            What::Forked => write!(f, "task {function} was submitted in a forked copy of the application"),
+        }
+    }
+}
+
+impl fmt::Debug for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskError")
+            .field("kind", &self.kind())
+            .field("function", &self.inner.function)
+            .field("text", &self.to_string())
+            .field("source", &std::error::Error::source(self).map(ToString::to_string))
+            .finish()
+    }
+}
+
+impl std::error::Error for TaskError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.inner.what {
+            What::StartFailed(cause) => Some(cause),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The options of a pool.
+
+use super::Pool;
+use super::core::Rules;
+use super::engine::{Config, Engine};
+use crate::error::{Error, Why};
+use crate::process::{Spawn, fork};
+use crate::task::{self, ArgsFor, Init, encode_args, index_of_init};
+use crate::wire::packet::Packet;
+use crate::wire::{frame, message};
+use crate::worker;
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Pools within workers of pools, at most. Each level may multiply the number of processes, so a
+/// task that builds a pool and submits itself comes to an end here.
+const DEPTH_MAX: u32 = 8;
+/// A worker says hello in some milliseconds; one that has not after this long will not. Generous,
+/// for machines that are overloaded at the time.
+const HELLO_LIMIT: Duration = Duration::from_secs(30);
+/// Async tasks side by side in one worker, unless said otherwise.
+const CONCURRENCY: usize = 128;
+
+/// The options of a [`Pool`]; made by [`Pool::builder`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), procpool::Error> {
+/// let pool = procpool::Pool::builder().workers(2).name("thumbnails").env("RUST_BACKTRACE", "1").build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct Builder {
+    workers: Option<usize>,
+    concurrency: usize,
+    name: Option<String>,
+    spawn: Spawn,
+    queue_limit: Option<usize>,
+    frame_limit: usize,
+    start_timeout: Option<Duration>,
+    init: Option<Result<Packet, String>>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            workers: None,
+            concurrency: CONCURRENCY,
+            name: None,
+            spawn: Spawn { group: true, ..Spawn::default() },
+            queue_limit: None,
+            frame_limit: frame::BODY_MAX_DEFAULT,
+            start_timeout: None,
+            init: None,
+        }
+    }
+}
+
+impl Builder {
+    /// How many worker processes there are at most. They are started as calls need them.
+    ///
+    /// Default: [`std::thread::available_parallelism`], that is one a core. Zero is refused by
+    /// [`build`](Self::build).
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = Some(workers);
+        self
+    }
+
+    /// How many async tasks run side by side in one worker, at most. Default: 128. Sync tasks always
+    /// run one at a time. Zero is refused by [`build`](Self::build).
+    pub fn concurrency(mut self, tasks: usize) -> Self {
+        self.concurrency = tasks;
+        self
+    }
+
+    /// The name of the worker processes, as `ps` and `/proc/PID/comm` show it, where 15 bytes of it are
+    /// kept. Default: the program's own name.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Sets a variable in the workers' environment. Default: theirs is the application's at the time
+    /// each is started.
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.spawn.env.push((name.into(), Some(value.into())));
+        self
+    }
+
+    /// Removes a variable from the workers' environment.
+    pub fn env_remove(mut self, name: impl Into<OsString>) -> Self {
+        self.spawn.env.push((name.into(), None));
+        self
+    }
+
+    /// Starts the workers with no variables but those set by [`env`](Self::env), before or after this call.
+    pub fn env_clear(mut self) -> Self {
+        self.spawn.env_clear = true;
+        self
+    }
+
+    /// The workers' current directory. Default: the application's at the time each is started; a
+    /// relative path is looked up from there.
+    pub fn current_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.spawn.current_dir = Some(path.into());
+        self
+    }
+
+    /// Whether each worker leads a process group of its own. Default: true.
+    ///
+    /// Then what stops a worker stops what it has started as well, and the terminal's Ctrl-C and Ctrl-Z
+    /// reach the application alone. Without it both reach the workers directly, and processes that
+    /// a worker has started outlive it.
+    pub fn process_group(mut self, own: bool) -> Self {
+        self.spawn.group = own;
+        self
+    }
+
+    /// How many tasks may wait for a worker, beyond those that workers have in hand. Past it
+    /// [`Pool::spawn`] gives a handle that resolves at once to
+    /// [`is_queue_full`](crate::TaskError::is_queue_full), and [`Pool::spawn_wait`] waits.
+    ///
+    /// Default: no limit. A task that waits takes its encoded arguments and some 300 bytes. `map` keeps
+    /// a bound of its own and does not count. Zero is refused by [`build`](Self::build).
+    pub fn queue_limit(mut self, tasks: usize) -> Self {
+        self.queue_limit = Some(tasks);
+        self
+    }
+
+    /// How many bytes the encoded arguments of a call, or its result, may take. What is larger is
+    /// [`is_too_large`](crate::TaskError::is_too_large). Default: 1 GiB; at most 4 GiB - 1 KiB, at
+    /// least 1 KiB.
+    pub fn frame_limit(mut self, bytes: usize) -> Self {
+        self.frame_limit = bytes;
+        self
+    }
+
+    /// How long the start of a worker may take, `init` included. Then it is killed, and the start has
+    /// failed. Default: 30 seconds until the process has said hello (which takes milliseconds), and no
+    /// limit for `init`.
+    pub fn start_timeout(mut self, limit: Duration) -> Self {
+        self.start_timeout = Some(limit);
+        self
+    }
+
+    /// A function that every worker runs before its first task: the place for what `main` sets up in
+    /// the application (logging, a crypto provider), and for what is dear to make (a model, a
+    /// connection). Workers never run the program's `main`.
+    ///
+    /// It is a sync or async function that returns `Result<T, E>`. The `T` stays in the worker, where
+    /// tasks find it by [`procpool::state`](crate::state()); it is not encoded. An `Err`, a panic or
+    /// the end of the process fails the start, and the tasks that needed it are told the cause
+    /// ([`TaskErrorKind::InitFailed`](crate::TaskErrorKind::InitFailed)).
+    ///
+    /// The arguments are encoded now. That they cannot be encoded is an error of [`build`](Self::build).
+    pub fn init<F, Args, Marker, P>(mut self, _function: F, args: P) -> Self
+    where
+        F: Init<Args, Marker>,
+        P: ArgsFor<Args>,
+    {
+        let mut out = Vec::new();
+        let start = frame::begin(&mut out);
+        message::init(&mut out, index_of_init::<F, Args, Marker>().0, F::__ARITY);
+        let encoded = encode_args(&args, &mut out, frame::BODY_MAX_DEFAULT);
+        self.init = Some(encoded.map_err(|e| e.to_string()).map(|()| {
+            frame::finish(&mut out, start);
+            Packet::from(&mut out)
+        }));
+        self
+    }
+
+    /// Builds the pool. It starts no process: workers start as calls need them, or all at
+    /// [`Pool::ready`].
+    ///
+    /// The pool is driven by the tokio runtime in which this is called. When that does not turn (it has
+    /// ended, stands between two `block_on`s, or is blocked), and outside of any, a thread of the
+    /// crate's own does it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind`](crate::ErrorKind) `InvalidOption`, and what would keep workers from starting as far
+    /// as it can be known: `Unsupported`, `Secure`, `NotInProgram`, `InsideWorker`, `TooDeep`,
+    /// `Forked`; `Spawn` if descriptors or threads cannot be had.
+    ///
+    /// # Panics
+    ///
+    /// In a tokio runtime that was built without `enable_io`, as tokio's own sockets do.
+    pub fn build(self) -> Result<Pool, Error> {
+        let invalid = |option, reason: &str| Error::from(Why::InvalidOption { option, reason: reason.into() });
+        let workers = self.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get));
+        if workers == 0 {
+            return Err(invalid("workers", "a pool without workers would never do anything"));
+        }
+        if self.concurrency == 0 {
+            return Err(invalid("concurrency", "no async task could ever run"));
+        }
+        if self.queue_limit == Some(0) {
+            return Err(invalid("queue_limit", "no task could ever be handed in"));
+        }
+        if self.queue_limit.is_some_and(|limit| limit > tokio::sync::Semaphore::MAX_PERMITS) {
+            return Err(invalid("queue_limit", "more than a queue can hold"));
+        }
+        if !(1 << 10..=u32::MAX as usize - (1 << 10)).contains(&self.frame_limit) {
+            return Err(invalid("frame_limit", "it is not between 1 KiB and 4 GiB - 1 KiB"));
+        }
+        if self.start_timeout == Some(Duration::ZERO) {
+            return Err(invalid("start_timeout", "no worker starts in no time"));
+        }
+        let init = match self.init {
+            Some(Ok(packet)) if packet.len() > self.frame_limit => return Err(invalid("init", "its arguments are larger than frame_limit")),
+            Some(Err(reason)) => return Err(invalid("init", &format!("its arguments cannot be encoded: {reason}"))),
+            Some(Ok(packet)) => Some(packet),
+            None => None,
+        };
+        check_program()?;
+        let depth = worker::depth() + 1;
+        if depth > DEPTH_MAX {
+            return Err(Why::TooDeep { limit: DEPTH_MAX }.into());
+        }
+        let name = self.name.unwrap_or_else(program_name);
+        Ok(Pool::of(Engine::new(Config {
+            rules: Rules { workers, concurrency: self.concurrency, hello_limit: HELLO_LIMIT, start_limit: self.start_timeout },
+            spawn: self.spawn,
+            name,
+            frame_limit: self.frame_limit,
+            queue_limit: self.queue_limit,
+            init,
+            depth,
+        })?))
+    }
+}
+
+/// What can be known before a worker is started.
+fn check_program() -> Result<(), Error> {
+    if !task::supported() || !worker::linked() {
+        return Err(Why::Unsupported.into());
+    }
+    fork::arm().map_err(|e| Error::spawn("arming the fork guard", e))?;
+    if fork::is_forked_copy() {
+        return Err(Why::Forked.into());
+    }
+    if std::env::var_os(worker::MARKER).is_some() {
+        return Err(Why::InsideWorker.into());
+    }
+    if crate::process::is_secure() {
+        return Err(Why::Secure.into());
+    }
+    task::in_main_executable().map_err(|object| Why::NotInProgram { object }.into())
+}
+
+fn program_name() -> String {
+    let program = std::env::args_os().next().map(PathBuf::from);
+    let name = program.as_deref().and_then(|path| path.file_name());
+    name.map_or_else(|| "procpool".into(), |name| name.to_string_lossy().into_owned())
+}

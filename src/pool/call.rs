@@ -1,0 +1,108 @@
+//! One call with options of its own.
+
+use super::Pool;
+use super::core::Mode;
+use super::engine::{Room, TaskSpec, Ticket};
+use super::join::JoinHandle;
+use super::reply::Reply;
+use super::results::{Results, TryResults, encode};
+use crate::task::{ArgsFor, Run, Task, index_of};
+use crate::wire::message;
+use futures::Stream;
+use futures::stream::{self, Iter};
+use std::fmt;
+use std::marker::PhantomData;
+use tokio::sync::oneshot;
+
+/// A task with options, made by [`Pool::call`]; `spawn` or `map` hands it in.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let pool = procpool::Pool::builder().workers(1).build()?;
+/// fn risky(n: u32) -> u32 { assert!(n > 0, "not zero"); n }
+///
+/// let error = pool.call(risky).backtrace(true).spawn(0).await.unwrap_err();
+/// assert_eq!(error.panic_message(), Some("not zero"));
+/// assert!(error.panic_backtrace().is_some());
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a call does nothing until it is spawned or mapped"]
+pub struct Call<'pool, F, Args, Marker> {
+    pool: &'pool Pool,
+    task: TaskSpec,
+    types: PhantomData<fn() -> (F, Args, Marker)>,
+}
+
+impl<'pool, F, Args, Marker> Call<'pool, F, Args, Marker>
+where
+    F: Task<Args, Marker>,
+{
+    pub(super) fn new(pool: &'pool Pool) -> Self {
+        let mode = match F::__entry().run {
+            Run::Async(_) => Mode::Async,
+            _ => Mode::Sync,
+        };
+        let index = index_of::<F, Args, Marker>().0;
+        let task = TaskSpec { index, arity: F::__ARITY, mode, flags: 0, function: std::any::type_name::<F>() };
+        Self { pool, task, types: PhantomData }
+    }
+
+    /// Whether a panic brings its backtrace along. Default: as `RUST_BACKTRACE` says in the worker's
+    /// environment, which is the pool's own unless changed.
+    pub fn backtrace(mut self, wanted: bool) -> Self {
+        self.task.flags = if wanted { message::FLAG_BACKTRACE } else { 0 };
+        self
+    }
+
+    /// As [`Pool::spawn`].
+    pub fn spawn<P: ArgsFor<Args>>(self, args: P) -> JoinHandle<F::Output> {
+        self.submit(&args, Room::Needed)
+    }
+
+    /// As [`Pool::spawn_wait`].
+    pub async fn spawn_wait<P: ArgsFor<Args>>(self, args: P) -> JoinHandle<F::Output> {
+        let room = self.pool.engine().room().await;
+        self.submit(&args, Room::Held(room))
+    }
+
+    /// As [`Pool::map`].
+    pub fn map<I>(self, items: I) -> Results<Iter<I::IntoIter>, Args, F::Output>
+    where
+        I: IntoIterator,
+        I::Item: ArgsFor<Args>,
+    {
+        self.map_stream(stream::iter(items))
+    }
+
+    /// As [`Pool::map_stream`].
+    pub fn map_stream<S>(self, items: S) -> Results<S, Args, F::Output>
+    where
+        S: Stream,
+        S::Item: ArgsFor<Args>,
+    {
+        Results::new(self.pool.engine(), self.task, items)
+    }
+
+    /// As [`Pool::try_map_stream`].
+    pub fn try_map_stream<S, P, E>(self, items: S) -> TryResults<S, E, Args, F::Output>
+    where
+        S: Stream<Item = Result<P, E>>,
+        P: ArgsFor<Args>,
+    {
+        TryResults::new(self.pool.engine(), self.task, items)
+    }
+
+    fn submit<P: ArgsFor<Args>>(&self, args: &P, room: Room) -> JoinHandle<F::Output> {
+        let (sender, outcome) = oneshot::channel();
+        let ticket: Ticket = self.pool.engine().submit(&self.task, |out, limit| encode(args, out, limit), Reply::Join(sender), room);
+        JoinHandle::new(self.pool.engine(), ticket, self.task.function, outcome)
+    }
+}
+
+impl<F, Args, Marker> fmt::Debug for Call<'_, F, Args, Marker> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call").field("task", &self.task).finish_non_exhaustive()
+    }
+}

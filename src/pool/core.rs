@@ -1,0 +1,680 @@
+//! The rules of a pool: which task goes to which worker, when a worker is started, stopped or
+//! given up, and what becomes of the tasks of a worker that died.
+//!
+//! A plain struct: events go in by methods, [`Action`]s come out, `now` is an argument. It knows no
+//! process, no socket and no clock, and is tested by simulation (`core_sim.rs`). What a task
+//! carries (`T`) is not looked at.
+//!
+//! The rules, by number:
+//!
+//! 1. There is one queue, and it is served in order. A task that cannot be placed holds back those
+//!    behind it, so that neither sync nor async tasks starve.
+//! 2. A worker has in flight either sync tasks or async ones, never both: they would freeze each
+//!    other. It changes sides when it is empty.
+//! 3. A task goes to an idle worker if there is one; else to the worker with the fewest tasks in
+//!    flight whose window has room; else it waits.
+//! 4. The window of sync tasks follows the measured service time: [`WINDOW_WORK`] of work, at least
+//!    two tasks while tasks are shorter than [`LONG`], one when they are longer, not yet known, or when
+//!    the running one has lasted longer. Async tasks are bounded by `concurrency` instead.
+//! 5. A large task is sent to an idle worker only: nothing waits behind its bytes, and it waits
+//!    behind nobody.
+//! 6. Workers are started when a task finds none idle, up to `workers`; after failed starts not
+//!    before a back-off has passed.
+//! 7. A worker that dies costs what it ran: the first unanswered sync task, or all unanswered async
+//!    ones. What had not reached it, or stood behind, goes back to the head of the queue, in order.
+//! 8. To stop a running task, its worker is doomed (given nothing more) before it is killed; the task
+//!    is settled when the process has ended, or by the reply that came first. A sync task that
+//!    stands behind another in a worker is stopped when its turn comes. An async task is asked
+//!    first ([`Action::Cancel`]), and its worker killed if it has not answered in [`ABORT_GRACE`].
+//! 9. If no worker is left and a start fails, everything queued fails with the cause; so does what
+//!    is submitted before the back-off has passed.
+
+use super::loss::Loss;
+use super::slots::{Key, Slots};
+use crate::error::Error;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How much work a worker should have in flight, so that it never waits for the pool: some wake-ups
+/// of another processor, which were measured at 45 µs each.
+const WINDOW_WORK: Duration = Duration::from_micros(300);
+/// A task as long as this gains nothing from standing ready behind another one.
+const LONG: Duration = Duration::from_millis(3);
+/// Tasks in flight in one worker, at most: what one reading of its socket takes in.
+const WINDOW_MAX: u32 = 1024;
+/// How long an async task that was aborted has to reach an await point.
+pub(crate) const ABORT_GRACE: Duration = Duration::from_secs(1);
+/// The wait after a first failed start; it doubles with each further one, up to [`BACKOFF_MAX`].
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// A task in this pool. (On the wire it has a number of its own, which its worker answers.)
+pub(crate) type TaskKey = Key;
+/// A worker of this pool.
+pub(crate) type WorkerKey = Key;
+
+/// How a task is run in its worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Sync,
+    Async,
+}
+
+/// What a pool is told once, when it is built.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    /// Worker processes, at most.
+    pub(crate) workers: usize,
+    /// Async tasks in flight in one worker, at most.
+    pub(crate) concurrency: usize,
+    /// A start must have led to the worker's hello by then.
+    pub(crate) hello_limit: Duration,
+    /// A start must have led to a ready worker by then, `init` included.
+    pub(crate) start_limit: Option<Duration>,
+}
+
+/// What is to be done, in this order.
+#[derive(Debug)]
+pub(crate) enum Action<T> {
+    /// Start a process for this worker.
+    Start(WorkerKey),
+    /// Send this task to this worker.
+    Send(WorkerKey, TaskKey),
+    /// Tell this worker to drop this async task.
+    Cancel(WorkerKey, TaskKey),
+    /// Close this worker's intake; it ends by itself.
+    Retire(WorkerKey),
+    /// Kill this worker.
+    Kill(WorkerKey),
+    /// This worker's start has taken too long: note why, then kill it.
+    TimeOut(WorkerKey),
+    /// A task has ended without a reply.
+    Settle(T, Fate),
+    /// The pool is closed, no task is open, no worker alive.
+    Ended,
+}
+
+/// How a task ends without a reply.
+#[derive(Clone, Debug)]
+pub(crate) enum Fate {
+    Cancelled,
+    Closed,
+    StartFailed(Error),
+    Lost(Arc<Loss>),
+}
+
+/// A task as it is handed in.
+#[derive(Debug)]
+pub(crate) struct Call<T> {
+    /// What the rules do not look at.
+    pub(crate) cargo: T,
+    /// Its number on the wire; never given twice.
+    pub(crate) id: u64,
+    pub(crate) mode: Mode,
+    /// Its frame is so long that nothing should wait behind it.
+    pub(crate) large: bool,
+}
+
+/// A submission that was not taken; the cargo comes back.
+#[derive(Debug)]
+pub(crate) struct Refused<T>(pub(crate) T, pub(crate) Fate);
+
+#[derive(Debug)]
+struct Task<T> {
+    cargo: T,
+    id: u64,
+    mode: Mode,
+    large: bool,
+    /// `None` while it waits in the queue.
+    worker: Option<WorkerKey>,
+    aborting: bool,
+}
+
+/// ```text
+/// Starting ── hello, ready ──▶ Ready ──▶ Retiring
+///     └────────────┬─────────────┘          │
+///                  ▼                        │
+///                Doomed ───── exit ◀────────┘     (an exit may come in every state)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Starting { since: Instant, until: Option<Instant> },
+    Ready,
+    Retiring,
+    Doomed,
+}
+
+#[derive(Debug)]
+struct Worker {
+    state: State,
+    /// Tasks sent and not answered, in the order of sending, with their numbers on the wire.
+    in_flight: VecDeque<(u64, TaskKey)>,
+    mode: Mode,
+    /// Time of one sync task, smoothed.
+    service: Option<Duration>,
+    /// Since when the present service is measured: the last replies, or the first sending.
+    busy_since: Instant,
+    /// It has been given a task.
+    used: bool,
+    /// Then it is doomed: aborted async tasks in flight must be gone, or the process that hung up.
+    end_by: Option<Instant>,
+}
+
+impl Worker {
+    fn window(&self) -> usize {
+        match self.service {
+            None => 1,
+            Some(service) if service >= LONG => 1,
+            Some(service) => (WINDOW_WORK.as_nanos() / service.as_nanos().max(1)).clamp(2, u128::from(WINDOW_MAX)) as usize,
+        }
+    }
+
+    /// Rules 2, 4 and 5.
+    fn has_room(&self, mode: Mode, large: bool, concurrency: usize, now: Instant) -> bool {
+        if self.state != State::Ready {
+            return false;
+        }
+        if self.in_flight.is_empty() {
+            return true;
+        }
+        self.mode == mode
+            && !large
+            && match mode {
+                Mode::Async => self.in_flight.len() < concurrency,
+                Mode::Sync => self.in_flight.len() < self.window() && now.saturating_duration_since(self.busy_since) < LONG,
+            }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// No new tasks; the old ones run to their end.
+    Draining,
+    /// Everything is settled, the workers are being killed.
+    Killed,
+    Ended,
+}
+
+/// The state of one pool.
+#[derive(Debug)]
+pub(crate) struct Core<T> {
+    rules: Rules,
+    phase: Phase,
+    tasks: Slots<Task<T>>,
+    /// Tasks without a worker. A key whose task was aborted stays until its turn, and is passed over.
+    queue: VecDeque<TaskKey>,
+    /// How many keys of `queue` still have their task.
+    queued: usize,
+    workers: Slots<Worker>,
+    /// Ready workers without a task; the last used is the next used, for its caches are warm.
+    idle: Vec<WorkerKey>,
+    starting: usize,
+    /// Failed starts in a row, the last cause, and when the next start may be tried.
+    failures: u32,
+    last_failure: Option<(Error, Instant)>,
+}
+
+impl<T> Core<T> {
+    pub(crate) fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            phase: Phase::Open,
+            tasks: Slots::new(),
+            queue: VecDeque::new(),
+            queued: 0,
+            workers: Slots::new(),
+            idle: Vec::new(),
+            starting: 0,
+            failures: 0,
+            last_failure: None,
+        }
+    }
+
+    // ---- tasks
+
+    /// A task is handed in.
+    pub(crate) fn submit(&mut self, call: Call<T>, now: Instant, actions: &mut Vec<Action<T>>) -> Result<TaskKey, Refused<T>> {
+        let Call { cargo, id, mode, large } = call;
+        if self.phase != Phase::Open {
+            return Err(Refused(cargo, Fate::Closed));
+        }
+        if self.workers.len() == 0
+            && let Some((cause, until)) = &self.last_failure
+            && now < *until
+        {
+            return Err(Refused(cargo, Fate::StartFailed(cause.clone()))); // rule 9
+        }
+        let key = self.tasks.insert(Task { cargo, id, mode, large, worker: None, aborting: false });
+        let mut wanted = 0;
+        let place = if self.queued > 0 { None } else { self.place(mode, large, now) };
+        match place {
+            Some((worker, was_idle)) => {
+                self.send(worker, key, now, actions);
+                wanted += usize::from(!was_idle);
+            }
+            None => {
+                self.queue.push_back(key);
+                self.queued += 1;
+            }
+        }
+        self.want_workers(wanted, now, actions);
+        Ok(key)
+    }
+
+    /// What a task carries.
+    pub(crate) fn cargo_mut(&mut self, key: TaskKey) -> Option<&mut T> {
+        self.tasks.get_mut(key).map(|task| &mut task.cargo)
+    }
+
+    /// The task's number on the wire.
+    pub(crate) fn id_of(&self, key: TaskKey) -> Option<u64> {
+        self.tasks.get(key).map(|task| task.id)
+    }
+
+    /// The worker that has the task, unless it still waits; `None` for a task that has ended.
+    pub(crate) fn worker_of(&self, key: TaskKey) -> Option<Option<WorkerKey>> {
+        self.tasks.get(key).map(|task| task.worker)
+    }
+
+    /// A worker has answered a task: its cargo. `None` if that worker does not have that task, or
+    /// answers a sync task out of turn: it breaks the protocol. Call [`Core::refill`] after the last
+    /// reply of a batch.
+    pub(crate) fn replied(&mut self, worker: WorkerKey, id: u64) -> Option<T> {
+        let worker = self.workers.get_mut(worker)?;
+        let turn = if worker.mode == Mode::Sync { 1 } else { usize::MAX };
+        let at = worker.in_flight.iter().take(turn).position(|(sent, _)| *sent == id)?;
+        let (_, key) = worker.in_flight.remove(at)?;
+        self.tasks.remove(key).map(|task| task.cargo)
+    }
+
+    /// A worker has answered `replies` tasks: learn from it, and give it more.
+    pub(crate) fn refill(&mut self, key: WorkerKey, replies: u32, now: Instant, actions: &mut Vec<Action<T>>) {
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        if replies > 0 && worker.mode == Mode::Sync {
+            let sample = now.saturating_duration_since(worker.busy_since) / replies;
+            worker.service = Some(worker.service.map_or(sample, |old| (old * 3 + sample) / 4));
+        }
+        worker.busy_since = now;
+        if worker.state == State::Doomed {
+            return;
+        }
+        if worker.mode == Mode::Sync
+            && let Some((_, next)) = worker.in_flight.front()
+            && self.tasks.get(*next).is_some_and(|task| task.aborting)
+        {
+            return self.doom(key, actions); // rule 8: its turn has come
+        }
+        if worker.mode == Mode::Async && worker.state == State::Ready && worker.end_by.is_some() {
+            let aborting = worker.in_flight.iter().any(|(_, k)| self.tasks.get(*k).is_some_and(|task| task.aborting));
+            worker.end_by = worker.end_by.filter(|_| aborting);
+        }
+        self.fill(key, now, actions);
+    }
+
+    /// The caller does not want the task any more. Nothing happens if it has ended.
+    pub(crate) fn abort(&mut self, key: TaskKey, now: Instant, actions: &mut Vec<Action<T>>) {
+        let Some(task) = self.tasks.get_mut(key) else { return };
+        if task.aborting {
+            return;
+        }
+        let Some(worker_key) = task.worker else {
+            self.forget_queued(key, Fate::Cancelled, actions);
+            return self.want_end(actions);
+        };
+        task.aborting = true;
+        let Some(worker) = self.workers.get_mut(worker_key) else { return };
+        match worker.mode {
+            Mode::Async => {
+                worker.end_by.get_or_insert(now + ABORT_GRACE);
+                actions.push(Action::Cancel(worker_key, key));
+            }
+            Mode::Sync if worker.in_flight.front().is_some_and(|(_, first)| *first == key) => self.doom(worker_key, actions),
+            Mode::Sync => {} // when its turn comes, see `refill`
+        }
+    }
+
+    /// Aborts every task whose cargo fits.
+    pub(crate) fn abort_where(&mut self, fits: impl Fn(&T) -> bool, now: Instant, actions: &mut Vec<Action<T>>) {
+        let keys: Vec<_> = self.tasks.iter().filter(|(_, task)| fits(&task.cargo)).map(|(key, _)| key).collect();
+        for key in keys {
+            self.abort(key, now, actions);
+        }
+    }
+
+    // ---- workers
+
+    /// All workers are wanted, now.
+    pub(crate) fn start_all(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
+        if self.phase == Phase::Open {
+            while self.workers.len() < self.rules.workers {
+                self.start(now, actions);
+            }
+        }
+    }
+
+    /// A process has said hello; its `init` runs now.
+    pub(crate) fn hello(&mut self, key: WorkerKey) {
+        if let Some(Worker { state: State::Starting { since, until }, .. }) = self.workers.get_mut(key) {
+            *until = self.rules.start_limit.map(|limit| *since + limit);
+        }
+    }
+
+    /// A process is ready for its first task.
+    pub(crate) fn ready(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        let State::Starting { .. } = worker.state else { return };
+        worker.state = State::Ready;
+        self.starting -= 1;
+        self.failures = 0;
+        self.last_failure = None;
+        self.idle.push(key);
+        self.fill(key, now, actions);
+    }
+
+    /// A process could not be started, or ended before it was ready.
+    pub(crate) fn start_failed(&mut self, key: WorkerKey, cause: Error, now: Instant, actions: &mut Vec<Action<T>>) {
+        let Some(worker) = self.workers.remove(key) else { return };
+        self.starting -= usize::from(matches!(worker.state, State::Starting { .. }));
+        let wait = BACKOFF_MIN.saturating_mul(1 << self.failures.min(16)).min(BACKOFF_MAX);
+        self.failures += 1;
+        self.last_failure = Some((cause.clone(), now + wait));
+        if self.workers.len() == 0 {
+            let queue = std::mem::take(&mut self.queue);
+            for key in queue {
+                self.forget_queued(key, Fate::StartFailed(cause.clone()), actions);
+            }
+        }
+        self.want_workers(0, now, actions);
+        self.want_end(actions);
+    }
+
+    /// A process that was ready has ended. `reached` says of a task whether any of its bytes
+    /// reached the process.
+    pub(crate) fn exited(
+        &mut self,
+        key: WorkerKey,
+        loss: &Arc<Loss>,
+        reached: impl Fn(&T) -> bool,
+        now: Instant,
+        actions: &mut Vec<Action<T>>,
+    ) {
+        let Some(worker) = self.workers.remove(key) else { return };
+        self.idle.retain(|idle| *idle != key);
+        let mut back = Vec::new();
+        for (place, (_, task_key)) in worker.in_flight.into_iter().enumerate() {
+            let Some(task) = self.tasks.get_mut(task_key) else { continue };
+            let ran = (place == 0 || task.mode == Mode::Async) && reached(&task.cargo); // rule 7
+            let fate = match (task.aborting, ran) {
+                (true, _) => Fate::Cancelled,
+                (false, true) => Fate::Lost(Arc::clone(loss)),
+                (false, false) => {
+                    task.worker = None;
+                    back.push(task_key);
+                    continue;
+                }
+            };
+            if let Some(task) = self.tasks.remove(task_key) {
+                actions.push(Action::Settle(task.cargo, fate));
+            }
+        }
+        self.queued += back.len();
+        back.into_iter().rev().for_each(|key| self.queue.push_front(key));
+        // A worker that served is replaced at once, so that the next task need not wait for a start.
+        let replace = worker.used && self.phase == Phase::Open;
+        self.rebalance(now, actions);
+        self.want_workers(usize::from(replace), now, actions);
+        self.want_end(actions);
+    }
+
+    /// A worker broke the protocol, or must go for another reason of the caller's.
+    pub(crate) fn doom(&mut self, key: WorkerKey, actions: &mut Vec<Action<T>>) {
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        if worker.state != State::Doomed {
+            self.starting -= usize::from(matches!(worker.state, State::Starting { .. }));
+            worker.state = State::Doomed;
+            self.idle.retain(|idle| *idle != key);
+            actions.push(Action::Kill(key));
+        }
+    }
+
+    /// A worker has closed its side: it is about to end, and must have ended by then.
+    pub(crate) fn hung_up(&mut self, key: WorkerKey, until: Instant) {
+        if let Some(worker) = self.workers.get_mut(key) {
+            match &mut worker.state {
+                State::Starting { until: limit, .. } => *limit = Some(limit.map_or(until, |limit| limit.min(until))),
+                State::Ready => {
+                    worker.state = State::Retiring; // it is given nothing more
+                    worker.end_by = Some(until);
+                    self.idle.retain(|idle| *idle != key);
+                }
+                State::Retiring => worker.end_by = Some(until),
+                State::Doomed => {}
+            }
+        }
+    }
+
+    // ---- time
+
+    /// When [`Core::tick`] has something to do.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let workers = self.workers.iter().filter_map(|(_, worker)| match worker.state {
+            State::Starting { until, .. } => until,
+            State::Ready | State::Retiring => worker.end_by,
+            State::Doomed => None,
+        });
+        let retry = self.last_failure.as_ref().filter(|_| self.queued > 0 && self.workers.len() < self.rules.workers);
+        workers.chain(retry.map(|(_, until)| *until)).min()
+    }
+
+    /// Time has passed.
+    pub(crate) fn tick(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
+        for key in self.workers.keys() {
+            let Some(worker) = self.workers.get_mut(key) else { continue };
+            match worker.state {
+                State::Starting { until: Some(until), .. } if until <= now => {
+                    worker.state = State::Doomed;
+                    self.starting -= 1;
+                    actions.push(Action::TimeOut(key));
+                }
+                State::Ready | State::Retiring if worker.end_by.is_some_and(|by| by <= now) => self.doom(key, actions),
+                _ => {}
+            }
+        }
+        self.want_workers(0, now, actions);
+    }
+
+    // ---- the end
+
+    /// No more tasks; what is here runs to its end.
+    pub(crate) fn drain(&mut self, actions: &mut Vec<Action<T>>) {
+        if self.phase == Phase::Open {
+            self.phase = Phase::Draining;
+            self.want_end(actions);
+        }
+    }
+
+    /// At once: every task is settled, every worker killed.
+    pub(crate) fn kill(&mut self, actions: &mut Vec<Action<T>>) {
+        if matches!(self.phase, Phase::Killed | Phase::Ended) {
+            return;
+        }
+        self.phase = Phase::Killed;
+        self.queue.clear();
+        self.queued = 0;
+        for key in self.workers.keys() {
+            self.doom(key, actions);
+            if let Some(worker) = self.workers.get_mut(key) {
+                worker.in_flight.clear();
+            }
+        }
+        for key in self.tasks.keys() {
+            if let Some(task) = self.tasks.remove(key) {
+                actions.push(Action::Settle(task.cargo, Fate::Closed));
+            }
+        }
+        self.want_end(actions);
+    }
+
+    // ---- what is asked about
+
+    /// No new tasks are taken.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.phase != Phase::Open
+    }
+
+    /// Every worker there may be is ready (or was, and is now at work).
+    pub(crate) fn all_ready(&self) -> bool {
+        self.workers.len() == self.rules.workers && self.workers.iter().all(|(_, w)| matches!(w.state, State::Ready | State::Retiring))
+    }
+
+    /// How many tasks keep every worker at work: two windows each.
+    pub(crate) fn appetite(&self, mode: Mode) -> usize {
+        let now: usize = self
+            .workers
+            .iter()
+            .map(|(_, worker)| match mode {
+                Mode::Sync => worker.window(),
+                Mode::Async => self.rules.concurrency,
+            })
+            .sum();
+        2 * now.max(self.rules.workers)
+    }
+
+    /// Tasks that wait for a worker.
+    pub(crate) fn queued(&self) -> usize {
+        self.queued
+    }
+
+    // ---- inside
+
+    /// Rule 3: where a task would go, and whether that worker is idle.
+    fn place(&mut self, mode: Mode, large: bool, now: Instant) -> Option<(WorkerKey, bool)> {
+        if let Some(key) = self.idle.last() {
+            return Some((*key, true));
+        }
+        let concurrency = self.rules.concurrency;
+        self.workers
+            .iter()
+            .filter(|(_, worker)| worker.has_room(mode, large, concurrency, now))
+            .min_by_key(|(_, worker)| worker.in_flight.len())
+            .map(|(key, _)| (key, false))
+    }
+
+    fn send(&mut self, key: WorkerKey, task_key: TaskKey, now: Instant, actions: &mut Vec<Action<T>>) {
+        let (Some(worker), Some(task)) = (self.workers.get_mut(key), self.tasks.get_mut(task_key)) else { return };
+        if worker.in_flight.is_empty() {
+            worker.mode = task.mode;
+            worker.busy_since = now;
+            worker.used = true;
+            if self.idle.last() == Some(&key) {
+                self.idle.pop();
+            } else {
+                self.idle.retain(|idle| *idle != key);
+            }
+        }
+        worker.in_flight.push_back((task.id, task_key));
+        task.worker = Some(key);
+        actions.push(Action::Send(key, task_key));
+    }
+
+    /// Gives one worker what it may take of the queue's head.
+    fn fill(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
+        while let Some(next) = self.queue.front().copied() {
+            let Some(task) = self.tasks.get(next) else {
+                self.queue.pop_front();
+                continue;
+            };
+            let (mode, large) = (task.mode, task.large);
+            let concurrency = self.rules.concurrency;
+            let Some(worker) = self.workers.get(key) else { return };
+            if !worker.has_room(mode, large, concurrency, now) {
+                break;
+            }
+            self.queue.pop_front();
+            self.queued -= 1;
+            self.send(key, next, now, actions);
+        }
+        if self.workers.get(key).is_some_and(|w| w.in_flight.is_empty() && w.state == State::Ready) && !self.idle.contains(&key) {
+            self.idle.push(key);
+        }
+        self.want_end(actions);
+    }
+
+    /// Offers the queue to every worker: something went back to its head.
+    fn rebalance(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
+        if self.queued > 0 {
+            for key in self.workers.keys() {
+                self.fill(key, now, actions);
+            }
+        }
+    }
+
+    /// A queued task ends without having been sent.
+    fn forget_queued(&mut self, key: TaskKey, fate: Fate, actions: &mut Vec<Action<T>>) {
+        if let Some(task) = self.tasks.remove(key) {
+            self.queued -= 1;
+            actions.push(Action::Settle(task.cargo, fate));
+        }
+        if self.queue.len() > 32 && self.queued < self.queue.len() / 2 {
+            self.queue.retain(|key| self.tasks.get(*key).is_some()); // half of it is keys without a task
+        }
+    }
+
+    /// Rule 6: as many starts under way as there are tasks that found nobody idle.
+    fn want_workers(&mut self, extra: usize, now: Instant, actions: &mut Vec<Action<T>>) {
+        if matches!(self.phase, Phase::Killed | Phase::Ended) || self.last_failure.as_ref().is_some_and(|(_, until)| now < *until) {
+            return;
+        }
+        let demand = self.queued.max(extra);
+        while self.starting < demand && self.workers.len() < self.rules.workers && self.idle.is_empty() {
+            self.start(now, actions);
+        }
+    }
+
+    fn start(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
+        let limit = self.rules.start_limit.map_or(self.rules.hello_limit, |limit| limit.min(self.rules.hello_limit));
+        let key = self.workers.insert(Worker {
+            state: State::Starting { since: now, until: Some(now + limit) },
+            in_flight: VecDeque::new(),
+            mode: Mode::Sync,
+            service: None,
+            busy_since: now,
+            used: false,
+            end_by: None,
+        });
+        self.starting += 1;
+        actions.push(Action::Start(key));
+    }
+
+    /// While draining: workers without work may go; when the last has gone, the pool has ended.
+    fn want_end(&mut self, actions: &mut Vec<Action<T>>) {
+        if !matches!(self.phase, Phase::Draining | Phase::Killed) {
+            return;
+        }
+        if self.phase == Phase::Draining && self.queued == 0 {
+            for key in self.workers.keys() {
+                let Some(worker) = self.workers.get_mut(key) else { continue };
+                match worker.state {
+                    State::Ready if worker.in_flight.is_empty() => {
+                        worker.state = State::Retiring;
+                        actions.push(Action::Retire(key));
+                    }
+                    // It was started for a task that is gone; it may hang in `init` for ever.
+                    State::Starting { .. } => self.doom(key, actions),
+                    _ => {}
+                }
+            }
+            self.idle.clear();
+        }
+        if self.tasks.len() == 0 && self.workers.len() == 0 {
+            self.phase = Phase::Ended;
+            actions.push(Action::Ended);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "core_sim.rs"]
+mod simulation;

@@ -1,0 +1,533 @@
+//! What happens at the pool's descriptors, and what follows: replies are read and delivered, workers
+//! that have ended are reaped, time passes.
+//!
+//! All descriptors of a pool are in one epoll set. So it does not matter who turns: the task that
+//! [`drive`] runs in the pool's own runtime, or the steward when that runtime does not turn. One
+//! turns at a time.
+
+use super::core::WorkerKey;
+use super::engine::Engine;
+use super::launch::Launched;
+use super::link::{Link, Process};
+use super::loss::Loss;
+use super::reply::{Cargo, Outcome};
+use crate::error::{Error, TaskError, What, Why};
+use crate::process::{DeathNote, Exit, NotePage, sys};
+use crate::wire::frame::{self, FrameBuffer};
+use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
+use crate::wire::packet::Packet;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::timerfd::TimerFd;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Frames longer than this, in bytes, are sent to idle workers only (design 6).
+pub(crate) const LARGE: usize = 64 << 10;
+/// A worker that has closed its socket ends, as a rule, at once; one that drains may have exit
+/// handlers to run.
+const END_GRACE: Duration = Duration::from_secs(2);
+/// So much of a failed start's standard error is kept, in bytes.
+const STDERR_TAIL: u64 = 4096;
+
+// ---- the epoll set
+
+/// What a token of the set stands for, in its two lowest bits.
+const SOCKET: u64 = 0;
+const ENDED: u64 = 1;
+const TIMER: u64 = 2;
+
+/// Keys hold a place below 2^30 (there are never so many workers), which leaves two bits.
+fn token(key: WorkerKey, what: u64) -> u64 {
+    key.to_u64().rotate_left(2) | what
+}
+
+fn key_of(token: u64) -> WorkerKey {
+    WorkerKey::from_u64((token & !3).rotate_right(2))
+}
+
+/// Sockets are watched by edge, and for room only while room is wanted: else each reading of a
+/// worker would wake us.
+const READ: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLET);
+/// The other side has closed: no further edge will come, so it must be read to the end now.
+const CLOSED: EpollFlags = EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
+const READ_WRITE: EpollFlags = READ.union(EpollFlags::EPOLLOUT);
+
+pub(super) fn register_timer(epoll: &Epoll, timer: &TimerFd) -> nix::Result<()> {
+    epoll.add(timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER | !3))
+}
+
+/// The worker's socket is full; its event shall go on writing.
+pub(super) fn want_room(epoll: &Epoll, socket: BorrowedFd<'_>, key: WorkerKey) {
+    // It fails only if the socket has just been taken out, and then nobody writes any more.
+    let _ = epoll.modify(socket, &mut EpollEvent::new(READ_WRITE, token(key, SOCKET)));
+}
+
+// ---- the task in the pool's runtime
+
+/// Turns the pool whenever something is ready, until it has ended or the runtime has.
+pub(super) async fn drive(engine: Arc<Engine>) {
+    /// Tells the pool when its runtime goes, however it goes.
+    struct Guard(Arc<Engine>);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            self.0.lost_runtime();
+        }
+    }
+    let guard = Guard(engine);
+    let Ok(ready) = crate::worker::watch_readable(Arc::clone(&guard.0)) else { return };
+    loop {
+        let Ok(mut readiness) = ready.readable().await else { return };
+        // Before the turn: what comes during the turn makes it ready again.
+        readiness.clear_ready();
+        if !guard.0.turn_by_runtime() {
+            return;
+        }
+    }
+}
+
+// ---- a turn
+
+/// What only the one who turns uses.
+#[derive(Debug, Default)]
+pub(super) struct Driver {
+    readers: HashMap<WorkerKey, Reader>,
+    replies: Vec<(u64, Result<Packet, Failed>)>,
+    settled: Vec<(Cargo, Result<Packet, Failed>)>,
+}
+
+/// How far a worker has come; what it may say depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Hello,
+    Init,
+    Ready,
+}
+
+/// The incoming side of one worker.
+#[derive(Debug)]
+struct Reader {
+    socket: Arc<OwnedFd>,
+    pid: u32,
+    buffer: FrameBuffer,
+    stage: Stage,
+    /// Nothing more comes, or nothing more is wanted.
+    closed: bool,
+    /// Descriptors that came and have not been claimed by a message.
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Engine {
+    /// Does what there is to do, until nothing is ready.
+    pub(super) fn turn_once(&self, driver: &mut Driver) {
+        let mut events = [EpollEvent::empty(); 64];
+        loop {
+            let n = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
+            for event in &events[..n] {
+                let (key, what) = (key_of(event.data()), event.data() & 3);
+                match what {
+                    TIMER => self.time_has_passed(),
+                    ENDED => self.process_ended(driver, key),
+                    _ => {
+                        if event.events().contains(EpollFlags::EPOLLOUT) {
+                            self.has_room(key);
+                        }
+                        self.read(driver, key, event.events().intersects(CLOSED));
+                    }
+                }
+            }
+            if n < events.len() {
+                return;
+            }
+        }
+    }
+
+    fn time_has_passed(&self) {
+        let mut expirations = [0; 8];
+        let _ = nix::unistd::read(self.timer.as_fd(), &mut expirations);
+        self.apply(|state, now| {
+            state.timed = true;
+            state.core.tick(now, &mut state.actions);
+        });
+    }
+
+    /// A full socket has room again.
+    fn has_room(&self, key: WorkerKey) {
+        let state = self.lock();
+        let socket = state.links.get(&key).and_then(|link| link.process.as_ref()).map(|p| Arc::clone(&p.socket));
+        drop(state);
+        if let Some(socket) = socket {
+            let _ = self.epoll.modify(socket.as_fd(), &mut EpollEvent::new(READ, token(key, SOCKET)));
+            self.flush(key); // the socket's event is the writer: `busy` is set
+        }
+    }
+
+    // ---- starting
+
+    /// The steward has started a process, or could not. Runs on its thread.
+    pub(super) fn started(&self, key: WorkerKey, launched: Result<Launched, Error>) {
+        let Launched { child, socket, memory, early_stderr } = match launched {
+            Ok(launched) => launched,
+            Err(cause) => return self.start_failed(key, cause),
+        };
+        let (child, socket) = (Arc::new(child), Arc::new(socket));
+        let mut state = self.lock();
+        let Some(link) = state.links.get_mut(&key) else { return };
+        let process = Process { child: Arc::clone(&child), socket: Arc::clone(&socket), memory, lifeline: None, early_stderr: Some(early_stderr) };
+        link.process = Some(process);
+        let doomed = link.doomed;
+        drop(state);
+        if doomed {
+            child.kill();
+        }
+        let added = self
+            .epoll
+            .add(socket.as_fd(), EpollEvent::new(READ, token(key, SOCKET)))
+            .and_then(|()| self.epoll.add(child.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, token(key, ENDED))));
+        if let Err(errno) = added {
+            // It is killed and reaped by the drop of its owner.
+            let _ = self.epoll.delete(socket.as_fd());
+            self.start_failed(key, Error::spawn("watching over a worker process", errno.into()));
+        }
+    }
+
+    fn start_failed(&self, key: WorkerKey, cause: Error) {
+        let link = self.apply(|state, now| {
+            state.timed = true;
+            state.core.start_failed(key, cause.clone(), now, &mut state.actions);
+            state.links.remove(&key)
+        });
+        drop(link);
+        self.tell_start(Some(cause));
+    }
+
+    // ---- reading
+
+    /// Reads what has come from a worker; `to_end`: until nothing is left for certain.
+    fn read(&self, driver: &mut Driver, key: WorkerKey, to_end: bool) {
+        let reader = match driver.readers.entry(key) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                let state = self.lock();
+                let Some(process) = state.links.get(&key).and_then(|link| link.process.as_ref()) else { return };
+                entry.insert(Reader {
+                    socket: Arc::clone(&process.socket),
+                    pid: process.child.pid(),
+                    buffer: FrameBuffer::new(self.config.frame_limit),
+                    stage: Stage::Hello,
+                    closed: false,
+                    descriptors: Vec::new(),
+                })
+            }
+        };
+        while !reader.closed {
+            let space = reader.buffer.space();
+            let len = space.len();
+            let n = match reader.stage {
+                Stage::Ready => sys::recv(reader.socket.as_fd(), space),
+                // One descriptor is due; a second one is told apart, and closed.
+                _ => sys::recv_with_fds(reader.socket.as_fd(), space, 2).map(|received| {
+                    reader.descriptors.extend(received.fds);
+                    received.bytes
+                }),
+            };
+            match n {
+                Ok(0) => {
+                    reader.closed = true;
+                    self.hung_up(key);
+                }
+                Ok(n) => {
+                    reader.buffer.filled(n);
+                    let result = take_frames(self, key, reader, &mut driver.replies);
+                    let broken = self.replied(key, reader.pid, &mut driver.replies, &mut driver.settled);
+                    if let Err(bad) = result.and(broken) {
+                        reader.closed = true;
+                        self.broke_protocol(key, reader.stage, reader.pid, bad);
+                    }
+                    if n < len && !to_end {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    // ECONNRESET: it ended with something of ours unread. Its end tells more.
+                    reader.closed = true;
+                    self.hung_up(key);
+                }
+            }
+        }
+    }
+
+    fn hung_up(&self, key: WorkerKey) {
+        self.apply(|state, now| {
+            state.timed = true;
+            state.core.hung_up(key, now + END_GRACE);
+        });
+    }
+
+    fn broke_protocol(&self, key: WorkerKey, stage: Stage, pid: u32, Bad(reason): Bad) {
+        self.apply(|state, _| {
+            if let Some(link) = state.links.get_mut(&key) {
+                if stage == Stage::Ready {
+                    link.bad_frame = Some(reason);
+                } else {
+                    let stderr = link.process.as_ref().map(Process::stderr_tail).unwrap_or_default();
+                    link.failure = Some(Why::NotAWorker { pid, reason, stderr }.into());
+                }
+            }
+            state.core.doom(key, &mut state.actions);
+        });
+    }
+
+    /// Takes a batch of replies to the rules, and delivers them.
+    fn replied(&self, key: WorkerKey, pid: u32, replies: &mut Vec<(u64, Result<Packet, Failed>)>, settled: &mut Vec<(Cargo, Result<Packet, Failed>)>) -> Result<(), Bad> {
+        if replies.is_empty() {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        self.apply(|state, now| {
+            let mut count = 0;
+            for (id, outcome) in replies.drain(..) {
+                match state.core.replied(key, id) {
+                    Some(cargo) => settled.push((cargo, outcome)),
+                    None => {
+                        result = Err(Bad(format!("an answer to task {id}, which it was not to give now")));
+                        break;
+                    }
+                }
+                count += 1;
+            }
+            state.core.refill(key, count, now, &mut state.actions);
+        });
+        replies.clear();
+        for (cargo, outcome) in settled.drain(..) {
+            let outcome = self.outcome(cargo.function, pid, outcome);
+            cargo.reply.settle(outcome);
+        }
+        result
+    }
+
+    fn outcome(&self, function: &'static str, pid: u32, outcome: Result<Packet, Failed>) -> Outcome {
+        outcome.map_err(|failed| {
+            let what = match failed {
+                Failed::Panicked { message, location, backtrace } => What::Panicked { message, location, backtrace, pid, status: None },
+                Failed::Arguments { reason } => What::ArgumentDecode { pid, reason },
+                Failed::Result { reason } => What::ResultEncode { pid, reason },
+                Failed::TooLarge => What::ResultTooLarge { pid, limit: self.config.frame_limit },
+                Failed::Cancelled => What::Cancelled,
+            };
+            TaskError::new(what, function)
+        })
+    }
+
+    /// The hello has come: keep the lifeline, and answer.
+    fn welcome(&self, key: WorkerKey, hello: &Hello, lifeline: OwnedFd) -> Result<(), Bad> {
+        if hello.protocol != message::PROTOCOL {
+            return Err(Bad(format!("it speaks version {} of the protocol, not {}", hello.protocol, message::PROTOCOL)));
+        }
+        if hello.version != env!("CARGO_PKG_VERSION") {
+            return Err(Bad(format!("it has version {} of this crate, not {}", hello.version, env!("CARGO_PKG_VERSION"))));
+        }
+        if hello.fingerprint != crate::task::fingerprint() {
+            return Err(Bad("it is another build of this program: its task table is not ours".into()));
+        }
+        let mut out = Vec::new();
+        let start = frame::begin(&mut out);
+        let welcome = Welcome {
+            frame_limit: self.config.frame_limit as u32,
+            depth: self.config.depth,
+            init: self.config.init.is_some(),
+            name: self.config.name.clone(),
+        };
+        message::control(&mut out, kind::WELCOME, &welcome);
+        frame::finish(&mut out, start);
+
+        let mut state = self.lock();
+        let Some(Link { process: Some(process), out: outgoing, .. }) = state.links.get_mut(&key) else { return Ok(()) };
+        process.lifeline = Some(lifeline);
+        let (socket, early) = (Arc::clone(&process.socket), process.early_stderr.take());
+        let memory = process.memory.fd().try_clone_to_owned();
+        // The socket is empty and nobody else writes to it: the welcome goes at once, and whole.
+        outgoing.busy = true;
+        drop(state);
+        let stderr = stderr_for_worker();
+        let sent = memory.and_then(|memory| {
+            let stderr = stderr?;
+            sys::send_with_fds(socket.as_fd(), &[io::IoSlice::new(&out)], &[memory.as_fd(), stderr.as_fd()])
+        });
+        drop(early);
+        match sent {
+            Ok(n) if n == out.len() => {}
+            Ok(_) => return Err(Bad("it did not take the welcome".into())),
+            // It has ended meanwhile: that will be told in its own words.
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => return Ok(()),
+            Err(error) => return Err(Bad(format!("the welcome could not be sent: {error}"))),
+        }
+        self.apply(|state, _| {
+            state.timed = true;
+            state.core.hello(key);
+            if let Some(link) = state.links.get_mut(&key)
+                && let Some(init) = &self.config.init
+            {
+                link.out.push(init);
+            }
+        });
+        self.flush(key);
+        Ok(())
+    }
+
+    fn ready_for_work(&self, key: WorkerKey) {
+        self.apply(|state, now| {
+            state.timed = true;
+            state.core.ready(key, now, &mut state.actions);
+        });
+        self.tell_start(None);
+    }
+
+    fn init_failed(&self, key: WorkerKey, pid: u32, failed: InitFailed) {
+        let why = match failed {
+            InitFailed::Error { message } => Why::InitError { pid, message },
+            InitFailed::Panicked { message, location } => Why::InitPanicked { pid, message, location },
+        };
+        self.apply(|state, _| {
+            if let Some(link) = state.links.get_mut(&key) {
+                link.failure.get_or_insert(why.into());
+            }
+            state.core.doom(key, &mut state.actions);
+        });
+    }
+
+    // ---- the end of a process
+
+    fn process_ended(&self, driver: &mut Driver, key: WorkerKey) {
+        // What it sent before it ended still counts, all of it.
+        self.read(driver, key, true);
+        let state = self.lock();
+        let Some(child) = state.links.get(&key).and_then(|link| link.process.as_ref()).map(|p| Arc::clone(&p.child)) else { return };
+        drop(state);
+        let Some(exit) = child.try_reap() else { return };
+        let stage = driver.readers.remove(&key).map_or(Stage::Hello, |reader| reader.stage);
+        let Some(link) = self.lock().links.remove(&key) else { return };
+        let Some(process) = link.process.as_ref() else { return };
+        // Closing them would take them out as well, unless a fork of ours holds a copy.
+        let _ = self.epoll.delete(process.socket.as_fd());
+        let _ = self.epoll.delete(child.pidfd());
+        let note = NotePage::new(process.memory.words()).and_then(|page| page.read());
+        if stage == Stage::Ready {
+            let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone() });
+            self.apply(|state, now| {
+                state.timed = true;
+                let reached = |cargo: &Cargo| link.out.reached(cargo.sent_after);
+                state.core.exited(key, &loss, reached, now, &mut state.actions);
+            });
+            self.tell_start(None);
+        } else {
+            let cause = self.why_start_failed(&link, process, stage, &exit, note);
+            self.apply(|state, now| {
+                state.timed = true;
+                state.core.start_failed(key, cause.clone(), now, &mut state.actions);
+            });
+            self.tell_start(Some(cause));
+        }
+    }
+
+    fn why_start_failed(&self, link: &Link, process: &Process, stage: Stage, exit: &Exit, note: Option<DeathNote>) -> Error {
+        if let Some(failure) = &link.failure {
+            return failure.clone();
+        }
+        let (pid, status) = (exit.pid, exit.status);
+        let rules = &self.config.rules;
+        let why = match (stage, link.timed_out) {
+            (Stage::Hello, timed_out) => {
+                let stderr = process.stderr_tail();
+                if timed_out {
+                    let limit = rules.start_limit.map_or(rules.hello_limit, |limit| limit.min(rules.hello_limit));
+                    Why::HelloTimeout { pid, limit, stderr }
+                } else {
+                    Why::DiedAtStart { pid, status, stderr }
+                }
+            }
+            (_, true) => Why::InitTimeout { pid, limit: rules.start_limit.unwrap_or_default() },
+            (_, false) => match note {
+                Some(DeathNote::Panic { message, place }) => Why::InitPanicked { pid, message, location: Some(place) },
+                _ => Why::InitDied { pid, status },
+            },
+        };
+        why.into()
+    }
+}
+
+/// Takes whole frames out of a worker's buffer: replies are gathered, other messages are answered.
+fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &mut Vec<(u64, Result<Packet, Failed>)>) -> Result<(), Bad> {
+    while let Some(range) = reader.buffer.next_frame().map_err(|e| Bad(e.to_string()))? {
+        let mut message = Message::new(reader.buffer.bytes(range.clone()))?;
+        match (reader.stage, message.kind) {
+            (Stage::Ready, kind::DONE) => {
+                let id = message.uint()?;
+                let (1, at) = message.rest() else { return Err(Bad("a result that is not one value".into())) };
+                let value = range.start + at..range.end;
+                replies.push((id, Ok(reader.buffer.take(value))));
+            }
+            (Stage::Ready, kind::FAILED) => {
+                let id = message.uint()?;
+                replies.push((id, Err(message.map()?)));
+            }
+            (Stage::Hello, kind::HELLO) => {
+                let hello = message.map()?;
+                let descriptor = reader.descriptors.pop().filter(|_| reader.descriptors.is_empty());
+                let lifeline = descriptor.ok_or_else(|| Bad("a hello without its one descriptor".into()))?;
+                reader.stage = Stage::Init;
+                engine.welcome(key, &hello, lifeline).inspect_err(|_| reader.stage = Stage::Hello)?;
+            }
+            (Stage::Init, kind::READY) => {
+                message.end()?;
+                if !reader.descriptors.is_empty() {
+                    return Err(Bad("a descriptor that nobody asked for".into()));
+                }
+                reader.stage = Stage::Ready;
+                engine.ready_for_work(key);
+            }
+            (Stage::Init, kind::INIT_FAILED) => engine.init_failed(key, reader.pid, message.map()?),
+            (_, other) => return Err(Bad(format!("a message of kind {other} out of its place"))),
+        }
+    }
+    Ok(())
+}
+
+/// A copy of our standard error for a worker, or of nothing if we have none.
+fn stderr_for_worker() -> io::Result<OwnedFd> {
+    io::stderr().as_fd().try_clone_to_owned().or_else(|_| File::options().write(true).open("/dev/null").map(OwnedFd::from))
+}
+
+impl Process {
+    /// The last of what it wrote before its hello.
+    fn stderr_tail(&self) -> String {
+        let Some(file) = &self.early_stderr else { return String::new() };
+        let len = file.metadata().map_or(0, |meta| meta.len());
+        let mut bytes = vec![0; len.min(STDERR_TAIL) as usize];
+        match file.read_exact_at(&mut bytes, len.saturating_sub(STDERR_TAIL)) {
+            Ok(()) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(_) => String::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_give_back_their_keys() {
+        for number in [0, 1, 5 << 32 | 3, u64::from(u32::MAX) << 32 | 0x3fff_ffff] {
+            let key = WorkerKey::from_u64(number);
+            for what in [SOCKET, ENDED, TIMER] {
+                let token = token(key, what);
+                assert_eq!((key_of(token), token & 3), (key, what));
+            }
+        }
+    }
+}

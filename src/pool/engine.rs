@@ -1,0 +1,560 @@
+//! The machine behind a [`Pool`](crate::Pool): the scheduler's rules under one short lock, and the
+//! hands that do what they say.
+//!
+//! Whoever has news (a caller with a task, the driver with a reply, the steward with a started
+//! process) enters the rules by [`Engine::apply`], and afterwards, without the lock, does what came
+//! out of it. So a submission reaches the worker's socket on the caller's thread, with no hop.
+//!
+//! The other half, what happens at the descriptors, is in `driver.rs`.
+
+use super::core::{Action, Call, Core, Fate, Mode, Refused, TaskKey, WorkerKey};
+use super::driver::{self, Driver};
+use super::launch;
+use super::link::Link;
+use super::reply::{Cargo, Inlet, Reply};
+use crate::error::{Error, TaskError, What, Why};
+use crate::process::{fork, steward, sys};
+use crate::wire::{frame, message};
+use crate::wire::packet::Packet;
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
+
+/// What a pool was built with.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) rules: super::core::Rules,
+    pub(crate) spawn: crate::process::Spawn,
+    pub(crate) name: String,
+    /// The largest body of a frame, in bytes.
+    pub(crate) frame_limit: usize,
+    /// Tasks that may wait for a worker.
+    pub(crate) queue_limit: Option<usize>,
+    /// The whole `INIT` frame.
+    pub(crate) init: Option<Packet>,
+    /// How many pools its workers are inside of.
+    pub(crate) depth: u32,
+}
+
+/// News of starts, for those who wait for `ready()`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StartNews {
+    /// Counts failed starts.
+    failures: u64,
+    last: Option<Error>,
+}
+
+/// One pool.
+pub(crate) struct Engine {
+    pub(crate) config: Config,
+    /// Held only to enter the rules; never over a system call, user code, or an await.
+    state: Mutex<State>,
+    /// All descriptors of the pool.
+    pub(super) epoll: Epoll,
+    pub(super) timer: TimerFd,
+    /// Held by whoever turns; nobody waits for it, see [`Engine::turn_now`].
+    driver: Mutex<Driver>,
+    /// Turns that were asked for and not yet made.
+    wanted: AtomicU32,
+    /// Turns that the pool's own runtime made.
+    turns: AtomicU64,
+    unattended: AtomicBool,
+    /// No runtime turns it (any more).
+    alone: AtomicBool,
+    runtime: Option<tokio::runtime::Id>,
+    next_id: AtomicU64,
+    room: Option<Arc<Semaphore>>,
+    starts: watch::Sender<StartNews>,
+    this: Weak<Self>,
+    ended: watch::Sender<bool>,
+}
+
+/// What the lock protects.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) core: Core<Cargo>,
+    pub(super) actions: Vec<Action<Cargo>>,
+    pub(super) links: HashMap<WorkerKey, Link>,
+    /// The next deadline may have changed.
+    pub(super) timed: bool,
+}
+
+/// What is to be done when the lock has been released.
+#[derive(Default)]
+struct Todo {
+    /// Workers to whom nobody writes yet. One is the rule: it costs no allocation.
+    flush: Option<WorkerKey>,
+    flush_more: Vec<WorkerKey>,
+    others: Vec<Action<Cargo>>,
+    /// Places in the backlog that have become free: to give one back may wake somebody.
+    rooms: Vec<OwnedSemaphorePermit>,
+    deadline: Option<Option<Instant>>,
+}
+
+impl Engine {
+    /// A pool, without any process.
+    pub(crate) fn new(config: Config) -> Result<Arc<Self>, Error> {
+        let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
+        steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making the pool's epoll descriptor"))?;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK).map_err(step("making the pool's timer"))?;
+        driver::register_timer(&epoll, &timer).map_err(step("registering the pool's timer"))?;
+        let runtime = tokio::runtime::Handle::try_current().ok();
+        let engine = Arc::new_cyclic(|this| Self {
+            state: Mutex::new(State { core: Core::new(config.rules.clone()), actions: Vec::new(), links: HashMap::new(), timed: false }),
+            epoll,
+            timer,
+            driver: Mutex::new(Driver::default()),
+            wanted: AtomicU32::new(0),
+            turns: AtomicU64::new(0),
+            unattended: AtomicBool::new(false),
+            alone: AtomicBool::new(runtime.is_none()),
+            runtime: runtime.as_ref().map(tokio::runtime::Handle::id),
+            next_id: AtomicU64::new(1),
+            room: config.queue_limit.map(|limit| Arc::new(Semaphore::new(limit))),
+            starts: watch::Sender::new(StartNews::default()),
+            this: this.clone(),
+            ended: watch::Sender::new(false),
+            config,
+        });
+        if let Some(runtime) = runtime {
+            runtime.spawn(driver::drive(Arc::clone(&engine)));
+        }
+        steward::watch(Arc::clone(&engine) as Arc<dyn steward::Turn>);
+        Ok(engine)
+    }
+
+    // ---- submission
+
+    /// Hands in a task: encodes it, and sends it on if a worker has room. A ticket without a key: it
+    /// has been settled already.
+    pub(crate) fn submit(&self, task: &TaskSpec, encode: impl FnOnce(&mut Vec<u8>, usize) -> Result<(), What>, reply: Reply, room: Room) -> Ticket {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let refuse = |what| Err(TaskError::new(what, task.function));
+        if fork::is_forked_copy() {
+            reply.settle(refuse(What::Forked));
+            return Ticket { id, key: None };
+        }
+        let room = match (&self.room, room) {
+            (Some(semaphore), Room::Needed) => match Arc::clone(semaphore).try_acquire_owned() {
+                Ok(permit) => Some(permit),
+                Err(why) => {
+                    let what = match why {
+                        TryAcquireError::NoPermits => What::QueueFull { limit: self.config.queue_limit.unwrap_or_default() },
+                        TryAcquireError::Closed => What::PoolClosed,
+                    };
+                    reply.settle(refuse(what));
+                    return Ticket { id, key: None };
+                }
+            },
+            (_, Room::Held(permit)) => permit,
+            _ => None,
+        };
+        let frame = match self.encode(id, task, encode) {
+            Ok(frame) => frame,
+            Err(what) => {
+                reply.settle(refuse(what));
+                return Ticket { id, key: None };
+            }
+        };
+        let large = frame.len() > driver::LARGE;
+        let cargo = Cargo { frame, reply, function: task.function, sent_after: u64::MAX, room };
+        let key = self.apply(|state, now| {
+            let call = Call { cargo, id, mode: task.mode, large };
+            state.core.submit(call, now, &mut state.actions)
+        });
+        match key {
+            Ok(key) => Ticket { id, key: Some(key) },
+            Err(Refused(cargo, fate)) => {
+                settle(cargo, fate);
+                Ticket { id, key: None }
+            }
+        }
+    }
+
+    fn encode(&self, id: u64, task: &TaskSpec, encode: impl FnOnce(&mut Vec<u8>, usize) -> Result<(), What>) -> Result<Packet, What> {
+        thread_local! {
+            static SCRATCH: std::cell::Cell<Vec<u8>> = const { std::cell::Cell::new(Vec::new()) };
+        }
+        // Taken out, not borrowed: an argument's own code may submit a task.
+        let mut out = SCRATCH.take();
+        out.clear();
+        let start = frame::begin(&mut out);
+        message::call(&mut out, id, task.flags, task.index, task.arity);
+        let left = self.config.frame_limit - (out.len() - start);
+        let result = encode(&mut out, left).map(|()| {
+            frame::finish(&mut out, start);
+            Packet::from(&mut out)
+        });
+        SCRATCH.set(out);
+        result
+    }
+
+    /// Waits for a place in the backlog. `None`: the pool has none, or is closed.
+    pub(crate) async fn room(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(self.room.as_ref()?).acquire_owned().await.ok()
+    }
+
+    // ---- tasks in flight
+
+    pub(crate) fn abort(&self, key: TaskKey) {
+        if !fork::is_forked_copy() {
+            self.apply(|state, now| state.core.abort(key, now, &mut state.actions));
+        }
+    }
+
+    /// Aborts whatever an abandoned `Results` still has in flight.
+    pub(crate) fn abort_all_of(&self, inlet: &Arc<Inlet>) {
+        if !fork::is_forked_copy() {
+            self.apply(|state, now| state.core.abort_where(|cargo| cargo.reply.is_of(inlet), now, &mut state.actions));
+        }
+    }
+
+    /// The process that has the task, if one has.
+    pub(crate) fn worker_pid(&self, key: TaskKey) -> Option<u32> {
+        let state = self.lock();
+        let worker = state.core.worker_of(key)??;
+        state.links.get(&worker)?.process.as_ref().map(|process| process.child.pid())
+    }
+
+    /// How many tasks keep every worker at work.
+    pub(crate) fn appetite(&self, mode: Mode) -> usize {
+        self.lock().core.appetite(mode)
+    }
+
+    // ---- the pool's life
+
+    /// Starts all workers, and waits until they are ready.
+    pub(crate) async fn ready(&self) -> Result<(), Error> {
+        let mut news = self.starts.subscribe();
+        let failures = news.borrow_and_update().failures;
+        self.attend();
+        self.apply(|state, now| state.core.start_all(now, &mut state.actions));
+        loop {
+            {
+                let state = self.lock();
+                if state.core.is_closed() {
+                    return Err(Why::PoolClosed.into());
+                }
+                if state.core.all_ready() {
+                    return Ok(());
+                }
+            }
+            let latest = news.borrow_and_update().clone();
+            if let (true, Some(cause)) = (latest.failures > failures, latest.last) {
+                return Err(cause);
+            }
+            // The sender lives in `self`; the pool's closing is news, too.
+            let _ = news.changed().await;
+        }
+    }
+
+    /// Takes no more tasks, and waits until those that are here have ended, and the workers with them.
+    pub(crate) async fn shutdown(&self) {
+        if fork::is_forked_copy() {
+            return;
+        }
+        let mut ended = self.ended.subscribe();
+        if let Some(room) = &self.room {
+            room.close();
+        }
+        self.apply(|state, _| state.core.drain(&mut state.actions));
+        self.starts.send_modify(|_| {});
+        self.attend();
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    /// Ends everything now.
+    pub(crate) fn kill(&self) {
+        if fork::is_forked_copy() {
+            return;
+        }
+        if let Some(room) = &self.room {
+            room.close();
+        }
+        self.apply(|state, _| state.core.kill(&mut state.actions));
+        self.starts.send_modify(|_| {});
+        self.attend();
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
+    /// Somebody waits. If it is from outside the pool's runtime, the steward is told.
+    pub(crate) fn attend(&self) {
+        if self.runtime.is_some() && tokio::runtime::Handle::try_current().map(|handle| handle.id()).ok() != self.runtime {
+            steward::attend(self);
+        }
+    }
+
+    /// As [`Engine::attend`], for a wait that blocks its thread, and perhaps the runtime with it.
+    pub(crate) fn attend_blocking(&self) {
+        steward::attend(self);
+    }
+
+    /// The pool's runtime has gone.
+    pub(super) fn lost_runtime(&self) {
+        self.alone.store(true, Ordering::Release);
+        steward::look();
+    }
+
+    // ---- entering the rules
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters the rules with some news, and then does what they say.
+    pub(super) fn apply<R>(&self, news: impl FnOnce(&mut State, Instant) -> R) -> R {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let result = news(&mut state, now);
+        let todo = state.sort();
+        drop(state);
+        self.perform(todo);
+        result
+    }
+
+    fn perform(&self, todo: Todo) {
+        for key in todo.flush.into_iter().chain(todo.flush_more) {
+            self.flush(key);
+        }
+        for action in todo.others {
+            match action {
+                Action::Start(key) => launch::order(self.this.upgrade(), key),
+                Action::Kill(key) | Action::TimeOut(key) => self.kill_worker(key, matches!(action, Action::TimeOut(_))),
+                Action::Retire(key) => {
+                    let socket = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|p| Arc::clone(&p.socket));
+                    if let Some(socket) = socket {
+                        let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write);
+                    }
+                }
+                Action::Settle(cargo, fate) => settle(cargo, fate),
+                Action::Ended => {
+                    self.ended.send_replace(true);
+                    self.alone.store(true, Ordering::Release); // so that the steward forgets it
+                    steward::look();
+                }
+                Action::Send(..) | Action::Cancel(..) => unreachable!("done under the lock"),
+            }
+        }
+        if let Some(deadline) = todo.deadline {
+            let after = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            // A timer that cannot be set would be a bug of ours: its arguments are in range.
+            let _ = match after {
+                Some(after) => self.timer.set(Expiration::OneShot(after.max(std::time::Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty()),
+                None => self.timer.unset(),
+            };
+        }
+    }
+
+    fn kill_worker(&self, key: WorkerKey, timed_out: bool) {
+        let mut state = self.lock();
+        let Some(link) = state.links.get_mut(&key) else { return };
+        link.doomed = true;
+        link.timed_out |= timed_out;
+        let child = link.process.as_ref().map(|process| Arc::clone(&process.child));
+        drop(state);
+        if let Some(child) = child {
+            child.kill();
+        }
+    }
+
+    /// Writes what there is for a worker. Only for whoever has set `busy`.
+    pub(super) fn flush(&self, key: WorkerKey) {
+        let mut written = None;
+        loop {
+            let mut state = self.lock();
+            let Some(Link { process: Some(process), out, .. }) = state.links.get_mut(&key) else { return };
+            if let Some((chunk, from, len)) = written.take() {
+                out.wrote(chunk, from, len);
+            }
+            let Some((chunk, from)) = out.take() else {
+                out.busy = false;
+                return;
+            };
+            let socket = Arc::clone(&process.socket);
+            drop(state);
+            match sys::send(socket.as_fd(), &chunk.bytes()[from..]) {
+                Ok(len) => written = Some((chunk, from, len)),
+                Err(error) => {
+                    let mut state = self.lock();
+                    if let Some(link) = state.links.get_mut(&key) {
+                        link.out.wrote(chunk, from, 0);
+                    }
+                    drop(state);
+                    if error.kind() == std::io::ErrorKind::WouldBlock {
+                        // It stays busy: the event that there is room again goes on from here.
+                        driver::want_room(&self.epoll, socket.as_fd(), key);
+                    }
+                    // Else the process is ending: it stays busy, and its end settles everything.
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Turns, unless somebody is at it; who then goes round once more.
+    fn turn_now(&self) {
+        let mut wanted = self.wanted.fetch_add(1, Ordering::AcqRel) + 1;
+        if wanted > 1 {
+            return;
+        }
+        loop {
+            self.turn_once(&mut self.driver.lock().unwrap_or_else(PoisonError::into_inner));
+            match self.wanted.compare_exchange(wanted, 0, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(more) => wanted = more,
+            }
+        }
+    }
+
+    /// A turn by the pool's own runtime. `false`: the pool has ended.
+    pub(super) fn turn_by_runtime(&self) -> bool {
+        self.turns.fetch_add(1, Ordering::AcqRel);
+        self.turn_now();
+        !self.has_ended()
+    }
+
+    pub(super) fn tell_start(&self, failure: Option<Error>) {
+        self.starts.send_modify(|news| {
+            if let Some(cause) = failure {
+                news.failures += 1;
+                news.last = Some(cause);
+            }
+        });
+    }
+}
+
+impl steward::Turn for Engine {
+    fn ready_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+
+    fn turn(&self) -> bool {
+        self.turn_now();
+        !self.has_ended()
+    }
+
+    fn turns(&self) -> &AtomicU64 {
+        &self.turns
+    }
+
+    fn unattended(&self) -> &AtomicBool {
+        &self.unattended
+    }
+
+    fn is_alone(&self) -> bool {
+        self.alone.load(Ordering::Acquire)
+    }
+}
+
+impl AsRawFd for Engine {
+    fn as_raw_fd(&self) -> RawFd {
+        self.epoll.0.as_raw_fd()
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// Does what belongs under the lock, and says what is to be done outside.
+    fn sort(&mut self) -> Todo {
+        let mut todo = Todo::default();
+        let mut timed = std::mem::take(&mut self.timed);
+        let mut actions = std::mem::take(&mut self.actions);
+        for action in actions.drain(..) {
+            match action {
+                Action::Send(worker, task) => {
+                    let (Some(link), Some(cargo)) = (self.links.get_mut(&worker), self.core.cargo_mut(task)) else { continue };
+                    cargo.sent_after = link.out.push(&cargo.frame);
+                    todo.rooms.extend(cargo.room.take());
+                    todo.want_flush(worker, link);
+                }
+                Action::Cancel(worker, task) => {
+                    timed = true;
+                    let (Some(link), Some(id)) = (self.links.get_mut(&worker), self.core.id_of(task)) else { continue };
+                    let mut out = Vec::new();
+                    let start = frame::begin(&mut out);
+                    message::cancel(&mut out, id);
+                    frame::finish(&mut out, start);
+                    link.out.push(&Packet::from(&mut out));
+                    todo.want_flush(worker, link);
+                }
+                action => {
+                    timed = true;
+                    if let Action::Start(worker) = action {
+                        self.links.insert(worker, Link::default());
+                    }
+                    todo.others.push(action);
+                }
+            }
+        }
+        self.actions = actions; // keeps its memory
+        if timed {
+            todo.deadline = Some(self.core.next_deadline());
+        }
+        todo
+    }
+}
+
+impl Todo {
+    fn want_flush(&mut self, key: WorkerKey, link: &mut Link) {
+        if std::mem::replace(&mut link.out.busy, true) {
+            return;
+        }
+        match self.flush {
+            None => self.flush = Some(key),
+            Some(_) => self.flush_more.push(key),
+        }
+    }
+}
+
+/// A task, as far as the engine needs to know it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TaskSpec {
+    pub(crate) index: u32,
+    pub(crate) arity: u32,
+    pub(crate) mode: Mode,
+    pub(crate) flags: u8,
+    pub(crate) function: &'static str,
+}
+
+/// A place in a bounded backlog.
+#[derive(Debug)]
+pub(crate) enum Room {
+    /// Take one, or be refused.
+    Needed,
+    /// It was waited for (and there is none if the backlog has no bound).
+    Held(Option<OwnedSemaphorePermit>),
+    /// The caller has a bound of its own.
+    NotNeeded,
+}
+
+/// What a submission gives: its number, and its key if it was taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticket {
+    pub(crate) id: u64,
+    pub(crate) key: Option<TaskKey>,
+}
+
+fn settle(cargo: Cargo, fate: Fate) {
+    let function = cargo.function;
+    let error = match fate {
+        Fate::Cancelled => TaskError::new(What::Cancelled, function),
+        Fate::Closed => TaskError::new(What::PoolClosed, function),
+        Fate::StartFailed(cause) => TaskError::new(What::StartFailed(cause), function),
+        Fate::Lost(loss) => loss.error(function),
+    };
+    cargo.reply.settle(Err(error));
+}

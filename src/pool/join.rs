@@ -1,0 +1,178 @@
+//! The handle of one task.
+
+use super::engine::{Engine, Ticket};
+use super::reply::Outcome;
+use crate::error::{TaskError, What};
+use crate::wire::value;
+use serde::de::DeserializeOwned;
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::sync::oneshot;
+
+/// The handle of a task that was handed to a [`Pool`](crate::Pool): a future of its result.
+///
+/// It resolves to `Result<R, TaskError>`; a task's own `Result` stays inside the `Ok`. The result is
+/// decoded where it is awaited.
+///
+/// It may be awaited in any runtime, or in none by [`blocking_join`](Self::blocking_join), and holds
+/// on to nothing but the outcome: the pool may be dropped before it.
+///
+/// # Drop
+///
+/// Detaches: the task runs on, and its result is thrown away, as with tokio's `JoinHandle`. Use
+/// [`abort`](Self::abort) to stop it.
+///
+/// # Cancel safety
+///
+/// Awaiting by `&mut` and dropping that future loses nothing.
+///
+/// # Panics
+///
+/// If polled again after it has given its result.
+#[must_use = "dropping a handle detaches its task, and its result is lost"]
+pub struct JoinHandle<R> {
+    outcome: oneshot::Receiver<Outcome>,
+    abort: AbortHandle,
+    /// Never an `R` inside: the handle may go where `R` may not.
+    result: PhantomData<fn() -> R>,
+}
+
+impl<R: DeserializeOwned> JoinHandle<R> {
+    pub(super) fn new(engine: &Arc<Engine>, ticket: Ticket, function: &'static str, outcome: oneshot::Receiver<Outcome>) -> Self {
+        Self { outcome, abort: AbortHandle { engine: Arc::clone(engine), ticket, function }, result: PhantomData }
+    }
+
+    /// Asks whether the task has ended, and never waits: `None` while it has not.
+    ///
+    /// # Panics
+    ///
+    /// If the result has been taken before.
+    pub fn try_join(&mut self) -> Option<Result<R, TaskError>> {
+        match self.outcome.try_recv() {
+            Ok(outcome) => Some(self.decode(Ok(outcome))),
+            Err(oneshot::error::TryRecvError::Closed) => Some(self.decode(Err(()))),
+            Err(oneshot::error::TryRecvError::Empty) => {
+                self.abort.engine.attend(); // whoever polls in a loop waits, too
+                None
+            }
+        }
+    }
+
+    /// Waits for the task on this thread.
+    ///
+    /// # Errors
+    ///
+    /// As awaiting the handle.
+    ///
+    /// # Blocking
+    ///
+    /// Blocks the thread until the task has ended. It works whatever the pool's runtime does.
+    ///
+    /// # Panics
+    ///
+    /// Within an async context, as tokio's blocking calls do: there, `.await` it.
+    pub fn blocking_join(self) -> Result<R, TaskError> {
+        self.abort.engine.attend_blocking();
+        let Self { outcome, abort, .. } = self;
+        decode(outcome.blocking_recv().map_err(|_| ()), abort.function)
+    }
+
+    fn decode(&self, outcome: Result<Outcome, ()>) -> Result<R, TaskError> {
+        decode(outcome, self.abort.function)
+    }
+}
+
+fn decode<R: DeserializeOwned>(outcome: Result<Outcome, ()>, function: &'static str) -> Result<R, TaskError> {
+    // Whoever has the other end settles it, always; else the pool itself has been torn down.
+    let packet = outcome.unwrap_or_else(|()| Err(TaskError::new(What::PoolClosed, function)))?;
+    value::decode(&packet).map_err(|e| TaskError::new(What::ResultDecode(e.to_string()), function))
+}
+
+impl<R> JoinHandle<R> {
+    /// Stops the task. The handle then resolves, as a rule, to an error that is
+    /// [`is_cancelled`](TaskError::is_cancelled); if the task had ended by itself just before, to its
+    /// result.
+    ///
+    /// A task that waits is removed and never runs. A running sync task can only be stopped with its
+    /// process, which is killed; tasks that stood behind it in that worker run elsewhere. A running
+    /// async task is dropped at its next await point; if it reaches none within a second, its process
+    /// is killed, and the other async tasks in it are told that their worker died. When the handle
+    /// has resolved, the task does not run any more.
+    pub fn abort(&self) {
+        self.abort.abort();
+    }
+
+    /// A handle that can stop the task, and nothing else.
+    pub fn abort_handle(&self) -> AbortHandle {
+        self.abort.clone()
+    }
+
+    /// The task's number: unique in its pool, counting from 1 in the order of submission.
+    pub fn id(&self) -> u64 {
+        self.abort.id()
+    }
+
+    /// Whether the result is there.
+    pub fn is_finished(&self) -> bool {
+        self.outcome.is_terminated() || !self.outcome.is_empty()
+    }
+
+    /// The process that has the task. `None` while it waits for a worker, and after it has ended.
+    ///
+    /// A worker may have several short tasks in hand, so the process need not have begun this one.
+    pub fn worker_pid(&self) -> Option<u32> {
+        self.abort.ticket.key.and_then(|key| self.abort.engine.worker_pid(key))
+    }
+}
+
+impl<R: DeserializeOwned> Future for JoinHandle<R> {
+    type Output = Result<R, TaskError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match Pin::new(&mut self.outcome).poll(cx) {
+            Poll::Ready(outcome) => Poll::Ready(self.decode(outcome.map_err(|_| ()))),
+            Poll::Pending => {
+                self.abort.engine.attend();
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<R> fmt::Debug for JoinHandle<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JoinHandle").field("id", &self.id()).field("function", &self.abort.function).finish_non_exhaustive()
+    }
+}
+
+/// Stops a task, see [`JoinHandle::abort`]. Dropping it does nothing.
+#[derive(Clone)]
+pub struct AbortHandle {
+    engine: Arc<Engine>,
+    ticket: Ticket,
+    function: &'static str,
+}
+
+impl AbortHandle {
+    /// As [`JoinHandle::abort`].
+    pub fn abort(&self) {
+        if let Some(key) = self.ticket.key {
+            self.engine.abort(key);
+        }
+    }
+
+    /// As [`JoinHandle::id`].
+    pub fn id(&self) -> u64 {
+        self.ticket.id
+    }
+}
+
+impl fmt::Debug for AbortHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AbortHandle").field("id", &self.id()).field("function", &self.function).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,48 @@
+//! Starting the process of a worker, on the steward's thread.
+
+use super::core::WorkerKey;
+use super::engine::{Config, Engine};
+use crate::error::Error;
+use crate::process::{Child, NOTE_WORDS, SharedMemory, spawn, steward};
+use crate::worker::MARKER;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// A process that has just been started.
+#[derive(Debug)]
+pub(super) struct Launched {
+    pub(super) child: Child,
+    pub(super) socket: OwnedFd,
+    pub(super) memory: SharedMemory,
+    pub(super) early_stderr: File,
+}
+
+/// Has the steward start a process for this worker, and tell the pool.
+///
+/// `None`, the pool being dropped, cannot be: whoever acts for it holds it.
+pub(super) fn order(engine: Option<Arc<Engine>>, key: WorkerKey) {
+    let Some(engine) = engine else { return };
+    steward::run(move || {
+        let launched = launch(&engine.config);
+        engine.started(key, launched);
+    });
+}
+
+fn launch(config: &Config) -> Result<Launched, Error> {
+    let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
+    let (socket, theirs) =
+        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).map_err(step("making a worker's socket"))?;
+    // Until it has said hello, what it writes to its standard error is kept: it may be all that is
+    // ever learnt of a failed start.
+    let early = memfd_create(c"procpool-stderr", MFdFlags::MFD_CLOEXEC).map_err(step("making a worker's first standard error"))?;
+    let early_stderr = File::from(early);
+    let memory = SharedMemory::create(NOTE_WORDS * size_of::<u64>()).map_err(|e| Error::spawn("making a worker's memory", e))?;
+    let stderr = early_stderr.try_clone().map_err(|e| Error::spawn("making a worker's first standard error", e))?;
+    let marker = (MARKER, OsStr::new(env!("CARGO_PKG_VERSION")));
+    let child = spawn(&config.spawn, theirs, stderr.into(), marker).map_err(|e| Error::spawn("starting a worker process", e))?;
+    Ok(Launched { child, socket, memory, early_stderr })
+}

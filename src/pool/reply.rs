@@ -1,0 +1,82 @@
+//! Where a task's outcome goes.
+
+use crate::error::TaskError;
+use crate::wire::packet::Packet;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, Waker};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+/// The encoded result of a task, or why there is none.
+pub(crate) type Outcome = Result<Packet, TaskError>;
+
+/// What the scheduler carries for each task.
+#[derive(Debug)]
+pub(crate) struct Cargo {
+    /// The call, ready to be written.
+    pub(crate) frame: Packet,
+    pub(crate) reply: Reply,
+    pub(crate) function: &'static str,
+    /// Bytes that had been put into its worker's outgoing ones before it.
+    pub(crate) sent_after: u64,
+    /// A place in the bounded backlog, held until the task is sent.
+    pub(crate) room: Option<OwnedSemaphorePermit>,
+}
+
+/// Who waits for a task.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    /// A `JoinHandle`, or nobody any more.
+    Join(oneshot::Sender<Outcome>),
+    /// A `Results`; the number is the item's place in the input.
+    Stream(Arc<Inlet>, u64),
+}
+
+impl Reply {
+    pub(crate) fn settle(self, outcome: Outcome) {
+        match self {
+            Self::Join(sender) => drop(sender.send(outcome)), // it may have been detached
+            Self::Stream(inlet, place) => inlet.put(place, outcome),
+        }
+    }
+
+    pub(crate) fn is_of(&self, inlet: &Arc<Inlet>) -> bool {
+        matches!(self, Self::Stream(own, _) if Arc::ptr_eq(own, inlet))
+    }
+}
+
+/// Outcomes of one `Results`, in the order in which they came.
+#[derive(Debug, Default)]
+pub(crate) struct Inlet {
+    /// Held only to put in and take out.
+    inside: Mutex<Arrived>,
+}
+
+#[derive(Debug, Default)]
+struct Arrived {
+    outcomes: VecDeque<(u64, Outcome)>,
+    reader: Option<Waker>,
+}
+
+impl Inlet {
+    fn put(&self, place: u64, outcome: Outcome) {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.outcomes.push_back((place, outcome));
+        let reader = inside.reader.take();
+        drop(inside);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// Swaps what has come into the (empty) `into`; if nothing has, `waker` is told of the next.
+    pub(crate) fn poll_take(&self, into: &mut VecDeque<(u64, Outcome)>, waker: &Waker) -> Poll<()> {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        if inside.outcomes.is_empty() {
+            inside.reader = Some(waker.clone());
+            return Poll::Pending;
+        }
+        std::mem::swap(&mut inside.outcomes, into);
+        Poll::Ready(())
+    }
+}

@@ -1,0 +1,320 @@
+//! The results of one `map`: a stream.
+
+use super::engine::{Engine, Room, TaskSpec};
+use super::reply::{Inlet, Outcome, Reply};
+use crate::error::{TaskError, What};
+use crate::task::{ArgsFor, encode_args};
+use crate::wire::value;
+use futures::Stream;
+use serde::de::DeserializeOwned;
+use std::any::Any;
+use std::collections::VecDeque;
+use std::fmt;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+/// So many items are handed in before those that wait for them get a turn.
+const BURST: usize = 256;
+
+/// The results of [`Pool::map`](crate::Pool::map) and its relatives: a stream.
+///
+/// Each item is a `Result<R, TaskError>` of its own: a failing item neither ends the stream nor hides
+/// the later ones. They come in the order of the input, or with [`unordered`](Self::unordered) as they
+/// finish.
+///
+/// Nothing is pulled from the source before the first poll, and then only by polling. At most
+/// [`buffered`](Self::buffered) items are in flight, that is pulled and not yet taken as results, so
+/// the input may be endless.
+///
+/// A source that panics: the results of the items before it come first, then the panic goes on. (Use
+/// [`Pool::try_map_stream`](crate::Pool::try_map_stream) for a source that can fail.)
+///
+/// # Drop
+///
+/// Aborts what is left, as [`JoinHandle::abort`](crate::JoinHandle::abort) does: what waits never
+/// runs, what runs is stopped.
+///
+/// # Cancel safety
+///
+/// `next()` loses nothing when it is dropped.
+#[must_use = "streams do nothing unless polled"]
+pub struct Results<S, Args, R> {
+    source: Source<S>,
+    sink: Sink<R>,
+    args: PhantomData<fn() -> Args>,
+}
+
+/// The results of [`Pool::try_map_stream`](crate::Pool::try_map_stream): as [`Results`], over a source
+/// that can fail.
+///
+/// Each item is `Ok` with the outcome of a task, or `Err` with the source's own error. That comes once,
+/// after the results of all items before it, and is the end.
+#[must_use = "streams do nothing unless polled"]
+pub struct TryResults<S, E, Args, R> {
+    source: Source<S>,
+    sink: Sink<R>,
+    error: Option<E>,
+    args: PhantomData<fn() -> Args>,
+}
+
+/// What has been handed in, and what has come back.
+struct Sink<R> {
+    engine: Arc<Engine>,
+    task: TaskSpec,
+    inlet: Arc<Inlet>,
+    buffered: Option<usize>,
+    unordered: bool,
+    /// How many items may be in flight; 0 when it is to be asked for again.
+    appetite: usize,
+    /// Items handed in and not yet given out as results.
+    in_flight: usize,
+    /// The place of the next item that is pulled.
+    next_in: u64,
+    /// Ordered: the place of the next result that is given out, and those that wait for their turn.
+    next_out: u64,
+    waiting: VecDeque<Option<Outcome>>,
+    arrived: VecDeque<(u64, Outcome)>,
+    result: PhantomData<fn() -> R>,
+}
+
+/// Where the items come from.
+struct Source<S> {
+    /// `None` when it has ended.
+    stream: Option<Pin<Box<S>>>,
+    panic: Option<Box<dyn Any + Send>>,
+}
+
+macro_rules! options {
+    () => {
+        /// Gives the results as they finish, not in the order of the input.
+        pub fn unordered(mut self) -> Self {
+            self.sink.unordered = true;
+            self
+        }
+
+        /// At most `items` are in flight: pulled from the source and not yet taken as results.
+        ///
+        /// Default: as many as keep all workers at work, which follows how long the tasks take (some
+        /// hundred microseconds of work a worker, twice, and at least two tasks).
+        ///
+        /// # Panics
+        ///
+        /// If `items` is zero: nothing would ever be done.
+        pub fn buffered(mut self, items: usize) -> Self {
+            assert!(items > 0, "`buffered(0)` would never begin");
+            self.sink.buffered = Some(items);
+            self
+        }
+    };
+}
+
+impl<S, Args, R> Results<S, Args, R> {
+    pub(super) fn new(engine: &Arc<Engine>, task: TaskSpec, source: S) -> Self {
+        Self { source: Source::new(source), sink: Sink::new(engine, task), args: PhantomData }
+    }
+
+    options!();
+}
+
+impl<S, E, Args, R> TryResults<S, E, Args, R> {
+    pub(super) fn new(engine: &Arc<Engine>, task: TaskSpec, source: S) -> Self {
+        Self { source: Source::new(source), sink: Sink::new(engine, task), error: None, args: PhantomData }
+    }
+
+    options!();
+}
+
+impl<S, Args, R> Stream for Results<S, Args, R>
+where
+    S: Stream,
+    S::Item: ArgsFor<Args>,
+    R: DeserializeOwned,
+{
+    type Item = Result<R, TaskError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Self { source, sink, .. } = &mut *self;
+        source.pull(sink.room(), cx, |item| {
+            sink.hand_in(&item);
+            true
+        });
+        let taken = sink.poll_take(cx, source.stream.is_none());
+        if let Poll::Ready(None) = taken
+            && let Some(panic) = source.panic.take()
+        {
+            resume_unwind(panic);
+        }
+        taken
+    }
+}
+
+impl<S, P, E, Args, R> Stream for TryResults<S, E, Args, R>
+where
+    S: Stream<Item = Result<P, E>>,
+    P: ArgsFor<Args>,
+    R: DeserializeOwned,
+    E: Unpin,
+{
+    type Item = Result<Result<R, TaskError>, E>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Self { source, sink, error, .. } = &mut *self;
+        source.pull(sink.room(), cx, |item| match item {
+            Ok(item) => {
+                sink.hand_in(&item);
+                true
+            }
+            Err(own) => {
+                *error = Some(own);
+                false
+            }
+        });
+        match ready!(sink.poll_take(cx, source.stream.is_none())) {
+            Some(outcome) => Poll::Ready(Some(Ok(outcome))),
+            None => {
+                if let Some(panic) = source.panic.take() {
+                    resume_unwind(panic);
+                }
+                Poll::Ready(error.take().map(Err))
+            }
+        }
+    }
+}
+
+impl<R> Drop for Sink<R> {
+    fn drop(&mut self) {
+        if self.in_flight > 0 {
+            self.engine.abort_all_of(&self.inlet);
+        }
+    }
+}
+
+impl<S, Args, R> fmt::Debug for Results<S, Args, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Results").field("in_flight", &self.sink.in_flight).finish_non_exhaustive()
+    }
+}
+
+impl<S, E, Args, R> fmt::Debug for TryResults<S, E, Args, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TryResults").field("in_flight", &self.sink.in_flight).finish_non_exhaustive()
+    }
+}
+
+impl<S> Source<S> {
+    fn new(stream: S) -> Self {
+        Self { stream: Some(Box::pin(stream)), panic: None }
+    }
+
+    /// Pulls at most `room` items; `hand_in` says whether to go on.
+    fn pull(&mut self, room: usize, cx: &mut Context<'_>, mut hand_in: impl FnMut(S::Item) -> bool)
+    where
+        S: Stream,
+    {
+        for count in 0..room {
+            let Some(stream) = &mut self.stream else { return };
+            if count == BURST {
+                // Results may have come meanwhile: they are taken before more is made.
+                return cx.waker().wake_by_ref();
+            }
+            // What a source leaves behind when it panics is its own business: it is not polled again.
+            match catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(cx))) {
+                Ok(Poll::Pending) => return,
+                Ok(Poll::Ready(Some(item))) => {
+                    if !hand_in(item) {
+                        self.stream = None;
+                    }
+                }
+                Ok(Poll::Ready(None)) => self.stream = None,
+                Err(panic) => (self.stream, self.panic) = (None, Some(panic)),
+            }
+        }
+    }
+}
+
+impl<R> Sink<R> {
+    fn new(engine: &Arc<Engine>, task: TaskSpec) -> Self {
+        Self {
+            engine: Arc::clone(engine),
+            task,
+            inlet: Arc::default(),
+            buffered: None,
+            unordered: false,
+            appetite: 0,
+            in_flight: 0,
+            next_in: 0,
+            next_out: 0,
+            waiting: VecDeque::new(),
+            arrived: VecDeque::new(),
+            result: PhantomData,
+        }
+    }
+
+    /// How many items may be pulled now.
+    fn room(&mut self) -> usize {
+        if self.appetite == 0 {
+            self.appetite = self.buffered.unwrap_or_else(|| self.engine.appetite(self.task.mode));
+        }
+        self.appetite.saturating_sub(self.in_flight)
+    }
+}
+
+impl<R: DeserializeOwned> Sink<R> {
+    fn hand_in<Args, P: ArgsFor<Args>>(&mut self, args: &P) {
+        let reply = Reply::Stream(Arc::clone(&self.inlet), self.next_in);
+        self.next_in += 1;
+        self.in_flight += 1;
+        if !self.unordered {
+            self.waiting.push_back(None);
+        }
+        // Its own bound takes the place of the pool's backlog limit.
+        self.engine.submit(&self.task, |out, limit| encode(args, out, limit), reply, Room::NotNeeded);
+    }
+
+    /// The next result, in the order that was asked for.
+    fn poll_take(&mut self, cx: &mut Context<'_>, source_ended: bool) -> Poll<Option<Result<R, TaskError>>> {
+        loop {
+            if !self.unordered
+                && let Some(first) = self.waiting.front_mut()
+                && let Some(outcome) = first.take()
+            {
+                self.waiting.pop_front();
+                self.next_out += 1;
+                return Poll::Ready(Some(self.give(outcome)));
+            }
+            if let Some((place, outcome)) = self.arrived.pop_front() {
+                if self.unordered {
+                    return Poll::Ready(Some(self.give(outcome)));
+                }
+                let at = usize::try_from(place - self.next_out).ok().and_then(|at| self.waiting.get_mut(at));
+                *at.expect("every item handed in has its place") = Some(outcome);
+                continue;
+            }
+            if self.in_flight == 0 {
+                // The source has ended, or has none now and will wake us.
+                return if source_ended { Poll::Ready(None) } else { Poll::Pending };
+            }
+            self.appetite = 0;
+            if self.inlet.poll_take(&mut self.arrived, cx.waker()).is_pending() {
+                self.engine.attend();
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn give(&mut self, outcome: Outcome) -> Result<R, TaskError> {
+        self.in_flight -= 1;
+        let function = self.task.function;
+        outcome.and_then(|packet| value::decode(&packet).map_err(|e| TaskError::new(What::ResultDecode(e.to_string()), function)))
+    }
+}
+
+pub(super) fn encode<Args, P: ArgsFor<Args>>(args: &P, out: &mut Vec<u8>, limit: usize) -> Result<(), What> {
+    encode_args(args, out, limit).map_err(|error| match error {
+        value::EncodeError::TooLarge { limit } => What::ArgumentTooLarge { limit },
+        error => What::ArgumentEncode(error.to_string()),
+    })
+}

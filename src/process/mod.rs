@@ -1,0 +1,31 @@
+//! A child process and everything its owner needs: how it is started, signalled and reaped, what tells a forked copy
+//! from the process that was started, and the memory that is shared with a worker.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `sys` | the system calls that `nix` does not wrap, or wraps in a way that loses something |
+//! | `fork` | whether this process is a forked copy |
+//! | `memory` | the sealed memory that the application shares with one worker |
+//! | `death_note` | what a dying worker can still say, in that memory |
+//! | `child` | the owner of one child: signals and the one reaping |
+//! | `spawn` | this very program, started afresh |
+//! | `steward` | the thread that starts children, reaps orphans, and turns what no runtime turns |
+//!
+//! Nothing here knows tokio, a wire or a pool. No call here waits for a child or for a socket.
+
+mod child;
+mod death_note;
+pub(crate) mod fork;
+mod memory;
+mod spawn;
+pub(crate) mod steward;
+pub(crate) mod sys;
+
+#[cfg(test)]
+mod testing;
+
+pub(crate) use child::{Child, Exit};
+pub(crate) use death_note::{DeathNote, NOTE_WORDS, NotePage};
+pub(crate) use memory::SharedMemory;
+pub(crate) use spawn::{Spawn, spawn};
+pub(crate) use sys::is_secure;

@@ -1,0 +1,316 @@
+//! The steward: one thread for the whole application, which does what must not wait for a runtime.
+//!
+//! * It starts processes, so that no runtime waits for an `exec`, and so that the parent-death
+//!   signal, which follows the *thread* that spawned (prctl(2)), follows one that stays.
+//! * It reaps children whose owner has gone.
+//! * It turns what a runtime should turn but does not (see [`Turn`]).
+//!
+//! No user code runs here, except wakers. It is started with the first pool and stays; in a forked
+//! copy of the application it does not exist, and nothing is asked of it.
+//!
+//! Who turns a pool that has a runtime:
+//!
+//! ```text
+//! Armed ──(something is ready)──▶ Checking ──(1 ms later: turned meanwhile)──▶ Resting ──▶ Armed
+//!                                    │                                          1 ms .. 64 ms, doubling
+//!                                    └─(not turned)─▶ TakenOver ──(its runtime turned it)──▶ Armed
+//! ```
+//!
+//! A call from outside that runtime ends the rest ([`attend`]), so that it waits a millisecond or
+//! so; a pool in which nothing happens costs nothing, and a busy one some wake-ups a second.
+
+use super::child::Orphan;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a runtime has to turn what is ready before the steward does it.
+const PATIENCE: Duration = Duration::from_millis(1);
+/// The longest rest between two looks at something that is turned as it should be.
+const REST_MAX: Duration = Duration::from_millis(64);
+
+/// Something that is turned by a runtime, or else by the steward.
+pub(crate) trait Turn: Send + Sync {
+    /// Readable when there is something to do.
+    fn ready_fd(&self) -> BorrowedFd<'_>;
+    /// Does what there is to do, without waiting. `false`: it has ended, and is forgotten.
+    fn turn(&self) -> bool;
+    /// Counts the turns that its own runtime made.
+    fn turns(&self) -> &AtomicU64;
+    /// Set while the steward rests; see [`attend`].
+    fn unattended(&self) -> &AtomicBool;
+    /// It has no runtime (any more).
+    fn is_alone(&self) -> bool;
+}
+
+enum Order {
+    Do(Box<dyn FnOnce() + Send>),
+    Watch(Arc<dyn Turn>),
+    Look,
+    Reap(Orphan),
+}
+
+struct Steward {
+    orders: Mutex<Vec<Order>>,
+    bell: EventFd,
+}
+
+static STEWARD: OnceLock<Steward> = OnceLock::new();
+static STARTING: Mutex<()> = Mutex::new(());
+
+/// Starts the steward, unless it runs.
+pub(crate) fn start() -> io::Result<()> {
+    let _one_at_a_time = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    if STEWARD.get().is_some() {
+        return Ok(());
+    }
+    let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    epoll.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
+    // A signal meant for the application must not be handled here, where nobody expects it.
+    let all = nix::sys::signal::SigSet::all();
+    let mut before = nix::sys::signal::SigSet::empty();
+    nix::sys::signal::pthread_sigmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
+    let thread = std::thread::Builder::new().name("procpool-steward".into()).spawn(move || {
+        let watch = Watches { epoll, entries: HashMap::new(), orphans: HashMap::new(), next: BELL + 1 };
+        watch.run(STEWARD.wait());
+    });
+    nix::sys::signal::pthread_sigmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    thread?;
+    super::child::set_orphan_sink(reap);
+    let _ = STEWARD.set(Steward { orders: Mutex::new(Vec::new()), bell });
+    Ok(())
+}
+
+fn order(order: Order) {
+    // Before `start` there is nobody to ask, and nothing that could have been left to do.
+    let Some(steward) = STEWARD.get() else { return };
+    steward.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
+    // It can only fail when the counter is full, and then the bell has been rung.
+    let _ = steward.bell.write(1);
+}
+
+/// Runs `job` on the steward's thread. It must not wait for anything but an `exec`.
+pub(crate) fn run(job: impl FnOnce() + Send + 'static) {
+    order(Order::Do(Box::new(job)));
+}
+
+/// Watches over `what` until it has ended.
+pub(crate) fn watch(what: Arc<dyn Turn>) {
+    order(Order::Watch(what));
+}
+
+/// Somebody waits for `what` from outside its runtime, or it has lost its runtime.
+pub(crate) fn attend(what: &dyn Turn) {
+    if what.unattended().load(Ordering::Relaxed) && what.unattended().swap(false, Ordering::AcqRel) {
+        order(Order::Look);
+    }
+}
+
+/// Looks at everything again: something has lost its runtime.
+pub(crate) fn look() {
+    order(Order::Look);
+}
+
+/// Reaps a child whose owner has gone.
+fn reap(orphan: Orphan) {
+    order(Order::Reap(orphan));
+}
+
+const BELL: u64 = 0;
+
+enum Watching {
+    Armed,
+    Checking { turns: u64, until: Instant },
+    Resting { until: Instant },
+    TakenOver { turns: u64 },
+    /// It has no runtime.
+    Alone,
+}
+
+struct Entry {
+    what: Arc<dyn Turn>,
+    watching: Watching,
+    rest: Duration,
+}
+
+struct Watches {
+    epoll: Epoll,
+    entries: HashMap<u64, Entry>,
+    orphans: HashMap<u64, Orphan>,
+    next: u64,
+}
+
+impl Watches {
+    fn run(mut self, steward: &Steward) {
+        let mut events = [EpollEvent::empty(); 32];
+        loop {
+            let timeout = self.next_deadline().map_or(EpollTimeout::NONE, |at| {
+                let wait = at.saturating_duration_since(Instant::now()).as_nanos().div_ceil(1_000_000);
+                EpollTimeout::try_from(wait.min(60_000) as i32).unwrap_or(EpollTimeout::ZERO)
+            });
+            let n = self.epoll.wait(&mut events, timeout).unwrap_or(0); // EINTR: look again
+            for event in &events[..n] {
+                match event.data() {
+                    BELL => {
+                        let _ = steward.bell.read();
+                        let orders = std::mem::take(&mut *steward.orders.lock().unwrap_or_else(PoisonError::into_inner));
+                        orders.into_iter().for_each(|order| self.obey(order));
+                    }
+                    token if self.orphans.contains_key(&token) => self.try_reap(token),
+                    token => self.ready(token),
+                }
+            }
+            self.look_at_the_clock();
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.entries
+            .values()
+            .filter_map(|entry| match entry.watching {
+                Watching::Checking { until, .. } | Watching::Resting { until } => Some(until),
+                _ => None,
+            })
+            .min()
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Do(job) => job(),
+            Order::Watch(what) => {
+                let token = self.token();
+                let alone = what.is_alone();
+                let (flags, watching) = if alone { (LEVEL, Watching::Alone) } else { (ONCE, Watching::Armed) };
+                // It fails only for want of kernel memory; then nobody but its runtime turns it.
+                if self.epoll.add(what.ready_fd(), EpollEvent::new(flags, token)).is_ok() {
+                    self.entries.insert(token, Entry { what, watching, rest: PATIENCE });
+                    if alone {
+                        self.turn(token);
+                    }
+                }
+            }
+            Order::Look => {
+                let tokens: Vec<_> = self.entries.keys().copied().collect();
+                for token in tokens {
+                    self.look(token);
+                }
+            }
+            Order::Reap(orphan) => {
+                let token = self.token();
+                let added = self.epoll.add(orphan.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, token));
+                self.orphans.insert(token, orphan);
+                if added.is_err() {
+                    self.try_reap(token);
+                }
+            }
+        }
+    }
+
+    fn token(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn try_reap(&mut self, token: u64) {
+        if let Some(orphan) = self.orphans.get(&token)
+            && orphan.try_reap().is_some()
+        {
+            let _ = self.epoll.delete(orphan.pidfd());
+            self.orphans.remove(&token);
+        }
+    }
+
+    /// Its descriptor is readable.
+    fn ready(&mut self, token: u64) {
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        let turns = entry.what.turns().load(Ordering::Acquire);
+        match entry.watching {
+            Watching::Armed => entry.watching = Watching::Checking { turns, until: Instant::now() + PATIENCE },
+            Watching::TakenOver { turns: before } if before != turns => self.arm(token, PATIENCE),
+            Watching::TakenOver { .. } | Watching::Alone => self.turn(token),
+            Watching::Checking { .. } | Watching::Resting { .. } => {}
+        }
+    }
+
+    fn look_at_the_clock(&mut self) {
+        let now = Instant::now();
+        let due: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| match entry.watching {
+                Watching::Checking { until, .. } | Watching::Resting { until } => until <= now,
+                _ => false,
+            })
+            .map(|(token, _)| *token)
+            .collect();
+        for token in due {
+            let Some(entry) = self.entries.get_mut(&token) else { continue };
+            let Watching::Checking { turns, .. } = entry.watching else {
+                let rest = entry.rest;
+                self.arm(token, rest);
+                continue;
+            };
+            if entry.what.turns().load(Ordering::Acquire) != turns {
+                let until = now + entry.rest;
+                entry.rest = (entry.rest * 2).min(REST_MAX);
+                entry.watching = Watching::Resting { until };
+                entry.what.unattended().store(true, Ordering::Release);
+            } else if is_readable(entry.what.ready_fd()) {
+                entry.watching = Watching::TakenOver { turns };
+                let _ = self.epoll.modify(entry.what.ready_fd(), &mut EpollEvent::new(LEVEL, token));
+                self.turn(token);
+            } else {
+                let rest = entry.rest;
+                self.arm(token, rest);
+            }
+        }
+    }
+
+    /// Something about it may have changed: its runtime has gone, or somebody waits from outside.
+    fn look(&mut self, token: u64) {
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        if entry.what.is_alone() {
+            if !matches!(entry.watching, Watching::Alone) {
+                entry.watching = Watching::Alone;
+                let _ = self.epoll.modify(entry.what.ready_fd(), &mut EpollEvent::new(LEVEL, token));
+            }
+            self.turn(token);
+        } else if matches!(entry.watching, Watching::Resting { .. }) && !entry.what.unattended().load(Ordering::Acquire) {
+            self.arm(token, PATIENCE);
+        }
+    }
+
+    /// Waits for the next event, once.
+    fn arm(&mut self, token: u64, rest: Duration) {
+        if let Some(entry) = self.entries.get_mut(&token) {
+            entry.watching = Watching::Armed;
+            entry.rest = rest;
+            entry.what.unattended().store(false, Ordering::Release);
+            let _ = self.epoll.modify(entry.what.ready_fd(), &mut EpollEvent::new(ONCE, token));
+        }
+    }
+
+    fn turn(&mut self, token: u64) {
+        if let Some(entry) = self.entries.get(&token)
+            && !entry.what.turn()
+        {
+            let _ = self.epoll.delete(entry.what.ready_fd());
+            self.entries.remove(&token);
+        }
+    }
+}
+
+const LEVEL: EpollFlags = EpollFlags::EPOLLIN;
+const ONCE: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLONESHOT);
+
+fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    nix::poll::poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+}

@@ -1,0 +1,82 @@
+//! What the tests of this folder share.
+
+#![expect(unsafe_code, reason = "tests that fork")]
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
+
+/// Set in a process that [`in_own_process`] has started.
+const OWN_PROCESS: &str = "PROCPOOL_TEST_OWN_PROCESS";
+
+/// A limit that only a hang reaches.
+pub(crate) const HANG: Duration = Duration::from_secs(30);
+
+/// Runs one ignored test in a process of its own, and fails when it fails or does not run.
+pub(crate) fn in_own_process(test: &str) {
+    let program = std::env::current_exe().expect("the test program");
+    let output = Command::new(program)
+        .args([test, "--exact", "--ignored", "--nocapture"])
+        .env(OWN_PROCESS, "1")
+        .output()
+        .expect("start the test program");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && stdout.contains("1 passed"),
+        "{test}: {}\n{stdout}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Whether this is such a process: a test that changes what concerns the whole process runs nowhere else.
+pub(crate) fn is_own_process() -> bool {
+    std::env::var_os(OWN_PROCESS).is_some()
+}
+
+/// Runs `body` in a forked copy of this process and returns the exit code that it asks for.
+pub(crate) fn forked(body: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the test runs in a process of its own whose other thread only waits for it (so no lock is held that
+    // `body` takes), and the copy ends by `_exit`, running nothing of the test harness.
+    match unsafe { fork() }.expect("fork") {
+        ForkResult::Child => {
+            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(101);
+            // SAFETY: always safe: ends this process.
+            unsafe { libc::_exit(code) }
+        }
+        ForkResult::Parent { child } => match waitpid(child, None).expect("waitpid") {
+            WaitStatus::Exited(_, code) => code,
+            other => panic!("the copy ended by {other:?}"),
+        },
+    }
+}
+
+/// Waits for a fact.
+pub(crate) fn wait_until(what: &str, mut fact: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !fact() {
+        assert!(start.elapsed() < HANG, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The state letter of a process as proc_pid_stat(5) gives it: `None` when there is no such process, `Z` a zombie.
+pub(crate) fn process_state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"));
+    let stat = stat.ok()?;
+    stat.rsplit(") ").next()?.chars().next()
+}
+
+/// Whether it is gone, or a zombie that init has yet to reap.
+pub(crate) fn has_ended(pid: u32) -> bool {
+    matches!(process_state(pid), None | Some('Z' | 'X'))
+}
+
+/// How many descriptors this process has open.
+pub(crate) fn open_fds() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("/proc").count()
+}

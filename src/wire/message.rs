@@ -1,0 +1,248 @@
+//! The messages: one MessagePack array a frame, its first element says which.
+//!
+//! Calls and results stand in the frame in place, and are written and read by hand, for they are
+//! most of the traffic; everything else is a map with names, so that fields can be added.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// The version of the protocol; a worker of another one is refused.
+pub(crate) const PROTOCOL: u32 = 1;
+
+/// The kinds of message. Numbers are never used twice; 16 to 31 are kept for what a running task
+/// may send one day (items, progress, log records).
+pub(crate) mod kind {
+    // From the worker.
+    pub(crate) const HELLO: u8 = 1;
+    pub(crate) const READY: u8 = 2;
+    pub(crate) const INIT_FAILED: u8 = 3;
+    pub(crate) const DONE: u8 = 4;
+    pub(crate) const FAILED: u8 = 5;
+    // From the pool.
+    pub(crate) const WELCOME: u8 = 32;
+    pub(crate) const INIT: u8 = 33;
+    pub(crate) const CALL: u8 = 34;
+    pub(crate) const CANCEL: u8 = 35;
+}
+
+/// Flag of a call: send a backtrace with a panic.
+pub(crate) const FLAG_BACKTRACE: u8 = 1;
+
+/// The worker's first words. A descriptor goes with it: the pool's end of the lifeline.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) protocol: u32,
+    /// The version of the crate.
+    pub(crate) version: String,
+    /// Of the task table: parent and child must be the same build.
+    pub(crate) fingerprint: u64,
+}
+
+/// The pool's answer. Two descriptors go with it: the worker's memory, and its standard error.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Welcome {
+    /// The largest body of a frame, in both directions, in bytes.
+    pub(crate) frame_limit: u32,
+    /// How many pools this worker is inside of.
+    pub(crate) depth: u32,
+    /// An `INIT` message follows.
+    pub(crate) init: bool,
+    /// The main thread's name.
+    pub(crate) name: String,
+}
+
+/// Why `init` failed.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum InitFailed {
+    Error { message: String },
+    Panicked { message: String, location: Option<String> },
+}
+
+/// Why a task has no result, told by its worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Failed {
+    Panicked { message: String, location: Option<String>, backtrace: Option<String> },
+    Arguments { reason: String },
+    Result { reason: String },
+    TooLarge,
+    Cancelled,
+}
+
+/// A message that breaks the protocol, in words.
+#[derive(Debug)]
+pub(crate) struct Bad(pub(crate) String);
+
+impl fmt::Display for Bad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn bad(reason: impl Into<String>) -> Bad {
+    Bad(reason.into())
+}
+
+// ---- writing
+
+/// Appends an array's head and the message's kind; `len` counts the elements after the kind.
+fn head(out: &mut Vec<u8>, kind: u8, len: u32) {
+    array_head(out, len + 1);
+    out.push(kind); // a positive fixint
+}
+
+fn array_head(out: &mut Vec<u8>, len: u32) {
+    debug_assert!(len < 16, "the longest message has twelve elements");
+    out.push(0x90 | len as u8); // a fixarray
+}
+
+fn uint(out: &mut Vec<u8>, value: u64) {
+    rmp::encode::write_uint(out, value).expect("a Vec takes every byte");
+}
+
+/// A call, up to its arguments, of which there are `arity`.
+pub(crate) fn call(out: &mut Vec<u8>, id: u64, flags: u8, task: u32, arity: u32) {
+    head(out, kind::CALL, 3 + arity);
+    uint(out, id);
+    out.push(flags);
+    uint(out, u64::from(task));
+}
+
+/// The `init` call, up to its arguments.
+pub(crate) fn init(out: &mut Vec<u8>, task: u32, arity: u32) {
+    head(out, kind::INIT, 1 + arity);
+    uint(out, u64::from(task));
+}
+
+/// A result, up to its value.
+pub(crate) fn done(out: &mut Vec<u8>, id: u64) {
+    head(out, kind::DONE, 2);
+    uint(out, id);
+}
+
+/// A failure of one task.
+pub(crate) fn failed(out: &mut Vec<u8>, id: u64, why: &Failed) {
+    head(out, kind::FAILED, 2);
+    uint(out, id);
+    named(out, why);
+}
+
+/// The wish that a task be dropped.
+pub(crate) fn cancel(out: &mut Vec<u8>, id: u64) {
+    head(out, kind::CANCEL, 1);
+    uint(out, id);
+}
+
+/// The worker is ready.
+pub(crate) fn ready(out: &mut Vec<u8>) {
+    head(out, kind::READY, 0);
+}
+
+/// A message that is one map: `HELLO`, `WELCOME`, `INIT_FAILED`.
+pub(crate) fn control(out: &mut Vec<u8>, kind: u8, body: &impl Serialize) {
+    head(out, kind, 1);
+    named(out, body);
+}
+
+fn named(out: &mut Vec<u8>, body: &impl Serialize) {
+    rmp_serde::encode::write_named(out, body).expect("our own messages can be encoded");
+}
+
+// ---- reading
+
+/// Reads a message's elements one after another.
+#[derive(Debug)]
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u8,
+    /// Elements after the kind.
+    len: u32,
+    body: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Message<'a> {
+    pub(crate) fn new(body: &'a [u8]) -> Result<Self, Bad> {
+        let mut rest = body;
+        let len = rmp::decode::read_array_len(&mut rest).map_err(|_| bad("a frame that is no array"))?;
+        let kind = rmp::decode::read_int::<u8, _>(&mut rest).map_err(|_| bad("a message without a kind"))?;
+        let len = len.checked_sub(1).ok_or_else(|| bad("an empty message"))?;
+        Ok(Self { kind, len, body, at: body.len() - rest.len() })
+    }
+
+    /// The next element, an unsigned integer.
+    pub(crate) fn uint<T: TryFrom<u64>>(&mut self) -> Result<T, Bad> {
+        self.len = self.len.checked_sub(1).ok_or_else(|| bad("a message that is too short"))?;
+        let mut rest = &self.body[self.at..];
+        let number: u64 = rmp::decode::read_int(&mut rest).map_err(|_| bad("a number is missing"))?;
+        self.at = self.body.len() - rest.len();
+        T::try_from(number).map_err(|_| bad("a number is too large"))
+    }
+
+    /// The last element, a map with names.
+    pub(crate) fn map<T: DeserializeOwned>(self) -> Result<T, Bad> {
+        if self.len != 1 {
+            return Err(bad(format!("a message of kind {} with {} elements", self.kind, self.len)));
+        }
+        rmp_serde::from_slice(&self.body[self.at..]).map_err(|e| bad(format!("a message of kind {}: {e}", self.kind)))
+    }
+
+    /// The elements that are left, unread: how many, and where in the body they begin.
+    pub(crate) fn rest(&self) -> (u32, usize) {
+        (self.len, self.at)
+    }
+
+    /// No element may be left.
+    pub(crate) fn end(self) -> Result<(), Bad> {
+        if self.len != 0 || self.at != self.body.len() {
+            return Err(bad(format!("a message of kind {} that is too long", self.kind)));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_read_as_written() {
+        let mut out = Vec::new();
+        call(&mut out, u64::MAX, FLAG_BACKTRACE, 70_000, 2);
+        out.extend([1, 2]);
+        let mut message = Message::new(&out).expect("it is a message");
+        assert_eq!(message.kind, kind::CALL);
+        assert_eq!(message.uint::<u64>().expect("the id"), u64::MAX);
+        assert_eq!(message.uint::<u8>().expect("the flags"), FLAG_BACKTRACE);
+        assert_eq!(message.uint::<u32>().expect("the task"), 70_000);
+        let (left, at) = message.rest();
+        assert_eq!((left, &out[at..]), (2, &[1, 2][..]));
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused() {
+        for bytes in [&[][..], &[0x90], &[0xc0], &[0x91, 0xc0], &[0xdd, 0xff, 0xff, 0xff, 0xff], &[0x91, 0xff]] {
+            assert!(Message::new(bytes).is_err(), "{bytes:?}");
+        }
+        let mut out = Vec::new();
+        done(&mut out, 7);
+        let mut message = Message::new(&out).expect("it is a message");
+        assert_eq!(message.uint::<u64>().expect("the id"), 7);
+        assert!(message.map::<Failed>().is_err(), "the value is missing");
+    }
+
+    #[test]
+    fn every_failure_comes_back() {
+        for why in [
+            Failed::Panicked { message: "m".into(), location: None, backtrace: Some("b".into()) },
+            Failed::Arguments { reason: "r".into() },
+            Failed::TooLarge,
+            Failed::Cancelled,
+        ] {
+            let mut out = Vec::new();
+            failed(&mut out, 1, &why);
+            let mut message = Message::new(&out).expect("it is a message");
+            message.uint::<u64>().expect("the id");
+            assert_eq!(format!("{:?}", message.map::<Failed>().expect("it is a failure")), format!("{why:?}"));
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The worker's end of the socket: frames in, frames out, waiting or not.
+
+use crate::process::sys;
+use crate::wire::frame::FrameBuffer;
+use nix::errno::Errno;
+use nix::sys::socket::{self, MsgFlags};
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// The socket and what has come of it.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    pub(super) socket: OwnedFd,
+    buffer: FrameBuffer,
+}
+
+/// What a look into the socket brought.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    Frame(Range<usize>),
+    /// Nothing whole is there yet.
+    Nothing,
+    /// The pool has closed its side.
+    End,
+}
+
+impl Inbox {
+    pub(super) fn new(socket: OwnedFd, frame_limit: usize) -> Self {
+        Self { socket, buffer: FrameBuffer::new(frame_limit) }
+    }
+
+    /// The next frame; waits for it. `None`: the pool has closed its side.
+    pub(super) fn wait(&mut self) -> io::Result<Option<Range<usize>>> {
+        loop {
+            if let Some(range) = self.buffered()? {
+                return Ok(Some(range));
+            }
+            match socket::recv(self.socket.as_raw_fd(), self.buffer.space(), MsgFlags::empty()) {
+                Ok(0) => return Ok(None),
+                Ok(n) => self.buffer.filled(n),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// The next frame, if it is there.
+    pub(super) fn look(&mut self) -> io::Result<Next> {
+        loop {
+            if let Some(range) = self.buffered()? {
+                return Ok(Next::Frame(range));
+            }
+            match sys::recv(self.socket.as_fd(), self.buffer.space()) {
+                Ok(0) => return Ok(Next::End),
+                Ok(n) => self.buffer.filled(n),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Next::Nothing),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The bytes of a frame, until the next look.
+    pub(super) fn bytes(&self, range: Range<usize>) -> &[u8] {
+        self.buffer.bytes(range)
+    }
+
+    /// Gives back the frame that was taken last; the next look brings it again.
+    pub(super) fn put_back(&mut self, range: Range<usize>) {
+        self.buffer.put_back(range);
+    }
+
+    /// Writes all of it; waits while the pool does not read.
+    pub(super) fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match socket::send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn buffered(&mut self) -> io::Result<Option<Range<usize>>> {
+        self.buffer.next_frame().map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))
+    }
+}

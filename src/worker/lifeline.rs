@@ -1,0 +1,47 @@
+//! How a worker dies with its application, however that dies.
+//!
+//! The worker makes a second, silent socket pair. On its own end it asks for a signal whenever
+//! something happens there (`O_ASYNC`, fcntl(2)), and that the signal be SIGKILL (`F_SETSIG`) for its
+//! process group (`F_SETOWN`). The other end goes to the application with the hello. When the
+//! application ends, the kernel closes that end, and thereby kills the group: workers that spin or
+//! are stopped, too, with nobody left alive to do it.
+//!
+//! `PR_SET_PDEATHSIG` (prctl(2)) backs it up. It follows the *thread* that started us, which is why
+//! that is the steward's. With a group of our own it is not SIGKILL, which would kill us before the
+//! lifeline has killed the group, but a real-time signal whose handler kills the group.
+
+use super::raw;
+use nix::libc;
+use std::io;
+use std::os::fd::OwnedFd;
+
+/// What must stay open for the lifeline to hold.
+#[derive(Debug)]
+pub(super) struct Lifeline {
+    _ours: OwnedFd,
+}
+
+/// Arms it; gives our end, to be kept, and the application's.
+pub(super) fn arm() -> io::Result<(Lifeline, OwnedFd)> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
+    raw::kill_when_ready(&ours, leads_group())?;
+    Ok((Lifeline { _ours: ours }, theirs))
+}
+
+/// Whether this process leads a group of its own.
+fn leads_group() -> bool {
+    nix::unistd::getpgrp() == nix::unistd::getpid()
+}
+
+/// Dies when the thread that started us ends.
+pub(super) fn arm_parent_death() -> io::Result<()> {
+    let signal = if leads_group() {
+        let signal = libc::SIGRTMAX() - 1;
+        raw::kill_group_on(signal)?;
+        signal
+    } else {
+        libc::SIGKILL
+    };
+    raw::set_parent_death_signal(signal)
+}

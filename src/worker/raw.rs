@@ -1,0 +1,150 @@
+//! The system calls of a worker's start that nix does not wrap.
+
+#![expect(unsafe_code, reason = "fcntl, prctl and signal handlers that nix does not wrap")]
+
+use crate::process::{NotePage, SharedMemory};
+use nix::libc;
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+/// linux/fcntl.h: the signal of `O_ASYNC` (fcntl(2)). In libc for some targets only.
+const F_SETSIG: c_int = 10;
+
+fn check(result: c_int) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// From now on, whatever happens at `fd` kills this process, or its whole group.
+pub(super) fn kill_when_ready(fd: impl AsFd, group: bool) -> io::Result<()> {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: plain calls.
+    let pid = unsafe { libc::getpid() };
+    let owner = if group { -pid } else { pid };
+    // SAFETY: fcntl with integers.
+    unsafe {
+        check(libc::fcntl(fd, F_SETSIG, libc::SIGKILL))?;
+        check(libc::fcntl(fd, libc::F_SETOWN, owner))?;
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        check(flags)?;
+        check(libc::fcntl(fd, libc::F_SETFL, flags | libc::O_ASYNC))
+    }
+}
+
+/// The signal that the kernel sends when the thread that started us ends (prctl(2)).
+pub(super) fn set_parent_death_signal(signal: c_int) -> io::Result<()> {
+    // SAFETY: prctl with integers.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong) })
+}
+
+/// From now on, this signal kills our process group.
+pub(super) fn kill_group_on(signal: c_int) -> io::Result<()> {
+    extern "C" fn kill_group(_: c_int) {
+        // SAFETY: kill(2) is async-signal-safe; 0 is our own group.
+        unsafe { libc::kill(0, libc::SIGKILL) };
+    }
+    // SAFETY: the handler is async-signal-safe, and the rest of the struct valid as zeros.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = kill_group as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
+        check(libc::sigaction(signal, &raw const action, ptr::null_mut()))
+    }
+}
+
+/// Ends this process without running anything more of it.
+pub(super) fn exit_now() -> ! {
+    // SAFETY: always sound; skips exit handlers, which belong to another process.
+    unsafe { libc::_exit(0) }
+}
+
+/// Waits until there is something to read.
+pub(super) fn wait_readable(fd: impl AsFd) -> io::Result<()> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout};
+    match nix::poll::poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Names the process as `ps` and `/proc/PID/comm` show it; the kernel keeps 15 bytes.
+pub(super) fn set_comm(name: &str) {
+    let mut bytes = [0u8; 16];
+    let len = name.len().min(15);
+    bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
+    // SAFETY: a C string of at most 16 bytes, which the kernel copies. It cannot fail.
+    unsafe { libc::prctl(libc::PR_SET_NAME, bytes.as_ptr()) };
+}
+
+static MEMORY: AtomicPtr<SharedMemory> = AtomicPtr::new(ptr::null_mut());
+/// The lowest address that the main thread's stack may grow to.
+static STACK_END: AtomicUsize = AtomicUsize::new(0);
+/// How far below the end of the stack an access may be that still means it overflowed: the gap that
+/// the kernel keeps free below a stack (`stack_guard_gap`, 256 pages; Documentation/admin-guide).
+const GAP: usize = 1 << 20;
+/// For the frames of a handler with the widest vector registers, and some more.
+const ALTERNATE_STACK: usize = 64 << 10;
+
+/// Notes a stack overflow of the calling thread in `memory`, and lets it kill as before.
+pub(super) fn note_stack_overflow(memory: &'static SharedMemory) -> io::Result<()> {
+    let (stack, stack_len) = own_stack()?;
+    let _ = stack_len;
+    STACK_END.store(stack, Ordering::Relaxed);
+    MEMORY.store(ptr::from_ref(memory).cast_mut(), Ordering::Release);
+    let alternate: &'static mut [u8] = Box::leak(vec![0; ALTERNATE_STACK].into_boxed_slice());
+    // SAFETY: the alternate stack lives for ever and belongs to this thread alone; the handler is
+    // async-signal-safe; the rest of the struct is valid as zeros.
+    unsafe {
+        let stack = libc::stack_t { ss_sp: alternate.as_mut_ptr().cast(), ss_flags: 0, ss_size: alternate.len() };
+        check(libc::sigaltstack(&raw const stack, ptr::null_mut()))?;
+        for signal in [libc::SIGSEGV, libc::SIGBUS] {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_fault as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            check(libc::sigaction(signal, &raw const action, ptr::null_mut()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The calling thread's stack: lowest address and length.
+fn own_stack() -> io::Result<(usize, usize)> {
+    // SAFETY: the attributes are initialised by pthread_getattr_np before they are read, and destroyed.
+    unsafe {
+        let mut attributes: libc::pthread_attr_t = std::mem::zeroed();
+        match libc::pthread_getattr_np(libc::pthread_self(), &raw mut attributes) {
+            0 => {}
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
+        let (mut address, mut len) = (ptr::null_mut(), 0);
+        let result = libc::pthread_attr_getstack(&raw const attributes, &raw mut address, &raw mut len);
+        libc::pthread_attr_destroy(&raw mut attributes);
+        if result != 0 {
+            return Err(io::Error::from_raw_os_error(result));
+        }
+        Ok((address as usize, len))
+    }
+}
+
+extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
+    // SAFETY: the kernel gives a valid info; reading it, atomics, signal(2) and raise(3) are
+    // async-signal-safe. The memory is never unmapped.
+    unsafe {
+        let address = (*info).si_addr() as usize;
+        let is_fault = (*info).si_code > 0; // else somebody sent it (sigaction(2))
+        let end = STACK_END.load(Ordering::Relaxed);
+        if is_fault && (end.saturating_sub(GAP)..end + 4096).contains(&address)
+            && let Some(memory) = MEMORY.load(Ordering::Acquire).as_ref()
+            && let Some(page) = NotePage::new(memory.words())
+        {
+            page.write_stack_overflow();
+        }
+        // Then it kills: the access is tried again, with the default action.
+        libc::signal(signal, libc::SIG_DFL);
+        if !is_fault {
+            libc::raise(signal);
+        }
+    }
+}

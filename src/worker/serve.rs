@@ -1,0 +1,420 @@
+//! The life of a worker: hello, `init`, and tasks until the pool closes its side.
+//!
+//! Sync tasks run on the main thread outside of any runtime. The first async task makes a
+//! current-thread runtime, in which async tasks run side by side; the pool never sends a sync one
+//! meanwhile. From then on the worker waits within that runtime, so that what a task left there goes
+//! on. Each reply is written before the next sync task begins: if the process dies, the first
+//! unanswered task is the one that ran.
+
+use super::inbox::{Inbox, Next};
+use super::readiness::watch_readable;
+use super::{lifeline, panics, raw, start, state};
+use crate::process::{SharedMemory, fork, sys};
+use crate::task::{self, Run, RunError};
+use crate::wire::frame;
+use crate::wire::message::{self, Failed, Hello, InitFailed, Message, Welcome, kind};
+use futures::FutureExt;
+use futures::future::{AbortHandle, Abortable, Aborted, Either, select};
+use futures::stream::{FuturesUnordered, StreamExt};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, IoSlice, Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ops::Range;
+use std::pin::{Pin, pin};
+use tokio::runtime::Runtime;
+use tokio::task::LocalSet;
+
+/// The handshake's messages are small.
+const HANDSHAKE_LIMIT: usize = 64 << 10;
+
+/// Serves the pool at the other end of `socket` until it closes its side. An error means that there
+/// is no such pool, or that it does not keep to the protocol.
+pub(super) fn serve(socket: OwnedFd) -> Result<(), String> {
+    fork::arm().map_err(|e| format!("arming the fork guard: {e}"))?;
+    let (_lifeline, theirs) = lifeline::arm().map_err(|e| format!("arming the lifeline: {e}"))?;
+    lifeline::arm_parent_death().map_err(|e| format!("arming the parent-death signal: {e}"))?;
+    let (welcome, memory) = shake_hands(&socket, theirs)?;
+    raw::set_comm(&welcome.name);
+    start::set_depth(welcome.depth);
+    panics::install(memory);
+    // Without it an overflow is a plain SIGSEGV: no reason not to work.
+    let _ = raw::note_stack_overflow(memory);
+
+    let limit = welcome.frame_limit as usize;
+    let mut worker = Worker { inbox: Inbox::new(socket, limit), out: Vec::new(), limit, runtime: None };
+    if welcome.init {
+        match worker.init()? {
+            Ok(()) => panics::install(memory), // `init` may have put a hook of its own before ours
+            Err(failed) => {
+                worker.out.clear();
+                let start = frame::begin(&mut worker.out);
+                message::control(&mut worker.out, kind::INIT_FAILED, &failed);
+                frame::finish(&mut worker.out, start);
+                worker.inbox.send(&worker.out).map_err(lost)?;
+                // The pool has us now; it reads why, and kills.
+                return worker.wait_for_the_end();
+            }
+        }
+    }
+    let start = frame::begin(&mut worker.out);
+    message::ready(&mut worker.out);
+    frame::finish(&mut worker.out, start);
+    worker.flush()?;
+    worker.run()
+}
+
+fn lost(error: io::Error) -> String {
+    format!("the pool's socket: {error}")
+}
+
+fn shake_hands(socket: &OwnedFd, lifeline: OwnedFd) -> Result<(Welcome, &'static SharedMemory), String> {
+    let mut out = Vec::new();
+    let start = frame::begin(&mut out);
+    let hello = Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: task::fingerprint() };
+    message::control(&mut out, kind::HELLO, &hello);
+    frame::finish(&mut out, start);
+    // The socket is new and empty: it takes a few bytes whole.
+    let sent = sys::send_with_fds(socket.as_fd(), &[IoSlice::new(&out)], &[lifeline.as_fd()]).map_err(lost)?;
+    if sent != out.len() {
+        return Err("the socket did not take the hello".into());
+    }
+    drop(lifeline); // from here on the application's copy is the only one
+
+    let mut buffer = frame::FrameBuffer::new(HANDSHAKE_LIMIT);
+    let mut descriptors = Vec::new();
+    let range = loop {
+        if let Some(range) = buffer.next_frame().map_err(|e| e.to_string())? {
+            break range;
+        }
+        raw::wait_readable(socket.as_fd()).map_err(lost)?;
+        // No more than the rest of this frame: what follows belongs to the inbox.
+        let due = buffer.due();
+        let received = match sys::recv_with_fds(socket.as_fd(), &mut buffer.space()[..due], 2) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            other => other.map_err(lost)?,
+        };
+        if received.bytes == 0 {
+            return Err("the pool has gone".into());
+        }
+        buffer.filled(received.bytes);
+        descriptors.extend(received.fds);
+    };
+    let message = Message::new(buffer.bytes(range)).map_err(|e| e.to_string())?;
+    if message.kind != kind::WELCOME {
+        return Err(format!("a message of kind {} instead of a welcome", message.kind));
+    }
+    let welcome: Welcome = message.map().map_err(|e| e.to_string())?;
+    let [memory, stderr] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|d| format!("{} descriptors with the welcome, not 2", d.len()))?;
+    let memory = SharedMemory::from_fd(memory).map_err(|e| format!("the worker's memory: {e}"))?;
+    take_over_stderr(stderr).map_err(|e| format!("taking over standard error: {e}"))?;
+    // For ever: the panic hook and the signal handler use it until the process ends.
+    Ok((welcome, Box::leak(Box::new(memory))))
+}
+
+/// What constructors wrote so far went to a file; it is written out, and the rest goes there directly.
+fn take_over_stderr(stderr: OwnedFd) -> io::Result<()> {
+    let mut early = Vec::new();
+    if let Ok(early_stderr) = io::stderr().as_fd().try_clone_to_owned() {
+        let mut file = File::from(early_stderr);
+        // What is no such file (somebody has put another in its place) is left alone.
+        if file.rewind().is_ok() {
+            let _ = file.read_to_end(&mut early);
+        }
+    }
+    nix::unistd::dup2_stderr(stderr)?;
+    let _ = io::stderr().write_all(&early);
+    Ok(())
+}
+
+struct Worker {
+    inbox: Inbox,
+    /// The replies that are to be written.
+    out: Vec<u8>,
+    limit: usize,
+    /// Made by the first async function.
+    runtime: Option<Async>,
+}
+
+/// Where async tasks run: on this thread, with what they leave behind.
+struct Async {
+    runtime: Runtime,
+    local: LocalSet,
+}
+
+/// A call, as its frame says it.
+struct Call {
+    id: u64,
+    backtrace: bool,
+    run: Run,
+    /// Where in the frame the arguments begin.
+    args: usize,
+}
+
+/// A call that breaks the protocol is no call: the worker ends.
+fn read_call(body: &[u8]) -> Result<Call, String> {
+    let mut message = Message::new(body).map_err(|e| e.to_string())?;
+    if message.kind != kind::CALL {
+        return Err(format!("a message of kind {} instead of a call", message.kind));
+    }
+    let mut number = || message.uint::<u64>().map_err(|e| e.to_string());
+    let (id, flags, index) = (number()?, number()?, number()?);
+    let entry = u32::try_from(index).ok().and_then(task::entry).ok_or_else(|| format!("a call of task {index}, which does not exist"))?;
+    let (_, args) = message.rest();
+    Ok(Call { id, backtrace: flags & u64::from(message::FLAG_BACKTRACE) != 0, run: entry.run, args })
+}
+
+/// After user code: a forked copy of the worker must not touch the socket.
+fn guard_against_fork() {
+    if fork::is_forked_copy() {
+        raw::exit_now();
+    }
+}
+
+fn caught(payload: &(dyn std::any::Any + Send)) -> Failed {
+    let panics::Panic { location, backtrace } = panics::last();
+    Failed::Panicked { message: panics::message(payload).to_owned(), location, backtrace }
+}
+
+fn why(error: RunError) -> Failed {
+    match error {
+        RunError::Arguments(reason) => Failed::Arguments { reason },
+        RunError::Result(reason) | RunError::Init(reason) => Failed::Result { reason },
+        RunError::ResultTooLarge { .. } => Failed::TooLarge,
+    }
+}
+
+type Outcome = Result<Vec<u8>, Failed>;
+type Answer = Pin<Box<dyn Future<Output = (u64, Outcome)>>>;
+
+impl Worker {
+    fn run(mut self) -> Result<(), String> {
+        loop {
+            let range = match self.runtime.take() {
+                None => self.inbox.wait().map_err(lost)?,
+                Some(runtime) => {
+                    let range = self.run_async(&runtime)?;
+                    self.runtime = Some(runtime);
+                    range
+                }
+            };
+            let Some(range) = range else { break };
+            let call = read_call(self.inbox.bytes(range.clone()))?;
+            match call.run {
+                Run::Sync(function) => {
+                    let args = range.start + call.args..range.end;
+                    self.run_sync(&call, function, args);
+                    self.flush()?;
+                }
+                Run::Async(_) => {
+                    // Only the first one comes here; it is looked at again inside.
+                    self.inbox.put_back(range);
+                    self.runtime = Some(self.runtime()?);
+                }
+                Run::InitSync(_) | Run::InitAsync(_) => return Err("a call of an init function".into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn run_sync(&mut self, call: &Call, function: fn(&[u8], &mut Vec<u8>, usize) -> Result<(), RunError>, args: Range<usize>) {
+        panics::want_backtrace(call.backtrace);
+        let start = frame::begin(&mut self.out);
+        message::done(&mut self.out, call.id);
+        let (bytes, out) = (self.inbox.bytes(args), &mut self.out);
+        let limit = self.limit.saturating_sub(out.len() - start);
+        // Its own state is lost with a panic, ours is only the buffer, which is cut back.
+        let result = catch_unwind(AssertUnwindSafe(|| function(bytes, out, limit)));
+        guard_against_fork();
+        let failed = match result {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(why(error)),
+            Err(payload) => {
+                let failed = caught(&*payload);
+                drop_payload(payload);
+                Some(failed)
+            }
+        };
+        if let Some(failed) = failed {
+            self.out.truncate(start);
+            message::failed(&mut self.out, call.id, &failed);
+        }
+        frame::finish(&mut self.out, start);
+    }
+
+    /// Runs async tasks, and waits, until a sync call comes (which is given back) or the end.
+    fn run_async(&mut self, Async { runtime, local }: &Async) -> Result<Option<Range<usize>>, String> {
+        local.block_on(runtime, async {
+            let socket = self.inbox.socket.try_clone().map_err(lost)?;
+            let readiness = watch_readable(socket).map_err(lost)?;
+            let mut running: FuturesUnordered<Answer> = FuturesUnordered::new();
+            let mut aborts: HashMap<u64, AbortHandle> = HashMap::new();
+            loop {
+                // All that has come is begun before anything runs on.
+                loop {
+                    let range = match self.inbox.look().map_err(lost)? {
+                        Next::Nothing => break,
+                        Next::End => return Ok(None),
+                        Next::Frame(range) => range,
+                    };
+                    let mut message = Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
+                    if message.kind == kind::CANCEL {
+                        let id = message.uint::<u64>().map_err(|e| e.to_string())?;
+                        if let Some(abort) = aborts.get(&id) {
+                            abort.abort();
+                        }
+                        continue;
+                    }
+                    let call = read_call(self.inbox.bytes(range.clone()))?;
+                    let Run::Async(function) = call.run else {
+                        if !running.is_empty() {
+                            return Err("a sync call while async tasks run".into());
+                        }
+                        return Ok(Some(range));
+                    };
+                    let args = self.inbox.bytes(range.start + call.args..range.end);
+                    let (abort, registration) = AbortHandle::new_pair();
+                    aborts.insert(call.id, abort);
+                    running.push(begin(&call, function, args, self.limit, registration));
+                }
+                let finished = if running.is_empty() {
+                    readiness.readable().await.map_err(lost)?.clear_ready();
+                    None
+                } else {
+                    match select(pin!(readiness.readable()), running.next()).await {
+                        Either::Left((ready, _)) => {
+                            ready.map_err(lost)?.clear_ready();
+                            None
+                        }
+                        Either::Right((finished, _)) => finished,
+                    }
+                };
+                let mut next = finished;
+                while let Some((id, outcome)) = next {
+                    aborts.remove(&id);
+                    self.answer(id, outcome);
+                    next = running.next().now_or_never().flatten(); // others that have ended by now go with it
+                }
+                self.flush()?;
+            }
+        })
+    }
+
+    fn answer(&mut self, id: u64, outcome: Outcome) {
+        let start = frame::begin(&mut self.out);
+        match outcome {
+            Ok(value) => {
+                message::done(&mut self.out, id);
+                self.out.extend(value);
+            }
+            Err(failed) => message::failed(&mut self.out, id, &failed),
+        }
+        frame::finish(&mut self.out, start);
+    }
+
+    fn flush(&mut self) -> Result<(), String> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        let result = self.inbox.send(&self.out).map_err(lost);
+        self.out.clear();
+        self.out.shrink_to(self.limit.min(1 << 20));
+        result
+    }
+
+    fn runtime(&mut self) -> Result<Async, String> {
+        if let Some(runtime) = self.runtime.take() {
+            return Ok(runtime);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("making a runtime: {e}"))?;
+        Ok(Async { runtime, local: LocalSet::new() })
+    }
+
+    /// Runs the pool's `init` function. The outer error breaks the protocol.
+    fn init(&mut self) -> Result<Result<(), InitFailed>, String> {
+        let range = self.inbox.wait().map_err(lost)?.ok_or("the pool has gone")?;
+        let mut message = Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
+        let index = (message.kind == kind::INIT).then(|| message.uint::<u32>().ok()).flatten();
+        let entry = index.and_then(task::entry).ok_or("no init where one was announced")?;
+        let args = range.start + message.rest().1..range.end;
+        // An async init may leave something behind in the runtime: it is the one that tasks will use.
+        let made = match entry.run {
+            Run::InitSync(function) => catch_unwind(AssertUnwindSafe(|| function(self.inbox.bytes(args)))),
+            Run::InitAsync(function) => {
+                let runtime = self.runtime()?;
+                let made = catch_unwind(AssertUnwindSafe(|| {
+                    let future = function(self.inbox.bytes(args))?;
+                    runtime.local.block_on(&runtime.runtime, future)
+                }));
+                self.runtime = Some(runtime);
+                made
+            }
+            _ => return Err("the init that was announced is no init function".into()),
+        };
+        guard_against_fork();
+        Ok(match made {
+            Ok(Ok(kept)) => {
+                state::keep(kept);
+                Ok(())
+            }
+            Ok(Err(RunError::Init(message) | RunError::Arguments(message) | RunError::Result(message))) => Err(InitFailed::Error { message }),
+            Ok(Err(RunError::ResultTooLarge { .. })) => Err(InitFailed::Error { message: "its result is too large".into() }),
+            Err(payload) => {
+                let location = panics::last().location;
+                Err(InitFailed::Panicked { message: panics::message(&*payload).to_owned(), location })
+            }
+        })
+    }
+
+    fn wait_for_the_end(&mut self) -> Result<(), String> {
+        while self.inbox.wait().map_err(lost)?.is_some() {}
+        Ok(())
+    }
+}
+
+/// An async task: its panics are caught, and it can be dropped at an await point.
+fn begin(
+    call: &Call,
+    function: fn(&[u8], usize) -> Result<futures::future::LocalBoxFuture<'static, Result<Vec<u8>, RunError>>, RunError>,
+    args: &[u8],
+    limit: usize,
+    registration: futures::future::AbortRegistration,
+) -> Answer {
+    let (id, backtrace) = (call.id, call.backtrace);
+    // Decoding is user code as well. The head of a reply takes at most 16 bytes.
+    let future = catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16))));
+    guard_against_fork();
+    Box::pin(async move {
+        let future = match future {
+            Ok(Ok(future)) => future,
+            Ok(Err(error)) => return (id, Err(why(error))),
+            Err(payload) => return (id, Err(caught(&*payload))),
+        };
+        let mut guarded = Box::pin(AssertUnwindSafe(future).catch_unwind());
+        let polled = std::future::poll_fn(move |cx| {
+            panics::want_backtrace(backtrace);
+            let polled = guarded.as_mut().poll(cx);
+            guard_against_fork();
+            polled
+        });
+        let outcome = match Abortable::new(polled, registration).await {
+            Err(Aborted) => Err(Failed::Cancelled),
+            Ok(Ok(Ok(value))) => Ok(value),
+            Ok(Ok(Err(error))) => Err(why(error)),
+            Ok(Err(payload)) => {
+                let failed = caught(&*payload);
+                drop_payload(payload);
+                Err(failed)
+            }
+        };
+        (id, outcome)
+    })
+}
+
+/// A payload's own drop may panic, too.
+fn drop_payload(payload: Box<dyn std::any::Any + Send>) {
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(again);
+    }
+}
