@@ -163,11 +163,18 @@ impl fmt::Display for Error {
         match &*self.why {
             Why::InvalidOption { option, reason } => write!(f, "invalid option {option}: {reason}"),
             Why::Unsupported => f.write_str("worker processes are not supported on this platform (x86-64 and aarch64 Linux only)"),
-            Why::Secure => f.write_str("a program that runs with raised privileges (set-uid, set-gid or file capabilities) cannot start workers"),
-            Why::NotInProgram { object } => {
-                write!(f, "the task table lies in {object}, not in the program itself, so that a fresh start of the program would not find it")
+            Why::Secure => {
+                f.write_str("a program that runs with raised privileges (set-uid, set-gid or file capabilities) cannot start workers")
             }
-            Why::InsideWorker => f.write_str("this process was started as a worker but runs the program's main: the crate's start-up code was not linked or did not run"),
+            Why::NotInProgram { object } => {
+                write!(
+                    f,
+                    "the task table lies in {object}, not in the program itself, so that a fresh start of the program would not find it"
+                )
+            }
+            Why::InsideWorker => f.write_str(
+                "this process was started as a worker but runs the program's main: the crate's start-up code was not linked or did not run",
+            ),
             Why::TooDeep { limit } => write!(f, "pools within workers are nested deeper than {limit}"),
             Why::Forked => f.write_str("the call was made in a forked copy of the application"),
             Why::Spawn { step, .. } => f.write_str(step),
@@ -175,7 +182,9 @@ impl fmt::Display for Error {
                 write!(f, "worker process {pid} ended before it said hello ({}){}", Ending(*status), Wrote(stderr))
             }
             Why::NotAWorker { pid, reason, stderr } => write!(f, "process {pid} is no worker of this program: {reason}{}", Wrote(stderr)),
-            Why::HelloTimeout { pid, limit, stderr } => write!(f, "worker process {pid} did not say hello within {limit:?}{}", Wrote(stderr)),
+            Why::HelloTimeout { pid, limit, stderr } => {
+                write!(f, "worker process {pid} did not say hello within {limit:?}{}", Wrote(stderr))
+            }
             Why::InitTimeout { pid, limit } => write!(f, "init in worker process {pid} did not end within {limit:?}"),
             Why::InitError { pid, message } => write!(f, "init failed in worker process {pid}: {message}"),
             Why::InitPanicked { pid, message, location: Some(at) } => write!(f, "init panicked in worker process {pid} at {at}: {message}"),

@@ -224,7 +224,9 @@ impl fmt::Display for TaskError {
             }
             What::Cancelled => write!(f, "task {function} was cancelled"),
             What::ArgumentEncode(reason) => write!(f, "an argument of task {function} cannot be encoded: {reason}"),
-            What::ArgumentDecode { pid, reason } => write!(f, "worker process {pid} cannot decode the arguments of task {function}: {reason}"),
+            What::ArgumentDecode { pid, reason } => {
+                write!(f, "worker process {pid} cannot decode the arguments of task {function}: {reason}")
+            }
             What::ResultEncode { pid, reason } => write!(f, "worker process {pid} cannot encode the result of task {function}: {reason}"),
             What::ResultDecode(reason) => write!(f, "the result of task {function} cannot be decoded: {reason}"),
             What::ArgumentTooLarge { limit } => write!(f, "the arguments of task {function} are larger than {limit} bytes"),

@@ -211,7 +211,9 @@ impl Builder {
             return Err(invalid("start_timeout", "no worker starts in no time"));
         }
         let init = match self.init {
-            Some(Ok(packet)) if packet.len() > self.frame_limit => return Err(invalid("init", "its arguments are larger than frame_limit")),
+            Some(Ok(packet)) if packet.len() > self.frame_limit => {
+                return Err(invalid("init", "its arguments are larger than frame_limit"));
+            }
             Some(Err(reason)) => return Err(invalid("init", &format!("its arguments cannot be encoded: {reason}"))),
             Some(Ok(packet)) => Some(packet),
             None => None,

@@ -177,7 +177,8 @@ impl Engine {
         let (child, socket) = (Arc::new(child), Arc::new(socket));
         let mut state = self.lock();
         let Some(link) = state.links.get_mut(&key) else { return };
-        let process = Process { child: Arc::clone(&child), socket: Arc::clone(&socket), memory, lifeline: None, early_stderr: Some(early_stderr) };
+        let process =
+            Process { child: Arc::clone(&child), socket: Arc::clone(&socket), memory, lifeline: None, early_stderr: Some(early_stderr) };
         link.process = Some(process);
         let doomed = link.doomed;
         drop(state);
@@ -284,7 +285,13 @@ impl Engine {
     }
 
     /// Takes a batch of replies to the rules, and delivers them.
-    fn replied(&self, key: WorkerKey, pid: u32, replies: &mut Vec<(u64, Result<Packet, Failed>)>, settled: &mut Vec<(Cargo, Result<Packet, Failed>)>) -> Result<(), Bad> {
+    fn replied(
+        &self,
+        key: WorkerKey,
+        pid: u32,
+        replies: &mut Vec<(u64, Result<Packet, Failed>)>,
+        settled: &mut Vec<(Cargo, Result<Packet, Failed>)>,
+    ) -> Result<(), Bad> {
         if replies.is_empty() {
             return Ok(());
         }

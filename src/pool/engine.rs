@@ -14,8 +14,8 @@ use super::link::Link;
 use super::reply::{Cargo, Inlet, Reply};
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{fork, steward, sys};
-use crate::wire::{frame, message};
 use crate::wire::packet::Packet;
+use crate::wire::{frame, message};
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::HashMap;
@@ -102,7 +102,8 @@ impl Engine {
         let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
         steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making the pool's epoll descriptor"))?;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK).map_err(step("making the pool's timer"))?;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
+            .map_err(step("making the pool's timer"))?;
         driver::register_timer(&epoll, &timer).map_err(step("registering the pool's timer"))?;
         let runtime = tokio::runtime::Handle::try_current().ok();
         let engine = Arc::new_cyclic(|this| Self {
@@ -133,7 +134,13 @@ impl Engine {
 
     /// Hands in a task: encodes it, and sends it on if a worker has room. A ticket without a key: it
     /// has been settled already.
-    pub(crate) fn submit(&self, task: &TaskSpec, encode: impl FnOnce(&mut Vec<u8>, usize) -> Result<(), What>, reply: Reply, room: Room) -> Ticket {
+    pub(crate) fn submit(
+        &self,
+        task: &TaskSpec,
+        encode: impl FnOnce(&mut Vec<u8>, usize) -> Result<(), What>,
+        reply: Reply,
+        room: Room,
+    ) -> Ticket {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let refuse = |what| Err(TaskError::new(what, task.function));
         if fork::is_forked_copy() {
@@ -348,7 +355,9 @@ impl Engine {
             let after = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             // A timer that cannot be set would be a bug of ours: its arguments are in range.
             let _ = match after {
-                Some(after) => self.timer.set(Expiration::OneShot(after.max(std::time::Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty()),
+                Some(after) => {
+                    self.timer.set(Expiration::OneShot(after.max(std::time::Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty())
+                }
                 None => self.timer.unset(),
             };
         }

@@ -218,6 +218,9 @@ impl Pool {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("name", &self.engine().config.name).field("workers", &self.engine().config.rules.workers).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("name", &self.engine().config.name)
+            .field("workers", &self.engine().config.rules.workers)
+            .finish_non_exhaustive()
     }
 }

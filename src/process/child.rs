@@ -67,15 +67,9 @@ pub(crate) enum AdoptError {
 impl fmt::Display for AdoptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Gone { pid } => write!(
-                f,
-                "process {pid} ended at once and was reaped by the host program, exit status unknown"
-            ),
+            Self::Gone { pid } => write!(f, "process {pid} ended at once and was reaped by the host program, exit status unknown"),
             Self::Unowned { pid, .. } => {
-                write!(
-                    f,
-                    "cannot watch process {pid} through a pidfd, so it was killed"
-                )
+                write!(f, "cannot watch process {pid} through a pidfd, so it was killed")
             }
         }
     }
@@ -138,15 +132,7 @@ impl Child {
             Ok(Waited::NoChild) => return Err(AdoptError::Gone { pid }),
             Err(error) => return Err(unowned(error)),
         }
-        Ok(Self {
-            process: Some(Process {
-                pid,
-                group,
-                pidfd,
-                exit: OnceLock::new(),
-                reaping: Mutex::new(()),
-            }),
-        })
+        Ok(Self { process: Some(Process { pid, group, pidfd, exit: OnceLock::new(), reaping: Mutex::new(()) }) })
     }
 
     /// Its number: for people to read. To signal it, use the methods.
@@ -201,9 +187,7 @@ impl Child {
     }
 
     fn process(&self) -> &Process {
-        self.process
-            .as_ref()
-            .expect("only drop takes the process out")
+        self.process.as_ref().expect("only drop takes the process out")
     }
 }
 
@@ -322,11 +306,7 @@ impl Process {
         if self.exit.get().is_some() {
             return Ok(());
         }
-        let group = if self.group {
-            self.signal_members(libc::SIGKILL, None)
-        } else {
-            Ok(())
-        };
+        let group = if self.group { self.signal_members(libc::SIGKILL, None) } else { Ok(()) };
         // Also by itself: it may have left the group that it led.
         self.signal_process(libc::SIGKILL).and(group)
     }
@@ -421,41 +401,25 @@ impl Process {
 
     /// Rule 1.
     fn signal_process(&self, signal: c_int) -> io::Result<()> {
-        ignore_gone(sys::pidfd_send_signal(
-            self.pidfd.as_fd(),
-            signal,
-            Target::Process,
-        ))
+        ignore_gone(sys::pidfd_send_signal(self.pidfd.as_fd(), signal, Target::Process))
     }
 
-    fn signal_members(
-        &self,
-        signal: c_int,
-        reaping: Option<&MutexGuard<'_, ()>>,
-    ) -> io::Result<()> {
+    fn signal_members(&self, signal: c_int, reaping: Option<&MutexGuard<'_, ()>>) -> io::Result<()> {
         match sys::pidfd_send_signal(self.pidfd.as_fd(), signal, Target::Group) {
             // Before Linux 6.9, or no such signal, which the other way says too.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                self.signal_members_by_number(signal, reaping)
-            }
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.signal_members_by_number(signal, reaping),
             result => ignore_gone(result),
         }
     }
 
     /// Rule 2.
-    fn signal_members_by_number(
-        &self,
-        signal: c_int,
-        reaping: Option<&MutexGuard<'_, ()>>,
-    ) -> io::Result<()> {
+    fn signal_members_by_number(&self, signal: c_int, reaping: Option<&MutexGuard<'_, ()>>) -> io::Result<()> {
         let _reaping = reaping.is_none().then(|| self.lock());
         if self.exit.get().is_some() {
             return Ok(());
         }
         match sys::wait_pidfd(self.pidfd.as_fd(), Reap::Peek)? {
-            Waited::StillRunning | Waited::Exited(..) => {
-                ignore_gone(sys::kill_group(self.pid, signal))
-            }
+            Waited::StillRunning | Waited::Exited(..) => ignore_gone(sys::kill_group(self.pid, signal)),
             Waited::NoChild => Ok(()),
         }
     }
@@ -499,10 +463,7 @@ fn kill_unowned(pid: u32, group: bool) {
 
 #[cfg(test)]
 #[expect(unsafe_code, reason = "tests that ignore a signal and fork")]
-#[expect(
-    clippy::zombie_processes,
-    reason = "the child is ours to reap, not std's"
-)]
+#[expect(clippy::zombie_processes, reason = "the child is ours to reap, not std's")]
 mod tests {
     use std::io::{BufRead, BufReader};
     use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -513,9 +474,7 @@ mod tests {
     use nix::sys::wait::waitpid;
 
     use super::*;
-    use crate::process::testing::{
-        forked, has_ended, in_own_process, is_own_process, process_state, wait_until,
-    };
+    use crate::process::testing::{forked, has_ended, in_own_process, is_own_process, process_state, wait_until};
 
     /// A shell that runs a script, in which `read _` waits for the end of its input; and the first line that it prints.
     struct Shell {
@@ -526,10 +485,7 @@ mod tests {
 
     fn start(script: &str, group: bool) -> std::process::Child {
         let mut command = Command::new("/bin/sh");
-        command
-            .args(["-c", script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
         if group {
             command.process_group(0);
         }
@@ -540,14 +496,8 @@ mod tests {
         let mut started = start(script, group);
         let child = Child::adopt(started.id(), group).expect("adopt");
         let mut line = String::new();
-        BufReader::new(started.stdout.take().expect("piped"))
-            .read_line(&mut line)
-            .expect("read");
-        Shell {
-            child,
-            input: started.stdin.take().expect("piped"),
-            line: line.trim().to_owned(),
-        }
+        BufReader::new(started.stdout.take().expect("piped")).read_line(&mut line).expect("read");
+        Shell { child, input: started.stdin.take().expect("piped"), line: line.trim().to_owned() }
     }
 
     /// A group leader with a grandchild, whose number it prints. It then waits for its input and exits with 5.
@@ -633,10 +583,7 @@ mod tests {
         let shell = shell("echo; read _", true);
         for number in [-1, 65, 1000] {
             let one = shell.child.signal(number).expect_err("no such signal");
-            let all = shell
-                .child
-                .signal_group(number)
-                .expect_err("no such signal");
+            let all = shell.child.signal_group(number).expect_err("no such signal");
             assert_eq!(one.raw_os_error(), Some(libc::EINVAL));
             assert_eq!(all.raw_os_error(), Some(libc::EINVAL));
         }
@@ -676,21 +623,15 @@ mod tests {
 
     #[test]
     fn group_by_number_is_signalled_while_the_leader_is_ours() {
-        let Shell {
-            child, line, input, ..
-        } = shell(WITH_GRANDCHILD, true);
+        let Shell { child, line, input, .. } = shell(WITH_GRANDCHILD, true);
         let grandchild = line.parse().expect("a number");
         let process = child.process();
         drop(input);
         wait_zombie(process.pid);
-        process
-            .signal_members_by_number(libc::SIGKILL, None)
-            .expect("kill");
+        process.signal_members_by_number(libc::SIGKILL, None).expect("kill");
         wait_until("the grandchild's end", || has_ended(grandchild));
         assert_eq!(status(&child).code(), Some(5));
-        process
-            .signal_members_by_number(libc::SIGKILL, None)
-            .expect("nothing to kill");
+        process.signal_members_by_number(libc::SIGKILL, None).expect("nothing to kill");
     }
 
     #[test]
@@ -771,10 +712,7 @@ mod tests {
         waitpid(None, None).expect("steal");
         child.kill().expect("kill what is gone");
         child.signal(libc::SIGTERM).expect("signal what is gone");
-        child
-            .process()
-            .signal_members_by_number(libc::SIGKILL, None)
-            .expect("the number is not ours any more");
+        child.process().signal_members_by_number(libc::SIGKILL, None).expect("the number is not ours any more");
         expect_if_told(reaped(&child), 5 << 8);
 
         // The group of a leader that a thief has reaped can be killed where the kernel knows it by itself.
@@ -837,9 +775,7 @@ mod tests {
             let mut started = start(WITH_GRANDCHILD, group);
             let pid = started.id();
             let mut line = String::new();
-            BufReader::new(started.stdout.take().expect("piped"))
-                .read_line(&mut line)
-                .expect("read");
+            BufReader::new(started.stdout.take().expect("piped")).read_line(&mut line).expect("read");
             setrlimit(Resource::RLIMIT_NOFILE, 0, hard).expect("setrlimit");
             let error = Child::adopt(pid, group).expect_err("no descriptor");
             setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("setrlimit");
@@ -924,11 +860,7 @@ mod tests {
         let held = child.process().lock();
         let code = forked(|| {
             // A lock that another thread held at the fork is never opened in the copy.
-            let refused = [
-                child.kill(),
-                child.signal(libc::SIGTERM),
-                child.signal_group(libc::SIGTERM),
-            ];
+            let refused = [child.kill(), child.signal(libc::SIGTERM), child.signal_group(libc::SIGTERM)];
             assert!(refused.iter().all(Result::is_err));
             assert_eq!(child.try_reap(), None);
             // SAFETY: the copy of `child` is not used again: this process ends.

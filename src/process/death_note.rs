@@ -84,8 +84,7 @@ impl<'a> NotePage<'a> {
     ///
     /// Allocates nothing itself. What is too long is cut off, at a whole character.
     pub(crate) fn write_panic(&self, message: impl Display, place: impl Display) {
-        let claimed =
-            self.words[0].compare_exchange(EMPTY, WRITING, Ordering::Acquire, Ordering::Relaxed);
+        let claimed = self.words[0].compare_exchange(EMPTY, WRITING, Ordering::Acquire, Ordering::Relaxed);
         if claimed.is_err() {
             return;
         }
@@ -95,8 +94,7 @@ impl<'a> NotePage<'a> {
         let lengths = message_bytes as u64 | (place_bytes as u64) << 32;
         self.words[1].store(lengths, Ordering::Relaxed);
         // Not over a stack overflow that was noted meanwhile, say by a `Display` that recursed.
-        let _ =
-            self.words[0].compare_exchange(WRITING, PANIC, Ordering::Release, Ordering::Relaxed);
+        let _ = self.words[0].compare_exchange(WRITING, PANIC, Ordering::Release, Ordering::Relaxed);
     }
 
     /// Takes a note back: what was noted did not end the process after all.
@@ -129,12 +127,7 @@ impl<'a> NotePage<'a> {
 
 /// Writes a text, as much as has room, and returns how many bytes that are.
 fn write_text(words: &[AtomicU64], text: impl Display) -> usize {
-    let mut writer = TextWriter {
-        words,
-        bytes: 0,
-        word: 0,
-        full: false,
-    };
+    let mut writer = TextWriter { words, bytes: 0, word: 0, full: false };
     // The only errors are our own, when it is full, and those of a faulty `Display`: what was written till then counts.
     let _ = write!(writer, "{text}");
     writer.flush();
@@ -184,18 +177,12 @@ impl Write for TextWriter<'_> {
 
 /// The last boundary of a character that is not past `index`. (`str::floor_char_boundary` came with Rust 1.91.)
 fn floor_char_boundary(text: &str, index: usize) -> usize {
-    (0..=index.min(text.len()))
-        .rev()
-        .find(|&index| text.is_char_boundary(index))
-        .unwrap_or(0)
+    (0..=index.min(text.len())).rev().find(|&index| text.is_char_boundary(index)).unwrap_or(0)
 }
 
 fn read_text(words: &[AtomicU64], bytes: usize) -> String {
-    let mut copy: Vec<u8> = words
-        .iter()
-        .take(bytes.div_ceil(WORD_BYTES))
-        .flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes())
-        .collect();
+    let mut copy: Vec<u8> =
+        words.iter().take(bytes.div_ceil(WORD_BYTES)).flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
     copy.truncate(bytes);
     String::from_utf8_lossy(&copy).into_owned()
 }
@@ -210,10 +197,7 @@ mod tests {
     }
 
     fn panic_note(message: &str, place: &str) -> Option<DeathNote> {
-        Some(DeathNote::Panic {
-            message: message.to_owned(),
-            place: place.to_owned(),
-        })
+        Some(DeathNote::Panic { message: message.to_owned(), place: place.to_owned() })
     }
 
     #[test]
@@ -225,10 +209,7 @@ mod tests {
         let theirs = NotePage::new(other.words()).expect("long enough");
         assert_eq!(ours.read(), None);
         theirs.write_panic("Grüße, 8 bytes and more", "src/main.rs:1:2");
-        assert_eq!(
-            ours.read(),
-            panic_note("Grüße, 8 bytes and more", "src/main.rs:1:2")
-        );
+        assert_eq!(ours.read(), panic_note("Grüße, 8 bytes and more", "src/main.rs:1:2"));
         theirs.write_stack_overflow();
         assert_eq!(ours.read(), Some(DeathNote::StackOverflow));
         theirs.clear();
@@ -251,11 +232,7 @@ mod tests {
             let page = NotePage::new(&words).expect("long enough");
             let message = "x".repeat(filler) + &"ß€😀".repeat(1000);
             page.write_panic(&message, "p".repeat(10_000));
-            let Some(DeathNote::Panic {
-                message: read,
-                place,
-            }) = page.read()
-            else {
+            let Some(DeathNote::Panic { message: read, place }) = page.read() else {
                 panic!("no note");
             };
             assert!(message.starts_with(&read));

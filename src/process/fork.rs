@@ -42,14 +42,7 @@ pub(crate) fn arm() -> io::Result<()> {
         return Ok(());
     }
     // SAFETY: a new private mapping at an address of the kernel's choice touches no memory that is in use.
-    let page = unsafe {
-        mman::mmap_anonymous(
-            None,
-            PAGE_BYTES,
-            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-            MapFlags::MAP_PRIVATE,
-        )
-    }?;
+    let page = unsafe { mman::mmap_anonymous(None, PAGE_BYTES, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE) }?;
     let flag = page.cast::<AtomicU32>();
     // SAFETY: the page is ours alone, zeroed, writable, and aligned for an AtomicU32.
     unsafe { flag.as_ref() }.store(ORIGINAL, Ordering::Relaxed);
@@ -59,12 +52,7 @@ pub(crate) fn arm() -> io::Result<()> {
         unmap(page);
         return Err(error.into());
     }
-    let published = FLAG.compare_exchange(
-        ptr::null_mut(),
-        flag.as_ptr(),
-        Ordering::AcqRel,
-        Ordering::Acquire,
-    );
+    let published = FLAG.compare_exchange(ptr::null_mut(), flag.as_ptr(), Ordering::AcqRel, Ordering::Acquire);
     if published.is_err() {
         // Another thread was faster, and its page is as good.
         unmap(page);
@@ -89,10 +77,7 @@ pub(crate) fn is_forked_copy() -> bool {
 /// What every call says that a forked copy must not make.
 pub(crate) fn refuse_in_copy() -> io::Result<()> {
     if is_forked_copy() {
-        return Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "this process is a forked copy: the child belongs to the original",
-        ));
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "this process is a forked copy: the child belongs to the original"));
     }
     Ok(())
 }

@@ -41,9 +41,7 @@ use nix::unistd::ftruncate;
 use super::fork;
 
 /// What both sides rely on.
-const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK
-    .union(SealFlag::F_SEAL_GROW)
-    .union(SealFlag::F_SEAL_SEAL);
+const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
 
 /// Its length is a multiple of this, so that it is whole words.
 const WORD_BYTES: usize = size_of::<AtomicU64>();
@@ -70,10 +68,9 @@ impl fmt::Display for MemoryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Length(len) => write!(f, "shared memory cannot be {len} bytes long"),
-            Self::FileSizeLimit { len, limit } => write!(
-                f,
-                "shared memory of {len} bytes exceeds the limit on file sizes (RLIMIT_FSIZE, {limit} bytes)"
-            ),
+            Self::FileSizeLimit { len, limit } => {
+                write!(f, "shared memory of {len} bytes exceeds the limit on file sizes (RLIMIT_FSIZE, {limit} bytes)")
+            }
             Self::NotMemory => f.write_str("descriptor is not sealable memory"),
             Self::NotSealed => f.write_str("shared memory is not sealed against resizing"),
         }
@@ -153,16 +150,7 @@ impl SharedMemory {
         fork::arm()?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that is in use. Others may
         // write to the file, so it is reached by atomics alone; its length is sealed.
-        let start = unsafe {
-            mman::mmap(
-                None,
-                len,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_SHARED,
-                &fd,
-                0,
-            )
-        }?;
+        let start = unsafe { mman::mmap(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, &fd, 0) }?;
         let memory = Self { start, len, fd };
         // SAFETY: the advice concerns this mapping, and changes nothing in this process.
         unsafe { mman::madvise(start, len.get(), MmapAdvise::MADV_DONTFORK) }?;
@@ -211,10 +199,7 @@ impl Drop for SharedMemory {
 
 impl fmt::Debug for SharedMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedMemory")
-            .field("len", &self.len)
-            .field("fd", &self.fd)
-            .finish_non_exhaustive()
+        f.debug_struct("SharedMemory").field("len", &self.len).field("fd", &self.fd).finish_non_exhaustive()
     }
 }
 
@@ -250,10 +235,7 @@ mod tests {
 
     fn refusal(result: io::Result<SharedMemory>) -> MemoryError {
         let error = result.expect_err("should be refused");
-        *error
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref())
-            .unwrap_or_else(|| panic!("not a MemoryError: {error:?}"))
+        *error.get_ref().and_then(|inner| inner.downcast_ref()).unwrap_or_else(|| panic!("not a MemoryError: {error:?}"))
     }
 
     fn memfd(len: i64, seals: SealFlag, extra: MFdFlags) -> OwnedFd {
@@ -302,40 +284,22 @@ mod tests {
     fn bad_memory_is_refused() {
         let none = MFdFlags::empty();
         let unsealed = memfd(4096, SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL, none);
-        assert_eq!(
-            refusal(SharedMemory::from_fd(unsealed)),
-            MemoryError::NotSealed
-        );
+        assert_eq!(refusal(SharedMemory::from_fd(unsealed)), MemoryError::NotSealed);
         let resealable = memfd(4096, SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW, none);
-        assert_eq!(
-            refusal(SharedMemory::from_fd(resealable)),
-            MemoryError::NotSealed
-        );
+        assert_eq!(refusal(SharedMemory::from_fd(resealable)), MemoryError::NotSealed);
         for len in [0, 4, 4097] {
             let odd = memfd(len, SEALS, none);
-            assert_eq!(
-                refusal(SharedMemory::from_fd(odd)),
-                MemoryError::Length(len.unsigned_abs())
-            );
+            assert_eq!(refusal(SharedMemory::from_fd(odd)), MemoryError::Length(len.unsigned_abs()));
         }
         let file = std::fs::File::open("/dev/zero").expect("open");
-        assert_eq!(
-            refusal(SharedMemory::from_fd(file.into())),
-            MemoryError::NotMemory
-        );
+        assert_eq!(refusal(SharedMemory::from_fd(file.into())), MemoryError::NotMemory);
         let read_only = memfd(4096, SEALS | SealFlag::F_SEAL_WRITE, none);
         let error = SharedMemory::from_fd(read_only).expect_err("cannot be written");
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
         for len in [0, 12] {
-            assert!(matches!(
-                refusal(SharedMemory::create(len)),
-                MemoryError::Length(_)
-            ));
+            assert!(matches!(refusal(SharedMemory::create(len)), MemoryError::Length(_)));
         }
-        assert!(matches!(
-            refusal(SharedMemory::create(usize::MAX - 7)),
-            MemoryError::Length(_)
-        ));
+        assert!(matches!(refusal(SharedMemory::create(usize::MAX - 7)), MemoryError::Length(_)));
     }
 
     #[test]
@@ -364,13 +328,7 @@ mod tests {
         let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).expect("getrlimit");
         nix::sys::resource::setrlimit(Resource::RLIMIT_FSIZE, 4096, hard).expect("setrlimit");
         SharedMemory::create(4096).expect("within the limit");
-        assert_eq!(
-            refusal(SharedMemory::create(8192)),
-            MemoryError::FileSizeLimit {
-                len: 8192,
-                limit: 4096
-            }
-        );
+        assert_eq!(refusal(SharedMemory::create(8192)), MemoryError::FileSizeLimit { len: 8192, limit: 4096 });
     }
 
     #[test]

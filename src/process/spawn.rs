@@ -106,12 +106,7 @@ impl Error for SpawnError {
 /// # Blocking
 ///
 /// For the exec, some 2 ms, and at most 50 ms more while the program is being written.
-pub(crate) fn spawn(
-    spawn: &Spawn,
-    stdin: OwnedFd,
-    stderr: OwnedFd,
-    marker: (&str, &OsStr),
-) -> io::Result<Child> {
+pub(crate) fn spawn(spawn: &Spawn, stdin: OwnedFd, stderr: OwnedFd, marker: (&str, &OsStr)) -> io::Result<Child> {
     start(Path::new(THIS_PROGRAM), spawn, stdin, stderr, marker).map_err(|(kind, error)| {
         // Rather by its own name, where that can be found out.
         let program = std::fs::read_link(THIS_PROGRAM).unwrap_or_else(|_| THIS_PROGRAM.into());
@@ -130,28 +125,17 @@ fn start(
         let program = program.to_owned();
         let kind = source.kind();
         let source = source.into();
-        (
-            kind,
-            SpawnError {
-                step,
-                program,
-                source,
-            },
-        )
+        (kind, SpawnError { step, program, source })
     };
     fork::refuse_in_copy().map_err(|error| failed(SpawnStep::ForkedCopy, error))?;
     let marker = (OsStr::new(marker.0), Some(marker.1));
-    let changes = spawn
-        .env
-        .iter()
-        .map(|(name, value)| (name.as_os_str(), value.as_deref()));
+    let changes = spawn.env.iter().map(|(name, value)| (name.as_os_str(), value.as_deref()));
     let mut command = Command::new(program);
     if spawn.env_clear {
         command.env_clear();
     }
     for (name, value) in changes.chain([marker]) {
-        check_variable(name, value)
-            .map_err(|error| failed(SpawnStep::Environment(name.to_owned()), error))?;
+        check_variable(name, value).map_err(|error| failed(SpawnStep::Environment(name.to_owned()), error))?;
         match value {
             Some(value) => command.env(name, value),
             None => command.env_remove(name),
@@ -166,9 +150,7 @@ fn start(
     if spawn.group {
         command.process_group(0);
     }
-    command
-        .stdin(Stdio::from(stdin))
-        .stderr(Stdio::from(stderr));
+    command.stdin(Stdio::from(stdin)).stderr(Stdio::from(stderr));
 
     let mut tries = 0;
     let started = loop {
@@ -222,10 +204,7 @@ fn check_variable(name: &OsStr, value: Option<&OsStr>) -> io::Result<()> {
 }
 
 #[cfg(test)]
-#[expect(
-    unsafe_code,
-    reason = "a constructor that ends a copy of the test program"
-)]
+#[expect(unsafe_code, reason = "a constructor that ends a copy of the test program")]
 mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
@@ -242,16 +221,8 @@ mod tests {
     /// arguments to its standard input and ends with 7. Without it, that copy would run all tests again.
     #[used]
     #[unsafe(link_section = ".init_array")]
-    static BEFORE_MAIN: extern "C" fn(
-        c_int,
-        *const *const libc::c_char,
-        *const *const libc::c_char,
-    ) = {
-        extern "C" fn before_main(
-            argc: c_int,
-            argv: *const *const libc::c_char,
-            _: *const *const libc::c_char,
-        ) {
+    static BEFORE_MAIN: extern "C" fn(c_int, *const *const libc::c_char, *const *const libc::c_char) = {
+        extern "C" fn before_main(argc: c_int, argv: *const *const libc::c_char, _: *const *const libc::c_char) {
             // SAFETY: a C string; nobody changes the environment before `main`.
             if unsafe { libc::getenv(c"PROCPOOL_TEST_MARKER".as_ptr()) }.is_null() {
                 return;
@@ -280,18 +251,10 @@ mod tests {
 
     fn shell(spawn: &Spawn, script: &str) -> String {
         let (mut ours, theirs) = UnixStream::pair().expect("socketpair");
-        ours.write_all(format!("exec >&0\n{script}\n").as_bytes())
-            .expect("write");
+        ours.write_all(format!("exec >&0\n{script}\n").as_bytes()).expect("write");
         ours.shutdown(std::net::Shutdown::Write).expect("shutdown");
         let marker = (MARKER, OsStr::new("marked"));
-        let child = start(
-            Path::new("/bin/sh"),
-            spawn,
-            theirs.into(),
-            dev_null(),
-            marker,
-        )
-        .expect("start");
+        let child = start(Path::new("/bin/sh"), spawn, theirs.into(), dev_null(), marker).expect("start");
         let mut output = String::new();
         ours.read_to_string(&mut output).expect("read");
         let status = wait(&child).status.expect("ours");
@@ -301,10 +264,8 @@ mod tests {
 
     fn refusal(result: io::Result<Child>) -> (io::ErrorKind, SpawnStep) {
         let error = result.expect_err("should fail");
-        let inner: &SpawnError = error
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref())
-            .unwrap_or_else(|| panic!("not a SpawnError: {error:?}"));
+        let inner: &SpawnError =
+            error.get_ref().and_then(|inner| inner.downcast_ref()).unwrap_or_else(|| panic!("not a SpawnError: {error:?}"));
         let this = std::env::current_exe().expect("this program");
         assert!(error.to_string().contains(&*this.to_string_lossy()));
         assert!(inner.source().is_some());
@@ -320,11 +281,7 @@ mod tests {
     fn this_program_starts_with_its_name_and_no_arguments() {
         for current_dir in [None, Some(PathBuf::from("/"))] {
             let (mut ours, theirs) = UnixStream::pair().expect("socketpair");
-            let options = Spawn {
-                group: true,
-                current_dir,
-                ..Spawn::default()
-            };
+            let options = Spawn { group: true, current_dir, ..Spawn::default() };
             let marker = (MARKER, OsStr::new("1"));
             let child = spawn(&options, theirs.into(), dev_null(), marker).expect("spawn");
             let mut arguments = String::new();
@@ -339,11 +296,7 @@ mod tests {
     #[test]
     fn marker_cannot_be_overridden() {
         for value in [None, Some("other".into())] {
-            let spawn = Spawn {
-                env: vec![(MARKER.into(), value)],
-                env_clear: true,
-                ..Spawn::default()
-            };
+            let spawn = Spawn { env: vec![(MARKER.into(), value)], env_clear: true, ..Spawn::default() };
             assert_eq!(shell(&spawn, "echo $PROCPOOL_TEST_MARKER"), "marked\n");
         }
     }
@@ -351,11 +304,7 @@ mod tests {
     #[test]
     fn environment_is_changed_as_asked() {
         let mut spawn = Spawn {
-            env: vec![
-                ("ONE".into(), Some("1".into())),
-                ("TWO".into(), Some("2".into())),
-                ("TWO".into(), Some("3".into())),
-            ],
+            env: vec![("ONE".into(), Some("1".into())), ("TWO".into(), Some("2".into())), ("TWO".into(), Some("3".into()))],
             ..Spawn::default()
         };
         assert!(std::env::var_os("PATH").is_some(), "the test needs one");
@@ -371,24 +320,11 @@ mod tests {
 
     #[test]
     fn names_that_would_set_another_variable_are_refused() {
-        for (name, value) in [
-            ("", Some("x")),
-            ("PROCPOOL_TEST_MARKER=0", Some("x")),
-            ("=x", None),
-            ("A\0B", Some("x")),
-            ("A", Some("x\0y")),
-        ] {
-            let spawn = Spawn {
-                env: vec![(name.into(), value.map(OsString::from))],
-                ..Spawn::default()
-            };
-            assert_eq!(
-                refusal(try_spawn(&spawn)),
-                (
-                    io::ErrorKind::InvalidInput,
-                    SpawnStep::Environment(name.into())
-                )
-            );
+        for (name, value) in
+            [("", Some("x")), ("PROCPOOL_TEST_MARKER=0", Some("x")), ("=x", None), ("A\0B", Some("x")), ("A", Some("x\0y"))]
+        {
+            let spawn = Spawn { env: vec![(name.into(), value.map(OsString::from))], ..Spawn::default() };
+            assert_eq!(refusal(try_spawn(&spawn)), (io::ErrorKind::InvalidInput, SpawnStep::Environment(name.into())));
         }
     }
 
@@ -396,10 +332,7 @@ mod tests {
     fn group_is_led_if_asked_for() {
         let script = "set -- $(cat /proc/self/stat); test $5 = $$ && echo leads || echo follows";
         for (group, answer) in [(true, "leads\n"), (false, "follows\n")] {
-            let spawn = Spawn {
-                group,
-                ..Spawn::default()
-            };
+            let spawn = Spawn { group, ..Spawn::default() };
             assert_eq!(shell(&spawn, script), answer);
         }
     }
@@ -407,31 +340,16 @@ mod tests {
     #[test]
     fn missing_directory_is_named() {
         let missing = PathBuf::from("/nowhere/at/all");
-        let spawn = Spawn {
-            current_dir: Some(missing.clone()),
-            ..Spawn::default()
-        };
-        assert_eq!(
-            refusal(try_spawn(&spawn)),
-            (io::ErrorKind::NotFound, SpawnStep::CurrentDir(missing))
-        );
+        let spawn = Spawn { current_dir: Some(missing.clone()), ..Spawn::default() };
+        assert_eq!(refusal(try_spawn(&spawn)), (io::ErrorKind::NotFound, SpawnStep::CurrentDir(missing)));
         let file = std::env::current_exe().expect("this program");
-        let spawn = Spawn {
-            current_dir: Some(file.clone()),
-            ..Spawn::default()
-        };
-        assert_eq!(
-            refusal(try_spawn(&spawn)),
-            (io::ErrorKind::NotADirectory, SpawnStep::CurrentDir(file))
-        );
+        let spawn = Spawn { current_dir: Some(file.clone()), ..Spawn::default() };
+        assert_eq!(refusal(try_spawn(&spawn)), (io::ErrorKind::NotADirectory, SpawnStep::CurrentDir(file)));
     }
 
     #[test]
     fn relative_directory_is_looked_up_in_ours() {
-        let spawn = Spawn {
-            current_dir: Some("src".into()),
-            ..Spawn::default()
-        };
+        let spawn = Spawn { current_dir: Some("src".into()), ..Spawn::default() };
         let expected = std::env::current_dir().expect("cwd").join("src");
         assert_eq!(shell(&spawn, "pwd").trim(), expected.to_string_lossy());
     }
@@ -441,10 +359,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let program = directory.path().join("program");
         std::fs::copy("/bin/true", &program).expect("copy");
-        let writer = std::fs::OpenOptions::new()
-            .append(true)
-            .open(&program)
-            .expect("open");
+        let writer = std::fs::OpenOptions::new().append(true).open(&program).expect("open");
         let go = || {
             let marker = (MARKER, OsStr::new("1"));
             start(&program, &Spawn::default(), dev_null(), dev_null(), marker)

@@ -127,9 +127,16 @@ const BELL: u64 = 0;
 
 enum Watching {
     Armed,
-    Checking { turns: u64, until: Instant },
-    Resting { until: Instant },
-    TakenOver { turns: u64 },
+    Checking {
+        turns: u64,
+        until: Instant,
+    },
+    Resting {
+        until: Instant,
+    },
+    TakenOver {
+        turns: u64,
+    },
     /// It has no runtime.
     Alone,
 }

@@ -131,26 +131,14 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 /// # Errors
 ///
 /// `ESRCH` once the process is reaped or the group is empty, `EINVAL` for a group before Linux 6.9.
-pub(crate) fn pidfd_send_signal(
-    pidfd: BorrowedFd<'_>,
-    signal: c_int,
-    target: Target,
-) -> io::Result<()> {
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int, target: Target) -> io::Result<()> {
     let flags = match target {
         Target::Process => 0,
         Target::Group => PIDFD_SIGNAL_PROCESS_GROUP,
     };
     let info: *const libc::siginfo_t = ptr::null();
     // SAFETY: a null `info` is allowed and means what kill(2) would fill in; the rest are integers.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            signal,
-            info,
-            flags,
-        )
-    })?;
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, flags) })?;
     Ok(())
 }
 
@@ -189,10 +177,7 @@ fn wait(id_type: libc::idtype_t, id: libc::id_t, reap: Reap) -> io::Result<Waite
         libc::CLD_DUMPED => (status & 0x7f) | 0x80,
         _ => status & 0x7f,
     };
-    Ok(Waited::Exited(
-        ExitStatus::from_raw(raw),
-        pid.unsigned_abs(),
-    ))
+    Ok(Waited::Exited(ExitStatus::from_raw(raw), pid.unsigned_abs()))
 }
 
 /// Asks how a process ended that somebody else reaped (the `PIDFD_GET_INFO` ioctl, Linux 6.13, with
@@ -201,10 +186,7 @@ fn wait(id_type: libc::idtype_t, id: libc::id_t, reap: Reap) -> io::Result<Waite
 /// Any error of the kernel is [`ExitInfo::Unknown`]: an older kernel says `ENOTTY`, or `ESRCH` for a process that is
 /// gone, and nothing else could be done about another.
 pub(crate) fn exit_info(pidfd: BorrowedFd<'_>) -> ExitInfo {
-    let mut info = PidfdInfo {
-        mask: PIDFD_INFO_EXIT,
-        ..PidfdInfo::default()
-    };
+    let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
     // SAFETY: the number of the request carries the size of the structure, so the kernel reads and writes no more
     // than `info`; an unknown request, or a descriptor that isn't a pidfd, is refused.
     let answer = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
@@ -252,30 +234,15 @@ pub(crate) fn kill_process(pid: u32, signal: c_int) -> io::Result<()> {
 ///
 /// `WouldBlock` when nothing is there.
 pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    retry(|| {
-        Ok(socket::recv(
-            socket.as_raw_fd(),
-            buffer,
-            MsgFlags::MSG_DONTWAIT,
-        )?)
-    })
+    retry(|| Ok(socket::recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?))
 }
 
 /// As [`recv`], into memory that has not been written yet; the first `n` bytes of it are, afterwards.
-pub(crate) fn recv_uninit(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [MaybeUninit<u8>],
-) -> io::Result<usize> {
+pub(crate) fn recv_uninit(socket: BorrowedFd<'_>, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
     retry(|| {
         // SAFETY: `buffer` is valid for writes of its length, and the kernel only writes to it.
-        let received = check(unsafe {
-            libc::recv(
-                socket.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                libc::MSG_DONTWAIT,
-            )
-        } as libc::c_long)?;
+        let received =
+            check(unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) } as libc::c_long)?;
         Ok(received as usize)
     })
 }
@@ -300,47 +267,21 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
 /// Those of [`send`]; `ETOOMANYREFS` when more descriptors are on their way than the user may have open
 /// (`RLIMIT_NOFILE`; unix(7)): try later. `InvalidInput` for descriptors without a byte, which a stream would drop,
 /// and for more than [`MESSAGE_FDS_MAX`].
-pub(crate) fn send_with_fds(
-    socket: BorrowedFd<'_>,
-    slices: &[IoSlice<'_>],
-    fds: &[BorrowedFd<'_>],
-) -> io::Result<usize> {
+pub(crate) fn send_with_fds(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let slices = &slices[..slices.len().min(SLICES_MAX)];
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     if fds.is_empty() {
-        return retry(|| {
-            Ok(socket::sendmsg::<SockaddrStorage>(
-                socket.as_raw_fd(),
-                slices,
-                &[],
-                flags,
-                None,
-            )?)
-        });
+        return retry(|| Ok(socket::sendmsg::<SockaddrStorage>(socket.as_raw_fd(), slices, &[], flags, None)?));
     }
     if fds.len() > MESSAGE_FDS_MAX {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "too many descriptors for one message",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one message"));
     }
     if slices.iter().all(|slice| slice.is_empty()) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "descriptors need a byte to travel with",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "descriptors need a byte to travel with"));
     }
     let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
-    retry(|| {
-        Ok(socket::sendmsg::<SockaddrStorage>(
-            socket.as_raw_fd(),
-            slices,
-            &rights,
-            flags,
-            None,
-        )?)
-    })
+    retry(|| Ok(socket::sendmsg::<SockaddrStorage>(socket.as_raw_fd(), slices, &rights, flags, None)?))
 }
 
 /// Receives what is there, and at most `fds_max` descriptors with it, without waiting (recvmsg(2)).
@@ -352,11 +293,7 @@ pub(crate) fn send_with_fds(
 /// # Errors
 ///
 /// `WouldBlock` when nothing is there. No descriptor is lost or left open by an error.
-pub(crate) fn recv_with_fds(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    fds_max: usize,
-) -> io::Result<Received> {
+pub(crate) fn recv_with_fds(socket: BorrowedFd<'_>, buffer: &mut [u8], fds_max: usize) -> io::Result<Received> {
     /// Room for one control message with [`MESSAGE_FDS_MAX`] descriptors, aligned as a `cmsghdr` has to be.
     #[repr(C)]
     union Control {
@@ -365,10 +302,7 @@ pub(crate) fn recv_with_fds(
     }
     let fds_max = fds_max.min(MESSAGE_FDS_MAX);
     let mut control = MaybeUninit::<Control>::zeroed();
-    let mut slice = libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
-    };
+    let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: all zeros is a valid `msghdr`: null pointers with lengths of zero.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut slice;
@@ -384,9 +318,7 @@ pub(crate) fn recv_with_fds(
     let bytes = retry(|| {
         // SAFETY: `message` points to one slice over `buffer` and to `control`, both valid for writes of the lengths
         // given and alive; an interrupted call (which alone is repeated) has changed nothing.
-        let received = check(
-            unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) } as libc::c_long,
-        )?;
+        let received = check(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) } as libc::c_long)?;
         Ok(received as usize)
     })?;
 
@@ -395,19 +327,12 @@ pub(crate) fn recv_with_fds(
     let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     while !header.is_null() {
         // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give null or a whole header within the control buffer, aligned.
-        let libc::cmsghdr {
-            cmsg_len,
-            cmsg_level,
-            cmsg_type,
-            ..
-        } = unsafe { header.read() };
+        let libc::cmsghdr { cmsg_len, cmsg_level, cmsg_type, .. } = unsafe { header.read() };
         // C libraries differ about the types.
         let message_bytes: usize = cmsg_len as _;
         // SAFETY: arithmetic.
         let payload_bytes = message_bytes.saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
-        if cmsg_level == libc::SOL_SOCKET
-            && (cmsg_type == libc::SCM_RIGHTS || cmsg_type == SCM_PIDFD)
-        {
+        if cmsg_level == libc::SOL_SOCKET && (cmsg_type == libc::SCM_RIGHTS || cmsg_type == SCM_PIDFD) {
             // SAFETY: the payload follows its header.
             let payload = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
             for index in 0..payload_bytes / size_of::<RawFd>() {
@@ -424,11 +349,7 @@ pub(crate) fn recv_with_fds(
         // SAFETY: as for `header`; `message` is what recvmsg(2) left.
         header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
     }
-    Ok(Received {
-        bytes,
-        fds,
-        truncated: message.msg_flags & libc::MSG_CTRUNC != 0,
-    })
+    Ok(Received { bytes, fds, truncated: message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
 /// A control message that brings a descriptor nobody asked for: `SCM_PIDFD` (Linux 6.5, `include/linux/socket.h`), on
@@ -451,11 +372,7 @@ pub(crate) fn is_secure() -> bool {
 
 /// The error of the call that has just returned this, if it is -1.
 fn check(returned: libc::c_long) -> io::Result<libc::c_long> {
-    if returned < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(returned)
-    }
+    if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(returned) }
 }
 
 /// Calls again while a signal interrupts.
@@ -502,10 +419,7 @@ mod tests {
         let (a, b) = pair();
         let mut buffer = [0; 64];
         assert_eq!(errno(recv(a.as_fd(), &mut buffer)), Errno::EAGAIN);
-        assert_eq!(
-            errno(recv_with_fds(a.as_fd(), &mut buffer, 4)),
-            Errno::EAGAIN
-        );
+        assert_eq!(errno(recv_with_fds(a.as_fd(), &mut buffer, 4)), Errno::EAGAIN);
         assert_eq!(send(b.as_fd(), b"hello").expect("send"), 5);
         assert_eq!(recv(a.as_fd(), &mut buffer).expect("recv"), 5);
         assert_eq!(&buffer[..5], b"hello");
@@ -519,14 +433,7 @@ mod tests {
         let full = vec![0; 1 << 20];
         while send(b.as_fd(), &full).is_ok() {}
         assert_eq!(errno(send(b.as_fd(), &full)), Errno::EAGAIN);
-        assert_eq!(
-            errno(send_with_fds(
-                b.as_fd(),
-                &[IoSlice::new(&full)],
-                &[a.as_fd()]
-            )),
-            Errno::EAGAIN
-        );
+        assert_eq!(errno(send_with_fds(b.as_fd(), &[IoSlice::new(&full)], &[a.as_fd()])), Errno::EAGAIN);
         // The flag of the description, which another process may share, is as it was.
         let flags = fcntl(&b, FcntlArg::F_GETFL).expect("F_GETFL");
         assert_eq!(flags & libc::O_NONBLOCK, 0);
@@ -645,13 +552,7 @@ mod tests {
         let on: c_int = 1;
         // SAFETY: the option is read from a c_int, whose size is given.
         let set = unsafe {
-            libc::setsockopt(
-                a.as_raw_fd(),
-                libc::SOL_SOCKET,
-                SO_PASSPIDFD,
-                (&raw const on).cast(),
-                size_of::<c_int>() as libc::socklen_t,
-            )
+            libc::setsockopt(a.as_raw_fd(), libc::SOL_SOCKET, SO_PASSPIDFD, (&raw const on).cast(), size_of::<c_int>() as libc::socklen_t)
         };
         if set != 0 {
             return; // before Linux 6.5
@@ -674,11 +575,7 @@ mod tests {
 
     #[test]
     fn status_can_be_looked_at_before_it_is_taken() {
-        let mut child = Command::new("/bin/sh")
-            .args(["-c", "read _; exit 3"])
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("spawn");
+        let mut child = Command::new("/bin/sh").args(["-c", "read _; exit 3"]).stdin(Stdio::piped()).spawn().expect("spawn");
         let pid = child.id();
         let pidfd = pidfd_open(pid).expect("pidfd_open");
         let running = wait_pidfd(pidfd.as_fd(), Reap::Take).expect("waitid");
@@ -686,34 +583,19 @@ mod tests {
         assert!(!matches!(exit_info(pidfd.as_fd()), ExitInfo::Exited(_)));
         drop(child.stdin.take());
         let exited = Waited::Exited(ExitStatus::from_raw(3 << 8), pid);
-        wait_until("exit", || {
-            wait_pidfd(pidfd.as_fd(), Reap::Peek).expect("waitid") == exited
-        });
+        wait_until("exit", || wait_pidfd(pidfd.as_fd(), Reap::Peek).expect("waitid") == exited);
         assert!(!matches!(exit_info(pidfd.as_fd()), ExitInfo::Exited(_)));
         assert_eq!(wait_pid(pid, Reap::Peek).expect("waitid"), exited);
-        assert_eq!(
-            wait_pidfd(pidfd.as_fd(), Reap::Take).expect("waitid"),
-            exited
-        );
-        assert_eq!(
-            wait_pidfd(pidfd.as_fd(), Reap::Take).expect("waitid"),
-            Waited::NoChild
-        );
-        assert_eq!(
-            errno(pidfd_send_signal(pidfd.as_fd(), 0, Target::Process)),
-            Errno::ESRCH
-        );
+        assert_eq!(wait_pidfd(pidfd.as_fd(), Reap::Take).expect("waitid"), exited);
+        assert_eq!(wait_pidfd(pidfd.as_fd(), Reap::Take).expect("waitid"), Waited::NoChild);
+        assert_eq!(errno(pidfd_send_signal(pidfd.as_fd(), 0, Target::Process)), Errno::ESRCH);
         assert_eq!(errno(child.wait()), Errno::ECHILD);
     }
 
     #[test]
     fn group_of_a_process_that_leads_none_is_empty() {
         // Else a child that has gone over to our own group would have us signal ourselves.
-        let mut child = Command::new("/bin/sh")
-            .args(["-c", "read _"])
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("spawn");
+        let mut child = Command::new("/bin/sh").args(["-c", "read _"]).stdin(Stdio::piped()).spawn().expect("spawn");
         let pidfd = pidfd_open(child.id()).expect("pidfd_open");
         let error = errno(pidfd_send_signal(pidfd.as_fd(), 0, Target::Group));
         // EINVAL before Linux 6.9.
@@ -734,10 +616,7 @@ mod tests {
     fn other_descriptors_are_no_processes() {
         let file = std::fs::File::open("/dev/null").expect("open");
         assert_eq!(exit_info(file.as_fd()), ExitInfo::Unknown);
-        assert_eq!(
-            errno(pidfd_send_signal(file.as_fd(), 0, Target::Process)),
-            Errno::EBADF
-        );
+        assert_eq!(errno(pidfd_send_signal(file.as_fd(), 0, Target::Process)), Errno::EBADF);
         assert!(wait_pidfd(file.as_fd(), Reap::Peek).is_err());
     }
 }

@@ -66,17 +66,9 @@ impl Encoder<'_> {
 }
 
 /// Appends `args` to `out`, by at most `limit` bytes. After an error `out` is as it was.
-pub(crate) fn encode_args<Args, P: ArgsFor<Args>>(
-    args: &P,
-    out: &mut Vec<u8>,
-    limit: usize,
-) -> Result<(), EncodeError> {
+pub(crate) fn encode_args<Args, P: ArgsFor<Args>>(args: &P, out: &mut Vec<u8>, limit: usize) -> Result<(), EncodeError> {
     let before = out.len();
-    let mut encoder = Encoder {
-        end: before.saturating_add(limit),
-        out,
-        result: Ok(()),
-    };
+    let mut encoder = Encoder { end: before.saturating_add(limit), out, result: Ok(()) };
     args.__encode(&mut encoder);
     encoder.result.map_err(|error| {
         out.truncate(before);

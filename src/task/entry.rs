@@ -21,10 +21,7 @@ pub struct Entry {
 
 impl Entry {
     pub(super) fn new<F>(run: Run) -> Self {
-        Self {
-            name: type_name::<F>,
-            run,
-        }
+        Self { name: type_name::<F>, run }
     }
 }
 
@@ -33,10 +30,7 @@ pub(crate) type State = Box<dyn Any + Send + Sync>;
 
 /// How to run it, from encoded arguments. None of these catches a panic.
 #[derive(Debug, Clone, Copy)]
-#[expect(
-    clippy::type_complexity,
-    reason = "each signature stands once, beside what it promises"
-)]
+#[expect(clippy::type_complexity, reason = "each signature stands once, beside what it promises")]
 pub(crate) enum Run {
     /// Decodes, runs, and appends the encoded result, at most `limit` bytes, to `out`. After an error `out` is as it
     /// was; after a panic (of the result's `Serialize`) it may have grown.
@@ -102,16 +96,10 @@ super::function::for_each_arity!(arguments);
 
 pub(super) fn decode<Args: Arguments>(bytes: &[u8]) -> Result<Args, RunError> {
     let mut reader = Reader::new(bytes);
-    Args::read(&mut reader)
-        .and_then(|args| reader.finish().map(|()| args))
-        .map_err(|error| RunError::Arguments(error.to_string()))
+    Args::read(&mut reader).and_then(|args| reader.finish().map(|()| args)).map_err(|error| RunError::Arguments(error.to_string()))
 }
 
-pub(super) fn encode<R: Serialize>(
-    result: &R,
-    out: &mut Vec<u8>,
-    limit: usize,
-) -> Result<(), RunError> {
+pub(super) fn encode<R: Serialize>(result: &R, out: &mut Vec<u8>, limit: usize) -> Result<(), RunError> {
     let before = out.len();
     value::encode(result, out, before.saturating_add(limit)).map_err(|error| {
         out.truncate(before);

@@ -82,20 +82,13 @@ pub(crate) fn fingerprint() -> u64 {
             .iter()
             .flat_map(|record| [record.entry, record.owner])
             .flat_map(i32::to_ne_bytes)
-            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-            })
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
     })
 }
 
 /// Is there a table on this platform?
 pub(crate) const fn supported() -> bool {
-    cfg!(all(
-        target_os = "linux",
-        target_pointer_width = "64",
-        any(target_arch = "x86_64", target_arch = "aarch64"),
-        not(miri)
-    ))
+    cfg!(all(target_os = "linux", target_pointer_width = "64", any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))
 }
 
 /// Checks that the table lies in the main executable, since that is what a worker starts; fails with the path of the
@@ -218,12 +211,7 @@ fn table() -> &'static [Record] {
     unsafe { std::slice::from_raw_parts(start, len) }
 }
 
-#[cfg(all(
-    target_os = "linux",
-    target_pointer_width = "64",
-    any(target_arch = "x86_64", target_arch = "aarch64"),
-    not(miri)
-))]
+#[cfg(all(target_os = "linux", target_pointer_width = "64", any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
 mod platform {
     //! The assembly, and where the table lies.
 
@@ -349,10 +337,7 @@ mod platform {
     }
 
     pub(super) fn in_main_executable(address: usize) -> Result<(), String> {
-        let mut search = Search {
-            address,
-            found: false,
-        };
+        let mut search = Search { address, found: false };
         // SAFETY: the callback has the signature that is asked for, does not unwind, and gets `search`, which outlives
         // the call.
         unsafe { libc::dl_iterate_phdr(Some(look_at_first), (&raw mut search).cast()) };
@@ -381,11 +366,7 @@ mod platform {
     /// The first object is the main program (dl_iterate_phdr(3)), in a static program the only one. Its segments are
     /// named by address where it is linked to a fixed one, else (PIE) relative to `dlpi_addr`, which is 0 in the
     /// first case.
-    unsafe extern "C" fn look_at_first(
-        info: *mut libc::dl_phdr_info,
-        _size: usize,
-        search: *mut c_void,
-    ) -> c_int {
+    unsafe extern "C" fn look_at_first(info: *mut libc::dl_phdr_info, _size: usize, search: *mut c_void) -> c_int {
         // SAFETY: `in_main_executable` passes its `Search`, and nobody else uses it during the call.
         let search = unsafe { &mut *search.cast::<Search>() };
         // SAFETY: the loader passes a description that is valid during the call.
@@ -403,12 +384,7 @@ mod platform {
     }
 }
 
-#[cfg(not(all(
-    target_os = "linux",
-    target_pointer_width = "64",
-    any(target_arch = "x86_64", target_arch = "aarch64"),
-    not(miri)
-)))]
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64", any(target_arch = "x86_64", target_arch = "aarch64"), not(miri))))]
 mod platform {
     //! No table: it is empty, and nothing is in it.
 

@@ -26,11 +26,7 @@ where
     let _ = f;
     let mut bytes = Vec::new();
     encode_args(&args, &mut bytes, LIMIT).expect("the arguments encode");
-    Joined {
-        index: index_of::<F, A, M>(),
-        args: bytes,
-        result: PhantomData,
-    }
+    Joined { index: index_of::<F, A, M>(), args: bytes, result: PhantomData }
 }
 
 /// And its `map`.
@@ -116,10 +112,7 @@ async fn fetch(host: String, port: u16) -> Result<Vec<u8>, String> {
 fn the_front_page_infers() {
     assert_eq!(spawn(fib, 20).get(), 6765);
     assert_eq!(spawn(fetch, ("host".into(), 80)).get().unwrap(), b"host:80");
-    assert_eq!(
-        spawn(fetch, ("host".into(), 0)).get().unwrap_err(),
-        "no port"
-    );
+    assert_eq!(spawn(fetch, ("host".into(), 0)).get().unwrap_err(), "no port");
     assert_eq!(spawn(|s: String| s.to_uppercase(), "x").get(), "X");
     assert_eq!(map(fib, 0..10), [0, 1, 1, 2, 3, 5, 8, 13, 21, 34]);
 }
@@ -162,10 +155,7 @@ fn arguments_may_be_borrowed() {
 
     let pair = ("a".to_owned(), vec![1, 2]);
     assert_eq!(spawn(join, &pair).get(), "a[1, 2]");
-    assert_eq!(
-        map(join, [pair.clone(), pair.clone()].iter()),
-        ["a[1, 2]"; 2]
-    );
+    assert_eq!(map(join, [pair.clone(), pair.clone()].iter()), ["a[1, 2]"; 2]);
     assert_eq!(spawn(join, pair).get(), "a[1, 2]");
 }
 
@@ -250,10 +240,7 @@ fn functions_of_no_to_eight_arguments() {
     assert_eq!(spawn(f5, (1, 2, 3, 4, 5)).get(), 15);
     assert_eq!(spawn(f6, (1, 2, 3, 4, 5, 6)).get(), 21);
     assert_eq!(spawn(f7, (1, 2, 3, 4, 5, 6, 7)).get(), 28);
-    assert_eq!(
-        spawn(f8, (1, 2, 3, 4, 5, 6, 7, "12345678".into())).get(),
-        36
-    );
+    assert_eq!(spawn(f8, (1, 2, 3, 4, 5, 6, 7, "12345678".into())).get(), 36);
 
     async fn a0() -> u8 {
         0
@@ -263,10 +250,7 @@ fn functions_of_no_to_eight_arguments() {
         f8(a, b, c, d, e, f, g, h)
     }
     assert_eq!(spawn(a0, ()).get(), 0);
-    assert_eq!(
-        spawn(a8, &(1, 2, 3, 4, 5, 6, 7, "12345678".into())).get(),
-        36
-    );
+    assert_eq!(spawn(a8, &(1, 2, 3, 4, 5, 6, 7, "12345678".into())).get(), 36);
 }
 
 #[test]
@@ -289,17 +273,11 @@ fn all_shapes_of_functions_and_closures() {
 
     assert_eq!(spawn(work::<u32>, 4).get(), 8);
     assert_eq!(spawn(work::<u8>, 4).get(), 8);
-    assert_eq!(
-        spawn(Point::<i32>::twice, Point { x: 2 }).get(),
-        Point { x: 4 }
-    );
+    assert_eq!(spawn(Point::<i32>::twice, Point { x: 2 }).get(), Point { x: 4 });
     assert_eq!(spawn(String::into_bytes, "a").get(), b"a");
     assert_eq!(spawn(u64::pow, (2, 10)).get(), 1024);
     assert_eq!(spawn(Some::<u8>, 1).get(), Some(1));
-    assert_eq!(
-        spawn(nested, BTreeMap::from([("a".into(), Some(vec![1]))])).get(),
-        Ok(1)
-    );
+    assert_eq!(spawn(nested, BTreeMap::from([("a".into(), Some(vec![1]))])).get(), Ok(1));
     assert_eq!(spawn(nested, BTreeMap::new()).get(), Err(None));
 
     assert_eq!(spawn(|| 1, ()).get(), 1);
@@ -347,11 +325,7 @@ fn functions_of_one_name_are_kept_apart() {
     }
     let [a, b] = pair!();
     let run = |index: TaskIndex| {
-        let joined: Joined<u8> = Joined {
-            index,
-            args: vec![1],
-            result: PhantomData,
-        };
+        let joined: Joined<u8> = Joined { index, args: vec![1], result: PhantomData };
         joined.get()
     };
     assert_ne!(a, b);
@@ -373,10 +347,7 @@ fn tasks_in_code_that_never_runs_are_in_the_table() {
 }
 
 fn names() -> Vec<&'static str> {
-    (0..len())
-        .filter_map(|index| entry(index as u32))
-        .map(|entry| (entry.name)())
-        .collect()
+    (0..len()).filter_map(|index| entry(index as u32)).map(|entry| (entry.name)()).collect()
 }
 
 #[test]
@@ -385,13 +356,7 @@ fn every_index_within_the_table_has_an_entry_and_no_other() {
     assert!(len() > 10);
     assert_eq!(names().len(), len());
     let end = len() as u32;
-    for index in [
-        end,
-        end + 1,
-        u32::MAX / 8,
-        u32::MAX - 1,
-        TaskIndex::NOWHERE.0,
-    ] {
+    for index in [end, end + 1, u32::MAX / 8, u32::MAX - 1, TaskIndex::NOWHERE.0] {
         assert!(entry(index).is_none(), "{index}");
     }
     let distinct: HashSet<_> = [index(fib), index(fetch), index(|| ())].into();
@@ -416,10 +381,7 @@ fn arguments_that_do_not_decode_are_refused_before_the_call() {
     }
     let refused = |mut joined: Joined<()>, args: &[u8]| {
         joined.args = args.to_vec();
-        assert!(
-            matches!(joined.run(LIMIT), Err(RunError::Arguments(_))),
-            "{args:?}"
-        );
+        assert!(matches!(joined.run(LIMIT), Err(RunError::Arguments(_))), "{args:?}");
     };
     for args in [&[][..], &[0xc1], &[0xa1, b'x'], &[1, 1], &[0xcd, 1]] {
         refused(spawn(never, 1), args);
@@ -437,10 +399,7 @@ fn results_that_do_not_encode_leave_nothing_behind() {
             Err(serde::ser::Error::custom("will not"))
         }
     }
-    for result in [
-        spawn(|| (1, Stubborn), ()),
-        spawn(async || (1, Stubborn), ()),
-    ] {
+    for result in [spawn(|| (1, Stubborn), ()), spawn(async || (1, Stubborn), ())] {
         match result.run(LIMIT) {
             Err(RunError::Result(why)) => assert!(why.contains("will not"), "{why}"),
             Err(other) => panic!("{other:?}"),
@@ -454,10 +413,7 @@ fn results_that_do_not_encode_leave_nothing_behind() {
     for limit in [0, 1, 10] {
         let error = RunError::ResultTooLarge { limit };
         assert_eq!(spawn(text, 10).run(limit), Err(error.clone()));
-        assert_eq!(
-            spawn(async |len: usize| text(len), 10).run(limit),
-            Err(error)
-        );
+        assert_eq!(spawn(async |len: usize| text(len), 10).run(limit), Err(error));
     }
 }
 
@@ -503,46 +459,22 @@ fn init_functions_keep_a_state_or_say_why_not() {
     struct Chain;
     impl fmt::Display for Chain {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(if f.alternate() {
-                "outer: inner"
-            } else {
-                "outer"
-            })
+            f.write_str(if f.alternate() { "outer: inner" } else { "outer" })
         }
     }
     fn load(path: PathBuf) -> Result<Model, Chain> {
         let path = path.to_str().ok_or(Chain)?;
-        if path.is_empty() {
-            Err(Chain)
-        } else {
-            Ok(Model(path.to_owned()))
-        }
+        if path.is_empty() { Err(Chain) } else { Ok(Model(path.to_owned())) }
     }
     async fn connect(host: String, port: u16) -> std::io::Result<u16> {
-        if host.is_empty() {
-            Err(std::io::Error::other("no host"))
-        } else {
-            Ok(port)
-        }
+        if host.is_empty() { Err(std::io::Error::other("no host")) } else { Ok(port) }
     }
 
-    assert_eq!(
-        init(load, Path::new("a")).map(|model| model.0),
-        Ok("a".to_owned())
-    );
-    assert_eq!(
-        init(load, Path::new("")).map(|model| model.0),
-        Err(RunError::Init("outer: inner".to_owned()))
-    );
+    assert_eq!(init(load, Path::new("a")).map(|model| model.0), Ok("a".to_owned()));
+    assert_eq!(init(load, Path::new("")).map(|model| model.0), Err(RunError::Init("outer: inner".to_owned())));
     assert_eq!(init(connect, ("h".into(), 80)), Ok(80));
-    assert_eq!(
-        init(connect, (String::new(), 80)),
-        Err(RunError::Init("no host".to_owned()))
-    );
+    assert_eq!(init(connect, (String::new(), 80)), Err(RunError::Init("no host".to_owned())));
     assert_eq!(init(|| Ok::<_, String>(()), ()), Ok(()));
-    assert_eq!(
-        init(async || Err::<(), _>("no"), ()),
-        Err(RunError::Init("no".to_owned()))
-    );
+    assert_eq!(init(async || Err::<(), _>("no"), ()), Err(RunError::Init("no".to_owned())));
     assert_eq!(init(|x: u8| async move { Ok::<_, String>(x) }, &1), Ok(1));
 }

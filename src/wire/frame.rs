@@ -78,7 +78,8 @@ impl FrameBuffer {
             if self.end > self.bytes.len() / 2 || self.bytes.is_empty() {
                 let len = (self.bytes.len() * 2).max(CAPACITY_MIN);
                 let wanted = self.body_len().map_or(0, |body| HEAD + body);
-                let len = if wanted > self.bytes.len() { len.min(wanted.max(CAPACITY_MAX)) } else { len.min(self.bytes.len().max(CAPACITY_MAX)) };
+                let len =
+                    if wanted > self.bytes.len() { len.min(wanted.max(CAPACITY_MAX)) } else { len.min(self.bytes.len().max(CAPACITY_MAX)) };
                 self.bytes.resize(len.max(self.end + 1), 0);
             }
         }

@@ -135,7 +135,8 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void
         let address = (*info).si_addr() as usize;
         let is_fault = (*info).si_code > 0; // else somebody sent it (sigaction(2))
         let end = STACK_END.load(Ordering::Relaxed);
-        if is_fault && (end.saturating_sub(GAP)..end + 4096).contains(&address)
+        if is_fault
+            && (end.saturating_sub(GAP)..end + 4096).contains(&address)
             && let Some(memory) = MEMORY.load(Ordering::Acquire).as_ref()
             && let Some(page) = NotePage::new(memory.words())
         {

@@ -19,9 +19,9 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Seek, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ops::Range;
 use std::pin::{Pin, pin};
 use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
@@ -358,7 +358,9 @@ impl Worker {
                 state::keep(kept);
                 Ok(())
             }
-            Ok(Err(RunError::Init(message) | RunError::Arguments(message) | RunError::Result(message))) => Err(InitFailed::Error { message }),
+            Ok(Err(RunError::Init(message) | RunError::Arguments(message) | RunError::Result(message))) => {
+                Err(InitFailed::Error { message })
+            }
             Ok(Err(RunError::ResultTooLarge { .. })) => Err(InitFailed::Error { message: "its result is too large".into() }),
             Err(payload) => {
                 let location = panics::last().location;

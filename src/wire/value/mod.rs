@@ -34,13 +34,8 @@ impl fmt::Display for DecodeError {
 }
 
 /// Appends `value` to `out`, by at most `limit` bytes.
-pub(crate) fn encode<T: Serialize + ?Sized>(
-    value: &T,
-    out: &mut Vec<u8>,
-    limit: usize,
-) -> Result<(), EncodeError> {
-    let bytes =
-        rmp_serde::to_vec(value).map_err(|error| EncodeError::Message(error.to_string()))?;
+pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>, limit: usize) -> Result<(), EncodeError> {
+    let bytes = rmp_serde::to_vec(value).map_err(|error| EncodeError::Message(error.to_string()))?;
     if bytes.len() + out.len() > limit {
         return Err(EncodeError::TooLarge { limit });
     }
