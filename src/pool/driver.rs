@@ -43,11 +43,12 @@ const TIMER: u64 = 2;
 
 /// Keys hold a place below 2^30 (there are never so many workers), which leaves two bits.
 fn token(key: WorkerKey, what: u64) -> u64 {
-    key.to_u64().rotate_left(2) | what
+    let number = key.to_u64();
+    (number & !0xffff_ffff) | u64::from((number as u32).rotate_left(2)) | what
 }
 
 fn key_of(token: u64) -> WorkerKey {
-    WorkerKey::from_u64((token & !3).rotate_right(2))
+    WorkerKey::from_u64((token & !0xffff_ffff) | u64::from((token as u32 & !3).rotate_right(2)))
 }
 
 /// Sockets are watched by edge, and for room only while room is wanted: else each reading of a

@@ -125,7 +125,7 @@ mod tests {
     fn bytes_come_out_in_order_however_they_are_taken() {
         let frames: Vec<_> = [3, 60, 70_000, 1, 66_000, 40, 2].iter().zip(1u8..).map(|(len, byte)| vec![byte; *len]).collect();
         for step in [1, 7, 64, 65_536, 1 << 20] {
-            let (mut out, mut got) = (Outgoing::default(), Vec::new());
+            let (mut out, mut got) = (Outgoing::default(), Vec::<u8>::new());
             let starts: Vec<_> = frames.iter().map(|frame| out.push(&Packet::copy_from(frame))).collect();
             while let Some((chunk, from)) = out.take() {
                 let part = chunk.bytes()[from..].iter().take(step).copied().collect::<Vec<_>>();

@@ -12,10 +12,16 @@ use std::task::{Context, Poll};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::entry::Entry;
+use super::table::{TaskIndex, len};
 use super::*;
 use crate::wire::value::{EncodeError, Reader};
 
 const LIMIT: usize = 1 << 20;
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers").block_on(future)
+}
 
 /// What the pool's `spawn` looks like to inference.
 fn spawn<A, M, F, P>(f: F, args: P) -> Joined<F::Output>
@@ -50,7 +56,7 @@ where
     encode_args(&args, &mut bytes, LIMIT).expect("the arguments encode");
     let state = match found(index_of_init::<F, A, M>()).run {
         Run::InitSync(run) => run(&bytes)?,
-        Run::InitAsync(run) => futures::executor::block_on(run(&bytes)?)?,
+        Run::InitAsync(run) => block_on(run(&bytes)?)?,
         other => panic!("not an init function: {other:?}"),
     };
     Ok(*state.downcast().expect("the state has its type"))
@@ -75,7 +81,7 @@ impl<R: DeserializeOwned> Joined<R> {
                 }
                 out.split_off(b"before".len())
             }
-            Run::Async(run) => futures::executor::block_on(run(&self.args, limit)?)?,
+            Run::Async(run) => block_on(run(&self.args, limit)?)?,
             other => panic!("not a task: {other:?}"),
         };
         let mut reader = Reader::new(&out);
@@ -161,14 +167,9 @@ fn arguments_may_be_borrowed() {
 
 #[test]
 fn arguments_need_be_neither_send_nor_static() {
-    #[derive(Serialize)]
+    #[derive(Serialize, Deserialize)]
     #[serde(transparent)]
-    struct NotSend(Rc<str>, #[serde(skip)] PhantomData<Rc<()>>);
-    impl<'de> Deserialize<'de> for NotSend {
-        fn deserialize<D: serde::Deserializer<'de>>(decoder: D) -> Result<Self, D::Error> {
-            String::deserialize(decoder).map(|s| Self(s.into(), PhantomData))
-        }
-    }
+    struct NotSend(String, #[serde(skip)] PhantomData<Rc<()>>);
     fn len(text: NotSend) -> usize {
         text.0.len()
     }

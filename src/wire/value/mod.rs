@@ -1,74 +1,84 @@
-//! Values as MessagePack (a stand-in).
+//! The encoding of one value: MessagePack, with what serde's data model needs on top of it.
+//!
+//! Arguments and results stand in a frame as values of this encoding. The promise is that a value comes back equal to
+//! what was sent. A plain MessagePack encoder breaks it in two places, and both are mended here:
+//!
+//! * **Options.** `Some(x)` is written as `x`, which is right until `x` is itself written as nil: then `Some(None)`,
+//!   `Some(())` and `None` would look the same. In exactly that case (and when `x` already begins with the marker) the
+//!   marker [`EXT_SOME`] stands before `x`.
+//! * **Bytes.** serde has two kinds: a list whose elements are `u8` (`Vec<u8>`, `[u8; 16]`) and a byte string
+//!   (`serialize_bytes`, used by `serde_bytes`, `bytes`, `uuid`). A type that is decoded without knowing what it will
+//!   meet (`untagged`, `flatten`, tagged enums) has to see the kind that was sent. Lists of `u8` travel as `bin`, byte
+//!   strings as the extension [`EXT_BYTES`]; both cost one byte per byte.
+//!
+//! # Format
+//!
+//! | serde                                   | bytes                                                                  |
+//! |-----------------------------------------|------------------------------------------------------------------------|
+//! | `bool`                                  | `false`, `true`                                                        |
+//! | `i8` … `i64`, `u8` … `u64`              | the shortest integer; one that is not negative is written as unsigned  |
+//! | `i128`                                  | `fixext 16`, type [`EXT_I128`], big-endian                             |
+//! | `u128`                                  | `fixext 16`, type [`EXT_U128`], big-endian                             |
+//! | `f32`, `f64`                            | `float 32`, `float 64`, every bit kept                                 |
+//! | `char`, `str`                           | `str`                                                                  |
+//! | `bytes`                                 | ext, type [`EXT_BYTES`]                                                |
+//! | `()`, unit struct, `None`               | nil                                                                    |
+//! | `Some(x)`                               | `x`; after `c7 00 01` if `x` is nil or itself begins with `c7 00 01`   |
+//! | newtype struct                          | its content                                                            |
+//! | sequence, tuple                         | `bin` if it has elements and each is a `u8`, else array                |
+//! | tuple struct                            | array                                                                  |
+//! | map                                     | map                                                                    |
+//! | struct                                  | map from field name to value; a skipped field is absent                |
+//! | unit variant                            | `str`, its name                                                        |
+//! | newtype, tuple, struct variant          | map of one entry, from its name to its content                         |
+//!
+//! Encoding and decoding nest at most [`DEPTH_MAX`] deep. Arrays, maps, `Some` and newtype structs each count one
+//! level; the last two cost no bytes, but without counting them a recursive type could be decoded without end.
 
-use std::fmt;
+mod de;
+mod error;
+mod ser;
+#[cfg(test)]
+mod tests;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-/// Why a value could not be encoded.
-#[derive(Debug)]
-#[expect(dead_code, reason = "a stand-in does not look at depth")]
-pub(crate) enum EncodeError {
-    TooLarge { limit: usize },
-    TooDeep,
-    Message(String),
-}
+pub(crate) use self::de::Reader;
+pub(crate) use self::error::{DecodeError, EncodeError};
 
-impl fmt::Display for EncodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooLarge { limit } => write!(f, "larger than {limit} bytes"),
-            Self::TooDeep => write!(f, "nested too deeply"),
-            Self::Message(message) => write!(f, "{message}"),
-        }
-    }
-}
+/// How deep a value may be nested, both when it is encoded and when it is decoded.
+pub(crate) const DEPTH_MAX: usize = 256;
 
-/// Why a value could not be decoded.
-#[derive(Debug)]
-pub(crate) struct DecodeError(String);
+/// Extension type of the marker (length 0) before the content of a `Some` that would otherwise read as `None`.
+pub(crate) const EXT_SOME: u8 = 1;
+/// Extension type of a byte string.
+pub(crate) const EXT_BYTES: u8 = 2;
+/// Extension type of an `i128`.
+pub(crate) const EXT_I128: u8 = 3;
+/// Extension type of a `u128`.
+pub(crate) const EXT_U128: u8 = 4;
 
-impl fmt::Display for DecodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
+/// The three bytes of the marker: `ext 8`, length 0, type [`EXT_SOME`].
+const SOME: [u8; 3] = [0xc7, 0, EXT_SOME];
 
-/// Appends `value` to `out`, by at most `limit` bytes.
+/// Appends `value` to `out`.
+///
+/// Fails as soon as `out` would become longer than `limit` bytes, counting what was in it before. After an error `out`
+/// is as long as it was.
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>, limit: usize) -> Result<(), EncodeError> {
-    let bytes = rmp_serde::to_vec(value).map_err(|error| EncodeError::Message(error.to_string()))?;
-    if bytes.len() + out.len() > limit {
-        return Err(EncodeError::TooLarge { limit });
+    let start = out.len();
+    let result = ser::append(value, out, limit);
+    if result.is_err() {
+        out.truncate(start);
     }
-    out.extend_from_slice(&bytes);
-    Ok(())
+    result
 }
 
-/// Reads values one after another.
-pub(crate) struct Reader<'de> {
-    rest: &'de [u8],
-}
-
-impl<'de> Reader<'de> {
-    pub(crate) fn new(rest: &'de [u8]) -> Self {
-        Self { rest }
-    }
-
-    pub(crate) fn next<T: Deserialize<'de>>(&mut self) -> Result<T, DecodeError> {
-        let mut decoder = rmp_serde::Deserializer::new(&mut self.rest);
-        T::deserialize(&mut decoder).map_err(|error| DecodeError(error.to_string()))
-    }
-
-    pub(crate) fn finish(self) -> Result<(), DecodeError> {
-        match self.rest {
-            [] => Ok(()),
-            rest => Err(DecodeError(format!("{} bytes are left over", rest.len()))),
-        }
-    }
-}
-
-pub(crate) fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
-    let mut r = Reader::new(bytes);
-    let v = r.next()?;
-    r.finish()?;
-    Ok(v)
+/// Reads the one value that `bytes` consist of.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    let mut reader = Reader::new(bytes);
+    let value = reader.next()?;
+    reader.finish()?;
+    Ok(value)
 }
