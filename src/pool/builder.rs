@@ -2,21 +2,17 @@
 
 use super::Pool;
 use super::core::Rules;
-use super::engine::{Config, Engine};
+use super::engine::Engine;
+use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
-use crate::process::{Spawn, fork};
-use crate::task::{self, ArgsFor, Init, encode_args, index_of_init};
+use crate::task::{ArgsFor, Init, encode_args, index_of_init};
 use crate::wire::packet::Packet;
 use crate::wire::{frame, message};
-use crate::worker;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Pools within workers of pools, at most. Each level may multiply the number of processes, so a
-/// task that builds a pool and submits itself comes to an end here.
-const DEPTH_MAX: u32 = 8;
 /// A worker says hello in some milliseconds; one that has not after this long will not. Generous,
 /// for machines that are overloaded at the time.
 const HELLO_LIMIT: Duration = Duration::from_secs(30);
@@ -38,7 +34,7 @@ pub struct Builder {
     workers: Option<usize>,
     concurrency: usize,
     name: Option<String>,
-    spawn: Spawn,
+    surroundings: Surroundings,
     queue_limit: Option<usize>,
     frame_limit: usize,
     start_timeout: Option<Duration>,
@@ -51,7 +47,7 @@ impl Default for Builder {
             workers: None,
             concurrency: CONCURRENCY,
             name: None,
-            spawn: Spawn { group: true, ..Spawn::default() },
+            surroundings: Surroundings { env: Vec::new(), env_clear: false, current_dir: None, group: true },
             queue_limit: None,
             frame_limit: frame::BODY_MAX_DEFAULT,
             start_timeout: None,
@@ -87,26 +83,26 @@ impl Builder {
     /// Sets a variable in the workers' environment. Default: theirs is the application's at the time
     /// each is started.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
-        self.spawn.env.push((name.into(), Some(value.into())));
+        self.surroundings.env.push((name.into(), Some(value.into())));
         self
     }
 
     /// Removes a variable from the workers' environment.
     pub fn env_remove(mut self, name: impl Into<OsString>) -> Self {
-        self.spawn.env.push((name.into(), None));
+        self.surroundings.env.push((name.into(), None));
         self
     }
 
     /// Starts the workers with no variables but those set by [`env`](Self::env), before or after this call.
     pub fn env_clear(mut self) -> Self {
-        self.spawn.env_clear = true;
+        self.surroundings.env_clear = true;
         self
     }
 
     /// The workers' current directory. Default: the application's at the time each is started; a
     /// relative path is looked up from there.
     pub fn current_dir(mut self, path: impl Into<PathBuf>) -> Self {
-        self.spawn.current_dir = Some(path.into());
+        self.surroundings.current_dir = Some(path.into());
         self
     }
 
@@ -116,7 +112,7 @@ impl Builder {
     /// reach the application alone. Without it both reach the workers directly, and processes that
     /// a worker has started outlive it.
     pub fn process_group(mut self, own: bool) -> Self {
-        self.spawn.group = own;
+        self.surroundings.group = own;
         self
     }
 
@@ -218,40 +214,16 @@ impl Builder {
             Some(Ok(packet)) => Some(packet),
             None => None,
         };
-        check_program()?;
-        let depth = worker::depth() + 1;
-        if depth > DEPTH_MAX {
-            return Err(Why::TooDeep { limit: DEPTH_MAX }.into());
-        }
         let name = self.name.unwrap_or_else(program_name);
         Ok(Pool::of(Engine::new(Config {
             rules: Rules { workers, concurrency: self.concurrency, hello_limit: HELLO_LIMIT, start_limit: self.start_timeout },
-            spawn: self.spawn,
+            surroundings: self.surroundings,
             name,
             frame_limit: self.frame_limit,
             queue_limit: self.queue_limit,
             init,
-            depth,
         })?))
     }
-}
-
-/// What can be known before a worker is started.
-fn check_program() -> Result<(), Error> {
-    if !task::supported() || !worker::linked() {
-        return Err(Why::Unsupported.into());
-    }
-    fork::arm().map_err(|e| Error::spawn("arming the fork guard", e))?;
-    if fork::is_forked_copy() {
-        return Err(Why::Forked.into());
-    }
-    if std::env::var_os(worker::MARKER).is_some() {
-        return Err(Why::InsideWorker.into());
-    }
-    if crate::process::is_secure() {
-        return Err(Why::Secure.into());
-    }
-    task::in_main_executable().map_err(|object| Why::NotInProgram { object }.into())
 }
 
 fn program_name() -> String {

@@ -2,7 +2,7 @@
 
 use super::Pool;
 use super::core::Mode;
-use super::engine::{Room, TaskSpec, Ticket};
+use super::spec::{Room, TaskSpec, Ticket};
 use super::join::JoinHandle;
 use super::reply::Reply;
 use super::results::{Results, TryResults, encode};

@@ -9,7 +9,7 @@ use super::core::WorkerKey;
 use super::engine::Engine;
 use super::launch::Launched;
 use super::link::{Link, Process};
-use super::loss::Loss;
+use super::loss::{Loss, Note};
 use super::reply::{Cargo, Outcome};
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{DeathNote, Exit, NotePage, sys};
@@ -347,7 +347,7 @@ impl Engine {
         let start = frame::begin(&mut out);
         let welcome = Welcome {
             frame_limit: self.config.frame_limit as u32,
-            depth: self.config.depth,
+            depth: crate::worker::depth() + 1,
             init: self.config.init.is_some(),
             name: self.config.name.clone(),
         };
@@ -424,7 +424,10 @@ impl Engine {
         // Closing them would take them out as well, unless a fork of ours holds a copy.
         let _ = self.epoll.delete(process.socket.as_fd());
         let _ = self.epoll.delete(child.pidfd());
-        let note = NotePage::new(process.memory.words()).and_then(|page| page.read());
+        let note = NotePage::new(process.memory.words()).and_then(|page| page.read()).map(|note| match note {
+            DeathNote::StackOverflow => Note::StackOverflow,
+            DeathNote::Panic { message, place } => Note::Panic { message, place },
+        });
         if stage == Stage::Ready {
             let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone() });
             self.apply(|state, now| {
@@ -443,7 +446,7 @@ impl Engine {
         }
     }
 
-    fn why_start_failed(&self, link: &Link, process: &Process, stage: Stage, exit: &Exit, note: Option<DeathNote>) -> Error {
+    fn why_start_failed(&self, link: &Link, process: &Process, stage: Stage, exit: &Exit, note: Option<Note>) -> Error {
         if let Some(failure) = &link.failure {
             return failure.clone();
         }
@@ -461,7 +464,7 @@ impl Engine {
             }
             (_, true) => Why::InitTimeout { pid, limit: rules.start_limit.unwrap_or_default() },
             (_, false) => match note {
-                Some(DeathNote::Panic { message, place }) => Why::InitPanicked { pid, message, location: Some(place) },
+                Some(Note::Panic { message, place }) => Why::InitPanicked { pid, message, location: Some(place) },
                 _ => Why::InitDied { pid, status },
             },
         };

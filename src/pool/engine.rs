@@ -10,6 +10,7 @@
 use super::core::{Action, Call, Core, Fate, Mode, Refused, TaskKey, WorkerKey};
 use super::driver::{self, Driver};
 use super::launch;
+use super::spec::{Config, Room, TaskSpec, Ticket};
 use super::link::Link;
 use super::reply::{Cargo, Inlet, Reply};
 use crate::error::{Error, TaskError, What, Why};
@@ -25,22 +26,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
 
-/// What a pool was built with.
-#[derive(Debug)]
-pub(crate) struct Config {
-    pub(crate) rules: super::core::Rules,
-    pub(crate) spawn: crate::process::Spawn,
-    pub(crate) name: String,
-    /// The largest body of a frame, in bytes.
-    pub(crate) frame_limit: usize,
-    /// Tasks that may wait for a worker.
-    pub(crate) queue_limit: Option<usize>,
-    /// The whole `INIT` frame.
-    pub(crate) init: Option<Packet>,
-    /// How many pools its workers are inside of.
-    pub(crate) depth: u32,
-}
-
 /// News of starts, for those who wait for `ready()`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StartNews {
@@ -51,7 +36,7 @@ pub(crate) struct StartNews {
 
 /// One pool.
 pub(crate) struct Engine {
-    pub(crate) config: Config,
+    pub(super) config: Config,
     /// Held only to enter the rules; never over a system call, user code, or an await.
     state: Mutex<State>,
     /// All descriptors of the pool.
@@ -99,6 +84,7 @@ struct Todo {
 impl Engine {
     /// A pool, without any process.
     pub(crate) fn new(config: Config) -> Result<Arc<Self>, Error> {
+        launch::check_program()?;
         let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
         steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making the pool's epoll descriptor"))?;
@@ -128,6 +114,10 @@ impl Engine {
         }
         steward::watch(Arc::clone(&engine) as Arc<dyn steward::Turn>);
         Ok(engine)
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
     }
 
     // ---- submission
@@ -527,34 +517,6 @@ impl Todo {
             Some(_) => self.flush_more.push(key),
         }
     }
-}
-
-/// A task, as far as the engine needs to know it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TaskSpec {
-    pub(crate) index: u32,
-    pub(crate) arity: u32,
-    pub(crate) mode: Mode,
-    pub(crate) flags: u8,
-    pub(crate) function: &'static str,
-}
-
-/// A place in a bounded backlog.
-#[derive(Debug)]
-pub(crate) enum Room {
-    /// Take one, or be refused.
-    Needed,
-    /// It was waited for (and there is none if the backlog has no bound).
-    Held(Option<OwnedSemaphorePermit>),
-    /// The caller has a bound of its own.
-    NotNeeded,
-}
-
-/// What a submission gives: its number, and its key if it was taken.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ticket {
-    pub(crate) id: u64,
-    pub(crate) key: Option<TaskKey>,
 }
 
 fn settle(cargo: Cargo, fate: Fate) {

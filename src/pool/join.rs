@@ -1,6 +1,7 @@
 //! The handle of one task.
 
-use super::engine::{Engine, Ticket};
+use super::engine::Engine;
+use super::spec::Ticket;
 use super::reply::Outcome;
 use crate::error::{TaskError, What};
 use crate::wire::value;

@@ -1,8 +1,14 @@
 //! The death of one worker, as every task that it cost is told.
 
 use crate::error::{TaskError, What};
-use crate::process::DeathNote;
 use std::process::ExitStatus;
+
+/// What a dying worker wrote down.
+#[derive(Debug)]
+pub(crate) enum Note {
+    StackOverflow,
+    Panic { message: String, place: String },
+}
 
 /// What is known of a worker's end.
 #[derive(Debug)]
@@ -11,7 +17,7 @@ pub(crate) struct Loss {
     /// `None`: somebody else reaped it, and the kernel could not tell.
     pub(crate) status: Option<ExitStatus>,
     /// What the dying worker wrote down.
-    pub(crate) note: Option<DeathNote>,
+    pub(crate) note: Option<Note>,
     /// We killed it because it broke the protocol.
     pub(crate) bad_frame: Option<String>,
 }
@@ -22,10 +28,10 @@ impl Loss {
         let Loss { pid, status, .. } = *self;
         let what = match (&self.bad_frame, &self.note) {
             (Some(reason), _) => What::BadFrame { pid, reason: reason.clone() },
-            (None, Some(DeathNote::Panic { message, place })) => {
+            (None, Some(Note::Panic { message, place })) => {
                 What::Panicked { message: message.clone(), location: Some(place.clone()), backtrace: None, pid, status }
             }
-            (None, note) => What::WorkerDied { pid, status, stack_overflow: matches!(note, Some(DeathNote::StackOverflow)) },
+            (None, note) => What::WorkerDied { pid, status, stack_overflow: matches!(note, Some(Note::StackOverflow)) },
         };
         TaskError::new(what, function)
     }

@@ -1,6 +1,7 @@
 //! The pool: its handle here, and behind it
 //!
 //! * `builder.rs`, `call.rs`: the options of a pool, and of one call;
+//! * `spec.rs`: what both come to; `elsewhere.rs`: the engine of platforms without workers;
 //! * `join.rs`, `results.rs`: what a caller waits for; `reply.rs`: how it gets there;
 //! * `core.rs`: the rules, pure; `slots.rs`: its table; `loss.rs`: what a death cost;
 //! * `engine.rs`: the rules under their lock, and the hands that do what they say;
@@ -9,15 +10,23 @@
 mod builder;
 mod call;
 mod core;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod driver;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+mod engine;
+#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))))]
+#[path = "elsewhere.rs"]
 mod engine;
 mod join;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod launch;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod link;
 mod loss;
 mod reply;
 mod results;
 mod slots;
+mod spec;
 
 pub use builder::Builder;
 pub use call::Call;
@@ -219,8 +228,8 @@ impl Pool {
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
-            .field("name", &self.engine().config.name)
-            .field("workers", &self.engine().config.rules.workers)
+            .field("name", &self.engine().config().name)
+            .field("workers", &self.engine().config().rules.workers)
             .finish_non_exhaustive()
     }
 }

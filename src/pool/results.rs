@@ -1,6 +1,7 @@
 //! The results of one `map`: a stream.
 
-use super::engine::{Engine, Room, TaskSpec};
+use super::engine::Engine;
+use super::spec::{Room, TaskSpec};
 use super::reply::{Inlet, Outcome, Reply};
 use crate::error::{TaskError, What};
 use crate::task::{ArgsFor, encode_args};

@@ -2,6 +2,7 @@
 //!
 //! * [`Task`] tells which functions can be tasks and what their result is; [`ArgsFor`] how their arguments may be
 //!   given; [`Init`] which functions can set up a worker.
+//! * [`state`](state()) is what an init function left for the tasks of its worker.
 //! * The linker collects one record per task that the program mentions. [`index_of`] gives a task's place in that
 //!   table, which is what travels; [`entry`] gives, for a place, the functions that decode, run and encode.
 //!
@@ -11,6 +12,7 @@ mod args;
 mod entry;
 mod function;
 mod init;
+mod state;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -18,7 +20,9 @@ mod tests;
 pub use args::ArgsFor;
 pub use function::Task;
 pub use init::Init;
+pub use state::state;
 
 pub(crate) use args::encode_args;
+pub(crate) use state::keep;
 pub(crate) use entry::{Run, RunError};
 pub(crate) use table::{entry, fingerprint, in_main_executable, index_of, index_of_init, supported};

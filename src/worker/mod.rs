@@ -6,7 +6,6 @@
 //! * `inbox.rs`: its end of the socket;
 //! * `panics.rs`: what is told of a panic;
 //! * `readiness.rs`: a descriptor that a runtime watches;
-//! * `state.rs`: what `init` left for the tasks;
 //! * `raw.rs`: system calls, and the handler that notes a stack overflow.
 //!
 //! Talks to the pool over its socket only, and knows nothing of `pool/`.
@@ -18,9 +17,6 @@ mod raw;
 mod readiness;
 mod serve;
 mod start;
-mod state;
-
-pub use state::state;
 
 pub(crate) use readiness::watch_readable;
 pub(crate) use start::{MARKER, depth, linked};

@@ -8,7 +8,7 @@
 
 use super::inbox::{Inbox, Next};
 use super::readiness::watch_readable;
-use super::{lifeline, panics, raw, start, state};
+use super::{lifeline, panics, raw, start};
 use crate::process::{SharedMemory, fork, sys};
 use crate::task::{self, Run, RunError};
 use crate::wire::frame;
@@ -355,7 +355,7 @@ impl Worker {
         guard_against_fork();
         Ok(match made {
             Ok(Ok(kept)) => {
-                state::keep(kept);
+                task::keep(kept);
                 Ok(())
             }
             Ok(Err(RunError::Init(message) | RunError::Arguments(message) | RunError::Result(message))) => {

@@ -35,6 +35,6 @@ pub fn state<T: Send + Sync + 'static>() -> Option<&'static T> {
 }
 
 /// Keeps what `init` returned. Called once, before the first task.
-pub(super) fn keep(state: Box<dyn Any + Send + Sync>) {
+pub(crate) fn keep(state: Box<dyn Any + Send + Sync>) {
     let _ = STATE.set(state);
 }

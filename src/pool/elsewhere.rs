@@ -1,0 +1,66 @@
+//! The engine where there are no workers: a pool cannot be built, and so nothing else is ever asked.
+
+use super::core::{Mode, TaskKey};
+use super::reply::{Inlet, Reply};
+use super::spec::{Config, Room, TaskSpec, Ticket};
+use crate::error::{Error, What, Why};
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// There is none.
+#[derive(Debug)]
+pub(crate) enum Engine {}
+
+impl Engine {
+    pub(crate) fn new(_: Config) -> Result<Arc<Self>, Error> {
+        Err(Why::Unsupported.into())
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        match *self {}
+    }
+
+    pub(crate) fn submit(&self, _: &TaskSpec, _: impl FnOnce(&mut Vec<u8>, usize) -> Result<(), What>, _: Reply, _: Room) -> Ticket {
+        match *self {}
+    }
+
+    pub(crate) async fn room(&self) -> Option<OwnedSemaphorePermit> {
+        match *self {}
+    }
+
+    pub(crate) fn abort(&self, _: TaskKey) {
+        match *self {}
+    }
+
+    pub(crate) fn abort_all_of(&self, _: &Arc<Inlet>) {
+        match *self {}
+    }
+
+    pub(crate) fn worker_pid(&self, _: TaskKey) -> Option<u32> {
+        match *self {}
+    }
+
+    pub(crate) fn appetite(&self, _: Mode) -> usize {
+        match *self {}
+    }
+
+    pub(crate) async fn ready(&self) -> Result<(), Error> {
+        match *self {}
+    }
+
+    pub(crate) async fn shutdown(&self) {
+        match *self {}
+    }
+
+    pub(crate) fn kill(&self) {
+        match *self {}
+    }
+
+    pub(crate) fn attend(&self) {
+        match *self {}
+    }
+
+    pub(crate) fn attend_blocking(&self) {
+        match *self {}
+    }
+}

@@ -1,0 +1,61 @@
+//! What a pool is built with, and what a task is handed in with: plain data.
+
+use super::core::{Mode, Rules, TaskKey};
+use crate::wire::packet::Packet;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// What a pool was built with.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) rules: Rules,
+    pub(crate) surroundings: Surroundings,
+    pub(crate) name: String,
+    /// The largest body of a frame, in bytes.
+    pub(crate) frame_limit: usize,
+    /// Tasks that may wait for a worker.
+    pub(crate) queue_limit: Option<usize>,
+    /// The whole `INIT` frame.
+    pub(crate) init: Option<Packet>,
+}
+
+/// What a worker process is started into.
+#[derive(Clone, Debug)]
+pub(crate) struct Surroundings {
+    /// Variables to set, or to remove; of several for one name, the last counts.
+    pub(crate) env: Vec<(OsString, Option<OsString>)>,
+    pub(crate) env_clear: bool,
+    pub(crate) current_dir: Option<PathBuf>,
+    /// Each worker leads a process group.
+    pub(crate) group: bool,
+}
+
+/// A task, as far as the engine needs to know it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TaskSpec {
+    pub(crate) index: u32,
+    pub(crate) arity: u32,
+    pub(crate) mode: Mode,
+    pub(crate) flags: u8,
+    pub(crate) function: &'static str,
+}
+
+/// A place in a bounded backlog.
+#[derive(Debug)]
+pub(crate) enum Room {
+    /// Take one, or be refused.
+    Needed,
+    /// It was waited for (and there is none if the backlog has no bound).
+    Held(Option<OwnedSemaphorePermit>),
+    /// The caller has a bound of its own.
+    NotNeeded,
+}
+
+/// What a submission gives: its number, and its key if it was taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticket {
+    pub(crate) id: u64,
+    pub(crate) key: Option<TaskKey>,
+}
+
