@@ -1,0 +1,3 @@
+//! What travels between the pool and its workers.
+
+pub(crate) mod value;
