@@ -377,9 +377,9 @@ impl<'de> Decoder<'de> {
                 Wide::from_bytes(signed, self.take(16)?)
             }
             0xc7..=0xc9 | 0xd4..=0xd8 => match self.extension(marker)? {
-                (EXT_I128, content @ [_, ..]) if content.len() == 16 => Wide::from_bytes(true, content),
-                (EXT_U128, content @ [_, ..]) if content.len() == 16 => Wide::from_bytes(false, content),
-                (EXT_BYTES, content @ [_, ..]) if content.len() == 16 => Wide::from_bytes(signed, content),
+                (EXT_I128, content) if content.len() == 16 => Wide::from_bytes(true, content),
+                (EXT_U128, content) if content.len() == 16 => Wide::from_bytes(false, content),
+                (EXT_BYTES, content) if content.len() == 16 => Wide::from_bytes(signed, content),
                 _ => {
                     self.rest = before;
                     return Ok(None);
