@@ -290,16 +290,7 @@ impl<'de> Decoder<'de> {
             }
             (EXT_BYTES, _, Hint::List) => self.list(content, visitor),
             (EXT_BYTES, ..) => visitor.visit_borrowed_bytes(content),
-            (EXT_I128 | EXT_U128, 16, Hint::Integer) => match Wide::from_bytes(code == EXT_I128, content) {
-                Wide::Signed(value) => match i64::try_from(value) {
-                    Ok(value) => visitor.visit_i64(value),
-                    Err(_) => visitor.visit_i128(value),
-                },
-                Wide::Unsigned(value) => match u64::try_from(value) {
-                    Ok(value) => visitor.visit_u64(value),
-                    Err(_) => visitor.visit_u128(value),
-                },
-            },
+            (EXT_I128 | EXT_U128, 16, Hint::Integer) => Wide::from_bytes(code == EXT_I128, content).visit_shortest(visitor),
             (EXT_I128 | EXT_U128, 16, _) => visitor.visit_borrowed_bytes(content),
             _ => Err(self.unknown(code, content)),
         }
@@ -386,9 +377,9 @@ impl<'de> Decoder<'de> {
                 Wide::from_bytes(signed, self.take(16)?)
             }
             0xc7..=0xc9 | 0xd4..=0xd8 => match self.extension(marker)? {
-                (EXT_I128, content @ [_, ..]) if content.len() == 16 => Wide::from_bytes(true, content),
-                (EXT_U128, content @ [_, ..]) if content.len() == 16 => Wide::from_bytes(false, content),
-                (EXT_BYTES, content @ [_, ..]) if content.len() == 16 => Wide::from_bytes(signed, content),
+                (EXT_I128, content) if content.len() == 16 => Wide::from_bytes(true, content),
+                (EXT_U128, content) if content.len() == 16 => Wide::from_bytes(false, content),
+                (EXT_BYTES, content) if content.len() == 16 => Wide::from_bytes(signed, content),
                 _ => {
                     self.rest = before;
                     return Ok(None);
@@ -467,6 +458,7 @@ impl<'de> Decoder<'de> {
 }
 
 /// An integer of whatever width.
+#[derive(Clone, Copy)]
 enum Wide {
     Signed(i128),
     Unsigned(u128),
@@ -479,6 +471,21 @@ impl Wide {
         if signed { Self::Signed(value as i128) } else { Self::Unsigned(value) }
     }
 
+    /// For a type that asked for an integer of at most 64 bits.
+    fn visit_shortest<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
+        let (unsigned, signed) = match self {
+            Self::Unsigned(value) => (u64::try_from(value).ok(), None),
+            Self::Signed(value) => (u64::try_from(value).ok(), i64::try_from(value).ok()),
+        };
+        match (unsigned, signed, self) {
+            (Some(value), ..) => visitor.visit_u64(value),
+            (_, Some(value), _) => visitor.visit_i64(value),
+            (.., Self::Unsigned(value)) => visitor.visit_u128(value),
+            (.., Self::Signed(value)) => visitor.visit_i128(value),
+        }
+    }
+
+    /// For a type that asked for an integer of 128 bits.
     fn visit<'de, V: Visitor<'de>>(self, signed: bool, visitor: V) -> Result<V::Value> {
         match self {
             Self::Signed(value) if signed => visitor.visit_i128(value),

@@ -215,8 +215,6 @@ fn rich() -> impl Strategy<Value = Rich> {
         prop::collection::btree_map(small_bytes(), option(option(any::<bool>())), 0..4).prop_map(Rich::ByteKeys),
     ];
     leaf.prop_recursive(5, 48, 6, |inner| {
-        let map = |inner: BoxedStrategy<Rich>| inner;
-        let inner = map(inner.boxed());
         prop_oneof![
             (inner.clone(), option(option(inner.clone())), option(Just(()))).prop_map(|(inner, maybe, unit)| Rich::Struct {
                 inner: Box::new(inner),
@@ -277,7 +275,9 @@ enum Untagged {
     Bytes(ByteBuf),
     List(Vec<u8>),
     Number(i64),
-    Text(String),
+    Text {
+        text: String,
+    },
     Many {
         many: Vec<Untagged>,
     },
@@ -387,7 +387,7 @@ fn untagged() -> impl Strategy<Value = Untagged> {
         // `ByteBuf` accepts lists as well, so no list ever comes back as `List`; it stands there for the others.
         small_bytes().prop_map(|bytes| Untagged::Bytes(ByteBuf::from(bytes))),
         any::<i64>().prop_map(Untagged::Number),
-        Just(Untagged::Text("t".into())),
+        text().prop_map(|text| Untagged::Text { text }),
         option(option(any::<bool>())).prop_map(Untagged::Nested),
     ];
     leaf.prop_recursive(3, 16, 4, |inner| prop::collection::vec(inner, 0..4).prop_map(|many| Untagged::Many { many }))
@@ -447,7 +447,8 @@ fn rmp_brings_back<T: Serialize + DeserializeOwned + PartialEq>(value: &T) -> bo
     rmp_serde::to_vec_named(value).is_ok_and(|bytes| rmp_serde::from_slice::<T>(&bytes).is_ok_and(|back| back == *value))
 }
 
-/// What only `rmp-serde` may get wrong: the types here are ambiguous in themselves, so that no format can keep them.
+/// An untagged enum whose variants are told apart by nothing but what they hold. No format brings all of its values back,
+/// but what `rmp-serde` brings back has to come back here.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Ambiguous {
@@ -526,14 +527,13 @@ fn noise() -> impl Strategy<Value = Vec<u8>> {
         (0xc0u8..0xe0, any::<u8>()).prop_map(|(a, b)| vec![a, b % 20]),
         Just(SOME.to_vec()),
         Just(vec![0xd8, 2]),
-        prop::sample::select(vec!["Unit", "Struct", "tag", "t", "c", "Nested", "list", "Seq", "Ints", "Wide", "Id"])
-            .prop_map(|name| bytes_of(name)),
+        prop::sample::select(vec!["Unit", "Struct", "tag", "t", "c", "Nested", "list", "Seq", "Ints", "Wide", "Id"]).prop_map(bytes_of),
     ];
     prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn rich_values_come_back(value in rich()) {
@@ -980,7 +980,7 @@ fn depth() {
             let value = fat(levels);
             let mut bytes = Vec::new();
             match encode(&value, &mut bytes, usize::MAX) {
-                Ok(()) if levels > 80 => assert_eq!(decode::<Fat>(&bytes).unwrap(), value),
+                Ok(()) if levels > 60 => assert_eq!(decode::<Fat>(&bytes).unwrap(), value),
                 Ok(()) => {}
                 Err(error) => {
                     assert_eq!(error, EncodeError::TooDeep);
@@ -989,7 +989,7 @@ fn depth() {
             }
             deepest = levels;
         }
-        assert!(deepest > 80, "{deepest}");
+        assert!(deepest > 70, "{deepest}");
     };
     std::thread::Builder::new().stack_size(2 << 20).spawn(run).unwrap().join().unwrap();
 }

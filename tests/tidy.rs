@@ -1,0 +1,126 @@
+//! What no compiler checks: the direction of dependencies, the changelog, the list of scenarios.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files_below(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files_below(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn sources(dir: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    files_below(&root().join(dir), &mut found);
+    found.sort();
+    found
+}
+
+#[test]
+fn dependencies_point_one_way() {
+    const LAYERS: [&str; 6] = ["error", "wire", "task", "process", "worker", "pool"];
+    let mut wrong = Vec::new();
+    for path in sources("src") {
+        let place = path.strip_prefix(root().join("src")).unwrap();
+        let Some(own) = LAYERS.iter().position(|layer| place.starts_with(layer)) else { continue };
+        for line in fs::read_to_string(&path).unwrap().lines().filter(|line| !line.trim_start().starts_with("//")) {
+            for (layer, name) in LAYERS.iter().enumerate().skip(own + 1) {
+                if line.contains(&format!("crate::{name}::")) || line.contains(&format!("crate::{{{name}")) {
+                    wrong.push(format!("{}: {} (layer {layer} above {own})", place.display(), line.trim()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn unsafe_stands_only_where_the_architecture_says() {
+    let allowed = [
+        "process/fork.rs",
+        "process/memory.rs",
+        "process/sys.rs",
+        "task/table.rs",
+        "worker/raw.rs",
+        "worker/start.rs",
+        // Tests of the above: they fork.
+        "process/testing.rs",
+        "process/child.rs",
+        "process/spawn.rs",
+        "process/steward.rs",
+        "process/death_note.rs",
+    ];
+    for path in sources("src") {
+        let place = path.strip_prefix(root().join("src")).unwrap().display().to_string();
+        let text = fs::read_to_string(&path).unwrap();
+        if text.contains("unsafe_code") {
+            assert!(allowed.contains(&place.as_str()), "{place} allows itself unsafe code");
+        }
+    }
+}
+
+#[test]
+fn the_changelog_knows_this_version() {
+    let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
+    assert!(changelog.contains(&format!("## {}", env!("CARGO_PKG_VERSION"))));
+}
+
+/// The names of all tests: `file::name` below `tests/`, `path::of::module::name` in `src/`.
+fn tests_by_name() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for path in sources("tests").into_iter().chain(sources("src")) {
+        let place = path.strip_prefix(root()).unwrap().with_extension("");
+        let module = place.display().to_string().replace('/', "::");
+        let module = module.strip_prefix("tests::").or_else(|| module.strip_prefix("src::")).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let mut is_test = false;
+        for line in text.lines().map(str::trim) {
+            if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+                is_test = true;
+            } else if let Some(rest) = line.strip_prefix("fn ").or_else(|| line.strip_prefix("async fn ")) {
+                if is_test {
+                    names.insert(format!("{module}::{}", rest.split(['(', '<']).next().unwrap()));
+                }
+                is_test = false;
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn every_scenario_is_listed_and_shown_by_tests_that_exist() {
+    const SCENARIOS: u32 = 122;
+    let tests = tests_by_name();
+    let list = fs::read_to_string(root().join("tests/scenarios.tsv")).unwrap();
+    let mut seen = BTreeMap::new();
+    for line in list.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+        let [number, state, what] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("three columns, not: {line}") };
+        assert!(seen.insert(number.to_owned(), ()).is_none(), "{number} stands twice");
+        match state {
+            "done" => {
+                for test in what.split(", ") {
+                    assert!(tests.contains(test), "{number} is shown by {test}, which does not exist");
+                }
+            }
+            "waits" => assert!(what.len() > 10, "{number} does not say what it waits for"),
+            other => panic!("{number} is {other}, neither done nor waits"),
+        }
+    }
+    for number in 1..=SCENARIOS {
+        assert!(seen.contains_key(&format!("G-{number:03}")), "G-{number:03} is missing");
+    }
+    assert_eq!(seen.len(), SCENARIOS as usize);
+}
