@@ -39,6 +39,8 @@ pub struct Builder {
     frame_limit: usize,
     start_timeout: Option<Duration>,
     init: Option<Result<Packet, String>>,
+    #[cfg(test)]
+    pub(super) launcher: Option<super::launch::Launcher>,
 }
 
 impl Default for Builder {
@@ -52,6 +54,8 @@ impl Default for Builder {
             frame_limit: frame::BODY_MAX_DEFAULT,
             start_timeout: None,
             init: None,
+            #[cfg(test)]
+            launcher: None,
         }
     }
 }
@@ -222,6 +226,8 @@ impl Builder {
             frame_limit: self.frame_limit,
             queue_limit: self.queue_limit,
             init,
+            #[cfg(test)]
+            launcher: self.launcher,
         })?))
     }
 }

@@ -542,11 +542,6 @@ impl<T> Core<T> {
         2 * now.max(self.rules.workers)
     }
 
-    /// Tasks that wait for a worker.
-    pub(crate) fn queued(&self) -> usize {
-        self.queued
-    }
-
     // ---- inside
 
     /// Rule 3: where a task would go, and whether that worker is idle.

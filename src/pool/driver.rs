@@ -184,7 +184,8 @@ impl Engine {
         let doomed = link.doomed;
         drop(state);
         if doomed {
-            child.kill();
+            // If the kernel refuses (the worker has changed its user), its end is waited for.
+            let _ = child.kill();
         }
         let added = self
             .epoll
@@ -229,6 +230,8 @@ impl Engine {
         while !reader.closed {
             let space = reader.buffer.space();
             let len = space.len();
+            // A reading ends behind a message that carries descriptors, whatever follows it (unix(7)).
+            let may_be_short = reader.stage != Stage::Ready;
             let n = match reader.stage {
                 Stage::Ready => sys::recv(reader.socket.as_fd(), space),
                 // One descriptor is due; a second one is told apart, and closed.
@@ -250,7 +253,7 @@ impl Engine {
                         reader.closed = true;
                         self.broke_protocol(key, reader.stage, reader.pid, bad);
                     }
-                    if n < len && !to_end {
+                    if n < len && !to_end && !may_be_short {
                         return;
                     }
                 }
@@ -267,6 +270,9 @@ impl Engine {
     fn hung_up(&self, key: WorkerKey) {
         self.apply(|state, now| {
             state.timed = true;
+            if let Some(link) = state.links.get_mut(&key) {
+                link.hung_up |= !link.doomed; // else it is our kill that closed it
+            }
             state.core.hung_up(key, now + END_GRACE);
         });
     }
@@ -455,13 +461,16 @@ impl Engine {
         let why = match (stage, link.timed_out) {
             (Stage::Hello, timed_out) => {
                 let stderr = process.stderr_tail();
-                if timed_out {
+                if timed_out && link.hung_up {
+                    Why::NotAWorker { pid, reason: "it closed its socket without a hello".into(), stderr }
+                } else if timed_out {
                     let limit = rules.start_limit.map_or(rules.hello_limit, |limit| limit.min(rules.hello_limit));
                     Why::HelloTimeout { pid, limit, stderr }
                 } else {
                     Why::DiedAtStart { pid, status, stderr }
                 }
             }
+            (_, true) if link.hung_up => Why::NotAWorker { pid, reason: "it closed its socket in init".into(), stderr: String::new() },
             (_, true) => Why::InitTimeout { pid, limit: rules.start_limit.unwrap_or_default() },
             (_, false) => match note {
                 Some(Note::Panic { message, place }) => Why::InitPanicked { pid, message, location: Some(place) },

@@ -10,9 +10,9 @@
 use super::core::{Action, Call, Core, Fate, Mode, Refused, TaskKey, WorkerKey};
 use super::driver::{self, Driver};
 use super::launch;
-use super::spec::{Config, Room, TaskSpec, Ticket};
 use super::link::Link;
 use super::reply::{Cargo, Inlet, Reply};
+use super::spec::{Config, Room, TaskSpec, Ticket};
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{fork, steward, sys};
 use crate::wire::packet::Packet;
@@ -361,7 +361,8 @@ impl Engine {
         let child = link.process.as_ref().map(|process| Arc::clone(&process.child));
         drop(state);
         if let Some(child) = child {
-            child.kill();
+            // If the kernel refuses (the worker has changed its user), its end is waited for.
+            let _ = child.kill();
         }
     }
 

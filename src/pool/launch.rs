@@ -26,7 +26,7 @@ pub(super) fn check_program() -> Result<(), Error> {
     if fork::is_forked_copy() {
         return Err(Why::Forked.into());
     }
-    if std::env::var_os(worker::MARKER).is_some() {
+    if std::env::var_os(MARKER).is_some() {
         return Err(Why::InsideWorker.into());
     }
     if is_secure() {
@@ -41,7 +41,7 @@ pub(super) fn check_program() -> Result<(), Error> {
 
 /// A process that has just been started.
 #[derive(Debug)]
-pub(super) struct Launched {
+pub(crate) struct Launched {
     pub(super) child: Child,
     pub(super) socket: OwnedFd,
     pub(super) memory: SharedMemory,
@@ -54,9 +54,25 @@ pub(super) struct Launched {
 pub(super) fn order(engine: Option<Arc<Engine>>, key: WorkerKey) {
     let Some(engine) = engine else { return };
     steward::run(move || {
+        #[cfg(test)]
+        if let Some(Launcher(launch)) = &engine.config.launcher {
+            return engine.started(key, launch());
+        }
         let launched = launch(&engine.config);
         engine.started(key, launched);
     });
+}
+
+/// Starts something that a test wants instead of a worker.
+#[cfg(test)]
+#[derive(Clone)]
+pub(crate) struct Launcher(pub(super) Arc<dyn Fn() -> Result<Launched, Error> + Send + Sync>);
+
+#[cfg(test)]
+impl std::fmt::Debug for Launcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Launcher")
+    }
 }
 
 fn launch(config: &Config) -> Result<Launched, Error> {
@@ -71,6 +87,7 @@ fn launch(config: &Config) -> Result<Launched, Error> {
     let stderr = early_stderr.try_clone().map_err(|e| Error::spawn("making a worker's first standard error", e))?;
     let marker = (MARKER, OsStr::new(env!("CARGO_PKG_VERSION")));
     let Surroundings { env, env_clear, current_dir, group } = config.surroundings.clone();
-    let child = spawn(&Spawn { env, env_clear, current_dir, group }, theirs, stderr.into(), marker).map_err(|e| Error::spawn("starting a worker process", e))?;
+    let child = spawn(&Spawn { env, env_clear, current_dir, group }, theirs, stderr.into(), marker)
+        .map_err(|e| Error::spawn("starting a worker process", e))?;
     Ok(Launched { child, socket, memory, early_stderr })
 }

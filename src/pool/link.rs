@@ -21,6 +21,8 @@ pub(crate) struct Link {
     pub(crate) doomed: bool,
     /// Its start took too long.
     pub(crate) timed_out: bool,
+    /// It has closed its socket.
+    pub(crate) hung_up: bool,
     /// Why its start failed, if it said so or broke the protocol in it.
     pub(crate) failure: Option<Error>,
     /// How it broke the protocol afterwards.

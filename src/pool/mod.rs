@@ -27,6 +27,8 @@ mod reply;
 mod results;
 mod slots;
 mod spec;
+#[cfg(all(test, target_os = "linux"))]
+mod strange_workers;
 
 pub use builder::Builder;
 pub use call::Call;

@@ -18,6 +18,9 @@ pub(crate) struct Config {
     pub(crate) queue_limit: Option<usize>,
     /// The whole `INIT` frame.
     pub(crate) init: Option<Packet>,
+    /// What is started instead of this program: tests play a worker themselves.
+    #[cfg(test)]
+    pub(crate) launcher: Option<super::launch::Launcher>,
 }
 
 /// What a worker process is started into.
@@ -58,4 +61,3 @@ pub(crate) struct Ticket {
     pub(crate) id: u64,
     pub(crate) key: Option<TaskKey>,
 }
-

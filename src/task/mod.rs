@@ -23,6 +23,6 @@ pub use init::Init;
 pub use state::state;
 
 pub(crate) use args::encode_args;
-pub(crate) use state::keep;
 pub(crate) use entry::{Run, RunError};
+pub(crate) use state::keep;
 pub(crate) use table::{entry, fingerprint, in_main_executable, index_of, index_of_init, supported};

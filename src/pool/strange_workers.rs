@@ -1,0 +1,410 @@
+//! Tests with workers that are none: other programs, and bytes that no worker of ours would send.
+//!
+//! The pool is a real one; only what it starts is replaced. As a rule that is a process that sleeps,
+//! and a thread of the test says on the socket what that process is to have said.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use super::launch::{Launched, Launcher};
+use super::{Builder, Pool};
+use crate::error::{Error, ErrorKind, TaskErrorKind};
+use crate::process::{Child, NOTE_WORDS, SharedMemory, sys};
+use crate::task;
+use crate::wire::frame::{self, FrameBuffer};
+use crate::wire::message::{self, Hello, Message, kind};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use std::fs::File;
+use std::io::{IoSlice, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Only a hang takes this long.
+const HANG: Duration = Duration::from_secs(30);
+
+/// What is started: `command`, with one end of a socket pair as its standard input. Gives the other
+/// two copies: the pool's end, and a copy of the process's own.
+fn launch(command: &mut Command) -> (Launched, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let early_stderr = File::from(memfd_create(c"stderr", MFdFlags::MFD_CLOEXEC).unwrap());
+    command.stdin(OwnedFd::from(theirs.try_clone().unwrap())).stderr(early_stderr.try_clone().unwrap()).stdout(Stdio::null());
+    let child = command.process_group(0).spawn().unwrap();
+    let child = Child::adopt(child.id(), true).unwrap();
+    let memory = SharedMemory::create(NOTE_WORDS * 8).unwrap();
+    (Launched { child, socket: ours.into(), memory, early_stderr }, theirs)
+}
+
+fn builder(launcher: impl Fn() -> Result<Launched, Error> + Send + Sync + 'static) -> Builder {
+    let mut builder = Pool::builder().workers(1);
+    builder.launcher = Some(Launcher(Arc::new(launcher)));
+    builder
+}
+
+/// A pool that starts this shell command.
+fn pool_of_shells(script: &'static str) -> Pool {
+    builder(move || {
+        let (launched, theirs) = launch(Command::new("sh").args(["-c", script]));
+        drop(theirs);
+        Ok(launched)
+    })
+    .build()
+    .unwrap()
+}
+
+/// A worker that is played by a thread of the test.
+struct Player {
+    socket: UnixStream,
+    incoming: FrameBuffer,
+}
+
+impl Player {
+    fn say(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let bytes = framed(write);
+        self.socket.write_all(&bytes).unwrap();
+    }
+
+    fn say_with(&mut self, descriptors: &[BorrowedFd<'_>], write: impl FnOnce(&mut Vec<u8>)) {
+        let bytes = framed(write);
+        assert_eq!(sys::send_with_fds(self.socket.as_fd(), &[IoSlice::new(&bytes)], descriptors).unwrap(), bytes.len());
+    }
+
+    /// The body of the next frame; empty when the pool has closed.
+    fn hear(&mut self) -> Vec<u8> {
+        loop {
+            if let Some(range) = self.incoming.next_frame().unwrap() {
+                return self.incoming.bytes(range).to_vec();
+            }
+            match self.socket.read(self.incoming.space()) {
+                Ok(0) | Err(_) => return Vec::new(),
+                Ok(n) => self.incoming.filled(n),
+            }
+        }
+    }
+
+    fn hello(&mut self, change: impl FnOnce(&mut Hello)) {
+        let mut hello = hello();
+        change(&mut hello);
+        let (_kept, lifeline) = UnixStream::pair().unwrap();
+        self.say_with(&[lifeline.as_fd()], |out| message::control(out, kind::HELLO, &hello));
+    }
+
+    fn become_ready(&mut self) {
+        self.hello(|_| {});
+        assert_eq!(Message::new(&self.hear()).unwrap().kind, kind::WELCOME);
+        self.say(message::ready);
+    }
+
+    /// The number of the next call.
+    fn call(&mut self) -> u64 {
+        let body = self.hear();
+        let mut message = Message::new(&body).unwrap();
+        assert_eq!(message.kind, kind::CALL);
+        message.uint().unwrap()
+    }
+
+    fn answer(&mut self, id: u64, value: u8) {
+        self.say(|out| {
+            message::done(out, id);
+            out.push(value);
+        });
+    }
+
+    /// Until the pool has done with us.
+    fn wait(&mut self) {
+        while !self.hear().is_empty() {}
+    }
+}
+
+fn hello() -> Hello {
+    Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: task::fingerprint() }
+}
+
+fn framed(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    let start = frame::begin(&mut out);
+    write(&mut out);
+    frame::finish(&mut out, start);
+    out
+}
+
+/// A pool whose n-th worker (from 0) is played by `play(n, …)`.
+fn played(play: impl Fn(usize, &mut Player) + Send + Sync + 'static) -> Builder {
+    let (play, started) = (Arc::new(play), AtomicUsize::new(0));
+    builder(move || {
+        let (launched, socket) = launch(Command::new("sleep").arg("1000"));
+        let (play, n) = (Arc::clone(&play), started.fetch_add(1, Ordering::Relaxed));
+        std::thread::spawn(move || play(n, &mut Player { socket, incoming: FrameBuffer::new(1 << 20) }));
+        Ok(launched)
+    })
+}
+
+fn echo(n: u8) -> u8 {
+    n
+}
+
+async fn start_error(pool: &Pool) -> Error {
+    tokio::time::timeout(HANG, pool.ready()).await.expect("it hangs").expect_err("that is no worker")
+}
+
+#[tokio::test]
+async fn another_program_that_answers_is_told_as_such_and_killed() {
+    let pool = pool_of_shells("echo 'mysql_native_password' >&0; echo noise >&2; exec sleep 1000");
+    let error = start_error(&pool).await;
+    assert_eq!(error.kind(), ErrorKind::NotAWorker);
+    assert!(error.pid().is_some());
+    let task = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap_err();
+    assert_eq!(task.kind(), TaskErrorKind::StartFailed);
+    tokio::time::timeout(HANG, pool.shutdown()).await.expect("it hangs");
+}
+
+#[tokio::test]
+async fn another_program_that_reads_its_input_gets_nothing_to_read() {
+    let pool = builder(|| {
+        let (launched, theirs) = launch(Command::new("sh").args(["-c", "read line <&0; echo got \"$line\" >&2; exit 7"]));
+        drop(theirs);
+        Ok(launched)
+    })
+    .start_timeout(Duration::from_millis(300))
+    .build()
+    .unwrap();
+    let error = start_error(&pool).await;
+    assert_eq!(error.kind(), ErrorKind::StartTimeout);
+    assert_eq!(error.stderr_tail(), Some(""), "it got something");
+}
+
+#[tokio::test]
+async fn a_death_before_the_hello_brings_status_and_the_tail_of_stderr_once() {
+    let pool = pool_of_shells("echo 'cannot find libanything.so' >&2; exit 3");
+    let error = start_error(&pool).await;
+    assert_eq!(error.kind(), ErrorKind::DiedAtStart);
+    assert_eq!(error.exit_status().unwrap().code(), Some(3));
+    assert_eq!(error.stderr_tail(), Some("cannot find libanything.so\n"));
+    assert_eq!(error.to_string().matches("libanything").count(), 1);
+    let pool = pool_of_shells("kill -KILL $$");
+    let task = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap_err();
+    let status = task.exit_status().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{status}");
+}
+
+#[tokio::test]
+async fn a_process_that_closes_its_socket_and_lives_is_no_worker() {
+    let pool = pool_of_shells("exec <&-; exec sleep 1000");
+    assert_eq!(start_error(&pool).await.kind(), ErrorKind::NotAWorker);
+}
+
+#[tokio::test]
+async fn another_version_protocol_or_build_is_refused_with_the_reason() {
+    type Change = fn(&mut Hello);
+    let changes: [(Change, &str); 3] = [
+        (|hello| hello.protocol += 1, "version 2 of the protocol"),
+        (|hello| hello.version = "0.0.1".into(), "version 0.0.1 of this crate"),
+        (|hello| hello.fingerprint ^= 1, "another build"),
+    ];
+    for (change, reason) in changes {
+        let pool = played(move |_, player| {
+            player.hello(change);
+            assert!(player.hear().is_empty(), "nothing is said to it");
+        })
+        .build()
+        .unwrap();
+        let error = start_error(&pool).await;
+        assert_eq!(error.kind(), ErrorKind::NotAWorker);
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_hello_with_too_few_or_too_many_descriptors_is_refused() {
+    for count in [0, 2] {
+        let pool = played(move |_, player| {
+            let (a, b) = UnixStream::pair().unwrap();
+            player.say_with(&[a.as_fd(), b.as_fd()][..count], |out| message::control(out, kind::HELLO, &hello()));
+            player.wait();
+        })
+        .build()
+        .unwrap();
+        assert_eq!(start_error(&pool).await.kind(), ErrorKind::NotAWorker, "{count} descriptors");
+    }
+}
+
+#[tokio::test]
+async fn messages_out_of_their_place_fail_the_start() {
+    for step in 0..4 {
+        let pool = played(move |_, player| {
+            match step {
+                0 => player.say(message::ready),
+                1 => {
+                    player.hello(|_| {});
+                    player.hello(|_| {});
+                }
+                2 => {
+                    player.hello(|_| {});
+                    player.answer(1, 0);
+                }
+                _ => player.say(|out| out.extend([0xc1; 64])),
+            }
+            player.wait();
+        })
+        .build()
+        .unwrap();
+        assert_eq!(start_error(&pool).await.kind(), ErrorKind::NotAWorker, "step {step}");
+    }
+}
+
+#[tokio::test]
+async fn a_played_worker_serves() {
+    let pool = played(|_, player| {
+        player.become_ready();
+        for n in 0..3 {
+            let id = player.call();
+            player.answer(id, n);
+        }
+        player.wait();
+    })
+    .build()
+    .unwrap();
+    for n in 0..3 {
+        assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 9)).await.expect("it hangs").unwrap(), n);
+    }
+}
+
+/// What a worker may do wrong in the middle of its work, and what its task is told.
+#[tokio::test]
+async fn rubbish_in_the_place_of_an_answer_costs_that_task_and_the_worker() {
+    type Play = fn(&mut Player, u64);
+    let plays: [(&str, Play, TaskErrorKind); 9] = [
+        ("an unknown number", |p, id| p.answer(id + 1000, 1), TaskErrorKind::BadFrame),
+        ("a frame of 4 GiB", |p, _| p.socket.write_all(&[0xff; 4]).unwrap(), TaskErrorKind::BadFrame),
+        ("no message", |p, _| p.say(|out| out.push(0xc0)), TaskErrorKind::BadFrame),
+        ("a result that is missing", |p, id| p.say(|out| out.extend([0x92, kind::DONE, id as u8])), TaskErrorKind::BadFrame),
+        ("a failure that is none", |p, id| p.say(|out| out.extend([0x93, kind::FAILED, id as u8, 0xa1, b'?'])), TaskErrorKind::BadFrame),
+        ("a kind that does not exist", |p, _| p.say(|out| out.extend([0x91, 99])), TaskErrorKind::BadFrame),
+        ("a second hello", |p, _| p.hello(|_| {}), TaskErrorKind::BadFrame),
+        (
+            "half a frame, and the end",
+            |p, _| {
+                p.socket.write_all(&[9, 0, 0, 0, 1]).unwrap();
+                p.socket.shutdown(std::net::Shutdown::Both).unwrap();
+            },
+            TaskErrorKind::WorkerDied,
+        ),
+        ("the end", |p, _| p.socket.shutdown(std::net::Shutdown::Both).unwrap(), TaskErrorKind::WorkerDied),
+    ];
+    for (what, play, expected) in plays {
+        let pool = played(move |n, player| {
+            player.become_ready();
+            let id = player.call();
+            if n == 0 {
+                play(player, id);
+            } else {
+                player.answer(id, 42);
+            }
+            player.wait();
+        })
+        .build()
+        .unwrap();
+        let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").expect_err(what);
+        assert_eq!(error.kind(), expected, "{what}: {error}");
+        // The pool goes on, with another worker.
+        assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 42, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_given_twice_or_unasked_ends_the_worker_and_resolves_nothing_else() {
+    let pool = played(|n, player| {
+        player.become_ready();
+        let id = player.call();
+        player.answer(id, 1);
+        if n == 0 {
+            player.answer(id, 2);
+        }
+        player.wait();
+    })
+    .build()
+    .unwrap();
+    assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 1);
+    // Whether it still reaches the first worker or not: it is never told the second answer.
+    match tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs") {
+        Ok(value) => assert_eq!(value, 1),
+        Err(error) => assert!(matches!(error.kind(), TaskErrorKind::BadFrame | TaskErrorKind::WorkerDied), "{error}"),
+    }
+}
+
+#[tokio::test]
+async fn a_result_nested_too_deeply_is_an_error_of_its_task_alone() {
+    let pool = played(|_, player| {
+        player.become_ready();
+        let id = player.call();
+        player.say(|out| {
+            message::done(out, id);
+            out.extend([0x91; 100_000]);
+            out.push(0xc0);
+        });
+        let id = player.call();
+        player.answer(id, 5);
+        player.wait();
+    })
+    .build()
+    .unwrap();
+    let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap_err();
+    assert_eq!(error.kind(), TaskErrorKind::ResultDecode);
+    assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 5);
+}
+
+#[tokio::test]
+async fn half_an_answer_and_silence_can_be_aborted() {
+    let pool = played(|_, player| {
+        player.become_ready();
+        player.call();
+        player.socket.write_all(&[9, 0, 0, 0, 1]).unwrap();
+        player.wait();
+    })
+    .build()
+    .unwrap();
+    let handle = pool.spawn(echo, 1);
+    while handle.worker_pid().is_none() {
+        tokio::task::yield_now().await;
+    }
+    handle.abort();
+    assert!(tokio::time::timeout(HANG, handle).await.expect("it hangs").unwrap_err().is_cancelled());
+}
+
+#[tokio::test]
+async fn a_start_that_the_system_refuses_is_told_to_its_tasks_and_the_pool_recovers() {
+    let pool = builder({
+        let tries = AtomicUsize::new(0);
+        move || {
+            if tries.fetch_add(1, Ordering::Relaxed) == 0 {
+                return Err(Error::spawn("starting a worker process", std::io::Error::from_raw_os_error(11)));
+            }
+            let (launched, socket) = launch(Command::new("sleep").arg("1000"));
+            std::thread::spawn(move || {
+                let mut player = Player { socket, incoming: FrameBuffer::new(1 << 20) };
+                player.become_ready();
+                let id = player.call();
+                player.answer(id, 3);
+                player.wait();
+            });
+            Ok(launched)
+        }
+    })
+    .build()
+    .unwrap();
+    let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap_err();
+    assert_eq!(error.kind(), TaskErrorKind::StartFailed);
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(source.contains("starting a worker"), "{source}");
+    loop {
+        // Until the back-off has passed, the same cause is told at once.
+        match tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs") {
+            Ok(value) => break assert_eq!(value, 3),
+            Err(error) => assert_eq!(error.kind(), TaskErrorKind::StartFailed),
+        }
+        tokio::task::yield_now().await;
+    }
+}
