@@ -120,6 +120,8 @@ struct Reader {
     closed: bool,
     /// Descriptors that came and have not been claimed by a message.
     descriptors: Vec<OwnedFd>,
+    /// More came than were taken in.
+    cut_short: bool,
 }
 
 impl Engine {
@@ -224,6 +226,7 @@ impl Engine {
                     stage: Stage::Hello,
                     closed: false,
                     descriptors: Vec::new(),
+                    cut_short: false,
                 })
             }
         };
@@ -237,6 +240,7 @@ impl Engine {
                 // One descriptor is due; a second one is told apart, and closed.
                 _ => sys::recv_with_fds(reader.socket.as_fd(), space, 2).map(|received| {
                     reader.descriptors.extend(received.fds);
+                    reader.cut_short |= received.truncated;
                     received.bytes
                 }),
             };
@@ -498,7 +502,7 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
             }
             (Stage::Hello, kind::HELLO) => {
                 let hello = message.map()?;
-                let descriptor = reader.descriptors.pop().filter(|_| reader.descriptors.is_empty());
+                let descriptor = reader.descriptors.pop().filter(|_| reader.descriptors.is_empty() && !reader.cut_short);
                 let lifeline = descriptor.ok_or_else(|| Bad("a hello without its one descriptor".into()))?;
                 reader.stage = Stage::Init;
                 engine.welcome(key, &hello, lifeline).inspect_err(|_| reader.stage = Stage::Hello)?;

@@ -166,6 +166,7 @@ impl Child {
     /// # Errors
     ///
     /// When there is no such signal, when the kernel refuses, and in a forked copy.
+    #[cfg(test)] // only tests send others than SIGKILL
     pub(crate) fn signal(&self, signal: c_int) -> io::Result<()> {
         self.process().signal(signal)
     }
@@ -175,6 +176,7 @@ impl Child {
     /// # Errors
     ///
     /// As [`signal`](Self::signal).
+    #[cfg(test)]
     pub(crate) fn signal_group(&self, signal: c_int) -> io::Result<()> {
         self.process().signal_group(signal)
     }
@@ -221,6 +223,7 @@ pub(crate) struct Orphan {
 
 impl Orphan {
     /// Its number: for people to read.
+    #[cfg(test)]
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid
     }
@@ -311,6 +314,7 @@ impl Process {
         self.signal_process(libc::SIGKILL).and(group)
     }
 
+    #[cfg(test)]
     fn signal(&self, signal: c_int) -> io::Result<()> {
         fork::refuse_in_copy()?;
         if self.exit.get().is_some() {
@@ -319,6 +323,7 @@ impl Process {
         self.signal_process(signal)
     }
 
+    #[cfg(test)]
     fn signal_group(&self, signal: c_int) -> io::Result<()> {
         if !self.group {
             return self.signal(signal);

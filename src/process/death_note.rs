@@ -97,11 +97,6 @@ impl<'a> NotePage<'a> {
         let _ = self.words[0].compare_exchange(WRITING, PANIC, Ordering::Release, Ordering::Relaxed);
     }
 
-    /// Takes a note back: what was noted did not end the process after all.
-    pub(crate) fn clear(&self) {
-        self.words[0].store(EMPTY, Ordering::Release);
-    }
-
     /// Reads the note, once its writer has ended.
     ///
     /// Whatever stands there, and whoever changes it meanwhile: it is copied first, and no length is believed.
@@ -212,8 +207,6 @@ mod tests {
         assert_eq!(ours.read(), panic_note("Grüße, 8 bytes and more", "src/main.rs:1:2"));
         theirs.write_stack_overflow();
         assert_eq!(ours.read(), Some(DeathNote::StackOverflow));
-        theirs.clear();
-        assert_eq!(ours.read(), None);
     }
 
     #[test]

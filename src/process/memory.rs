@@ -26,7 +26,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::slice;
-use std::sync::atomic::{AtomicU8, AtomicU64};
+use std::sync::atomic::AtomicU64;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -162,26 +162,15 @@ impl SharedMemory {
         self.fd.as_fd()
     }
 
-    /// How many bytes it has: a positive multiple of 8.
-    pub(crate) fn len(&self) -> usize {
-        self.len.get()
-    }
-
     /// All of it as words.
     ///
-    /// A given place must be used as words or as [`bytes`](Self::bytes), not as both: atomics of different sizes
-    /// must not race ([`std::sync::atomic`], *memory model*).
+    /// Nobody may use a place of it by atomics of another size: such must not race ([`std::sync::atomic`], *memory
+    /// model*).
     pub(crate) fn words(&self) -> &[AtomicU64] {
         // SAFETY: the mapping is valid for its length and as long as `self`, at a page boundary, and the length is
         // whole words. Whatever bits are there are an AtomicU64. Everybody in this process uses atomics; another
         // process may do anything, which for an atomic is just another value.
         unsafe { slice::from_raw_parts(self.start.cast().as_ptr(), self.len.get() / WORD_BYTES) }
-    }
-
-    /// All of it as bytes; see [`words`](Self::words).
-    pub(crate) fn bytes(&self) -> &[AtomicU8] {
-        // SAFETY: as in `words`.
-        unsafe { slice::from_raw_parts(self.start.cast().as_ptr(), self.len.get()) }
     }
 }
 
@@ -251,13 +240,10 @@ mod tests {
         let ours = SharedMemory::create(8192).expect("create");
         let fd = ours.fd().try_clone_to_owned().expect("dup");
         let theirs = SharedMemory::from_fd(fd).expect("from_fd");
-        assert_eq!(theirs.len(), 8192);
         assert_eq!(theirs.words().len(), 1024);
         assert!(ours.words().iter().all(|w| w.load(Ordering::Relaxed) == 0));
         ours.words()[1023].store(7, Ordering::Release);
         assert_eq!(theirs.words()[1023].load(Ordering::Acquire), 7);
-        theirs.bytes()[0].store(9, Ordering::Release);
-        assert_eq!(ours.bytes()[0].load(Ordering::Acquire), 9);
     }
 
     #[test]

@@ -237,16 +237,6 @@ pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usiz
     retry(|| Ok(socket::recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?))
 }
 
-/// As [`recv`], into memory that has not been written yet; the first `n` bytes of it are, afterwards.
-pub(crate) fn recv_uninit(socket: BorrowedFd<'_>, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
-    retry(|| {
-        // SAFETY: `buffer` is valid for writes of its length, and the kernel only writes to it.
-        let received =
-            check(unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) } as libc::c_long)?;
-        Ok(received as usize)
-    })
-}
-
 /// Sends as much as there is room for, without waiting and without SIGPIPE (send(2)).
 ///
 /// # Errors
@@ -423,12 +413,6 @@ mod tests {
         assert_eq!(send(b.as_fd(), b"hello").expect("send"), 5);
         assert_eq!(recv(a.as_fd(), &mut buffer).expect("recv"), 5);
         assert_eq!(&buffer[..5], b"hello");
-        assert_eq!(send(b.as_fd(), b"again").expect("send"), 5);
-        let mut raw = [MaybeUninit::<u8>::uninit(); 64];
-        assert_eq!(recv_uninit(a.as_fd(), &mut raw).expect("recv"), 5);
-        // SAFETY: five bytes have been received into it.
-        let first = unsafe { raw[0].assume_init() };
-        assert_eq!(first, b'a');
 
         let full = vec![0; 1 << 20];
         while send(b.as_fd(), &full).is_ok() {}
