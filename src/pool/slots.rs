@@ -96,7 +96,7 @@ mod tests {
         let a = slots.insert('a');
         assert_eq!(slots.remove(a), Some('a'));
         let b = slots.insert('b');
-        assert_eq!((slots.get(a), slots.remove(a), slots.get(b)), (None, None, Some(&'b')));
+        assert_eq!((slots.get(a).copied(), slots.remove(a), slots.get(b)), (None, None, Some(&'b')));
         assert_eq!(slots.get(Key::from_u64(u64::MAX)), None);
         assert_eq!((slots.len(), slots.keys()), (1, vec![b]));
     }
