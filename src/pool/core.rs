@@ -393,7 +393,7 @@ impl<T> Core<T> {
         let Some(worker) = self.take_out(key) else { return };
         let earlier = match &self.failure {
             None => 0,
-            Some(last) => last.earlier + u32::from(worker.started >= last.at),
+            Some(last) => last.earlier + u32::from(worker.started > last.at),
         };
         let wait = BACKOFF_MIN.saturating_mul(1 << earlier.min(16)).min(BACKOFF_MAX);
         self.failure = Some(Failure { cause: cause.clone(), at: now, earlier, retry: Some(now + wait) });

@@ -319,6 +319,8 @@ struct World {
     /// A task that was begun a second time.
     ran_again: Option<u64>,
     error: Error,
+    /// How often what came up.
+    seen: BTreeMap<&'static str, u64>,
 }
 
 type Check = Result<(), String>;
@@ -368,6 +370,7 @@ impl World {
             expected: Expected::default(),
             told: None,
             ran_again: None,
+            seen: BTreeMap::new(),
             plan,
         };
         world.after(Duration::ZERO, Event::Submit);
@@ -534,6 +537,7 @@ impl World {
                         other => return Err(format!("refused with {other:?}")),
                     }
                     self.jobs[id as usize].place = Place::Settled;
+                    self.see("refused");
                 }
             }
             self.settle_up(false)?;
@@ -545,7 +549,7 @@ impl World {
                 let delay = self.rng.micros(300_000);
                 self.after(delay, Event::Abort(id));
             }
-            if self.rng.rarely(self.plan.abort_where * 50) {
+            if self.rng.rarely(self.plan.abort_where * 5) {
                 let rest = self.rng.below(4);
                 self.after(soon, Event::AbortWhere(rest));
             }
@@ -768,6 +772,7 @@ impl World {
                 }
             }
             for id in back.into_iter().rev() {
+                self.see("requeued");
                 self.front -= 1;
                 self.queue.insert(self.front, id);
                 self.jobs[id as usize].place = Place::Queued(self.front);
@@ -822,8 +827,25 @@ impl World {
         Ok(())
     }
 
+    fn see(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_insert(0) += 1;
+    }
+
     fn action(&mut self, action: Action<u64>) -> Check {
         ensure!(!self.ended, "{action:?} after the end");
+        self.see(match &action {
+            Action::Start(_) => "Start",
+            Action::Send(..) => "Send",
+            Action::Cancel(..) => "Cancel",
+            Action::Retire(_) => "Retire",
+            Action::Kill(_) => "Kill",
+            Action::TimeOut(_) => "TimeOut",
+            Action::Settle(_, Fate::Cancelled) => "Cancelled",
+            Action::Settle(_, Fate::Closed) => "Closed",
+            Action::Settle(_, Fate::StartFailed(_)) => "StartFailed",
+            Action::Settle(_, Fate::Lost(_)) => "Lost",
+            Action::Ended => "Ended",
+        });
         match action {
             Action::Start(key) => self.do_start(key),
             Action::Send(key, task) => self.do_send(key, task),
@@ -1020,6 +1042,7 @@ impl World {
             self.hands.iter().filter(|(_, hand)| hand.life == Life::Ready && hand.in_flight.is_empty()).map(|(key, _)| *key).collect();
         ensure!(idle == truly, "idle are {truly:?}, known are {idle:?}");
         ensure!(core.is_closed() == (self.draining || self.killed), "closed, or not");
+        ensure!(!self.draining || self.open > 0 || starting == 0, "{starting} still start for nothing");
         let Some(head) = self.queue.values().next() else { return Ok(()) };
         let job = &self.jobs[*head as usize];
         let free = self.hands.keys().find(|key| self.room(**key, job.mode, job.large));
@@ -1146,5 +1169,383 @@ fn broken_rules_are_found() {
     for flaw in FLAWS {
         let found = (0..300).find_map(|seed| World::new(seed, 200, 6, Some(flaw)).run().err());
         assert!(found.is_some(), "{flaw:?} was not found");
+    }
+}
+
+/// The random rounds are worth something only if everything comes up in them.
+#[test]
+fn everything_comes_up() {
+    let mut seen = BTreeMap::new();
+    for seed in 0..200 {
+        let mut world = World::new(seed, 300, 12, None);
+        assert_eq!(world.run(), Ok(()), "seed {seed}");
+        for (what, count) in world.seen {
+            *seen.entry(what).or_insert(0) += count;
+        }
+    }
+    for what in [
+        "Start",
+        "Send",
+        "Cancel",
+        "Retire",
+        "Kill",
+        "TimeOut",
+        "Cancelled",
+        "Closed",
+        "StartFailed",
+        "Lost",
+        "Ended",
+        "requeued",
+        "refused",
+    ] {
+        assert!(seen.get(what).is_some_and(|count| *count > 50), "{what} is rare: {seen:?}");
+    }
+}
+
+// ---- each rule by itself
+
+/// A core and a clock that is moved by hand.
+struct Bench {
+    core: Core<u64>,
+    now: Instant,
+    next: u64,
+}
+
+impl Bench {
+    fn new(workers: usize) -> Self {
+        let rules = Rules { workers, concurrency: 3, hello_limit: Duration::from_secs(30), start_limit: Some(Duration::from_secs(60)) };
+        Self { core: Core::new(rules), now: Instant::now(), next: 0 }
+    }
+
+    /// All workers are there and idle; the last is the next to be used.
+    fn ready(workers: usize) -> (Self, Vec<WorkerKey>) {
+        let mut bench = Self::new(workers);
+        let started = bench.does(|core, now, actions| core.start_all(now, actions));
+        let keys: Vec<_> = bench.core.workers.keys();
+        assert_eq!(started.len(), workers);
+        for key in &keys {
+            assert!(bench.does(|core, now, actions| core.ready(*key, now, actions)).is_empty());
+        }
+        (bench, keys)
+    }
+
+    /// What the core does about it, in words: `send 0 3` is task 3 to the worker in place 0.
+    fn does(&mut self, event: impl FnOnce(&mut Core<u64>, Instant, &mut Vec<Action<u64>>)) -> Vec<String> {
+        let mut actions = Vec::new();
+        event(&mut self.core, self.now, &mut actions);
+        let place = |key: WorkerKey| key.to_u64() & u64::from(u32::MAX);
+        let words = actions.into_iter().map(|action| match action {
+            Action::Start(key) => format!("start {}", place(key)),
+            Action::Send(key, task) => format!("send {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
+            Action::Cancel(key, task) => format!("cancel {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
+            Action::Retire(key) => format!("retire {}", place(key)),
+            Action::Kill(key) => format!("kill {}", place(key)),
+            Action::TimeOut(key) => format!("time out {}", place(key)),
+            Action::Settle(id, Fate::Cancelled) => format!("cancelled {id}"),
+            Action::Settle(id, Fate::Closed) => format!("closed {id}"),
+            Action::Settle(id, Fate::StartFailed(_)) => format!("start failed {id}"),
+            Action::Settle(id, Fate::Lost(_)) => format!("lost {id}"),
+            Action::Ended => "ended".into(),
+        });
+        words.collect()
+    }
+
+    fn submit(&mut self, mode: Mode, large: bool) -> (Option<TaskKey>, Vec<String>) {
+        let id = self.next;
+        self.next += 1;
+        let mut key = None;
+        let words = self.does(|core, now, actions| key = core.submit(Call { cargo: id, id, mode, large }, now, actions).ok());
+        (key, words)
+    }
+
+    fn task(&mut self, mode: Mode) -> (TaskKey, Vec<String>) {
+        let (key, words) = self.submit(mode, false);
+        (key.unwrap(), words)
+    }
+
+    fn reply(&mut self, worker: WorkerKey, ids: &[u64]) -> Vec<String> {
+        self.does(|core, now, actions| {
+            ids.iter().for_each(|id| assert_eq!(core.replied(worker, *id), Some(*id)));
+            core.refill(worker, ids.len() as u32, now, actions);
+        })
+    }
+
+    fn exit(&mut self, worker: WorkerKey, reached: impl Fn(&u64) -> bool) -> Vec<String> {
+        let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None });
+        self.does(|core, now, actions| core.exited(worker, &loss, reached, now, actions))
+    }
+
+    fn fail(&mut self, worker: WorkerKey) -> Vec<String> {
+        self.does(|core, now, actions| core.start_failed(worker, Error::spawn("testing", std::io::Error::other("no")), now, actions))
+    }
+
+    fn abort(&mut self, key: TaskKey) -> Vec<String> {
+        self.does(|core, now, actions| core.abort(key, now, actions))
+    }
+
+    fn tick(&mut self) -> Vec<String> {
+        self.does(|core, now, actions| core.tick(now, actions))
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    /// Teaches a worker how long sync tasks take.
+    fn teach(&mut self, worker: WorkerKey, service: Duration) {
+        let (_, sent) = self.task(Mode::Sync);
+        assert!(sent[0].starts_with("send"));
+        self.pass(service);
+        let id = self.next - 1;
+        assert_eq!(self.reply(worker, &[id]), [""; 0]);
+    }
+}
+
+const MS: Duration = Duration::from_millis(1);
+
+#[test]
+fn rule_1_one_that_cannot_be_placed_holds_back_the_others() {
+    let (mut bench, w) = Bench::ready(1);
+    assert_eq!(bench.task(Mode::Async).1, ["send 0 0"]);
+    let (sync, words) = bench.task(Mode::Sync);
+    assert_eq!(words, [""; 0]);
+    assert_eq!(bench.task(Mode::Async).1, [""; 0]); // there is room for it, but not before its turn
+    assert_eq!(bench.abort(sync), ["cancelled 1", "send 0 2"]);
+    assert_eq!(bench.reply(w[0], &[2, 0]), [""; 0]);
+}
+
+#[test]
+fn rule_2_a_worker_changes_sides_when_it_is_empty() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.task(Mode::Async);
+    bench.task(Mode::Async);
+    bench.task(Mode::Sync);
+    assert_eq!(bench.reply(w[0], &[1]), [""; 0]);
+    assert_eq!(bench.reply(w[0], &[0]), ["send 0 2"]);
+}
+
+#[test]
+fn rule_3_idle_ones_first_then_the_one_with_the_fewest() {
+    let (mut bench, _) = Bench::ready(2);
+    let sent: Vec<_> = (0..7).map(|_| bench.task(Mode::Async).1.concat()).collect();
+    assert_eq!(sent, ["send 1 0", "send 0 1", "send 0 2", "send 1 3", "send 0 4", "send 1 5", ""]);
+}
+
+#[test]
+fn rule_3_holds_for_what_comes_back_as_well() {
+    let (mut bench, w) = Bench::ready(3);
+    bench.teach(w[2], MS / 100);
+    bench.task(Mode::Sync); // 1, to worker 2, which is used to short tasks
+    let others: Vec<_> = (0..2).map(|_| bench.task(Mode::Sync).1.concat()).collect();
+    assert_eq!(others, ["send 1 2", "send 0 3"]);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 2 4"]);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 2 5"]);
+    bench.pass(LONG);
+    assert_eq!(bench.reply(w[0], &[3]), [""; 0]);
+    assert_eq!(bench.exit(w[2], |_| true), ["lost 1", "send 0 4", "start 2"]);
+    assert_eq!(bench.reply(w[0], &[4]), ["send 0 5"]);
+}
+
+#[test]
+fn rule_4_the_window_follows_the_service_time() {
+    for (service, window) in [(MS / 1000, 300), (MS / 10, 3), (MS, 2), (LONG, 1), (Duration::ZERO, 1024)] {
+        let (mut bench, w) = Bench::ready(1);
+        bench.teach(w[0], service);
+        let sent = (0..2000).filter(|_| !bench.task(Mode::Sync).1.is_empty()).count();
+        assert_eq!(sent, window, "{service:?}");
+    }
+    let (mut bench, w) = Bench::ready(1);
+    bench.task(Mode::Sync);
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]); // not yet known
+    bench.reply(w[0], &[0]);
+    bench.pass(LONG);
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]); // the running one has lasted long
+    bench.pass(LONG);
+    assert_eq!(bench.reply(w[0], &[1]), ["send 0 2"]);
+}
+
+#[test]
+fn rule_5_a_large_task_waits_for_an_idle_worker() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.task(Mode::Async);
+    assert_eq!(bench.submit(Mode::Async, true).1, [""; 0]);
+    assert_eq!(bench.task(Mode::Async).1, [""; 0]);
+    assert_eq!(bench.reply(w[0], &[0]), ["send 0 1", "send 0 2"]);
+}
+
+#[test]
+fn rule_6_a_start_for_each_that_finds_nobody_idle() {
+    let mut bench = Bench::new(3);
+    assert_eq!(bench.task(Mode::Sync).1, ["start 0"]);
+    assert_eq!(bench.task(Mode::Sync).1, ["start 1"]);
+    let w = bench.core.workers.keys();
+    assert_eq!(bench.does(|core, now, actions| core.ready(w[0], now, actions)), ["send 0 0"]);
+    bench.pass(LONG);
+    assert_eq!(bench.reply(w[0], &[0]), ["send 0 1"]);
+    // One start is still under way, for the one that finds nobody now.
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
+    assert_eq!(bench.task(Mode::Sync).1, ["start 2"]);
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
+}
+
+#[test]
+fn rule_6_failed_starts_are_tried_again_after_a_back_off() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.core.rules.workers = 3;
+    bench.task(Mode::Sync);
+    assert_eq!(bench.task(Mode::Sync).1, ["start 1"]);
+    bench.pass(MS);
+    let second = bench.core.workers.keys()[1];
+    assert_eq!(bench.task(Mode::Sync).1, ["start 2"]);
+    let third = bench.core.workers.keys()[2];
+    bench.fail(second);
+    bench.pass(MS);
+    bench.fail(third); // was under way with the other: the wait does not double
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + BACKOFF_MIN));
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
+    bench.pass(BACKOFF_MIN);
+    assert_eq!(bench.tick(), ["start 2", "start 1"]);
+    let retried = *bench.core.workers.keys().last().unwrap();
+    assert!(bench.core.next_deadline().is_some_and(|at| at > bench.now + MS), "nothing to do before a start is late");
+    bench.pass(MS);
+    bench.fail(retried);
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + 2 * BACKOFF_MIN));
+    // A worker that gets ready ends the back-off.
+    let other = bench.core.workers.keys()[1];
+    assert_ne!(other, w[0]);
+    assert_eq!(bench.does(|core, now, actions| core.ready(other, now, actions)), ["send 1 1", "start 2"]);
+}
+
+#[test]
+fn rule_7_a_death_costs_what_ran() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 100);
+    (1..=4).for_each(|id| assert_eq!(bench.task(Mode::Sync).1, [format!("send 0 {id}")]));
+    assert_eq!(bench.reply(w[0], &[1]), [""; 0]);
+    assert_eq!(bench.exit(w[0], |_| true), ["lost 2", "start 0"]);
+    let again = bench.core.workers.keys()[0];
+    assert_eq!(bench.does(|core, now, actions| core.ready(again, now, actions)), ["send 0 3"]);
+    assert_eq!(bench.exit(again, |_| false), ["start 0"]); // it had not even arrived
+    let again = bench.core.workers.keys()[0];
+    assert_eq!(bench.does(|core, now, actions| core.ready(again, now, actions)), ["send 0 3"]);
+
+    let (mut bench, w) = Bench::ready(1);
+    (0..3).for_each(|_| drop(bench.task(Mode::Async)));
+    assert_eq!(bench.exit(w[0], |id| *id < 2), ["lost 0", "lost 1", "start 0"]);
+}
+
+#[test]
+fn rule_8_a_sync_task_is_stopped_by_a_kill_when_its_turn_has_come() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 100);
+    let keys: Vec<_> = (1..=3).map(|_| bench.task(Mode::Sync).0).collect();
+    assert_eq!(bench.abort(keys[1]), [""; 0]);
+    assert_eq!(bench.reply(w[0], &[1]), ["kill 0"]);
+    assert_eq!(bench.abort(keys[1]), [""; 0]);
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]); // it is doomed
+    assert_eq!(bench.exit(w[0], |_| true), ["cancelled 2", "start 0"]);
+    assert_eq!(bench.core.queued(), 2);
+}
+
+#[test]
+fn rule_8_the_reply_that_came_first_counts() {
+    let (mut bench, w) = Bench::ready(1);
+    let (key, _) = bench.task(Mode::Sync);
+    assert_eq!(bench.abort(key), ["kill 0"]);
+    assert_eq!(bench.reply(w[0], &[0]), [""; 0]);
+    assert_eq!(bench.exit(w[0], |_| true), ["start 0"]);
+}
+
+#[test]
+fn rule_8_each_async_task_has_the_whole_grace() {
+    let (mut bench, w) = Bench::ready(1);
+    let keys: Vec<_> = (0..3).map(|_| bench.task(Mode::Async).0).collect();
+    assert_eq!(bench.abort(keys[0]), ["cancel 0 0"]);
+    bench.pass(ABORT_GRACE / 2);
+    assert_eq!(bench.abort(keys[1]), ["cancel 0 1"]);
+    bench.reply(w[0], &[0]);
+    bench.pass(ABORT_GRACE / 2);
+    assert_eq!(bench.tick(), [""; 0]);
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + ABORT_GRACE / 2));
+    bench.pass(ABORT_GRACE / 2);
+    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.exit(w[0], |_| true), ["cancelled 1", "lost 2", "start 0"]);
+}
+
+#[test]
+fn rule_9_what_is_queued_fails_with_the_last_worker() {
+    let mut bench = Bench::new(2);
+    bench.task(Mode::Sync);
+    bench.task(Mode::Sync);
+    let w = bench.core.workers.keys();
+    assert_eq!(bench.fail(w[0]), [""; 0]);
+    assert_eq!(bench.fail(w[1]), ["start failed 0", "start failed 1"]);
+    assert_eq!(bench.submit(Mode::Sync, false).0, None);
+    bench.pass(BACKOFF_MIN);
+    assert_eq!(bench.task(Mode::Sync).1, ["start 1"]);
+}
+
+#[test]
+fn a_start_that_takes_too_long_is_given_up() {
+    let mut bench = Bench::new(1);
+    bench.task(Mode::Sync);
+    let w = bench.core.workers.keys();
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + Duration::from_secs(30)));
+    bench.core.hello(w[0]);
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + Duration::from_secs(60)));
+    bench.pass(Duration::from_secs(60));
+    assert_eq!(bench.tick(), ["time out 0"]);
+    assert_eq!(bench.does(|core, now, actions| core.ready(w[0], now, actions)), [""; 0]);
+    assert_eq!(bench.fail(w[0]), ["start failed 0"]);
+}
+
+#[test]
+fn a_drained_pool_keeps_what_it_may_still_need() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.core.rules.workers = 2;
+    bench.teach(w[0], MS / 100);
+    bench.task(Mode::Sync);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 2", "start 1"]);
+    let second = bench.core.workers.keys()[1];
+    assert_eq!(bench.does(|core, now, actions| core.drain(now, actions)), [""; 0]);
+    assert_eq!(bench.exit(w[0], |_| true), ["lost 1"]);
+    assert_eq!(bench.does(|core, now, actions| core.ready(second, now, actions)), ["send 1 2"]);
+    assert_eq!(bench.reply(second, &[2]), ["retire 1"]);
+    bench.pass(RETIRE_GRACE);
+    assert_eq!(bench.core.next_deadline(), Some(bench.now)); // it may be stopped, and never end
+    assert_eq!(bench.tick(), ["kill 1"]);
+    assert_eq!(bench.exit(second, |_| true), ["ended"]);
+}
+
+#[test]
+fn a_kill_settles_everything_at_once() {
+    let mut bench = Bench::new(2);
+    let (key, _) = bench.task(Mode::Sync);
+    bench.task(Mode::Sync);
+    let w = bench.core.workers.keys();
+    bench.does(|core, now, actions| core.ready(w[0], now, actions));
+    assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), ["kill 0", "kill 1", "closed 0", "closed 1"]);
+    assert_eq!(bench.abort(key), [""; 0]);
+    assert_eq!(bench.submit(Mode::Sync, false), (None, vec![]));
+    assert_eq!(bench.exit(w[0], |_| true), [""; 0]);
+    assert_eq!(bench.fail(w[1]), ["ended"]);
+    assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), [""; 0]);
+}
+
+/// Each step looks at no more than what it changes, so a hundred thousand are done in no time; and
+/// the queue does not keep what has gone.
+#[test]
+fn a_hundred_thousand_are_aborted_one_by_one() {
+    for backwards in [false, true] {
+        let (mut bench, _) = Bench::ready(200);
+        let mut keys: Vec<_> = (0..100_200).map(|_| bench.task(Mode::Sync).0).skip(200).collect();
+        if backwards {
+            keys.reverse();
+        }
+        for key in keys {
+            assert_eq!(bench.abort(key).len(), 1);
+            assert!(bench.core.queue.len() <= 2 * bench.core.queued() + 32);
+        }
+        assert_eq!(bench.core.queued(), 0);
     }
 }
