@@ -16,10 +16,9 @@
 //! 4. The window of sync tasks follows the measured service time: [`WINDOW_WORK`] of work, at least
 //!    two tasks while tasks are shorter than [`LONG`], one when they are longer, not yet known, or when
 //!    the running one has lasted longer. Async tasks are bounded by `concurrency` instead.
-//! 5. A large task is sent to an idle worker only: nothing waits behind its bytes, and it waits
-//!    behind nobody.
+//! 5. A large task is sent to an idle worker only: its bytes wait behind nobody.
 //! 6. Workers are started when a task finds none idle, up to `workers`; after failed starts not
-//!    before a back-off has passed.
+//!    before a back-off has passed, unless all are asked for ([`Core::start_all`]).
 //! 7. A worker that dies costs what it ran: the first unanswered sync task, or all unanswered async
 //!    ones. What had not reached it, or stood behind, goes back to the head of the queue, in order.
 //! 8. To stop a running task, its worker is doomed (given nothing more) before it is killed; the task
@@ -32,7 +31,7 @@
 use super::loss::Loss;
 use super::slots::{Key, Slots};
 use crate::error::Error;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,6 +44,8 @@ const LONG: Duration = Duration::from_millis(3);
 const WINDOW_MAX: u32 = 1024;
 /// How long an async task that was aborted has to reach an await point.
 pub(crate) const ABORT_GRACE: Duration = Duration::from_secs(1);
+/// How long a worker that is retired has to close its side: it has nothing to do, but may be stopped.
+const RETIRE_GRACE: Duration = Duration::from_secs(5);
 /// The wait after a first failed start; it doubles with each further one, up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -139,7 +140,7 @@ struct Task<T> {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Starting { since: Instant, until: Option<Instant> },
+    Starting { until: Option<Instant> },
     Ready,
     Retiring,
     Doomed,
@@ -148,6 +149,8 @@ enum State {
 #[derive(Debug)]
 struct Worker {
     state: State,
+    /// When its start was ordered.
+    started: Instant,
     /// Tasks sent and not answered, in the order of sending, with their numbers on the wire.
     in_flight: VecDeque<(u64, TaskKey)>,
     mode: Mode,
@@ -157,8 +160,13 @@ struct Worker {
     busy_since: Instant,
     /// It has been given a task.
     used: bool,
-    /// Then it is doomed: aborted async tasks in flight must be gone, or the process that hung up.
+    /// Async tasks that were asked to stop, and when their time is up, in this order. The first is
+    /// still in flight.
+    asked: VecDeque<(Instant, TaskKey)>,
+    /// Then it must have ended, having hung up or been retired; else it is doomed.
     end_by: Option<Instant>,
+    /// Its entry in `roomy`.
+    listed: Option<(Mode, usize)>,
 }
 
 impl Worker {
@@ -170,21 +178,40 @@ impl Worker {
         }
     }
 
-    /// Rules 2, 4 and 5.
-    fn has_room(&self, mode: Mode, large: bool, concurrency: usize, now: Instant) -> bool {
-        if self.state != State::Ready {
-            return false;
-        }
-        if self.in_flight.is_empty() {
-            return true;
-        }
-        self.mode == mode
-            && !large
-            && match mode {
-                Mode::Async => self.in_flight.len() < concurrency,
-                Mode::Sync => self.in_flight.len() < self.window() && now.saturating_duration_since(self.busy_since) < LONG,
-            }
+    /// Rule 4, but for the time that the running task has lasted.
+    fn may_take_more(&self, concurrency: usize) -> bool {
+        let limit = match self.mode {
+            Mode::Sync => self.window(),
+            Mode::Async => concurrency,
+        };
+        self.state == State::Ready && (1..limit).contains(&self.in_flight.len())
     }
+
+    /// Nothing should stand behind its running task any more. True until it answers.
+    fn is_late(&self, now: Instant) -> bool {
+        self.mode == Mode::Sync && now.saturating_duration_since(self.busy_since) >= LONG
+    }
+
+    /// When `tick` has something to do with it.
+    fn deadline(&self) -> Option<Instant> {
+        match self.state {
+            State::Starting { until } => until,
+            State::Ready | State::Retiring => self.asked.front().map(|(by, _)| *by).into_iter().chain(self.end_by).min(),
+            State::Doomed => None,
+        }
+    }
+}
+
+/// The last failed start, unless a worker has got ready since.
+#[derive(Debug)]
+struct Failure {
+    cause: Error,
+    at: Instant,
+    /// Failed starts before it, each ordered after the one before had failed: those that were under
+    /// way together fail together, and count once.
+    earlier: u32,
+    /// When the next start may be tried; `None` when that has passed.
+    retry: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,10 +237,11 @@ pub(crate) struct Core<T> {
     workers: Slots<Worker>,
     /// Ready workers without a task; the last used is the next used, for its caches are warm.
     idle: Vec<WorkerKey>,
+    /// Workers at work that may take more, by the number of tasks in flight; for each mode. Those
+    /// that are late are taken out when they are met, and come back with their next reply.
+    roomy: [BTreeSet<(usize, WorkerKey)>; 2],
     starting: usize,
-    /// Failed starts in a row, the last cause, and when the next start may be tried.
-    failures: u32,
-    last_failure: Option<(Error, Instant)>,
+    failure: Option<Failure>,
 }
 
 impl<T> Core<T> {
@@ -226,9 +254,9 @@ impl<T> Core<T> {
             queued: 0,
             workers: Slots::new(),
             idle: Vec::new(),
+            roomy: [BTreeSet::new(), BTreeSet::new()],
             starting: 0,
-            failures: 0,
-            last_failure: None,
+            failure: None,
         }
     }
 
@@ -241,25 +269,19 @@ impl<T> Core<T> {
             return Err(Refused(cargo, Fate::Closed));
         }
         if self.workers.len() == 0
-            && let Some((cause, until)) = &self.last_failure
-            && now < *until
+            && let Some(Failure { cause, retry: Some(retry), .. }) = &self.failure
+            && now < *retry
         {
             return Err(Refused(cargo, Fate::StartFailed(cause.clone()))); // rule 9
         }
+        let found_idle = !self.idle.is_empty();
         let key = self.tasks.insert(Task { cargo, id, mode, large, worker: None, aborting: false });
-        let mut wanted = 0;
-        let place = if self.queued > 0 { None } else { self.place(mode, large, now) };
-        match place {
-            Some((worker, was_idle)) => {
-                self.send(worker, key, now, actions);
-                wanted += usize::from(!was_idle);
-            }
-            None => {
-                self.queue.push_back(key);
-                self.queued += 1;
-            }
+        self.queue.push_back(key);
+        self.queued += 1;
+        if self.queued == 1 {
+            self.serve(now, actions);
         }
-        self.want_workers(wanted, now, actions);
+        self.want_workers(usize::from(!found_idle), now, actions);
         Ok(key)
     }
 
@@ -292,13 +314,16 @@ impl<T> Core<T> {
     /// A worker has answered `replies` tasks: learn from it, and give it more.
     pub(crate) fn refill(&mut self, key: WorkerKey, replies: u32, now: Instant, actions: &mut Vec<Action<T>>) {
         let Some(worker) = self.workers.get_mut(key) else { return };
-        if replies > 0 && worker.mode == Mode::Sync {
+        if replies == 0 {
+            return;
+        }
+        if worker.mode == Mode::Sync {
             let sample = now.saturating_duration_since(worker.busy_since) / replies;
             worker.service = Some(worker.service.map_or(sample, |old| (old * 3 + sample) / 4));
         }
         worker.busy_since = now;
-        if worker.state == State::Doomed {
-            return;
+        while worker.asked.front().is_some_and(|(_, task)| self.tasks.get(*task).is_none()) {
+            worker.asked.pop_front();
         }
         if worker.mode == Mode::Sync
             && let Some((_, next)) = worker.in_flight.front()
@@ -306,41 +331,30 @@ impl<T> Core<T> {
         {
             return self.doom(key, actions); // rule 8: its turn has come
         }
-        if worker.mode == Mode::Async && worker.state == State::Ready && worker.end_by.is_some() {
-            let aborting = worker.in_flight.iter().any(|(_, k)| self.tasks.get(*k).is_some_and(|task| task.aborting));
-            worker.end_by = worker.end_by.filter(|_| aborting);
+        if worker.state == State::Ready && worker.in_flight.is_empty() {
+            self.idle.push(key);
         }
-        self.fill(key, now, actions);
+        self.list(key);
+        self.serve(now, actions);
+        self.want_end(now, actions);
     }
 
     /// The caller does not want the task any more. Nothing happens if it has ended.
     pub(crate) fn abort(&mut self, key: TaskKey, now: Instant, actions: &mut Vec<Action<T>>) {
-        let Some(task) = self.tasks.get_mut(key) else { return };
-        if task.aborting {
-            return;
-        }
-        let Some(worker_key) = task.worker else {
-            self.forget_queued(key, Fate::Cancelled, actions);
-            return self.want_end(actions);
-        };
-        task.aborting = true;
-        let Some(worker) = self.workers.get_mut(worker_key) else { return };
-        match worker.mode {
-            Mode::Async => {
-                worker.end_by.get_or_insert(now + ABORT_GRACE);
-                actions.push(Action::Cancel(worker_key, key));
-            }
-            Mode::Sync if worker.in_flight.front().is_some_and(|(_, first)| *first == key) => self.doom(worker_key, actions),
-            Mode::Sync => {} // when its turn comes, see `refill`
-        }
+        self.stop(key, now, actions);
+        self.serve(now, actions); // it may have held back others
+        self.want_end(now, actions);
     }
 
     /// Aborts every task whose cargo fits.
     pub(crate) fn abort_where(&mut self, fits: impl Fn(&T) -> bool, now: Instant, actions: &mut Vec<Action<T>>) {
         let keys: Vec<_> = self.tasks.iter().filter(|(_, task)| fits(&task.cargo)).map(|(key, _)| key).collect();
         for key in keys {
-            self.abort(key, now, actions);
+            self.stop(key, now, actions);
         }
+        // Only now: else tasks would be sent that are about to be aborted.
+        self.serve(now, actions);
+        self.want_end(now, actions);
     }
 
     // ---- workers
@@ -356,8 +370,8 @@ impl<T> Core<T> {
 
     /// A process has said hello; its `init` runs now.
     pub(crate) fn hello(&mut self, key: WorkerKey) {
-        if let Some(Worker { state: State::Starting { since, until }, .. }) = self.workers.get_mut(key) {
-            *until = self.rules.start_limit.map(|limit| *since + limit);
+        if let Some(Worker { state: State::Starting { until }, started, .. }) = self.workers.get_mut(key) {
+            *until = self.rules.start_limit.map(|limit| *started + limit);
         }
     }
 
@@ -367,27 +381,28 @@ impl<T> Core<T> {
         let State::Starting { .. } = worker.state else { return };
         worker.state = State::Ready;
         self.starting -= 1;
-        self.failures = 0;
-        self.last_failure = None;
+        self.failure = None;
         self.idle.push(key);
-        self.fill(key, now, actions);
+        self.serve(now, actions);
+        self.want_workers(0, now, actions); // a back-off may be over
+        self.want_end(now, actions);
     }
 
     /// A process could not be started, or ended before it was ready.
     pub(crate) fn start_failed(&mut self, key: WorkerKey, cause: Error, now: Instant, actions: &mut Vec<Action<T>>) {
-        let Some(worker) = self.workers.remove(key) else { return };
-        self.starting -= usize::from(matches!(worker.state, State::Starting { .. }));
-        let wait = BACKOFF_MIN.saturating_mul(1 << self.failures.min(16)).min(BACKOFF_MAX);
-        self.failures += 1;
-        self.last_failure = Some((cause.clone(), now + wait));
+        let Some(worker) = self.take_out(key) else { return };
+        let earlier = match &self.failure {
+            None => 0,
+            Some(last) => last.earlier + u32::from(worker.started > last.at),
+        };
+        let wait = BACKOFF_MIN.saturating_mul(1 << earlier.min(16)).min(BACKOFF_MAX);
+        self.failure = Some(Failure { cause: cause.clone(), at: now, earlier, retry: Some(now + wait) });
         if self.workers.len() == 0 {
-            let queue = std::mem::take(&mut self.queue);
-            for key in queue {
+            for key in std::mem::take(&mut self.queue) {
                 self.forget_queued(key, Fate::StartFailed(cause.clone()), actions);
             }
         }
-        self.want_workers(0, now, actions);
-        self.want_end(actions);
+        self.want_end(now, actions);
     }
 
     /// A process that was ready has ended. `reached` says of a task whether any of its bytes
@@ -400,8 +415,7 @@ impl<T> Core<T> {
         now: Instant,
         actions: &mut Vec<Action<T>>,
     ) {
-        let Some(worker) = self.workers.remove(key) else { return };
-        self.idle.retain(|idle| *idle != key);
+        let Some(worker) = self.take_out(key) else { return };
         let mut back = Vec::new();
         for (place, (_, task_key)) in worker.in_flight.into_iter().enumerate() {
             let Some(task) = self.tasks.get_mut(task_key) else { continue };
@@ -423,35 +437,29 @@ impl<T> Core<T> {
         back.into_iter().rev().for_each(|key| self.queue.push_front(key));
         // A worker that served is replaced at once, so that the next task need not wait for a start.
         let replace = worker.used && self.phase == Phase::Open;
-        self.rebalance(now, actions);
+        self.serve(now, actions);
         self.want_workers(usize::from(replace), now, actions);
-        self.want_end(actions);
+        self.want_end(now, actions);
     }
 
     /// A worker broke the protocol, or must go for another reason of the caller's.
     pub(crate) fn doom(&mut self, key: WorkerKey, actions: &mut Vec<Action<T>>) {
-        let Some(worker) = self.workers.get_mut(key) else { return };
-        if worker.state != State::Doomed {
-            self.starting -= usize::from(matches!(worker.state, State::Starting { .. }));
-            worker.state = State::Doomed;
-            self.idle.retain(|idle| *idle != key);
+        if self.workers.get(key).is_some_and(|worker| worker.state != State::Doomed) {
+            self.withdraw(key, State::Doomed);
             actions.push(Action::Kill(key));
         }
     }
 
     /// A worker has closed its side: it is about to end, and must have ended by then.
     pub(crate) fn hung_up(&mut self, key: WorkerKey, until: Instant) {
-        if let Some(worker) = self.workers.get_mut(key) {
-            match &mut worker.state {
-                State::Starting { until: limit, .. } => *limit = Some(limit.map_or(until, |limit| limit.min(until))),
-                State::Ready => {
-                    worker.state = State::Retiring; // it is given nothing more
-                    worker.end_by = Some(until);
-                    self.idle.retain(|idle| *idle != key);
-                }
-                State::Retiring => worker.end_by = Some(until),
-                State::Doomed => {}
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        match &mut worker.state {
+            State::Starting { until: limit } => *limit = Some(limit.map_or(until, |limit| limit.min(until))),
+            State::Ready | State::Retiring => {
+                worker.end_by = Some(until);
+                self.withdraw(key, State::Retiring);
             }
+            State::Doomed => {}
         }
     }
 
@@ -459,28 +467,26 @@ impl<T> Core<T> {
 
     /// When [`Core::tick`] has something to do.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        let workers = self.workers.iter().filter_map(|(_, worker)| match worker.state {
-            State::Starting { until, .. } => until,
-            State::Ready | State::Retiring => worker.end_by,
-            State::Doomed => None,
-        });
-        let retry = self.last_failure.as_ref().filter(|_| self.queued > 0 && self.workers.len() < self.rules.workers);
-        workers.chain(retry.map(|(_, until)| *until)).min()
+        let retry = self.failure.as_ref().and_then(|failure| failure.retry);
+        self.workers.iter().filter_map(|(_, worker)| worker.deadline()).chain(retry).min()
     }
 
     /// Time has passed.
     pub(crate) fn tick(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         for key in self.workers.keys() {
-            let Some(worker) = self.workers.get_mut(key) else { continue };
-            match worker.state {
-                State::Starting { until: Some(until), .. } if until <= now => {
-                    worker.state = State::Doomed;
-                    self.starting -= 1;
-                    actions.push(Action::TimeOut(key));
-                }
-                State::Ready | State::Retiring if worker.end_by.is_some_and(|by| by <= now) => self.doom(key, actions),
-                _ => {}
+            let Some(worker) = self.workers.get(key) else { continue };
+            if worker.deadline().is_none_or(|by| now < by) {
+                continue;
             }
+            if matches!(worker.state, State::Starting { .. }) {
+                self.withdraw(key, State::Doomed);
+                actions.push(Action::TimeOut(key));
+            } else {
+                self.doom(key, actions);
+            }
+        }
+        if let Some(failure) = &mut self.failure {
+            failure.retry = failure.retry.filter(|retry| now < *retry);
         }
         self.want_workers(0, now, actions);
     }
@@ -488,15 +494,15 @@ impl<T> Core<T> {
     // ---- the end
 
     /// No more tasks; what is here runs to its end.
-    pub(crate) fn drain(&mut self, actions: &mut Vec<Action<T>>) {
+    pub(crate) fn drain(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         if self.phase == Phase::Open {
             self.phase = Phase::Draining;
-            self.want_end(actions);
+            self.want_end(now, actions);
         }
     }
 
     /// At once: every task is settled, every worker killed.
-    pub(crate) fn kill(&mut self, actions: &mut Vec<Action<T>>) {
+    pub(crate) fn kill(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         if matches!(self.phase, Phase::Killed | Phase::Ended) {
             return;
         }
@@ -514,7 +520,7 @@ impl<T> Core<T> {
                 actions.push(Action::Settle(task.cargo, Fate::Closed));
             }
         }
-        self.want_end(actions);
+        self.want_end(now, actions);
     }
 
     // ---- what is asked about
@@ -544,65 +550,96 @@ impl<T> Core<T> {
 
     // ---- inside
 
-    /// Rule 3: where a task would go, and whether that worker is idle.
-    fn place(&mut self, mode: Mode, large: bool, now: Instant) -> Option<(WorkerKey, bool)> {
-        if let Some(key) = self.idle.last() {
-            return Some((*key, true));
+    /// Rules 1 and 3: sends what stands at the head of the queue, as long as somebody has room for it.
+    fn serve(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
+        while let Some(next) = self.queue.front().copied() {
+            if let Some(task) = self.tasks.get(next) {
+                let (mode, large) = (task.mode, task.large);
+                let Some(worker) = self.place(mode, large, now) else { return };
+                self.queued -= 1;
+                self.send(worker, next, now, actions);
+            }
+            self.queue.pop_front();
         }
-        let concurrency = self.rules.concurrency;
-        self.workers
-            .iter()
-            .filter(|(_, worker)| worker.has_room(mode, large, concurrency, now))
-            .min_by_key(|(_, worker)| worker.in_flight.len())
-            .map(|(key, _)| (key, false))
     }
 
+    /// Rules 2 to 5: where a task goes.
+    fn place(&mut self, mode: Mode, large: bool, now: Instant) -> Option<WorkerKey> {
+        if let Some(key) = self.idle.last() {
+            return Some(*key);
+        }
+        let roomy = &mut self.roomy[mode as usize];
+        while !large && let Some((_, key)) = roomy.first().copied() {
+            let worker = self.workers.get_mut(key)?;
+            if !worker.is_late(now) {
+                return Some(key);
+            }
+            worker.listed = None;
+            roomy.pop_first();
+        }
+        None
+    }
+
+    /// Only to where [`Core::place`] says.
     fn send(&mut self, key: WorkerKey, task_key: TaskKey, now: Instant, actions: &mut Vec<Action<T>>) {
         let (Some(worker), Some(task)) = (self.workers.get_mut(key), self.tasks.get_mut(task_key)) else { return };
         if worker.in_flight.is_empty() {
             worker.mode = task.mode;
             worker.busy_since = now;
             worker.used = true;
-            if self.idle.last() == Some(&key) {
-                self.idle.pop();
-            } else {
-                self.idle.retain(|idle| *idle != key);
-            }
+            self.idle.pop();
         }
         worker.in_flight.push_back((task.id, task_key));
         task.worker = Some(key);
+        self.list(key);
         actions.push(Action::Send(key, task_key));
     }
 
-    /// Gives one worker what it may take of the queue's head.
-    fn fill(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
-        while let Some(next) = self.queue.front().copied() {
-            let Some(task) = self.tasks.get(next) else {
-                self.queue.pop_front();
-                continue;
-            };
-            let (mode, large) = (task.mode, task.large);
-            let concurrency = self.rules.concurrency;
-            let Some(worker) = self.workers.get(key) else { return };
-            if !worker.has_room(mode, large, concurrency, now) {
-                break;
-            }
-            self.queue.pop_front();
-            self.queued -= 1;
-            self.send(key, next, now, actions);
+    /// Enters a worker in `roomy` as it is now, or takes it out.
+    fn list(&mut self, key: WorkerKey) {
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        let entry = worker.may_take_more(self.rules.concurrency).then_some((worker.mode, worker.in_flight.len()));
+        if let Some((mode, load)) = std::mem::replace(&mut worker.listed, entry) {
+            self.roomy[mode as usize].remove(&(load, key));
         }
-        if self.workers.get(key).is_some_and(|w| w.in_flight.is_empty() && w.state == State::Ready) && !self.idle.contains(&key) {
-            self.idle.push(key);
+        if let Some((mode, load)) = entry {
+            self.roomy[mode as usize].insert((load, key));
         }
-        self.want_end(actions);
     }
 
-    /// Offers the queue to every worker: something went back to its head.
-    fn rebalance(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
-        if self.queued > 0 {
-            for key in self.workers.keys() {
-                self.fill(key, now, actions);
+    /// A worker is given nothing more.
+    fn withdraw(&mut self, key: WorkerKey, state: State) {
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        match std::mem::replace(&mut worker.state, state) {
+            State::Starting { .. } => self.starting -= 1,
+            State::Ready if worker.in_flight.is_empty() => self.idle.retain(|idle| *idle != key),
+            _ => {}
+        }
+        self.list(key);
+    }
+
+    /// A worker has ended.
+    fn take_out(&mut self, key: WorkerKey) -> Option<Worker> {
+        self.withdraw(key, State::Doomed);
+        self.workers.remove(key)
+    }
+
+    /// Settles a task that waits; has one stopped that runs (rule 8).
+    fn stop(&mut self, key: TaskKey, now: Instant, actions: &mut Vec<Action<T>>) {
+        let Some(task) = self.tasks.get_mut(key) else { return };
+        let Some(worker_key) = task.worker else { return self.forget_queued(key, Fate::Cancelled, actions) };
+        let asked_before = std::mem::replace(&mut task.aborting, true);
+        let Some(worker) = self.workers.get_mut(worker_key) else { return };
+        if asked_before || worker.state == State::Doomed {
+            return;
+        }
+        match worker.mode {
+            Mode::Async => {
+                worker.asked.push_back((now + ABORT_GRACE, key));
+                actions.push(Action::Cancel(worker_key, key));
             }
+            Mode::Sync if worker.in_flight.front().is_some_and(|(_, first)| *first == key) => self.doom(worker_key, actions),
+            Mode::Sync => {} // when its turn comes, see `refill`
         }
     }
 
@@ -619,7 +656,8 @@ impl<T> Core<T> {
 
     /// Rule 6: as many starts under way as there are tasks that found nobody idle.
     fn want_workers(&mut self, extra: usize, now: Instant, actions: &mut Vec<Action<T>>) {
-        if matches!(self.phase, Phase::Killed | Phase::Ended) || self.last_failure.as_ref().is_some_and(|(_, until)| now < *until) {
+        let too_early = self.failure.as_ref().and_then(|failure| failure.retry).is_some_and(|retry| now < retry);
+        if too_early || matches!(self.phase, Phase::Killed | Phase::Ended) {
             return;
         }
         let demand = self.queued.max(extra);
@@ -631,37 +669,43 @@ impl<T> Core<T> {
     fn start(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         let limit = self.rules.start_limit.map_or(self.rules.hello_limit, |limit| limit.min(self.rules.hello_limit));
         let key = self.workers.insert(Worker {
-            state: State::Starting { since: now, until: Some(now + limit) },
+            state: State::Starting { until: Some(now + limit) },
+            started: now,
             in_flight: VecDeque::new(),
             mode: Mode::Sync,
             service: None,
             busy_since: now,
             used: false,
+            asked: VecDeque::new(),
             end_by: None,
+            listed: None,
         });
         self.starting += 1;
         actions.push(Action::Start(key));
     }
 
     /// While draining: workers without work may go; when the last has gone, the pool has ended.
-    fn want_end(&mut self, actions: &mut Vec<Action<T>>) {
+    fn want_end(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         if !matches!(self.phase, Phase::Draining | Phase::Killed) {
             return;
         }
         if self.phase == Phase::Draining && self.queued == 0 {
-            for key in self.workers.keys() {
-                let Some(worker) = self.workers.get_mut(key) else { continue };
-                match worker.state {
-                    State::Ready if worker.in_flight.is_empty() => {
-                        worker.state = State::Retiring;
-                        actions.push(Action::Retire(key));
-                    }
-                    // It was started for a task that is gone; it may hang in `init` for ever.
-                    State::Starting { .. } => self.doom(key, actions),
-                    _ => {}
+            for key in std::mem::take(&mut self.idle) {
+                if let Some(worker) = self.workers.get_mut(key) {
+                    worker.state = State::Retiring;
+                    worker.end_by = Some(now + RETIRE_GRACE);
+                    actions.push(Action::Retire(key));
                 }
             }
-            self.idle.clear();
+        }
+        if self.phase == Phase::Draining && self.tasks.len() == 0 {
+            for key in self.workers.keys() {
+                // It was started for a task that is gone; it may hang in `init` for ever. (As long as
+                // a task is in flight it may come back to the queue, and want this worker.)
+                if self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. })) {
+                    self.doom(key, actions);
+                }
+            }
         }
         if self.tasks.len() == 0 && self.workers.len() == 0 {
             self.phase = Phase::Ended;

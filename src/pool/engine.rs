@@ -260,7 +260,7 @@ impl Engine {
         if let Some(room) = &self.room {
             room.close();
         }
-        self.apply(|state, _| state.core.drain(&mut state.actions));
+        self.apply(|state, now| state.core.drain(now, &mut state.actions));
         self.starts.send_modify(|_| {});
         self.attend();
         let _ = ended.wait_for(|ended| *ended).await;
@@ -274,7 +274,7 @@ impl Engine {
         if let Some(room) = &self.room {
             room.close();
         }
-        self.apply(|state, _| state.core.kill(&mut state.actions));
+        self.apply(|state, now| state.core.kill(now, &mut state.actions));
         self.starts.send_modify(|_| {});
         self.attend();
     }
