@@ -13,10 +13,10 @@ pub(crate) const CHILD: &str = "--child";
 const ECHO: &str = "echo";
 const BYTE: &str = "byte";
 
-/// Bytes of a frame with a call of `identity`, and of its reply, as they are written to the socket
-/// (`strace -e trace=sendto`) for numbers and arguments between 256 and 65,535.
-const CALL: usize = 16;
-const REPLY: usize = 12;
+/// Bytes of a frame with a call of `identity`, and of its reply, while the task's number and the
+/// argument lie between 256 and 65,535 (found with `strace -e trace=sendto`).
+const CALL: usize = 12;
+const REPLY: usize = 10;
 
 pub(crate) fn run(what: &str) -> Result<()> {
     match what {

@@ -47,7 +47,7 @@ async fn measure(laps: usize) -> Result<(Vec<Duration>, Vec<Duration>)> {
             lap(&pool, n).await?;
         }
         for n in 0..block as u64 {
-            let n = 1_000 + n; // as long a frame every time
+            let n = 1_000 + n; // so that every frame is as long as the bare ones
             let start = Instant::now();
             lap(&pool, n).await?;
             pooled.push(start.elapsed());
