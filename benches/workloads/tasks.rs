@@ -1,0 +1,17 @@
+//! What the workers run.
+
+use sha2::{Digest, Sha256};
+
+pub(crate) fn identity(n: u64) -> u64 {
+    n
+}
+
+pub(crate) fn identities(ns: Vec<u64>) -> Vec<u64> {
+    ns.into_iter().map(identity).collect()
+}
+
+/// The first byte of the SHA-256 of 64 KiB made from a seed.
+pub(crate) fn sha(seed: u64) -> u64 {
+    let data = seed.to_le_bytes().repeat(8192);
+    u64::from(Sha256::digest(data)[0])
+}

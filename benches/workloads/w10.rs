@@ -1,0 +1,44 @@
+//! W10: real work in many small pieces, over two workers, against a loop.
+
+use crate::report::{Report, seconds_since};
+use crate::{Options, Result, place, tasks};
+use futures::StreamExt;
+use procpool::Pool;
+use std::time::Instant;
+
+const ITEMS: usize = 20_000;
+/// The loop and the pool take turns, so that a change of the machine's mood hits both.
+const TURNS: u64 = 5;
+
+pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
+    let count = options.laps(ITEMS) as u64;
+    let (alone, pooled) = place::runtime(options)?.block_on(measure(count))?;
+    let note = format!("n={count} in {TURNS} turns");
+    report.figure("sequential", alone, "s", &format!("{note}, a loop in the parent"));
+    report.figure("speed-up default", alone / pooled, "x", &format!("{note}, 2 workers, map"));
+    Ok(())
+}
+
+async fn measure(count: u64) -> Result<(f64, f64)> {
+    let pool = Pool::builder().workers(2).build()?;
+    pool.ready().await?;
+    let (mut alone, mut pooled) = (0.0, 0.0);
+    for turn in 0..TURNS {
+        let seeds = turn * count / TURNS..(turn + 1) * count / TURNS;
+
+        let start = Instant::now();
+        let wanted: Vec<_> = seeds.clone().map(tasks::sha).collect();
+        alone += seconds_since(start);
+
+        let start = Instant::now();
+        let mut results = pool.map(tasks::sha, seeds);
+        let mut got = Vec::with_capacity(wanted.len());
+        while let Some(byte) = results.next().await {
+            got.push(byte?);
+        }
+        pooled += seconds_since(start);
+        assert_eq!(got, wanted);
+    }
+    pool.shutdown().await;
+    Ok((alone, pooled))
+}
