@@ -12,7 +12,7 @@ use super::link::{Link, Process};
 use super::loss::Loss;
 use super::reply::{Cargo, Outcome};
 use crate::error::{Error, TaskError, What, Why};
-use crate::process::{DeathNote, Exit, NotePage, sys};
+use crate::process::{Child, DeathNote, Exit, NotePage, sys};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
 use crate::wire::packet::Packet;
@@ -66,6 +66,13 @@ pub(super) fn register_timer(epoll: &Epoll, timer: &TimerFd) -> nix::Result<()> 
 pub(super) fn want_room(epoll: &Epoll, socket: BorrowedFd<'_>, key: WorkerKey) {
     // It fails only if the socket has just been taken out, and then nobody writes any more.
     let _ = epoll.modify(socket, &mut EpollEvent::new(READ_WRITE, token(key, SOCKET)));
+}
+
+/// The end of this process was put off: its event shall come once more.
+pub(super) fn say_again_that_it_ended(epoll: &Epoll, child: &Child, key: WorkerKey) {
+    // A descriptor that is readable already is reported anew by this (epoll_ctl(2)), also to those who
+    // watch the set itself by edge.
+    let _ = epoll.modify(child.pidfd(), &mut EpollEvent::new(EpollFlags::EPOLLIN, token(key, ENDED)));
 }
 
 // ---- the task in the pool's runtime
@@ -414,8 +421,15 @@ impl Engine {
     fn process_ended(&self, driver: &mut Driver, key: WorkerKey) {
         // What it sent before it ended still counts, all of it.
         self.read(driver, key, true);
-        let state = self.lock();
-        let Some(child) = state.links.get(&key).and_then(|link| link.process.as_ref()).map(|p| Arc::clone(&p.child)) else { return };
+        let mut state = self.lock();
+        let Some(link) = state.links.get_mut(&key) else { return };
+        let Some(child) = link.process.as_ref().map(|process| Arc::clone(&process.child)) else { return };
+        if link.out.is_being_written() {
+            // The kernel may have taken a task that the writer, who is between two instructions, has not counted
+            // yet: judged now, it would be run again elsewhere.
+            link.ended_in_writing = true;
+            return;
+        }
         drop(state);
         let Some(exit) = child.try_reap() else { return };
         let stage = driver.readers.remove(&key).map_or(Stage::Hello, |reader| reader.stage);

@@ -380,9 +380,14 @@ impl Engine {
         let mut written = None;
         loop {
             let mut state = self.lock();
-            let Some(Link { process: Some(process), out, .. }) = state.links.get_mut(&key) else { return };
+            let Some(Link { process: Some(process), out, ended_in_writing, .. }) = state.links.get_mut(&key) else { return };
             if let Some((chunk, from, len)) = written.take() {
                 out.wrote(chunk, from, len);
+            }
+            if *ended_in_writing {
+                let child = Arc::clone(&process.child);
+                drop(state);
+                return driver::say_again_that_it_ended(&self.epoll, &child, key);
             }
             let Some((chunk, from)) = out.take() else {
                 out.busy = false;
@@ -394,8 +399,13 @@ impl Engine {
                 Ok(len) => written = Some((chunk, from, len)),
                 Err(error) => {
                     let mut state = self.lock();
-                    if let Some(link) = state.links.get_mut(&key) {
-                        link.out.wrote(chunk, from, 0);
+                    if let Some(Link { process: Some(process), out, ended_in_writing, .. }) = state.links.get_mut(&key) {
+                        out.wrote(chunk, from, 0);
+                        if *ended_in_writing {
+                            let child = Arc::clone(&process.child);
+                            drop(state);
+                            return driver::say_again_that_it_ended(&self.epoll, &child, key);
+                        }
                     }
                     drop(state);
                     if error.kind() == std::io::ErrorKind::WouldBlock {
