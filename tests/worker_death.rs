@@ -7,7 +7,8 @@
 mod processes;
 
 use nix::libc;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use processes::{Seen, die, hang, lines, note, pid, pids, seen, signal, soon, spin, state, stop, until, wait_for, wait_until};
 use procpool::{Pool, TaskError};
 use std::collections::HashSet;
@@ -193,7 +194,7 @@ async fn workers_that_kill_each_other_at_once_are_all_accounted_for() {
         std::fs::rename(at("new", own), at("pid", own)).unwrap();
         wait_until("all are there", || (0..WORKERS).all(|n| at("pid", n).exists()));
         let neighbour = std::fs::read_to_string(at("pid", victim(own))).unwrap().parse().unwrap();
-        signal(neighbour, Signal::SIGKILL);
+        let _ = kill(Pid::from_raw(neighbour), Signal::SIGKILL); // another may have been faster
         std::fs::write(at("killed", own), "").unwrap();
         wait_until("the gate opens", || dir.join("gate").exists());
     }
@@ -318,11 +319,11 @@ fn die_as_a_process() {
     signal(pid(), Signal::SIGKILL);
 }
 
-fn answer_and_die(bytes: usize) -> Vec<u8> {
+fn answer_and_die(bytes: usize) -> (u32, Vec<u8>) {
     let (begun, has_begun) = std::sync::mpsc::channel();
     std::thread::spawn(move || kill_when_something_is_written(begun));
     has_begun.recv().unwrap();
-    vec![7; bytes]
+    (pid(), vec![7; bytes])
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -331,7 +332,7 @@ async fn a_worker_killed_while_it_writes_a_large_result_costs_that_task_only() {
     let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
     let other = pool.spawn(wait_for, (log.clone(), gate.clone()));
     until("the first task runs", || lines(&log).len() == 1).await;
-    died_by(soon(pool.spawn(answer_and_die, 64 << 20)).await.map(|bytes| bytes.len()), Signal::SIGKILL);
+    died_by(soon(pool.spawn(answer_and_die, 64 << 20)).await.map(|(_, bytes)| bytes.len()), Signal::SIGKILL);
     std::fs::write(gate, "").unwrap();
     soon(other).await.unwrap();
     soon(pool.spawn(pid, ())).await.unwrap();
@@ -342,7 +343,11 @@ async fn a_result_that_was_written_whole_counts_though_its_worker_died() {
     let pool = pool(2);
     for _ in 0..50 {
         // Whether the worker is killed before the pool reads is chance; the result is there in any case.
-        assert_eq!(soon(pool.spawn(answer_and_die, 10)).await.unwrap(), vec![7; 10]);
+        let (worker, bytes) = soon(pool.spawn(answer_and_die, 10)).await.unwrap();
+        assert_eq!(bytes, vec![7; 10]);
+        // The next one shall not meet a process that is about to kill itself.
+        let _ = kill(Pid::from_raw(worker.cast_signed()), Signal::SIGKILL);
+        until("it is gone", || state(worker).is_none()).await;
     }
 }
 
