@@ -127,6 +127,8 @@ struct Reader {
     closed: bool,
     /// Descriptors that came and have not been claimed by a message.
     descriptors: Vec<OwnedFd>,
+    /// Some came that could not be taken in.
+    truncated: bool,
 }
 
 impl Engine {
@@ -230,6 +232,7 @@ impl Engine {
                     stage: Stage::Hello,
                     closed: false,
                     descriptors: Vec::new(),
+                    truncated: false,
                 })
             }
         };
@@ -241,6 +244,7 @@ impl Engine {
                 // One descriptor is due; a second one is told apart, and closed.
                 _ => sys::recv_with_fds(reader.socket.as_fd(), space, 2).map(|received| {
                     reader.descriptors.extend(received.fds);
+                    reader.truncated |= received.truncated;
                     received.bytes
                 }),
             };
@@ -380,7 +384,11 @@ impl Engine {
             Ok(_) => return Err(Bad("it did not take the welcome".into())),
             // It has ended meanwhile: that will be told in its own words.
             Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => return Ok(()),
-            Err(error) => return Err(Bad(format!("the welcome could not be sent: {error}"))),
+            // Our own want of descriptors, say: no fault of the worker's.
+            Err(error) => {
+                self.start_refused(key, "answering a worker's hello", error);
+                return Ok(());
+            }
         }
         self.apply(|state, _| {
             state.timed = true;
@@ -393,6 +401,16 @@ impl Engine {
         });
         self.flush(key);
         Ok(())
+    }
+
+    /// The system refuses what a started worker needs from us; it is killed.
+    fn start_refused(&self, key: WorkerKey, step: &'static str, error: io::Error) {
+        self.apply(|state, _| {
+            if let Some(link) = state.links.get_mut(&key) {
+                link.failure.get_or_insert(Error::spawn(step, error));
+            }
+            state.core.doom(key, &mut state.actions);
+        });
     }
 
     fn ready_for_work(&self, key: WorkerKey) {
@@ -500,6 +518,11 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
             }
             (Stage::Hello, kind::HELLO) => {
                 let hello = message.map()?;
+                if reader.truncated && reader.descriptors.is_empty() {
+                    // It sent one, and we have no number left for it: no fault of the worker's.
+                    engine.start_refused(key, "taking in a worker's lifeline", nix::errno::Errno::EMFILE.into());
+                    continue;
+                }
                 let descriptor = reader.descriptors.pop().filter(|_| reader.descriptors.is_empty());
                 let lifeline = descriptor.ok_or_else(|| Bad("a hello without its one descriptor".into()))?;
                 reader.stage = Stage::Init;
