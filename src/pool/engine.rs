@@ -204,6 +204,9 @@ impl Engine {
 
     /// Waits for a place in the backlog. `None`: the pool has none, or is closed.
     pub(crate) async fn room(&self) -> Option<OwnedSemaphorePermit> {
+        if fork::is_forked_copy() {
+            return None; // `submit` says why
+        }
         Arc::clone(self.room.as_ref()?).acquire_owned().await.ok()
     }
 
@@ -224,6 +227,9 @@ impl Engine {
 
     /// The process that has the task, if one has.
     pub(crate) fn worker_pid(&self, key: TaskKey) -> Option<u32> {
+        if fork::is_forked_copy() {
+            return None;
+        }
         let state = self.lock();
         let worker = state.core.worker_of(key)??;
         state.links.get(&worker)?.process.as_ref().map(|process| process.child.pid())
@@ -231,6 +237,9 @@ impl Engine {
 
     /// How many tasks keep every worker at work.
     pub(crate) fn appetite(&self, mode: Mode) -> usize {
+        if fork::is_forked_copy() {
+            return 1; // it will be refused
+        }
         self.lock().core.appetite(mode)
     }
 
@@ -238,6 +247,9 @@ impl Engine {
 
     /// Starts all workers, and waits until they are ready.
     pub(crate) async fn ready(&self) -> Result<(), Error> {
+        if fork::is_forked_copy() {
+            return Err(Why::Forked.into());
+        }
         let mut news = self.starts.subscribe();
         let failures = news.borrow_and_update().failures;
         self.attend();

@@ -3,6 +3,7 @@
 use super::engine::{Engine, Room, TaskSpec};
 use super::reply::{Inlet, Outcome, Reply};
 use crate::error::{TaskError, What};
+use crate::process::fork;
 use crate::task::{ArgsFor, encode_args};
 use crate::wire::value;
 use futures::Stream;
@@ -296,6 +297,13 @@ impl<R: DeserializeOwned> Sink<R> {
             if self.in_flight == 0 {
                 // The source has ended, or has none now and will wake us.
                 return if source_ended { Poll::Ready(None) } else { Poll::Pending };
+            }
+            if fork::is_forked_copy() {
+                // Their results come to the original process.
+                self.waiting.pop_front();
+                self.next_out += 1;
+                self.in_flight -= 1;
+                return Poll::Ready(Some(Err(TaskError::new(What::Forked, self.task.function))));
             }
             self.appetite = 0;
             if self.inlet.poll_take(&mut self.arrived, cx.waker()).is_pending() {
