@@ -548,6 +548,12 @@ impl<T> Core<T> {
         2 * now.max(self.rules.workers)
     }
 
+    /// Tasks that wait for a worker.
+    #[cfg(test)]
+    fn queued(&self) -> usize {
+        self.queued
+    }
+
     // ---- inside
 
     /// Rules 1 and 3: sends what stands at the head of the queue, as long as somebody has room for it.

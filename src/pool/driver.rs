@@ -12,7 +12,7 @@ use super::link::{Link, Process};
 use super::loss::{Loss, Note};
 use super::reply::{Cargo, Outcome};
 use crate::error::{Error, TaskError, What, Why};
-use crate::process::{DeathNote, Exit, NotePage, sys};
+use crate::process::{Child, DeathNote, Exit, NotePage, sys};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
 use crate::wire::packet::Packet;
@@ -68,6 +68,13 @@ pub(super) fn want_room(epoll: &Epoll, socket: BorrowedFd<'_>, key: WorkerKey) {
     let _ = epoll.modify(socket, &mut EpollEvent::new(READ_WRITE, token(key, SOCKET)));
 }
 
+/// The end of this process was put off: its event shall come once more.
+pub(super) fn say_again_that_it_ended(epoll: &Epoll, child: &Child, key: WorkerKey) {
+    // A descriptor that is readable already is reported anew by this (epoll_ctl(2)), also to those who
+    // watch the set itself by edge.
+    let _ = epoll.modify(child.pidfd(), &mut EpollEvent::new(EpollFlags::EPOLLIN, token(key, ENDED)));
+}
+
 // ---- the task in the pool's runtime
 
 /// Turns the pool whenever something is ready, until it has ended or the runtime has.
@@ -120,8 +127,8 @@ struct Reader {
     closed: bool,
     /// Descriptors that came and have not been claimed by a message.
     descriptors: Vec<OwnedFd>,
-    /// More came than were taken in.
-    cut_short: bool,
+    /// Some came that could not be taken in.
+    truncated: bool,
 }
 
 impl Engine {
@@ -226,7 +233,7 @@ impl Engine {
                     stage: Stage::Hello,
                     closed: false,
                     descriptors: Vec::new(),
-                    cut_short: false,
+                    truncated: false,
                 })
             }
         };
@@ -240,7 +247,7 @@ impl Engine {
                 // One descriptor is due; a second one is told apart, and closed.
                 _ => sys::recv_with_fds(reader.socket.as_fd(), space, 2).map(|received| {
                     reader.descriptors.extend(received.fds);
-                    reader.cut_short |= received.truncated;
+                    reader.truncated |= received.truncated;
                     received.bytes
                 }),
             };
@@ -383,7 +390,11 @@ impl Engine {
             Ok(_) => return Err(Bad("it did not take the welcome".into())),
             // It has ended meanwhile: that will be told in its own words.
             Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => return Ok(()),
-            Err(error) => return Err(Bad(format!("the welcome could not be sent: {error}"))),
+            // Our own want of descriptors, say: no fault of the worker's.
+            Err(error) => {
+                self.start_refused(key, "answering a worker's hello", error);
+                return Ok(());
+            }
         }
         self.apply(|state, _| {
             state.timed = true;
@@ -396,6 +407,16 @@ impl Engine {
         });
         self.flush(key);
         Ok(())
+    }
+
+    /// The system refuses what a started worker needs from us; it is killed.
+    fn start_refused(&self, key: WorkerKey, step: &'static str, error: io::Error) {
+        self.apply(|state, _| {
+            if let Some(link) = state.links.get_mut(&key) {
+                link.failure.get_or_insert(Error::spawn(step, error));
+            }
+            state.core.doom(key, &mut state.actions);
+        });
     }
 
     fn ready_for_work(&self, key: WorkerKey) {
@@ -424,8 +445,15 @@ impl Engine {
     fn process_ended(&self, driver: &mut Driver, key: WorkerKey) {
         // What it sent before it ended still counts, all of it.
         self.read(driver, key, true);
-        let state = self.lock();
-        let Some(child) = state.links.get(&key).and_then(|link| link.process.as_ref()).map(|p| Arc::clone(&p.child)) else { return };
+        let mut state = self.lock();
+        let Some(link) = state.links.get_mut(&key) else { return };
+        let Some(child) = link.process.as_ref().map(|process| Arc::clone(&process.child)) else { return };
+        if link.out.is_being_written() {
+            // The kernel may have taken a task that the writer, who is between two instructions, has not counted
+            // yet: judged now, it would be run again elsewhere.
+            link.ended_in_writing = true;
+            return;
+        }
         drop(state);
         let Some(exit) = child.try_reap() else { return };
         let stage = driver.readers.remove(&key).map_or(Stage::Hello, |reader| reader.stage);
@@ -502,7 +530,12 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
             }
             (Stage::Hello, kind::HELLO) => {
                 let hello = message.map()?;
-                let descriptor = reader.descriptors.pop().filter(|_| reader.descriptors.is_empty() && !reader.cut_short);
+                if reader.truncated && reader.descriptors.is_empty() {
+                    // It sent one, and we have no number left for it: no fault of the worker's.
+                    engine.start_refused(key, "taking in a worker's lifeline", nix::errno::Errno::EMFILE.into());
+                    continue;
+                }
+                let descriptor = reader.descriptors.pop().filter(|_| reader.descriptors.is_empty() && !reader.truncated);
                 let lifeline = descriptor.ok_or_else(|| Bad("a hello without its one descriptor".into()))?;
                 reader.stage = Stage::Init;
                 engine.welcome(key, &hello, lifeline).inspect_err(|_| reader.stage = Stage::Hello)?;

@@ -120,6 +120,11 @@ impl Engine {
         &self.config
     }
 
+    /// Whether this process is a forked copy of the one that has the pool.
+    pub(crate) fn is_forked_copy(&self) -> bool {
+        fork::is_forked_copy()
+    }
+
     // ---- submission
 
     /// Hands in a task: encodes it, and sends it on if a worker has room. A ticket without a key: it
@@ -194,6 +199,9 @@ impl Engine {
 
     /// Waits for a place in the backlog. `None`: the pool has none, or is closed.
     pub(crate) async fn room(&self) -> Option<OwnedSemaphorePermit> {
+        if fork::is_forked_copy() {
+            return None; // `submit` says why
+        }
         Arc::clone(self.room.as_ref()?).acquire_owned().await.ok()
     }
 
@@ -214,6 +222,9 @@ impl Engine {
 
     /// The process that has the task, if one has.
     pub(crate) fn worker_pid(&self, key: TaskKey) -> Option<u32> {
+        if fork::is_forked_copy() {
+            return None;
+        }
         let state = self.lock();
         let worker = state.core.worker_of(key)??;
         state.links.get(&worker)?.process.as_ref().map(|process| process.child.pid())
@@ -221,6 +232,9 @@ impl Engine {
 
     /// How many tasks keep every worker at work.
     pub(crate) fn appetite(&self, mode: Mode) -> usize {
+        if fork::is_forked_copy() {
+            return 1; // it will be refused
+        }
         self.lock().core.appetite(mode)
     }
 
@@ -228,6 +242,9 @@ impl Engine {
 
     /// Starts all workers, and waits until they are ready.
     pub(crate) async fn ready(&self) -> Result<(), Error> {
+        if fork::is_forked_copy() {
+            return Err(Why::Forked.into());
+        }
         let mut news = self.starts.subscribe();
         let failures = news.borrow_and_update().failures;
         self.attend();
@@ -371,9 +388,14 @@ impl Engine {
         let mut written = None;
         loop {
             let mut state = self.lock();
-            let Some(Link { process: Some(process), out, .. }) = state.links.get_mut(&key) else { return };
+            let Some(Link { process: Some(process), out, ended_in_writing, .. }) = state.links.get_mut(&key) else { return };
             if let Some((chunk, from, len)) = written.take() {
                 out.wrote(chunk, from, len);
+            }
+            if *ended_in_writing {
+                let child = Arc::clone(&process.child);
+                drop(state);
+                return driver::say_again_that_it_ended(&self.epoll, &child, key);
             }
             let Some((chunk, from)) = out.take() else {
                 out.busy = false;
@@ -385,8 +407,13 @@ impl Engine {
                 Ok(len) => written = Some((chunk, from, len)),
                 Err(error) => {
                     let mut state = self.lock();
-                    if let Some(link) = state.links.get_mut(&key) {
-                        link.out.wrote(chunk, from, 0);
+                    if let Some(Link { process: Some(process), out, ended_in_writing, .. }) = state.links.get_mut(&key) {
+                        out.wrote(chunk, from, 0);
+                        if *ended_in_writing {
+                            let child = Arc::clone(&process.child);
+                            drop(state);
+                            return driver::say_again_that_it_ended(&self.epoll, &child, key);
+                        }
                     }
                     drop(state);
                     if error.kind() == std::io::ErrorKind::WouldBlock {

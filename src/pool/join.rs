@@ -56,6 +56,7 @@ impl<R: DeserializeOwned> JoinHandle<R> {
         match self.outcome.try_recv() {
             Ok(outcome) => Some(self.decode(Ok(outcome))),
             Err(oneshot::error::TryRecvError::Closed) => Some(self.decode(Err(()))),
+            Err(oneshot::error::TryRecvError::Empty) if self.abort.engine.is_forked_copy() => Some(Err(self.forked())),
             Err(oneshot::error::TryRecvError::Empty) => {
                 self.abort.engine.attend(); // whoever polls in a loop waits, too
                 None
@@ -76,10 +77,18 @@ impl<R: DeserializeOwned> JoinHandle<R> {
     /// # Panics
     ///
     /// Within an async context, as tokio's blocking calls do: there, `.await` it.
-    pub fn blocking_join(self) -> Result<R, TaskError> {
+    pub fn blocking_join(mut self) -> Result<R, TaskError> {
+        if self.abort.engine.is_forked_copy() {
+            return self.try_join().unwrap_or_else(|| Err(self.forked()));
+        }
         self.abort.engine.attend_blocking();
         let Self { outcome, abort, .. } = self;
         decode(outcome.blocking_recv().map_err(|_| ()), abort.function)
+    }
+
+    /// Whoever settles the task is in the original process.
+    fn forked(&self) -> TaskError {
+        TaskError::new(What::Forked, self.abort.function)
     }
 
     fn decode(&self, outcome: Result<Outcome, ()>) -> Result<R, TaskError> {
@@ -136,6 +145,7 @@ impl<R: DeserializeOwned> Future for JoinHandle<R> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match Pin::new(&mut self.outcome).poll(cx) {
             Poll::Ready(outcome) => Poll::Ready(self.decode(outcome.map_err(|_| ()))),
+            Poll::Pending if self.abort.engine.is_forked_copy() => Poll::Ready(Err(self.forked())),
             Poll::Pending => {
                 self.abort.engine.attend();
                 Poll::Pending

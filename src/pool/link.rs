@@ -23,6 +23,8 @@ pub(crate) struct Link {
     pub(crate) timed_out: bool,
     /// It has closed its socket.
     pub(crate) hung_up: bool,
+    /// Its process has ended while somebody was writing to it, who shall say so once more.
+    pub(crate) ended_in_writing: bool,
     /// Why its start failed, if it said so or broke the protocol in it.
     pub(crate) failure: Option<Error>,
     /// How it broke the protocol afterwards.
@@ -72,6 +74,8 @@ pub(crate) struct Outgoing {
     sent: u64,
     /// Somebody writes, or the socket is full and its event will be the writer.
     pub(crate) busy: bool,
+    /// A piece has been taken, and what the kernel took of it is not counted yet.
+    writing: bool,
 }
 
 impl Outgoing {
@@ -93,11 +97,14 @@ impl Outgoing {
 
     /// The next piece to write, and where in it to begin.
     pub(crate) fn take(&mut self) -> Option<(Chunk, usize)> {
-        self.chunks.pop_front().map(|chunk| (chunk, self.offset))
+        let chunk = self.chunks.pop_front()?;
+        self.writing = true;
+        Some((chunk, self.offset))
     }
 
     /// So much of the piece was written.
     pub(crate) fn wrote(&mut self, chunk: Chunk, from: usize, len: usize) {
+        self.writing = false;
         self.sent += len as u64;
         if from + len < chunk.bytes().len() {
             self.offset = from + len;
@@ -111,6 +118,11 @@ impl Outgoing {
             chunk.clear();
             self.spare = chunk;
         }
+    }
+
+    /// Whether somebody writes at this very moment. Until that is over, [`reached`](Self::reached) may be wrong.
+    pub(crate) fn is_being_written(&self) -> bool {
+        self.writing
     }
 
     /// Whether any byte of a frame that was put in at this count has been taken by the kernel.

@@ -298,6 +298,13 @@ impl<R: DeserializeOwned> Sink<R> {
                 // The source has ended, or has none now and will wake us.
                 return if source_ended { Poll::Ready(None) } else { Poll::Pending };
             }
+            if self.engine.is_forked_copy() {
+                // Their results come to the original process.
+                self.waiting.pop_front();
+                self.next_out += 1;
+                self.in_flight -= 1;
+                return Poll::Ready(Some(Err(TaskError::new(What::Forked, self.task.function))));
+            }
             self.appetite = 0;
             if self.inlet.poll_take(&mut self.arrived, cx.waker()).is_pending() {
                 self.engine.attend();

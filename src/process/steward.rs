@@ -20,6 +20,7 @@
 //! so; a pool in which nothing happens costs nothing, and a busy one some wake-ups a second.
 
 use super::child::Orphan;
+use super::fork;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -89,6 +90,10 @@ pub(crate) fn start() -> io::Result<()> {
 }
 
 fn order(order: Order) {
+    // In a forked copy nobody would obey, and the lock may be held by a thread that is not there.
+    if fork::is_forked_copy() {
+        return;
+    }
     // Before `start` there is nobody to ask, and nothing that could have been left to do.
     let Some(steward) = STEWARD.get() else { return };
     steward.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
