@@ -261,6 +261,7 @@ async fn run(root: PathBuf) -> Result<ExitCode, Box<dyn Error>> {
         lines.clear();
         console.bar.set_message(HumanBytes(bytes).to_string());
     }
+    pool.shutdown().await;
     console.bar.finish_and_clear();
 
     for path in unfinished.borrow().iter() {
