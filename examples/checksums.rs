@@ -13,8 +13,6 @@
 //! * the pool's workers, one process a core, each hash a file at a time;
 //! * the main task writes the lines, in whatever order the files are done.
 
-#![expect(clippy::print_stderr, reason = "a command-line program talks to its user there")]
-
 use futures::stream;
 use futures::{Stream, StreamExt};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
