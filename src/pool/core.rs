@@ -28,6 +28,9 @@
 //!    first ([`Action::Cancel`]), and its worker killed if it has not answered in [`ABORT_GRACE`].
 //! 9. If no worker is left and a start fails, everything queued fails with the cause; so does what
 //!    is submitted before the back-off has passed.
+//! 10. What stands behind a sync task in a worker cannot be given to another one, should that task
+//!     turn out long. So a worker takes no more sync tasks at a time than its share of the queue, and a
+//!     sync task stands behind none while a worker is starting: it waits for whichever is free first.
 
 use super::loss::Loss;
 use super::slots::{Key, Slots};
@@ -554,6 +557,9 @@ impl<T> Core<T> {
         if let Some(key) = self.idle.last() {
             return Some((*key, true));
         }
+        if mode == Mode::Sync && self.starting > 0 {
+            return None; // rule 10
+        }
         let concurrency = self.rules.concurrency;
         self.workers
             .iter()
@@ -579,8 +585,9 @@ impl<T> Core<T> {
         actions.push(Action::Send(key, task_key));
     }
 
-    /// Gives one worker what it may take of the queue's head.
+    /// Gives one worker what it may take of the queue's head (rule 10).
     fn fill(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
+        let mut share = self.queued.div_ceil(self.workers.len().max(1));
         while let Some(next) = self.queue.front().copied() {
             let Some(task) = self.tasks.get(next) else {
                 self.queue.pop_front();
@@ -591,6 +598,12 @@ impl<T> Core<T> {
             let Some(worker) = self.workers.get(key) else { return };
             if !worker.has_room(mode, large, concurrency, now) {
                 break;
+            }
+            if mode == Mode::Sync {
+                if share == 0 {
+                    break;
+                }
+                share -= 1;
             }
             self.queue.pop_front();
             self.queued -= 1;
