@@ -27,6 +27,9 @@
 //!    first ([`Action::Cancel`]), and its worker killed if it has not answered in [`ABORT_GRACE`].
 //! 9. If no worker is left and a start fails, everything queued fails with the cause; so does what
 //!    is submitted before the back-off has passed.
+//! 10. What stands behind a sync task in a worker cannot be taken back, should that one turn out to be long. So
+//!     nothing does while another worker is being started or may be, and no worker is given more than its share of the
+//!     queue at once.
 
 use super::loss::Loss;
 use super::slots::{Key, Slots};
@@ -558,9 +561,17 @@ impl<T> Core<T> {
 
     /// Rules 1 and 3: sends what stands at the head of the queue, as long as somebody has room for it.
     fn serve(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
+        let mut share = self.queued.div_ceil(self.workers.len().max(1));
         while let Some(next) = self.queue.front().copied() {
             if let Some(task) = self.tasks.get(next) {
                 let (mode, large) = (task.mode, task.large);
+                if mode == Mode::Sync {
+                    let another_comes = self.starting > 0 || self.may_start(now);
+                    if self.idle.is_empty() && (share == 0 || another_comes) {
+                        return; // rule 10
+                    }
+                    share = share.saturating_sub(1);
+                }
                 let Some(worker) = self.place(mode, large, now) else { return };
                 self.queued -= 1;
                 self.send(worker, next, now, actions);
@@ -662,14 +673,15 @@ impl<T> Core<T> {
 
     /// Rule 6: as many starts under way as there are tasks that found nobody idle.
     fn want_workers(&mut self, extra: usize, now: Instant, actions: &mut Vec<Action<T>>) {
-        let too_early = self.failure.as_ref().and_then(|failure| failure.retry).is_some_and(|retry| now < retry);
-        if too_early || matches!(self.phase, Phase::Killed | Phase::Ended) {
-            return;
-        }
         let demand = self.queued.max(extra);
-        while self.starting < demand && self.workers.len() < self.rules.workers && self.idle.is_empty() {
+        while self.starting < demand && self.idle.is_empty() && self.may_start(now) {
             self.start(now, actions);
         }
+    }
+
+    fn may_start(&self, now: Instant) -> bool {
+        let too_early = self.failure.as_ref().and_then(|failure| failure.retry).is_some_and(|retry| now < retry);
+        self.workers.len() < self.rules.workers && !too_early && !matches!(self.phase, Phase::Killed | Phase::Ended)
     }
 
     fn start(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {

@@ -248,8 +248,13 @@ impl Engine {
         let mut news = self.starts.subscribe();
         let failures = news.borrow_and_update().failures;
         self.attend();
-        self.apply(|state, now| state.core.start_all(now, &mut state.actions));
         loop {
+            let latest = news.borrow_and_update().clone();
+            if let (true, Some(cause)) = (latest.failures > failures, latest.last) {
+                return Err(cause);
+            }
+            // Each time: a worker that was ready may have ended meanwhile.
+            self.apply(|state, now| state.core.start_all(now, &mut state.actions));
             {
                 let state = self.lock();
                 if state.core.is_closed() {
@@ -258,10 +263,6 @@ impl Engine {
                 if state.core.all_ready() {
                     return Ok(());
                 }
-            }
-            let latest = news.borrow_and_update().clone();
-            if let (true, Some(cause)) = (latest.failures > failures, latest.last) {
-                return Err(cause);
             }
             // The sender lives in `self`; the pool's closing is news, too.
             let _ = news.changed().await;
