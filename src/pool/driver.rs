@@ -77,25 +77,32 @@ pub(super) fn say_again_that_it_ended(epoll: &Epoll, child: &Child, key: WorkerK
 
 // ---- the task in the pool's runtime
 
-/// Turns the pool whenever something is ready, until it has ended or the runtime has.
-pub(super) async fn drive(engine: Arc<Engine>) {
-    /// Tells the pool when its runtime goes, however it goes.
-    struct Guard(Arc<Engine>);
-    impl Drop for Guard {
-        fn drop(&mut self) {
-            self.0.lost_runtime();
-        }
+/// Tells the pool when its runtime goes, however it goes.
+struct Driven(Arc<Engine>);
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        self.0.lost_runtime();
     }
-    let guard = Guard(engine);
-    let Ok(ready) = crate::worker::watch_readable(Arc::clone(&guard.0)) else { return };
-    loop {
-        let Ok(mut readiness) = ready.readable().await else { return };
-        // Before the turn: what comes during the turn makes it ready again.
-        readiness.clear_ready();
-        if !guard.0.turn_by_runtime() {
-            return;
+}
+
+/// The task that turns the pool whenever something is ready, until the pool has ended or the runtime has.
+/// To be called in that runtime; it panics in one without I/O.
+pub(super) fn drive(engine: Arc<Engine>) -> io::Result<impl Future<Output = ()> + Send> {
+    // Both are made here, and not in the task, which may be dropped before it is polled.
+    let driven = Driven(engine);
+    let ready = crate::worker::watch_readable(Arc::clone(&driven.0))?;
+    Ok(async move {
+        let driven = driven;
+        loop {
+            let Ok(mut readiness) = ready.readable().await else { return };
+            // Before the turn: what comes during the turn makes it ready again.
+            readiness.clear_ready();
+            if !driven.0.turn_by_runtime() {
+                return;
+            }
         }
-    }
+    })
 }
 
 // ---- a turn

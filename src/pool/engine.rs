@@ -110,7 +110,8 @@ impl Engine {
             config,
         });
         if let Some(runtime) = runtime {
-            runtime.spawn(driver::drive(Arc::clone(&engine)));
+            let drive = driver::drive(Arc::clone(&engine)).map_err(|e| Error::spawn("watching the pool's epoll descriptor", e))?;
+            runtime.spawn(drive);
         }
         steward::watch(Arc::clone(&engine) as Arc<dyn steward::Turn>);
         Ok(engine)
