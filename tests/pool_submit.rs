@@ -11,6 +11,7 @@ use facts::{Scene, is_pending, mark, pass, resident, until, within};
 use futures::future::join_all;
 use procpool::{ErrorKind, Pool, TaskErrorKind};
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -225,17 +226,17 @@ async fn large_arguments_are_given_back() {
     const SLACK: usize = 10 << 20;
     async fn measure() {
         let scene = Scene::new(1);
-        let count = |bytes: Vec<u8>| bytes.len();
-        let count_and_mark = |bytes: Vec<u8>, marks: PathBuf| mark(marks, bytes.len());
-        let large = || std::iter::repeat_n(7_u8, SIZE).collect::<Vec<u8>>();
-        assert_eq!(within("a small one", scene.pool.spawn(count, vec![1, 2, 3])).await.unwrap(), 3);
+        let count = |bytes: ByteBuf| bytes.len();
+        let count_and_mark = |bytes: ByteBuf, marks: PathBuf| mark(marks, bytes.len());
+        let large = || ByteBuf::from(vec![7; SIZE]);
+        assert_eq!(within("a small one", scene.pool.spawn(count, ByteBuf::from([1, 2, 3]))).await.unwrap(), 3);
         let before = resident();
         for _ in 0..2 {
             assert_eq!(within("a large one", scene.pool.spawn(count, large())).await.unwrap(), SIZE);
             until("the memory is back", || resident() < before + SLACK).await;
         }
         // There and back again.
-        let back = within("a large one back", scene.pool.spawn(echo::<Vec<u8>>, large())).await.unwrap();
+        let back = within("a large one back", scene.pool.spawn(echo::<ByteBuf>, large())).await.unwrap();
         assert_eq!(back.len(), SIZE);
         drop(back);
         until("the memory is back, also of the result", || resident() < before + SLACK).await;
@@ -244,7 +245,7 @@ async fn large_arguments_are_given_back() {
         drop(scene.pool.spawn(count_and_mark, (large(), marks.path().to_owned())));
         marks.count(1).await;
         until("the memory is back without an await", || resident() < before + SLACK).await;
-        drop(scene.pool.spawn(echo::<Vec<u8>>, large()));
+        drop(scene.pool.spawn(echo::<ByteBuf>, large()));
         within("a task behind it", scene.pool.spawn(pid, ())).await.unwrap();
         until("nor does a result stay", || resident() < before + SLACK).await;
         scene.end().await;
@@ -300,7 +301,6 @@ async fn spawn_wait_waits_for_room_and_no_longer() {
     assert!(scene.pool.spawn(work, args(98)).await.unwrap_err().is_queue_full());
     let mut fourth = Box::pin(scene.pool.spawn_wait(work, args(4)));
     assert!(is_pending(&mut fourth).await);
-    drop(args);
     gate.open();
     assert_eq!(within("the first", first).await.unwrap(), 1);
     let third = within("room for the third", third).await;
