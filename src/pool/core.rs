@@ -128,7 +128,8 @@ struct Task<T> {
     large: bool,
     /// `None` while it waits in the queue.
     worker: Option<WorkerKey>,
-    aborting: bool,
+    /// It was aborted while a worker had it; by then, an async one should be gone.
+    aborting: Option<Instant>,
 }
 
 /// ```text
@@ -246,7 +247,7 @@ impl<T> Core<T> {
         {
             return Err(Refused(cargo, Fate::StartFailed(cause.clone()))); // rule 9
         }
-        let key = self.tasks.insert(Task { cargo, id, mode, large, worker: None, aborting: false });
+        let key = self.tasks.insert(Task { cargo, id, mode, large, worker: None, aborting: None });
         let mut wanted = 0;
         let place = if self.queued > 0 { None } else { self.place(mode, large, now) };
         match place {
@@ -302,13 +303,13 @@ impl<T> Core<T> {
         }
         if worker.mode == Mode::Sync
             && let Some((_, next)) = worker.in_flight.front()
-            && self.tasks.get(*next).is_some_and(|task| task.aborting)
+            && self.tasks.get(*next).is_some_and(|task| task.aborting.is_some())
         {
             return self.doom(key, actions); // rule 8: its turn has come
         }
         if worker.mode == Mode::Async && worker.state == State::Ready && worker.end_by.is_some() {
-            let aborting = worker.in_flight.iter().any(|(_, k)| self.tasks.get(*k).is_some_and(|task| task.aborting));
-            worker.end_by = worker.end_by.filter(|_| aborting);
+            // Each aborted task has its own grace: one that came later must not die of an earlier one's.
+            worker.end_by = worker.in_flight.iter().filter_map(|(_, key)| self.tasks.get(*key)?.aborting).min();
         }
         self.fill(key, now, actions);
     }
@@ -316,18 +317,19 @@ impl<T> Core<T> {
     /// The caller does not want the task any more. Nothing happens if it has ended.
     pub(crate) fn abort(&mut self, key: TaskKey, now: Instant, actions: &mut Vec<Action<T>>) {
         let Some(task) = self.tasks.get_mut(key) else { return };
-        if task.aborting {
+        if task.aborting.is_some() {
             return;
         }
         let Some(worker_key) = task.worker else {
             self.forget_queued(key, Fate::Cancelled, actions);
             return self.want_end(actions);
         };
-        task.aborting = true;
+        let by = now + ABORT_GRACE;
+        task.aborting = Some(by);
         let Some(worker) = self.workers.get_mut(worker_key) else { return };
         match worker.mode {
             Mode::Async => {
-                worker.end_by.get_or_insert(now + ABORT_GRACE);
+                worker.end_by.get_or_insert(by);
                 actions.push(Action::Cancel(worker_key, key));
             }
             Mode::Sync if worker.in_flight.front().is_some_and(|(_, first)| *first == key) => self.doom(worker_key, actions),
@@ -406,7 +408,7 @@ impl<T> Core<T> {
         for (place, (_, task_key)) in worker.in_flight.into_iter().enumerate() {
             let Some(task) = self.tasks.get_mut(task_key) else { continue };
             let ran = (place == 0 || task.mode == Mode::Async) && reached(&task.cargo); // rule 7
-            let fate = match (task.aborting, ran) {
+            let fate = match (task.aborting.is_some(), ran) {
                 (true, _) => Fate::Cancelled,
                 (false, true) => Fate::Lost(Arc::clone(loss)),
                 (false, false) => {
