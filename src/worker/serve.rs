@@ -172,9 +172,11 @@ fn guard_against_fork() {
     }
 }
 
-fn caught(payload: &(dyn std::any::Any + Send)) -> Failed {
+fn caught(payload: Box<dyn std::any::Any + Send>) -> Failed {
     let panics::Panic { location, backtrace } = panics::last();
-    Failed::Panicked { message: panics::message(payload).to_owned(), location, backtrace }
+    let failed = Failed::Panicked { message: panics::message(&*payload).to_owned(), location, backtrace };
+    drop_payload(payload);
+    failed
 }
 
 fn why(error: RunError) -> Failed {
@@ -230,11 +232,7 @@ impl Worker {
         let failed = match result {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(why(error)),
-            Err(payload) => {
-                let failed = caught(&*payload);
-                drop_payload(payload);
-                Some(failed)
-            }
+            Err(payload) => Some(caught(payload)),
         };
         if let Some(failed) = failed {
             self.out.truncate(start);
@@ -385,30 +383,35 @@ fn begin(
 ) -> Answer {
     let (id, backtrace) = (call.id, call.backtrace);
     // Decoding is user code as well. The head of a reply takes at most 16 bytes.
-    let future = catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16))));
+    panics::want_backtrace(backtrace);
+    let future = match catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16)))) {
+        Ok(future) => future.map_err(why),
+        // Now, before another task panics: the hook keeps the last panic only.
+        Err(payload) => Err(caught(payload)),
+    };
     guard_against_fork();
     Box::pin(async move {
-        let future = match future {
-            Ok(Ok(future)) => future,
-            Ok(Err(error)) => return (id, Err(why(error))),
-            Err(payload) => return (id, Err(caught(&*payload))),
+        let mut guarded = match future {
+            Ok(future) => Box::pin(AssertUnwindSafe(future).catch_unwind()),
+            Err(failed) => return (id, Err(failed)),
         };
-        let mut guarded = Box::pin(AssertUnwindSafe(future).catch_unwind());
-        let polled = std::future::poll_fn(move |cx| {
+        let polled = std::future::poll_fn(|cx| {
             panics::want_backtrace(backtrace);
             let polled = guarded.as_mut().poll(cx);
             guard_against_fork();
             polled
         });
         let outcome = match Abortable::new(polled, registration).await {
-            Err(Aborted) => Err(Failed::Cancelled),
+            Err(Aborted) => {
+                panics::want_backtrace(backtrace);
+                // What it owns may panic as it is dropped: that is told, as tokio does, and costs no other task.
+                let dropped = catch_unwind(AssertUnwindSafe(|| drop(guarded)));
+                guard_against_fork();
+                Err(dropped.map_or_else(caught, |()| Failed::Cancelled))
+            }
             Ok(Ok(Ok(value))) => Ok(value),
             Ok(Ok(Err(error))) => Err(why(error)),
-            Ok(Err(payload)) => {
-                let failed = caught(&*payload);
-                drop_payload(payload);
-                Err(failed)
-            }
+            Ok(Err(payload)) => Err(caught(payload)),
         };
         (id, outcome)
     })
