@@ -47,7 +47,8 @@ pub(super) fn serve(socket: OwnedFd) -> Result<(), String> {
     if welcome.init {
         match worker.init()? {
             Ok(()) => panics::install(memory), // `init` may have put a hook of its own before ours
-            Err(failed) => {
+            Err(mut failed) => {
+                failed.cut(limit);
                 worker.out.clear();
                 let start = frame::begin(&mut worker.out);
                 message::control(&mut worker.out, kind::INIT_FAILED, &failed);
@@ -146,7 +147,8 @@ struct Async {
 /// A call, as its frame says it.
 struct Call {
     id: u64,
-    backtrace: bool,
+    /// `None`: as the environment says.
+    backtrace: Option<bool>,
     run: Run,
     /// Where in the frame the arguments begin.
     args: usize,
@@ -162,7 +164,9 @@ fn read_call(body: &[u8]) -> Result<Call, String> {
     let (id, flags, index) = (number()?, number()?, number()?);
     let entry = u32::try_from(index).ok().and_then(task::entry).ok_or_else(|| format!("a call of task {index}, which does not exist"))?;
     let (_, args) = message.rest();
-    Ok(Call { id, backtrace: flags & u64::from(message::FLAG_BACKTRACE) != 0, run: entry.run, args })
+    let has = |flag: u8| flags & u64::from(flag) != 0;
+    let backtrace = (has(message::FLAG_BACKTRACE) || has(message::FLAG_NO_BACKTRACE)).then(|| has(message::FLAG_BACKTRACE));
+    Ok(Call { id, backtrace, run: entry.run, args })
 }
 
 /// After user code: a forked copy of the worker must not touch the socket.
@@ -234,7 +238,8 @@ impl Worker {
             Ok(Err(error)) => Some(why(error)),
             Err(payload) => Some(caught(payload)),
         };
-        if let Some(failed) = failed {
+        if let Some(mut failed) = failed {
+            failed.cut(self.limit);
             self.out.truncate(start);
             message::failed(&mut self.out, call.id, &failed);
         }
@@ -306,7 +311,10 @@ impl Worker {
                 message::done(&mut self.out, id);
                 self.out.extend(value);
             }
-            Err(failed) => message::failed(&mut self.out, id, &failed),
+            Err(mut failed) => {
+                failed.cut(self.limit);
+                message::failed(&mut self.out, id, &failed);
+            }
         }
         frame::finish(&mut self.out, start);
     }
