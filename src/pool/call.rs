@@ -52,7 +52,7 @@ where
     /// Whether a panic brings its backtrace along. Default: as `RUST_BACKTRACE` says in the worker's
     /// environment, which is the pool's own unless changed.
     pub fn backtrace(mut self, wanted: bool) -> Self {
-        self.task.flags = if wanted { message::FLAG_BACKTRACE } else { 0 };
+        self.task.flags = if wanted { message::FLAG_BACKTRACE } else { message::FLAG_NO_BACKTRACE };
         self
     }
 

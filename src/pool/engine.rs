@@ -195,7 +195,11 @@ impl Engine {
             Packet::from(&mut out)
         });
         SCRATCH.set(out);
-        result
+        // The caller is told the limit that was set, not what the frame's head had left of it.
+        result.map_err(|what| match what {
+            What::ArgumentTooLarge { .. } => What::ArgumentTooLarge { limit: self.config.frame_limit },
+            what => what,
+        })
     }
 
     /// Waits for a place in the backlog. `None`: the pool has none, or is closed.

@@ -53,6 +53,8 @@ impl<R: DeserializeOwned> JoinHandle<R> {
     ///
     /// If the result has been taken before.
     pub fn try_join(&mut self) -> Option<Result<R, TaskError>> {
+        // The channel itself would only say that it is closed.
+        assert!(!self.outcome.is_terminated(), "`try_join` called after the result has been taken");
         match self.outcome.try_recv() {
             Ok(outcome) => Some(self.decode(Ok(outcome))),
             Err(oneshot::error::TryRecvError::Closed) => Some(self.decode(Err(()))),

@@ -30,8 +30,9 @@ const BURST: usize = 256;
 /// [`buffered`](Self::buffered) items are in flight, that is pulled and not yet taken as results, so
 /// the input may be endless.
 ///
-/// A source that panics: the results of the items before it come first, then the panic goes on. (Use
-/// [`Pool::try_map_stream`](crate::Pool::try_map_stream) for a source that can fail.)
+/// A source that panics, or an item whose encoding does: the results of the items before it come first,
+/// then the panic goes on. (Use [`Pool::try_map_stream`](crate::Pool::try_map_stream) for a source that
+/// can fail.)
 ///
 /// # Drop
 ///
@@ -221,15 +222,13 @@ impl<S> Source<S> {
                 // Results may have come meanwhile: they are taken before more is made.
                 return cx.waker().wake_by_ref();
             }
-            // What a source leaves behind when it panics is its own business: it is not polled again.
-            match catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(cx))) {
+            // What a source leaves behind when it panics is its own business: it is not polled again. To
+            // encode an item runs code of the source's as well.
+            let pulled = catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(cx).map(|item| item.map(&mut hand_in))));
+            match pulled {
                 Ok(Poll::Pending) => return,
-                Ok(Poll::Ready(Some(item))) => {
-                    if !hand_in(item) {
-                        self.stream = None;
-                    }
-                }
-                Ok(Poll::Ready(None)) => self.stream = None,
+                Ok(Poll::Ready(Some(true))) => {}
+                Ok(Poll::Ready(Some(false) | None)) => self.stream = None,
                 Err(panic) => (self.stream, self.panic) = (None, Some(panic)),
             }
         }
@@ -266,13 +265,14 @@ impl<R> Sink<R> {
 impl<R: DeserializeOwned> Sink<R> {
     fn hand_in<Args, P: ArgsFor<Args>>(&mut self, args: &P) {
         let reply = Reply::Stream(Arc::clone(&self.inlet), self.next_in);
+        // Its own bound takes the place of the pool's backlog limit.
+        self.engine.submit(&self.task, |out, limit| encode(args, out, limit), reply, Room::NotNeeded);
+        // Counted only now: an item whose encoding panics is not in flight.
         self.next_in += 1;
         self.in_flight += 1;
         if !self.unordered {
             self.waiting.push_back(None);
         }
-        // Its own bound takes the place of the pool's backlog limit.
-        self.engine.submit(&self.task, |out, limit| encode(args, out, limit), reply, Room::NotNeeded);
     }
 
     /// The next result, in the order that was asked for.

@@ -26,8 +26,9 @@ pub(crate) mod kind {
     pub(crate) const CANCEL: u8 = 35;
 }
 
-/// Flag of a call: send a backtrace with a panic.
+/// Flags of a call: send a backtrace with a panic, or send none. Without either the worker's environment decides.
 pub(crate) const FLAG_BACKTRACE: u8 = 1;
+pub(crate) const FLAG_NO_BACKTRACE: u8 = 2;
 
 /// The worker's first words. A descriptor goes with it: the pool's end of the lifeline.
 #[derive(Debug, Serialize, Deserialize)]
@@ -67,6 +68,45 @@ pub(crate) enum Failed {
     Result { reason: String },
     TooLarge,
     Cancelled,
+}
+
+impl InitFailed {
+    /// Cuts its texts, so that it fits into a frame with a body of `limit` bytes.
+    pub(crate) fn cut(&mut self, limit: usize) {
+        match self {
+            Self::Error { message } => cut([Some(message)], limit),
+            Self::Panicked { message, location } => cut([Some(message), location.as_mut()], limit),
+        }
+    }
+}
+
+impl Failed {
+    /// Cuts its texts, so that it fits into a frame with a body of `limit` bytes.
+    pub(crate) fn cut(&mut self, limit: usize) {
+        match self {
+            Self::Panicked { message, location, backtrace } => cut([Some(message), location.as_mut(), backtrace.as_mut()], limit),
+            Self::Arguments { reason } | Self::Result { reason } => cut([Some(reason)], limit),
+            Self::TooLarge | Self::Cancelled => {}
+        }
+    }
+}
+
+/// What a frame with a failure holds beside its texts, at most, in bytes: heads, names, a number.
+const AROUND_TEXTS: usize = 128;
+
+/// Cuts the texts, if all together are too long, to an equal share each.
+fn cut<const N: usize>(texts: [Option<&mut String>; N], limit: usize) {
+    let room = limit.saturating_sub(AROUND_TEXTS);
+    let sum: usize = texts.iter().flatten().map(|text| text.len()).sum();
+    if sum > room {
+        for text in texts.into_iter().flatten() {
+            let mut end = text.len().min(room / N);
+            while !text.is_char_boundary(end) {
+                end -= 1;
+            }
+            text.truncate(end);
+        }
+    }
 }
 
 /// A message that breaks the protocol, in words.
@@ -228,6 +268,23 @@ mod tests {
         let mut message = Message::new(&out).expect("it is a message");
         assert_eq!(message.uint::<u64>().expect("the id"), 7);
         assert!(message.map::<Failed>().is_err(), "the value is missing");
+    }
+
+    #[test]
+    fn texts_are_cut_to_fit_a_frame_and_only_then() {
+        let text = |len: usize| "é".repeat(len / 2);
+        for len in [0, 10, 300, 448, 900, 1024, 5000] {
+            let panicked = Failed::Panicked { message: text(len), location: Some(text(len)), backtrace: Some(text(len)) };
+            for mut why in [panicked, Failed::Arguments { reason: text(len) }, Failed::Result { reason: text(len) }] {
+                why.cut(1024);
+                let mut out = Vec::new();
+                failed(&mut out, u64::MAX, &why);
+                assert!(out.len() <= 1024, "{} bytes", out.len());
+                if let Failed::Arguments { reason } = why {
+                    assert_eq!(reason.len(), len.min(1024 - AROUND_TEXTS));
+                }
+            }
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub(super) struct Panic {
 
 thread_local! {
     static LAST: RefCell<Option<Panic>> = const { RefCell::new(None) };
-    static WANT_BACKTRACE: Cell<bool> = const { Cell::new(false) };
+    static WANT_BACKTRACE: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
 static MEMORY: OnceLock<&'static SharedMemory> = OnceLock::new();
@@ -32,8 +32,8 @@ pub(super) fn install(memory: &'static SharedMemory) {
     }));
 }
 
-/// Whether the task that runs now wants a backtrace with its panic.
-pub(super) fn want_backtrace(want: bool) {
+/// Whether the task that runs now wants a backtrace with its panic; `None`: as the environment says.
+pub(super) fn want_backtrace(want: Option<bool>) {
     WANT_BACKTRACE.set(want);
 }
 
@@ -45,7 +45,11 @@ fn note(info: &PanicHookInfo<'_>) {
             page.write_panic(message(info.payload()), location.as_deref().unwrap_or_default());
         }
     }
-    let backtrace = if WANT_BACKTRACE.get() { Backtrace::force_capture() } else { Backtrace::capture() };
+    let backtrace = match WANT_BACKTRACE.get() {
+        Some(true) => Backtrace::force_capture(),
+        Some(false) => Backtrace::disabled(),
+        None => Backtrace::capture(),
+    };
     let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
     // It fails only while it is being replaced, by a panic within.
     LAST.with(|last| last.try_borrow_mut().map(|mut last| *last = Some(Panic { location, backtrace }))).ok();

@@ -47,7 +47,8 @@ pub(super) fn serve(socket: OwnedFd) -> Result<(), String> {
     if welcome.init {
         match worker.init()? {
             Ok(()) => panics::install(memory), // `init` may have put a hook of its own before ours
-            Err(failed) => {
+            Err(mut failed) => {
+                failed.cut(limit);
                 worker.out.clear();
                 let start = frame::begin(&mut worker.out);
                 message::control(&mut worker.out, kind::INIT_FAILED, &failed);
@@ -146,7 +147,8 @@ struct Async {
 /// A call, as its frame says it.
 struct Call {
     id: u64,
-    backtrace: bool,
+    /// `None`: as the environment says.
+    backtrace: Option<bool>,
     run: Run,
     /// Where in the frame the arguments begin.
     args: usize,
@@ -162,7 +164,9 @@ fn read_call(body: &[u8]) -> Result<Call, String> {
     let (id, flags, index) = (number()?, number()?, number()?);
     let entry = u32::try_from(index).ok().and_then(task::entry).ok_or_else(|| format!("a call of task {index}, which does not exist"))?;
     let (_, args) = message.rest();
-    Ok(Call { id, backtrace: flags & u64::from(message::FLAG_BACKTRACE) != 0, run: entry.run, args })
+    let has = |flag: u8| flags & u64::from(flag) != 0;
+    let backtrace = (has(message::FLAG_BACKTRACE) || has(message::FLAG_NO_BACKTRACE)).then(|| has(message::FLAG_BACKTRACE));
+    Ok(Call { id, backtrace, run: entry.run, args })
 }
 
 /// After user code: a forked copy of the worker must not touch the socket.
@@ -172,9 +176,11 @@ fn guard_against_fork() {
     }
 }
 
-fn caught(payload: &(dyn std::any::Any + Send)) -> Failed {
+fn caught(payload: Box<dyn std::any::Any + Send>) -> Failed {
     let panics::Panic { location, backtrace } = panics::last();
-    Failed::Panicked { message: panics::message(payload).to_owned(), location, backtrace }
+    let failed = Failed::Panicked { message: panics::message(&*payload).to_owned(), location, backtrace };
+    drop_payload(payload);
+    failed
 }
 
 fn why(error: RunError) -> Failed {
@@ -230,13 +236,10 @@ impl Worker {
         let failed = match result {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(why(error)),
-            Err(payload) => {
-                let failed = caught(&*payload);
-                drop_payload(payload);
-                Some(failed)
-            }
+            Err(payload) => Some(caught(payload)),
         };
-        if let Some(failed) = failed {
+        if let Some(mut failed) = failed {
+            failed.cut(self.limit);
             self.out.truncate(start);
             message::failed(&mut self.out, call.id, &failed);
         }
@@ -308,7 +311,10 @@ impl Worker {
                 message::done(&mut self.out, id);
                 self.out.extend(value);
             }
-            Err(failed) => message::failed(&mut self.out, id, &failed),
+            Err(mut failed) => {
+                failed.cut(self.limit);
+                message::failed(&mut self.out, id, &failed);
+            }
         }
         frame::finish(&mut self.out, start);
     }
@@ -385,30 +391,35 @@ fn begin(
 ) -> Answer {
     let (id, backtrace) = (call.id, call.backtrace);
     // Decoding is user code as well. The head of a reply takes at most 16 bytes.
-    let future = catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16))));
+    panics::want_backtrace(backtrace);
+    let future = match catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16)))) {
+        Ok(future) => future.map_err(why),
+        // Now, before another task panics: the hook keeps the last panic only.
+        Err(payload) => Err(caught(payload)),
+    };
     guard_against_fork();
     Box::pin(async move {
-        let future = match future {
-            Ok(Ok(future)) => future,
-            Ok(Err(error)) => return (id, Err(why(error))),
-            Err(payload) => return (id, Err(caught(&*payload))),
+        let mut guarded = match future {
+            Ok(future) => Box::pin(AssertUnwindSafe(future).catch_unwind()),
+            Err(failed) => return (id, Err(failed)),
         };
-        let mut guarded = Box::pin(AssertUnwindSafe(future).catch_unwind());
-        let polled = std::future::poll_fn(move |cx| {
+        let polled = std::future::poll_fn(|cx| {
             panics::want_backtrace(backtrace);
             let polled = guarded.as_mut().poll(cx);
             guard_against_fork();
             polled
         });
         let outcome = match Abortable::new(polled, registration).await {
-            Err(Aborted) => Err(Failed::Cancelled),
+            Err(Aborted) => {
+                panics::want_backtrace(backtrace);
+                // What it owns may panic as it is dropped: that is told, as tokio does, and costs no other task.
+                let dropped = catch_unwind(AssertUnwindSafe(|| drop(guarded)));
+                guard_against_fork();
+                Err(dropped.map_or_else(caught, |()| Failed::Cancelled))
+            }
             Ok(Ok(Ok(value))) => Ok(value),
             Ok(Ok(Err(error))) => Err(why(error)),
-            Ok(Err(payload)) => {
-                let failed = caught(&*payload);
-                drop_payload(payload);
-                Err(failed)
-            }
+            Ok(Err(payload)) => Err(caught(payload)),
         };
         (id, outcome)
     })
