@@ -1,0 +1,155 @@
+//! Which functions are tasks.
+
+use std::future::Future;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::entry::{self, Entry, Run};
+use super::table::conjure;
+
+/// A function that can be run in a worker process: a *task*.
+///
+/// It is implemented for functions and closures, and nobody needs to implement it, or to name it except in generic
+/// code of their own. A task is
+///
+/// * a plain function, an `async fn`, a function with its generics filled in (`work::<u32>`), an associated function
+///   (`Image::decode`), or a closure that captures nothing, `|x: u64| x + 1`, `|x: u64| async move { x + 1 }` or
+///   `async |x: u64| x + 1`;
+/// * of no more than eight arguments;
+/// * whose arguments and result are owned values that serde can encode and decode. The argument types of a closure
+///   must be written out.
+///
+/// The future of an async function need not be `Send`. A task's own `Result` is a result like any other.
+///
+/// ```
+/// fn is_task<Args, M>(_: impl procpool::Task<Args, M>) {}
+///
+/// fn add(a: u64, b: u64) -> u64 { a + b }
+/// async fn fetch(host: String, port: u16) -> Result<Vec<u8>, String> { Err(format!("{host}:{port}")) }
+///
+/// is_task(add);
+/// is_task(fetch);
+/// is_task(|text: String| text.to_uppercase());
+/// is_task(String::into_bytes);
+/// ```
+///
+/// # What cannot be a task, and what to do
+///
+/// **A closure that captures.** The worker is another process: of a closure's variables nothing is there. Pass them
+/// as arguments: not `pool.spawn(move |x: u64| x + offset, 1)`, but
+/// `pool.spawn(|x: u64, offset: u64| x + offset, (1, offset))`. This is found by `cargo build`; `cargo check` does
+/// not see it. A function pointer (`let f: fn(u64) -> u64 = …`) is a variable too: name the function itself.
+///
+/// **A function that takes a reference.** In the worker there is nobody to borrow from. Take the owned type, `String`
+/// for `&str`, `Vec<T>` for `&[T]`, `PathBuf` for `&Path`. The caller may still [hand over](crate::ArgsFor) the
+/// reference: `pool.spawn(count, "some text")` with `fn count(text: String) -> usize`.
+///
+/// ```compile_fail,E0277
+/// # fn is_task<Args, M>(_: impl procpool::Task<Args, M>) {}
+/// fn count(text: &str) -> usize { text.len() }
+/// is_task(count);
+/// ```
+///
+/// **A result that does not travel.** `std::io::Error`, `anyhow::Error` and most other errors are not `Serialize`:
+/// let the function return `Result<T, procpool::Failure>`, into which `?` turns any error. For types of your own,
+/// derive `Serialize` and `Deserialize`.
+///
+/// **A function of more than eight arguments.** Put them into a struct.
+///
+/// # Type parameters
+///
+/// `Args` is the tuple of the function's arguments: `()`, `(A,)`, `(A, B)` and so on. `Marker` is how the compiler
+/// tells sync and async functions apart. Both are always inferred; leave them to be inferred in generic code as well:
+///
+/// ```
+/// fn describe<Args, M, F: procpool::Task<Args, M>>(_: F) -> &'static str {
+///     std::any::type_name::<F::Output>()
+/// }
+///
+/// async fn answer() -> u8 { 42 }
+/// assert_eq!(describe(answer), "u8");
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a function that a worker process can run",
+    label = "not a task",
+    note = "its arguments must be owned values that are `Serialize + DeserializeOwned`, not references: take `String` \
+            instead of `&str`, `Vec<T>` instead of `&[T]` (the caller may still pass the reference)",
+    note = "its result must be `Serialize + DeserializeOwned`: `io::Error`, `anyhow::Error` and most other errors are \
+            not; return `Result<T, procpool::Failure>`, into which `?` turns any error",
+    note = "it cannot capture variables: pass them as arguments",
+    note = "it takes at most 8 arguments; put more into a struct"
+)]
+pub trait Task<Args, Marker>: Copy + Send + Sync + 'static {
+    /// What the function returns, or what its future resolves to.
+    type Output: Serialize + DeserializeOwned;
+
+    #[doc(hidden)]
+    fn __entry() -> Entry;
+}
+
+/// The marker of sync functions.
+#[derive(Debug)]
+pub enum SyncFn {}
+
+/// The marker of async functions.
+#[derive(Debug)]
+pub enum AsyncFn {}
+
+/// Calls a macro once for each number of arguments, with a type and a variable for each.
+macro_rules! for_each_arity {
+    ($apply:ident) => {
+        $apply!();
+        $apply!(A1 a1);
+        $apply!(A1 a1, A2 a2);
+        $apply!(A1 a1, A2 a2, A3 a3);
+        $apply!(A1 a1, A2 a2, A3 a3, A4 a4);
+        $apply!(A1 a1, A2 a2, A3 a3, A4 a4, A5 a5);
+        $apply!(A1 a1, A2 a2, A3 a3, A4 a4, A5 a5, A6 a6);
+        $apply!(A1 a1, A2 a2, A3 a3, A4 a4, A5 a5, A6 a6, A7 a7);
+        $apply!(A1 a1, A2 a2, A3 a3, A4 a4, A5 a5, A6 a6, A7 a7, A8 a8);
+    };
+}
+pub(super) use for_each_arity;
+
+macro_rules! task {
+    ($($Arg:ident $arg:ident),*) => {
+        impl<F, R, $($Arg,)*> Task<($($Arg,)*), SyncFn> for F
+        where
+            F: Fn($($Arg),*) -> R + Copy + Send + Sync + 'static,
+            $($Arg: Serialize + DeserializeOwned,)*
+            R: Serialize + DeserializeOwned,
+        {
+            type Output = R;
+
+            fn __entry() -> Entry {
+                Entry::new::<F>(Run::Sync(|bytes, out, limit| {
+                    let ($($arg,)*) = entry::decode(bytes)?;
+                    entry::encode(&conjure::<F>()($($arg),*), out, limit)
+                }))
+            }
+        }
+
+        impl<F, Fut, R, $($Arg,)*> Task<($($Arg,)*), AsyncFn> for F
+        where
+            F: Fn($($Arg),*) -> Fut + Copy + Send + Sync + 'static,
+            Fut: Future<Output = R> + 'static,
+            $($Arg: Serialize + DeserializeOwned + 'static,)*
+            R: Serialize + DeserializeOwned,
+        {
+            type Output = R;
+
+            fn __entry() -> Entry {
+                Entry::new::<F>(Run::Async(|bytes, limit| {
+                    let ($($arg,)*) = entry::decode(bytes)?;
+                    Ok(Box::pin(async move {
+                        let mut out = Vec::new();
+                        entry::encode(&conjure::<F>()($($arg),*).await, &mut out, limit)?;
+                        Ok(out)
+                    }))
+                }))
+            }
+        }
+    };
+}
+for_each_arity!(task);

@@ -1,0 +1,432 @@
+//! The linker's table: one record for every task and init function that the program mentions.
+//!
+//! A function that mentions a task instantiates [`platform::record`] for it. The `asm!` block there puts a record into the
+//! section `procpool_tasks` of its object file, and the linker joins these sections into one array between
+//! `__start_procpool_tasks` and `__stop_procpool_tasks`. So a worker, which is the same program, has the same array,
+//! and a task travels as an index into it. Nothing runs at startup, and the records need no relocation by the loader.
+//!
+//! 1. A record is two words of 32 bits, each the distance from itself to what it names, so the array is the same
+//!    wherever the program is loaded:
+//!
+//!    ```text
+//!    entry   a jump, in the same object file, to the function that returns the Entry
+//!    owner   OWNER, a static of this very crate
+//!    ```
+//!
+//! 2. The jump is there because the function may be one that another object exports: a distance to such a symbol
+//!    does not link into a `dylib`, a jump does. It stands in a text section of its own, where nothing falls into it.
+//! 3. Two versions of this crate in one program share the section. A record whose owner is not our `OWNER` is one of
+//!    the other crate: its index counts, its functions are never called.
+//! 4. Whoever changes the layout of a record changes the section's name: the other version may have this one.
+//! 5. The section has alignment 4 and holds whole records only, so the linker puts no padding between two of them.
+//! 6. Flag `R` (SHF_GNU_RETAIN) keeps lld's garbage collection away from records, which nothing refers to.
+//! 7. The same task may have several records, where several crates or codegen units mention it. Any of them will do.
+//! 8. What the array holds is what the linker found in the program: an index from elsewhere is checked against its
+//!    length, and cannot lead to anything but one of these functions.
+
+#![expect(
+    unsafe_code,
+    reason = "the linker's table can only be written by assembly and read through its bounds; and a task's value is \
+              made of nothing"
+)]
+
+use std::marker::PhantomData;
+use std::mem;
+use std::sync::OnceLock;
+
+use super::entry::Entry;
+use super::{Init, Task};
+
+/// Where a task or an init function stands in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct TaskIndex(pub(crate) u32);
+
+impl TaskIndex {
+    /// The function's record is not in the table that this crate reads; [`entry`] has nothing for it. This happens
+    /// where [`in_main_executable`] fails as well, and on platforms without a table.
+    pub(crate) const NOWHERE: Self = Self(u32::MAX);
+}
+
+/// The place of a task in the table. Mentioning this function for a task is what puts the task there.
+pub(crate) fn index_of<F, Args, M>() -> TaskIndex
+where
+    F: Task<Args, M>,
+{
+    index_of_record(platform::record::<TaskRecord<F, Args, M>>())
+}
+
+/// The place of an init function in the table.
+pub(crate) fn index_of_init<F, Args, M>() -> TaskIndex
+where
+    F: Init<Args, M>,
+{
+    index_of_record(platform::record::<InitRecord<F, Args, M>>())
+}
+
+/// What stands in the table at `index`; `None` if that is beyond its end or belongs to another version of this crate.
+pub(crate) fn entry(index: u32) -> Option<Entry> {
+    let record = table().get(usize::try_from(index).ok()?)?;
+    (record.owner() == &raw const OWNER).then(|| record.entry())
+}
+
+/// How many records there are, those of other versions of this crate included.
+pub(crate) fn len() -> usize {
+    table().len()
+}
+
+/// A number that tells two programs' tables apart: FNV-1a, 64 bits, over the bytes of the section.
+pub(crate) fn fingerprint() -> u64 {
+    static FINGERPRINT: OnceLock<u64> = OnceLock::new();
+    *FINGERPRINT.get_or_init(|| {
+        table()
+            .iter()
+            .flat_map(|record| [record.entry, record.owner])
+            .flat_map(i32::to_ne_bytes)
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            })
+    })
+}
+
+/// Is there a table on this platform?
+pub(crate) const fn supported() -> bool {
+    cfg!(all(
+        target_os = "linux",
+        target_pointer_width = "64",
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        not(miri)
+    ))
+}
+
+/// Checks that the table lies in the main executable, since that is what a worker starts; fails with the path of the
+/// object that holds it instead, a `dylib` or `cdylib`.
+pub(crate) fn in_main_executable() -> Result<(), String> {
+    platform::in_main_executable(table().as_ptr().addr())
+}
+
+/// One task in the table; see the module's rule 1.
+#[repr(C)]
+struct Record {
+    entry: i32,
+    owner: i32,
+}
+
+/// Its address stands for this crate.
+static OWNER: u8 = 0;
+
+impl Record {
+    fn owner(&self) -> *const u8 {
+        target(&self.owner)
+    }
+
+    /// The record must be one of ours.
+    fn entry(&self) -> Entry {
+        debug_assert_eq!(self.owner(), &raw const OWNER);
+        let function = target(&self.entry);
+        // SAFETY: only `platform` writes records with our OWNER, and there the word leads to a jump to a
+        // `fn() -> Entry` of this crate. The jump touches no register that a call may not touch (a linker's own
+        // stubs need the same), so it is called as the function itself.
+        let function = unsafe { mem::transmute::<*const u8, fn() -> Entry>(function) };
+        function()
+    }
+}
+
+/// What a word of a record names.
+fn target(word: &i32) -> *const u8 {
+    let distance = isize::try_from(*word).expect("supported platforms have 64-bit pointers");
+    // The linker laid both out in one object, but to the language they are separate allocations.
+    let address = (&raw const *word).addr().wrapping_add_signed(distance);
+    std::ptr::with_exposed_provenance(address)
+}
+
+/// A function with a record.
+trait Recorded {
+    fn entry() -> Entry;
+}
+
+struct TaskRecord<F, Args, M>(PhantomData<(F, Args, M)>);
+
+impl<F: Task<Args, M>, Args, M> Recorded for TaskRecord<F, Args, M> {
+    fn entry() -> Entry {
+        const { assert_captures_nothing::<F>() };
+        F::__entry()
+    }
+}
+
+struct InitRecord<F, Args, M>(PhantomData<(F, Args, M)>);
+
+impl<F: Init<Args, M>, Args, M> Recorded for InitRecord<F, Args, M> {
+    fn entry() -> Entry {
+        const { assert_captures_nothing::<F>() };
+        F::__entry()
+    }
+}
+
+/// The one record that is always there, without which the bounds of the section would not be defined.
+struct BuiltIn;
+
+impl Recorded for BuiltIn {
+    fn entry() -> Entry {
+        fn nothing() {}
+        fn entry_of<F: Task<(), M>, M>(_: F) -> Entry {
+            F::__entry()
+        }
+        entry_of(nothing)
+    }
+}
+
+const fn assert_captures_nothing<F>() {
+    assert!(
+        size_of::<F>() == 0,
+        "a task cannot capture variables: pass them as arguments (a function pointer is a variable, too: name the \
+         function itself)"
+    );
+}
+
+/// Makes the value of a task, in a process where nobody passed it.
+pub(super) fn conjure<F: Copy + Send + Sync + 'static>() -> F {
+    const { assert_captures_nothing::<F>() };
+    // SAFETY: F has no bytes, so none can be wrong, and it needs no alignment (`zeroed` takes care of that) and no
+    // drop (it is Copy). What remains is what the existence of a value may prove. F is a function item, which proves
+    // nothing, or a closure whose captures all have no size. Another value of F existed in the process that asked for
+    // the call, and `Copy + Send + Sync + 'static` says that it may be multiplied, used from any thread, and kept for
+    // ever: so a token of a thread, of a lock held or of a lifetime is no capture that compiles. A token that is all
+    // that, and whose value proves what was done once in its *process*, would be made here without that; it is not
+    // known to exist, and Rust's own `fork` wrappers have the same gap. A capture that has no value at all (`!`)
+    // makes `zeroed` panic.
+    unsafe { mem::zeroed::<F>() }
+}
+
+fn index_of_record(record: *const Record) -> TaskIndex {
+    let table = table().as_ptr_range();
+    if !table.contains(&record) {
+        return TaskIndex::NOWHERE;
+    }
+    let index = (record.addr() - table.start.addr()) / size_of::<Record>();
+    u32::try_from(index).map_or(TaskIndex::NOWHERE, TaskIndex)
+}
+
+fn table() -> &'static [Record] {
+    let (start, stop) = platform::bounds();
+    if start.is_null() {
+        return &[];
+    }
+    let len = (stop.addr() - start.addr()) / size_of::<Record>();
+    // SAFETY: `bounds` are those of a section that is mapped, never written, and never unmapped while the code of this
+    // crate can run (both are in one object). By rules 4 and 5 it holds whole, aligned records, all bits of which are
+    // valid.
+    unsafe { std::slice::from_raw_parts(start, len) }
+}
+
+#[cfg(all(
+    target_os = "linux",
+    target_pointer_width = "64",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(miri)
+))]
+mod platform {
+    //! The assembly, and where the table lies.
+
+    use std::arch::asm;
+    use std::ffi::{CStr, c_int, c_void};
+    use std::{mem, ptr};
+
+    use nix::libc;
+
+    use super::{BuiltIn, OWNER, Record, Recorded};
+
+    /// Writes a record into the section, with label 20, for the operands `entry` and `owner`. Labels of digits are
+    /// local, so it does no harm if the compiler emits the block twice (rule 7).
+    #[cfg(target_arch = "x86_64")]
+    macro_rules! asm_with_record {
+        ($($argument:tt)*) => {
+            asm!(
+                ".pushsection .text.procpool_entry, \"ax\", @progbits",
+                "22:",
+                "jmp {entry}@PLT",
+                ".popsection",
+                ".pushsection procpool_tasks, \"aR\", @progbits",
+                ".balign 4",
+                "20:",
+                ".long 22b - .",
+                ".long {owner} - .",
+                ".popsection",
+                $($argument)*
+            )
+        };
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    macro_rules! asm_with_record {
+        ($($argument:tt)*) => {
+            asm!(
+                ".pushsection .text.procpool_entry, \"ax\", %progbits",
+                ".balign 4",
+                "22:",
+                "b {entry}",
+                ".popsection",
+                ".pushsection procpool_tasks, \"aR\", %progbits",
+                ".balign 4",
+                "20:",
+                ".long 22b - .",
+                ".long {owner} - .",
+                ".popsection",
+                $($argument)*
+            )
+        };
+    }
+
+    /// The record of one function.
+    #[inline(never)]
+    pub(super) fn record<T: Recorded>() -> *const Record {
+        let record: *const Record;
+        // SAFETY: what is executed loads an address into a register; the rest goes into other sections, and each
+        // `.pushsection` has its `.popsection`. It is not `pure`, so that the block stays where the function does.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            asm_with_record!(
+                "lea {record}, [rip + 20b]",
+                record = lateout(reg) record,
+                entry = sym T::entry,
+                owner = sym OWNER,
+                options(nomem, nostack, preserves_flags)
+            );
+        }
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        unsafe {
+            asm_with_record!(
+                "adrp {record}, 20b",
+                "add {record}, {record}, :lo12:20b",
+                record = lateout(reg) record,
+                entry = sym T::entry,
+                owner = sym OWNER,
+                options(nomem, nostack, preserves_flags)
+            );
+        }
+        record
+    }
+
+    /// The section's bounds: aligned, a whole number of records apart, and not null.
+    ///
+    /// The block writes the built-in record as well, so that wherever the bounds are asked for there is a section.
+    /// They are hidden: each object that the loader brings has its own.
+    pub(super) fn bounds() -> (*const Record, *const Record) {
+        let (start, stop): (*const Record, *const Record);
+        // SAFETY: what is executed loads addresses into registers; for the rest see `record`.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            asm_with_record!(
+                ".hidden __start_procpool_tasks",
+                ".hidden __stop_procpool_tasks",
+                "lea {start}, [rip + __start_procpool_tasks]",
+                "lea {stop}, [rip + __stop_procpool_tasks]",
+                start = out(reg) start,
+                stop = lateout(reg) stop,
+                entry = sym BuiltIn::entry,
+                owner = sym OWNER,
+                options(nomem, nostack, preserves_flags)
+            );
+        }
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        unsafe {
+            asm_with_record!(
+                ".hidden __start_procpool_tasks",
+                ".hidden __stop_procpool_tasks",
+                "adrp {start}, __start_procpool_tasks",
+                "add {start}, {start}, :lo12:__start_procpool_tasks",
+                "adrp {stop}, __stop_procpool_tasks",
+                "add {stop}, {stop}, :lo12:__stop_procpool_tasks",
+                start = out(reg) start,
+                stop = lateout(reg) stop,
+                entry = sym BuiltIn::entry,
+                owner = sym OWNER,
+                options(nomem, nostack, preserves_flags)
+            );
+        }
+        (start, stop)
+    }
+
+    pub(super) fn in_main_executable(address: usize) -> Result<(), String> {
+        let mut search = Search {
+            address,
+            found: false,
+        };
+        // SAFETY: the callback has the signature that is asked for, does not unwind, and gets `search`, which outlives
+        // the call.
+        unsafe { libc::dl_iterate_phdr(Some(look_at_first), (&raw mut search).cast()) };
+        if search.found {
+            return Ok(());
+        }
+        // SAFETY: all zeroes is a Dl_info: it holds pointers only.
+        let mut info = unsafe { mem::zeroed::<libc::Dl_info>() };
+        // SAFETY: dladdr takes any address, and writes to `info` alone.
+        let known = unsafe { libc::dladdr(ptr::without_provenance(address), &raw mut info) } != 0;
+        if !known || info.dli_fname.is_null() {
+            return Err("an unknown object".to_owned());
+        }
+        // SAFETY: dladdr succeeded, so this is the C string of the object's path. It stays while the object is loaded,
+        // and the object is the one that holds this code.
+        let path = unsafe { CStr::from_ptr(info.dli_fname) };
+        Err(path.to_string_lossy().into_owned())
+    }
+
+    /// Is `address` in the first object that the loader names?
+    struct Search {
+        address: usize,
+        found: bool,
+    }
+
+    /// The first object is the main program (dl_iterate_phdr(3)), in a static program the only one. Its segments are
+    /// named by address where it is linked to a fixed one, else (PIE) relative to `dlpi_addr`, which is 0 in the
+    /// first case.
+    unsafe extern "C" fn look_at_first(
+        info: *mut libc::dl_phdr_info,
+        _size: usize,
+        search: *mut c_void,
+    ) -> c_int {
+        // SAFETY: `in_main_executable` passes its `Search`, and nobody else uses it during the call.
+        let search = unsafe { &mut *search.cast::<Search>() };
+        // SAFETY: the loader passes a description that is valid during the call.
+        let info = unsafe { &*info };
+        for at in 0..usize::from(info.dlpi_phnum) {
+            // SAFETY: there are `dlpi_phnum` headers at `dlpi_phdr`.
+            let header = unsafe { &*info.dlpi_phdr.add(at) };
+            let start = info.dlpi_addr.wrapping_add(header.p_vaddr);
+            let offset = (search.address as u64).wrapping_sub(start);
+            if header.p_type == libc::PT_LOAD && offset < header.p_memsz {
+                search.found = true;
+            }
+        }
+        1 // not 0: the first one only
+    }
+}
+
+#[cfg(not(all(
+    target_os = "linux",
+    target_pointer_width = "64",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(miri)
+)))]
+mod platform {
+    //! No table: it is empty, and nothing is in it.
+
+    use std::ptr;
+
+    use super::{BuiltIn, Record, Recorded};
+
+    pub(super) fn record<T: Recorded>() -> *const Record {
+        // Mentioned so that what may be a task is the same on all platforms.
+        let _: fn() -> super::Entry = T::entry;
+        ptr::null()
+    }
+
+    pub(super) fn bounds() -> (*const Record, *const Record) {
+        (record::<BuiltIn>(), ptr::null())
+    }
+
+    pub(super) fn in_main_executable(_: usize) -> Result<(), String> {
+        Err("this platform has no table of tasks".to_owned())
+    }
+}

@@ -1,0 +1,3 @@
+//! Values on the wire.
+
+pub(crate) mod value;
