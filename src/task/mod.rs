@@ -3,7 +3,7 @@
 //! * [`Task`] tells which functions can be tasks and what their result is; [`ArgsFor`] how their arguments may be
 //!   given; [`Init`] which functions can set up a worker.
 //! * The linker collects one record per task that the program mentions. [`index_of`] gives a task's place in that
-//!   table, which is what travels; [`entry`] gives, for a place, the functions that decode, run and encode.
+//!   table, which is what travels; [`entry()`] gives, for a place, the functions that decode, run and encode.
 //!
 //! Nothing here knows of processes, sockets or pools. Panics pass through: whoever runs an [`Entry`] catches them.
 
@@ -22,5 +22,6 @@ pub use init::Init;
 pub(crate) use args::encode_args;
 pub(crate) use entry::{Entry, Run, RunError};
 pub(crate) use table::{
-    TaskIndex, entry, fingerprint, in_main_executable, index_of, index_of_init, len, supported,
+    TaskIndex, ZeroSized, entry, fingerprint, in_main_executable, index_of, index_of_init, len,
+    supported,
 };

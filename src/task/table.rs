@@ -35,6 +35,7 @@ use std::mem;
 use std::sync::OnceLock;
 
 use super::entry::Entry;
+use super::function::CapturesNothing;
 use super::{Init, Task};
 
 /// Where a task or an init function stands in the table.
@@ -52,6 +53,7 @@ pub(crate) fn index_of<F, Args, M>() -> TaskIndex
 where
     F: Task<Args, M>,
 {
+    let () = ZeroSized::<F>::PROVEN;
     index_of_record(platform::record::<TaskRecord<F, Args, M>>())
 }
 
@@ -60,6 +62,7 @@ pub(crate) fn index_of_init<F, Args, M>() -> TaskIndex
 where
     F: Init<Args, M>,
 {
+    let () = ZeroSized::<F>::PROVEN;
     index_of_record(platform::record::<InitRecord<F, Args, M>>())
 }
 
@@ -148,7 +151,6 @@ struct TaskRecord<F, Args, M>(PhantomData<(F, Args, M)>);
 
 impl<F: Task<Args, M>, Args, M> Recorded for TaskRecord<F, Args, M> {
     fn entry() -> Entry {
-        const { assert_captures_nothing::<F>() };
         F::__entry()
     }
 }
@@ -157,7 +159,6 @@ struct InitRecord<F, Args, M>(PhantomData<(F, Args, M)>);
 
 impl<F: Init<Args, M>, Args, M> Recorded for InitRecord<F, Args, M> {
     fn entry() -> Entry {
-        const { assert_captures_nothing::<F>() };
         F::__entry()
     }
 }
@@ -175,8 +176,14 @@ impl Recorded for BuiltIn {
     }
 }
 
-const fn assert_captures_nothing<F>() {
-    assert!(
+/// That a task captures nothing, which only its size tells, and only where code is generated for it.
+///
+/// The compiler reports the function that mentions this first, and the line that calls it. So each public function
+/// that takes a task begins with `let () = ZeroSized::<F>::PROVEN;`, and the line is the user's.
+pub(crate) struct ZeroSized<F>(PhantomData<F>);
+
+impl<F> ZeroSized<F> {
+    pub(crate) const PROVEN: () = assert!(
         size_of::<F>() == 0,
         "a task cannot capture variables: pass them as arguments (a function pointer is a variable, too: name the \
          function itself)"
@@ -184,12 +191,12 @@ const fn assert_captures_nothing<F>() {
 }
 
 /// Makes the value of a task, in a process where nobody passed it.
-pub(super) fn conjure<F: Copy + Send + Sync + 'static>() -> F {
-    const { assert_captures_nothing::<F>() };
+pub(super) fn conjure<F: CapturesNothing>() -> F {
+    let () = ZeroSized::<F>::PROVEN;
     // SAFETY: F has no bytes, so none can be wrong, and it needs no alignment (`zeroed` takes care of that) and no
     // drop (it is Copy). What remains is what the existence of a value may prove. F is a function item, which proves
     // nothing, or a closure whose captures all have no size. Another value of F existed in the process that asked for
-    // the call, and `Copy + Send + Sync + 'static` says that it may be multiplied, used from any thread, and kept for
+    // the call, and `Copy + Send + Sync + 'static` (CapturesNothing) says that it may be multiplied, used from any thread, and kept for
     // ever: so a token of a thread, of a lock held or of a lifetime is no capture that compiles. A token that is all
     // that, and whose value proves what was done once in its *process*, would be made here without that; it is not
     // known to exist, and Rust's own `fork` wrappers have the same gap. A capture that has no value at all (`!`)
