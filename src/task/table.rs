@@ -316,8 +316,9 @@ mod platform {
 
     /// The section's bounds: aligned, a whole number of records apart, and not null.
     ///
-    /// The block writes the built-in record as well, so that wherever the bounds are asked for there is a section.
-    /// They are hidden: each object that the loader brings has its own.
+    /// The block writes the built-in record as well, so that wherever the bounds are asked for there is a section; it
+    /// is not inlined, or there would be many. They are hidden: each object that the loader brings has its own.
+    #[inline(never)]
     pub(super) fn bounds() -> (*const Record, *const Record) {
         let (start, stop): (*const Record, *const Record);
         // SAFETY: what is executed loads addresses into registers; for the rest see `record`.

@@ -23,6 +23,7 @@ where
     F: Task<A, M>,
     P: ArgsFor<A>,
 {
+    let () = ZeroSized::<F>::PROVEN;
     let _ = f;
     let mut bytes = Vec::new();
     encode_args(&args, &mut bytes, LIMIT).expect("the arguments encode");
@@ -49,6 +50,7 @@ where
     F: Init<A, M>,
     P: ArgsFor<A>,
 {
+    let () = ZeroSized::<F>::PROVEN;
     let _ = f;
     let mut bytes = Vec::new();
     encode_args(&args, &mut bytes, LIMIT).expect("the arguments encode");
@@ -403,6 +405,8 @@ fn every_index_within_the_table_has_an_entry_and_no_other() {
     let distinct: HashSet<_> = [index(fib), index(fetch), index(|| ())].into();
     assert_eq!(distinct.len(), 3);
     assert_eq!(index(fib), index(fib));
+    let built_in = names().into_iter().filter(|name| name.contains("BuiltIn"));
+    assert_eq!(built_in.count(), 1);
 }
 
 #[test]
