@@ -5,19 +5,20 @@
 //! `__start_procpool_tasks` and `__stop_procpool_tasks`. So a worker, which is the same program, has the same array,
 //! and a task travels as an index into it. Nothing runs at startup, and the records need no relocation by the loader.
 //!
-//! 1. A record is two words of 32 bits, each the distance from itself to what it names, so the array is the same
-//!    wherever the program is loaded:
+//! 1. A record is two words of 32 bits, each the distance from itself to a few instructions in the same object file, so
+//!    the array is the same wherever the program is loaded:
 //!
 //!    ```text
-//!    entry   a jump, in the same object file, to the function that returns the Entry
-//!    owner   OWNER, a static of this very crate
+//!    entry   jumps to a function that returns the Entry, in Rust's calling convention
+//!    owner   returns the address of OWNER, a static of this very crate, in C's
 //!    ```
 //!
-//! 2. The jump is there because the function may be one that another object exports: a distance to such a symbol
-//!    does not link into a `dylib`, a jump does. It stands in a text section of its own, where nothing falls into it.
+//! 2. The instructions are there because what they lead to may be a symbol that the object exports, or imports from
+//!    another: a distance to such a symbol does not link into a `dylib`, a jump and a look-up do. They stand in a text
+//!    section of their own, where nothing falls into them.
 //! 3. Two versions of this crate in one program share the section. A record whose owner is not our `OWNER` is one of
-//!    the other crate: its index counts, its functions are never called.
-//! 4. Whoever changes the layout of a record changes the section's name: the other version may have this one.
+//!    the other crate: its index counts, its entry is never called.
+//! 4. So whoever changes what rule 1 says changes the section's name.
 //! 5. The section has alignment 4 and holds whole records only, so the linker puts no padding between two of them.
 //! 6. Flag `R` (SHF_GNU_RETAIN) keeps lld's garbage collection away from records, which nothing refers to.
 //! 7. The same task may have several records, where several crates or codegen units mention it. Any of them will do.
@@ -119,7 +120,11 @@ static OWNER: u8 = 0;
 
 impl Record {
     fn owner(&self) -> *const u8 {
-        target(&self.owner)
+        let function = target(&self.owner);
+        // SAFETY: by rule 1 this word leads to such a function in the records of all versions (rule 4).
+        let function =
+            unsafe { mem::transmute::<*const u8, extern "C" fn() -> *const u8>(function) };
+        function()
     }
 
     /// The record must be one of ours.
@@ -242,7 +247,7 @@ mod platform {
 
     use super::{BuiltIn, OWNER, Record, Recorded};
 
-    /// Writes a record into the section, with label 20, for the operands `entry` and `owner`. Labels of digits are
+    /// Writes a record into the section, at label 20, for the operands `entry` and `owner`. Labels of digits are
     /// local, so it does no harm if the compiler emits the block twice (rule 7).
     #[cfg(target_arch = "x86_64")]
     macro_rules! asm_with_record {
@@ -251,12 +256,15 @@ mod platform {
                 ".pushsection .text.procpool_entry, \"ax\", @progbits",
                 "22:",
                 "jmp {entry}@PLT",
+                "23:",
+                "mov rax, qword ptr [rip + {owner}@GOTPCREL]",
+                "ret",
                 ".popsection",
                 ".pushsection procpool_tasks, \"aR\", @progbits",
                 ".balign 4",
                 "20:",
                 ".long 22b - .",
-                ".long {owner} - .",
+                ".long 23b - .",
                 ".popsection",
                 $($argument)*
             )
@@ -271,12 +279,16 @@ mod platform {
                 ".balign 4",
                 "22:",
                 "b {entry}",
+                "23:",
+                "adrp x0, :got:{owner}",
+                "ldr x0, [x0, :got_lo12:{owner}]",
+                "ret",
                 ".popsection",
                 ".pushsection procpool_tasks, \"aR\", %progbits",
                 ".balign 4",
                 "20:",
                 ".long 22b - .",
-                ".long {owner} - .",
+                ".long 23b - .",
                 ".popsection",
                 $($argument)*
             )
