@@ -336,7 +336,6 @@ async fn an_abort_at_the_very_end_gives_the_result_or_cancelled_and_hits_nobody_
         match within("the aborted one", handle).await {
             Ok(n) => {
                 assert_eq!(n, round);
-                done += 1;
             }
             Err(error) => {
                 assert!(error.is_cancelled(), "{error}");
@@ -416,7 +415,6 @@ async fn tasks_given_up_at_any_point_leave_the_pool_idle() {
     let scene = Scene::new(2);
     let stay = |micros: u64| std::thread::sleep(Duration::from_micros(micros));
     let stay_async = async |micros: u64| tokio::time::sleep(Duration::from_micros(micros)).await;
-    let mut done = 0;
     for round in 0..500_u64 {
         let micros = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32 & 2047;
         let mut task = AbortOnDrop(if round % 2 == 0 { scene.pool.spawn(stay, micros) } else { scene.pool.spawn(stay_async, micros) });
@@ -424,7 +422,6 @@ async fn tasks_given_up_at_any_point_leave_the_pool_idle() {
             Err(_) => {}
             Ok(outcome) => {
                 outcome.unwrap();
-                done += 1;
             }
         }
     }
@@ -434,7 +431,6 @@ async fn tasks_given_up_at_any_point_leave_the_pool_idle() {
     marks.count(2).await;
     assert!(scene.workers().len() >= 2);
     gate.open();
-    within("two tasks", join_all(two)).await.into_iter().for_each(|outcome| drop(outcome.unwrap()));
-    println!("{done} of 500 were done in time");
+    within("two tasks", join_all(two)).await.into_iter().for_each(|outcome| outcome.unwrap());
     scene.end().await;
 }

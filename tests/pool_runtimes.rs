@@ -407,7 +407,8 @@ fn a_pool_answers_though_it_is_called_from_everywhere_while_its_runtime_comes_an
 #[test]
 fn a_runtime_that_is_dropped_with_tasks_running_takes_its_pool_along() {
     let dir = tempdir().unwrap();
-    let ends: [(&str, fn(Runtime)); 3] =
+    type End = fn(Runtime);
+    let ends: [(&str, End); 3] =
         [("drop", drop), ("background", Runtime::shutdown_background), ("timeout", |runtime| runtime.shutdown_timeout(Duration::ZERO))];
     for (name, end) in ends {
         for inside_another in [false, true] {

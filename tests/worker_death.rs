@@ -391,7 +391,7 @@ async fn every_task_of_a_map_is_answered_while_workers_are_killed() {
     let log = dir.path().join("log");
     let work = |log: PathBuf, n: u32| {
         note(&log, n);
-        if n % 97 == 0 {
+        if n.is_multiple_of(97) {
             die(Signal::SIGKILL as i32);
         }
         n
@@ -402,7 +402,7 @@ async fn every_task_of_a_map_is_answered_while_workers_are_killed() {
         n += 1;
         match result {
             Ok(value) => assert_eq!(value, n),
-            Err(error) => assert!(error.is_worker_died() && n % 97 == 0, "{n}: {error:?}"),
+            Err(error) => assert!(error.is_worker_died() && n.is_multiple_of(97), "{n}: {error:?}"),
         }
     }
     assert_eq!(n, 2000);
@@ -507,6 +507,7 @@ async fn a_death_is_seen_though_a_forked_copy_holds_the_socket() {
 #[tokio::test]
 async fn what_a_task_has_started_dies_with_its_worker() {
     let (pool, dir) = (pool(1), tempdir().unwrap());
+    #[expect(clippy::zombie_processes, reason = "it dies with the worker")]
     let start = |log: PathBuf| {
         let child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         note(&log, child.id());

@@ -5,7 +5,7 @@ use super::core::Rules;
 use super::engine::Engine;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
-use crate::task::{ArgsFor, Init, encode_args, index_of_init};
+use crate::task::{ArgsFor, Init, ZeroSized, encode_args, index_of_init};
 use crate::wire::packet::Packet;
 use crate::wire::{frame, message};
 use std::ffi::OsString;
@@ -162,6 +162,7 @@ impl Builder {
         F: Init<Args, Marker>,
         P: ArgsFor<Args>,
     {
+        let () = ZeroSized::<F>::PROVEN;
         let mut out = Vec::new();
         let start = frame::begin(&mut out);
         message::init(&mut out, index_of_init::<F, Args, Marker>().0, F::__ARITY);

@@ -32,7 +32,8 @@ use tokio::sync::oneshot;
 pub struct Call<'pool, F, Args, Marker> {
     pool: &'pool Pool,
     task: TaskSpec,
-    types: PhantomData<fn() -> (F, Args, Marker)>,
+    task_type: PhantomData<fn(F)>,
+    args: PhantomData<fn(Args, Marker)>,
 }
 
 impl<'pool, F, Args, Marker> Call<'pool, F, Args, Marker>
@@ -46,7 +47,7 @@ where
         };
         let index = index_of::<F, Args, Marker>().0;
         let task = TaskSpec { index, arity: F::__ARITY, mode, flags: 0, function: std::any::type_name::<F>() };
-        Self { pool, task, types: PhantomData }
+        Self { pool, task, task_type: PhantomData, args: PhantomData }
     }
 
     /// Whether a panic brings its backtrace along. Default: as `RUST_BACKTRACE` says in the worker's

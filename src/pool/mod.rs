@@ -36,7 +36,7 @@ pub use join::{AbortHandle, JoinHandle};
 pub use results::{Results, TryResults};
 
 use crate::error::Error;
-use crate::task::{ArgsFor, Task};
+use crate::task::{ArgsFor, Task, ZeroSized};
 use engine::Engine;
 use futures::Stream;
 use futures::stream::Iter;
@@ -122,6 +122,7 @@ impl Pool {
         F: Task<Args, Marker>,
         P: ArgsFor<Args>,
     {
+        let () = ZeroSized::<F>::PROVEN;
         self.call(function).spawn(args)
     }
 
@@ -137,6 +138,7 @@ impl Pool {
         F: Task<Args, Marker>,
         P: ArgsFor<Args>,
     {
+        let () = ZeroSized::<F>::PROVEN;
         self.call(function).spawn_wait(args).await
     }
 
@@ -145,6 +147,7 @@ impl Pool {
     where
         F: Task<Args, Marker>,
     {
+        let () = ZeroSized::<F>::PROVEN;
         Call::new(self)
     }
 
@@ -175,6 +178,7 @@ impl Pool {
         I: IntoIterator,
         I::Item: ArgsFor<Args>,
     {
+        let () = ZeroSized::<F>::PROVEN;
         self.call(function).map(items)
     }
 
@@ -185,6 +189,7 @@ impl Pool {
         S: Stream,
         S::Item: ArgsFor<Args>,
     {
+        let () = ZeroSized::<F>::PROVEN;
         self.call(function).map_stream(items)
     }
 
@@ -196,6 +201,7 @@ impl Pool {
         S: Stream<Item = Result<P, E>>,
         P: ArgsFor<Args>,
     {
+        let () = ZeroSized::<F>::PROVEN;
         self.call(function).try_map_stream(items)
     }
 

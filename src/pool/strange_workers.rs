@@ -4,6 +4,7 @@
 //! and a thread of the test says on the socket what that process is to have said.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::zombie_processes, reason = "the pool reaps what it is given")]
 
 use super::launch::{Launched, Launcher};
 use super::{Builder, Pool};

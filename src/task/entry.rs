@@ -1,6 +1,6 @@
 //! What a worker can do with one record of the table: tell its name, and run it.
 
-use std::any::{Any, type_name};
+use std::any::Any;
 use std::fmt;
 
 use futures::future::LocalBoxFuture;
@@ -15,13 +15,14 @@ use crate::wire::value::{self, DecodeError, EncodeError, Reader};
 #[derive(Debug, Clone, Copy)]
 pub struct Entry {
     /// The function's type name: for people, neither unique nor stable.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests find records by it"))]
     pub(crate) name: fn() -> &'static str,
     pub(crate) run: Run,
 }
 
 impl Entry {
     pub(super) fn new<F>(run: Run) -> Self {
-        Self { name: type_name::<F>, run }
+        Self { name: std::any::type_name::<F>, run }
     }
 }
 
@@ -30,17 +31,21 @@ pub(crate) type State = Box<dyn Any + Send + Sync>;
 
 /// How to run it, from encoded arguments. None of these catches a panic.
 #[derive(Debug, Clone, Copy)]
-#[expect(clippy::type_complexity, reason = "each signature stands once, beside what it promises")]
 pub(crate) enum Run {
     /// Decodes, runs, and appends the encoded result, at most `limit` bytes, to `out`. After an error `out` is as it
     /// was; after a panic (of the result's `Serialize`) it may have grown.
-    Sync(fn(args: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<(), RunError>),
+    Sync(RunSync),
     /// Decodes at once. The future calls the function when it is first polled, and resolves to the encoded result.
-    Async(fn(args: &[u8], limit: usize) -> Result<Running<Vec<u8>>, RunError>),
+    Async(RunAsync),
     InitSync(fn(args: &[u8]) -> Result<State, RunError>),
     /// Decodes at once, calls at the first poll.
     InitAsync(fn(args: &[u8]) -> Result<Running<State>, RunError>),
 }
+
+/// See [`Run::Sync`].
+pub(crate) type RunSync = fn(args: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<(), RunError>;
+/// See [`Run::Async`].
+pub(crate) type RunAsync = fn(args: &[u8], limit: usize) -> Result<Running<Vec<u8>>, RunError>;
 
 /// An async function under way; it need not be `Send`.
 pub(crate) type Running<T> = LocalBoxFuture<'static, Result<T, RunError>>;

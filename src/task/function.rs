@@ -2,8 +2,8 @@
 
 use std::future::Future;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::entry::{self, Entry, Run};
 use super::table::conjure;
@@ -92,6 +92,29 @@ pub trait Task<Args, Marker>: Copy + Send + Sync + 'static {
     fn __entry() -> Entry;
 }
 
+/// `for<'any> MustBeOwnedLikeString<'any>` is `Serialize + DeserializeOwned` by another name.
+///
+/// For `&str`, `&[u8]` and `&Path`, which can be decoded where the encoded bytes live long enough, the compiler does
+/// not say that [`Task`] is not implemented, with its advice. It says that an implementation 'is not general enough',
+/// and names the trait that is asked for here. So the name carries the advice.
+pub trait MustBeOwnedLikeString<'any>: Serialize + Deserialize<'any> {}
+
+impl<'any, T: Serialize + Deserialize<'any>> MustBeOwnedLikeString<'any> for T {}
+
+/// What shows of a closure that captures nothing before its size is known.
+///
+/// It is a trait of its own for the sake of its message: else the compiler says that some captured `String` is not
+/// `Copy`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` captures variables, which are not there in a worker process",
+    label = "captures variables",
+    note = "a task is a function, or a closure that captures nothing: pass what it needs as arguments"
+)]
+pub trait CapturesNothing: Copy + Send + Sync + 'static {}
+
+#[diagnostic::do_not_recommend]
+impl<F: Copy + Send + Sync + 'static> CapturesNothing for F {}
+
 /// The marker of sync functions.
 #[derive(Debug)]
 pub enum SyncFn {}
@@ -120,9 +143,9 @@ macro_rules! task {
     ($($Arg:ident $arg:ident),*) => {
         impl<F, R, $($Arg,)*> Task<($($Arg,)*), SyncFn> for F
         where
-            F: Fn($($Arg),*) -> R + Copy + Send + Sync + 'static,
-            $($Arg: Serialize + DeserializeOwned,)*
-            R: Serialize + DeserializeOwned,
+            F: Fn($($Arg),*) -> R + CapturesNothing,
+            $($Arg: for<'any> MustBeOwnedLikeString<'any>,)*
+            R: for<'any> MustBeOwnedLikeString<'any>,
         {
             type Output = R;
 
@@ -138,10 +161,10 @@ macro_rules! task {
 
         impl<F, Fut, R, $($Arg,)*> Task<($($Arg,)*), AsyncFn> for F
         where
-            F: Fn($($Arg),*) -> Fut + Copy + Send + Sync + 'static,
+            F: Fn($($Arg),*) -> Fut + CapturesNothing,
             Fut: Future<Output = R> + 'static,
-            $($Arg: Serialize + DeserializeOwned + 'static,)*
-            R: Serialize + DeserializeOwned,
+            $($Arg: for<'any> MustBeOwnedLikeString<'any> + 'static,)*
+            R: for<'any> MustBeOwnedLikeString<'any>,
         {
             type Output = R;
 

@@ -3,11 +3,8 @@
 use std::fmt::Display;
 use std::future::Future;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
 use super::entry::{self, Entry, Run};
-use super::function::{AsyncFn, SyncFn, for_each_arity};
+use super::function::{AsyncFn, CapturesNothing, MustBeOwnedLikeString, SyncFn, for_each_arity};
 use super::table::conjure;
 
 /// A function that sets up a worker before it runs tasks.
@@ -62,8 +59,8 @@ macro_rules! init {
     ($($Arg:ident $arg:ident),*) => {
         impl<F, T, E, $($Arg,)*> Init<($($Arg,)*), SyncFn> for F
         where
-            F: Fn($($Arg),*) -> Result<T, E> + Copy + Send + Sync + 'static,
-            $($Arg: Serialize + DeserializeOwned,)*
+            F: Fn($($Arg),*) -> Result<T, E> + CapturesNothing,
+            $($Arg: for<'any> MustBeOwnedLikeString<'any>,)*
             T: Send + Sync + 'static,
             E: Display,
         {
@@ -81,9 +78,9 @@ macro_rules! init {
 
         impl<F, Fut, T, E, $($Arg,)*> Init<($($Arg,)*), AsyncFn> for F
         where
-            F: Fn($($Arg),*) -> Fut + Copy + Send + Sync + 'static,
+            F: Fn($($Arg),*) -> Fut + CapturesNothing,
             Fut: Future<Output = Result<T, E>> + 'static,
-            $($Arg: Serialize + DeserializeOwned + 'static,)*
+            $($Arg: for<'any> MustBeOwnedLikeString<'any> + 'static,)*
             T: Send + Sync + 'static,
             E: Display,
         {

@@ -4,7 +4,7 @@
 //!   given; [`Init`] which functions can set up a worker.
 //! * [`state`](state()) is what an init function left for the tasks of its worker.
 //! * The linker collects one record per task that the program mentions. [`index_of`] gives a task's place in that
-//!   table, which is what travels; [`entry`] gives, for a place, the functions that decode, run and encode.
+//!   table, which is what travels; [`entry()`] gives, for a place, the functions that decode, run and encode.
 //!
 //! Nothing here knows of processes, sockets or pools. Panics pass through: whoever runs an [`Entry`] catches them.
 
@@ -23,6 +23,6 @@ pub use init::Init;
 pub use state::state;
 
 pub(crate) use args::encode_args;
-pub(crate) use entry::{Run, RunError};
+pub(crate) use entry::{Run, RunAsync, RunError, RunSync};
 pub(crate) use state::keep;
-pub(crate) use table::{entry, fingerprint, in_main_executable, index_of, index_of_init, supported};
+pub(crate) use table::{ZeroSized, entry, fingerprint, in_main_executable, index_of, index_of_init, supported};

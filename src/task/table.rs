@@ -5,19 +5,20 @@
 //! `__start_procpool_tasks` and `__stop_procpool_tasks`. So a worker, which is the same program, has the same array,
 //! and a task travels as an index into it. Nothing runs at startup, and the records need no relocation by the loader.
 //!
-//! 1. A record is two words of 32 bits, each the distance from itself to what it names, so the array is the same
-//!    wherever the program is loaded:
+//! 1. A record is two words of 32 bits, each the distance from itself to a few instructions in the same object file, so
+//!    the array is the same wherever the program is loaded:
 //!
 //!    ```text
-//!    entry   a jump, in the same object file, to the function that returns the Entry
-//!    owner   OWNER, a static of this very crate
+//!    entry   jumps to a function that returns the Entry, in Rust's calling convention
+//!    owner   returns the address of OWNER, a static of this very crate, in C's
 //!    ```
 //!
-//! 2. The jump is there because the function may be one that another object exports: a distance to such a symbol
-//!    does not link into a `dylib`, a jump does. It stands in a text section of its own, where nothing falls into it.
+//! 2. The instructions are there because what they lead to may be a symbol that the object exports, or imports from
+//!    another: a distance to such a symbol does not link into a `dylib`, a jump and a look-up do. They stand in a text
+//!    section of their own, where nothing falls into them.
 //! 3. Two versions of this crate in one program share the section. A record whose owner is not our `OWNER` is one of
-//!    the other crate: its index counts, its functions are never called.
-//! 4. Whoever changes the layout of a record changes the section's name: the other version may have this one.
+//!    the other crate: its index counts, its entry is never called.
+//! 4. So whoever changes what rule 1 says changes the section's name.
 //! 5. The section has alignment 4 and holds whole records only, so the linker puts no padding between two of them.
 //! 6. Flag `R` (SHF_GNU_RETAIN) keeps lld's garbage collection away from records, which nothing refers to.
 //! 7. The same task may have several records, where several crates or codegen units mention it. Any of them will do.
@@ -35,6 +36,7 @@ use std::mem;
 use std::sync::OnceLock;
 
 use super::entry::Entry;
+use super::function::CapturesNothing;
 use super::{Init, Task};
 
 /// Where a task or an init function stands in the table.
@@ -52,6 +54,7 @@ pub(crate) fn index_of<F, Args, M>() -> TaskIndex
 where
     F: Task<Args, M>,
 {
+    let () = ZeroSized::<F>::PROVEN;
     index_of_record(platform::record::<TaskRecord<F, Args, M>>())
 }
 
@@ -60,6 +63,7 @@ pub(crate) fn index_of_init<F, Args, M>() -> TaskIndex
 where
     F: Init<Args, M>,
 {
+    let () = ZeroSized::<F>::PROVEN;
     index_of_record(platform::record::<InitRecord<F, Args, M>>())
 }
 
@@ -70,6 +74,7 @@ pub(crate) fn entry(index: u32) -> Option<Entry> {
 }
 
 /// How many records there are, those of other versions of this crate included.
+#[cfg(test)]
 pub(crate) fn len() -> usize {
     table().len()
 }
@@ -109,7 +114,10 @@ static OWNER: u8 = 0;
 
 impl Record {
     fn owner(&self) -> *const u8 {
-        target(&self.owner)
+        let function = target(&self.owner);
+        // SAFETY: by rule 1 this word leads to such a function in the records of all versions (rule 4).
+        let function = unsafe { mem::transmute::<*const u8, extern "C" fn() -> *const u8>(function) };
+        function()
     }
 
     /// The record must be one of ours.
@@ -141,7 +149,6 @@ struct TaskRecord<F, Args, M>(PhantomData<(F, Args, M)>);
 
 impl<F: Task<Args, M>, Args, M> Recorded for TaskRecord<F, Args, M> {
     fn entry() -> Entry {
-        const { assert_captures_nothing::<F>() };
         F::__entry()
     }
 }
@@ -150,7 +157,6 @@ struct InitRecord<F, Args, M>(PhantomData<(F, Args, M)>);
 
 impl<F: Init<Args, M>, Args, M> Recorded for InitRecord<F, Args, M> {
     fn entry() -> Entry {
-        const { assert_captures_nothing::<F>() };
         F::__entry()
     }
 }
@@ -168,8 +174,14 @@ impl Recorded for BuiltIn {
     }
 }
 
-const fn assert_captures_nothing<F>() {
-    assert!(
+/// That a task captures nothing, which only its size tells, and only where code is generated for it.
+///
+/// The compiler reports the function that mentions this first, and the line that calls it. So each public function
+/// that takes a task begins with `let () = ZeroSized::<F>::PROVEN;`, and the line is the user's.
+pub(crate) struct ZeroSized<F>(PhantomData<F>);
+
+impl<F> ZeroSized<F> {
+    pub(crate) const PROVEN: () = assert!(
         size_of::<F>() == 0,
         "a task cannot capture variables: pass them as arguments (a function pointer is a variable, too: name the \
          function itself)"
@@ -177,12 +189,13 @@ const fn assert_captures_nothing<F>() {
 }
 
 /// Makes the value of a task, in a process where nobody passed it.
-pub(super) fn conjure<F: Copy + Send + Sync + 'static>() -> F {
-    const { assert_captures_nothing::<F>() };
+pub(super) fn conjure<F: CapturesNothing>() -> F {
+    let () = ZeroSized::<F>::PROVEN;
     // SAFETY: F has no bytes, so none can be wrong, and it needs no alignment (`zeroed` takes care of that) and no
     // drop (it is Copy). What remains is what the existence of a value may prove. F is a function item, which proves
     // nothing, or a closure whose captures all have no size. Another value of F existed in the process that asked for
-    // the call, and `Copy + Send + Sync + 'static` says that it may be multiplied, used from any thread, and kept for
+    // the call, and `Copy + Send + Sync + 'static` (CapturesNothing) says that it may be multiplied, used from any
+    // thread, and kept for
     // ever: so a token of a thread, of a lock held or of a lifetime is no capture that compiles. A token that is all
     // that, and whose value proves what was done once in its *process*, would be made here without that; it is not
     // known to exist, and Rust's own `fork` wrappers have the same gap. A capture that has no value at all (`!`)
@@ -223,7 +236,7 @@ mod platform {
 
     use super::{BuiltIn, OWNER, Record, Recorded};
 
-    /// Writes a record into the section, with label 20, for the operands `entry` and `owner`. Labels of digits are
+    /// Writes a record into the section, at label 20, for the operands `entry` and `owner`. Labels of digits are
     /// local, so it does no harm if the compiler emits the block twice (rule 7).
     #[cfg(target_arch = "x86_64")]
     macro_rules! asm_with_record {
@@ -232,12 +245,15 @@ mod platform {
                 ".pushsection .text.procpool_entry, \"ax\", @progbits",
                 "22:",
                 "jmp {entry}@PLT",
+                "23:",
+                "mov rax, qword ptr [rip + {owner}@GOTPCREL]",
+                "ret",
                 ".popsection",
                 ".pushsection procpool_tasks, \"aR\", @progbits",
                 ".balign 4",
                 "20:",
                 ".long 22b - .",
-                ".long {owner} - .",
+                ".long 23b - .",
                 ".popsection",
                 $($argument)*
             )
@@ -252,12 +268,16 @@ mod platform {
                 ".balign 4",
                 "22:",
                 "b {entry}",
+                "23:",
+                "adrp x0, :got:{owner}",
+                "ldr x0, [x0, :got_lo12:{owner}]",
+                "ret",
                 ".popsection",
                 ".pushsection procpool_tasks, \"aR\", %progbits",
                 ".balign 4",
                 "20:",
                 ".long 22b - .",
-                ".long {owner} - .",
+                ".long 23b - .",
                 ".popsection",
                 $($argument)*
             )
@@ -297,8 +317,9 @@ mod platform {
 
     /// The section's bounds: aligned, a whole number of records apart, and not null.
     ///
-    /// The block writes the built-in record as well, so that wherever the bounds are asked for there is a section.
-    /// They are hidden: each object that the loader brings has its own.
+    /// The block writes the built-in record as well, so that wherever the bounds are asked for there is a section; it
+    /// is not inlined, or there would be many. They are hidden: each object that the loader brings has its own.
+    #[inline(never)]
     pub(super) fn bounds() -> (*const Record, *const Record) {
         let (start, stop): (*const Record, *const Record);
         // SAFETY: what is executed loads addresses into registers; for the rest see `record`.

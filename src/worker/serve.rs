@@ -10,7 +10,7 @@ use super::inbox::{Inbox, Next};
 use super::readiness::watch_readable;
 use super::{lifeline, panics, raw, start};
 use crate::process::{SharedMemory, fork, sys};
-use crate::task::{self, Run, RunError};
+use crate::task::{self, Run, RunAsync, RunError, RunSync};
 use crate::wire::frame;
 use crate::wire::message::{self, Failed, Hello, InitFailed, Message, Welcome, kind};
 use futures::FutureExt;
@@ -224,7 +224,7 @@ impl Worker {
         Ok(())
     }
 
-    fn run_sync(&mut self, call: &Call, function: fn(&[u8], &mut Vec<u8>, usize) -> Result<(), RunError>, args: Range<usize>) {
+    fn run_sync(&mut self, call: &Call, function: RunSync, args: Range<usize>) {
         panics::want_backtrace(call.backtrace);
         let start = frame::begin(&mut self.out);
         message::done(&mut self.out, call.id);
@@ -382,13 +382,7 @@ impl Worker {
 }
 
 /// An async task: its panics are caught, and it can be dropped at an await point.
-fn begin(
-    call: &Call,
-    function: fn(&[u8], usize) -> Result<futures::future::LocalBoxFuture<'static, Result<Vec<u8>, RunError>>, RunError>,
-    args: &[u8],
-    limit: usize,
-    registration: futures::future::AbortRegistration,
-) -> Answer {
+fn begin(call: &Call, function: RunAsync, args: &[u8], limit: usize, registration: futures::future::AbortRegistration) -> Answer {
     let (id, backtrace) = (call.id, call.backtrace);
     // Decoding is user code as well. The head of a reply takes at most 16 bytes.
     panics::want_backtrace(backtrace);

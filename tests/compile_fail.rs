@@ -1,0 +1,104 @@
+//! What is not a task does not compile, with a message that says what to do; and what is one infers.
+//!
+//! Each source in `compile_fail/` is a program of a scratch package that is built, not checked: the assertion that a
+//! task captures nothing fires only where code is generated.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+use std::{env, fs};
+
+#[test]
+fn what_the_documentation_shows_infers() {
+    let (built, output) = build("passes");
+    assert!(built, "{output}");
+}
+
+#[test]
+fn capture() {
+    for program in ["capture", "function_pointer"] {
+        fails(program, &["a task cannot capture variables: pass them as arguments"]);
+    }
+    fails("capture_owned", &["captures variables, which are not there in a worker process", "pass what it needs as arguments"]);
+    // The compiler's own advice is `move`, which leads to the messages above.
+    fails("capture_borrowed", &["borrow"]);
+}
+
+#[test]
+fn reference_argument() {
+    fails("reference_argument_slice", &["is not a function that a worker process can run", "take `String` instead of `&str`"]);
+    // Some references could be decoded, if only the bytes stayed; there the compiler names nothing but a trait.
+    for program in
+        ["reference_argument", "reference_argument_async", "reference_argument_closure", "reference_argument_init", "reference_result"]
+    {
+        fails(program, &["MustBeOwnedLikeString` is not general enough", "str` must implement"]);
+    }
+}
+
+#[test]
+fn result_that_is_not_serialize() {
+    for program in ["result_not_serialize", "result_not_serialize_async"] {
+        fails(program, &["is not a function that a worker process can run", "return `Result<T, procpool::Failure>`"]);
+    }
+}
+
+#[test]
+fn wrong_arity() {
+    for program in ["wrong_arity", "wrong_type"] {
+        fails(program, &["does not fit a task whose arguments are `(u64, u64)`", "a tuple of just as many owned values"]);
+    }
+    fails("nine_arguments", &["it takes at most 8 arguments"]);
+}
+
+#[test]
+fn init_that_returns_no_result() {
+    fails("init_not_result", &["is not a function that can set up a worker process", "it must return `Result<T, E>`"]);
+}
+
+#[track_caller]
+fn fails(program: &str, words: &[&str]) {
+    let (built, output) = build(program);
+    assert!(!built, "{program} compiles");
+    for word in words {
+        assert!(output.contains(word), "no {word:?} for {program} in:\n{output}");
+    }
+}
+
+/// Builds one of the programs; says whether that succeeded, and what the compiler said.
+fn build(program: &str) -> (bool, String) {
+    static SCRATCH: LazyLock<PathBuf> = LazyLock::new(scratch_package);
+
+    let output = Command::new(env!("CARGO"))
+        .current_dir(&*SCRATCH)
+        .args(["build", "--offline", "--quiet", "--bin", program])
+        .args(["--target-dir", "target"])
+        .env("CARGO_TERM_COLOR", "never")
+        .output()
+        .expect("cargo starts");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.success(), text)
+}
+
+/// A package that has each source as a program, and the same versions of the dependencies as this one.
+fn scratch_package() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compile_fail");
+    fs::create_dir_all(&scratch).expect("the directory is ours");
+
+    let mut manifest = format!(
+        "[package]\nname = \"scratch\"\nedition = \"2024\"\n\n[workspace]\n\n[profile.dev]\ndebug = false\n\n\
+         [dependencies]\nprocpool = {{ path = {here:?} }}\n"
+    );
+    let sources = fs::read_dir(here.join("tests/compile_fail")).expect("the sources are there");
+    for source in sources {
+        let source = source.expect("the directory can be read").path();
+        let name = source.file_stem().expect("a file has a name");
+        manifest += &format!("\n[[bin]]\nname = {name:?}\npath = {source:?}\n");
+    }
+    fs::write(scratch.join("Cargo.toml"), manifest).expect("write the manifest");
+    // Without it cargo would choose versions anew, among which may be some that are not on this machine.
+    if let Ok(lock) = fs::read(here.join("Cargo.lock")) {
+        fs::write(scratch.join("Cargo.lock"), lock).expect("write the lock file");
+    }
+    scratch
+}

@@ -1,0 +1,68 @@
+//! What the documentation promises to infer without annotations.
+
+use std::path::{Path, PathBuf};
+
+use procpool::{Pool, TaskError};
+
+fn fib(n: u64) -> u64 {
+    if n < 2 { n } else { fib(n - 1) + fib(n - 2) }
+}
+
+async fn fetch(host: String, port: u16) -> Result<Vec<u8>, String> {
+    Err(format!("{host}:{port}"))
+}
+
+fn checksum(path: PathBuf) -> u32 {
+    path.as_os_str().len() as u32
+}
+
+fn add(a: u64, b: u64) -> u64 {
+    a + b
+}
+
+fn add_pair((a, b): (u64, u64)) -> u64 {
+    a + b
+}
+
+fn work<T: Into<u64>>(n: T) -> u64 {
+    n.into()
+}
+
+struct Model(Vec<u8>);
+
+fn load_model(path: PathBuf) -> std::io::Result<Model> {
+    std::fs::read(path).map(Model)
+}
+
+async fn connect() -> Result<(), String> {
+    Ok(())
+}
+
+async fn front_page() -> Result<(), Box<dyn std::error::Error>> {
+    let path = Path::new("model");
+    let pool = Pool::builder().workers(8).init(load_model, path).build()?;
+    let _ = Pool::builder().init(connect, ()).build()?;
+
+    let one: u64 = pool.spawn(fib, 35).await?;
+    let page: Vec<u8> = pool.spawn(fetch, ("host".into(), 80)).await??;
+    let upper: String = pool.spawn(|s: String| s.to_uppercase(), "x").await?;
+    let sum: u32 = pool.spawn(checksum, path).await?;
+    let all: Result<u64, TaskError> = pool.spawn(work::<u32>, 1).await;
+
+    let pairs = vec![(1, 2), (3, 4)];
+    let _ = pool.map(fib, 0..90);
+    let _ = pool.map(add, pairs.iter());
+    let _ = pool.map(add_pair, &pairs);
+    let _ = pool.map(add, pairs);
+    let _ = pool.spawn(add_pair, (1, 2));
+    let _ = pool.spawn(async |x: u8| x, 1);
+    let _ = pool.spawn(|x: u8| async move { x }, 1);
+
+    println!("{one} {page:?} {upper} {sum} {all:?}");
+    Ok(())
+}
+
+fn main() {
+    drop(front_page());
+    println!("{}", procpool::state::<Model>().map_or(0, |model| model.0.len()));
+}

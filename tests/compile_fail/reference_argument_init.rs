@@ -1,0 +1,7 @@
+fn load(path: &str) -> std::io::Result<Vec<u8>> {
+    std::fs::read(path)
+}
+
+fn main() {
+    let _ = procpool::Pool::builder().init(load, "file").build();
+}
