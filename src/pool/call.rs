@@ -2,10 +2,10 @@
 
 use super::Pool;
 use super::core::Mode;
-use super::spec::{Room, TaskSpec, Ticket};
 use super::join::JoinHandle;
 use super::reply::Reply;
 use super::results::{Results, TryResults, encode};
+use super::spec::{Room, TaskSpec, Ticket};
 use crate::task::{ArgsFor, Run, Task, index_of};
 use crate::wire::message;
 use futures::Stream;

@@ -16,6 +16,7 @@ use crate::process::{DeathNote, Exit, NotePage, sys};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
 use crate::wire::packet::Packet;
+use futures::future::{Either, select};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::timerfd::TimerFd;
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,8 +83,10 @@ pub(super) async fn drive(engine: Arc<Engine>) {
     }
     let guard = Guard(engine);
     let Ok(ready) = crate::worker::watch_readable(Arc::clone(&guard.0)) else { return };
+    // The end need not come by a turn of ours, and then nothing becomes readable any more.
+    let mut ended = pin!(guard.0.ended());
     loop {
-        let Ok(mut readiness) = ready.readable().await else { return };
+        let Either::Left((Ok(mut readiness), _)) = select(pin!(ready.readable()), &mut ended).await else { return };
         // Before the turn: what comes during the turn makes it ready again.
         readiness.clear_ready();
         if !guard.0.turn_by_runtime() {

@@ -10,9 +10,9 @@
 use super::core::{Action, Call, Core, Fate, Mode, Refused, TaskKey, WorkerKey};
 use super::driver::{self, Driver};
 use super::launch;
-use super::spec::{Config, Room, TaskSpec, Ticket};
 use super::link::Link;
 use super::reply::{Cargo, Inlet, Reply};
+use super::spec::{Config, Room, TaskSpec, Ticket};
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{fork, steward, sys};
 use crate::wire::packet::Packet;
@@ -285,6 +285,11 @@ impl Engine {
 
     pub(crate) fn has_ended(&self) -> bool {
         *self.ended.borrow()
+    }
+
+    /// Waits for the end of everything: no task is open, no worker alive.
+    pub(super) async fn ended(&self) {
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
     /// Somebody waits. If it is from outside the pool's runtime, the steward is told.

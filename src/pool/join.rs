@@ -1,8 +1,8 @@
 //! The handle of one task.
 
 use super::engine::Engine;
-use super::spec::Ticket;
 use super::reply::Outcome;
+use super::spec::Ticket;
 use crate::error::{TaskError, What};
 use crate::wire::value;
 use serde::de::DeserializeOwned;

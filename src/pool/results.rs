@@ -1,8 +1,8 @@
 //! The results of one `map`: a stream.
 
 use super::engine::Engine;
-use super::spec::{Room, TaskSpec};
 use super::reply::{Inlet, Outcome, Reply};
+use super::spec::{Room, TaskSpec};
 use crate::error::{TaskError, What};
 use crate::task::{ArgsFor, encode_args};
 use crate::wire::value;
