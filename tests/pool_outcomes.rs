@@ -537,12 +537,30 @@ async fn numbers_at_their_ends_come_back_equal() {
     same::<i128>(&scene, [0, -1, i128::from(u64::MAX) + 1, i128::MIN, i128::MAX]).await;
     same::<u128>(&scene, [0, 1, u128::from(u64::MAX) + 1, u128::MAX]).await;
     same::<(i8, u8, i16, u16)>(&scene, [(i8::MIN, u8::MAX, i16::MIN, u16::MAX)]).await;
-    for bits in [0, 1, f64::NAN.to_bits(), (-0.0_f64).to_bits(), f64::INFINITY.to_bits(), f64::NEG_INFINITY.to_bits(), f64::MIN_POSITIVE.to_bits(), 0x7ff0_0000_dead_beef] {
+    for bits in [
+        0,
+        1,
+        f64::NAN.to_bits(),
+        (-0.0_f64).to_bits(),
+        f64::INFINITY.to_bits(),
+        f64::NEG_INFINITY.to_bits(),
+        f64::MIN_POSITIVE.to_bits(),
+        0x7ff0_0000_dead_beef,
+    ] {
         let value = f64::from_bits(bits);
         let back = within("an f64", scene.pool.spawn(echo::<f64>, value)).await.unwrap();
         assert_eq!((back.to_bits(), back.is_nan()), (bits, value.is_nan()));
     }
-    for bits in [0, 1, f32::NAN.to_bits(), (-0.0_f32).to_bits(), f32::INFINITY.to_bits(), f32::NEG_INFINITY.to_bits(), f32::MAX.to_bits(), 0.1_f32.to_bits()] {
+    for bits in [
+        0,
+        1,
+        f32::NAN.to_bits(),
+        (-0.0_f32).to_bits(),
+        f32::INFINITY.to_bits(),
+        f32::NEG_INFINITY.to_bits(),
+        f32::MAX.to_bits(),
+        0.1_f32.to_bits(),
+    ] {
         let value = f32::from_bits(bits);
         let back = within("an f32", scene.pool.spawn(echo::<f32>, value)).await.unwrap();
         assert_eq!((back.to_bits(), back.is_nan()), (bits, value.is_nan()));
@@ -553,7 +571,8 @@ async fn numbers_at_their_ends_come_back_equal() {
 #[tokio::test]
 async fn texts_bytes_and_times_come_back_equal() {
     let scene = Scene::new(1);
-    same::<String>(&scene, [String::new(), "\0".into(), "a\0b".into(), "🦀𝄞é".into(), "x".repeat(31), "x".repeat(32), "x".repeat(70_000)]).await;
+    same::<String>(&scene, [String::new(), "\0".into(), "a\0b".into(), "🦀𝄞é".into(), "x".repeat(31), "x".repeat(32), "x".repeat(70_000)])
+        .await;
     same::<char>(&scene, ['\0', 'a', 'é', '\u{10ffff}']).await;
     same::<Vec<u8>>(&scene, [vec![], vec![0], vec![0xc0, 0xff, 0x80], (0..=255).collect()]).await;
     same::<ByteBuf>(&scene, [ByteBuf::new(), ByteBuf::from((0..=255).collect::<Vec<u8>>())]).await;
@@ -609,7 +628,11 @@ async fn maps_structs_and_enums_of_each_shape_come_back_equal() {
     same::<Pair>(&scene, [Pair(-1, "p".into())]).await;
     same::<Adjacent>(&scene, [Adjacent::A, Adjacent::B(None), Adjacent::B(Some(None)), Adjacent::B(Some(Some(3)))]).await;
     same::<Untagged>(&scene, [Untagged::Number(-1), Untagged::Text("1".into()), Untagged::Fields { x: None, y: 0.5 }]).await;
-    same::<Internal>(&scene, [Internal::Small { n: 1 }, Internal::Large { n: u64::MAX, note: None }, Internal::Large { n: 1, note: Some("x".into()) }]).await;
+    same::<Internal>(
+        &scene,
+        [Internal::Small { n: 1 }, Internal::Large { n: u64::MAX, note: None }, Internal::Large { n: 1, note: Some("x".into()) }],
+    )
+    .await;
     let flat = |note: Option<&str>, left| Flat {
         id: 1,
         note: note.map(str::to_owned),

@@ -59,8 +59,12 @@ async fn values_of_every_shape_come_back_equal() {
     comes_back!(7, u64);
     comes_back!((1, "two".into(), 3.5), (u8, String, f64));
     comes_back!(row.clone(), Row);
-    let shapes =
-        [Shape::Nothing, Shape::Circle(-0.5), Shape::Line((0, 1), (i32::MIN, i32::MAX)), Shape::Label { text: "l".into(), row: row.clone() }];
+    let shapes = [
+        Shape::Nothing,
+        Shape::Circle(-0.5),
+        Shape::Line((0, 1), (i32::MIN, i32::MAX)),
+        Shape::Label { text: "l".into(), row: row.clone() },
+    ];
     for shape in shapes {
         comes_back!(shape, Shape);
     }

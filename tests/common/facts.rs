@@ -77,7 +77,9 @@ impl Scene {
     pub(crate) fn workers(&self) -> Vec<Proc> {
         let needle = format!("PROCPOOL_TEST_SCENE={}\0", self.tag);
         let pids = fs::read_dir("/proc").expect("/proc").filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        let is_ours = |pid: &u32| fs::read(format!("/proc/{pid}/environ")).is_ok_and(|env| env.windows(needle.len()).any(|part| part == needle.as_bytes()));
+        let is_ours = |pid: &u32| {
+            fs::read(format!("/proc/{pid}/environ")).is_ok_and(|env| env.windows(needle.len()).any(|part| part == needle.as_bytes()))
+        };
         pids.filter(is_ours).filter_map(Proc::of).collect()
     }
 
