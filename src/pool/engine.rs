@@ -306,6 +306,11 @@ impl Engine {
         *self.ended.borrow()
     }
 
+    /// Waits for the end of everything: no task is open, no worker alive.
+    pub(super) async fn ended(&self) {
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
     /// Somebody waits. If it is from outside the pool's runtime, the steward is told.
     pub(crate) fn attend(&self) {
         if self.runtime.is_some() && tokio::runtime::Handle::try_current().map(|handle| handle.id()).ok() != self.runtime {
