@@ -88,7 +88,7 @@ pub fn wait(mut child: Child) -> Ran {
         if begun.elapsed() > LIMIT {
             child.kill().unwrap();
             child.wait().unwrap();
-            panic!("{child:?} did not end; it wrote\n{}\n{}", stdout.join().unwrap(), stderr.join().unwrap());
+            panic!("process {} did not end; it wrote\n{}\n{}", child.id(), stdout.join().unwrap(), stderr.join().unwrap());
         }
         thread::sleep(Duration::from_millis(2));
     };
@@ -110,3 +110,15 @@ pub fn copy(program: &Path) -> Copied {
     assert!(Command::new("cp").arg(program).arg(&path).status().unwrap().success());
     Copied { path, _directory: directory }
 }
+
+/// What `fixture-program tasks` prints.
+pub const TASKS: &str = "\
+main
+function abab
+async function 2
+closure 9
+another crate's 42
+another crate's, for a type -3
+in a worker true
+by another crate 1102
+";
