@@ -26,11 +26,11 @@ pub(super) fn check_program() -> Result<(), Error> {
     if fork::is_forked_copy() {
         return Err(Why::Forked.into());
     }
-    if std::env::var_os(worker::MARKER).is_some() {
-        return Err(Why::InsideWorker.into());
-    }
     if is_secure() {
         return Err(Why::Secure.into());
+    }
+    if std::env::var_os(worker::MARKER).is_some() {
+        return Err(Why::InsideWorker.into());
     }
     task::in_main_executable().map_err(|object| Error::from(Why::NotInProgram { object }))?;
     if worker::depth() >= DEPTH_MAX {
