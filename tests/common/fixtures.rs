@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Builds all of the package with a profile that its manifest names (`dev` or one of its own); gives the directory
 /// in which its programs and libraries lie.
-pub fn build(package: &str, profile: &str) -> PathBuf {
+pub(crate) fn build(package: &str, profile: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let source = root.join("tests/fixtures").join(package);
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fixtures");
@@ -44,33 +44,33 @@ pub fn build(package: &str, profile: &str) -> PathBuf {
 
 /// What a program did.
 #[derive(Debug)]
-pub struct Ran {
-    pub status: ExitStatus,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ran {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Ran {
     /// What it printed, if it ended well.
-    pub fn printed(self) -> String {
+    pub(crate) fn printed(self) -> String {
         assert!(self.status.success(), "{self:#?}");
         self.stdout
     }
 }
 
 /// Runs a program to its end; its standard input is empty.
-pub fn run(program: &Path, args: &[&str]) -> Ran {
+pub(crate) fn run(program: &Path, args: &[&str]) -> Ran {
     finish(Command::new(program).args(args).stdin(Stdio::null()))
 }
 
 /// Runs a command to its end. Standard output and error are taken; the input is the caller's choice.
-pub fn finish(command: &mut Command) -> Ran {
+pub(crate) fn finish(command: &mut Command) -> Ran {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait(child)
 }
 
 /// Waits for the end of a process whose output and error are pipes.
-pub fn wait(mut child: Child) -> Ran {
+pub(crate) fn wait(mut child: Child) -> Ran {
     fn all_of(mut from: impl Read + Send + 'static) -> thread::JoinHandle<String> {
         thread::spawn(move || {
             let mut bytes = Vec::new();
@@ -96,13 +96,13 @@ pub fn wait(mut child: Child) -> Ran {
 }
 
 /// A copy of a program in a directory of its own, to which anything may be done.
-pub struct Copied {
-    pub path: PathBuf,
+pub(crate) struct Copied {
+    pub(crate) path: PathBuf,
     _directory: tempfile::TempDir,
 }
 
 /// Copies a program, below the directory for things built (where programs may be run from).
-pub fn copy(program: &Path) -> Copied {
+pub(crate) fn copy(program: &Path) -> Copied {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = directory.path().join(program.file_name().unwrap_or(OsStr::new("program")));
     // By a process of its own: while we write a program, a fork by another thread could keep it open,
@@ -112,7 +112,7 @@ pub fn copy(program: &Path) -> Copied {
 }
 
 /// What `fixture-program tasks` prints.
-pub const TASKS: &str = "\
+pub(crate) const TASKS: &str = "\
 main
 function abab
 async function 2
