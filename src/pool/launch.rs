@@ -17,6 +17,7 @@ use std::sync::Arc;
 /// Pools within workers of pools, at most. Each level may multiply the number of processes, so a
 /// task that builds a pool and submits itself comes to an end here.
 const DEPTH_MAX: u32 = 8;
+
 /// What can be known before a worker is started.
 pub(super) fn check_program() -> Result<(), Error> {
     if !task::supported() || !worker::linked() {
@@ -26,11 +27,11 @@ pub(super) fn check_program() -> Result<(), Error> {
     if fork::is_forked_copy() {
         return Err(Why::Forked.into());
     }
-    if std::env::var_os(MARKER).is_some() {
-        return Err(Why::InsideWorker.into());
-    }
     if is_secure() {
         return Err(Why::Secure.into());
+    }
+    if std::env::var_os(MARKER).is_some() {
+        return Err(Why::InsideWorker.into());
     }
     task::in_main_executable().map_err(|object| Error::from(Why::NotInProgram { object }))?;
     if worker::depth() >= DEPTH_MAX {

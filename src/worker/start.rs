@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "a constructor, and the constructors behind it")]
 
 use super::serve;
-use crate::process::sys;
+use crate::process::{is_secure, sys};
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
 use std::ffi::{OsStr, c_char, c_int};
@@ -51,6 +51,11 @@ type Constructor = extern "C" fn(c_int, *const *const c_char, *const *const c_ch
 static CONSTRUCTOR: Constructor = constructor;
 
 extern "C" fn constructor(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
+    // A program with raised privileges takes no orders from its environment: whoever starts it is its
+    // parent, and could have its tasks run with those privileges, past all that its `main` checks.
+    if is_secure() {
+        return;
+    }
     if std::env::var_os(MARKER).as_deref() != Some(OsStr::new(env!("CARGO_PKG_VERSION"))) {
         return;
     }
