@@ -164,6 +164,9 @@ impl Engine {
     }
 
     fn time_has_passed(&self) {
+        if self.has_ended() {
+            return; // it stays readable: whoever has not seen it yet will
+        }
         let mut expirations = [0; 8];
         let _ = nix::unistd::read(self.timer.as_fd(), &mut expirations);
         self.apply(|state, now| {
@@ -552,7 +555,12 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
 
 /// A copy of our standard error for a worker, or of nothing if we have none.
 fn stderr_for_worker() -> io::Result<OwnedFd> {
-    io::stderr().as_fd().try_clone_to_owned().or_else(|_| File::options().write(true).open("/dev/null").map(OwnedFd::from))
+    let stderr = io::stderr();
+    // Where the application has closed it, something else has got its number, perhaps the very socket of a worker.
+    // That is told by its being closed at an exec, as nearly everything is, and a standard stream never.
+    let flags = nix::fcntl::fcntl(stderr.as_fd(), nix::fcntl::FcntlArg::F_GETFD).unwrap_or(nix::libc::FD_CLOEXEC);
+    let own = if flags & nix::libc::FD_CLOEXEC == 0 { stderr.as_fd().try_clone_to_owned() } else { Err(io::ErrorKind::NotFound.into()) };
+    own.or_else(|_| File::options().write(true).open("/dev/null").map(OwnedFd::from))
 }
 
 impl Process {
