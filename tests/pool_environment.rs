@@ -10,7 +10,7 @@ use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
 use processes::{
     KillOnDrop, Seen, children, descriptors, die, in_own_process, lines, note, own_dir, own_process, passes, pid, pids, seen, signal, soon,
-    spin, stop, until, wait_for, wait_until,
+    spin, start_sleeping, stop, until, wait_for, wait_until,
 };
 use procpool::{Pool, TaskErrorKind};
 use std::collections::HashMap;
@@ -312,7 +312,9 @@ async fn own_process_names() {
     assert_eq!(names(), [""; 0]);
     let mut ours = Vec::new();
     for process in children(pid()).into_iter().chain([pid()]) {
-        ours.extend(descriptors(process).into_iter().filter_map(|(_, what)| Some(what.strip_prefix("socket:[")?.strip_suffix(']')?.to_string())));
+        ours.extend(
+            descriptors(process).into_iter().filter_map(|(_, what)| Some(what.strip_prefix("socket:[")?.strip_suffix(']')?.to_string())),
+        );
     }
     assert!(ours.len() >= 12, "{ours:?}");
     // Columns of proc_net(5): number, references, protocol, flags, type, state, inode, path if any.
@@ -425,14 +427,7 @@ async fn own_process_with_blocked_signals() {
     let error = soon(running).await.unwrap_err();
     assert_eq!(error.exit_status().unwrap().signal(), Some(libc::SIGTERM));
     // A program that a task starts finds nothing blocked, and SIGPIPE as it should be.
-    let child = || std::fs::read_to_string(format!("/proc/{}/status", sleeping())).unwrap();
-    /// A child's number; it ends with the worker's group.
-    fn sleeping() -> u32 {
-        let child = Command::new("sleep").arg("1000").spawn().unwrap();
-        let status = format!("/proc/{}/comm", child.id());
-        wait_until("it has begun", || std::fs::read_to_string(&status).unwrap() == "sleep\n");
-        child.id()
-    }
+    let child = || std::fs::read_to_string(format!("/proc/{}/status", start_sleeping())).unwrap();
     let status = soon(pool.spawn(child, ())).await.unwrap();
     let mask = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -449,8 +444,7 @@ async fn own_process_with_blocked_signals() {
 
 /// Starts a task's own child, and goes on for ever.
 fn hang_with_a_child(log: PathBuf) {
-    let child = Command::new("sleep").arg("1000").spawn().unwrap();
-    note(&log, child.id());
+    note(&log, start_sleeping());
     processes::hang(log)
 }
 

@@ -11,7 +11,9 @@ use nix::libc;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
-use processes::{FUSE, Seen, children, die, hang, in_own_process, lines, note, own_dir, pid, pids, seen, soon, spin, until, wait_for, wait_until};
+use processes::{
+    FUSE, Seen, children, die, hang, in_own_process, lines, note, own_dir, pid, pids, seen, soon, spin, until, wait_for, wait_until,
+};
 use procpool::{ErrorKind, JoinHandle, Pool, TaskErrorKind};
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -169,7 +171,9 @@ async fn tests_run_in_the_application_and_never_in_a_worker() {
 #[test]
 fn the_shared_pool_works_however_the_harness_is_run() {
     let program = std::env::current_exe().unwrap();
-    for args in [vec!["a_shared_pool", "--test-threads=1"], vec!["a_shared_pool_1", "--exact", "--nocapture"], vec!["a_shared_pool", "--nocapture"]] {
+    for args in
+        [vec!["a_shared_pool", "--test-threads=1"], vec!["a_shared_pool_1", "--exact", "--nocapture"], vec!["a_shared_pool", "--nocapture"]]
+    {
         let output = Command::new(&program).args(&args).output().unwrap();
         let stdout = String::from_utf8_lossy(&output.stdout);
         let passed = if args[1] == "--exact" { "1 passed" } else { "6 passed" };
@@ -403,11 +407,9 @@ fn a_pool_answers_though_it_is_called_from_everywhere_while_its_runtime_comes_an
 #[test]
 fn a_runtime_that_is_dropped_with_tasks_running_takes_its_pool_along() {
     let dir = tempdir().unwrap();
-    let ends: [(&str, fn(Runtime)); 3] = [
-        ("drop", drop),
-        ("background", Runtime::shutdown_background),
-        ("timeout", |runtime| runtime.shutdown_timeout(Duration::ZERO)),
-    ];
+    type End = fn(Runtime);
+    let ends: [(&str, End); 3] =
+        [("drop", drop), ("background", Runtime::shutdown_background), ("timeout", |runtime| runtime.shutdown_timeout(Duration::ZERO))];
     for (name, end) in ends {
         for inside_another in [false, true] {
             let log = dir.path().join(format!("{name} {inside_another}"));
