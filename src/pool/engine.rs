@@ -117,7 +117,13 @@ impl Engine {
         driver::register_timer(&epoll, &timer).map_err(step("registering the pool's timer"))?;
         let runtime = tokio::runtime::Handle::try_current().ok();
         let engine = Arc::new_cyclic(|this| Self {
-            state: Mutex::new(State { core: Core::new(config.rules.clone()), actions: Vec::new(), links: HashMap::new(), timed: false, deadlines: 0 }),
+            state: Mutex::new(State {
+                core: Core::new(config.rules.clone()),
+                actions: Vec::new(),
+                links: HashMap::new(),
+                timed: false,
+                deadlines: 0,
+            }),
             epoll,
             timer,
             driver: Mutex::new(Driver::default()),
@@ -263,9 +269,8 @@ impl Engine {
         }
         let mut news = self.starts.subscribe();
         let failures = news.borrow_and_update().failures;
-        self.attend();
-        self.apply(|state, now| state.core.start_all(now, &mut state.actions));
         loop {
+            self.attend();
             {
                 let state = self.lock();
                 if state.core.is_closed() {
@@ -279,6 +284,8 @@ impl Engine {
             if let (true, Some(cause)) = (latest.failures > failures, latest.last) {
                 return Err(cause);
             }
+            // Each time: one that was ready may have died meanwhile.
+            self.apply(|state, now| state.core.start_all(now, &mut state.actions));
             // The sender lives in `self`; the pool's closing is news, too.
             let _ = news.changed().await;
         }
@@ -387,7 +394,9 @@ impl Engine {
             let at = if self.has_ended() { Some(now) } else { deadline.at };
             // A timer that cannot be set would be a bug of ours: its arguments are in range.
             let _ = match at.map(|at| at.saturating_duration_since(now)) {
-                Some(after) => self.timer.set(Expiration::OneShot(after.max(std::time::Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty()),
+                Some(after) => {
+                    self.timer.set(Expiration::OneShot(after.max(std::time::Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty())
+                }
                 None => self.timer.unset(),
             };
             let state = self.lock();
