@@ -205,13 +205,14 @@ impl Engine {
         if doomed {
             child.kill();
         }
+        // Its end first: once the socket is watched it may become ready, and be given tasks, on another thread.
         let added = self
             .epoll
-            .add(socket.as_fd(), EpollEvent::new(READ, token(key, SOCKET)))
-            .and_then(|()| self.epoll.add(child.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, token(key, ENDED))));
+            .add(child.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, token(key, ENDED)))
+            .and_then(|()| self.epoll.add(socket.as_fd(), EpollEvent::new(READ, token(key, SOCKET))));
         if let Err(errno) = added {
             // It is killed and reaped by the drop of its owner.
-            let _ = self.epoll.delete(socket.as_fd());
+            let _ = self.epoll.delete(child.pidfd());
             self.start_failed(key, Error::spawn("watching over a worker process", errno.into()));
         }
     }
