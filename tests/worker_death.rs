@@ -9,7 +9,9 @@ mod processes;
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use processes::{Seen, die, hang, lines, note, pid, pids, seen, signal, soon, spin, state, stop, until, wait_for, wait_until};
+use processes::{
+    Seen, die, hang, lines, note, pid, pids, seen, signal, soon, spin, start_sleeping, state, stop, until, wait_for, wait_until,
+};
 use procpool::{Pool, TaskError};
 use std::collections::HashSet;
 use std::os::unix::process::ExitStatusExt;
@@ -507,10 +509,8 @@ async fn a_death_is_seen_though_a_forked_copy_holds_the_socket() {
 #[tokio::test]
 async fn what_a_task_has_started_dies_with_its_worker() {
     let (pool, dir) = (pool(1), tempdir().unwrap());
-    #[expect(clippy::zombie_processes, reason = "it dies with the worker")]
     let start = |log: PathBuf| {
-        let child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        note(&log, child.id());
+        note(&log, start_sleeping());
         die(Signal::SIGKILL as i32);
     };
     let log = dir.path().join("log");

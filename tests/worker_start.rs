@@ -9,7 +9,9 @@ mod processes;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use processes::{Seen, children, die, in_own_process, lines, note, own_dir, own_process, passes, pid, pids, signal, soon, until, wait_for};
+use processes::{
+    Seen, children, die, in_own_process, lines, note, own_dir, own_process, passes, pid, pids, signal, soon, until, wait_for, wait_until,
+};
 use procpool::{Builder, ErrorKind, Pool, TaskError, TaskErrorKind};
 use std::collections::HashSet;
 use std::error::Error as _;
@@ -259,6 +261,35 @@ async fn while_an_init_hangs_tasks_can_be_aborted_and_the_pool_be_closed() {
         }
         until("it is gone", || worker.is_gone()).await;
     }
+}
+
+#[tokio::test]
+async fn ready_waits_for_the_replacement_of_a_worker_that_dies_meanwhile() {
+    /// The first is set up at once, the others when the gate opens.
+    fn first_is_quick(log: PathBuf, gate: PathBuf) -> Result<(), String> {
+        note(&log, pid());
+        if pids(&log)[0] != pid() {
+            wait_until("the gate opens", || gate.exists());
+        }
+        Ok(())
+    }
+    let dir = tempdir().unwrap();
+    let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
+    let pool = Pool::builder().workers(2).init(first_is_quick, (log.clone(), gate.clone())).build().unwrap();
+    let ready = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.ready().await }
+    });
+    until("both have begun", || lines(&log).len() == 2).await;
+    let first = Seen::now(pids(&log)[0]).unwrap();
+    let in_recv = format!("{} ", libc::SYS_recvfrom);
+    until("the first waits for a task", || std::fs::read_to_string(format!("/proc/{}/syscall", first.pid)).unwrap().starts_with(&in_recv))
+        .await;
+    signal(first.pid, Signal::SIGKILL);
+    until("it is gone", || first.is_gone()).await;
+    std::fs::write(gate, "").unwrap();
+    soon(ready).await.unwrap().unwrap();
+    assert_eq!(pids(&log).len(), 3);
 }
 
 // ---- starts that fail

@@ -16,7 +16,6 @@ use crate::process::{Child, DeathNote, Exit, NotePage, sys};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
 use crate::wire::packet::Packet;
-use futures::future::{Either, select};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::timerfd::TimerFd;
 use std::collections::HashMap;
@@ -24,7 +23,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -166,6 +164,9 @@ impl Engine {
     }
 
     fn time_has_passed(&self) {
+        if self.has_ended() {
+            return; // it stays readable: whoever has not seen it yet will
+        }
         let mut expirations = [0; 8];
         let _ = nix::unistd::read(self.timer.as_fd(), &mut expirations);
         self.apply(|state, now| {
@@ -205,13 +206,14 @@ impl Engine {
             // If the kernel refuses (the worker has changed its user), its end is waited for.
             let _ = child.kill();
         }
+        // Its end first: once the socket is watched it may become ready, and be given tasks, on another thread.
         let added = self
             .epoll
-            .add(socket.as_fd(), EpollEvent::new(READ, token(key, SOCKET)))
-            .and_then(|()| self.epoll.add(child.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, token(key, ENDED))));
+            .add(child.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, token(key, ENDED)))
+            .and_then(|()| self.epoll.add(socket.as_fd(), EpollEvent::new(READ, token(key, SOCKET))));
         if let Err(errno) = added {
             // It is killed and reaped by the drop of its owner.
-            let _ = self.epoll.delete(socket.as_fd());
+            let _ = self.epoll.delete(child.pidfd());
             self.start_failed(key, Error::spawn("watching over a worker process", errno.into()));
         }
     }
@@ -566,7 +568,12 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
 
 /// A copy of our standard error for a worker, or of nothing if we have none.
 fn stderr_for_worker() -> io::Result<OwnedFd> {
-    io::stderr().as_fd().try_clone_to_owned().or_else(|_| File::options().write(true).open("/dev/null").map(OwnedFd::from))
+    let stderr = io::stderr();
+    // Where the application has closed it, something else has got its number, perhaps the very socket of a worker.
+    // That is told by its being closed at an exec, as nearly everything is, and a standard stream never.
+    let flags = nix::fcntl::fcntl(stderr.as_fd(), nix::fcntl::FcntlArg::F_GETFD).unwrap_or(nix::libc::FD_CLOEXEC);
+    let own = if flags & nix::libc::FD_CLOEXEC == 0 { stderr.as_fd().try_clone_to_owned() } else { Err(io::ErrorKind::NotFound.into()) };
+    own.or_else(|_| File::options().write(true).open("/dev/null").map(OwnedFd::from))
 }
 
 impl Process {

@@ -67,6 +67,8 @@ pub(super) struct State {
     pub(super) links: HashMap<WorkerKey, Link>,
     /// The next deadline may have changed.
     pub(super) timed: bool,
+    /// Counts the deadlines that were worked out.
+    deadlines: u64,
 }
 
 /// What is to be done when the lock has been released.
@@ -78,7 +80,15 @@ struct Todo {
     others: Vec<Action<Cargo>>,
     /// Places in the backlog that have become free: to give one back may wake somebody.
     rooms: Vec<OwnedSemaphorePermit>,
-    deadline: Option<Option<Instant>>,
+    deadline: Option<Deadline>,
+}
+
+/// What the timer is to be set to.
+#[derive(Clone, Copy, Debug)]
+struct Deadline {
+    /// Which of all that were ever worked out; the last one counts.
+    number: u64,
+    at: Option<Instant>,
 }
 
 impl Engine {
@@ -93,7 +103,13 @@ impl Engine {
         driver::register_timer(&epoll, &timer).map_err(step("registering the pool's timer"))?;
         let runtime = tokio::runtime::Handle::try_current().ok();
         let engine = Arc::new_cyclic(|this| Self {
-            state: Mutex::new(State { core: Core::new(config.rules.clone()), actions: Vec::new(), links: HashMap::new(), timed: false }),
+            state: Mutex::new(State {
+                core: Core::new(config.rules.clone()),
+                actions: Vec::new(),
+                links: HashMap::new(),
+                timed: false,
+                deadlines: 0,
+            }),
             epoll,
             timer,
             driver: Mutex::new(Driver::default()),
@@ -252,14 +268,8 @@ impl Engine {
         }
         let mut news = self.starts.subscribe();
         let failures = news.borrow_and_update().failures;
-        self.attend();
         loop {
-            let latest = news.borrow_and_update().clone();
-            if let (true, Some(cause)) = (latest.failures > failures, latest.last) {
-                return Err(cause);
-            }
-            // Each time: a worker that was ready may have ended meanwhile.
-            self.apply(|state, now| state.core.start_all(now, &mut state.actions));
+            self.attend();
             {
                 let state = self.lock();
                 if state.core.is_closed() {
@@ -269,6 +279,12 @@ impl Engine {
                     return Ok(());
                 }
             }
+            let latest = news.borrow_and_update().clone();
+            if let (true, Some(cause)) = (latest.failures > failures, latest.last) {
+                return Err(cause);
+            }
+            // Each time: one that was ready may have died meanwhile.
+            self.apply(|state, now| state.core.start_all(now, &mut state.actions));
             // The sender lives in `self`; the pool's closing is news, too.
             let _ = news.changed().await;
         }
@@ -304,11 +320,6 @@ impl Engine {
 
     pub(crate) fn has_ended(&self) -> bool {
         *self.ended.borrow()
-    }
-
-    /// Waits for the end of everything: no task is open, no worker alive.
-    pub(super) async fn ended(&self) {
-        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
     /// Somebody waits. If it is from outside the pool's runtime, the steward is told.
@@ -370,14 +381,28 @@ impl Engine {
             }
         }
         if let Some(deadline) = todo.deadline {
-            let after = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            self.set_timer(deadline);
+        }
+    }
+
+    /// Sets the timer, and looks again: another thread may have set it to something older meanwhile.
+    fn set_timer(&self, mut deadline: Deadline) {
+        loop {
+            let now = Instant::now();
+            // A pool that has ended is ready for good, so that the task in its runtime wakes, and ends as well.
+            let at = if self.has_ended() { Some(now) } else { deadline.at };
             // A timer that cannot be set would be a bug of ours: its arguments are in range.
-            let _ = match after {
+            let _ = match at.map(|at| at.saturating_duration_since(now)) {
                 Some(after) => {
                     self.timer.set(Expiration::OneShot(after.max(std::time::Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty())
                 }
                 None => self.timer.unset(),
             };
+            let state = self.lock();
+            if state.deadlines == deadline.number {
+                return;
+            }
+            deadline = Deadline { number: state.deadlines, at: state.core.next_deadline() };
         }
     }
 
@@ -540,7 +565,8 @@ impl State {
         }
         self.actions = actions; // keeps its memory
         if timed {
-            todo.deadline = Some(self.core.next_deadline());
+            self.deadlines += 1;
+            todo.deadline = Some(Deadline { number: self.deadlines, at: self.core.next_deadline() });
         }
         todo
     }

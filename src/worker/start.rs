@@ -100,10 +100,15 @@ fn become_worker() -> Result<OwnedFd, String> {
         // As std does before `main`: a file that is opened later must not become a standard stream.
         if fd == 0 || nix::fcntl::fcntl(standard, nix::fcntl::FcntlArg::F_GETFD).is_err() {
             let null = std::fs::File::options().read(true).write(true).open("/dev/null").map_err(|e| format!("opening /dev/null: {e}"))?;
+            // It may have got the very number that it is to have, where it would be closed with the file.
+            let raised = nix::fcntl::fcntl(&null, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(3)).map_err(failed("moving /dev/null"))?;
+            // SAFETY: fcntl has just made it, for nobody else.
+            let raised = unsafe { OwnedFd::from_raw_fd(raised) };
+            drop(null);
             let replaced = match fd {
-                0 => nix::unistd::dup2_stdin(null),
-                1 => nix::unistd::dup2_stdout(null),
-                _ => nix::unistd::dup2_stderr(null),
+                0 => nix::unistd::dup2_stdin(raised),
+                1 => nix::unistd::dup2_stdout(raised),
+                _ => nix::unistd::dup2_stderr(raised),
             };
             replaced.map_err(failed("replacing a standard stream"))?;
         }

@@ -143,6 +143,15 @@ pub(crate) fn spin(log: PathBuf) {
     }
 }
 
+/// Starts a program that does nothing, and ends with its group.
+#[expect(clippy::zombie_processes, reason = "its parent is killed before")]
+pub(crate) fn start_sleeping() -> u32 {
+    let child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let comm = format!("/proc/{}/comm", child.id());
+    wait_until("it has begun", || std::fs::read_to_string(&comm).unwrap() == "sleep\n");
+    child.id()
+}
+
 /// Appends a line to a log, whole.
 pub(crate) fn note(log: &Path, line: impl Display) {
     let mut file = std::fs::File::options().create(true).append(true).open(log).unwrap();
