@@ -25,9 +25,7 @@ fn a_panic_that_aborts_is_told_with_message_and_place_and_the_next_task_runs() {
 #[test]
 #[ignore = "needs a build with link-time optimisation"]
 fn needs_lto_tasks_are_found_when_the_program_is_optimised_as_a_whole() {
-    let programs = fixtures::build("program", "fat");
-    let printed = fixtures::run(&programs.join("fixture-program"), &["tasks"]).printed();
-    assert_eq!(printed, fixtures::TASKS);
-    assert_eq!(fixtures::run(&programs.join("never"), &[]).printed(), "ended\n");
-    assert_eq!(fixtures::run(&programs.join("none"), &[]).printed(), "ended\n");
+    let programs = fixtures::build("lto", "release");
+    assert_eq!(fixtures::run(&programs.join("lto-program"), &["tasks"]).printed(), fixtures::TASKS);
+    assert_eq!(fixtures::run(&programs.join("lto-never"), &[]).printed(), "ended\n");
 }

@@ -18,15 +18,16 @@ use std::time::{Duration, Instant};
 /// How long a program may run: only one that hangs takes this long.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Builds all of the package with a profile that its manifest names (`dev` or one of its own); gives the directory
-/// in which its programs and libraries lie.
+/// Builds all of the package with a profile (`dev` or `release`, as its manifest sets them up); gives the
+/// directory in which its programs and libraries lie.
 pub(crate) fn build(package: &str, profile: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let source = root.join("tests/fixtures").join(package);
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fixtures");
     fs::create_dir_all(&target).unwrap();
-    // Tests may run as processes of their own: one of them copies and builds at a time.
-    let lock = File::create(target.join(".building")).unwrap();
+    // Tests may run as processes of their own: one of them copies and builds at a time. (Where different
+    // packages meet, cargo has locks.)
+    let lock = File::create(target.join(format!(".{package}"))).unwrap();
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
     fs::copy(root.join("Cargo.lock"), source.join("Cargo.lock")).unwrap();
     let built = Command::new(env!("CARGO"))
