@@ -61,15 +61,15 @@ fn earlier_hello(program: &Path) -> Vec<u8> {
 #[test]
 fn what_is_no_socket_is_refused() {
     let program = program();
-    assert_refused("nothing", "no socket", &fixtures::finish(marked(&program).stdin(Stdio::null())));
+    assert_refused("nothing", "no socket of a pool", &fixtures::finish(marked(&program).stdin(Stdio::null())));
     let (reader, mut writer) = std::io::pipe().unwrap();
     writer.write_all(&GARBAGE).unwrap();
-    assert_refused("a pipe", "no socket", &fixtures::finish(marked(&program).stdin(reader)));
+    assert_refused("a pipe", "no socket of a pool", &fixtures::finish(marked(&program).stdin(reader)));
     let file = std::fs::File::open(&program).unwrap();
-    assert_refused("a file", "no socket", &fixtures::finish(marked(&program).stdin(file)));
+    assert_refused("a file", "no socket of a pool", &fixtures::finish(marked(&program).stdin(file)));
     let mut closed = Command::new("sh");
     closed.args(["-c", r#"PROCPOOL_WORKER=$1 exec "$2" build <&-"#, "sh", env!("CARGO_PKG_VERSION")]).arg(&program);
-    assert_refused("closed", "no socket", &fixtures::finish(&mut closed));
+    assert_refused("closed", "no socket of a pool", &fixtures::finish(&mut closed));
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn a_socket_of_another_process_is_refused_whatever_it_says() {
     let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (mut ours, _) = listener.accept().unwrap();
     ours.write_all(&hello).unwrap();
-    assert_refused("a network", "not made by its parent", &fixtures::finish(marked(&program).stdin(OwnedFd::from(theirs))));
+    assert_refused("a network", "no socket of a pool", &fixtures::finish(marked(&program).stdin(OwnedFd::from(theirs))));
 }
 
 /// Who answers a hello with anything but a welcome is no pool, even if it is the parent.

@@ -13,6 +13,8 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct TaskError {
     inner: Arc<Inner>,
+    /// The place of the item in the input of its `map`.
+    item: Option<u64>,
 }
 
 struct Inner {
@@ -75,7 +77,13 @@ pub(crate) enum What {
 
 impl TaskError {
     pub(crate) fn new(what: What, function: &'static str) -> Self {
-        Self { inner: Arc::new(Inner { what, function }) }
+        Self { inner: Arc::new(Inner { what, function }), item: None }
+    }
+
+    /// Of which item of a `map` it tells.
+    pub(crate) fn of_item(mut self, place: u64) -> Self {
+        self.item = Some(place);
+        self
     }
 
     /// What kind of thing happened.
@@ -206,6 +214,12 @@ impl TaskError {
         }
     }
 
+    /// Which item of a [`map`](crate::Pool::map) failed: its place in the input, counted from 0. `None` for a
+    /// task that was spawned by itself. It tells items apart whose results come as they finish.
+    pub fn item(&self) -> Option<u64> {
+        self.item
+    }
+
     /// The name of the task's function, as [`std::any::type_name`] gives it.
     pub fn function(&self) -> &'static str {
         self.inner.function
@@ -246,6 +260,7 @@ impl fmt::Debug for TaskError {
         f.debug_struct("TaskError")
             .field("kind", &self.kind())
             .field("function", &self.inner.function)
+            .field("item", &self.item)
             .field("text", &self.to_string())
             .field("source", &std::error::Error::source(self).map(ToString::to_string))
             .finish()

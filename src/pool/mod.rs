@@ -105,6 +105,11 @@ impl Pool {
         &self.last.engine
     }
 
+    /// How many worker processes the pool has at most; see [`Builder::workers`].
+    pub fn workers(&self) -> usize {
+        self.engine().config().rules.workers
+    }
+
     /// Hands in a task and returns at once: the function runs in a worker, the handle is a future of
     /// its result.
     ///
