@@ -1,7 +1,7 @@
 //! The linker's table: one record for every task and init function that the program mentions.
 //!
-//! A function that mentions a task instantiates [`platform::record`] for it. The `asm!` block there puts a record into the
-//! section `procpool_tasks` of its object file, and the linker joins these sections into one array between
+//! A function that mentions a task instantiates [`platform::record`] for it. The `asm!` block there puts a record
+//! into the section `procpool_tasks` of its object file, and the linker joins these sections into one array between
 //! `__start_procpool_tasks` and `__stop_procpool_tasks`. So a worker, which is the same program, has the same array,
 //! and a task travels as an index into it. Nothing runs at startup, and the records need no relocation by the loader.
 //!
