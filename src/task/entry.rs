@@ -15,7 +15,6 @@ use crate::wire::value::{self, DecodeError, EncodeError, Reader};
 #[derive(Debug, Clone, Copy)]
 pub struct Entry {
     /// The function's type name: for people, neither unique nor stable.
-    #[cfg_attr(not(test), expect(dead_code, reason = "tests find records by it"))]
     pub(crate) name: fn() -> &'static str,
     pub(crate) run: Run,
 }

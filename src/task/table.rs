@@ -1,7 +1,7 @@
 //! The linker's table: one record for every task and init function that the program mentions.
 //!
-//! A function that mentions a task instantiates [`platform::record`] for it. The `asm!` block there puts a record into the
-//! section `procpool_tasks` of its object file, and the linker joins these sections into one array between
+//! A function that mentions a task instantiates [`platform::record`] for it. The `asm!` block there puts a record
+//! into the section `procpool_tasks` of its object file, and the linker joins these sections into one array between
 //! `__start_procpool_tasks` and `__stop_procpool_tasks`. So a worker, which is the same program, has the same array,
 //! and a task travels as an index into it. Nothing runs at startup, and the records need no relocation by the loader.
 //!
@@ -79,14 +79,19 @@ pub(crate) fn len() -> usize {
     table().len()
 }
 
-/// A number that tells two programs' tables apart: FNV-1a, 64 bits, over the bytes of the section.
+/// A number that tells two programs' tables apart: FNV-1a, 64 bits, over the bytes of the section and the names.
+///
+/// The bytes alone would not do: where records and instructions lie side by side, all distances are alike, and two
+/// programs with as many tasks have the same section.
 pub(crate) fn fingerprint() -> u64 {
     static FINGERPRINT: OnceLock<u64> = OnceLock::new();
     *FINGERPRINT.get_or_init(|| {
-        table()
-            .iter()
-            .flat_map(|record| [record.entry, record.owner])
+        let words = table().iter().flat_map(|record| [record.entry, record.owner]);
+        let names = (0..=u32::MAX).take(table().len()).map(|index| entry(index).map_or("", |entry| (entry.name)()));
+        words
             .flat_map(i32::to_ne_bytes)
+            // No name contains a zero byte, so it tells where one ends.
+            .chain(names.flat_map(|name| name.bytes().chain([0])))
             .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
     })
 }

@@ -85,7 +85,8 @@ fn become_worker() -> Result<OwnedFd, String> {
     // SAFETY: only looked at; if it is closed, the calls say so.
     let stdin = unsafe { BorrowedFd::borrow_raw(0) };
     // An Internet socket has no credentials of a peer, and would pass for that of a parent without a number.
-    nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(0).map_err(|e| format!("its standard input is no socket of a pool ({e})"))?;
+    nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(0)
+        .map_err(|e| format!("its standard input is no socket of a pool ({e})"))?;
     let peer = sys::peer_pid(stdin).map_err(|e| format!("its standard input is no socket ({e})"))?;
     let parent = nix::unistd::getppid();
     // A parent outside our PID namespace has no number here, and is 0 in both places.
