@@ -364,21 +364,28 @@ async fn an_abort_after_the_end_does_nothing() {
 }
 
 #[tokio::test]
-async fn a_task_aborted_before_its_worker_has_started_never_runs() {
-    let scene = Scene::new(2);
-    let marks = scene.marks("ran");
-    for n in 0..50_u32 {
-        let handle = scene.pool.spawn(|n: u32, marks: PathBuf| mark(marks, n), (n, marks.path().to_owned()));
+async fn a_task_aborted_before_its_worker_is_ready_never_runs() {
+    let dir = Scene::new(1);
+    let (mut gate, starts, ran) = (dir.gate("gate"), dir.marks("starts"), dir.marks("ran"));
+    let init = |gate: PathBuf, starts: PathBuf| {
+        mark(starts, "start");
+        pass(gate);
+        Ok::<_, String>(())
+    };
+    let scene = Scene::with(|builder| builder.workers(2).init(init, (gate.path().to_owned(), starts.path().to_owned())));
+    let run = |n: u32, ran: PathBuf| mark(ran, n);
+    let handles = [0, 1, 2].map(|n| scene.pool.spawn(run, (n, ran.path().to_owned())));
+    starts.count(1).await;
+    for handle in handles {
+        assert_eq!(handle.worker_pid(), None);
         handle.abort();
         assert!(within("the aborted one", handle).await.unwrap_err().is_cancelled());
-        if scene.workers().is_empty() {
-            continue;
-        }
-        break;
     }
+    gate.open();
     scene.serves().await;
-    assert_eq!(marks.lines().len(), 0);
+    assert_eq!(ran.lines().len(), 0);
     scene.end().await;
+    dir.end().await;
 }
 
 #[tokio::test]
