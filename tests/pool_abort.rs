@@ -439,6 +439,23 @@ async fn tasks_given_up_at_any_point_leave_the_pool_idle() {
     scene.end().await;
 }
 
+/// `ready()` is asked while a worker is being killed and another is idle.
+#[tokio::test]
+async fn ready_replaces_a_worker_that_is_being_killed() {
+    let scene = Scene::new(2);
+    let marks = scene.marks("started");
+    for round in 1..=20 {
+        within("ready", scene.pool.ready()).await.unwrap();
+        let running = scene.pool.spawn(spin, marks.path());
+        marks.count(round).await;
+        running.abort();
+        within("ready again", scene.pool.ready()).await.unwrap();
+        assert!(within("the aborted one", running).await.unwrap_err().is_cancelled());
+        assert_eq!(scene.workers().len(), 2);
+    }
+    scene.end().await;
+}
+
 /// A task that found nobody idle runs on the worker that becomes ready next, not behind one that does not end.
 #[tokio::test]
 #[ignore = "what a worker holds behind its running task cannot be taken back yet (design 6, claims)"]

@@ -235,8 +235,9 @@ impl Engine {
         let mut news = self.starts.subscribe();
         let failures = news.borrow_and_update().failures;
         self.attend();
-        self.apply(|state, now| state.core.start_all(now, &mut state.actions));
         loop {
+            // Before the look, or what comes between the two would be taken for seen.
+            let latest = news.borrow_and_update().clone();
             {
                 let state = self.lock();
                 if state.core.is_closed() {
@@ -246,10 +247,11 @@ impl Engine {
                     return Ok(());
                 }
             }
-            let latest = news.borrow_and_update().clone();
             if let (true, Some(cause)) = (latest.failures > failures, latest.last) {
                 return Err(cause);
             }
+            // Each time: a worker that ends meanwhile is not replaced as long as another one is idle.
+            self.apply(|state, now| state.core.start_all(now, &mut state.actions));
             // The sender lives in `self`; the pool's closing is news, too.
             let _ = news.changed().await;
         }
