@@ -270,6 +270,8 @@ impl Engine {
         let failures = news.borrow_and_update().failures;
         loop {
             self.attend();
+            // Before the look, or what comes between the two would be taken for seen.
+            let latest = news.borrow_and_update().clone();
             {
                 let state = self.lock();
                 if state.core.is_closed() {
@@ -279,11 +281,10 @@ impl Engine {
                     return Ok(());
                 }
             }
-            let latest = news.borrow_and_update().clone();
             if let (true, Some(cause)) = (latest.failures > failures, latest.last) {
                 return Err(cause);
             }
-            // Each time: one that was ready may have died meanwhile.
+            // Each time: a worker that ends meanwhile is not replaced as long as another one is idle.
             self.apply(|state, now| state.core.start_all(now, &mut state.actions));
             // The sender lives in `self`; the pool's closing is news, too.
             let _ = news.changed().await;
