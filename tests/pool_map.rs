@@ -94,7 +94,6 @@ async fn a_map_over_nothing_ends_at_once_and_starts_no_worker() {
 
 /// Item 1 does not end, and nothing else waits for it; with the stream it is gone.
 #[tokio::test]
-#[ignore = "what a worker holds behind its running task cannot be taken back yet (design 6, claims)"]
 async fn a_slow_item_holds_up_nobody_and_goes_with_the_stream() {
     let scene = Scene::new(2);
     let (gate, marks) = (scene.gate("never opened"), scene.marks("slow one"));

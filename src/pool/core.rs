@@ -28,8 +28,9 @@
 //! 9. If no worker is left and a start fails, everything queued fails with the cause; so does what
 //!    is submitted before the back-off has passed.
 //! 10. What stands behind a sync task in a worker cannot be taken back, should that one turn out to be long. So
-//!     nothing does while another worker is being started or may be, and no worker is given more than its share of the
-//!     queue at once.
+//!     nothing does while another worker is being started or may be, nor while fewer than [`RESERVE`] tasks a worker
+//!     wait for whoever is free first; and a worker is given no more at once than its part of what waits beyond that.
+//!     (A single worker has nobody who could take it instead.)
 
 use super::loss::Loss;
 use super::slots::{Key, Slots};
@@ -45,6 +46,9 @@ const WINDOW_WORK: Duration = Duration::from_micros(300);
 const LONG: Duration = Duration::from_millis(3);
 /// Tasks in flight in one worker, at most: what one reading of its socket takes in.
 const WINDOW_MAX: u32 = 1024;
+/// While no more tasks a worker wait than this, they go to idle workers only. Some wake-ups are lost at the end of a
+/// map, and a task that does not end holds up few others.
+const RESERVE: usize = 4;
 /// How long an async task that was aborted has to reach an await point.
 pub(crate) const ABORT_GRACE: Duration = Duration::from_secs(1);
 /// How long a worker that is retired has to close its side: it has nothing to do, but may be stopped.
@@ -281,7 +285,8 @@ impl<T> Core<T> {
         let key = self.tasks.insert(Task { cargo, id, mode, large, worker: None, aborting: false });
         self.queue.push_back(key);
         self.queued += 1;
-        if self.queued == 1 {
+        // Else the head cannot be placed, and this one changes it only by making the queue long (rule 10).
+        if self.queued == 1 || self.queued.is_multiple_of(RESERVE * self.workers.len().max(1)) {
             self.serve(now, actions);
         }
         self.want_workers(usize::from(!found_idle), now, actions);
@@ -538,7 +543,7 @@ impl<T> Core<T> {
         self.workers.len() == self.rules.workers && self.workers.iter().all(|(_, w)| matches!(w.state, State::Ready | State::Retiring))
     }
 
-    /// How many tasks keep every worker at work: two windows each.
+    /// How many tasks keep every worker at work: a window in hand each, and two waiting.
     pub(crate) fn appetite(&self, mode: Mode) -> usize {
         let now: usize = self
             .workers
@@ -548,7 +553,7 @@ impl<T> Core<T> {
                 Mode::Async => self.rules.concurrency,
             })
             .sum();
-        2 * now.max(self.rules.workers)
+        3 * now.max(self.rules.workers)
     }
 
     /// Tasks that wait for a worker.
@@ -561,22 +566,30 @@ impl<T> Core<T> {
 
     /// Rules 1 and 3: sends what stands at the head of the queue, as long as somebody has room for it.
     fn serve(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
-        let mut share = self.queued.div_ceil(self.workers.len().max(1));
+        let mut behind = self.may_stand_behind(now);
         while let Some(next) = self.queue.front().copied() {
             if let Some(task) = self.tasks.get(next) {
                 let (mode, large) = (task.mode, task.large);
-                if mode == Mode::Sync {
-                    let another_comes = self.starting > 0 || self.may_start(now);
-                    if self.idle.is_empty() && (share == 0 || another_comes) {
-                        return; // rule 10
-                    }
-                    share = share.saturating_sub(1);
+                if mode == Mode::Sync && self.idle.is_empty() {
+                    let Some(left) = behind.checked_sub(1) else { return };
+                    behind = left;
                 }
                 let Some(worker) = self.place(mode, large, now) else { return };
                 self.queued -= 1;
                 self.send(worker, next, now, actions);
             }
             self.queue.pop_front();
+        }
+    }
+
+    /// Rule 10: how many sync tasks may be sent to workers that are at work.
+    fn may_stand_behind(&self, now: Instant) -> usize {
+        if self.starting > 0 || self.may_start(now) {
+            return 0;
+        }
+        match self.workers.len() {
+            0 | 1 => self.queued,
+            workers => self.queued.saturating_sub(RESERVE * workers) / workers,
         }
     }
 

@@ -1342,12 +1342,14 @@ fn rule_3_holds_for_what_comes_back_as_well() {
     bench.task(Mode::Sync); // 1, to worker 2, which is used to short tasks
     let others: Vec<_> = (0..2).map(|_| bench.task(Mode::Sync).1.concat()).collect();
     assert_eq!(others, ["send 1 2", "send 0 3"]);
-    assert_eq!(bench.task(Mode::Sync).1, ["send 2 4"]);
-    assert_eq!(bench.task(Mode::Sync).1, ["send 2 5"]);
+    for _ in 1..2 * RESERVE * 3 {
+        assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
+    }
+    assert_eq!(bench.task(Mode::Sync).1, ["send 2 4", "send 2 5", "send 2 6", "send 2 7"]);
     bench.pass(LONG);
-    assert_eq!(bench.reply(w[0], &[3]), [""; 0]);
-    assert_eq!(bench.exit(w[2], |_| true), ["lost 1", "send 0 4", "start 2"]);
-    assert_eq!(bench.reply(w[0], &[4]), ["send 0 5"]);
+    assert_eq!(bench.reply(w[0], &[3]), ["send 0 8"]);
+    assert_eq!(bench.exit(w[2], |_| true), ["lost 1", "start 2"]);
+    assert_eq!(bench.reply(w[0], &[8]), ["send 0 4"], "what comes back goes first");
 }
 
 #[test]
@@ -1386,10 +1388,10 @@ fn rule_10_nobody_is_given_more_than_a_share_and_nothing_stands_behind_while_a_w
     assert_eq!(bench.task(Mode::Sync).1, ["send 1 1"]);
     assert_eq!(bench.task(Mode::Sync).1, ["send 0 2"]);
     bench.submit(Mode::Sync, true); // holds back the others
-    for _ in 0..5 {
+    for _ in 0..2 * RESERVE * 2 - 1 {
         assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
     }
-    assert_eq!(bench.reply(w[1], &[1]), ["send 1 3", "send 1 4", "send 1 5"], "half of what waits");
+    assert_eq!(bench.reply(w[1], &[1]), ["send 1 3", "send 1 4", "send 1 5", "send 1 6", "send 1 7"], "half of what is beyond the reserve");
 
     let (mut bench, w) = Bench::ready(1);
     bench.task(Mode::Sync);

@@ -102,7 +102,7 @@ macro_rules! options {
         /// At most `items` are in flight: pulled from the source and not yet taken as results.
         ///
         /// Default: as many as keep all workers at work, which follows how long the tasks take (some
-        /// hundred microseconds of work a worker, twice, and at least two tasks).
+        /// hundred microseconds of work a worker, three times, and at least three tasks).
         ///
         /// # Panics
         ///

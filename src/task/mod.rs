@@ -6,7 +6,7 @@
 //! * The linker collects one record per task that the program mentions. [`index_of`] gives a task's place in that
 //!   table, which is what travels; [`entry()`] gives, for a place, the functions that decode, run and encode.
 //!
-//! Nothing here knows of processes, sockets or pools. Panics pass through: whoever runs an [`Entry`] catches them.
+//! Nothing here knows of processes, sockets or pools. Panics pass through: whoever runs one catches them.
 
 mod args;
 mod entry;
