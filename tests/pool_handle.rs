@@ -331,3 +331,26 @@ async fn futures_of_the_pool_may_move_between_threads() {
     drop(pool);
     tokio::spawn(scene.end()).await.unwrap();
 }
+
+/// A waker is the caller's code, and runs where the pool is turned.
+#[tokio::test]
+async fn a_waker_that_panics_stops_nobody_else() {
+    struct Panics;
+    impl futures::task::ArcWake for Panics {
+        fn wake_by_ref(_: &std::sync::Arc<Self>) {
+            panic!("woken");
+        }
+    }
+    let scene = Scene::new(1);
+    let gate = scene.gate("gate");
+    let mut handle = scene.pool.spawn(pass, gate.path().to_owned());
+    let waker = futures::task::waker(std::sync::Arc::new(Panics));
+    assert!(std::pin::Pin::new(&mut handle).poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+    let mut gate = gate;
+    gate.open();
+    for n in 0..10 {
+        assert_eq!(within("the others", scene.pool.spawn(|n: u32| n, n)).await.unwrap(), n);
+    }
+    within("its own", handle).await.unwrap();
+    scene.end().await;
+}

@@ -470,6 +470,16 @@ impl Engine {
         if wanted > 1 {
             return;
         }
+        /// A waker is the caller's code; if one panics, the others must still be able to turn.
+        struct Unwound<'a>(&'a AtomicU32);
+        impl Drop for Unwound<'_> {
+            fn drop(&mut self) {
+                if std::thread::panicking() {
+                    self.0.store(0, Ordering::Release);
+                }
+            }
+        }
+        let _guard = Unwound(&self.wanted);
         loop {
             self.turn_once(&mut self.driver.lock().unwrap_or_else(PoisonError::into_inner));
             match self.wanted.compare_exchange(wanted, 0, Ordering::AcqRel, Ordering::Acquire) {

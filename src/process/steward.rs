@@ -195,7 +195,7 @@ impl Watches {
 
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Do(job) => job(),
+            Order::Do(job) => shielded(job).unwrap_or_default(),
             Order::Watch(what) => {
                 let token = self.token();
                 let alone = what.is_alone();
@@ -311,12 +311,17 @@ impl Watches {
 
     fn turn(&mut self, token: u64) {
         if let Some(entry) = self.entries.get(&token)
-            && !entry.what.turn()
+            && shielded(|| entry.what.turn()) == Some(false)
         {
             let _ = self.epoll.delete(entry.what.ready_fd());
             self.entries.remove(&token);
         }
     }
+}
+
+/// A waker that panics (the only code here that is not ours) must not take the steward along.
+fn shielded<R>(job: impl FnOnce() -> R) -> Option<R> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).ok()
 }
 
 const LEVEL: EpollFlags = EpollFlags::EPOLLIN;
