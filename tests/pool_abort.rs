@@ -458,7 +458,6 @@ async fn ready_replaces_a_worker_that_is_being_killed() {
 
 /// A task that found nobody idle runs on the worker that becomes ready next, not behind one that does not end.
 #[tokio::test]
-#[ignore = "what a worker holds behind its running task cannot be taken back yet (design 6, claims)"]
 async fn a_task_behind_one_that_does_not_end_moves_to_a_worker_that_starts() {
     let scene = Scene::new(2);
     for n in 0..2000 {
