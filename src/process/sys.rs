@@ -186,6 +186,15 @@ fn wait(id_type: libc::idtype_t, id: libc::id_t, reap: Reap) -> io::Result<Waite
 /// Any error of the kernel is [`ExitInfo::Unknown`]: an older kernel says `ENOTTY`, or `ESRCH` for a process that is
 /// gone, and nothing else could be done about another.
 pub(crate) fn exit_info(pidfd: BorrowedFd<'_>) -> ExitInfo {
+    match ask_exit_info(pidfd) {
+        // The kernel looks for the exit first and for the process then: both may have changed between the two, and
+        // then it finds neither. Asked again, it finds the exit, if it keeps one.
+        ExitInfo::Unknown => ask_exit_info(pidfd),
+        told => told,
+    }
+}
+
+fn ask_exit_info(pidfd: BorrowedFd<'_>) -> ExitInfo {
     let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
     // SAFETY: the number of the request carries the size of the structure, so the kernel reads and writes no more
     // than `info`; an unknown request, or a descriptor that isn't a pidfd, is refused.
