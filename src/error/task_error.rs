@@ -143,6 +143,16 @@ impl TaskError {
         self.kind() == TaskErrorKind::PoolClosed
     }
 
+    /// The worker broke the protocol.
+    pub fn is_bad_frame(&self) -> bool {
+        self.kind() == TaskErrorKind::BadFrame
+    }
+
+    /// The task was handed in, or awaited, in a forked copy of the application.
+    pub fn is_forked(&self) -> bool {
+        self.kind() == TaskErrorKind::Forked
+    }
+
     /// No worker could be started, `init` included.
     pub fn is_start_failed(&self) -> bool {
         matches!(self.kind(), TaskErrorKind::StartFailed | TaskErrorKind::InitFailed)
@@ -250,7 +260,7 @@ impl fmt::Display for TaskError {
             What::StartFailed(cause) if cause.is_init_failed() => write!(f, "no worker for task {function}: its init failed"),
             What::StartFailed(_) => write!(f, "no worker for task {function} could be started"),
             What::BadFrame { pid, reason } => write!(f, "worker process {pid} broke the protocol while it ran task {function}: {reason}"),
-            What::Forked => write!(f, "task {function} was submitted in a forked copy of the application"),
+            What::Forked => write!(f, "task {function} can be neither handed in nor awaited in a forked copy of the application"),
         }
     }
 }

@@ -16,6 +16,8 @@ use std::time::Duration;
 /// A worker says hello in some milliseconds; one that has not after this long will not. Generous,
 /// for machines that are overloaded at the time.
 const HELLO_LIMIT: Duration = Duration::from_secs(30);
+/// So many bytes of a process's name the kernel keeps (prctl(2), `PR_SET_NAME`).
+const NAME_MAX: usize = 15;
 /// Async tasks side by side in one worker, unless said otherwise.
 const CONCURRENCY: usize = 128;
 
@@ -219,7 +221,8 @@ impl Builder {
             Some(Ok(packet)) => Some(packet),
             None => None,
         };
-        let name = self.name.unwrap_or_else(program_name);
+        let mut name = self.name.unwrap_or_else(program_name);
+        name.truncate((0..=name.len().min(NAME_MAX)).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0));
         Ok(Pool::of(Engine::new(Config {
             rules: Rules { workers, concurrency: self.concurrency, hello_limit: HELLO_LIMIT, start_limit: self.start_timeout },
             surroundings: self.surroundings,

@@ -16,11 +16,12 @@
 //! 4. The window of sync tasks follows the measured service time: [`WINDOW_WORK`] of work, at least
 //!    two tasks while tasks are shorter than [`LONG`], one when they are longer, not yet known, or when
 //!    the running one has lasted longer. Async tasks are bounded by `concurrency` instead.
-//! 5. A large task is sent to an idle worker only: its bytes wait behind nobody.
+//! 5. A large sync task is sent to an idle worker only: its bytes wait behind nobody.
 //! 6. Workers are started when a task finds none idle, up to `workers`; after failed starts not
 //!    before a back-off has passed, unless all are asked for ([`Core::start_all`]).
 //! 7. A worker that dies costs what it ran: the first unanswered sync task, or all unanswered async
-//!    ones. What had not reached it, or stood behind, goes back to the head of the queue, in order.
+//!    ones. What had not reached it, or stood behind, goes back to the head of the queue, in order; what was next
+//!    and not reached, only [`MOVES_MAX`] times.
 //! 8. To stop a running task, its worker is doomed (given nothing more) before it is killed; the task
 //!    is settled when the process has ended, or by the reply that came first. A sync task that
 //!    stands behind another in a worker is stopped when its turn comes. An async task is asked
@@ -49,6 +50,9 @@ const WINDOW_MAX: u32 = 1024;
 /// While no more tasks a worker wait than this, they go to idle workers only. Some wake-ups are lost at the end of a
 /// map, and a task that does not end holds up few others.
 const RESERVE: usize = 4;
+/// A task goes back so often from workers that died before it had reached them. Then its next such death is its
+/// own: workers that end as soon as they are ready must not be started for it for ever.
+const MOVES_MAX: u8 = 2;
 /// How long an async task that was aborted has to reach an await point.
 pub(crate) const ABORT_GRACE: Duration = Duration::from_secs(1);
 /// How long a worker that is retired has to close its side: it has nothing to do, but may be stopped.
@@ -137,6 +141,8 @@ struct Task<T> {
     /// `None` while it waits in the queue.
     worker: Option<WorkerKey>,
     aborting: bool,
+    /// How often its worker died when it was next there, and had not reached it.
+    moves: u8,
 }
 
 /// ```text
@@ -282,7 +288,7 @@ impl<T> Core<T> {
             return Err(Refused(cargo, Fate::StartFailed(cause.clone()))); // rule 9
         }
         let found_idle = !self.idle.is_empty();
-        let key = self.tasks.insert(Task { cargo, id, mode, large, worker: None, aborting: false });
+        let key = self.tasks.insert(Task { cargo, id, mode, large, worker: None, aborting: false, moves: 0 });
         self.queue.push_back(key);
         self.queued += 1;
         // Else the head cannot be placed, and this one changes it only by making the queue long (rule 10).
@@ -427,12 +433,14 @@ impl<T> Core<T> {
         let mut back = Vec::new();
         for (place, (_, task_key)) in worker.in_flight.into_iter().enumerate() {
             let Some(task) = self.tasks.get_mut(task_key) else { continue };
-            let ran = (place == 0 || task.mode == Mode::Async) && reached(&task.cargo); // rule 7
+            let was_next = place == 0 || task.mode == Mode::Async;
+            let ran = was_next && (reached(&task.cargo) || task.moves == MOVES_MAX); // rule 7
             let fate = match (task.aborting, ran) {
                 (true, _) => Fate::Cancelled,
                 (false, true) => Fate::Lost(Arc::clone(loss)),
                 (false, false) => {
                     task.worker = None;
+                    task.moves += u8::from(was_next);
                     back.push(task_key);
                     continue;
                 }
@@ -456,6 +464,11 @@ impl<T> Core<T> {
             self.withdraw(key, State::Doomed);
             actions.push(Action::Kill(key));
         }
+    }
+
+    /// A process is known to have ended; what it has answered is still to come.
+    pub(crate) fn ending(&mut self, key: WorkerKey) {
+        self.withdraw(key, State::Doomed);
     }
 
     /// A worker has closed its side: it is about to end, and must have ended by then.
@@ -599,7 +612,9 @@ impl<T> Core<T> {
             return Some(*key);
         }
         let roomy = &mut self.roomy[mode as usize];
-        while !large && let Some((_, key)) = roomy.first().copied() {
+        while !(large && mode == Mode::Sync)
+            && let Some((_, key)) = roomy.first().copied()
+        {
             let worker = self.workers.get_mut(key)?;
             if !worker.is_late(now) {
                 return Some(key);

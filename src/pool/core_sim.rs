@@ -222,6 +222,8 @@ struct Job {
     service: Duration,
     hangs: bool,
     crashes: bool,
+    /// How often it went back although it was next.
+    moves: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -514,8 +516,18 @@ impl World {
                 _ => self.rng.heavy_tail(self.plan.service),
             };
             let (hangs, crashes) = (self.rng.rarely(self.plan.hang), self.rng.rarely(self.plan.crash));
-            let job =
-                Job { key: None, mode, large, place: Place::Queued(self.back), aborted: false, begun: false, service, hangs, crashes };
+            let job = Job {
+                key: None,
+                mode,
+                large,
+                place: Place::Queued(self.back),
+                aborted: false,
+                begun: false,
+                service,
+                hangs,
+                crashes,
+                moves: 0,
+            };
             let refusing = self.draining || self.killed;
             let dead_pool = self.hands.is_empty() && self.failed_at.is_some_and(|at| self.now < at + BACKOFF_MAX);
             self.jobs.push(job);
@@ -760,8 +772,10 @@ impl World {
         if !self.killed {
             let mut back = Vec::new();
             for (at, id) in hand.in_flight.iter().copied().enumerate() {
-                let job = &self.jobs[id as usize];
-                let ran = (at == 0 || job.mode == Mode::Async) && !unreached.contains(&id);
+                let job = &mut self.jobs[id as usize];
+                let was_next = at == 0 || job.mode == Mode::Async;
+                let ran = was_next && (!unreached.contains(&id) || job.moves == MOVES_MAX);
+                job.moves += u8::from(was_next && !ran);
                 if !ran && job.begun {
                     return Err(format!("{id} had begun, and is said not to have run"));
                 }
@@ -979,7 +993,7 @@ impl World {
             Mode::Sync => (window, self.now >= hand.busy_since + LONG),
             Mode::Async => (self.plan.rules.concurrency, false),
         };
-        !large && self.jobs[*first as usize].mode == mode && hand.in_flight.len() < limit && !late
+        !(large && mode == Mode::Sync) && self.jobs[*first as usize].mode == mode && hand.in_flight.len() < limit && !late
     }
 
     fn do_kill(&mut self, key: WorkerKey) -> Check {
@@ -1373,10 +1387,28 @@ fn rule_4_the_window_follows_the_service_time() {
 #[test]
 fn rule_5_a_large_task_waits_for_an_idle_worker() {
     let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 100);
+    bench.task(Mode::Sync);
+    assert_eq!(bench.submit(Mode::Sync, true).1, [""; 0]);
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0], "and holds back the next");
+    assert_eq!(bench.reply(w[0], &[1]), ["send 0 2", "send 0 3"]);
+    bench.reply(w[0], &[2]);
+    bench.reply(w[0], &[3]);
     bench.task(Mode::Async);
-    assert_eq!(bench.submit(Mode::Async, true).1, [""; 0]);
-    assert_eq!(bench.task(Mode::Async).1, [""; 0]);
-    assert_eq!(bench.reply(w[0], &[0]), ["send 0 1", "send 0 2"]);
+    assert_eq!(bench.submit(Mode::Async, true).1, ["send 0 5"], "async tasks run side by side");
+}
+
+#[test]
+fn rule_7_a_task_does_not_go_back_for_ever() {
+    let (mut bench, w) = Bench::ready(1);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 0"]);
+    let mut worker = w[0];
+    for _ in 0..MOVES_MAX {
+        assert_eq!(bench.exit(worker, |_| false), ["start 0"]);
+        worker = bench.core.workers.keys()[0];
+        assert_eq!(bench.does(|core, now, actions| core.ready(worker, now, actions)), ["send 0 0"]);
+    }
+    assert_eq!(bench.exit(worker, |_| false)[0], "lost 0");
 }
 
 #[test]

@@ -31,6 +31,10 @@ pub(crate) const LARGE: usize = 64 << 10;
 /// A worker that has closed its socket ends, as a rule, at once; one that drains may have exit
 /// handlers to run.
 const END_GRACE: Duration = Duration::from_secs(2);
+/// Readings of one worker's socket in one go, at most, so that nobody else waits for long.
+const READINGS: u32 = 16;
+/// A process that has not yet said hello is trusted with no more than this, in bytes.
+const HELLO_MAX: usize = 64 << 10;
 /// So much of a failed start's standard error is kept, in bytes.
 const STDERR_TAIL: u64 = 4096;
 
@@ -197,8 +201,13 @@ impl Engine {
         let (child, socket) = (Arc::new(child), Arc::new(socket));
         let mut state = self.lock();
         let Some(link) = state.links.get_mut(&key) else { return };
-        let process =
-            Process { child: Arc::clone(&child), socket: Arc::clone(&socket), memory, lifeline: None, early_stderr: Some(early_stderr) };
+        let process = Process {
+            child: Arc::clone(&child),
+            socket: Arc::clone(&socket),
+            memory,
+            lifeline: None,
+            early_stderr: Some(Arc::new(early_stderr)),
+        };
         link.process = Some(process);
         let doomed = link.doomed;
         drop(state);
@@ -240,7 +249,7 @@ impl Engine {
                 entry.insert(Reader {
                     socket: Arc::clone(&process.socket),
                     pid: process.child.pid(),
-                    buffer: FrameBuffer::new(self.config.frame_limit),
+                    buffer: FrameBuffer::new(HELLO_MAX.min(self.config.frame_limit)),
                     stage: Stage::Hello,
                     closed: false,
                     descriptors: Vec::new(),
@@ -248,7 +257,14 @@ impl Engine {
                 })
             }
         };
+        let mut readings = 0;
         while !reader.closed {
+            readings += 1;
+            if readings > READINGS && !to_end {
+                // Others have their turn first; the socket is reported anew, for it is still readable.
+                let _ = self.epoll.modify(reader.socket.as_fd(), &mut EpollEvent::new(READ, token(key, SOCKET)));
+                return;
+            }
             let space = reader.buffer.space();
             let len = space.len();
             // A reading ends behind a message that carries descriptors, whatever follows it (unix(7)).
@@ -300,13 +316,14 @@ impl Engine {
     }
 
     fn broke_protocol(&self, key: WorkerKey, stage: Stage, pid: u32, Bad(reason): Bad) {
+        let early = self.lock().links.get(&key).and_then(|link| link.process.as_ref()?.early_stderr.clone());
+        let stderr = early.map(|file| stderr_tail(&file)).unwrap_or_default();
         self.apply(|state, _| {
             if let Some(link) = state.links.get_mut(&key) {
                 if stage == Stage::Ready {
                     link.bad_frame = Some(reason);
                 } else {
-                    let stderr = link.process.as_ref().map(Process::stderr_tail).unwrap_or_default();
-                    link.failure = Some(Why::NotAWorker { pid, reason, stderr }.into());
+                    link.failure.get_or_insert(Why::NotAWorker { pid, reason, stderr }.into());
                 }
             }
             state.core.doom(key, &mut state.actions);
@@ -454,6 +471,8 @@ impl Engine {
     // ---- the end of a process
 
     fn process_ended(&self, driver: &mut Driver, key: WorkerKey) {
+        // It is given nothing more: what follows its last answers must not be charged to it.
+        self.apply(|state, _| state.core.ending(key));
         // What it sent before it ended still counts, all of it.
         self.read(driver, key, true);
         let mut state = self.lock();
@@ -503,7 +522,7 @@ impl Engine {
         let rules = &self.config.rules;
         let why = match (stage, link.timed_out) {
             (Stage::Hello, timed_out) => {
-                let stderr = process.stderr_tail();
+                let stderr = process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default();
                 if timed_out && link.hung_up {
                     Why::NotAWorker { pid, reason: "it closed its socket without a hello".into(), stderr }
                 } else if timed_out {
@@ -515,6 +534,9 @@ impl Engine {
             }
             (_, true) if link.hung_up => Why::NotAWorker { pid, reason: "it closed its socket in init".into(), stderr: String::new() },
             (_, true) => Why::InitTimeout { pid, limit: rules.start_limit.unwrap_or_default() },
+            (_, false) if self.config.init.is_none() => {
+                Why::DiedAtStart { pid, status, stderr: process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default() }
+            }
             (_, false) => match note {
                 Some(Note::Panic { message, place }) => Why::InitPanicked { pid, message, location: Some(place) },
                 _ => Why::InitDied { pid, status },
@@ -549,6 +571,7 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
                 let descriptor = reader.descriptors.pop().filter(|_| reader.descriptors.is_empty() && !reader.truncated);
                 let lifeline = descriptor.ok_or_else(|| Bad("a hello without its one descriptor".into()))?;
                 reader.stage = Stage::Init;
+                reader.buffer.set_limit(engine.config.frame_limit);
                 engine.welcome(key, &hello, lifeline).inspect_err(|_| reader.stage = Stage::Hello)?;
             }
             (Stage::Init, kind::READY) => {
@@ -576,16 +599,13 @@ fn stderr_for_worker() -> io::Result<OwnedFd> {
     own.or_else(|_| File::options().write(true).open("/dev/null").map(OwnedFd::from))
 }
 
-impl Process {
-    /// The last of what it wrote before its hello.
-    fn stderr_tail(&self) -> String {
-        let Some(file) = &self.early_stderr else { return String::new() };
-        let len = file.metadata().map_or(0, |meta| meta.len());
-        let mut bytes = vec![0; len.min(STDERR_TAIL) as usize];
-        match file.read_exact_at(&mut bytes, len.saturating_sub(STDERR_TAIL)) {
-            Ok(()) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(_) => String::new(),
-        }
+/// The last of what a process wrote before its hello.
+fn stderr_tail(file: &File) -> String {
+    let len = file.metadata().map_or(0, |meta| meta.len());
+    let mut bytes = vec![0; len.min(STDERR_TAIL) as usize];
+    match file.read_exact_at(&mut bytes, len.saturating_sub(STDERR_TAIL)) {
+        Ok(()) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(_) => String::new(),
     }
 }
 

@@ -20,8 +20,8 @@ impl Engine {
         match *self {}
     }
 
-    pub(crate) fn is_forked_copy(&self) -> bool {
-        match *self {}
+    pub(crate) fn is_forked_copy() -> bool {
+        false
     }
 
     pub(crate) fn submit(&self, _: &TaskSpec, _: impl FnOnce(&mut Vec<u8>, usize) -> Result<(), What>, _: Reply, _: Room) -> Ticket {

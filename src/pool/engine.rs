@@ -11,7 +11,7 @@ use super::core::{Action, Call, Core, Fate, Mode, Refused, TaskKey, WorkerKey};
 use super::driver::{self, Driver};
 use super::launch;
 use super::link::Link;
-use super::reply::{Cargo, Inlet, Reply};
+use super::reply::{Cargo, Inlet, Reply, shielded};
 use super::spec::{Config, Room, TaskSpec, Ticket};
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{fork, steward, sys};
@@ -138,7 +138,7 @@ impl Engine {
     }
 
     /// Whether this process is a forked copy of the one that has the pool.
-    pub(crate) fn is_forked_copy(&self) -> bool {
+    pub(crate) fn is_forked_copy() -> bool {
         fork::is_forked_copy()
     }
 
@@ -201,7 +201,7 @@ impl Engine {
             static SCRATCH: std::cell::Cell<Vec<u8>> = const { std::cell::Cell::new(Vec::new()) };
         }
         // Taken out, not borrowed: an argument's own code may submit a task.
-        let mut out = SCRATCH.take();
+        let mut out = SCRATCH.try_with(std::cell::Cell::take).unwrap_or_default();
         out.clear();
         let start = frame::begin(&mut out);
         message::call(&mut out, id, task.flags, task.index, task.arity);
@@ -210,7 +210,9 @@ impl Engine {
             frame::finish(&mut out, start);
             Packet::from(&mut out)
         });
-        SCRATCH.set(out);
+        if out.capacity() <= driver::LARGE {
+            let _ = SCRATCH.try_with(|scratch| scratch.set(out)); // the memory of a large one is not kept
+        }
         // The caller is told the limit that was set, not what the frame's head had left of it.
         result.map_err(|what| match what {
             What::ArgumentTooLarge { .. } => What::ArgumentTooLarge { limit: self.config.frame_limit },
@@ -301,7 +303,7 @@ impl Engine {
             room.close();
         }
         self.apply(|state, now| state.core.drain(now, &mut state.actions));
-        self.starts.send_modify(|_| {});
+        shielded(|| self.starts.send_modify(|_| {}));
         self.attend();
         let _ = ended.wait_for(|ended| *ended).await;
     }
@@ -315,7 +317,7 @@ impl Engine {
             room.close();
         }
         self.apply(|state, now| state.core.kill(now, &mut state.actions));
-        self.starts.send_modify(|_| {});
+        shielded(|| self.starts.send_modify(|_| {}));
         self.attend();
     }
 
@@ -359,6 +361,7 @@ impl Engine {
     }
 
     fn perform(&self, todo: Todo) {
+        todo.rooms.into_iter().for_each(|room| shielded(|| drop(room)));
         for key in todo.flush.into_iter().chain(todo.flush_more) {
             self.flush(key);
         }
@@ -374,7 +377,9 @@ impl Engine {
                 }
                 Action::Settle(cargo, fate) => settle(cargo, fate),
                 Action::Ended => {
-                    self.ended.send_replace(true);
+                    shielded(|| {
+                        self.ended.send_replace(true);
+                    });
                     self.alone.store(true, Ordering::Release); // so that the steward forgets it
                     steward::look();
                 }
@@ -456,8 +461,10 @@ impl Engine {
                     if error.kind() == std::io::ErrorKind::WouldBlock {
                         // It stays busy: the event that there is room again goes on from here.
                         driver::want_room(&self.epoll, socket.as_fd(), key);
+                    } else {
+                        // As a rule it is ending anyway; if not, nothing more would reach it. It stays busy.
+                        self.apply(|state, _| state.core.doom(key, &mut state.actions));
                     }
-                    // Else the process is ending: it stays busy, and its end settles everything.
                     return;
                 }
             }
@@ -470,16 +477,6 @@ impl Engine {
         if wanted > 1 {
             return;
         }
-        /// A waker is the caller's code; if one panics, the others must still be able to turn.
-        struct Unwound<'a>(&'a AtomicU32);
-        impl Drop for Unwound<'_> {
-            fn drop(&mut self) {
-                if std::thread::panicking() {
-                    self.0.store(0, Ordering::Release);
-                }
-            }
-        }
-        let _guard = Unwound(&self.wanted);
         loop {
             self.turn_once(&mut self.driver.lock().unwrap_or_else(PoisonError::into_inner));
             match self.wanted.compare_exchange(wanted, 0, Ordering::AcqRel, Ordering::Acquire) {
@@ -497,11 +494,13 @@ impl Engine {
     }
 
     pub(super) fn tell_start(&self, failure: Option<Error>) {
-        self.starts.send_modify(|news| {
-            if let Some(cause) = failure {
-                news.failures += 1;
-                news.last = Some(cause);
-            }
+        shielded(|| {
+            self.starts.send_modify(|news| {
+                if let Some(cause) = failure {
+                    news.failures += 1;
+                    news.last = Some(cause);
+                }
+            });
         });
     }
 }
@@ -522,6 +521,10 @@ impl steward::Turn for Engine {
 
     fn unattended(&self) -> &AtomicBool {
         &self.unattended
+    }
+
+    fn is_turning(&self) -> bool {
+        self.wanted.load(Ordering::Acquire) > 0
     }
 
     fn is_alone(&self) -> bool {
@@ -550,7 +553,9 @@ impl State {
         for action in actions.drain(..) {
             match action {
                 Action::Send(worker, task) => {
-                    let (Some(link), Some(cargo)) = (self.links.get_mut(&worker), self.core.cargo_mut(task)) else { continue };
+                    let Some(cargo) = self.core.cargo_mut(task) else { continue };
+                    cargo.sent_after = u64::MAX; // it may have been sent before
+                    let Some(link) = self.links.get_mut(&worker) else { continue };
                     cargo.sent_after = link.out.push(&cargo.frame);
                     todo.rooms.extend(cargo.room.take());
                     todo.want_flush(worker, link);

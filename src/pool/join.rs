@@ -10,7 +10,7 @@ use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use tokio::sync::oneshot;
 
@@ -44,7 +44,7 @@ pub struct JoinHandle<R> {
 
 impl<R: DeserializeOwned> JoinHandle<R> {
     pub(super) fn new(engine: &Arc<Engine>, ticket: Ticket, function: &'static str, outcome: oneshot::Receiver<Outcome>) -> Self {
-        Self { outcome, abort: AbortHandle { engine: Arc::clone(engine), ticket, function }, result: PhantomData }
+        Self { outcome, abort: AbortHandle { engine: Arc::downgrade(engine), ticket, function }, result: PhantomData }
     }
 
     /// Asks whether the task has ended, and never waits: `None` while it has not.
@@ -58,9 +58,9 @@ impl<R: DeserializeOwned> JoinHandle<R> {
         match self.outcome.try_recv() {
             Ok(outcome) => Some(self.decode(Ok(outcome))),
             Err(oneshot::error::TryRecvError::Closed) => Some(self.decode(Err(()))),
-            Err(oneshot::error::TryRecvError::Empty) if self.abort.engine.is_forked_copy() => Some(Err(self.forked())),
+            Err(oneshot::error::TryRecvError::Empty) if Engine::is_forked_copy() => Some(Err(self.forked())),
             Err(oneshot::error::TryRecvError::Empty) => {
-                self.abort.engine.attend(); // whoever polls in a loop waits, too
+                self.abort.attend(); // whoever polls in a loop waits, too
                 None
             }
         }
@@ -80,10 +80,12 @@ impl<R: DeserializeOwned> JoinHandle<R> {
     ///
     /// Within an async context, as tokio's blocking calls do: there, `.await` it.
     pub fn blocking_join(mut self) -> Result<R, TaskError> {
-        if self.abort.engine.is_forked_copy() {
+        if Engine::is_forked_copy() {
             return self.try_join().unwrap_or_else(|| Err(self.forked()));
         }
-        self.abort.engine.attend_blocking();
+        if let Some(engine) = self.abort.engine.upgrade() {
+            engine.attend_blocking();
+        }
         let Self { outcome, abort, .. } = self;
         decode(outcome.blocking_recv().map_err(|_| ()), abort.function)
     }
@@ -109,8 +111,9 @@ impl<R> JoinHandle<R> {
     /// [`is_cancelled`](TaskError::is_cancelled); if the task had ended by itself just before, to its
     /// result.
     ///
-    /// A task that waits is removed and never runs. A running sync task can only be stopped with its
-    /// process, which is killed; tasks that stood behind it in that worker run elsewhere. A running
+    /// A task that waits in the pool is removed and never runs. A running sync task can only be stopped with its
+    /// process, which is killed; tasks that stood behind it in that worker run elsewhere. (One that had been sent ahead of time and stands behind
+    /// another in its worker is stopped when its turn comes, and may just have begun.) A running
     /// async task is dropped at its next await point; if it reaches none within a second, its process
     /// is killed, and the other async tasks in it are told that their worker died. When the handle
     /// has resolved, the task does not run any more.
@@ -137,7 +140,7 @@ impl<R> JoinHandle<R> {
     ///
     /// A worker may have several short tasks in hand, so the process need not have begun this one.
     pub fn worker_pid(&self) -> Option<u32> {
-        self.abort.ticket.key.and_then(|key| self.abort.engine.worker_pid(key))
+        self.abort.ticket.key.and_then(|key| self.abort.engine.upgrade()?.worker_pid(key))
     }
 }
 
@@ -147,9 +150,9 @@ impl<R: DeserializeOwned> Future for JoinHandle<R> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match Pin::new(&mut self.outcome).poll(cx) {
             Poll::Ready(outcome) => Poll::Ready(self.decode(outcome.map_err(|_| ()))),
-            Poll::Pending if self.abort.engine.is_forked_copy() => Poll::Ready(Err(self.forked())),
+            Poll::Pending if Engine::is_forked_copy() => Poll::Ready(Err(self.forked())),
             Poll::Pending => {
-                self.abort.engine.attend();
+                self.abort.attend();
                 Poll::Pending
             }
         }
@@ -165,7 +168,8 @@ impl<R> fmt::Debug for JoinHandle<R> {
 /// Stops a task, see [`JoinHandle::abort`]. Dropping it does nothing.
 #[derive(Clone)]
 pub struct AbortHandle {
-    engine: Arc<Engine>,
+    /// Not held: the pool's descriptors go with the pool.
+    engine: Weak<Engine>,
     ticket: Ticket,
     function: &'static str,
 }
@@ -173,8 +177,15 @@ pub struct AbortHandle {
 impl AbortHandle {
     /// As [`JoinHandle::abort`].
     pub fn abort(&self) {
-        if let Some(key) = self.ticket.key {
-            self.engine.abort(key);
+        if let (Some(key), Some(engine)) = (self.ticket.key, self.engine.upgrade()) {
+            engine.abort(key);
+        }
+    }
+
+    /// Somebody waits.
+    fn attend(&self) {
+        if let Some(engine) = self.engine.upgrade() {
+            engine.attend();
         }
     }
 

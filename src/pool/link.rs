@@ -41,7 +41,7 @@ pub(crate) struct Process {
     /// Our end of the lifeline: when it closes, the kernel kills the worker. It came with the hello.
     pub(crate) lifeline: Option<OwnedFd>,
     /// Where the worker's standard error goes until it has said hello.
-    pub(crate) early_stderr: Option<File>,
+    pub(crate) early_stderr: Option<Arc<File>>,
 }
 
 /// A piece of what is to be written: gathered small frames, or one large one.

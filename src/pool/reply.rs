@@ -34,14 +34,22 @@ pub(crate) enum Reply {
 
 impl Reply {
     pub(crate) fn settle(self, outcome: Outcome) {
-        match self {
+        shielded(|| match self {
             Self::Join(sender) => drop(sender.send(outcome)), // it may have been detached
             Self::Stream(inlet, place) => inlet.put(place, outcome),
-        }
+        });
     }
 
     pub(crate) fn is_of(&self, inlet: &Arc<Inlet>) -> bool {
         matches!(self, Self::Stream(own, _) if Arc::ptr_eq(own, inlet))
+    }
+}
+
+/// Runs what may wake somebody. A waker is the caller's code: if it panics, that must not keep the others from being
+/// told. The panic has been reported by the application's hook; there is nobody to pass it on to.
+pub(crate) fn shielded(wake: impl FnOnce()) {
+    if let Err(payload) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(wake)) {
+        std::mem::forget(payload); // its drop might panic as well
     }
 }
 
@@ -71,12 +79,18 @@ impl Inlet {
 
     /// Swaps what has come into the (empty) `into`; if nothing has, `waker` is told of the next.
     pub(crate) fn poll_take(&self, into: &mut VecDeque<(u64, Outcome)>, waker: &Waker) -> Poll<()> {
+        // To clone or to drop a waker may run the caller's code: not under the lock.
+        let mut reader = Some(waker.clone());
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        if inside.outcomes.is_empty() {
-            inside.reader = Some(waker.clone());
-            return Poll::Pending;
-        }
-        std::mem::swap(&mut inside.outcomes, into);
-        Poll::Ready(())
+        let polled = if inside.outcomes.is_empty() {
+            std::mem::swap(&mut inside.reader, &mut reader);
+            Poll::Pending
+        } else {
+            std::mem::swap(&mut inside.outcomes, into);
+            Poll::Ready(())
+        };
+        drop(inside);
+        drop(reader);
+        polled
     }
 }

@@ -146,6 +146,13 @@ where
             true
         });
         let taken = sink.poll_take(cx, source.stream.is_none());
+        if taken.is_pending() {
+            // What room was withheld while results were at hand is used before we wait.
+            source.pull(sink.room(), cx, |item| {
+                sink.hand_in(&item);
+                true
+            });
+        }
         if let Poll::Ready(None) = taken
             && let Some(panic) = source.panic.take()
         {
@@ -160,7 +167,6 @@ where
     S: Stream<Item = Result<P, E>>,
     P: ArgsFor<Args>,
     R: DeserializeOwned,
-    E: Unpin,
 {
     type Item = Result<Result<R, TaskError>, E>;
 
@@ -187,6 +193,9 @@ where
         }
     }
 }
+
+/// The source is boxed, and an error that waits for its turn is never pinned.
+impl<S, E, Args, R> Unpin for TryResults<S, E, Args, R> {}
 
 impl<R> Drop for Sink<R> {
     fn drop(&mut self) {
@@ -302,7 +311,7 @@ impl<R: DeserializeOwned> Sink<R> {
                 // The source has ended, or has none now and will wake us.
                 return if source_ended { Poll::Ready(None) } else { Poll::Pending };
             }
-            if self.engine.is_forked_copy() {
+            if Engine::is_forked_copy() {
                 // Their results come to the original process.
                 self.waiting.pop_front();
                 self.next_out += 1;

@@ -5,7 +5,7 @@
 //! * It reaps children whose owner has gone.
 //! * It turns what a runtime should turn but does not (see [`Turn`]).
 //!
-//! No user code runs here, except wakers. It is started with the first pool and stays; in a forked
+//! No user code runs here, except wakers (and the panic hook, should one of them panic). It is started with the first pool and stays; in a forked
 //! copy of the application it does not exist, and nothing is asked of it.
 //!
 //! Who turns a pool that has a runtime:
@@ -17,7 +17,7 @@
 //! ```
 //!
 //! A call from outside that runtime ends the rest ([`attend`]), so that it waits a millisecond or
-//! so; a pool in which nothing happens costs nothing, and a busy one some wake-ups a second.
+//! so (up to a rest more, if it comes just before one begins); a pool in which nothing happens costs nothing, and a busy one some wake-ups a second.
 
 use super::child::Orphan;
 use super::fork;
@@ -46,6 +46,8 @@ pub(crate) trait Turn: Send + Sync {
     fn turns(&self) -> &AtomicU64;
     /// Set while the steward rests; see [`attend`].
     fn unattended(&self) -> &AtomicBool;
+    /// Somebody is turning it.
+    fn is_turning(&self) -> bool;
     /// It has no runtime (any more).
     fn is_alone(&self) -> bool;
 }
@@ -245,7 +247,8 @@ impl Watches {
         let turns = entry.what.turns().load(Ordering::Acquire);
         match entry.watching {
             Watching::Armed => entry.watching = Watching::Checking { turns, until: Instant::now() + PATIENCE },
-            Watching::TakenOver { turns: before } if before != turns => self.arm(token, PATIENCE),
+            // Its runtime turns it again, or is at it right now.
+            Watching::TakenOver { turns: before } if before != turns || entry.what.is_turning() => self.arm(token, PATIENCE),
             Watching::TakenOver { .. } | Watching::Alone => self.turn(token),
             Watching::Checking { .. } | Watching::Resting { .. } => {}
         }

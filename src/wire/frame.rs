@@ -62,6 +62,11 @@ impl FrameBuffer {
         Self { bytes: Vec::new(), start: 0, end: 0, limit }
     }
 
+    /// From now on bodies may be of this length.
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
     /// Where the next reading goes; never empty.
     pub(crate) fn space(&mut self) -> &mut [u8] {
         if self.start == self.end {

@@ -35,6 +35,8 @@ pub(super) fn install(memory: &'static SharedMemory) {
 /// Whether the task that runs now wants a backtrace with its panic; `None`: as the environment says.
 pub(super) fn want_backtrace(want: Option<bool>) {
     WANT_BACKTRACE.set(want);
+    // What another task caught by itself is not this one's.
+    LAST.with(|last| last.try_borrow_mut().map(|mut last| *last = None)).ok();
 }
 
 fn note(info: &PanicHookInfo<'_>) {

@@ -370,7 +370,9 @@ impl Worker {
             Ok(Err(RunError::ResultTooLarge { .. })) => Err(InitFailed::Error { message: "its result is too large".into() }),
             Err(payload) => {
                 let location = panics::last().location;
-                Err(InitFailed::Panicked { message: panics::message(&*payload).to_owned(), location })
+                let message = panics::message(&*payload).to_owned();
+                drop_payload(payload);
+                Err(InitFailed::Panicked { message, location })
             }
         })
     }
