@@ -181,13 +181,16 @@ impl Engine {
 
     /// A full socket has room again.
     fn has_room(&self, key: WorkerKey) {
-        let state = self.lock();
-        let socket = state.links.get(&key).and_then(|link| link.process.as_ref()).map(|p| Arc::clone(&p.socket));
-        drop(state);
-        if let Some(socket) = socket {
-            let _ = self.epoll.modify(socket.as_fd(), &mut EpollEvent::new(READ, token(key, SOCKET)));
-            self.flush(key); // the socket's event is the writer: `busy` is set
+        let mut state = self.lock();
+        let Some(Link { process: Some(process), out, .. }) = state.links.get_mut(&key) else { return };
+        // An event may be a stale one; then somebody else writes, or nobody needs to.
+        if !std::mem::take(&mut out.blocked) {
+            return;
         }
+        let socket = Arc::clone(&process.socket);
+        drop(state);
+        let _ = self.epoll.modify(socket.as_fd(), &mut EpollEvent::new(READ, token(key, SOCKET)));
+        self.flush(key); // `busy` is set
     }
 
     // ---- starting
@@ -261,8 +264,9 @@ impl Engine {
         while !reader.closed {
             readings += 1;
             if readings > READINGS && !to_end {
-                // Others have their turn first; the socket is reported anew, for it is still readable.
-                let _ = self.epoll.modify(reader.socket.as_fd(), &mut EpollEvent::new(READ, token(key, SOCKET)));
+                // Others have their turn first; the socket is reported anew, for it is still readable. Whoever waits for
+                // room in it must not be forgotten by this.
+                let _ = self.epoll.modify(reader.socket.as_fd(), &mut EpollEvent::new(READ_WRITE, token(key, SOCKET)));
                 return;
             }
             let space = reader.buffer.space();

@@ -451,6 +451,7 @@ impl Engine {
                     let mut state = self.lock();
                     if let Some(Link { process: Some(process), out, ended_in_writing, .. }) = state.links.get_mut(&key) {
                         out.wrote(chunk, from, 0);
+                        out.blocked = error.kind() == std::io::ErrorKind::WouldBlock;
                         if *ended_in_writing {
                             let child = Arc::clone(&process.child);
                             drop(state);

@@ -74,6 +74,8 @@ pub(crate) struct Outgoing {
     sent: u64,
     /// Somebody writes, or the socket is full and its event will be the writer.
     pub(crate) busy: bool,
+    /// The socket is full: the event that there is room again is the writer.
+    pub(crate) blocked: bool,
     /// A piece has been taken, and what the kernel took of it is not counted yet.
     writing: bool,
 }
