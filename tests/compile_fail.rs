@@ -95,10 +95,17 @@ fn scratch_package() -> PathBuf {
         let name = source.file_stem().expect("a file has a name");
         manifest += &format!("\n[[bin]]\nname = {name:?}\npath = {source:?}\n");
     }
-    fs::write(scratch.join("Cargo.toml"), manifest).expect("write the manifest");
+    put(&scratch.join("Cargo.toml"), manifest.as_bytes());
     // Without it cargo would choose versions anew, among which may be some that are not on this machine.
     if let Ok(lock) = fs::read(here.join("Cargo.lock")) {
-        fs::write(scratch.join("Cargo.lock"), lock).expect("write the lock file");
+        put(&scratch.join("Cargo.lock"), &lock);
     }
     scratch
+}
+
+/// All at once: under a runner that gives each test a process of its own, others read it meanwhile.
+fn put(path: &Path, bytes: &[u8]) {
+    let new = path.with_extension(std::process::id().to_string());
+    fs::write(&new, bytes).expect("the directory is ours");
+    fs::rename(new, path).expect("the directory is ours");
 }
