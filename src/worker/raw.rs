@@ -89,9 +89,7 @@ const ALTERNATE_STACK: usize = 64 << 10;
 
 /// Notes a stack overflow of the calling thread in `memory`, and lets it kill as before.
 pub(super) fn note_stack_overflow(memory: &'static SharedMemory) -> io::Result<()> {
-    let (stack, stack_len) = own_stack()?;
-    let _ = stack_len;
-    STACK_END.store(stack, Ordering::Relaxed);
+    STACK_END.store(own_stack_end()?, Ordering::Relaxed);
     MEMORY.store(ptr::from_ref(memory).cast_mut(), Ordering::Release);
     let alternate: &'static mut [u8] = Box::leak(vec![0; ALTERNATE_STACK].into_boxed_slice());
     // SAFETY: the alternate stack lives for ever and belongs to this thread alone; the handler is
@@ -109,8 +107,8 @@ pub(super) fn note_stack_overflow(memory: &'static SharedMemory) -> io::Result<(
     Ok(())
 }
 
-/// The calling thread's stack: lowest address and length.
-fn own_stack() -> io::Result<(usize, usize)> {
+/// The lowest address that the calling thread's stack may grow to.
+fn own_stack_end() -> io::Result<usize> {
     // SAFETY: the attributes are initialised by pthread_getattr_np before they are read, and destroyed.
     unsafe {
         let mut attributes: libc::pthread_attr_t = std::mem::zeroed();
@@ -124,7 +122,7 @@ fn own_stack() -> io::Result<(usize, usize)> {
         if result != 0 {
             return Err(io::Error::from_raw_os_error(result));
         }
-        Ok((address as usize, len))
+        Ok(address as usize)
     }
 }
 
