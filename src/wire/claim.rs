@@ -133,10 +133,14 @@ impl<'a> Claims<'a> {
         word.compare_exchange(claim.word(QUEUED), claim.word(STARTED), Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// The task has ended, and its reply is committed.
+    /// The task has ended, and its reply is committed. The pool may have read that by now, and have given the slot to another
+    /// task: then nothing is to be said any more.
     pub(crate) fn finish(&self, claim: Claim) {
-        if let Some(word) = self.word(claim) {
-            word.store(claim.word(DONE), Ordering::Release);
+        let Some(word) = self.word(claim) else { return };
+        let done = claim.word(DONE);
+        if word.compare_exchange(claim.word(STARTED), done, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            // Else it was asked to stop meanwhile.
+            let _ = word.compare_exchange(claim.word(ASKED), done, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
 }
@@ -196,6 +200,7 @@ mod tests {
         assert_eq!(claims.revoke(old), Progress::Queued);
         claims.offer(new);
         assert!(!claims.begin(old), "the frame of the old one is still on its way");
+        claims.finish(old);
         assert_eq!((claims.look(old), claims.look(new)), (Progress::Unknown, Progress::Queued));
     }
 
