@@ -66,6 +66,7 @@ struct Steward {
 
 static STEWARD: OnceLock<Steward> = OnceLock::new();
 static STARTING: Mutex<()> = Mutex::new(());
+static THREAD: OnceLock<std::thread::ThreadId> = OnceLock::new();
 
 /// Starts the steward, unless it runs.
 pub(crate) fn start() -> io::Result<()> {
@@ -81,6 +82,7 @@ pub(crate) fn start() -> io::Result<()> {
     let mut before = nix::sys::signal::SigSet::empty();
     nix::sys::signal::pthread_sigmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
     let thread = std::thread::Builder::new().name("procpool-steward".into()).spawn(move || {
+        let _ = THREAD.set(std::thread::current().id());
         let watch = Watches { epoll, entries: HashMap::new(), orphans: HashMap::new(), next: BELL + 1 };
         watch.run(STEWARD.wait());
     });
@@ -106,6 +108,22 @@ fn order(order: Order) {
 /// Runs `job` on the steward's thread. It must not wait for anything but an `exec`.
 pub(crate) fn run(job: impl FnOnce() + Send + 'static) {
     order(Order::Do(Box::new(job)));
+}
+
+/// Runs `job` on the steward's thread and waits for what it gives, for an `exec` and no longer. `None` in a forked copy,
+/// and if it panicked.
+pub(crate) fn ask<R: Send + 'static>(job: impl FnOnce() -> R + Send + 'static) -> Option<R> {
+    if is_this_thread() {
+        return shielded(job); // a waker that starts something: it must not wait for itself
+    }
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    run(move || drop(sender.send(job())));
+    receiver.recv().ok()
+}
+
+/// Whether the caller is the steward: it runs wakers, which may be anything.
+pub(crate) fn is_this_thread() -> bool {
+    THREAD.get() == Some(&std::thread::current().id())
 }
 
 /// Watches over `what` until it has ended.
