@@ -1,9 +1,9 @@
 //! The options of a process.
 
+use super::Process;
 use super::detached::Detaching;
 use super::machine;
 use super::stdio::{Kind, Stdio};
-use super::Process;
 use crate::error::{Error, Why};
 use crate::task::{ArgsFor, Task, ZeroSized, encode_args, index_of};
 use crate::wire::value::EncodeError;
@@ -212,7 +212,7 @@ impl ProcessBuilder {
     /// It is started by a double fork: adopted by init (or by the nearest subreaper, prctl(2)), in a session of its own
     /// and not the leader of it, so that it never gets a controlling terminal. It begins in the directory `/`, with its
     /// standard streams at `/dev/null`, unless said otherwise here; [`umask`](Self::umask), environment and name are as
-    /// set here. It holds no descriptor of the application's, nor any to it. What its function returns is thrown away;
+    /// set here. It holds no pipe, socket or file of the application's, whatever that left open at an exec. What its function returns is thrown away;
     /// its exit code is 0 for a return and 101 for a panic. `procpool::parent()` is `None` there.
     ///
     /// The future resolves when the daemon has all that it needs and what started it has ended. It need not be polled for

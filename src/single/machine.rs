@@ -462,7 +462,7 @@ impl Machine {
     // ---- its end
 
     fn time_is_up(&self, inside: &mut Inside) {
-        if inside.timer.as_ref().is_some_and(|timer| is_due(timer)) {
+        if inside.timer.as_ref().is_some_and(is_due) {
             inside.timer = None;
             inside.timed_out = true;
             self.close_socket(inside);

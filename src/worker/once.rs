@@ -2,8 +2,8 @@
 
 use super::inbox::Inbox;
 use super::lifeline::{self, Lifeline};
-use super::serve::{self, Call, Outcome, lost};
 use super::panics;
+use super::serve::{self, Call, Outcome, lost};
 use crate::task::{Run, RunSync};
 use crate::wire::frame;
 use crate::wire::message::{self, Failed, Single};

@@ -395,7 +395,13 @@ impl Worker {
 }
 
 /// An async task: its panics are caught, and it can be dropped at an await point.
-pub(super) fn begin(call: &Call, function: RunAsync, args: &[u8], limit: usize, registration: futures::future::AbortRegistration) -> Answer {
+pub(super) fn begin(
+    call: &Call,
+    function: RunAsync,
+    args: &[u8],
+    limit: usize,
+    registration: futures::future::AbortRegistration,
+) -> Answer {
     let (id, backtrace) = (call.id, call.backtrace);
     // Decoding is user code as well. The head of a reply takes at most 16 bytes.
     panics::want_backtrace(backtrace);
