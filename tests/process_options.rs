@@ -1,6 +1,7 @@
 //! What a process is started into: streams, environment, directory, name, group.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "where it goes is what is tested")]
 
 #[path = "common/processes.rs"]
 mod processes;

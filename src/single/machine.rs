@@ -93,6 +93,8 @@ struct Inside {
     /// Our end: when it closes, the kernel kills the process, unless that has let go.
     lifeline: Option<OwnedFd>,
     timer: Option<TimerFd>,
+    /// How long it runs.
+    limit: Duration,
     welcome: Welcome,
     /// Standard error and input as they are to be from the welcome on.
     given: Vec<OwnedFd>,
@@ -100,6 +102,8 @@ struct Inside {
     /// The call, and how much of it has been written.
     out: Vec<u8>,
     written: usize,
+    /// It has closed its socket before it had all of the call.
+    is_deaf: bool,
     buffer: FrameBuffer,
     /// Descriptors that came before the welcome.
     received: Vec<OwnedFd>,
@@ -160,70 +164,106 @@ fn prepare(mut order: Order) -> Result<(Ready, Streams), Error> {
 
 /// On the steward's thread, since the parent-death signal follows the thread that spawned.
 fn launch(ready: Ready, started: Arc<Coming<Result<u32, Error>>>) -> Result<Arc<Machine>, Error> {
-    let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
-    let Ready { order, stdin, stdout, stderr, handover } = ready;
-    let (socket, theirs) =
-        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).map_err(step("making a process's socket"))?;
-    let early_stderr = standard::early_stderr().map_err(|e| Error::spawn("making a process's first standard error", e))?;
-    let their_stderr = early_stderr.try_clone().map_err(|e| Error::spawn("making a process's first standard error", e))?;
-    let memory = SharedMemory::create(NOTE_WORDS * size_of::<u64>()).map_err(|e| Error::spawn("making a process's memory", e))?;
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making a process's epoll set"))?;
-    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
-        .and_then(|timer| timer.set(Expiration::OneShot(HELLO_LIMIT.into()), TimerSetTimeFlags::empty()).map(|()| timer))
-        .map_err(step("making a process's timer"))?;
-    epoll
-        .add(&socket, EpollEvent::new(READ, SOCKET))
-        .and_then(|()| epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)))
-        .map_err(step("watching a process's socket"))?;
+    let Ready { mut order, stdin, stdout, stderr, handover } = ready;
+    let (socket, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(|errno| Error::spawn("making a process's socket", errno.into()))?;
+    let no_stderr = |e| Error::spawn("making a process's first standard error", e);
+    let early_stderr = standard::early_stderr().map_err(no_stderr)?;
+    let their_stderr = early_stderr.try_clone().map_err(no_stderr)?;
     let version = env!("CARGO_PKG_VERSION");
     let marker = OsString::from(if order.detach { format!("{version}{DETACH}") } else { version.into() });
-    let surroundings = Spawn { env: order.env, env_clear: order.env_clear, current_dir: order.current_dir, group: order.group };
+    let surroundings = Spawn {
+        env: std::mem::take(&mut order.env),
+        env_clear: order.env_clear,
+        current_dir: order.current_dir.take(),
+        group: order.group,
+    };
     let child = spawn_with_stdout(&surroundings, theirs, stdout, their_stderr.into(), (MARKER, &marker))
         .map_err(|e| Error::spawn("starting a process", e))?;
-    // By edge: should a debugger keep it from being reaped, it would be reported for ever.
-    epoll.add(child.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, ENDED)).map_err(step("watching a process"))?;
-    let welcome = Welcome {
-        frame_limit: frame::BODY_MAX_DEFAULT as u32,
-        depth: worker::depth() + 1,
-        init: false,
-        name: order.name.unwrap_or_else(worker::program_name),
-        single: Some(Single { tied: order.tied, stdin: stdin.is_some(), umask: order.umask }),
-    };
-    let inside = Inside {
-        stage: Stage::Hello,
-        socket: Some(socket),
-        memory,
-        lifeline: None,
-        timer: Some(timer),
-        welcome,
-        given: [stderr].into_iter().chain(stdin).collect(),
-        early_stderr: Some(early_stderr),
-        out: order.call,
-        written: 0,
-        buffer: FrameBuffer::new(HELLO_MAX),
-        received: Vec::new(),
-        truncated: false,
-        answer: None,
-        refused: None,
-        bad: None,
-        timed_out: false,
-        detached: None,
-        handover,
-    };
-    let machine = Arc::new(Machine {
-        child,
-        function: order.function,
-        detach: order.detach,
-        epoll,
-        inside: Mutex::new(Some(inside)),
-        signalled: AtomicBool::new(false),
-        started,
-        ended: Coming::new(),
-        turns: AtomicU64::new(0),
-        unattended: AtomicBool::new(false),
-    });
+    let given = Given { stdin, stderr, handover };
+    let machine = Machine::new(order, given, Launched { child, socket, early_stderr }, started, HELLO_LIMIT)?;
     steward::watch(Arc::clone(&machine) as _);
     Ok(machine)
+}
+
+/// A process that has just been started.
+pub(super) struct Launched {
+    pub(super) child: Child,
+    pub(super) socket: OwnedFd,
+    pub(super) early_stderr: File,
+}
+
+/// What it is given, or what it holds, until it has taken up its work.
+pub(super) struct Given {
+    pub(super) stdin: Option<OwnedFd>,
+    pub(super) stderr: OwnedFd,
+    pub(super) handover: Option<Handover>,
+}
+
+impl Machine {
+    pub(super) fn new(
+        order: Order,
+        given: Given,
+        launched: Launched,
+        started: Arc<Coming<Result<u32, Error>>>,
+        limit: Duration,
+    ) -> Result<Arc<Self>, Error> {
+        let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
+        let Launched { child, socket, early_stderr } = launched;
+        let memory = SharedMemory::create(NOTE_WORDS * size_of::<u64>()).map_err(|e| Error::spawn("making a process's memory", e))?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making a process's epoll set"))?;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
+            .and_then(|timer| timer.set(Expiration::OneShot(limit.into()), TimerSetTimeFlags::empty()).map(|()| timer))
+            .map_err(step("making a process's timer"))?;
+        // Its end by edge: should a debugger keep it from being reaped, it would be reported for ever.
+        epoll
+            .add(&socket, EpollEvent::new(READ, SOCKET))
+            .and_then(|()| epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)))
+            .and_then(|()| epoll.add(child.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, ENDED)))
+            .map_err(step("watching a process"))?;
+        let welcome = Welcome {
+            frame_limit: frame::BODY_MAX_DEFAULT as u32,
+            depth: worker::depth() + 1,
+            init: false,
+            name: order.name.unwrap_or_else(worker::program_name),
+            single: Some(Single { tied: order.tied, stdin: given.stdin.is_some(), umask: order.umask }),
+        };
+        let inside = Inside {
+            stage: Stage::Hello,
+            socket: Some(socket),
+            memory,
+            lifeline: None,
+            timer: Some(timer),
+            limit,
+            welcome,
+            given: [given.stderr].into_iter().chain(given.stdin).collect(),
+            early_stderr: Some(early_stderr),
+            out: order.call,
+            written: 0,
+            is_deaf: false,
+            buffer: FrameBuffer::new(HELLO_MAX),
+            received: Vec::new(),
+            truncated: false,
+            answer: None,
+            refused: None,
+            bad: None,
+            timed_out: false,
+            detached: None,
+            handover: given.handover,
+        };
+        Ok(Arc::new(Self {
+            child,
+            function: order.function,
+            detach: order.detach,
+            epoll,
+            inside: Mutex::new(Some(inside)),
+            signalled: AtomicBool::new(false),
+            started,
+            ended: Coming::new(),
+            turns: AtomicU64::new(0),
+            unattended: AtomicBool::new(false),
+        }))
+    }
 }
 
 /// By level: what is not read in one turn is read in the next.
@@ -321,6 +361,7 @@ impl Machine {
             // Closing it would take it out as well, unless a fork of ours holds a copy.
             let _ = self.epoll.delete(&socket);
         }
+        inside.is_deaf |= !inside.out.is_empty();
         inside.out = Vec::new();
     }
 
@@ -450,7 +491,10 @@ impl Machine {
                     return;
                 }
                 // It does not read any more; what it has to say comes all the same.
-                Err(_) => inside.written = inside.out.len(),
+                Err(_) => {
+                    inside.is_deaf = true;
+                    inside.written = inside.out.len();
+                }
             }
             if inside.written == inside.out.len() {
                 inside.out = Vec::new();
@@ -515,7 +559,7 @@ impl Machine {
         let stderr = inside.early_stderr.as_ref().map(standard::tail).unwrap_or_default();
         let why = match &inside.bad {
             Some(reason) => Why::NotAWorker { pid, reason: reason.clone(), stderr },
-            None if inside.timed_out => Why::HelloTimeout { pid, limit: HELLO_LIMIT, stderr },
+            None if inside.timed_out => Why::HelloTimeout { pid, limit: inside.limit, stderr },
             None => Why::DiedAtStart { pid, status, stderr },
         };
         why.into()
@@ -538,7 +582,7 @@ impl steward::Turn for Machine {
         let has_ended = self.child.has_ended();
         self.read(inside, has_ended);
         self.write(inside);
-        let is_with_it = inside.stage == Stage::Running && inside.out.is_empty();
+        let is_with_it = inside.stage == Stage::Running && inside.out.is_empty() && !inside.is_deaf;
         if self.detach {
             return match self.turn_detached(inside, has_ended, is_with_it) {
                 None => true,

@@ -20,6 +20,8 @@ mod machine;
 mod machine;
 mod parent;
 mod stdio;
+#[cfg(all(test, target_os = "linux"))]
+mod strange_processes;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod streams;
 #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))))]
