@@ -63,9 +63,11 @@ use tokio::sync::oneshot;
 /// println!("process {}", child.pid());
 /// assert_eq!(child.await?, 6);
 ///
-/// let stuck = Process::spawn(|| loop { std::thread::park() }, ())?;
-/// stuck.terminate()?;
-/// let error: procpool::TaskError = stuck.await.map(|(): ()| ()).unwrap_err();
+/// fn stuck() { loop { std::thread::park() } }
+///
+/// let child = Process::spawn(stuck, ())?;
+/// child.terminate()?;
+/// let error = child.await.unwrap_err();
 /// assert!(error.is_worker_died());
 /// println!("{error}"); // worker process 4243 died while it ran task … (signal: 15 (SIGTERM))
 /// # Ok(())
