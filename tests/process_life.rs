@@ -396,6 +396,7 @@ fn processes_that_were_dropped_unjoined_are_reaped_without_anybody_waiting() {
 fn own_process_dropped() {
     let Some(dir) = own_dir() else { return };
     let (log, gate) = (dir.join("log"), dir.join("gate"));
+    let before = processes::descriptors(pid());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut all = Vec::new();
     runtime.block_on(async {
@@ -409,10 +410,12 @@ fn own_process_dropped() {
     drop(runtime);
     std::fs::write(gate, "").unwrap();
     wait_until("all have been reaped", || all.iter().all(|pid| state(*pid).is_none()));
-    // Nor is anything left of them here: the steward's three descriptors at most are.
+    // Nor is anything left of them here: only the steward's bell and its set of descriptors are new.
+    let is_the_stewards = |what: &str| ["anon_inode:[eventfd]", "anon_inode:[eventpoll]"].contains(&what);
     wait_until("their descriptors are closed", || {
-        let open = processes::descriptors(pid());
-        open.iter().all(|(_, what)| !what.contains("socket") && !what.contains("pidfd") && !what.contains("memfd"))
+        let mut new = processes::descriptors(pid());
+        new.retain(|one| !before.contains(one));
+        new.len() <= 2 && new.iter().all(|(_, what)| is_the_stewards(what))
     });
 }
 
@@ -461,6 +464,18 @@ fn own_process_thief() {
         }
         assert_eq!(child.blocking_join().unwrap(), 5);
     }
+}
+
+#[test]
+fn a_handle_goes_anywhere() {
+    fn goes_anywhere<T: Send + Sync + Unpin + 'static>() {}
+    // Also where its value cannot.
+    goes_anywhere::<Process<std::rc::Rc<u8>>>();
+    goes_anywhere::<procpool::Detaching>();
+    fn is_send(_: impl Send) {}
+    let child = Process::spawn(|| (), ()).unwrap();
+    is_send(child.wait());
+    is_send(child.started());
 }
 
 // ---- starts that fail

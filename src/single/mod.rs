@@ -172,7 +172,7 @@ impl<R> Process<R> {
     ///
     /// The signal is sent to the process alone; what is left of its group when it ends is killed then. `Ok` if it has
     /// ended: no signal ever reaches another process that has got its number. A process that is stopped, or that handles
-    /// or ignores SIGTERM, does not end by this.
+    /// or ignores SIGTERM (what the application ignores, it ignores too: execve(2)), does not end by this.
     ///
     /// # Errors
     ///
