@@ -81,6 +81,36 @@ async fn own_process_that_ends() {
     }
 }
 
+/// Notes itself; as many levels of processes below it, each waited for.
+fn descend(log: PathBuf, levels: u32) {
+    note(&log, pid());
+    if levels == 0 {
+        hang(log);
+    } else {
+        let _ = Process::spawn(descend, (log, levels - 1)).unwrap().blocking_join();
+    }
+}
+
+#[test]
+fn when_the_application_is_killed_processes_of_processes_go_as_well() {
+    let (test, dir) = ("own_process_with_descendants", tempdir().unwrap());
+    let log = dir.path().join("log");
+    let mut command = own_process(&std::env::current_exe().unwrap(), test, dir.path());
+    let mut application = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    wait_until("all have begun", || lines(&log).len() == 4);
+    let all: Vec<_> = lines(&log).iter().map(|pid| Seen::now(pid.parse().unwrap()).unwrap()).collect();
+    application.kill().unwrap();
+    application.wait().unwrap();
+    wait_until("all are gone", || all.iter().all(|process| process.has_ended()));
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_with_descendants() {
+    let Some(dir) = own_dir() else { return };
+    let _ = Process::spawn(descend, (dir.join("log"), 2)).unwrap().blocking_join();
+}
+
 #[test]
 fn a_process_that_is_to_go_on_gets_its_call_though_its_parent_returns_at_once() {
     let dir = tempdir().unwrap();

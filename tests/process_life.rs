@@ -330,6 +330,19 @@ fn a_program_without_a_runtime_waits_as_well() {
     wait_until("a poll finds it", || child.try_join().is_some());
 }
 
+#[test]
+fn a_process_is_fed_and_waited_for_whatever_becomes_of_runtimes() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let first = runtime();
+    // More than a socket takes at once, and nobody ever polls.
+    let bytes = vec![1u8; 4 << 20];
+    let mut child = first.block_on(async { Process::spawn(|bytes: Vec<u8>| bytes.len(), &bytes[..]).unwrap() });
+    // A wait that began in a runtime which is gone.
+    assert!(first.block_on(async { tokio::time::timeout(Duration::ZERO, &mut child).await }).is_err() || !child.is_alive());
+    drop(first);
+    assert_eq!(runtime().block_on(soon(child)).unwrap(), 4 << 20);
+}
+
 #[tokio::test]
 #[should_panic(expected = "block")]
 async fn blocking_within_a_runtime_panics() {

@@ -403,10 +403,14 @@ impl Machine {
             return Err(Bad("a descriptor that nobody asked for".into()));
         }
         inside.stage = Stage::Running;
+        self.stop_timer(inside);
+        Ok(())
+    }
+
+    fn stop_timer(&self, inside: &mut Inside) {
         if let Some(timer) = inside.timer.take() {
             let _ = self.epoll.delete(&timer);
         }
-        Ok(())
     }
 
     fn answered(&self, inside: &mut Inside, id: u64, answer: impl FnOnce(&mut Inside) -> Result<Packet, Failed>) -> Result<(), Bad> {
@@ -421,15 +425,7 @@ impl Machine {
 
     /// The hello has come: keep the lifeline, and answer. The call follows.
     fn welcome(&self, inside: &mut Inside, hello: &Hello) -> Result<(), Bad> {
-        if hello.protocol != message::PROTOCOL {
-            return Err(Bad(format!("it speaks version {} of the protocol, not {}", hello.protocol, message::PROTOCOL)));
-        }
-        if hello.version != env!("CARGO_PKG_VERSION") {
-            return Err(Bad(format!("it has version {} of this crate, not {}", hello.version, env!("CARGO_PKG_VERSION"))));
-        }
-        if hello.fingerprint != crate::task::fingerprint() {
-            return Err(Bad("it is another build of this program: its task table is not ours".into()));
-        }
+        worker::check_hello(hello)?;
         if inside.truncated && inside.received.is_empty() {
             // It sent one, and we have no number left for it: no fault of the process's.
             self.refuse(inside, Error::spawn("taking in a process's lifeline", nix::errno::Errno::EMFILE.into()));
@@ -507,7 +503,7 @@ impl Machine {
 
     fn time_is_up(&self, inside: &mut Inside) {
         if inside.timer.as_ref().is_some_and(is_due) {
-            inside.timer = None;
+            self.stop_timer(inside);
             inside.timed_out = true;
             self.close_socket(inside);
             // Of a detached process it is the lifeline that ends it.

@@ -4,6 +4,7 @@ use super::start::{MARKER, depth, linked};
 use crate::error::{Error, Why};
 use crate::process::{fork, is_secure};
 use crate::task;
+use crate::wire::message::{self, Bad, Hello};
 use std::path::PathBuf;
 
 /// Workers within workers, at most. Each level may multiply the number of processes, so a task that builds a pool and
@@ -28,6 +29,20 @@ pub(crate) fn check_program() -> Result<(), Error> {
     task::in_main_executable().map_err(|object| Error::from(Why::NotInProgram { object }))?;
     if depth() >= DEPTH_MAX {
         return Err(Why::TooDeep { limit: DEPTH_MAX }.into());
+    }
+    Ok(())
+}
+
+/// Whether this is the hello of a fresh start of this very program.
+pub(crate) fn check_hello(hello: &Hello) -> Result<(), Bad> {
+    if hello.protocol != message::PROTOCOL {
+        return Err(Bad(format!("it speaks version {} of the protocol, not {}", hello.protocol, message::PROTOCOL)));
+    }
+    if hello.version != env!("CARGO_PKG_VERSION") {
+        return Err(Bad(format!("it has version {} of this crate, not {}", hello.version, env!("CARGO_PKG_VERSION"))));
+    }
+    if hello.fingerprint != task::fingerprint() {
+        return Err(Bad("it is another build of this program: its task table is not ours".into()));
     }
     Ok(())
 }
