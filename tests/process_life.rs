@@ -336,7 +336,9 @@ fn a_process_is_fed_and_waited_for_whatever_becomes_of_runtimes() {
     let first = runtime();
     // More than a socket takes at once, and nobody ever polls.
     let bytes = vec![1u8; 4 << 20];
-    let mut child = first.block_on(async { Process::spawn(|bytes: Vec<u8>| bytes.len(), &bytes[..]).unwrap() });
+    let inside = first.enter();
+    let mut child = Process::spawn(|bytes: Vec<u8>| bytes.len(), &bytes[..]).unwrap();
+    drop(inside);
     // A wait that began in a runtime which is gone.
     assert!(first.block_on(async { tokio::time::timeout(Duration::ZERO, &mut child).await }).is_err() || !child.is_alive());
     drop(first);
@@ -531,4 +533,28 @@ async fn a_process_that_is_killed_from_outside_before_it_begins_is_a_failed_star
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn a_process_takes_few_descriptors_of_its_application() {
+    in_own_process("own_process_that_counts");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_that_counts() {
+    let Some(dir) = own_dir() else { return };
+    drop(Process::spawn(|| (), ()).unwrap().blocking_join()); // the steward's are there from now on
+    let count = || processes::descriptors(pid()).len();
+    let sets = || processes::descriptors(pid()).iter().filter(|(_, what)| what == "anon_inode:[eventpoll]").count();
+    wait_until("what the first took is given back", || sets() == 1); // the steward's own
+    let before = count();
+    let child = Process::spawn(wait_for, (dir.join("log"), dir.join("gate"))).unwrap();
+    child.blocking_started().unwrap();
+    wait_until("those of the start are closed", || count() <= before + 5);
+    std::fs::write(dir.join("gate"), "").unwrap();
+    child.blocking_wait().unwrap();
+    assert_eq!(count(), before + 2);
+    drop(child);
+    wait_until("none is left", || count() == before);
 }

@@ -162,7 +162,8 @@ impl ProcessBuilder {
     /// * `false`: it goes on. As long as the application lives, all is as with `true`: the handle waits, signals, and gets
     ///   the result, and the application reaps it. When the application has ended, init adopts the process; the result of
     ///   its function is thrown away when it comes, and so is its error. Pipes to it are closed. What it leaves of its
-    ///   group when it ends is left alone then.
+    ///   group when it ends is left alone then. The streams that it has inherited it keeps open: whoever reads the
+    ///   application's output to its end waits for it, too, unless it is given others.
     ///
     ///   The application's exit does not wait for it to end; it waits only (by an exit handler, some milliseconds after
     ///   the start at most) until the process has all that it needs. An application that is *killed* before that takes

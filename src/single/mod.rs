@@ -79,7 +79,7 @@ use tokio::sync::oneshot;
 ///
 /// # Exit status
 ///
-/// 0 when the function returned, whatever it returned; 101 when it panicked; 1 when its arguments could not be decoded or
+/// 0 when the function returned, whatever it returned; 101 when it panicked (with `panic = "abort"`, SIGABRT); 1 when its arguments could not be decoded or
 /// its result not be encoded; otherwise what it exits with itself, or the signal that ended it. A function that exits by
 /// itself, even with 0, has no value: the handle resolves to [`is_worker_died`](TaskError::is_worker_died) with that
 /// status.
@@ -96,6 +96,11 @@ use tokio::sync::oneshot;
 /// unless it was started with [`daemon(false)`](ProcessBuilder::daemon). With
 /// [`kill_on_drop`](ProcessBuilder::kill_on_drop) it is killed, with its group. Pipes to it that were not taken are
 /// closed.
+///
+/// # Resources
+///
+/// A process that runs takes five descriptors here, and one for each pipe; one that has ended takes two until its handle is
+/// dropped, beside its encoded value. None takes a thread.
 ///
 /// # Cancel safety
 ///
