@@ -152,6 +152,23 @@ async fn values_travel_both_ways_whatever_their_size() {
 }
 
 #[tokio::test]
+async fn a_call_that_is_taken_slowly_arrives_whole() {
+    async fn taken(bytes: Vec<u8>) -> u64 {
+        bytes.into_iter().map(u64::from).sum()
+    }
+    let bytes: Vec<u8> = (0..16 << 20).map(|n: u32| n as u8).collect();
+    let child = Process::spawn(taken, &bytes[..]).unwrap();
+    // It stands still in the middle, as often as not.
+    for _ in 0..20 {
+        child.signal(libc::SIGSTOP).unwrap();
+        tokio::task::yield_now().await;
+        child.signal(libc::SIGCONT).unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(soon(child).await.unwrap(), bytes.iter().map(|byte| u64::from(*byte)).sum::<u64>());
+}
+
+#[tokio::test]
 async fn what_cannot_be_encoded_starts_nothing() {
     struct Unspeakable;
     impl serde::Serialize for Unspeakable {

@@ -215,11 +215,10 @@ impl Machine {
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
             .and_then(|timer| timer.set(Expiration::OneShot(limit.into()), TimerSetTimeFlags::empty()).map(|()| timer))
             .map_err(step("making a process's timer"))?;
-        // Its end by edge: should a debugger keep it from being reaped, it would be reported for ever.
         epoll
             .add(&socket, EpollEvent::new(READ, SOCKET))
             .and_then(|()| epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)))
-            .and_then(|()| epoll.add(child.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, ENDED)))
+            .and_then(|()| epoll.add(child.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, ENDED)))
             .map_err(step("watching a process"))?;
         let welcome = Welcome {
             frame_limit: frame::BODY_MAX_DEFAULT as u32,
@@ -482,10 +481,7 @@ impl Machine {
             }
             match sys::send(socket.as_fd(), &inside.out[inside.written..]) {
                 Ok(n) => inside.written += n,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let _ = self.epoll.modify(socket, &mut EpollEvent::new(READ | EpollFlags::EPOLLOUT, SOCKET));
-                    return;
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // It does not read any more; what it has to say comes all the same.
                 Err(_) => {
                     inside.is_deaf = true;
@@ -495,7 +491,12 @@ impl Machine {
             if inside.written == inside.out.len() {
                 inside.out = Vec::new();
                 let _ = self.epoll.modify(socket, &mut EpollEvent::new(READ, SOCKET));
+                return;
             }
+        }
+        // The rest when there is room, or when others have had their turn.
+        if let Some(socket) = &inside.socket {
+            let _ = self.epoll.modify(socket, &mut EpollEvent::new(READ | EpollFlags::EPOLLOUT, SOCKET));
         }
     }
 
@@ -571,8 +572,10 @@ impl steward::Turn for Machine {
         let mut slot = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(inside) = slot.as_mut() else { return false };
         self.turns.fetch_add(1, Ordering::Relaxed);
-        // Taken out: those that are reported by edge are reported once.
-        let _ = self.epoll.wait(&mut [EpollEvent::empty(); 4], EpollTimeout::ZERO);
+        // The steward also looks without cause, when something else has lost its runtime: one system call, for each of many.
+        if self.epoll.wait(&mut [EpollEvent::empty(); 4], EpollTimeout::ZERO) == Ok(0) {
+            return true;
+        }
         self.time_is_up(inside);
         // Looked at before the reading: what it sent before its end is there then.
         let has_ended = self.child.has_ended();
@@ -595,7 +598,7 @@ impl steward::Turn for Machine {
         if has_started {
             inside.handover = None;
         }
-        // A debugger may still hold it; its end is reported once more then.
+        // A debugger may still hold it: then it is looked at again.
         let exit = if has_ended { self.child.try_reap() } else { None };
         let over = exit.and_then(|exit| Some((slot.take()?, exit.status)));
         drop(slot);
@@ -629,6 +632,8 @@ impl Machine {
     fn turn_detached(&self, inside: &mut Inside, has_ended: bool, is_with_it: bool) -> Option<Result<u32, Error>> {
         // What we have started is to fork and to end well, first of all.
         let exit = if has_ended { self.child.try_reap()? } else { return None };
+        // It stays readable; from here on it is the socket that counts.
+        let _ = self.epoll.delete(self.child.pidfd());
         if exit.status.is_some_and(|status| !status.success()) || inside.refused.is_some() || inside.bad.is_some() || inside.timed_out {
             return Some(Err(self.why_start_failed(inside, exit.status)));
         }
