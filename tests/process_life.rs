@@ -344,6 +344,14 @@ fn a_program_without_a_runtime_waits_as_well() {
     assert_eq!(code(child.blocking_wait()), 0);
     assert_eq!(child.blocking_join().unwrap(), 42);
     let child = Process::spawn(|| (), ()).unwrap();
+    assert_eq!(child.blocking_wait_timeout(FUSE).unwrap().map(ending), Some(0));
+    let child = Process::spawn(hang, PathBuf::from("/dev/null")).unwrap();
+    for limit in [Duration::ZERO, Duration::from_millis(20)] {
+        assert_eq!(child.blocking_wait_timeout(limit).unwrap(), None);
+    }
+    child.kill().unwrap();
+    assert_eq!(child.blocking_wait_timeout(FUSE).unwrap().map(ending), Some(-9));
+    let child = Process::spawn(|| (), ()).unwrap();
     wait_until("a poll finds it", || child.try_join().is_some());
 }
 

@@ -1,7 +1,11 @@
 //! Something that comes once, and for which any number may wait, in any runtime or in none.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// What has come, or who waits for it.
@@ -84,8 +88,38 @@ impl<T: Clone> Coming<T> {
         }
     }
 
+    /// Waits on this thread, no longer than `limit`.
+    pub(super) fn blocking_wait_timeout(&self, limit: Duration) -> Option<T> {
+        let begun = Instant::now();
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut context = Context::from_waker(&waker);
+        loop {
+            if let Some(value) = self.get() {
+                return Some(value);
+            }
+            let Some(mut waiter) = self.waiter() else { continue };
+            while Pin::new(&mut waiter).poll(&mut context).is_pending() {
+                // A duration, for no time is so far away as the longest limit.
+                let left = limit.saturating_sub(begun.elapsed());
+                if left.is_zero() {
+                    return self.get();
+                }
+                thread::park_timeout(left);
+            }
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wakes a thread that is parked.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 
@@ -95,8 +129,6 @@ mod tests {
     use futures::FutureExt;
     use futures::task::{ArcWake, waker};
     use std::pin::pin;
-    use std::sync::Arc;
-    use std::task::Context;
 
     #[test]
     fn the_first_that_comes_stays_and_everybody_gets_it() {
@@ -107,6 +139,21 @@ mod tests {
         coming.set(2);
         assert!(waits.into_iter().all(|wait| wait.now_or_never() == Some(1)));
         assert_eq!((coming.get(), coming.blocking_wait()), (Some(1), 1));
+    }
+
+    #[test]
+    fn a_thread_waits_no_longer_than_it_likes() {
+        let coming = Coming::new();
+        for limit in [Duration::ZERO, Duration::from_millis(5)] {
+            assert_eq!(coming.blocking_wait_timeout(limit), None);
+        }
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| coming.blocking_wait_timeout(Duration::MAX));
+            thread::yield_now();
+            coming.set(3);
+            assert_eq!(waiting.join().expect("no panic"), Some(3));
+        });
+        assert_eq!(coming.blocking_wait_timeout(Duration::ZERO), Some(3));
     }
 
     #[test]

@@ -44,6 +44,7 @@ use std::pin::Pin;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use streams::Streams;
 use tokio::sync::oneshot;
 
@@ -283,6 +284,23 @@ impl<R> Process<R> {
             return Err(Why::Forked.into());
         }
         self.status(&self.machine.ended().blocking_wait())
+    }
+
+    /// As [`blocking_wait`](Self::blocking_wait), no longer than `limit`: Python's `join(timeout)` on a thread. `None` if the
+    /// process has not ended by then.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    ///
+    /// # Blocking
+    ///
+    /// Up to the limit, in an async context, too: there, use `tokio::time::timeout` with [`wait`](Self::wait).
+    pub fn blocking_wait_timeout(&self, limit: Duration) -> Result<Option<ExitStatus>, Error> {
+        if Machine::is_forked_copy() {
+            return Err(Why::Forked.into());
+        }
+        self.machine.ended().blocking_wait_timeout(limit).map(|ended| self.status(&ended)).transpose()
     }
 
     fn status(&self, ended: &Ended) -> Result<ExitStatus, Error> {
