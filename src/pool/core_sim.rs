@@ -1183,7 +1183,8 @@ impl World {
         if !truly.is_empty() {
             // Rule 10. Twice the time: a look that brings nothing is made again after that long.
             let stuck = self.hands.values().find(|hand| {
-                let behind = hand.in_flight.iter().skip(1).any(|id| !self.jobs[*id as usize].begun && self.jobs[*id as usize].mode == Mode::Sync);
+                let behind =
+                    hand.in_flight.iter().skip(1).any(|id| !self.jobs[*id as usize].begun && self.jobs[*id as usize].mode == Mode::Sync);
                 hand.life == Life::Ready && behind && hand.busy_since + 2 * LONG < self.now
             });
             ensure!(stuck.is_none(), "somebody is idle, and tasks stand behind in {stuck:?}");

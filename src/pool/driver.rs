@@ -473,6 +473,7 @@ impl Engine {
             slots: memory.slots(),
             ring: memory.ring_bytes(),
             name: self.config.name.clone(),
+            single: None,
         };
         message::control(&mut out, kind::WELCOME, &welcome);
         frame::finish(&mut out, start);

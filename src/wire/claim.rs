@@ -211,7 +211,10 @@ mod tests {
         let task = Claim { slot: 0, id: 3 };
         for word in [0, u64::MAX, 3 << STATE_BITS, 3 << STATE_BITS | 7, 4 << STATE_BITS | QUEUED] {
             words[0].store(word, Ordering::Relaxed);
-            assert_eq!((claims.look(task), claims.revoke(task), claims.ask(task)), (Progress::Unknown, Progress::Unknown, Progress::Unknown));
+            assert_eq!(
+                (claims.look(task), claims.revoke(task), claims.ask(task)),
+                (Progress::Unknown, Progress::Unknown, Progress::Unknown)
+            );
             assert!(!claims.begin(task));
         }
         let nowhere = Claim { slot: 9, id: 3 };
