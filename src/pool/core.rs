@@ -538,7 +538,11 @@ impl<T, M: Memory> Core<T, M> {
 
     /// A worker broke the protocol, or must go for another reason of the caller's.
     pub(crate) fn doom(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
+        let starting = self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. }));
         self.condemn(key, actions);
+        if starting {
+            return; // its end will count as a failed start, and has a back-off follow
+        }
         self.go_on(now, actions);
     }
 
