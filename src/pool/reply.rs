@@ -17,6 +17,12 @@ pub(crate) struct Cargo {
     pub(crate) frame: Packet,
     pub(crate) reply: Reply,
     pub(crate) function: &'static str,
+    /// How its earlier tries failed.
+    pub(crate) earlier: Vec<TaskError>,
+    /// Watches over the token that cancels it, as long as this lives.
+    #[expect(dead_code, reason = "its drop is what it is for")]
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+    pub(crate) token: Option<super::tokens::Registration>,
     /// A place in the bounded backlog, held until the task is sent.
     pub(crate) room: Option<OwnedSemaphorePermit>,
 }
