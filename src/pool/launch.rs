@@ -4,7 +4,7 @@ use super::core::WorkerKey;
 use super::engine::Engine;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
-use crate::process::{Child, NOTE_WORDS, SharedMemory, Spawn, fork, is_secure, spawn, steward};
+use crate::process::{Child, NOTE_WORDS, SharedMemory, Spawn, find_program, fork, is_secure, spawn, steward};
 use crate::worker::MARKER;
 use crate::{task, worker};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -33,6 +33,8 @@ pub(super) fn check_program() -> Result<(), Error> {
     if std::env::var_os(MARKER).is_some() {
         return Err(Why::InsideWorker.into());
     }
+    // Rather now than when the first task needs a worker.
+    find_program().map_err(|e| Error::spawn("finding the program", e))?;
     task::in_main_executable().map_err(|object| Error::from(Why::NotInProgram { object }))?;
     if worker::depth() >= DEPTH_MAX {
         return Err(Why::TooDeep { limit: DEPTH_MAX }.into());

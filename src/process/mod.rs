@@ -27,5 +27,5 @@ mod testing;
 pub(crate) use child::{Child, Exit};
 pub(crate) use death_note::{DeathNote, NOTE_WORDS, NotePage};
 pub(crate) use memory::SharedMemory;
-pub(crate) use spawn::{Spawn, spawn};
+pub(crate) use spawn::{Spawn, find_program, spawn};
 pub(crate) use sys::is_secure;
