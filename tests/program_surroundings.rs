@@ -142,3 +142,22 @@ fn needs_namespaces_without_proc_build_says_so_and_a_pool_that_had_it_says_so_pe
          when it is back true\n"
     );
 }
+
+// ---- ways to start a program
+
+/// The program proper is the loader then, and a fresh start of it knows nothing of ours.
+#[test]
+fn a_program_that_is_run_through_the_loader_has_no_workers_and_is_told_why() {
+    let program = program();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let loader = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|path| path.contains("/ld-")).unwrap();
+    let mut command = Command::new(loader);
+    let printed = fixtures::finish(command.arg(&program).arg("start").stdin(Stdio::null())).printed();
+    assert!(printed.starts_with("main\nDiedAtStart: ") && printed.contains("missing program name"), "{printed}");
+}
+
+#[test]
+fn a_program_that_goes_into_the_background_first_has_workers_there() {
+    // Its output ends when the last of its processes has.
+    assert_eq!(fixtures::run(&program(), &["daemon"]).printed(), "main\nin the background 2\n");
+}
