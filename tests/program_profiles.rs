@@ -19,6 +19,8 @@ fn a_panic_that_aborts_is_told_with_message_and_place_and_the_next_task_runs() {
         "before 6\n".into(),
         panicked(5),
         panicked(6), // a thread that a task made
+        panicked(8), // beside another
+        "its neighbour true\nnext 10\n".into(),
         "InitFailed true\nInitFailed true\n".into(),
     ];
     assert_eq!(fixtures::run(&program, &[]).printed(), expected.concat());
