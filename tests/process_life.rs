@@ -455,7 +455,7 @@ fn own_process_dropped() {
     let is_the_stewards = |what: &str| ["anon_inode:[eventfd]", "anon_inode:[eventpoll]"].contains(&what);
     wait_until("their descriptors are closed", || {
         let mut new = processes::descriptors(pid());
-        new.retain(|one| !before.contains(one));
+        new.retain(|one| !before.contains(one) && !one.1.ends_with("/fd")); // which is this very look
         new.len() <= 2 && new.iter().all(|(_, what)| is_the_stewards(what))
     });
 }
