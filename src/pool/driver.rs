@@ -438,7 +438,7 @@ impl Engine {
                     Some(Replied::Ended(cargo, stop)) => settled.push((cargo, outcome, stop)),
                     Some(Replied::Again(task, stop)) => {
                         if let (Some(cargo), Err(failed)) = (state.core.cargo_mut(task), outcome) {
-                            cargo.earlier.push(TaskError::new(self.failure(pid, failed, stop), cargo.function));
+                            cargo.failed(TaskError::new(self.failure(pid, failed, stop), cargo.function));
                         }
                     }
                     None => {
@@ -452,8 +452,8 @@ impl Engine {
         });
         replies.clear();
         for (cargo, outcome, stop) in settled.drain(..) {
-            let outcome = outcome.map_err(|failed| TaskError::new(self.failure(pid, failed, stop), cargo.function).after(cargo.earlier));
-            cargo.reply.settle(outcome);
+            let outcome = outcome.map_err(|failed| TaskError::new(self.failure(pid, failed, stop), cargo.function));
+            cargo.settle(outcome);
         }
         result
     }

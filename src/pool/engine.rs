@@ -11,7 +11,7 @@ use super::core::{Action, Call, Clock, Core, Fate, Limit, Memory, Mode, Refused,
 use super::driver::{self, Driver};
 use super::launch;
 use super::link::Link;
-use super::reply::{Cargo, Inlet, Reply, shielded};
+use super::reply::{Cargo, Extra, Inlet, Reply, shielded};
 use super::spec::{Config, Room, TaskSpec, Ticket};
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
@@ -207,7 +207,7 @@ impl Engine {
         let large = frame.len() > driver::LARGE;
         let token = task.token.as_ref().map(|token| self.tokens.register(token));
         let watched = token.as_ref().map(|token| token.number());
-        let cargo = Cargo { frame, reply, function: task.function, earlier: Vec::new(), token, room };
+        let cargo = Cargo { frame, reply, function: task.function, extra: token.map(Extra::watched), room };
         let key = self.apply(|state, now| {
             let call = Call { cargo, id, mode: task.mode, large, options: task.options.clone() };
             state.core.submit(call, now, &mut state.actions)
@@ -584,7 +584,7 @@ impl State {
                 Action::Note(task, fate) => {
                     timed = true;
                     let Some(cargo) = self.core.cargo_mut(task) else { continue };
-                    cargo.earlier.push(why(fate, cargo.function));
+                    cargo.failed(why(fate, cargo.function));
                 }
                 Action::Cancel(worker, task) => {
                     timed = true;
@@ -627,8 +627,8 @@ impl Todo {
 }
 
 fn settle(cargo: Cargo, fate: Fate) {
-    let error = why(fate, cargo.function).after(cargo.earlier);
-    cargo.reply.settle(Err(error));
+    let error = why(fate, cargo.function);
+    cargo.settle(Err(error));
 }
 
 /// What a fate is to the one who waits.
