@@ -25,6 +25,13 @@ impl Packet {
     }
 }
 
+/// No bytes.
+impl Default for Packet {
+    fn default() -> Self {
+        Self::Small(0, [0; SMALL])
+    }
+}
+
 /// Keeps the allocation of a long one, and leaves a short one's to be used again.
 impl From<&mut Vec<u8>> for Packet {
     fn from(bytes: &mut Vec<u8>) -> Self {

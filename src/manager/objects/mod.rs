@@ -1,0 +1,1 @@
+//! The shared objects' rules, one kind a file.
