@@ -128,6 +128,15 @@ impl Answer {
     }
 }
 
+/// How a client went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gone {
+    /// Its process has ended, or it broke the protocol, while it still had references.
+    Died,
+    /// It has dropped its last reference.
+    Left,
+}
+
 /// A request that no client of this build sends: its connection is closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Bad(pub(crate) String);
@@ -152,7 +161,7 @@ pub(crate) trait Object: Send {
     fn cancel(&mut self, caller: Caller, now: Instant, answers: &mut Vec<Answer>);
 
     /// A client has died, or has dropped its last reference to this object. No answer comes to it after this.
-    fn gone(&mut self, client: Client, now: Instant, answers: &mut Vec<Answer>);
+    fn gone(&mut self, client: Client, how: Gone, now: Instant, answers: &mut Vec<Answer>);
 
     /// The first reference to a part has been made, or the last one is gone: those of all clients, of frames on their way
     /// and of values kept in other objects. Called after `gone`, when both happen at once.
