@@ -111,10 +111,7 @@ impl Serialize for Payload<'_> {
 }
 
 /// Decodes a handle: gives the reference that came beside the bytes. `identify` says which object a thing is a reference to.
-pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-    deserializer: D,
-    identify: impl Fn(&Thing) -> Option<Who>,
-) -> Result<Thing, D::Error> {
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D, identify: impl Fn(&Thing) -> Option<Who>) -> Result<Thing, D::Error> {
     let who = deserializer.deserialize_newtype_struct(HANDLE, Within)?;
     CAME.with_borrow_mut(|came| {
         let (things, last) = came.as_mut().ok_or_else(|| de::Error::custom("a handle of a shared object where none can be"))?;
