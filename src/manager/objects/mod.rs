@@ -4,3 +4,5 @@
 pub(crate) mod code;
 pub(crate) mod line;
 pub(crate) mod queue;
+#[cfg(test)]
+pub(crate) mod testing;
