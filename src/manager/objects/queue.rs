@@ -146,6 +146,8 @@ pub(crate) struct Queue {
     receivers: Line<Want>,
     joiners: Line<Wait>,
     closed: bool,
+    /// The last receiver has gone: nothing is kept any more.
+    deaf: bool,
     /// Which parts are held by somebody.
     parts: BTreeSet<Part>,
     next: u64,
@@ -168,6 +170,7 @@ impl Queue {
             receivers: Line::new(),
             joiners: Line::new(),
             closed: false,
+            deaf: false,
             parts: BTreeSet::new(),
             next: 0,
             bytes: 0,
@@ -302,6 +305,10 @@ impl Queue {
 
     /// Back to its place.
     fn put_back(&mut self, item: Item) {
+        if self.deaf {
+            self.bytes -= item.bytes();
+            return;
+        }
         let at = self.ready.partition_point(|other| other.place < item.place);
         self.ready.insert(at, item);
     }
@@ -468,6 +475,7 @@ impl Object for Queue {
         }
         if !self.parts.contains(&Part::RECEIVER) {
             self.shut(answers);
+            self.deaf = true;
             for item in std::mem::take(&mut self.ready) {
                 self.bytes -= item.bytes();
             }

@@ -319,6 +319,9 @@ impl World {
 
     /// Holds the answers against the model, and then what has not been answered.
     fn check(&mut self, mut answers: Vec<Answer>) -> Result<(), String> {
+        if self.deaf {
+            self.places.values_mut().filter(|(place, _)| *place == Place::Ready).for_each(|(place, _)| *place = Place::Gone);
+        }
         if self.flaw == Some(Flaw::Unanswered) && self.rng.chance(1) {
             answers.pop();
         }
@@ -460,9 +463,6 @@ impl World {
             0 => self.queue.held(Part::SENDER, false, self.now, &mut answers),
             1 => {
                 // The last receiver goes after those that it had open.
-                for place in self.places.values_mut().filter(|(place, _)| *place == Place::Ready) {
-                    place.0 = Place::Gone;
-                }
                 self.deaf = true;
                 self.queue.held(Part::RECEIVER, false, self.now, &mut answers);
             }
