@@ -23,6 +23,12 @@ struct Waiter<T> {
     with: T,
 }
 
+impl<T> Default for Line<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T> Line<T> {
     pub(crate) fn new() -> Self {
         Self { waiting: BTreeMap::new(), places: BTreeMap::new(), limits: BTreeSet::new(), next: 0 }

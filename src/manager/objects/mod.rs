@@ -1,8 +1,25 @@
 //! The shared objects' rules, one kind a file: requests in, answers out (see [`object`](super::object)).
 #![expect(dead_code, reason = "its users come with the next commits")]
 
+pub(crate) mod barrier;
 pub(crate) mod code;
+pub(crate) mod condvar;
+pub(crate) mod event;
 pub(crate) mod line;
+pub(crate) mod list;
+pub(crate) mod map;
 pub(crate) mod queue;
+pub(crate) mod rwlock;
+pub(crate) mod semaphore;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod when;
+
+use super::object::Held;
+use std::sync::Arc;
+
+/// What several values hold, as one.
+fn join(all: Vec<Held>) -> Held {
+    let all: Vec<_> = all.into_iter().flatten().collect();
+    (!all.is_empty()).then(|| Arc::new(all) as _)
+}

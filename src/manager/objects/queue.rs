@@ -21,7 +21,6 @@ use super::line::{Line, WAITER_BYTES, of_client};
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Held, Object, Part};
 use crate::wire::packet::Packet;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 messages!(
@@ -274,9 +273,9 @@ impl Queue {
                 let (mut pack, mut held) = (Pack::default(), Vec::new());
                 for item in items {
                     pack.push(&item.value);
-                    held.extend(item.held.0.clone());
+                    held.push(item.held.0.clone());
                 }
-                Body::with_value(Reply::Items.packet(), pack.finish(), (!held.is_empty()).then(|| Arc::new(held) as _))
+                Body::with_value(Reply::Items.packet(), pack.finish(), super::join(held))
             }
         };
         self.offered += items.len();
