@@ -1,4 +1,4 @@
-//! What goes wrong with a pool and its processes, as opposed to one task.
+//! What goes wrong with a pool, its processes and shared objects, as opposed to one task.
 
 use super::Ending;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Why a pool could not be built, started or used.
+/// Why a pool could not be built, started or used, or a shared object not be had.
 ///
 /// The kinds are told apart by [`kind`](Self::kind) or the predicates, never by the text. Cloning
 /// is cheap: one failed start answers every task that needed it.
@@ -46,6 +46,30 @@ pub enum ErrorKind {
     InitFailed,
     /// The pool has been shut down or dropped.
     PoolClosed,
+    /// The manager of a shared object is closed, or its process has ended.
+    ManagerClosed,
+    /// A shared object was waited for, and the time was up.
+    TimedOut,
+    /// The memory of a shared object was corrupted, by a process that has access to it. Other objects are not affected.
+    ObjectBroken,
+    /// There is no such shared object (any more), or this process has no reference to it.
+    NoSuchObject,
+    /// The manager's objects hold as many bytes as they may.
+    ManagerFull,
+    /// This process has too many requests under way.
+    TooManyRequests,
+    /// The locks that processes hold and wait for form a ring.
+    Deadlock,
+    /// A value could not be encoded.
+    Encode,
+    /// A shared object's value could not be decoded: it is of another type.
+    Decode,
+    /// A value is larger than a shared object's may be. See [`Error::size_limit`].
+    TooLarge,
+    /// A handle was put into a shared object of another manager.
+    ForeignHandle,
+    /// The operating system gave no memory or no descriptor that a shared object needs.
+    Memory,
 }
 
 /// The full space behind [`ErrorKind`].
@@ -66,6 +90,18 @@ pub(crate) enum Why {
     InitPanicked { pid: u32, message: String, location: Option<String> },
     InitDied { pid: u32, status: Option<ExitStatus> },
     PoolClosed,
+    ManagerClosed,
+    TimedOut,
+    ObjectBroken,
+    NoSuchObject,
+    ManagerFull,
+    TooManyRequests,
+    Deadlock { ring: String },
+    Encode(String),
+    Decode(String),
+    TooLarge { limit: usize },
+    ForeignHandle,
+    Memory { step: &'static str, source: io::Error },
 }
 
 impl From<Why> for Error {
@@ -96,6 +132,18 @@ impl Error {
             Why::HelloTimeout { .. } => ErrorKind::StartTimeout,
             Why::InitTimeout { .. } | Why::InitError { .. } | Why::InitPanicked { .. } | Why::InitDied { .. } => ErrorKind::InitFailed,
             Why::PoolClosed => ErrorKind::PoolClosed,
+            Why::ManagerClosed => ErrorKind::ManagerClosed,
+            Why::TimedOut => ErrorKind::TimedOut,
+            Why::ObjectBroken => ErrorKind::ObjectBroken,
+            Why::NoSuchObject => ErrorKind::NoSuchObject,
+            Why::ManagerFull => ErrorKind::ManagerFull,
+            Why::TooManyRequests => ErrorKind::TooManyRequests,
+            Why::Deadlock { .. } => ErrorKind::Deadlock,
+            Why::Encode(_) => ErrorKind::Encode,
+            Why::Decode(_) => ErrorKind::Decode,
+            Why::TooLarge { .. } => ErrorKind::TooLarge,
+            Why::ForeignHandle => ErrorKind::ForeignHandle,
+            Why::Memory { .. } => ErrorKind::Memory,
         }
     }
 
@@ -104,9 +152,27 @@ impl Error {
         self.kind() == ErrorKind::InitFailed
     }
 
-    /// A time limit ran out: of the start, or of `init` within it.
+    /// A time limit ran out: of the start, of `init` within it, or of waiting for a shared object.
     pub fn is_timeout(&self) -> bool {
-        matches!(*self.why, Why::HelloTimeout { .. } | Why::InitTimeout { .. })
+        matches!(*self.why, Why::HelloTimeout { .. } | Why::InitTimeout { .. } | Why::TimedOut)
+    }
+
+    /// The manager of a shared object is closed, or its process has ended.
+    pub fn is_manager_closed(&self) -> bool {
+        self.kind() == ErrorKind::ManagerClosed
+    }
+
+    /// The locks that processes hold and wait for form a ring.
+    pub fn is_deadlock(&self) -> bool {
+        self.kind() == ErrorKind::Deadlock
+    }
+
+    /// How many bytes a value may take, if it took more.
+    pub fn size_limit(&self) -> Option<usize> {
+        match *self.why {
+            Why::TooLarge { limit } => Some(limit),
+            _ => None,
+        }
     }
 
     /// The pool has been shut down or dropped.
@@ -191,6 +257,18 @@ impl fmt::Display for Error {
             Why::InitPanicked { pid, message, location: None } => write!(f, "init panicked in worker process {pid}: {message}"),
             Why::InitDied { pid, status } => write!(f, "worker process {pid} ended in init ({})", Ending(*status)),
             Why::PoolClosed => f.write_str("the pool is closed"),
+            Why::ManagerClosed => f.write_str("the manager of the shared object is closed"),
+            Why::TimedOut => f.write_str("the time was up before the shared object was to be had"),
+            Why::ObjectBroken => f.write_str("the memory of the shared object was corrupted"),
+            Why::NoSuchObject => f.write_str("there is no such shared object, or this process has no reference to it"),
+            Why::ManagerFull => f.write_str("the manager's objects hold as many bytes as they may"),
+            Why::TooManyRequests => f.write_str("this process has too many requests to shared objects under way"),
+            Why::Deadlock { ring } => write!(f, "deadlock: {ring}"),
+            Why::Encode(reason) => write!(f, "encode the value for a shared object: {reason}"),
+            Why::Decode(reason) => write!(f, "decode the value of a shared object: {reason}"),
+            Why::TooLarge { limit } => write!(f, "the value exceeds {limit} bytes, the most that a shared object's may take"),
+            Why::ForeignHandle => f.write_str("a handle cannot be put into a shared object of another manager"),
+            Why::Memory { step, .. } => f.write_str(step),
         }
     }
 }
@@ -208,7 +286,7 @@ impl fmt::Debug for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &*self.why {
-            Why::Spawn { source, .. } => Some(source),
+            Why::Spawn { source, .. } | Why::Memory { source, .. } => Some(source),
             _ => None,
         }
     }

@@ -1,15 +1,21 @@
-//! The owner of shared objects.
+//! The owner of shared objects, in the application.
 //!
-//! [`object`] is the seam between the objects' rules (`objects/`) and the plumbing that serves them.
+//! * `object.rs`: the seam between the objects' rules (`objects/`) and the plumbing that serves them;
+//! * `state.rs`: who has references to what, pure; `held.rs`: references within kept values;
+//! * `server.rs`: the rules under their lock, and the sockets of clients;
+//! * `message.rs`: what clients and manager say to each other; `outgoing.rs`: what is to be written to a socket;
+//! * `mail.rs`: where a client's answers arrive.
 //!
-//! What a handle needs of the plumbing on its side, in the application (where it may enter the object directly) as in
-//! a worker, from any thread and in any runtime:
-//!
-//! * to ask: a [`Body`](object::Body) goes out, a future comes back that gives the answer's body or the error that the
-//!   manager is closed; it can also be waited for by blocking the thread, and be looked at without waiting. It knows
-//!   its ticket. An offer is `taken` just before the future is ready. Dropped before it was ready, it cancels;
-//! * to cancel a ticket that was answered (that is how a permit, a lock or a lease is let go without a word more);
-//! * to tell: a request whose answer nobody waits for, in order with the others.
+//! The handles stand in `sync/`.
 
+pub(crate) mod held;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+pub(crate) mod mail;
+pub(crate) mod message;
 pub(crate) mod object;
 pub(crate) mod objects;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+pub(crate) mod outgoing;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+pub(crate) mod server;
+pub(crate) mod state;

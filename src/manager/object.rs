@@ -76,6 +76,8 @@ impl Part {
     pub(crate) const WHOLE: Self = Self(0);
     pub(crate) const SENDER: Self = Self(1);
     pub(crate) const RECEIVER: Self = Self(2);
+    /// How many there are.
+    pub(crate) const COUNT: u8 = 3;
 }
 
 /// What the encoded values of a body name (other objects), kept alive for as long as the values are kept. Whoever keeps

@@ -2,6 +2,7 @@
 
 use super::code::{Message, Pack, messages, unpack};
 use super::when::When;
+use crate::manager::held::join;
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Held, Object};
 use crate::wire::packet::Packet;
 use std::collections::VecDeque;
@@ -172,7 +173,7 @@ impl List {
                     pack.push(&element.value);
                     held.push(element.held.clone());
                 }
-                Body::with_value(Reply::Values.packet(), pack.finish(), super::join(held))
+                Body::with_value(Reply::Values.packet(), pack.finish(), join(held))
             }
             Ask::Swap { a, b } => match (self.place(a), self.place(b)) {
                 (Some(a), Some(b)) => {

@@ -13,6 +13,7 @@
 use super::code::{Message, Pack, Wait, messages, unpack};
 use super::line::{Line, WAITER_BYTES};
 use super::when::When;
+use crate::manager::held::join;
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Held, Object};
 use crate::wire::packet::Packet;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -208,7 +209,7 @@ impl Map {
                 held.push(entry.held.clone());
             }
         }
-        Body::with_value(Reply::Entries.packet(), pack.finish(), super::join(held))
+        Body::with_value(Reply::Entries.packet(), pack.finish(), join(held))
     }
 
     /// What a watcher has not seen yet; `None` if that is nothing.
@@ -233,7 +234,7 @@ impl Map {
             watch.after = position; // nothing of what it has passed over is for it
             return None;
         }
-        Some(Body::with_value(Reply::Changes { position, lost }.packet(), pack.finish(), super::join(held)))
+        Some(Body::with_value(Reply::Changes { position, lost }.packet(), pack.finish(), join(held)))
     }
 
     fn expire(&mut self, now: Instant, answers: &mut Vec<Answer>) {

@@ -14,12 +14,3 @@ pub(crate) mod semaphore;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod when;
-
-use super::object::Held;
-use std::sync::Arc;
-
-/// What several values hold, as one.
-fn join(all: Vec<Held>) -> Held {
-    let all: Vec<_> = all.into_iter().flatten().collect();
-    (!all.is_empty()).then(|| Arc::new(all) as _)
-}

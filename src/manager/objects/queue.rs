@@ -18,6 +18,7 @@
 
 use super::code::{Message, Pack, Wait, messages, unpack};
 use super::line::{Line, WAITER_BYTES, of_client};
+use crate::manager::held::join;
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Held, Object, Part};
 use crate::wire::packet::Packet;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -275,7 +276,7 @@ impl Queue {
                     pack.push(&item.value);
                     held.push(item.held.0.clone());
                 }
-                Body::with_value(Reply::Items.packet(), pack.finish(), super::join(held))
+                Body::with_value(Reply::Items.packet(), pack.finish(), join(held))
             }
         };
         self.offered += items.len();

@@ -1,0 +1,200 @@
+//! This process's connection to a manager: directly, in the application that has it; by a socket everywhere else.
+//!
+//! Either way a client: it asks under tickets, and what comes for them is found in its mail. A connection is shared by all
+//! handles of one manager in one process. In the application it also keeps the manager: with the last handle (and the
+//! last pool that has it) the manager is closed.
+
+use super::handle::{self, Inner};
+use super::remote::Remote;
+use crate::error::{Error, Why};
+use crate::manager::mail::Mail;
+use crate::manager::message::{Name, Refusal, ToManager};
+use crate::manager::object::{Body, Part};
+use crate::manager::server::Server;
+use crate::process::fork;
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// See the module.
+pub(crate) struct Connection {
+    manager: u64,
+    mail: Arc<Mail>,
+    route: Route,
+}
+
+enum Route {
+    /// The manager is in this process.
+    Local(Arc<Server>),
+    Remote(Arc<Remote>),
+}
+
+impl Connection {
+    /// Starts a manager, and keeps it.
+    pub(crate) fn start() -> Result<Arc<Self>, Error> {
+        fork::refuse_in_copy().map_err(|_| Error::from(Why::Forked))?;
+        let server = Server::start()?;
+        Ok(Arc::new(Self { manager: server.id(), mail: Arc::clone(server.mail()), route: Route::Local(server) }))
+    }
+
+    /// At the other end of `socket` is the manager of this number.
+    pub(crate) fn remote(manager: u64, socket: std::os::fd::OwnedFd) -> Arc<Self> {
+        let mail = Arc::new(Mail::default());
+        Arc::new_cyclic(|this| {
+            let remote = Remote::new(socket, Arc::clone(&mail), this.clone());
+            Self { manager, mail, route: Route::Remote(remote) }
+        })
+    }
+
+    /// The number that tells managers apart.
+    pub(crate) fn manager(&self) -> u64 {
+        self.manager
+    }
+
+    pub(crate) fn mail(&self) -> &Arc<Mail> {
+        &self.mail
+    }
+
+    /// The manager itself, if it is in this process.
+    pub(crate) fn server(&self) -> Option<&Arc<Server>> {
+        match &self.route {
+            Route::Local(server) => Some(server),
+            Route::Remote(_) => None,
+        }
+    }
+
+    /// Ends the manager, if it is in this process.
+    pub(crate) fn close(&self) {
+        if let Route::Local(server) = &self.route
+            && !fork::is_forked_copy()
+        {
+            server.close();
+        }
+    }
+
+    /// A ticket for a request. Nothing may be asked in a forked copy, or of a manager that is closed.
+    pub(crate) fn ticket(&self) -> Result<u64, Error> {
+        if fork::is_forked_copy() {
+            return Err(Why::Forked.into());
+        }
+        if let Route::Remote(remote) = &self.route {
+            remote.listen()?;
+        }
+        self.mail.open().map_err(|why| error(why))
+    }
+
+    /// `names` are the references that the body's value holds.
+    pub(crate) fn request(&self, object: u64, ticket: u64, mut body: Body, names: &[Name]) {
+        // Let go only afterwards: the manager must have its own by then, and its lock must not be held.
+        let held = body.held.take();
+        match &self.route {
+            Route::Local(server) => server.request(object, ticket, body, names),
+            Route::Remote(remote) => {
+                let (head, tail) = (&body.head[..], &body.tail[..]);
+                remote.send(&ToManager::Request { object, ticket, names: names.to_vec(), head, tail });
+            }
+        }
+        drop(held);
+    }
+
+    /// Says that what was offered is about to be seen. Ready when the manager knows, or its kernel's socket does.
+    pub(crate) fn poll_taken(&self, object: u64, ticket: u64, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        match &self.route {
+            Route::Local(server) => {
+                server.taken(object, ticket);
+                Poll::Ready(Ok(()))
+            }
+            Route::Remote(remote) => remote.poll_send_past(&ToManager::Taken { object, ticket }, cx).map(|sent| sent.map_err(error)),
+        }
+    }
+
+    pub(crate) fn cancel(&self, object: u64, ticket: u64) {
+        if fork::is_forked_copy() {
+            return;
+        }
+        match &self.route {
+            Route::Local(server) => server.cancel(object, ticket),
+            Route::Remote(remote) => remote.send(&ToManager::Cancel { object, ticket }),
+        }
+    }
+
+    /// One reference more, beside one that this process has. `None`: the object is gone.
+    pub(crate) fn acquire(&self, name: &Name, part: Part) -> Option<Name> {
+        if fork::is_forked_copy() {
+            return None;
+        }
+        match &self.route {
+            Route::Local(server) => server.acquire(name.object, part),
+            Route::Remote(remote) => {
+                remote.send(&ToManager::Acquire { object: name.object, part });
+                Some(Name { part, ..*name })
+            }
+        }
+    }
+
+    pub(crate) fn release(&self, name: &Name) {
+        if fork::is_forked_copy() {
+            return;
+        }
+        match &self.route {
+            Route::Local(server) => server.release(name.object, name.part),
+            Route::Remote(remote) => remote.send(&ToManager::Release { object: name.object, part: name.part, count: 1 }),
+        }
+    }
+
+    /// The references that a body's values name, which came with it.
+    pub(crate) fn things(self: &Arc<Self>, body: &Body) -> Vec<crate::wire::value::names::Thing> {
+        let mut things = Vec::new();
+        crate::manager::held::each(&body.held, &mut |one| {
+            if let Some(handle::Things(came)) = one.downcast_ref() {
+                things.extend(came.iter().cloned());
+            } else if let (Some(names), Some(server)) = (crate::manager::held::names_of(one), self.server()) {
+                let acquired = names.iter().filter_map(|(object, part)| server.acquire(*object, *part));
+                things.extend(acquired.map(|name| Arc::new(Inner::new(Arc::clone(self), name)) as _));
+            }
+        });
+        things
+    }
+}
+
+#[cfg(test)]
+impl Connection {
+    /// The socket ends, as if this process had.
+    pub(super) fn cut(&self) {
+        if let Route::Remote(remote) = &self.route {
+            remote.hang_up();
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        match &self.route {
+            Route::Local(_) => self.close(),
+            Route::Remote(remote) => remote.hang_up(),
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("manager", &self.manager).finish_non_exhaustive()
+    }
+}
+
+/// What a refusal is to a user.
+pub(crate) fn error(why: Refusal) -> Error {
+    match why {
+        Refusal::Closed => Why::ManagerClosed,
+        Refusal::NotYours => Why::NoSuchObject,
+        Refusal::Full => Why::ManagerFull,
+        Refusal::TooMany => Why::TooManyRequests,
+        Refusal::TimedOut => Why::TimedOut,
+        Refusal::Broken => Why::ObjectBroken,
+        Refusal::Deadlock => Why::Deadlock { ring: String::new() },
+        Refusal::NoMemory => {
+            Why::Memory { step: "getting the memory of a shared object", source: std::io::Error::from(std::io::ErrorKind::OutOfMemory) }
+        }
+    }
+    .into()
+}
