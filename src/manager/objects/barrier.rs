@@ -144,3 +144,7 @@ impl Object for Barrier {
         self.line.len() * WAITER_BYTES + self.last.len() * 24
     }
 }
+
+#[cfg(test)]
+#[path = "barrier_sim.rs"]
+mod sim;

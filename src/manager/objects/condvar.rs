@@ -214,3 +214,7 @@ impl Object for Condvar {
         self.places.len() * PLACE_BYTES + self.offers.len() * 32
     }
 }
+
+#[cfg(test)]
+#[path = "condvar_sim.rs"]
+mod sim;

@@ -99,3 +99,74 @@ impl Object for Event {
         self.line.len() * WAITER_BYTES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::objects::testing::{Clients, Rng, rounds};
+    use std::time::Duration;
+
+    /// A model: who waits, and whether it is set.
+    #[test]
+    fn whatever_happens_nobody_waits_for_what_is_set() {
+        rounds(200, |seed| {
+            let mut rng = Rng::new(seed);
+            let mut clients = Clients::new(3);
+            let (mut event, mut now) = (Event::new(), Instant::now());
+            let (mut set, mut waiting) = (false, Vec::<(Caller, Option<Instant>)>::new());
+            for step in 0..200 {
+                let caller = clients.caller(&mut rng);
+                let mut answers = Vec::new();
+                let mut expected = Vec::new();
+                match rng.below(10) {
+                    0 | 1 => {
+                        let ask = if rng.chance(50) { Ask::Set } else { Ask::Clear };
+                        expected.push((caller, Reply::Done { was: set }));
+                        set = ask == Ask::Set;
+                        event.request(caller, ask.body(), now, &mut answers).map_err(|bad| bad.0)?;
+                    }
+                    2..6 => {
+                        let wait = [Wait::No, Wait::Ever, Wait::Limit(Duration::from_millis(1 + rng.below(9)))][rng.below(3) as usize];
+                        if wait == Wait::No && !set {
+                            expected.push((caller, Reply::Unset));
+                        } else {
+                            waiting.push((caller, wait.until(now)));
+                        }
+                        event.request(caller, Ask::Wait { wait }.body(), now, &mut answers).map_err(|bad| bad.0)?;
+                    }
+                    6 => {
+                        if let Some((caller, _)) = rng.pick(&waiting) {
+                            waiting.retain(|(waiting, _)| *waiting != caller);
+                            event.cancel(caller, now, &mut answers);
+                        }
+                    }
+                    7 => {
+                        waiting.retain(|(waiting, _)| waiting.client != caller.client);
+                        clients.replace(caller.client);
+                        event.gone(caller.client, Gone::Died, now, &mut answers);
+                    }
+                    _ => {
+                        now += Duration::from_millis(rng.below(5));
+                        let mut late: Vec<_> = waiting.iter().filter(|(_, until)| until.is_some_and(|until| until <= now)).collect();
+                        late.sort_by_key(|(_, until)| *until);
+                        expected.extend(late.into_iter().map(|(caller, _)| (*caller, Reply::TimedOut)));
+                        waiting.retain(|(_, until)| until.is_none_or(|until| until > now));
+                        event.tick(now, &mut answers);
+                    }
+                }
+                if set {
+                    expected.extend(waiting.drain(..).map(|(caller, _)| (caller, Reply::Set)));
+                }
+                let answers: Vec<_> = answers.iter().map(|answer| (answer.to, Reply::read(&answer.body.head).expect("a reply"))).collect();
+                if answers != expected {
+                    return Err(format!("step {step}: {answers:?}, not {expected:?}"));
+                }
+                let deadline = waiting.iter().filter_map(|(_, until)| *until).min();
+                if event.next_deadline() != deadline || event.bytes() != waiting.len() * WAITER_BYTES {
+                    return Err(format!("step {step}: the deadline or the memory is wrong"));
+                }
+            }
+            Ok(())
+        });
+    }
+}

@@ -210,3 +210,147 @@ impl Object for List {
         self.bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::objects::testing::{Clients, Rng, rounds};
+
+    fn value(number: u64) -> Packet {
+        Packet::copy_from(&number.to_le_bytes())
+    }
+
+    fn number(value: &[u8]) -> u64 {
+        u64::from_le_bytes(value.try_into().expect("eight bytes"))
+    }
+
+    /// What a list says, with the values in it as numbers.
+    fn ask(list: &mut List, clients: &mut Clients, rng: &mut Rng, ask: &Ask, tail: Packet) -> Result<(Reply, Vec<u64>), String> {
+        let (caller, mut answers) = (clients.caller(rng), Vec::new());
+        list.request(caller, Body::with_value(ask.packet(), tail, None), Instant::now(), &mut answers).map_err(|bad| bad.0)?;
+        let [Answer { to, body, offer: false }] = &answers[..] else { return Err(format!("{answers:?}")) };
+        assert_eq!(*to, caller);
+        let reply = Reply::read(&body.head).map_err(|bad| bad.0)?;
+        let values = match &reply {
+            Reply::Values => unpack(&body.tail).map_err(|bad| bad.0)?.iter().map(|value| number(value)).collect(),
+            _ if body.tail.is_empty() => Vec::new(),
+            _ => vec![number(&body.tail)],
+        };
+        Ok((reply, values))
+    }
+
+    /// Against std's own list.
+    #[test]
+    fn it_is_as_a_vector_is() {
+        rounds(200, |seed| {
+            let (mut rng, mut clients) = (Rng::new(seed), Clients::new(3));
+            let (mut list, mut model) = (List::new(), Vec::<(u64, u64)>::new());
+            let mut version = 0;
+            for step in 0..300 {
+                let len = model.len() as u64;
+                let at = rng.below(len + 2);
+                let place = usize::try_from(at).ok().filter(|at| *at < model.len());
+                let mut tail = Packet::default();
+                let mut fresh = |tail: &mut Packet| {
+                    version += 1;
+                    *tail = value(version * 7);
+                    (version * 7, version)
+                };
+                let out_of_range = (Reply::OutOfRange { len }, vec![]);
+                let (request, expected) = match rng.below(14) {
+                    0 | 1 => {
+                        model.push(fresh(&mut tail));
+                        (Ask::Push, (Reply::Done { len: len + 1 }, vec![]))
+                    }
+                    2 => {
+                        let mut pack = Pack::default();
+                        for _ in 0..rng.below(4) {
+                            model.push(fresh(&mut tail));
+                            pack.push(&tail);
+                        }
+                        tail = pack.finish();
+                        (Ask::Extend, (Reply::Done { len: model.len() as u64 }, vec![]))
+                    }
+                    3 if at <= len => {
+                        model.insert(at as usize, fresh(&mut tail));
+                        (Ask::Insert { at }, (Reply::Done { len: len + 1 }, vec![]))
+                    }
+                    3 => (Ask::Insert { at }, out_of_range),
+                    4 | 5 => {
+                        let front = rng.chance(50) && !model.is_empty();
+                        let popped = if front { Some(model.remove(0)) } else { model.pop() };
+                        let expected = match popped {
+                            Some((number, version)) => (Reply::Value { version }, vec![number]),
+                            None => (Reply::Empty, vec![]),
+                        };
+                        (if front { Ask::PopFront } else { Ask::Pop }, expected)
+                    }
+                    6 => match place {
+                        Some(place) => {
+                            let (number, version) = model.remove(place);
+                            (Ask::Remove { at }, (Reply::Value { version }, vec![number]))
+                        }
+                        None => (Ask::Remove { at }, out_of_range),
+                    },
+                    7 => match place {
+                        Some(place) => (Ask::Get { at }, (Reply::Value { version: model[place].1 }, vec![model[place].0])),
+                        None => (Ask::Get { at }, out_of_range),
+                    },
+                    8 | 9 => match place {
+                        Some(place) => {
+                            let (number, before) = model[place];
+                            let (when, holds) = [
+                                (When::Always, true),
+                                (When::Version(before), true),
+                                (When::Version(before + 1), false),
+                                (When::Equals(value(number)), true),
+                                (When::Equals(value(number + 1)), false),
+                                (When::Absent, false),
+                                (When::Present, true),
+                            ][rng.below(7) as usize]
+                                .clone();
+                            let expected = if holds {
+                                model[place] = fresh(&mut tail);
+                                (Reply::Value { version: model[place].1 }, vec![number])
+                            } else {
+                                tail = value(0);
+                                (Reply::Refused { version: before }, vec![number])
+                            };
+                            (Ask::Set { at, when }, expected)
+                        }
+                        None => (Ask::Set { at, when: When::Always }, out_of_range),
+                    },
+                    10 => (Ask::Len, (Reply::Done { len }, vec![])),
+                    11 => {
+                        let (from, to) = (at, rng.below(len + 3));
+                        let part = model.iter().take(to as usize).skip(from as usize).map(|(number, _)| *number).collect();
+                        (Ask::Snapshot { from, to }, (Reply::Values, part))
+                    }
+                    12 => {
+                        let (a, b) = (at, rng.below(len + 1));
+                        if place.is_some() && b < len {
+                            model.swap(a as usize, b as usize);
+                            (Ask::Swap { a, b }, (Reply::Done { len }, vec![]))
+                        } else {
+                            (Ask::Swap { a, b }, out_of_range)
+                        }
+                    }
+                    _ if rng.chance(10) => {
+                        model.clear();
+                        (Ask::Clear, (Reply::Done { len: 0 }, vec![]))
+                    }
+                    _ => {
+                        let to = len - len.min(rng.below(3));
+                        model.truncate(to as usize);
+                        (Ask::Truncate { len: to }, (Reply::Done { len: to }, vec![]))
+                    }
+                };
+                let answer = ask(&mut list, &mut clients, &mut rng, &request, tail)?;
+                if answer != expected || list.bytes() != model.len() * (8 + ELEMENT_BYTES) {
+                    return Err(format!("step {step}: {request:?} was answered {answer:?}, not {expected:?}; {} bytes", list.bytes()));
+                }
+            }
+            Ok(())
+        });
+    }
+}

@@ -370,3 +370,7 @@ impl Object for Map {
         self.bytes + self.log.bytes + self.line.len() * WAITER_BYTES + self.watches.len() * 100
     }
 }
+
+#[cfg(test)]
+#[path = "map_sim.rs"]
+mod sim;

@@ -629,6 +629,9 @@ impl World {
 
     fn pass(&mut self, time: Duration) -> Result<(), String> {
         let then = self.now + time;
+        if self.flaw == Some(Flaw::Bytes) {
+            self.queue.bytes += 1;
+        }
         if self.flaw == Some(Flaw::LeaseForEver) && self.rng.chance(20) {
             self.queue.limits.clear();
             self.queue.leases.values_mut().for_each(|lease| lease.until = None);

@@ -166,3 +166,7 @@ impl Object for RwLock {
         self.value.len() + self.line.len() * WAITER_BYTES + self.readers.len() * 48
     }
 }
+
+#[cfg(test)]
+#[path = "rwlock_sim.rs"]
+mod sim;

@@ -186,3 +186,7 @@ impl Object for Semaphore {
         self.line.len() * WAITER_BYTES + self.holders.len() * 48
     }
 }
+
+#[cfg(test)]
+#[path = "semaphore_sim.rs"]
+mod sim;
