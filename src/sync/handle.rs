@@ -57,6 +57,8 @@ pub(crate) mod kinds {
     pub(crate) const MAP: Kind = Kind(9);
     pub(crate) const LIST: Kind = Kind(10);
     pub(crate) const REGISTERED: Kind = Kind(11);
+    pub(crate) const CONDVAR: Kind = Kind(12);
+    pub(crate) const CHANNEL: Kind = Kind(13);
 }
 
 /// A counted reference to a shared object. Clones share it.

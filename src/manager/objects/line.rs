@@ -23,6 +23,12 @@ struct Waiter<T> {
     with: T,
 }
 
+impl<T> Default for Line<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T> Line<T> {
     pub(crate) fn new() -> Self {
         Self { waiting: BTreeMap::new(), places: BTreeMap::new(), limits: BTreeSet::new(), next: 0 }
@@ -36,11 +42,13 @@ impl<T> Line<T> {
         self.waiting.is_empty()
     }
 
-    /// To the end of the line. A caller stands in it once: one that does already is refused, and `false` comes back.
-    pub(crate) fn push(&mut self, caller: Caller, until: Option<Instant>, with: T) -> bool {
-        if self.places.contains_key(&caller) {
-            return false;
-        }
+    pub(crate) fn contains(&self, caller: Caller) -> bool {
+        self.places.contains_key(&caller)
+    }
+
+    /// To the end of the line. The caller must not stand in it already.
+    pub(crate) fn push(&mut self, caller: Caller, until: Option<Instant>, with: T) {
+        debug_assert!(!self.contains(caller), "nobody stands in line twice");
         let place = self.next;
         self.next += 1;
         self.places.insert(caller, place);
@@ -48,7 +56,6 @@ impl<T> Line<T> {
             self.limits.insert((until, place));
         }
         self.waiting.insert(place, Waiter { caller, until, with });
-        true
     }
 
     pub(crate) fn front(&self) -> Option<(Caller, &T)> {
@@ -134,18 +141,17 @@ mod tests {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
         let mut line = Line::new();
-        assert!(line.push(caller(1, 9), None, 'a'));
-        assert!(line.push(caller(2, 1), Some(later), 'b'));
-        assert!(line.push(caller(1, 3), Some(now), 'c'));
-        assert!(line.push(caller(3, 1), None, 'd'));
-        assert!(!line.push(caller(1, 9), None, 'x'), "it waits already");
+        line.push(caller(1, 9), None, 'a');
+        line.push(caller(2, 1), Some(later), 'b');
+        line.push(caller(1, 3), Some(now), 'c');
+        line.push(caller(3, 1), None, 'd');
         assert_eq!(line.next_deadline(), Some(now));
         assert_eq!(line.expire(now), [(caller(1, 3), 'c')]);
         assert_eq!(line.next_deadline(), Some(later));
         assert_eq!(line.front(), Some((caller(1, 9), &'a')));
         assert_eq!(line.remove(caller(2, 1)), Some('b'));
         assert_eq!(line.next_deadline(), None);
-        assert!(line.push(caller(1, 1), Some(later), 'e'));
+        line.push(caller(1, 1), Some(later), 'e');
         assert_eq!(line.remove_client(caller(1, 0).client), [(caller(1, 9), 'a'), (caller(1, 1), 'e')]);
         assert_eq!(line.pop(), Some((caller(3, 1), 'd')));
         assert!(line.is_empty() && line.places.is_empty() && line.limits.is_empty());

@@ -1,6 +1,16 @@
 //! The shared objects' rules, one kind a file: requests in, answers out (see [`object`](super::object)).
 #![expect(dead_code, reason = "its users come with the next commits")]
 
+pub(crate) mod barrier;
 pub(crate) mod code;
+pub(crate) mod condvar;
+pub(crate) mod event;
 pub(crate) mod line;
+pub(crate) mod list;
+pub(crate) mod map;
 pub(crate) mod queue;
+pub(crate) mod rwlock;
+pub(crate) mod semaphore;
+#[cfg(test)]
+pub(crate) mod testing;
+pub(crate) mod when;
