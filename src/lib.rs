@@ -5,6 +5,7 @@
 )]
 
 mod error;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod manager;
 mod pool;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
@@ -19,5 +20,5 @@ mod worker;
 pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
 pub use pool::{AbortHandle, Builder, Call, JoinHandle, Pool, Results, TryResults};
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
-pub use sync::Manager;
+pub use sync::{Array, Atomic, Element, Manager, Mutex, MutexGuard, OwnedMutexGuard, Value};
 pub use task::{ArgsFor, Init, Task, state};

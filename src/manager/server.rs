@@ -12,14 +12,17 @@
 //! One that does not keep to the protocol is cut off in the same way.
 
 use super::held::Dropped;
+use super::lock::served::Lock;
+use super::lock::word::words_for;
 use super::mail::{Arrived, Mail, shielded};
 use super::message::{FRAME_MAX, Kind, Name, Refusal, ToClient, ToManager};
-use super::object::{Body, Caller, Client, Object, Part};
-use super::outgoing::{Outgoing, write_out};
-use super::state::{Action, LOCAL, State};
+use super::object::{Body, Caller, Client, Held, Part};
+use super::outgoing::{Fd, Outgoing, write_out};
+use super::segments::{Allocated, Segments};
+use super::state::{Action, BYTES_MAX, LOCAL, State, What};
 use super::{held, object};
-use crate::error::Error;
-use crate::process::{steward, sys};
+use crate::error::{Error, Why};
+use crate::process::{SharedMemory, steward, sys};
 use crate::wire::frame::FrameBuffer;
 use crate::wire::packet::Packet;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -38,6 +41,9 @@ const BACKLOG_MAX: u64 = 4 << 20;
 const READINGS: u32 = 16;
 /// Descriptors that have come from a client and that no message has claimed, at most.
 const DESCRIPTORS_MAX: usize = 4;
+
+/// Words of a lock whose value has hardly room.
+const LEAST: usize = 8;
 
 /// What a token of the epoll set stands for, in its two lowest bits.
 const SOCKET: u64 = 0;
@@ -71,6 +77,7 @@ pub(crate) struct Server {
     mail: Arc<Mail>,
     /// References of values that were dropped: whoever has the lock looks here before he lets it go, and after.
     dropped: Mutex<Vec<(u64, Part)>>,
+    segments: Arc<Segments>,
     ended: AtomicBool,
     this: Weak<Self>,
     // What the steward asks of those that have a runtime.
@@ -112,7 +119,7 @@ struct Todo {
     local: Vec<(u64, Arrived)>,
     flush: Vec<Client>,
     deadline: Option<(Option<Instant>, u64)>,
-    remains: Vec<Box<dyn Object>>,
+    remains: Vec<What>,
     /// What clients have been sent: the values' references are dropped without the lock.
     sent: Vec<Body>,
 }
@@ -136,6 +143,7 @@ impl Server {
             wanted: AtomicU32::new(0),
             mail: Arc::new(Mail::default()),
             dropped: Mutex::new(Vec::new()),
+            segments: Arc::default(),
             ended: AtomicBool::new(false),
             this: this.clone(),
             turns: AtomicU64::new(0),
@@ -160,8 +168,63 @@ impl Server {
 
     // ---- for the application's handles
 
-    pub(crate) fn create(&self, kind: Kind, object: Box<dyn Object>, name: Option<String>, part: Part) -> Result<Name, Refusal> {
-        self.apply(|state, now| state.create(kind, object, name, part, now))
+    pub(crate) fn create(&self, kind: Kind, what: What, name: Option<String>, part: Part) -> Result<Name, Refusal> {
+        self.apply(|state, now| state.create(kind, what, name, part, now))
+    }
+
+    /// Makes a lock, whose place has so many bytes for its value.
+    pub(crate) fn create_lock(
+        &self,
+        kind: Kind,
+        capacity: usize,
+        value: Packet,
+        names: &[Name],
+        name: Option<String>,
+    ) -> Result<Name, Error> {
+        let held = self.apply(|state, now| state.hold(LOCAL, names, now)).map_err(|_| Error::from(Why::ForeignHandle))?;
+        // Better a lock whose values are all kept here than none.
+        let words = words_for(capacity);
+        let memory =
+            self.segments.allocate(words).or_else(|error| if words > LEAST { self.segments.allocate(LEAST) } else { Err(error) })?;
+        let lock = What::Lock(Box::new(Lock::new(memory, value, held)));
+        self.create(kind, lock, name, Part::WHOLE).map_err(refused)
+    }
+
+    /// Makes atomics with these values.
+    pub(crate) fn create_cells(&self, kind: Kind, values: impl ExactSizeIterator<Item = u64>, name: Option<String>) -> Result<Name, Error> {
+        let len = u32::try_from(values.len()).map_err(|_| Error::from(Why::ManagerFull))?;
+        if values.len() * 8 > BYTES_MAX {
+            return Err(Why::ManagerFull.into());
+        }
+        let memory = self.segments.allocate(values.len().max(1))?;
+        for (word, value) in memory.words().iter().zip(values) {
+            word.store(value, Ordering::Relaxed);
+        }
+        self.create(kind, What::Cells(memory, len), name, Part::WHOLE).map_err(refused)
+    }
+
+    /// A segment of the memory, as the application itself has it.
+    pub(crate) fn memory(&self, segment: u32) -> Option<Arc<SharedMemory>> {
+        self.segments.memory(segment)
+    }
+
+    pub(crate) fn park(&self, object: u64, ticket: u64, limit: Option<Duration>) {
+        self.apply(|state, now| state.park(Caller { client: LOCAL, ticket }, object, limit, now));
+    }
+
+    pub(crate) fn rang(&self, object: u64) {
+        self.apply(|state, now| state.rang(LOCAL, object, now));
+    }
+
+    pub(crate) fn commit(&self, object: u64, unmark: bool, value: Packet, names: &[Name]) {
+        self.apply(|state, now| {
+            let held: Held = state.hold(LOCAL, names, now).unwrap_or_default();
+            state.commit(LOCAL, object, unmark, value, held, now);
+        });
+    }
+
+    pub(crate) fn fetch(&self, object: u64, ticket: u64) {
+        self.apply(|state, _| state.fetch(Caller { client: LOCAL, ticket }, object));
     }
 
     pub(crate) fn find(&self, kind: Kind, name: &str, part: Part) -> Option<Name> {
@@ -309,9 +372,29 @@ impl Server {
                     todo.flush.push(to.client);
                     todo.sent.push(body);
                 }
-                Action::Refuse(caller, why) => {
+                Action::Grant(caller, version) if caller.client == LOCAL => todo.local.push((caller.ticket, Arrived::Granted(version))),
+                Action::Map(caller, segment) => {
                     let Some(link) = links.get_mut(&caller.client) else { continue };
-                    link.out.push(Vec::new(), |out| ToClient::Refused { ticket: caller.ticket, why }.write(out));
+                    match self.segments.memory(segment) {
+                        Some(memory) => {
+                            link.out.push(vec![memory as Fd], |out| ToClient::Mapped { ticket: caller.ticket }.write(out));
+                        }
+                        None => {
+                            let why = Refusal::NoMemory;
+                            link.out.push(Vec::new(), |out| ToClient::Refused { ticket: caller.ticket, why }.write(out));
+                        }
+                    }
+                    todo.flush.push(caller.client);
+                }
+                Action::Refuse(caller, _) | Action::Grant(caller, _) => {
+                    let Some(link) = links.get_mut(&caller.client) else { continue };
+                    let ticket = caller.ticket;
+                    let message = match action {
+                        Action::Grant(_, version) => ToClient::Granted { ticket, version },
+                        Action::Refuse(_, why) => ToClient::Refused { ticket, why },
+                        _ => unreachable!("one of the two"),
+                    };
+                    link.out.push(Vec::new(), |out| message.write(out));
                     todo.flush.push(caller.client);
                 }
             }
@@ -575,6 +658,14 @@ impl Server {
     }
 }
 
+/// Why an object cannot be made.
+fn refused(why: Refusal) -> Error {
+    match why {
+        Refusal::Full => Why::ManagerFull.into(),
+        _ => Why::ManagerClosed.into(),
+    }
+}
+
 /// Does what a client's message says. An error means that it does not keep to the protocol.
 fn obey(state: &mut State, client: Client, message: Result<ToManager<'_>, object::Bad>, now: Instant) -> Result<(), object::Bad> {
     match message? {
@@ -593,9 +684,28 @@ fn obey(state: &mut State, client: Client, message: Result<ToManager<'_>, object
         ToManager::Release { object, part, count } => state.release(client, object, part, count, now),
         ToManager::Acquire { object, part } => drop(state.acquire(client, object, part, now)),
         ToManager::Parcel { names } => state.parcel(client, &names, now),
+        ToManager::Park { object, ticket, limit } => {
+            let limit = (limit > 0).then(|| Duration::from_nanos(limit));
+            state.park(Caller { client, ticket }, object, limit, now);
+        }
+        ToManager::Rang { object } => state.rang(client, object, now),
+        ToManager::Commit { object, unmark, names, value } => {
+            let held = state.hold(client, &names, now).map_err(|_| object::Bad("a value with a handle that is not its own".into()))?;
+            state.commit(client, object, unmark, Packet::copy_from(value), held, now);
+        }
+        ToManager::Fetch { object, ticket } => state.fetch(Caller { client, ticket }, object),
+        ToManager::Map { ticket, segment } => state.map(Caller { client, ticket }, segment),
         other => return Err(object::Bad(format!("a message that is not understood yet: {other:?}"))),
     }
     Ok(())
+}
+
+#[cfg(test)]
+impl Server {
+    /// How many wait for a lock.
+    pub(crate) fn waiting(&self, object: u64) -> usize {
+        self.lock().state.waiting(object)
+    }
 }
 
 impl Dropped for Server {
