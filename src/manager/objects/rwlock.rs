@@ -36,9 +36,8 @@ messages!(
         1 Locked { version: u64, fence: u64, recovered: bool, value: bool },
         2 None,
         3 TimedOut,
-        4 Closed,
-        5 Committed { version: u64 },
-        6 NotHeld,
+        4 Committed { version: u64 },
+        5 NotHeld,
     }
 );
 
@@ -154,12 +153,6 @@ impl Object for RwLock {
 
     fn tick(&mut self, now: Instant, answers: &mut Vec<Answer>) {
         self.expire(now, answers);
-    }
-
-    fn close(&mut self, _: Instant, answers: &mut Vec<Answer>) {
-        for (caller, _) in self.line.drain() {
-            answers.push(Answer::new(caller, Reply::Closed.body()));
-        }
     }
 
     fn bytes(&self) -> usize {
