@@ -16,8 +16,11 @@ mod wire;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod worker;
 
-pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
+pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
 pub use pool::{AbortHandle, Builder, Call, JoinHandle, Pool, Results, TryResults};
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
-pub use sync::Manager;
+pub use sync::{
+    Barrier, BarrierWaitResult, Delivery, Event, Manager, Queue, QueueReceiver, QueueSender, QueueSink, QueueStream, Semaphore,
+    SemaphorePermit,
+};
 pub use task::{ArgsFor, Init, Task, state};
