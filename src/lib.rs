@@ -20,7 +20,7 @@ pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
 pub use pool::{AbortHandle, Builder, Call, JoinHandle, Pool, Results, TryResults};
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 pub use sync::{
-    Barrier, BarrierWaitResult, Delivery, Event, Manager, Queue, QueueReceiver, QueueSender, QueueSink, QueueStream, Semaphore,
-    SemaphorePermit,
+    Barrier, BarrierWaitResult, Delivery, Event, Exchanged, List, Manager, Map, MapChange, MapWatch, Queue, QueueReceiver, QueueSender,
+    QueueSink, QueueStream, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit,
 };
 pub use task::{ArgsFor, Init, Task, state};
