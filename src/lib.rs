@@ -17,8 +17,13 @@ mod wire;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod worker;
 
-pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
+pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
 pub use pool::{AbortHandle, Builder, Call, JoinHandle, Pool, Results, TryResults};
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
-pub use sync::{Array, Atomic, Element, Manager, Mutex, MutexGuard, OwnedMutexGuard, Value};
+pub use sync::{Array, Atomic, Element, Mutex, MutexGuard, OwnedMutexGuard, Value};
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+pub use sync::{
+    Barrier, BarrierWaitResult, Delivery, Event, Exchanged, List, Manager, Map, MapChange, MapWatch, Queue, QueueReceiver, QueueSender,
+    QueueSink, QueueStream, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit,
+};
 pub use task::{ArgsFor, Init, Task, state};

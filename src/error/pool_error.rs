@@ -70,6 +70,20 @@ pub enum ErrorKind {
     ForeignHandle,
     /// The operating system gave no memory or no descriptor that a shared object needs.
     Memory,
+    /// The queue, the semaphore or the other end of the channel is closed.
+    Closed,
+    /// A queue had no room, for a call that does not wait.
+    Full,
+    /// A queue had nothing, for a call that does not wait.
+    Empty,
+    /// What was to be acknowledged, extended, given back or committed is not held (any more).
+    NotHeld,
+    /// A barrier is broken: a party has died or run out of time, or it was aborted.
+    BrokenBarrier,
+    /// A semaphore would have more permits than its limit, or never has as many as were asked for.
+    AboveLimit,
+    /// A list has no element at that place.
+    OutOfRange,
 }
 
 /// The full space behind [`ErrorKind`].
@@ -102,6 +116,13 @@ pub(crate) enum Why {
     TooLarge { limit: usize },
     ForeignHandle,
     Memory { step: &'static str, source: io::Error },
+    Closed,
+    Full,
+    Empty,
+    NotHeld,
+    BrokenBarrier,
+    AboveLimit { limit: u64 },
+    OutOfRange { len: u64 },
 }
 
 impl From<Why> for Error {
@@ -144,6 +165,13 @@ impl Error {
             Why::TooLarge { .. } => ErrorKind::TooLarge,
             Why::ForeignHandle => ErrorKind::ForeignHandle,
             Why::Memory { .. } => ErrorKind::Memory,
+            Why::Closed => ErrorKind::Closed,
+            Why::Full => ErrorKind::Full,
+            Why::Empty => ErrorKind::Empty,
+            Why::NotHeld => ErrorKind::NotHeld,
+            Why::BrokenBarrier => ErrorKind::BrokenBarrier,
+            Why::AboveLimit { .. } => ErrorKind::AboveLimit,
+            Why::OutOfRange { .. } => ErrorKind::OutOfRange,
         }
     }
 
@@ -160,6 +188,31 @@ impl Error {
     /// The manager of a shared object is closed, or its process has ended.
     pub fn is_manager_closed(&self) -> bool {
         self.kind() == ErrorKind::ManagerClosed
+    }
+
+    /// The queue, the semaphore or the other end of the channel is closed.
+    pub fn is_closed(&self) -> bool {
+        self.kind() == ErrorKind::Closed
+    }
+
+    /// A queue had no room, for a call that does not wait.
+    pub fn is_full(&self) -> bool {
+        self.kind() == ErrorKind::Full
+    }
+
+    /// A queue had nothing, for a call that does not wait.
+    pub fn is_empty(&self) -> bool {
+        self.kind() == ErrorKind::Empty
+    }
+
+    /// What was to be acknowledged, extended, given back or committed is not held (any more).
+    pub fn is_not_held(&self) -> bool {
+        self.kind() == ErrorKind::NotHeld
+    }
+
+    /// A barrier is broken.
+    pub fn is_broken_barrier(&self) -> bool {
+        self.kind() == ErrorKind::BrokenBarrier
     }
 
     /// The locks that processes hold and wait for form a ring.
@@ -269,6 +322,13 @@ impl fmt::Display for Error {
             Why::TooLarge { limit } => write!(f, "the value exceeds {limit} bytes, the most that a shared object's may take"),
             Why::ForeignHandle => f.write_str("a handle cannot be put into a shared object of another manager"),
             Why::Memory { step, .. } => f.write_str(step),
+            Why::Closed => f.write_str("it is closed"),
+            Why::Full => f.write_str("the queue is full"),
+            Why::Empty => f.write_str("the queue is empty"),
+            Why::NotHeld => f.write_str("it is not held (any more)"),
+            Why::BrokenBarrier => f.write_str("the barrier is broken"),
+            Why::AboveLimit { limit } => write!(f, "the semaphore never has more than {limit} permits"),
+            Why::OutOfRange { len } => write!(f, "the list has {len} elements, and none at that place"),
         }
     }
 }

@@ -181,8 +181,11 @@ pub(crate) trait Object: Send {
         let _ = (now, answers);
     }
 
-    /// The manager closes: everyone who waits is answered that it is closed. Nothing is asked afterwards.
-    fn close(&mut self, now: Instant, answers: &mut Vec<Answer>);
+    /// The manager closes. Whoever waits is told so by the plumbing; the object may answer those to whom it can say more.
+    /// Nothing is asked afterwards.
+    fn close(&mut self, now: Instant, answers: &mut Vec<Answer>) {
+        let _ = (now, answers);
+    }
 
     /// What it holds, in bytes, roughly.
     fn bytes(&self) -> usize;

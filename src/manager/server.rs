@@ -18,7 +18,7 @@ use super::mail::{Arrived, Mail, shielded};
 use super::message::{FRAME_MAX, Kind, Name, Refusal, ToClient, ToManager};
 use super::object::{Body, Caller, Client, Held, Part};
 use super::outgoing::{Fd, Outgoing, write_out};
-use super::segments::{Allocated, Segments};
+use super::segments::Segments;
 use super::state::{Action, BYTES_MAX, LOCAL, State, What};
 use super::{held, object};
 use crate::error::{Error, Why};

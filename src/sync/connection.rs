@@ -115,6 +115,26 @@ impl Connection {
         }
     }
 
+    /// Tells an object something whose answer nobody waits for. Ready as [`poll_taken`](Self::poll_taken) is.
+    pub(crate) fn poll_tell(&self, object: u64, body: &Body, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let ticket = match self.ticket() {
+            Ok(ticket) => ticket,
+            Err(error) => return Poll::Ready(Err(error)),
+        };
+        drop(self.mail.forget(ticket));
+        match &self.route {
+            Route::Local(server) => {
+                server.request(object, ticket, body.clone(), &[]);
+                Poll::Ready(Ok(()))
+            }
+            Route::Remote(remote) => {
+                let (head, tail) = (&body.head[..], &body.tail[..]);
+                let message = ToManager::Request { object, ticket, names: Vec::new(), head, tail };
+                remote.poll_send_past(&message, cx).map(|sent| sent.map_err(error))
+            }
+        }
+    }
+
     pub(crate) fn cancel(&self, object: u64, ticket: u64) {
         if fork::is_forked_copy() {
             return;

@@ -233,6 +233,15 @@ impl Handle {
         Ok(())
     }
 
+    /// As [`tell`](Self::tell), and it has reached the manager, or its kernel's socket, when this is ready. Nothing has been
+    /// said when it is not.
+    pub(crate) fn poll_tell(&self, body: &Body, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        if fork::is_forked_copy() {
+            return Poll::Ready(Err(Why::Forked.into()));
+        }
+        self.connection().poll_tell(self.name().object, body, cx)
+    }
+
     /// Lets go what is kept under a ticket that was answered.
     pub(crate) fn cancel(&self, ticket: u64) {
         self.connection().cancel(self.name().object, ticket);
@@ -335,6 +344,27 @@ impl Asking {
             Poll::Ready(result) => Some(result),
             Poll::Pending => None,
         }
+    }
+
+    /// As polling it, but an offer is not taken by that: the caller says what it takes of it, and cancels the ticket, which
+    /// comes with the answer, when it wants nothing more.
+    pub(crate) fn poll_offer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(u64, Body), Error>> {
+        if let State::Waiting(ticket) = self.state
+            && !fork::is_forked_copy()
+            && let Poll::Ready(arrived) = self.handle.connection().mail().poll(ticket, cx.waker())
+        {
+            drop(self.handle.connection().mail().forget(ticket));
+            self.state = State::Over;
+            return Poll::Ready(match arrived {
+                Arrived::Answer { body, .. } => Ok((ticket, body)),
+                Arrived::Refused(why) => Err(error(why)),
+                Arrived::Granted(_) | Arrived::Mapped(_) => Err(error(Refusal::Closed)),
+            });
+        }
+        if matches!(self.state, State::Waiting(_)) && !fork::is_forked_copy() {
+            return Poll::Pending;
+        }
+        Pin::new(self).poll(cx).map(|result| result.map(|body| (0, body)))
     }
 
     /// Blocks the thread until it is answered.

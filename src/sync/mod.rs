@@ -7,14 +7,24 @@
 //! * `mutex.rs`: the lock; `value.rs`: atomics;
 //! * `wait.rs`: waiting by blocking the thread; `stopping.rs`: whether a task is being aborted.
 
+mod barrier;
 mod cell;
 pub(crate) mod connection;
+mod delivery;
+mod event;
 pub(crate) mod handle;
+mod list;
 mod manager;
+mod map;
+mod map_watch;
 mod mutex;
 #[cfg(test)]
 mod mutex_tests;
+mod queue;
+mod queue_flow;
 mod remote;
+mod rwlock;
+mod semaphore;
 pub(crate) mod stopping;
 #[cfg(test)]
 mod testing;
@@ -23,6 +33,16 @@ mod tests;
 mod value;
 pub(crate) mod wait;
 
+pub use barrier::{Barrier, BarrierWaitResult};
+pub use delivery::Delivery;
+pub use event::Event;
+pub use list::List;
 pub use manager::Manager;
+pub use map::{Exchanged, Map};
+pub use map_watch::{MapChange, MapWatch};
 pub use mutex::{Mutex, MutexGuard, OwnedMutexGuard};
+pub use queue::{Queue, QueueReceiver, QueueSender};
+pub use queue_flow::{QueueSink, QueueStream};
+pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub use semaphore::{Semaphore, SemaphorePermit};
 pub use value::{Array, Atomic, Element, Value};

@@ -33,8 +33,7 @@ messages!(
         3 Broken,
         /// The one who ran out of time, by which it is broken.
         4 TimedOut,
-        5 Closed,
-        6 Status { parties: u32, waiting: u32, broken: bool },
+        5 Status { parties: u32, waiting: u32, broken: bool },
     }
 );
 
@@ -132,12 +131,6 @@ impl Object for Barrier {
 
     fn tick(&mut self, now: Instant, answers: &mut Vec<Answer>) {
         self.expire(now, answers);
-    }
-
-    fn close(&mut self, _: Instant, answers: &mut Vec<Answer>) {
-        for (caller, ()) in self.line.drain() {
-            answers.push(Answer::new(caller, Reply::Closed.body()));
-        }
     }
 
     fn bytes(&self) -> usize {

@@ -32,8 +32,7 @@ messages!(
         1 Done,
         2 Notified,
         3 TimedOut,
-        4 Closed,
-        5 NotEnrolled,
+        4 NotEnrolled,
     }
 );
 
@@ -69,7 +68,6 @@ pub(crate) struct Condvar {
     offers: BTreeSet<Caller>,
     limits: BTreeSet<(Instant, Caller)>,
     next: u64,
-    closed: bool,
 }
 
 impl Condvar {
@@ -137,7 +135,6 @@ impl Object for Condvar {
             return Err(Bad(format!("ticket {} is used twice", caller.ticket)));
         }
         match Ask::read(&body.head)? {
-            Ask::Enrol if self.closed => answers.push(Answer::new(caller, Reply::Closed.body())),
             Ask::Enrol => {
                 self.places.insert(caller, Place { order: self.next, word: Word::None, waits: None });
                 self.line.insert(self.next, caller);
@@ -202,12 +199,6 @@ impl Object for Condvar {
 
     fn tick(&mut self, now: Instant, answers: &mut Vec<Answer>) {
         self.expire(now, answers);
-    }
-
-    fn close(&mut self, _: Instant, answers: &mut Vec<Answer>) {
-        self.closed = true;
-        answers.extend(self.waiting.keys().map(|caller| Answer::new(*caller, Reply::Closed.body())));
-        *self = Self { closed: true, ..Self::default() };
     }
 
     fn bytes(&self) -> usize {

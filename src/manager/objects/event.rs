@@ -23,9 +23,8 @@ messages!(
         1 Set,
         2 Unset,
         3 TimedOut,
-        4 Closed,
         /// It has been set or cleared; `was` is how it was before.
-        5 Done { was: bool },
+        4 Done { was: bool },
     }
 );
 
@@ -87,12 +86,6 @@ impl Object for Event {
 
     fn tick(&mut self, now: Instant, answers: &mut Vec<Answer>) {
         self.expire(now, answers);
-    }
-
-    fn close(&mut self, _: Instant, answers: &mut Vec<Answer>) {
-        for (caller, _) in self.line.drain() {
-            answers.push(Answer::new(caller, Reply::Closed.body()));
-        }
     }
 
     fn bytes(&self) -> usize {

@@ -204,8 +204,6 @@ impl Object for List {
 
     fn gone(&mut self, _: Client, _: Gone, _: Instant, _: &mut Vec<Answer>) {}
 
-    fn close(&mut self, _: Instant, _: &mut Vec<Answer>) {}
-
     fn bytes(&self) -> usize {
         self.bytes
     }

@@ -59,8 +59,7 @@ messages!(
         /// Packed, three by three: the key, 1 or 0 (whether it has a value now), the value. `lost`: there were more.
         9 Changes { position: u64, lost: bool },
         10 TimedOut,
-        11 Closed,
-        12 NotWatching,
+        11 NotWatching,
     }
 );
 
@@ -358,12 +357,6 @@ impl Object for Map {
 
     fn tick(&mut self, now: Instant, answers: &mut Vec<Answer>) {
         self.expire(now, answers);
-    }
-
-    fn close(&mut self, _: Instant, answers: &mut Vec<Answer>) {
-        for (caller, _) in self.line.drain() {
-            answers.push(Answer::new(caller, Reply::Closed.body()));
-        }
     }
 
     fn bytes(&self) -> usize {

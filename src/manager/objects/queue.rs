@@ -492,15 +492,6 @@ impl Object for Queue {
         self.expire(now, answers);
     }
 
-    fn close(&mut self, _: Instant, answers: &mut Vec<Answer>) {
-        self.shut(answers);
-        for caller in
-            self.receivers.drain().into_iter().map(|(caller, _)| caller).chain(self.joiners.drain().into_iter().map(|(caller, _)| caller))
-        {
-            answers.push(Answer::new(caller, Reply::Closed { accepted: 0 }.body()));
-        }
-    }
-
     fn bytes(&self) -> usize {
         self.bytes + (self.receivers.len() + self.joiners.len()) * WAITER_BYTES
     }

@@ -6,7 +6,8 @@
 //! 2. Who waits is served in order: readers that come after a waiting writer wait behind it, so that neither starves.
 //! 3. The value changes by a writer's commit only, which ends its lock (or makes it a reader's). When its ticket is
 //!    cancelled instead, or its client is gone, the value is what it was.
-//! 4. When a writer dies, the value is marked as recovered; everybody is told, until somebody commits.
+//! 4. When a writer dies, or says that it did not end well, the value is marked as recovered; everybody is told, until a
+//!    writer takes the mark away.
 //! 5. A caller that says which version it has is not sent the same one again.
 
 use super::code::{Message, Wait, messages};
@@ -22,10 +23,12 @@ messages!(
         /// `have`: the version that the caller holds already, or 0.
         1 Read { wait: Wait, have: u64 },
         2 Write { wait: Wait, have: u64 },
-        /// The tail is the new value. With `downgrade` the lock stays, as a reader's.
-        3 Commit { write: u64, downgrade: bool },
+        /// The tail is the new value. With `downgrade` the lock stays, as a reader's. `mark` sets the mark or takes it away.
+        3 Commit { write: u64, downgrade: bool, mark: Option<bool> },
         /// The value, without a lock.
         4 Get { have: u64 },
+        /// The value stays as it was.
+        5 Release { write: u64, downgrade: bool, mark: Option<bool> },
     }
 );
 
@@ -36,9 +39,8 @@ messages!(
         1 Locked { version: u64, fence: u64, recovered: bool, value: bool },
         2 None,
         3 TimedOut,
-        4 Closed,
-        5 Committed { version: u64 },
-        6 NotHeld,
+        4 Released { version: u64 },
+        5 NotHeld,
     }
 );
 
@@ -108,20 +110,22 @@ impl Object for RwLock {
         match Ask::read(&body.head)? {
             Ask::Read { wait, have } => self.line.push(caller, wait.until(now), Want { write: false, have, wait }),
             Ask::Write { wait, have } => self.line.push(caller, wait.until(now), Want { write: true, have, wait }),
-            Ask::Commit { write, downgrade } => {
+            ref ask @ (Ask::Commit { write, downgrade, mark } | Ask::Release { write, downgrade, mark }) => {
                 let writer = Caller { client: caller.client, ticket: write };
-                if self.writer == Some(writer) {
-                    self.writer = None;
+                if self.writer != Some(writer) {
+                    answers.push(Answer::new(caller, Reply::NotHeld.body()));
+                    return Ok(());
+                }
+                self.writer = None;
+                if matches!(ask, Ask::Commit { .. }) {
                     (self.value, self.held) = (body.tail, body.held);
                     self.version += 1;
-                    self.recovered = false;
-                    if downgrade {
-                        self.readers.insert(writer, ());
-                    }
-                    answers.push(Answer::new(caller, Reply::Committed { version: self.version }.body()));
-                } else {
-                    answers.push(Answer::new(caller, Reply::NotHeld.body()));
                 }
+                self.recovered = mark.unwrap_or(self.recovered);
+                if downgrade {
+                    self.readers.insert(writer, ());
+                }
+                answers.push(Answer::new(caller, Reply::Released { version: self.version }.body()));
             }
             Ask::Get { have } => answers.push(Answer::new(caller, self.locked(have))),
         }
@@ -154,12 +158,6 @@ impl Object for RwLock {
 
     fn tick(&mut self, now: Instant, answers: &mut Vec<Answer>) {
         self.expire(now, answers);
-    }
-
-    fn close(&mut self, _: Instant, answers: &mut Vec<Answer>) {
-        for (caller, _) in self.line.drain() {
-            answers.push(Answer::new(caller, Reply::Closed.body()));
-        }
     }
 
     fn bytes(&self) -> usize {

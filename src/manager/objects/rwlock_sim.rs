@@ -148,16 +148,24 @@ impl World {
                 let wrong = self.rng.chance(10);
                 let ticket = if wrong { writer.ticket + 1_000_000 } else { writer.ticket };
                 let downgrade = self.rng.chance(20);
+                let commit = self.rng.chance(70);
+                let mark = [None, Some(true), Some(false)][self.rng.below(3) as usize];
                 if !wrong {
                     self.writer = None;
-                    self.value += 1;
-                    self.version += 1;
-                    self.recovered = false;
+                    if commit {
+                        self.value += 1;
+                        self.version += 1;
+                    }
+                    self.recovered = mark.unwrap_or(self.recovered);
                     self.readers.extend(downgrade.then_some(writer));
                 }
                 let teller = self.clients.caller_of(writer.client);
-                let mut answers = self.ask(teller, Ask::Commit { write: ticket, downgrade }, value(self.value))?;
-                let expected = if wrong { Reply::NotHeld } else { Reply::Committed { version: self.version } };
+                let ask = match commit {
+                    true => Ask::Commit { write: ticket, downgrade, mark },
+                    false => Ask::Release { write: ticket, downgrade, mark },
+                };
+                let mut answers = self.ask(teller, ask, value(self.value))?;
+                let expected = if wrong { Reply::NotHeld } else { Reply::Released { version: self.version } };
                 let reply = Reply::read(&answers.remove(0).body.head);
                 if reply != Ok(expected) {
                     return Err(format!("a commit was answered {reply:?}"));

@@ -175,13 +175,6 @@ impl Object for Semaphore {
         self.expire(now, answers);
     }
 
-    fn close(&mut self, _: Instant, answers: &mut Vec<Answer>) {
-        self.closed = true;
-        for (waiting, _) in self.line.drain() {
-            answers.push(Answer::new(waiting, Reply::Closed.body()));
-        }
-    }
-
     fn bytes(&self) -> usize {
         self.line.len() * WAITER_BYTES + self.holders.len() * 48
     }
