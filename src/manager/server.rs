@@ -39,6 +39,8 @@ use std::time::{Duration, Instant};
 const BACKLOG_MAX: u64 = 4 << 20;
 /// Readings of one client's socket in one go, at most, so that nobody else waits for long.
 const READINGS: u32 = 16;
+/// Clients that one client has introduced, at most.
+const INTRODUCED_MAX: usize = 1024;
 /// Descriptors that have come from a client and that no message has claimed, at most.
 const DESCRIPTORS_MAX: usize = 4;
 
@@ -79,7 +81,6 @@ pub(crate) struct Server {
     dropped: Mutex<Vec<(u64, Part)>>,
     segments: Arc<Segments>,
     ended: AtomicBool,
-    this: Weak<Self>,
     // What the steward asks of those that have a runtime.
     turns: AtomicU64,
     unattended: AtomicBool,
@@ -88,6 +89,9 @@ pub(crate) struct Server {
 struct Inside {
     state: State,
     links: HashMap<Client, Link>,
+    /// Clients that other clients have introduced, as those call them; and by whom each was.
+    introduced: HashMap<(Client, u64), Client>,
+    introducers: HashMap<Client, Client>,
     /// What the timer is set to, or is about to be.
     deadline: Option<Instant>,
     /// Counts the times that it changed.
@@ -136,7 +140,14 @@ impl Server {
         epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)).map_err(step("registering a manager's timer"))?;
         let server = Arc::new_cyclic(|this: &Weak<Self>| Self {
             id: new_id(),
-            inside: Mutex::new(Inside { state: State::new(this.clone()), links: HashMap::new(), deadline: None, deadlines: 0 }),
+            inside: Mutex::new(Inside {
+                state: State::new(this.clone()),
+                links: HashMap::new(),
+                introduced: HashMap::new(),
+                introducers: HashMap::new(),
+                deadline: None,
+                deadlines: 0,
+            }),
             epoll,
             timer,
             driver: Mutex::new(Driver::default()),
@@ -145,7 +156,6 @@ impl Server {
             dropped: Mutex::new(Vec::new()),
             segments: Arc::default(),
             ended: AtomicBool::new(false),
-            this: this.clone(),
             turns: AtomicU64::new(0),
             unattended: AtomicBool::new(false),
         });
@@ -354,7 +364,7 @@ impl Server {
                 inside.state.unhold(object, part, now);
             }
         }
-        let Inside { state, links, deadline, deadlines } = inside;
+        let Inside { state, links, deadline, deadlines, .. } = inside;
         let mut actions = std::mem::take(&mut state.actions);
         for action in actions.drain(..) {
             match action {
@@ -572,6 +582,11 @@ impl Server {
                     reader.buffer.filled(received.bytes);
                     reader.descriptors.extend(received.fds);
                     end = received.bytes == 0 || received.truncated || reader.descriptors.len() > DESCRIPTORS_MAX;
+                    // What its introducer has lent it may still be in his socket, but not later than its own words.
+                    let introducer = self.lock().introducers.get(&client).copied();
+                    if let Some(introducer) = introducer {
+                        self.read(introducer, true);
+                    }
                     if end || self.frames(client, &mut reader).is_err() {
                         end = true;
                         break;
@@ -604,18 +619,25 @@ impl Server {
             let mut inside = self.lock();
             let now = Instant::now();
             // Some at a time, so that others get the lock as well.
-            let mut some = 0;
+            let (mut some, mut introduced) = (0, None);
             let result = loop {
                 if some == 64 {
                     break Ok(true);
                 }
                 some += 1;
                 match reader.buffer.next_frame() {
-                    Ok(Some(range)) => {
-                        if let Err(bad) = obey(&mut inside.state, client, ToManager::read(reader.buffer.bytes(range)), now) {
-                            break Err(bad);
+                    Ok(Some(range)) => match ToManager::read(reader.buffer.bytes(range)) {
+                        Ok(ToManager::Introduce { client: number }) => {
+                            introduced = Some(number);
+                            break Ok(true);
                         }
-                    }
+                        Ok(message) => {
+                            if let Err(bad) = inside.obey(client, message, now) {
+                                break Err(bad);
+                            }
+                        }
+                        Err(bad) => break Err(bad),
+                    },
                     Ok(None) => break Ok(false),
                     Err(too_long) => break Err(object::Bad(too_long.to_string())),
                 }
@@ -624,10 +646,33 @@ impl Server {
             drop(inside);
             self.perform(todo);
             self.sweep();
+            if let Some(number) = introduced {
+                self.introduce(client, number, &mut reader.descriptors)?;
+            }
             if !result? {
                 return Ok(());
             }
         }
+    }
+
+    /// A client has made a client of its own; with the message came its socket and its process.
+    fn introduce(&self, by: Client, number: u64, descriptors: &mut Vec<OwnedFd>) -> Result<(), object::Bad> {
+        if descriptors.len() < 2 {
+            return Err(object::Bad("a client without its descriptors".into()));
+        }
+        let mut descriptors = descriptors.drain(..2);
+        let (socket, pidfd) = (descriptors.next(), descriptors.next());
+        let mut inside = self.lock();
+        if inside.introduced.keys().filter(|(introducer, _)| *introducer == by).count() >= INTRODUCED_MAX {
+            return Err(object::Bad("too many clients of a client".into()));
+        }
+        drop(inside);
+        // If it cannot be watched (what came need not be what it should be), it is gone at once.
+        let Some(client) = socket.and_then(|socket| self.adopt(socket, pidfd).ok()) else { return Ok(()) };
+        inside = self.lock();
+        inside.introduced.insert((by, number), client);
+        inside.introducers.insert(client, by);
+        Ok(())
     }
 
     /// A client has ended, and what it had written has been read.
@@ -636,7 +681,14 @@ impl Server {
         let mut inside = self.lock();
         let now = Instant::now();
         let link = inside.links.remove(&client);
+        inside.introducers.remove(&client);
         inside.state.client_gone(client, now);
+        // Nobody takes the results of those that it has introduced.
+        let its_own: Vec<_> = inside.introduced.extract_if(|(introducer, _), _| *introducer == client).map(|(_, own)| own).collect();
+        for own in its_own {
+            inside.introducers.remove(&own);
+            inside.state.dismiss(own, now);
+        }
         let todo = self.sort(&mut inside, now);
         drop(inside);
         if let Some(Link { socket, pidfd, mut out }) = link {
@@ -666,42 +718,72 @@ fn refused(why: Refusal) -> Error {
     }
 }
 
-/// Does what a client's message says. An error means that it does not keep to the protocol.
-fn obey(state: &mut State, client: Client, message: Result<ToManager<'_>, object::Bad>, now: Instant) -> Result<(), object::Bad> {
-    match message? {
-        ToManager::Request { object, ticket, names, head, tail } => {
-            let caller = Caller { client, ticket };
-            match state.hold(client, &names, now) {
-                Ok(held) => {
-                    let body = Body { head: Packet::copy_from(head), tail: Packet::copy_from(tail), held };
-                    state.request(caller, object, body, now)?;
+impl Inside {
+    /// Does what a client's message says. An error means that it does not keep to the protocol.
+    fn obey(&mut self, client: Client, message: ToManager<'_>, now: Instant) -> Result<(), object::Bad> {
+        let Self { state, introduced, introducers, .. } = self;
+        match message {
+            ToManager::Request { object, ticket, names, head, tail } => {
+                let caller = Caller { client, ticket };
+                match state.hold(client, &names, now) {
+                    Ok(held) => {
+                        let body = Body { head: Packet::copy_from(head), tail: Packet::copy_from(tail), held };
+                        state.request(caller, object, body, now)?;
+                    }
+                    Err(why) => state.actions.push(Action::Refuse(caller, why)),
                 }
-                Err(why) => state.actions.push(Action::Refuse(caller, why)),
+            }
+            ToManager::Taken { object, ticket } => state.taken(Caller { client, ticket }, object, now),
+            ToManager::Cancel { object, ticket } => state.cancel(Caller { client, ticket }, object, now),
+            ToManager::Release { object, part, count } => state.release(client, object, part, count, now),
+            ToManager::Acquire { object, part } => drop(state.acquire(client, object, part, now)),
+            ToManager::Parcel { names } => state.parcel(client, &names, now),
+            ToManager::Park { object, ticket, limit } => {
+                let limit = (limit > 0).then(|| Duration::from_nanos(limit));
+                state.park(Caller { client, ticket }, object, limit, now);
+            }
+            ToManager::Rang { object } => state.rang(client, object, now),
+            ToManager::Commit { object, unmark, names, value } => {
+                let held = state.hold(client, &names, now).map_err(|_| object::Bad("a value with a handle that is not its own".into()))?;
+                state.commit(client, object, unmark, Packet::copy_from(value), held, now);
+            }
+            ToManager::Fetch { object, ticket } => state.fetch(Caller { client, ticket }, object),
+            ToManager::Map { ticket, segment } => state.map(Caller { client, ticket }, segment),
+            ToManager::Introduce { .. } => return Err(object::Bad("an introduction out of place".into())),
+            ToManager::Lend { client: number, names } => {
+                if let Some(to) = introduced.get(&(client, number)) {
+                    for name in names {
+                        if state.has(client, name.object) {
+                            state.lend(*to, name.object, name.part, now);
+                        }
+                    }
+                }
+            }
+            ToManager::Take { client: number, names } => {
+                if let Some(from) = introduced.get(&(client, number)) {
+                    for name in names {
+                        state.take(client, *from, name.object, name.part, now);
+                    }
+                }
+            }
+            ToManager::Dismiss { client: number } => {
+                if let Some(own) = introduced.remove(&(client, number)) {
+                    introducers.remove(&own);
+                    state.dismiss(own, now);
+                }
             }
         }
-        ToManager::Taken { object, ticket } => state.taken(Caller { client, ticket }, object, now),
-        ToManager::Cancel { object, ticket } => state.cancel(Caller { client, ticket }, object, now),
-        ToManager::Release { object, part, count } => state.release(client, object, part, count, now),
-        ToManager::Acquire { object, part } => drop(state.acquire(client, object, part, now)),
-        ToManager::Parcel { names } => state.parcel(client, &names, now),
-        ToManager::Park { object, ticket, limit } => {
-            let limit = (limit > 0).then(|| Duration::from_nanos(limit));
-            state.park(Caller { client, ticket }, object, limit, now);
-        }
-        ToManager::Rang { object } => state.rang(client, object, now),
-        ToManager::Commit { object, unmark, names, value } => {
-            let held = state.hold(client, &names, now).map_err(|_| object::Bad("a value with a handle that is not its own".into()))?;
-            state.commit(client, object, unmark, Packet::copy_from(value), held, now);
-        }
-        ToManager::Fetch { object, ticket } => state.fetch(Caller { client, ticket }, object),
-        ToManager::Map { ticket, segment } => state.map(Caller { client, ticket }, segment),
-        other => return Err(object::Bad(format!("a message that is not understood yet: {other:?}"))),
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]
 impl Server {
+    /// How many clients there are, beside the application.
+    pub(crate) fn clients(&self) -> usize {
+        self.lock().links.len()
+    }
+
     /// How many wait for a lock.
     pub(crate) fn waiting(&self, object: u64) -> usize {
         self.lock().state.waiting(object)

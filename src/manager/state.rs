@@ -231,7 +231,8 @@ impl State {
 
     // ---- references
 
-    fn has(&self, client: Client, object: u64) -> bool {
+    /// Whether a client has a reference to an object.
+    pub(crate) fn has(&self, client: Client, object: u64) -> bool {
         client == LOCAL || self.clients.get(&client).is_some_and(|state| state.references.contains_key(&object))
     }
 

@@ -12,14 +12,17 @@ use crate::manager::lock::served::owner_of;
 use crate::manager::mail::Mail;
 use crate::manager::message::{Name, Place, Refusal, ToManager};
 use crate::manager::object::{Body, Client, Held, Part};
+use crate::manager::outgoing::Fd;
 use crate::manager::segments::SHARED_MAX;
 use crate::manager::server::Server;
 use crate::manager::state::LOCAL;
 use crate::process::{SharedMemory, fork};
 use crate::wire::packet::Packet;
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -28,6 +31,8 @@ pub(crate) struct Connection {
     manager: u64,
     mail: Arc<Mail>,
     route: Route,
+    /// Clients that we have introduced.
+    introduced: AtomicU64,
 }
 
 enum Route {
@@ -41,7 +46,12 @@ impl Connection {
     pub(crate) fn start() -> Result<Arc<Self>, Error> {
         fork::refuse_in_copy().map_err(|_| Error::from(Why::Forked))?;
         let server = Server::start()?;
-        Ok(Arc::new(Self { manager: server.id(), mail: Arc::clone(server.mail()), route: Route::Local(server) }))
+        Ok(Arc::new(Self {
+            manager: server.id(),
+            mail: Arc::clone(server.mail()),
+            route: Route::Local(server),
+            introduced: AtomicU64::new(0),
+        }))
     }
 
     /// At the other end of `socket` is the manager of this number.
@@ -49,7 +59,7 @@ impl Connection {
         let mail = Arc::new(Mail::default());
         Arc::new_cyclic(|this| {
             let remote = Remote::new(socket, Arc::clone(&mail), this.clone());
-            Self { manager, mail, route: Route::Remote(remote) }
+            Self { manager, mail, route: Route::Remote(remote), introduced: AtomicU64::new(0) }
         })
     }
 
@@ -230,6 +240,52 @@ impl Connection {
         match &self.route {
             Route::Local(server) => server.fetch(object, ticket),
             Route::Remote(remote) => remote.send(&ToManager::Fetch { object, ticket }),
+        }
+    }
+
+    // ---- references that travel
+
+    /// Makes a process of ours a client of a manager that is elsewhere. Gives how we call it, and its socket.
+    pub(super) fn introduce(&self, pidfd: BorrowedFd<'_>) -> std::io::Result<(u64, OwnedFd)> {
+        let Route::Remote(remote) = &self.route else { return Err(std::io::ErrorKind::Unsupported.into()) };
+        let (ours, theirs) = UnixStream::pair()?;
+        let number = self.introduced.fetch_add(1, Ordering::Relaxed);
+        let fds = vec![Arc::new(OwnedFd::from(ours)) as Fd, Arc::new(pidfd.try_clone_to_owned()?) as Fd];
+        remote.send_with(fds, &ToManager::Introduce { client: number });
+        Ok((number, theirs.into()))
+    }
+
+    /// Lends one that we have introduced a reference of ours.
+    pub(super) fn lend(&self, client: u64, name: &Name) {
+        self.tell(&ToManager::Lend { client, names: vec![*name] });
+    }
+
+    /// Takes over what one that we have introduced has put into a result.
+    pub(super) fn take(&self, client: u64, name: Name) -> Name {
+        self.tell(&ToManager::Take { client, names: vec![name] });
+        name
+    }
+
+    /// One that we have introduced puts nothing into results any more.
+    pub(super) fn dismiss(&self, client: u64) {
+        self.tell(&ToManager::Dismiss { client });
+    }
+
+    /// Puts a reference into a result.
+    pub(super) fn parcel(&self, name: &Name) {
+        self.tell(&ToManager::Parcel { names: vec![*name] });
+    }
+
+    fn tell(&self, message: &ToManager<'_>) {
+        if let Route::Remote(remote) = &self.route {
+            remote.send(message);
+        }
+    }
+
+    /// Waits until what was told has reached the manager's socket.
+    pub(super) fn flush(&self) {
+        if let Route::Remote(remote) = &self.route {
+            super::wait::park_on(std::future::poll_fn(|cx| remote.poll_flushed(cx)));
         }
     }
 

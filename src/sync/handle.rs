@@ -81,6 +81,14 @@ impl Inner {
         Self { connection, name, cell: OnceLock::new() }
     }
 
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    pub(super) fn name(&self) -> &Name {
+        &self.name
+    }
+
     fn who(&self) -> Who {
         Who { manager: self.connection.manager(), object: self.name.object, part: self.name.part.0 }
     }

@@ -2,6 +2,7 @@
 //!
 //! * `handle.rs`: what all handles have in common; its documentation shows how a new kind is added;
 //! * `connection.rs`: the manager as one process sees it; `remote.rs`: one in another process;
+//! * `named.rs`: references that travel beside calls and results;
 //! * `manager.rs`: the public owner of them all;
 //! * `cell.rs`: an object's part of the manager's memory;
 //! * `mutex.rs`: the lock; `value.rs`: atomics;
@@ -20,6 +21,9 @@ mod map_watch;
 mod mutex;
 #[cfg(test)]
 mod mutex_tests;
+pub(crate) mod named;
+#[cfg(test)]
+mod named_tests;
 mod queue;
 mod queue_flow;
 mod remote;

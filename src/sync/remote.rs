@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::manager::mail::{Arrived, Mail, shielded};
 use crate::manager::message::{FRAME_MAX, Refusal, ToClient, ToManager};
 use crate::manager::object::Body;
-use crate::manager::outgoing::{Outgoing, write_out};
+use crate::manager::outgoing::{Fd, Outgoing, write_out};
 use crate::process::{SharedMemory, fork, sys};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::packet::Packet;
@@ -108,8 +108,13 @@ impl Remote {
 
     /// Sends, or leaves it to the reader to send when there is room.
     pub(super) fn send(self: &Arc<Self>, message: &ToManager<'_>) {
+        self.send_with(Vec::new(), message);
+    }
+
+    /// As [`send`](Self::send), with descriptors.
+    pub(super) fn send_with(self: &Arc<Self>, fds: Vec<Fd>, message: &ToManager<'_>) {
         let mut out = self.lock();
-        out.push(Vec::new(), |body| message.write(body));
+        out.push(fds, |body| message.write(body));
         let write = out.want_to_write();
         drop(out);
         if write {
@@ -152,6 +157,17 @@ impl Remote {
             (false, true) => Poll::Ready(Err(Refusal::Closed)),
             (false, false) => Poll::Pending,
         }
+    }
+
+    /// Ready when nothing waits to be written, or nothing ever will be.
+    pub(super) fn poll_flushed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let waker = cx.waker().clone();
+        let mut out = self.lock();
+        if out.is_dead() || out.backlog() == 0 {
+            return Poll::Ready(());
+        }
+        out.wait_until_empty(waker);
+        Poll::Pending
     }
 
     /// Only for whom the outgoing has told to write.

@@ -365,6 +365,17 @@ impl<T> Array<T> {
     }
 }
 
+#[cfg(test)]
+impl<T> Value<T> {
+    pub(super) fn of(handle: Handle) -> Self {
+        Self { handle, marker: PhantomData }
+    }
+
+    pub(super) fn handle_of(&self) -> &Handle {
+        &self.handle
+    }
+}
+
 impl<T: Atomic> Array<T> {
     /// How many elements.
     pub fn len(&self) -> usize {
