@@ -12,6 +12,9 @@ mod pool;
 mod process;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod sync;
+#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))))]
+#[path = "sync/elsewhere.rs"]
+mod sync;
 mod task;
 mod wire;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
@@ -19,11 +22,12 @@ mod worker;
 
 pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
 pub use pool::{AbortHandle, Builder, Call, JoinHandle, Pool, Results, TryResults};
+pub use sync::Manager;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 pub use sync::{Array, Atomic, Element, Mutex, MutexGuard, OwnedMutexGuard, Value};
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 pub use sync::{
-    Barrier, BarrierWaitResult, Delivery, Event, Exchanged, List, Manager, Map, MapChange, MapWatch, Queue, QueueReceiver, QueueSender,
-    QueueSink, QueueStream, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit,
+    Barrier, BarrierWaitResult, Delivery, Event, Exchanged, List, Map, MapChange, MapWatch, Queue, QueueReceiver, QueueSender, QueueSink,
+    QueueStream, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit,
 };
 pub use task::{ArgsFor, Init, Task, state};
