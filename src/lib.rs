@@ -10,6 +10,7 @@ mod manager;
 mod pool;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod process;
+mod single;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod sync;
 #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))))]
@@ -22,6 +23,7 @@ mod worker;
 
 pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
 pub use pool::{AbortHandle, Builder, Call, JoinHandle, Pool, Results, TryResults};
+pub use single::{ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder, Stdio, parent};
 pub use sync::Manager;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 pub use sync::{Array, Atomic, Element, Mutex, MutexGuard, OwnedMutexGuard, Value};
@@ -31,3 +33,6 @@ pub use sync::{
     QueueStream, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit,
 };
 pub use task::{ArgsFor, Init, Task, state};
+
+#[doc = include_str!("../docs/waiting.md")]
+pub mod waiting {}

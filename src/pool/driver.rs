@@ -399,6 +399,7 @@ impl Engine {
             depth: crate::worker::depth() + 1,
             init: self.config.init.is_some(),
             name: self.config.name.clone(),
+            single: None,
         };
         message::control(&mut out, kind::WELCOME, &welcome);
         frame::finish(&mut out, start);
