@@ -4,7 +4,7 @@ use super::core::WorkerKey;
 use super::engine::Engine;
 use super::spec::{Config, Surroundings};
 use crate::error::Error;
-use crate::process::{Child, NOTE_WORDS, SharedMemory, Spawn, spawn, steward};
+use crate::process::{Child, Spawn, WorkerMemory, spawn, steward};
 use crate::worker::MARKER;
 pub(super) use crate::worker::check_program;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -19,7 +19,7 @@ use std::sync::Arc;
 pub(crate) struct Launched {
     pub(super) child: Child,
     pub(super) socket: OwnedFd,
-    pub(super) memory: SharedMemory,
+    pub(super) memory: Arc<WorkerMemory>,
     pub(super) early_stderr: File,
 }
 
@@ -58,11 +58,11 @@ fn launch(config: &Config) -> Result<Launched, Error> {
     // ever learnt of a failed start.
     let early = memfd_create(c"procpool-stderr", MFdFlags::MFD_CLOEXEC).map_err(step("making a worker's first standard error"))?;
     let early_stderr = File::from(early);
-    let memory = SharedMemory::create(NOTE_WORDS * size_of::<u64>()).map_err(|e| Error::spawn("making a worker's memory", e))?;
+    let memory = WorkerMemory::create(config.slots()).map_err(|e| Error::spawn("making a worker's memory", e))?;
     let stderr = early_stderr.try_clone().map_err(|e| Error::spawn("making a worker's first standard error", e))?;
     let marker = (MARKER, OsStr::new(env!("CARGO_PKG_VERSION")));
     let Surroundings { env, env_clear, current_dir, group } = config.surroundings.clone();
     let child = spawn(&Spawn { env, env_clear, current_dir, group }, theirs, stderr.into(), marker)
         .map_err(|e| Error::spawn("starting a worker process", e))?;
-    Ok(Launched { child, socket, memory, early_stderr })
+    Ok(Launched { child, socket, memory: Arc::new(memory), early_stderr })
 }
