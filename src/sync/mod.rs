@@ -14,6 +14,8 @@ mod list;
 mod manager;
 mod map;
 mod map_watch;
+#[cfg(test)]
+mod object_tests;
 mod queue;
 mod queue_flow;
 mod remote;
