@@ -8,6 +8,7 @@ use super::object::Body;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
@@ -41,6 +42,8 @@ struct Inside {
 #[derive(Debug, Default)]
 pub(crate) struct Mail {
     inside: Mutex<Inside>,
+    /// As within: for those who use the shared memory only.
+    closed: AtomicBool,
 }
 
 impl Mail {
@@ -106,10 +109,11 @@ impl Mail {
     pub(crate) fn deliver(&self, ticket: u64, arrived: Arrived) -> Option<Arrived> {
         let mut inside = self.lock();
         let Some(slot) = inside.slots.get_mut(&ticket) else { return Some(arrived) };
-        if let (Slot::Come(Arrived::Granted(old)), Arrived::Granted(new)) = (&*slot, &arrived)
-            && old > new
-        {
-            return None; // two threads have brought them, the later one first
+        // Two threads may bring them, the later one first. A refusal is the last that comes.
+        match (&*slot, &arrived) {
+            (Slot::Come(Arrived::Granted(old)), Arrived::Granted(new)) if old > new => return None,
+            (Slot::Come(Arrived::Refused(_)), Arrived::Granted(_)) => return None,
+            _ => {}
         }
         let old = std::mem::replace(slot, Slot::Come(arrived));
         drop(inside);
@@ -125,6 +129,7 @@ impl Mail {
     pub(crate) fn close(&self) {
         let mut inside = self.lock();
         inside.closed = true;
+        self.closed.store(true, Ordering::Release);
         let mut wake = Vec::new();
         for slot in inside.slots.values_mut() {
             // What has come stays: it was on its way before the end.
@@ -137,8 +142,9 @@ impl Mail {
         wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
     }
 
+    #[inline]
     pub(crate) fn is_closed(&self) -> bool {
-        self.lock().closed
+        self.closed.load(Ordering::Acquire)
     }
 }
 

@@ -131,10 +131,12 @@ pub(crate) enum ToManager<'a> {
     Rang {
         object: u64,
     },
-    /// Leaves this lock, with a value that has no room in its place. `word` is the lock's word as the client knows it.
+    /// Leaves this lock, with a value that has no room in its place, or that names others, or that follows on such a one.
+    /// `unmark`: it is no longer marked as recovered.
     Commit {
         object: u64,
-        word: u64,
+        unmark: bool,
+        names: Vec<Name>,
         value: &'a [u8],
     },
     /// Wants the value that had no room in its place.
@@ -245,7 +247,9 @@ impl ToManager<'_> {
             Self::Acquire { object, part } => Writer::new(out, kind::ACQUIRE, 2).uint(*object).uint(part.0.into()),
             Self::Park { object, ticket, limit } => Writer::new(out, kind::PARK, 3).uint(*object).uint(*ticket).uint(*limit),
             Self::Rang { object } => Writer::new(out, kind::RANG, 1).uint(*object),
-            Self::Commit { object, word, value } => Writer::new(out, kind::COMMIT, 3).uint(*object).uint(*word).bin(value),
+            Self::Commit { object, unmark, names, value } => {
+                Writer::new(out, kind::COMMIT, 4).uint(*object).uint((*unmark).into()).names(names).bin(value)
+            }
             Self::Fetch { object, ticket } => Writer::new(out, kind::FETCH, 2).uint(*object).uint(*ticket),
             Self::Map { ticket, segment } => Writer::new(out, kind::MAP, 2).uint(*ticket).uint((*segment).into()),
             Self::Introduce { client } => Writer::new(out, kind::INTRODUCE, 1).uint(*client),
@@ -349,7 +353,7 @@ impl<'a> ToManager<'a> {
             (kind::ACQUIRE, 3) => Self::Acquire { object: r.uint()?, part: r.part()? },
             (kind::PARK, 4) => Self::Park { object: r.uint()?, ticket: r.uint()?, limit: r.uint()? },
             (kind::RANG, 2) => Self::Rang { object: r.uint()? },
-            (kind::COMMIT, 4) => Self::Commit { object: r.uint()?, word: r.uint()?, value: r.bin()? },
+            (kind::COMMIT, 5) => Self::Commit { object: r.uint()?, unmark: r.uint::<u8>()? != 0, names: r.names()?, value: r.bin()? },
             (kind::FETCH, 3) => Self::Fetch { object: r.uint()?, ticket: r.uint()? },
             (kind::MAP, 3) => Self::Map { ticket: r.uint()?, segment: r.uint()? },
             (kind::INTRODUCE, 2) => Self::Introduce { client: r.uint()? },
@@ -407,7 +411,7 @@ mod tests {
             ToManager::Acquire { object: 1, part: Part::SENDER },
             ToManager::Park { object: 1, ticket: 2, limit: 1_000_000_000 },
             ToManager::Rang { object: 1 },
-            ToManager::Commit { object: 1, word: 2, value: &tail },
+            ToManager::Commit { object: 1, unmark: true, names: names.clone(), value: &tail },
             ToManager::Fetch { object: 1, ticket: 2 },
             ToManager::Map { ticket: 1, segment: u32::MAX },
             ToManager::Introduce { client: 1 },
@@ -445,7 +449,7 @@ mod tests {
 
     #[test]
     fn announced_lengths_take_no_memory() {
-        for bytes in [&[0x92, 13, 0xdd, 0xff, 0xff, 0xff, 0xff][..], &[0x94, 8, 1, 2, 0xc6, 0xff, 0xff, 0xff, 0xff], &[]] {
+        for bytes in [&[0x92, 13, 0xdd, 0xff, 0xff, 0xff, 0xff][..], &[0x95, 8, 1, 0, 0x90, 0xc6, 0xff, 0xff, 0xff, 0xff], &[]] {
             assert!(ToManager::read(bytes).is_err());
         }
     }

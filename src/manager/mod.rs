@@ -3,7 +3,7 @@
 //! * `object.rs`: the seam between the objects' rules (`objects/`) and the plumbing that serves them;
 //! * `state.rs`: who has references to what, pure; `held.rs`: references within kept values;
 //! * `server.rs`: the rules under their lock, and the sockets of clients;
-//! * `lock/`: the lock that lives in shared memory;
+//! * `segments.rs`: the memory that it shares with its clients; `lock/`: the lock that lives in shared memory;
 //! * `message.rs`: what clients and manager say to each other; `outgoing.rs`: what is to be written to a socket;
 //! * `mail.rs`: where a client's answers arrive.
 //!
@@ -11,13 +11,11 @@
 
 pub(crate) mod held;
 pub(crate) mod lock;
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 pub(crate) mod mail;
 pub(crate) mod message;
 pub(crate) mod object;
 pub(crate) mod objects;
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 pub(crate) mod outgoing;
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+pub(crate) mod segments;
 pub(crate) mod server;
 pub(crate) mod state;

@@ -7,22 +7,25 @@ use crate::process::sys;
 use crate::wire::frame;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::task::Waker;
 
 /// Frames are gathered into chunks of about this size, in bytes.
 const CHUNK: usize = 64 << 10;
 
-#[derive(Debug, Default)]
+/// A descriptor that travels, and whoever keeps it open.
+pub(crate) type Fd = Arc<dyn AsFd + Send + Sync>;
+
+#[derive(Default)]
 struct Chunk {
     bytes: Vec<u8>,
     /// They travel with the first byte.
-    fds: Vec<Arc<OwnedFd>>,
+    fds: Vec<Fd>,
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Outgoing {
     chunks: VecDeque<Chunk>,
     /// How much of the first chunk has been written.
@@ -49,7 +52,7 @@ pub(crate) struct Piece {
 
 impl Outgoing {
     /// Appends a frame; `body` writes its body.
-    pub(crate) fn push(&mut self, fds: Vec<Arc<OwnedFd>>, body: impl FnOnce(&mut Vec<u8>)) {
+    pub(crate) fn push(&mut self, fds: Vec<Fd>, body: impl FnOnce(&mut Vec<u8>)) {
         if self.dead {
             return;
         }
@@ -226,7 +229,7 @@ mod tests {
     fn frames_and_their_descriptors_come_out_in_order_through_a_full_socket() {
         let (a, b) = UnixStream::pair().expect("pair");
         let mut out = Outgoing::default();
-        let fd = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").expect("open")));
+        let fd: Fd = Arc::new(std::fs::File::open("/dev/null").expect("open"));
         for number in 0..2000u32 {
             let fds = if number % 500 == 7 { vec![Arc::clone(&fd)] } else { Vec::new() };
             out.push(fds, |body| body.extend(number.to_le_bytes().repeat(100)));

@@ -12,14 +12,17 @@
 //! One that does not keep to the protocol is cut off in the same way.
 
 use super::held::Dropped;
+use super::lock::served::Lock;
+use super::lock::word::words_for;
 use super::mail::{Arrived, Mail, shielded};
 use super::message::{FRAME_MAX, Kind, Name, Refusal, ToClient, ToManager};
-use super::object::{Body, Caller, Client, Object, Part};
-use super::outgoing::{Outgoing, write_out};
-use super::state::{Action, LOCAL, State};
+use super::object::{Body, Caller, Client, Held, Part};
+use super::outgoing::{Fd, Outgoing, write_out};
+use super::segments::Segments;
+use super::state::{Action, BYTES_MAX, LOCAL, State, What};
 use super::{held, object};
-use crate::error::Error;
-use crate::process::{steward, sys};
+use crate::error::{Error, Why};
+use crate::process::{SharedMemory, steward, sys};
 use crate::wire::frame::FrameBuffer;
 use crate::wire::packet::Packet;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -36,8 +39,13 @@ use std::time::{Duration, Instant};
 const BACKLOG_MAX: u64 = 4 << 20;
 /// Readings of one client's socket in one go, at most, so that nobody else waits for long.
 const READINGS: u32 = 16;
+/// Clients that one client has introduced, at most.
+const INTRODUCED_MAX: usize = 1024;
 /// Descriptors that have come from a client and that no message has claimed, at most.
 const DESCRIPTORS_MAX: usize = 4;
+
+/// Words of a lock whose value has hardly room.
+const LEAST: usize = 8;
 
 /// What a token of the epoll set stands for, in its two lowest bits.
 const SOCKET: u64 = 0;
@@ -71,8 +79,8 @@ pub(crate) struct Server {
     mail: Arc<Mail>,
     /// References of values that were dropped: whoever has the lock looks here before he lets it go, and after.
     dropped: Mutex<Vec<(u64, Part)>>,
+    segments: Arc<Segments>,
     ended: AtomicBool,
-    this: Weak<Self>,
     // What the steward asks of those that have a runtime.
     turns: AtomicU64,
     unattended: AtomicBool,
@@ -81,6 +89,9 @@ pub(crate) struct Server {
 struct Inside {
     state: State,
     links: HashMap<Client, Link>,
+    /// Clients that other clients have introduced, as those call them; and by whom each was.
+    introduced: HashMap<(Client, u64), Client>,
+    introducers: HashMap<Client, Client>,
     /// What the timer is set to, or is about to be.
     deadline: Option<Instant>,
     /// Counts the times that it changed.
@@ -112,7 +123,7 @@ struct Todo {
     local: Vec<(u64, Arrived)>,
     flush: Vec<Client>,
     deadline: Option<(Option<Instant>, u64)>,
-    remains: Vec<Box<dyn Object>>,
+    remains: Vec<What>,
     /// What clients have been sent: the values' references are dropped without the lock.
     sent: Vec<Body>,
 }
@@ -129,15 +140,22 @@ impl Server {
         epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)).map_err(step("registering a manager's timer"))?;
         let server = Arc::new_cyclic(|this: &Weak<Self>| Self {
             id: new_id(),
-            inside: Mutex::new(Inside { state: State::new(this.clone()), links: HashMap::new(), deadline: None, deadlines: 0 }),
+            inside: Mutex::new(Inside {
+                state: State::new(this.clone()),
+                links: HashMap::new(),
+                introduced: HashMap::new(),
+                introducers: HashMap::new(),
+                deadline: None,
+                deadlines: 0,
+            }),
             epoll,
             timer,
             driver: Mutex::new(Driver::default()),
             wanted: AtomicU32::new(0),
             mail: Arc::new(Mail::default()),
             dropped: Mutex::new(Vec::new()),
+            segments: Arc::default(),
             ended: AtomicBool::new(false),
-            this: this.clone(),
             turns: AtomicU64::new(0),
             unattended: AtomicBool::new(false),
         });
@@ -160,8 +178,63 @@ impl Server {
 
     // ---- for the application's handles
 
-    pub(crate) fn create(&self, kind: Kind, object: Box<dyn Object>, name: Option<String>, part: Part) -> Result<Name, Refusal> {
-        self.apply(|state, now| state.create(kind, object, name, part, now))
+    pub(crate) fn create(&self, kind: Kind, what: What, name: Option<String>, part: Part) -> Result<Name, Refusal> {
+        self.apply(|state, now| state.create(kind, what, name, part, now))
+    }
+
+    /// Makes a lock, whose place has so many bytes for its value.
+    pub(crate) fn create_lock(
+        &self,
+        kind: Kind,
+        capacity: usize,
+        value: Packet,
+        names: &[Name],
+        name: Option<String>,
+    ) -> Result<Name, Error> {
+        let held = self.apply(|state, now| state.hold(LOCAL, names, now)).map_err(|_| Error::from(Why::ForeignHandle))?;
+        // Better a lock whose values are all kept here than none.
+        let words = words_for(capacity);
+        let memory =
+            self.segments.allocate(words).or_else(|error| if words > LEAST { self.segments.allocate(LEAST) } else { Err(error) })?;
+        let lock = What::Lock(Box::new(Lock::new(memory, value, held)));
+        self.create(kind, lock, name, Part::WHOLE).map_err(refused)
+    }
+
+    /// Makes atomics with these values.
+    pub(crate) fn create_cells(&self, kind: Kind, values: impl ExactSizeIterator<Item = u64>, name: Option<String>) -> Result<Name, Error> {
+        let len = u32::try_from(values.len()).map_err(|_| Error::from(Why::ManagerFull))?;
+        if values.len() * 8 > BYTES_MAX {
+            return Err(Why::ManagerFull.into());
+        }
+        let memory = self.segments.allocate(values.len().max(1))?;
+        for (word, value) in memory.words().iter().zip(values) {
+            word.store(value, Ordering::Relaxed);
+        }
+        self.create(kind, What::Cells(memory, len), name, Part::WHOLE).map_err(refused)
+    }
+
+    /// A segment of the memory, as the application itself has it.
+    pub(crate) fn memory(&self, segment: u32) -> Option<Arc<SharedMemory>> {
+        self.segments.memory(segment)
+    }
+
+    pub(crate) fn park(&self, object: u64, ticket: u64, limit: Option<Duration>) {
+        self.apply(|state, now| state.park(Caller { client: LOCAL, ticket }, object, limit, now));
+    }
+
+    pub(crate) fn rang(&self, object: u64) {
+        self.apply(|state, now| state.rang(LOCAL, object, now));
+    }
+
+    pub(crate) fn commit(&self, object: u64, unmark: bool, value: Packet, names: &[Name]) {
+        self.apply(|state, now| {
+            let held: Held = state.hold(LOCAL, names, now).unwrap_or_default();
+            state.commit(LOCAL, object, unmark, value, held, now);
+        });
+    }
+
+    pub(crate) fn fetch(&self, object: u64, ticket: u64) {
+        self.apply(|state, _| state.fetch(Caller { client: LOCAL, ticket }, object));
     }
 
     pub(crate) fn find(&self, kind: Kind, name: &str, part: Part) -> Option<Name> {
@@ -291,7 +364,7 @@ impl Server {
                 inside.state.unhold(object, part, now);
             }
         }
-        let Inside { state, links, deadline, deadlines } = inside;
+        let Inside { state, links, deadline, deadlines, .. } = inside;
         let mut actions = std::mem::take(&mut state.actions);
         for action in actions.drain(..) {
             match action {
@@ -309,9 +382,29 @@ impl Server {
                     todo.flush.push(to.client);
                     todo.sent.push(body);
                 }
-                Action::Refuse(caller, why) => {
+                Action::Grant(caller, version) if caller.client == LOCAL => todo.local.push((caller.ticket, Arrived::Granted(version))),
+                Action::Map(caller, segment) => {
                     let Some(link) = links.get_mut(&caller.client) else { continue };
-                    link.out.push(Vec::new(), |out| ToClient::Refused { ticket: caller.ticket, why }.write(out));
+                    match self.segments.memory(segment) {
+                        Some(memory) => {
+                            link.out.push(vec![memory as Fd], |out| ToClient::Mapped { ticket: caller.ticket }.write(out));
+                        }
+                        None => {
+                            let why = Refusal::NoMemory;
+                            link.out.push(Vec::new(), |out| ToClient::Refused { ticket: caller.ticket, why }.write(out));
+                        }
+                    }
+                    todo.flush.push(caller.client);
+                }
+                Action::Refuse(caller, _) | Action::Grant(caller, _) => {
+                    let Some(link) = links.get_mut(&caller.client) else { continue };
+                    let ticket = caller.ticket;
+                    let message = match action {
+                        Action::Grant(_, version) => ToClient::Granted { ticket, version },
+                        Action::Refuse(_, why) => ToClient::Refused { ticket, why },
+                        _ => unreachable!("one of the two"),
+                    };
+                    link.out.push(Vec::new(), |out| message.write(out));
                     todo.flush.push(caller.client);
                 }
             }
@@ -489,6 +582,11 @@ impl Server {
                     reader.buffer.filled(received.bytes);
                     reader.descriptors.extend(received.fds);
                     end = received.bytes == 0 || received.truncated || reader.descriptors.len() > DESCRIPTORS_MAX;
+                    // What its introducer has lent it may still be in his socket, but not later than its own words.
+                    let introducer = self.lock().introducers.get(&client).copied();
+                    if let Some(introducer) = introducer {
+                        self.read(introducer, true);
+                    }
                     if end || self.frames(client, &mut reader).is_err() {
                         end = true;
                         break;
@@ -521,18 +619,25 @@ impl Server {
             let mut inside = self.lock();
             let now = Instant::now();
             // Some at a time, so that others get the lock as well.
-            let mut some = 0;
+            let (mut some, mut introduced) = (0, None);
             let result = loop {
                 if some == 64 {
                     break Ok(true);
                 }
                 some += 1;
                 match reader.buffer.next_frame() {
-                    Ok(Some(range)) => {
-                        if let Err(bad) = obey(&mut inside.state, client, ToManager::read(reader.buffer.bytes(range)), now) {
-                            break Err(bad);
+                    Ok(Some(range)) => match ToManager::read(reader.buffer.bytes(range)) {
+                        Ok(ToManager::Introduce { client: number }) => {
+                            introduced = Some(number);
+                            break Ok(true);
                         }
-                    }
+                        Ok(message) => {
+                            if let Err(bad) = inside.obey(client, message, now) {
+                                break Err(bad);
+                            }
+                        }
+                        Err(bad) => break Err(bad),
+                    },
                     Ok(None) => break Ok(false),
                     Err(too_long) => break Err(object::Bad(too_long.to_string())),
                 }
@@ -541,10 +646,33 @@ impl Server {
             drop(inside);
             self.perform(todo);
             self.sweep();
+            if let Some(number) = introduced {
+                self.introduce(client, number, &mut reader.descriptors)?;
+            }
             if !result? {
                 return Ok(());
             }
         }
+    }
+
+    /// A client has made a client of its own; with the message came its socket and its process.
+    fn introduce(&self, by: Client, number: u64, descriptors: &mut Vec<OwnedFd>) -> Result<(), object::Bad> {
+        if descriptors.len() < 2 {
+            return Err(object::Bad("a client without its descriptors".into()));
+        }
+        let mut descriptors = descriptors.drain(..2);
+        let (socket, pidfd) = (descriptors.next(), descriptors.next());
+        let mut inside = self.lock();
+        if inside.introduced.keys().filter(|(introducer, _)| *introducer == by).count() >= INTRODUCED_MAX {
+            return Err(object::Bad("too many clients of a client".into()));
+        }
+        drop(inside);
+        // If it cannot be watched (what came need not be what it should be), it is gone at once.
+        let Some(client) = socket.and_then(|socket| self.adopt(socket, pidfd).ok()) else { return Ok(()) };
+        inside = self.lock();
+        inside.introduced.insert((by, number), client);
+        inside.introducers.insert(client, by);
+        Ok(())
     }
 
     /// A client has ended, and what it had written has been read.
@@ -553,7 +681,14 @@ impl Server {
         let mut inside = self.lock();
         let now = Instant::now();
         let link = inside.links.remove(&client);
+        inside.introducers.remove(&client);
         inside.state.client_gone(client, now);
+        // Nobody takes the results of those that it has introduced.
+        let its_own: Vec<_> = inside.introduced.extract_if(|(introducer, _), _| *introducer == client).map(|(_, own)| own).collect();
+        for own in its_own {
+            inside.introducers.remove(&own);
+            inside.state.dismiss(own, now);
+        }
         let todo = self.sort(&mut inside, now);
         drop(inside);
         if let Some(Link { socket, pidfd, mut out }) = link {
@@ -575,27 +710,84 @@ impl Server {
     }
 }
 
-/// Does what a client's message says. An error means that it does not keep to the protocol.
-fn obey(state: &mut State, client: Client, message: Result<ToManager<'_>, object::Bad>, now: Instant) -> Result<(), object::Bad> {
-    match message? {
-        ToManager::Request { object, ticket, names, head, tail } => {
-            let caller = Caller { client, ticket };
-            match state.hold(client, &names, now) {
-                Ok(held) => {
-                    let body = Body { head: Packet::copy_from(head), tail: Packet::copy_from(tail), held };
-                    state.request(caller, object, body, now)?;
+/// Why an object cannot be made.
+fn refused(why: Refusal) -> Error {
+    match why {
+        Refusal::Full => Why::ManagerFull.into(),
+        _ => Why::ManagerClosed.into(),
+    }
+}
+
+impl Inside {
+    /// Does what a client's message says. An error means that it does not keep to the protocol.
+    fn obey(&mut self, client: Client, message: ToManager<'_>, now: Instant) -> Result<(), object::Bad> {
+        let Self { state, introduced, introducers, .. } = self;
+        match message {
+            ToManager::Request { object, ticket, names, head, tail } => {
+                let caller = Caller { client, ticket };
+                match state.hold(client, &names, now) {
+                    Ok(held) => {
+                        let body = Body { head: Packet::copy_from(head), tail: Packet::copy_from(tail), held };
+                        state.request(caller, object, body, now)?;
+                    }
+                    Err(why) => state.actions.push(Action::Refuse(caller, why)),
                 }
-                Err(why) => state.actions.push(Action::Refuse(caller, why)),
+            }
+            ToManager::Taken { object, ticket } => state.taken(Caller { client, ticket }, object, now),
+            ToManager::Cancel { object, ticket } => state.cancel(Caller { client, ticket }, object, now),
+            ToManager::Release { object, part, count } => state.release(client, object, part, count, now),
+            ToManager::Acquire { object, part } => drop(state.acquire(client, object, part, now)),
+            ToManager::Parcel { names } => state.parcel(client, &names, now),
+            ToManager::Park { object, ticket, limit } => {
+                let limit = (limit > 0).then(|| Duration::from_nanos(limit));
+                state.park(Caller { client, ticket }, object, limit, now);
+            }
+            ToManager::Rang { object } => state.rang(client, object, now),
+            ToManager::Commit { object, unmark, names, value } => {
+                let held = state.hold(client, &names, now).map_err(|_| object::Bad("a value with a handle that is not its own".into()))?;
+                state.commit(client, object, unmark, Packet::copy_from(value), held, now);
+            }
+            ToManager::Fetch { object, ticket } => state.fetch(Caller { client, ticket }, object),
+            ToManager::Map { ticket, segment } => state.map(Caller { client, ticket }, segment),
+            ToManager::Introduce { .. } => return Err(object::Bad("an introduction out of place".into())),
+            ToManager::Lend { client: number, names } => {
+                if let Some(to) = introduced.get(&(client, number)) {
+                    for name in names {
+                        if state.has(client, name.object) {
+                            state.lend(*to, name.object, name.part, now);
+                        }
+                    }
+                }
+            }
+            ToManager::Take { client: number, names } => {
+                if let Some(from) = introduced.get(&(client, number)) {
+                    for name in names {
+                        state.take(client, *from, name.object, name.part, now);
+                    }
+                }
+            }
+            ToManager::Dismiss { client: number } => {
+                if let Some(own) = introduced.remove(&(client, number)) {
+                    introducers.remove(&own);
+                    state.dismiss(own, now);
+                }
             }
         }
-        ToManager::Taken { object, ticket } => state.taken(Caller { client, ticket }, object, now),
-        ToManager::Cancel { object, ticket } => state.cancel(Caller { client, ticket }, object, now),
-        ToManager::Release { object, part, count } => state.release(client, object, part, count, now),
-        ToManager::Acquire { object, part } => drop(state.acquire(client, object, part, now)),
-        ToManager::Parcel { names } => state.parcel(client, &names, now),
-        other => return Err(object::Bad(format!("a message that is not understood yet: {other:?}"))),
+        Ok(())
     }
-    Ok(())
+}
+
+#[cfg(test)]
+impl Server {
+    /// How many clients there are, beside the application.
+    pub(crate) fn clients(&self) -> usize {
+        self.lock().links.len()
+    }
+
+    /// How many wait for a lock.
+    pub(crate) fn waiting(&self, object: u64) -> usize {
+        self.lock().state.waiting(object)
+    }
 }
 
 impl Dropped for Server {

@@ -13,11 +13,15 @@
 //!    holds no lock then.
 
 use super::held::HeldNames;
+use super::lock::served::{Lock, Told};
+use super::lock::word::Owner;
 use super::message::{Kind, Name, Place, Refusal};
 use super::object::{Answer, Bad, Body, Caller, Client, Gone, Held, Object, Part};
+use super::segments::Allocated;
+use crate::wire::packet::Packet;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Weak;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Requests of one client that wait for an answer, at most.
 const OPEN_MAX: usize = 1 << 16;
@@ -36,6 +40,10 @@ pub(crate) const LOCAL: Client = Client { seat: 2, generation: 0 };
 pub(crate) enum Action {
     Answer(Answer),
     Refuse(Caller, Refusal),
+    /// A lock is granted, at this version.
+    Grant(Caller, u64),
+    /// This segment of the memory.
+    Map(Caller, u32),
 }
 
 type Parts = [u64; Part::COUNT as usize];
@@ -54,16 +62,49 @@ struct ClientState {
     dismissed: bool,
 }
 
+/// What an object is.
+pub(crate) enum What {
+    Served(Box<dyn Object>),
+    Lock(Box<Lock>),
+    /// So many atomics, with which the manager has nothing to do.
+    Cells(Allocated, u32),
+}
+
+impl What {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Served(object) => object.bytes(),
+            Self::Lock(lock) => lock.bytes(),
+            Self::Cells(memory, _) => memory.words().len() * 8,
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Served(object) => object.next_deadline(),
+            Self::Lock(lock) => lock.next_deadline(),
+            Self::Cells(..) => None,
+        }
+    }
+
+    fn place(&self) -> Option<Place> {
+        match self {
+            Self::Served(_) => None,
+            Self::Lock(lock) => Some(lock.memory().place()),
+            Self::Cells(memory, len) => Some(Place { len: *len, ..memory.place() }),
+        }
+    }
+}
+
 /// One object.
 struct Entry {
     kind: Kind,
-    object: Box<dyn Object>,
+    what: What,
     /// References of all clients and kept values.
     counts: Parts,
     name: Option<String>,
     deadline: Option<Instant>,
     bytes: usize,
-    place: Option<Place>,
 }
 
 /// See the module.
@@ -82,8 +123,9 @@ pub(crate) struct State {
     dropped: Weak<dyn super::held::Dropped>,
     pub(crate) actions: Vec<Action>,
     answers: Vec<Answer>,
+    told: Vec<Told>,
     /// What is left of objects that have gone: to be dropped without the lock.
-    pub(crate) remains: Vec<Box<dyn Object>>,
+    pub(crate) remains: Vec<What>,
 }
 
 impl State {
@@ -101,6 +143,7 @@ impl State {
             dropped,
             actions: Vec::new(),
             answers: Vec::new(),
+            told: Vec::new(),
             remains: Vec::new(),
         }
     }
@@ -112,6 +155,14 @@ impl State {
     /// How many objects there are.
     pub(crate) fn len(&self) -> usize {
         self.objects.len()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn waiting(&self, object: u64) -> usize {
+        match self.objects.get(&object).map(|entry| &entry.what) {
+            Some(What::Lock(lock)) => lock.waiting(),
+            _ => 0,
+        }
     }
 
     // ---- clients
@@ -142,8 +193,13 @@ impl State {
         state.open.clear();
         let mut objects: Vec<_> = state.references.drain().collect();
         objects.sort_unstable_by_key(|(object, _)| *object);
+        // All of them: it has the memory of some to which it has no reference. And before its seat is given away.
+        let locks: Vec<_> = self.objects.iter().filter(|(_, entry)| matches!(entry.what, What::Lock(_))).map(|(n, _)| *n).collect();
+        for lock in locks {
+            self.lock(lock, |lock, _, told| lock.gone(client, now, told));
+        }
         for (object, parts) in objects {
-            self.with(object, now, |entry, now, answers| entry.object.gone(client, Gone::Died, now, answers));
+            self.served(object, now, |object, answers| object.gone(client, Gone::Died, now, answers));
             for (part, count) in (0..).map(Part).zip(parts) {
                 self.uncount(object, part, count, now);
             }
@@ -175,7 +231,8 @@ impl State {
 
     // ---- references
 
-    fn has(&self, client: Client, object: u64) -> bool {
+    /// Whether a client has a reference to an object.
+    pub(crate) fn has(&self, client: Client, object: u64) -> bool {
         client == LOCAL || self.clients.get(&client).is_some_and(|state| state.references.contains_key(&object))
     }
 
@@ -185,7 +242,7 @@ impl State {
         let before = *counted;
         *counted += count;
         if before == 0 && count > 0 {
-            self.with(object, now, |entry, now, answers| entry.object.held(part, true, now, answers));
+            self.served(object, now, |object, answers| object.held(part, true, now, answers));
         }
     }
 
@@ -197,7 +254,7 @@ impl State {
         if before == 0 || *counted > 0 {
             return;
         }
-        self.with(object, now, |entry, now, answers| entry.object.held(part, false, now, answers));
+        self.served(object, now, |object, answers| object.held(part, false, now, answers));
         if self.objects.get(&object).is_some_and(|entry| entry.counts == Parts::default()) {
             self.remove(object);
         }
@@ -212,14 +269,14 @@ impl State {
             self.deadlines.remove(&(deadline, object));
         }
         self.bytes -= entry.bytes;
-        self.remains.push(entry.object);
+        self.remains.push(entry.what);
     }
 
     /// Gives a client a reference, which must not be one too many: somebody else's keeps the object alive. Gives what its
     /// holder has to know; `None` if there is no such object.
     pub(crate) fn lend(&mut self, client: Client, object: u64, part: Part, now: Instant) -> Option<Name> {
         let entry = self.objects.get(&object)?;
-        let name = Name { object, part, kind: entry.kind, place: entry.place };
+        let name = Name { object, part, kind: entry.kind, place: entry.what.place() };
         let state = self.clients.get_mut(&client).filter(|state| !state.gone)?;
         state.references.entry(object).or_default()[part.0 as usize] += 1;
         self.count(object, part, 1, now);
@@ -240,7 +297,7 @@ impl State {
         *had -= count;
         if *parts == Parts::default() {
             state.references.remove(&object);
-            self.with(object, now, |entry, now, answers| entry.object.gone(client, Gone::Left, now, answers));
+            self.served(object, now, |object, answers| object.gone(client, Gone::Left, now, answers));
         }
         self.uncount(object, part, count, now);
     }
@@ -310,19 +367,14 @@ impl State {
     // ---- objects
 
     /// Makes an object; its maker, the application, has the reference that comes back.
-    pub(crate) fn create(
-        &mut self,
-        kind: Kind,
-        object: Box<dyn Object>,
-        name: Option<String>,
-        part: Part,
-        now: Instant,
-    ) -> Result<Name, Refusal> {
+    pub(crate) fn create(&mut self, kind: Kind, what: What, name: Option<String>, part: Part, now: Instant) -> Result<Name, Refusal> {
         if self.closed {
+            self.remains.push(what);
             return Err(Refusal::Closed);
         }
-        let bytes = object.bytes() + OBJECT_BYTES;
+        let bytes = what.bytes() + OBJECT_BYTES;
         if self.bytes + bytes > self.bytes_max {
+            self.remains.push(what);
             return Err(Refusal::Full);
         }
         let number = self.next_object;
@@ -331,7 +383,7 @@ impl State {
         if let Some(name) = &name {
             self.names.insert((kind, name.clone()), number);
         }
-        self.objects.insert(number, Entry { kind, object, counts: Parts::default(), name, deadline: None, bytes, place: None });
+        self.objects.insert(number, Entry { kind, what, counts: Parts::default(), name, deadline: None, bytes });
         Ok(self.lend(LOCAL, number, part, now).expect("it has just been made"))
     }
 
@@ -362,12 +414,13 @@ impl State {
             self.actions.push(Action::Refuse(caller, why));
             return Ok(());
         }
-        self.with(object, now, |entry, now, answers| entry.object.request(caller, body, now, answers)).unwrap_or(Ok(()))
+        let asked = self.served(object, now, |object, answers| object.request(caller, body, now, answers));
+        asked.unwrap_or_else(|| Err(Bad("a request to what answers none".into())))
     }
 
     pub(crate) fn taken(&mut self, caller: Caller, object: u64, now: Instant) {
         if self.has(caller.client, object) {
-            self.with(object, now, |entry, now, answers| entry.object.taken(caller, now, answers));
+            self.served(object, now, |object, answers| object.taken(caller, now, answers));
         }
     }
 
@@ -376,8 +429,88 @@ impl State {
             state.open.remove(&caller.ticket);
         }
         if self.has(caller.client, object) {
-            self.with(object, now, |entry, now, answers| entry.object.cancel(caller, now, answers));
+            self.with(object, |what, answers, told| match what {
+                What::Served(object) => object.cancel(caller, now, answers),
+                What::Lock(lock) => lock.cancel(caller, now, told),
+                What::Cells(..) => {}
+            });
         }
+    }
+
+    // ---- locks and memory
+
+    /// Wants a lock, for at most so long.
+    pub(crate) fn park(&mut self, caller: Caller, object: u64, limit: Option<Duration>, now: Instant) {
+        let refusal = if self.closed {
+            Refusal::Closed
+        } else if !self.has(caller.client, object) {
+            Refusal::NotYours
+        } else {
+            let until = limit.and_then(|limit| now.checked_add(limit));
+            let parked = self.lock(object, |lock, is_client, told| {
+                if lock.waiting() >= OPEN_MAX {
+                    return Some(Refusal::TooMany);
+                }
+                lock.check_owner(is_client, told);
+                lock.park(caller, until, now, told);
+                None
+            });
+            match parked {
+                Some(None) => return,
+                Some(Some(refusal)) => refusal,
+                None => Refusal::NotYours,
+            }
+        };
+        self.actions.push(Action::Refuse(caller, refusal));
+    }
+
+    /// A lock was left to the manager.
+    pub(crate) fn rang(&mut self, client: Client, object: u64, now: Instant) {
+        if self.has(client, object) {
+            self.lock(object, |lock, _, told| lock.rang(now, told));
+        }
+    }
+
+    /// A lock is left with a value, by way of the manager.
+    pub(crate) fn commit(&mut self, client: Client, object: u64, unmark: bool, value: Packet, held: Held, now: Instant) {
+        if self.has(client, object) {
+            let recovered = unmark.then_some(false);
+            let old = self.lock(object, |lock, _, told| lock.commit(client, recovered, value, held, now, told));
+            drop(old); // what it held is let go when the lock has been released (see `Dropped`)
+        }
+    }
+
+    /// Wants the value of a lock that the manager keeps. The answer has none if the value is in its place.
+    pub(crate) fn fetch(&mut self, caller: Caller, object: u64) {
+        let lock = self.objects.get(&object).filter(|_| self.has(caller.client, object)).map(|entry| &entry.what);
+        self.actions.push(match lock {
+            _ if self.closed => Action::Refuse(caller, Refusal::Closed),
+            Some(What::Lock(lock)) => {
+                let (value, held) = lock.outside().cloned().unwrap_or_default();
+                Action::Answer(Answer::new(caller, Body { head: Packet::default(), tail: value, held }))
+            }
+            _ => Action::Refuse(caller, Refusal::NotYours),
+        });
+    }
+
+    /// Wants a segment of the memory: one in which something lies that it has a reference to.
+    pub(crate) fn map(&mut self, caller: Caller, segment: u32) {
+        let lies =
+            |object: &u64| self.objects.get(object).and_then(|entry| entry.what.place()).is_some_and(|place| place.segment == segment);
+        let may = self.clients.get(&caller.client).is_some_and(|state| state.references.keys().any(lies));
+        let why = if self.closed { Refusal::Closed } else { Refusal::NotYours };
+        self.actions.push(if may { Action::Map(caller, segment) } else { Action::Refuse(caller, why) });
+    }
+
+    fn lock<R>(&mut self, object: u64, call: impl FnOnce(&mut Lock, &dyn Fn(Owner) -> bool, &mut Vec<Told>) -> R) -> Option<R> {
+        let seats = std::mem::take(&mut self.seats);
+        let is_client = |owner: Owner| is_client(&seats, owner);
+        let result = self.with(object, |what, _, told| match what {
+            What::Lock(lock) => Some(call(lock, &is_client, told)),
+            _ => None,
+        });
+        self.seats = seats;
+        result.flatten()
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
@@ -387,7 +520,13 @@ impl State {
     pub(crate) fn tick(&mut self, now: Instant) {
         let due: Vec<_> = self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, object)| *object).collect();
         for object in due {
-            self.with(object, now, |entry, now, answers| entry.object.tick(now, answers));
+            let seats = std::mem::take(&mut self.seats);
+            self.with(object, |what, answers, told| match what {
+                What::Served(object) => object.tick(now, answers),
+                What::Lock(lock) => lock.tick(now, |owner| is_client(&seats, owner), told),
+                What::Cells(..) => {}
+            });
+            self.seats = seats;
         }
     }
 
@@ -398,20 +537,33 @@ impl State {
         }
         let objects: Vec<_> = self.objects.keys().copied().collect();
         for object in objects {
-            self.with(object, now, |entry, now, answers| entry.object.close(now, answers));
+            self.with(object, |what, answers, told| match what {
+                What::Served(object) => object.close(now, answers),
+                What::Lock(lock) => lock.close(told),
+                What::Cells(..) => {}
+            });
             self.remove(object);
         }
         self.deadlines.clear();
     }
 
+    /// Calls an object that answers requests.
+    fn served<R>(&mut self, number: u64, _: Instant, call: impl FnOnce(&mut dyn Object, &mut Vec<Answer>) -> R) -> Option<R> {
+        self.with(number, |what, answers, _| match what {
+            What::Served(object) => Some(call(&mut **object, answers)),
+            What::Lock(_) | What::Cells(..) => None,
+        })
+        .flatten()
+    }
+
     /// Calls an object, and takes note of what has changed.
-    fn with<R>(&mut self, number: u64, now: Instant, call: impl FnOnce(&mut Entry, Instant, &mut Vec<Answer>) -> R) -> Option<R> {
+    fn with<R>(&mut self, number: u64, call: impl FnOnce(&mut What, &mut Vec<Answer>, &mut Vec<Told>) -> R) -> Option<R> {
         let entry = self.objects.get_mut(&number)?;
-        let result = call(entry, now, &mut self.answers);
-        let bytes = entry.object.bytes() + OBJECT_BYTES;
+        let result = call(&mut entry.what, &mut self.answers, &mut self.told);
+        let bytes = entry.what.bytes() + OBJECT_BYTES;
         self.bytes = self.bytes - entry.bytes + bytes;
         entry.bytes = bytes;
-        let deadline = entry.object.next_deadline();
+        let deadline = entry.what.next_deadline();
         if deadline != entry.deadline {
             if let Some(old) = entry.deadline {
                 self.deadlines.remove(&(old, number));
@@ -429,6 +581,17 @@ impl State {
                 self.actions.push(Action::Answer(answer));
             }
         }
+        self.actions.extend(self.told.drain(..).map(|told| match told {
+            Told::Granted(caller, version) => Action::Grant(caller, version),
+            Told::Refused(caller, why) => Action::Refuse(caller, why),
+        }));
         Some(result)
     }
+}
+
+/// Whether the owner of a lock is a client that has not ended.
+fn is_client(seats: &[(u32, bool)], owner: Owner) -> bool {
+    let (seat, _) = owner.seat();
+    let index = seat.checked_sub(LOCAL.seat).map(|index| index as usize);
+    index.and_then(|index| seats.get(index)).is_some_and(|(generation, taken)| *taken && owner.is(seat, *generation))
 }

@@ -26,6 +26,6 @@ pub(crate) mod testing;
 
 pub(crate) use child::{Child, Exit};
 pub(crate) use death_note::{DeathNote, NOTE_WORDS, NotePage};
-pub(crate) use memory::SharedMemory;
+pub(crate) use memory::{MemoryError, SharedMemory};
 pub(crate) use spawn::{Spawn, spawn};
 pub(crate) use sys::is_secure;

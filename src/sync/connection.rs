@@ -4,23 +4,35 @@
 //! handles of one manager in one process. In the application it also keeps the manager: with the last handle (and the
 //! last pool that has it) the manager is closed.
 
+use super::cell::Cell;
 use super::handle::{self, Inner};
 use super::remote::Remote;
 use crate::error::{Error, Why};
+use crate::manager::lock::served::owner_of;
 use crate::manager::mail::Mail;
-use crate::manager::message::{Name, Refusal, ToManager};
-use crate::manager::object::{Body, Part};
+use crate::manager::message::{Name, Place, Refusal, ToManager};
+use crate::manager::object::{Body, Client, Held, Part};
+use crate::manager::outgoing::Fd;
+use crate::manager::segments::SHARED_MAX;
 use crate::manager::server::Server;
-use crate::process::fork;
+use crate::manager::state::LOCAL;
+use crate::process::{SharedMemory, fork};
+use crate::wire::packet::Packet;
 use std::fmt;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 /// See the module.
 pub(crate) struct Connection {
     manager: u64,
     mail: Arc<Mail>,
     route: Route,
+    /// Clients that we have introduced.
+    introduced: AtomicU64,
 }
 
 enum Route {
@@ -34,15 +46,20 @@ impl Connection {
     pub(crate) fn start() -> Result<Arc<Self>, Error> {
         fork::refuse_in_copy().map_err(|_| Error::from(Why::Forked))?;
         let server = Server::start()?;
-        Ok(Arc::new(Self { manager: server.id(), mail: Arc::clone(server.mail()), route: Route::Local(server) }))
+        Ok(Arc::new(Self {
+            manager: server.id(),
+            mail: Arc::clone(server.mail()),
+            route: Route::Local(server),
+            introduced: AtomicU64::new(0),
+        }))
     }
 
     /// At the other end of `socket` is the manager of this number.
-    pub(crate) fn remote(manager: u64, socket: std::os::fd::OwnedFd) -> Arc<Self> {
+    pub(crate) fn remote(manager: u64, socket: OwnedFd) -> Arc<Self> {
         let mail = Arc::new(Mail::default());
         Arc::new_cyclic(|this| {
             let remote = Remote::new(socket, Arc::clone(&mail), this.clone());
-            Self { manager, mail, route: Route::Remote(remote) }
+            Self { manager, mail, route: Route::Remote(remote), introduced: AtomicU64::new(0) }
         })
     }
 
@@ -80,7 +97,7 @@ impl Connection {
         if let Route::Remote(remote) = &self.route {
             remote.listen()?;
         }
-        self.mail.open().map_err(|why| error(why))
+        self.mail.open().map_err(error)
     }
 
     /// `names` are the references that the body's value holds.
@@ -160,6 +177,131 @@ impl Connection {
             Route::Local(server) => server.release(name.object, name.part),
             Route::Remote(remote) => remote.send(&ToManager::Release { object: name.object, part: name.part, count: 1 }),
         }
+    }
+
+    // ---- locks and memory
+
+    /// The manager's memory where an object lies, if this process has it mapped.
+    pub(super) fn mapped(&self, place: Place) -> Option<Cell> {
+        let (memory, owner) = match &self.route {
+            Route::Local(server) => (server.memory(place.segment)?, LOCAL),
+            Route::Remote(remote) => {
+                let (seat, generation) = remote.seat()?;
+                (remote.segment(place.segment)?, Client { seat, generation })
+            }
+        };
+        Cell::new(memory, place, owner_of(owner))
+    }
+
+    /// Asks for a segment of the memory.
+    pub(super) fn map(&self, ticket: u64, segment: u32) {
+        if let Route::Remote(remote) = &self.route {
+            remote.send(&ToManager::Map { ticket, segment });
+        }
+    }
+
+    /// Maps a segment that has come. `None`: it does not fit what we were told of the object, or we have not been told
+    /// our seat.
+    pub(super) fn keep(&self, place: Place, segment: OwnedFd) -> std::io::Result<Option<Cell>> {
+        let Route::Remote(remote) = &self.route else { return Ok(None) };
+        let Some((seat, generation)) = remote.seat() else { return Ok(None) };
+        let memory = SharedMemory::from_fd(segment)?;
+        let memory = remote.keep_segment(place.segment, memory, place.len as usize <= SHARED_MAX);
+        Ok(Cell::new(memory, place, owner_of(Client { seat, generation })))
+    }
+
+    pub(super) fn park(&self, object: u64, ticket: u64, limit: Option<Duration>) {
+        match &self.route {
+            Route::Local(server) => server.park(object, ticket, limit),
+            Route::Remote(remote) => {
+                // 0 is without a limit.
+                let limit = limit.map_or(0, |limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1));
+                remote.send(&ToManager::Park { object, ticket, limit });
+            }
+        }
+    }
+
+    pub(super) fn rang(&self, object: u64) {
+        match &self.route {
+            Route::Local(server) => server.rang(object),
+            Route::Remote(remote) => remote.send(&ToManager::Rang { object }),
+        }
+    }
+
+    /// `names` are the references that the value holds.
+    pub(super) fn commit(&self, object: u64, unmark: bool, value: Packet, names: Vec<Name>) {
+        match &self.route {
+            Route::Local(server) => server.commit(object, unmark, value, &names),
+            Route::Remote(remote) => remote.send(&ToManager::Commit { object, unmark, names, value: &value }),
+        }
+    }
+
+    pub(super) fn fetch(&self, object: u64, ticket: u64) {
+        match &self.route {
+            Route::Local(server) => server.fetch(object, ticket),
+            Route::Remote(remote) => remote.send(&ToManager::Fetch { object, ticket }),
+        }
+    }
+
+    // ---- references that travel
+
+    /// Makes a process of ours a client of a manager that is elsewhere. Gives how we call it, and its socket.
+    pub(super) fn introduce(&self, pidfd: BorrowedFd<'_>) -> std::io::Result<(u64, OwnedFd)> {
+        let Route::Remote(remote) = &self.route else { return Err(std::io::ErrorKind::Unsupported.into()) };
+        let (ours, theirs) = UnixStream::pair()?;
+        let number = self.introduced.fetch_add(1, Ordering::Relaxed);
+        let fds = vec![Arc::new(OwnedFd::from(ours)) as Fd, Arc::new(pidfd.try_clone_to_owned()?) as Fd];
+        remote.send_with(fds, &ToManager::Introduce { client: number });
+        Ok((number, theirs.into()))
+    }
+
+    /// Lends one that we have introduced a reference of ours.
+    pub(super) fn lend(&self, client: u64, name: &Name) {
+        self.tell(&ToManager::Lend { client, names: vec![*name] });
+    }
+
+    /// Takes over what one that we have introduced has put into a result.
+    pub(super) fn take(&self, client: u64, name: Name) -> Name {
+        self.tell(&ToManager::Take { client, names: vec![name] });
+        name
+    }
+
+    /// One that we have introduced puts nothing into results any more.
+    pub(super) fn dismiss(&self, client: u64) {
+        self.tell(&ToManager::Dismiss { client });
+    }
+
+    /// Puts a reference into a result.
+    pub(super) fn parcel(&self, name: &Name) {
+        self.tell(&ToManager::Parcel { names: vec![*name] });
+    }
+
+    fn tell(&self, message: &ToManager<'_>) {
+        if let Route::Remote(remote) = &self.route {
+            remote.send(message);
+        }
+    }
+
+    /// Waits until what was told has reached the manager's socket.
+    pub(super) fn flush(&self) {
+        if let Route::Remote(remote) = &self.route {
+            super::wait::park_on(std::future::poll_fn(|cx| remote.poll_flushed(cx)));
+        }
+    }
+
+    /// The references that a value names, which is to be put into an object of this manager.
+    pub(super) fn names(&self, held: &Held) -> Result<Vec<Name>, Error> {
+        let mut names = Some(Vec::new());
+        crate::manager::held::each(held, &mut |one| {
+            let Some(handle::Things(things)) = one.downcast_ref() else { return };
+            for inner in things.iter().filter_map(|thing| thing.downcast_ref::<Inner>()) {
+                match (&mut names, inner.name_in(self.manager)) {
+                    (Some(names), Some(name)) => names.push(name),
+                    _ => names = None,
+                }
+            }
+        });
+        names.ok_or_else(|| Why::ForeignHandle.into())
     }
 
     /// The references that a body's values name, which came with it.

@@ -24,12 +24,14 @@
 //!
 //! In a forked copy of the process every call is an error, and drops do nothing.
 
+use super::cell::Cell;
 use super::connection::{Connection, error};
 use super::wait;
 use crate::error::{Error, Why};
 use crate::manager::mail::Arrived;
-use crate::manager::message::{Kind, Name, Refusal, VALUE_MAX};
+use crate::manager::message::{Kind, Name, Place, Refusal, VALUE_MAX};
 use crate::manager::object::{Body, Held, Object, Part};
+use crate::manager::state::What;
 use crate::process::fork;
 use crate::wire::packet::Packet;
 use crate::wire::value::names::{self, Thing, Who};
@@ -37,9 +39,9 @@ use crate::wire::value::{self, EncodeError};
 use serde::de::{self, DeserializeOwned, Deserializer};
 use serde::{Serialize, Serializer};
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 /// The kinds of objects; their numbers travel.
@@ -69,12 +71,22 @@ pub(crate) struct Handle(Arc<Inner>);
 pub(crate) struct Inner {
     connection: Arc<Connection>,
     name: Name,
+    /// Its memory, if it has some, from its first use on.
+    cell: OnceLock<Cell>,
 }
 
 impl Inner {
     /// Takes over a reference that has been counted for this process.
     pub(super) fn new(connection: Arc<Connection>, name: Name) -> Self {
-        Self { connection, name }
+        Self { connection, name, cell: OnceLock::new() }
+    }
+
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    pub(super) fn name(&self) -> &Name {
+        &self.name
     }
 
     fn who(&self) -> Who {
@@ -85,6 +97,26 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.connection.release(&self.name);
+    }
+}
+
+/// A ticket under which something is to come.
+pub(super) struct Opened<'a> {
+    handle: &'a Handle,
+    pub(super) number: u64,
+}
+
+impl<'a> Opened<'a> {
+    pub(super) fn new(handle: &'a Handle) -> Result<Self, Error> {
+        Ok(Self { handle, number: handle.connection().ticket()? })
+    }
+}
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        if !fork::is_forked_copy() {
+            drop(self.handle.connection().mail().forget(self.number));
+        }
     }
 }
 
@@ -107,7 +139,7 @@ impl Handle {
         let found = name.and_then(|name| server.find(kind, name, part));
         let made = match found {
             Some(found) => found,
-            None => server.create(kind, object(), name.map(str::to_owned), part).map_err(error)?,
+            None => server.create(kind, What::Served(object()), name.map(str::to_owned), part).map_err(error)?,
         };
         Ok(Self::of(connection, made))
     }
@@ -134,6 +166,53 @@ impl Handle {
         Ok(Self::of(self.connection(), name))
     }
 
+    // ---- memory
+
+    /// The object's memory, if this process has used it before, or need not ask for it.
+    ///
+    /// # Errors
+    ///
+    /// In a forked copy, where it is not mapped.
+    #[inline]
+    pub(crate) fn cell_at_once(&self) -> Result<Option<&Cell>, Error> {
+        if fork::is_forked_copy() {
+            return Err(Why::Forked.into());
+        }
+        match self.0.cell.get() {
+            Some(cell) => Ok(Some(cell)),
+            None => self.find_cell(),
+        }
+    }
+
+    #[cold]
+    fn find_cell(&self) -> Result<Option<&Cell>, Error> {
+        let place = self.place()?;
+        Ok(self.connection().mapped(place).map(|cell| self.0.cell.get_or_init(|| cell)))
+    }
+
+    fn place(&self) -> Result<Place, Error> {
+        self.name().place.ok_or_else(|| Why::ObjectBroken.into())
+    }
+
+    /// The object's memory.
+    pub(crate) async fn cell(&self) -> Result<&Cell, Error> {
+        if let Some(cell) = self.cell_at_once()? {
+            return Ok(cell);
+        }
+        let (place, connection) = (self.place()?, self.connection());
+        let ticket = Opened::new(self)?;
+        connection.map(ticket.number, place.segment);
+        let failed = |source| Error::from(Why::Memory { step: "mapping the memory of a shared object", source });
+        match poll_fn(|cx| connection.mail().poll(ticket.number, cx.waker())).await {
+            Arrived::Mapped(segment) => {
+                let cell = connection.keep(place, segment).map_err(failed)?;
+                cell.map(|cell| self.0.cell.get_or_init(|| cell)).ok_or_else(|| Why::ObjectBroken.into())
+            }
+            Arrived::Refused(why) => Err(error(why)),
+            Arrived::Answer { .. } | Arrived::Granted(_) => Err(Why::ManagerClosed.into()),
+        }
+    }
+
     // ---- requests
 
     /// Asks the object. The request is on its way when this returns.
@@ -149,7 +228,7 @@ impl Handle {
         if body.tail.len() > VALUE_MAX {
             return Err(Why::TooLarge { limit: VALUE_MAX }.into());
         }
-        let names = self.names(&body.held)?;
+        let names = self.connection().names(&body.held)?;
         let ticket = self.connection().ticket()?;
         self.connection().request(self.name().object, ticket, body, &names);
         Ok(ticket)
@@ -174,20 +253,6 @@ impl Handle {
     /// Lets go what is kept under a ticket that was answered.
     pub(crate) fn cancel(&self, ticket: u64) {
         self.connection().cancel(self.name().object, ticket);
-    }
-
-    /// The references that a value names. They must be to objects of the same manager.
-    fn names(&self, held: &Held) -> Result<Vec<Name>, Error> {
-        let mut names = Vec::new();
-        let mut foreign = false;
-        crate::manager::held::each(held, &mut |one| {
-            let Some(Things(things)) = one.downcast_ref() else { return };
-            for inner in things.iter().filter_map(|thing| thing.downcast_ref::<Inner>()) {
-                foreign |= inner.connection.manager() != self.connection().manager();
-                names.push(inner.name);
-            }
-        });
-        if foreign { Err(Why::ForeignHandle.into()) } else { Ok(names) }
     }
 
     // ---- values
@@ -231,9 +296,21 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<(Packet, Held),
     let mut out = Vec::new();
     let (result, things) = names::collecting(|| value::encode(value, &mut out, VALUE_MAX));
     match result {
-        Ok(()) => Ok((Packet::from(&mut out), (!things.is_empty()).then(|| Arc::new(Things(things)) as _))),
+        Ok(()) => Ok((Packet::from(&mut out), held(things))),
         Err(EncodeError::TooLarge { limit }) => Err(Why::TooLarge { limit }.into()),
         Err(error) => Err(Why::Encode(error.to_string()).into()),
+    }
+}
+
+/// What a value holds that named these.
+pub(super) fn held(things: Vec<Thing>) -> Held {
+    (!things.is_empty()).then(|| Arc::new(Things(things)) as _)
+}
+
+impl Inner {
+    /// The reference, if it is to an object of this manager.
+    pub(super) fn name_in(&self, manager: u64) -> Option<Name> {
+        (self.connection.manager() == manager).then_some(self.name)
     }
 }
 

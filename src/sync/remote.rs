@@ -10,8 +10,8 @@ use crate::error::Error;
 use crate::manager::mail::{Arrived, Mail, shielded};
 use crate::manager::message::{FRAME_MAX, Refusal, ToClient, ToManager};
 use crate::manager::object::Body;
-use crate::manager::outgoing::{Outgoing, write_out};
-use crate::process::{fork, sys};
+use crate::manager::outgoing::{Fd, Outgoing, write_out};
+use crate::process::{SharedMemory, fork, sys};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::packet::Packet;
 use nix::errno::Errno;
@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::sys::socket::{Shutdown, shutdown};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -27,6 +27,14 @@ use std::task::{Context, Poll};
 
 /// Descriptors that one message brings, at most.
 const DESCRIPTORS_MAX: usize = 4;
+
+/// A segment of the manager's memory in this process.
+enum Mapped {
+    /// Many objects share it: it is kept for the next.
+    Kept(Arc<SharedMemory>),
+    /// Of a large object: it goes with the last handle.
+    Lent(Weak<SharedMemory>),
+}
 
 /// See the module.
 pub(crate) struct Remote {
@@ -39,6 +47,8 @@ pub(crate) struct Remote {
     starting: Mutex<()>,
     /// This process's seat and its generation.
     seat: OnceLock<(u32, u32)>,
+    /// The manager's memory, as far as it was needed.
+    segments: Mutex<HashMap<u32, Mapped>>,
     connection: Weak<Connection>,
 }
 
@@ -51,6 +61,7 @@ impl Remote {
             bell: OnceLock::new(),
             starting: Mutex::new(()),
             seat: OnceLock::new(),
+            segments: Mutex::default(),
             connection,
         })
     }
@@ -64,12 +75,46 @@ impl Remote {
         self.seat.get().copied()
     }
 
+    /// A segment of the memory, if it has been mapped.
+    pub(super) fn segment(&self, number: u32) -> Option<Arc<SharedMemory>> {
+        match self.segments.lock().unwrap_or_else(PoisonError::into_inner).get(&number)? {
+            Mapped::Kept(memory) => Some(Arc::clone(memory)),
+            Mapped::Lent(memory) => memory.upgrade(),
+        }
+    }
+
+    /// Takes note of a segment that has been mapped. If another thread was faster, gives that one's.
+    pub(super) fn keep_segment(&self, number: u32, memory: SharedMemory, shared: bool) -> Arc<SharedMemory> {
+        if let Some(other) = self.segment(number) {
+            return other;
+        }
+        let memory = Arc::new(memory);
+        let mapped = if shared { Mapped::Kept(Arc::clone(&memory)) } else { Mapped::Lent(Arc::downgrade(&memory)) };
+        let mut segments = self.segments.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those of objects that are gone go with the next one that comes. They are unmapped without the lock.
+        let gone: Vec<_> = segments
+            .extract_if(|_, mapped| match mapped {
+                Mapped::Kept(memory) => Arc::strong_count(memory) == 1,
+                Mapped::Lent(memory) => memory.strong_count() == 0,
+            })
+            .collect();
+        segments.insert(number, mapped);
+        drop(segments);
+        drop(gone);
+        memory
+    }
+
     // ---- sending
 
     /// Sends, or leaves it to the reader to send when there is room.
     pub(super) fn send(self: &Arc<Self>, message: &ToManager<'_>) {
+        self.send_with(Vec::new(), message);
+    }
+
+    /// As [`send`](Self::send), with descriptors.
+    pub(super) fn send_with(self: &Arc<Self>, fds: Vec<Fd>, message: &ToManager<'_>) {
         let mut out = self.lock();
-        out.push(Vec::new(), |body| message.write(body));
+        out.push(fds, |body| message.write(body));
         let write = out.want_to_write();
         drop(out);
         if write {
@@ -112,6 +157,17 @@ impl Remote {
             (false, true) => Poll::Ready(Err(Refusal::Closed)),
             (false, false) => Poll::Pending,
         }
+    }
+
+    /// Ready when nothing waits to be written, or nothing ever will be.
+    pub(super) fn poll_flushed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let waker = cx.waker().clone();
+        let mut out = self.lock();
+        if out.is_dead() || out.backlog() == 0 {
+            return Poll::Ready(());
+        }
+        out.wait_until_empty(waker);
+        Poll::Pending
     }
 
     /// Only for whom the outgoing has told to write.

@@ -2,6 +2,7 @@
 
 use super::connection::Connection;
 use super::handle::{Handle, kinds};
+use super::testing::Elsewhere;
 use super::wait::block_on;
 use crate::error::{Error, ErrorKind};
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Object, Part};
@@ -130,16 +131,9 @@ impl PlaceHandle {
 
 /// The same object as another process would see it: through a socket.
 fn elsewhere(connection: &Arc<Connection>, place: &PlaceHandle) -> (Arc<Connection>, PlaceHandle) {
-    let server = connection.server().expect("local");
-    let (client, socket) = server.connect(None).expect("connect");
-    server.dismiss(client);
-    let theirs = Connection::remote(connection.manager(), socket);
-    (Arc::clone(&theirs), seen_by(connection, client, &theirs, place))
-}
-
-fn seen_by(connection: &Arc<Connection>, client: Client, theirs: &Arc<Connection>, place: &PlaceHandle) -> PlaceHandle {
-    let name = connection.server().expect("local").lend(client, place.handle.name().object, Part::WHOLE).expect("lend");
-    PlaceHandle { handle: Handle::of(theirs, name), marker: std::marker::PhantomData }
+    let elsewhere = Elsewhere::new(connection);
+    let handle = elsewhere.handle(&place.handle);
+    (elsewhere.connection, PlaceHandle { handle, marker: std::marker::PhantomData })
 }
 
 fn objects(connection: &Arc<Connection>) -> usize {

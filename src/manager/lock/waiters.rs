@@ -45,7 +45,7 @@ impl<C: Waiting> Waiters<C> {
     }
 
     /// Those that wait, in order; not the one to whom it was granted.
-    pub(crate) fn queue(&self) -> impl Iterator<Item = C> + '_ {
+    pub(crate) fn queue(&self) -> impl ExactSizeIterator<Item = C> + '_ {
         self.queue.iter().copied()
     }
 
@@ -134,23 +134,28 @@ impl<C: Waiting> Waiters<C> {
         Ok(if word::change(memory, word, new)? { Ok(()) } else { Err(Broken) })
     }
 
-    /// A holder releases the lock with a value that has no room in its place. `keep` is told in which buffer's place it
-    /// stands from now on.
-    pub(crate) fn commit_outside<M: Memory + ?Sized>(
+    /// A holder releases the lock with a value that has come to the manager: written to its place, if there is one, else
+    /// kept. `committed` is told which buffer it was that is the value from now on.
+    pub(crate) fn commit<M: Memory + ?Sized>(
         &mut self,
         memory: &M,
         owner: Owner,
-        keep: impl FnOnce(usize),
+        recovered: Option<bool>,
+        here: Option<&[u8]>,
+        committed: impl FnOnce(usize),
     ) -> Outcome<Option<Grant<C>>, M> {
         let word = word::look(memory)?;
         if word.owner() != owner || word.is_granted() {
             return Ok(Err(Broken));
         }
-        word::write_outside(memory, word)?;
-        if !word::change(memory, word, word.committed_for())? {
+        match here {
+            Some(value) => word::write(memory, word, value.len(), word::words_of(value))?,
+            None => word::write_outside(memory, word)?,
+        }
+        if !word::change(memory, word, word.committed_for(recovered))? {
             return Ok(Err(Broken));
         }
-        keep(word.other_buffer());
+        committed(word.other_buffer());
         self.pump(memory)
     }
 

@@ -104,6 +104,16 @@ impl Owner {
     const FREE: Self = Self(0);
     const MANAGER: Self = Self(1);
 
+    /// The seat, and the lowest bits of its generation.
+    pub(crate) fn seat(self) -> (u32, u32) {
+        ((self.0 & ((1 << SEAT_BITS) - 1)) as u32, (self.0 >> SEAT_BITS) as u32)
+    }
+
+    /// Whether it is the owner of this seat and generation.
+    pub(crate) fn is(self, seat: u32, generation: u32) -> bool {
+        self == Self::new(seat, generation)
+    }
+
     /// A process's seat: from 2 to 4095. Of the generation the lowest bits count: a seat is taken again only when no
     /// word names it any more, so it only tells apart what came late.
     pub(crate) fn new(seat: u32, generation: u32) -> Self {
@@ -117,7 +127,7 @@ impl Owner {
 pub(crate) struct Word(u64);
 
 impl Word {
-    pub(super) fn owner(self) -> Owner {
+    pub(crate) fn owner(self) -> Owner {
         Owner(self.0 & OWNER)
     }
 
@@ -127,7 +137,7 @@ impl Word {
     }
 
     /// It is the manager's to give away.
-    pub(super) fn is_nobodys(self) -> bool {
+    pub(crate) fn is_nobodys(self) -> bool {
         matches!(self.owner(), Owner::FREE | Owner::MANAGER)
     }
 
@@ -139,7 +149,7 @@ impl Word {
         self.0 & GRANTED != 0
     }
 
-    pub(super) fn has_waiters(self) -> bool {
+    pub(crate) fn has_waiters(self) -> bool {
         self.0 & WAITERS != 0
     }
 
@@ -202,8 +212,12 @@ impl Word {
         self.with(RECOVERED, true)
     }
 
-    pub(super) fn committed_for(self) -> Self {
-        self.committed().owned_by(Owner::MANAGER)
+    pub(super) fn committed_for(self, recovered: Option<bool>) -> Self {
+        self.committed().owned_by(Owner::MANAGER).marked(recovered)
+    }
+
+    fn marked(self, recovered: Option<bool>) -> Self {
+        recovered.map_or(self, |on| self.with(RECOVERED, on))
     }
 }
 
@@ -288,9 +302,7 @@ pub(crate) fn release<M: Memory + ?Sized>(memory: &M, held: Word, how: Release) 
         if how.commit {
             new = new.committed();
         }
-        if let Some(on) = how.recovered {
-            new = new.with(RECOVERED, on);
-        }
+        new = new.marked(how.recovered);
         match memory.compare_exchange(WORD, word.0, new.0)? {
             Ok(_) => return Ok(if waited_for { Released::Ring } else { Released::Free }),
             // Only the manager changes what is ours, and only this.
@@ -352,12 +364,18 @@ pub(crate) fn stored<M: Memory + ?Sized>(memory: &M, word: Word) -> Result<Store
     })
 }
 
-/// Copies the value's words out; `out` is as long as [`stored`] has said, rounded up to whole words.
+/// Whether the manager keeps a value, or did before the last commit: then it has to hear of the next one, to let it go.
 #[inline]
-pub(crate) fn read<M: Memory + ?Sized>(memory: &M, word: Word, out: &mut [u64]) -> Result<(), M::Stop> {
+pub(crate) fn has_outside<M: Memory + ?Sized>(memory: &M) -> Result<bool, M::Stop> {
+    Ok(memory.load(LENGTHS, Ordering::Relaxed)? == OUTSIDE || memory.load(LENGTHS + 1, Ordering::Relaxed)? == OUTSIDE)
+}
+
+/// Copies the value out, so many words of it: as many as hold what [`stored`] has said.
+#[inline]
+pub(crate) fn read<M: Memory + ?Sized>(memory: &M, word: Word, words: usize, mut put: impl FnMut(u64)) -> Result<(), M::Stop> {
     let start = start_of(memory, word.buffer());
-    for (at, out) in (start..).zip(out) {
-        *out = memory.load(at, Ordering::Relaxed)?;
+    for at in start..start + words {
+        put(memory.load(at, Ordering::Relaxed)?);
     }
     Ok(())
 }
@@ -382,13 +400,11 @@ pub(super) fn write_outside<M: Memory + ?Sized>(memory: &M, word: Word) -> Resul
 }
 
 /// The value without the lock: where it stands, and its words; `None` when it was changed meanwhile.
-pub(crate) fn snapshot<M: Memory + ?Sized>(memory: &M, out: &mut Vec<u64>) -> Result<Option<(Stored, Word)>, M::Stop> {
+pub(crate) fn snapshot<M: Memory + ?Sized>(memory: &M, mut put: impl FnMut(u64)) -> Result<Option<(Stored, Word)>, M::Stop> {
     let word = look(memory)?;
     let stored = stored(memory, word)?;
-    out.clear();
     if let Stored::Here(len) = stored {
-        out.resize(len.div_ceil(8), 0);
-        read(memory, word, out)?;
+        read(memory, word, len.div_ceil(8), &mut put)?;
     }
     // What was read of a later value was written behind a fence, by one who had seen a later version.
     memory.fence(Ordering::Acquire);
@@ -396,19 +412,15 @@ pub(crate) fn snapshot<M: Memory + ?Sized>(memory: &M, out: &mut Vec<u64>) -> Re
     Ok((after.version() == word.version() && after.buffer() == word.buffer()).then_some((stored, word)))
 }
 
-/// A new lock's value. Nobody else has the memory yet.
-pub(crate) fn init(memory: &[AtomicU64], value: &[u8]) -> bool {
-    let outside = value.len() > capacity(memory.len());
+/// Makes the memory that of a new lock, with this value, or with one that the manager keeps. Nobody else has it yet.
+pub(crate) fn init(memory: &[AtomicU64], value: Option<&[u8]>) {
     memory.iter().for_each(|word| word.store(0, Ordering::Relaxed));
-    let word = Word(0);
-    // `write` writes into the other buffer: that is the first one's view of the second.
-    let seen = word.with(BUFFER, true);
-    if outside {
-        always(write_outside(memory, seen));
-    } else {
-        always(write(memory, seen, value.len(), words_of(value)));
+    // Who sees the second buffer as that of the value writes into the first.
+    let seen = Word(BUFFER);
+    match value {
+        Some(value) => always(write(memory, seen, value.len(), words_of(value))),
+        None => always(write_outside(memory, seen)),
     }
-    outside
 }
 
 /// Bytes as words, the last one filled up with zeros.
