@@ -10,6 +10,7 @@
 
 mod barrier;
 mod cell;
+mod condvar;
 pub(crate) mod connection;
 mod delivery;
 mod event;
@@ -40,6 +41,7 @@ mod value;
 pub(crate) mod wait;
 
 pub use barrier::{Barrier, BarrierWaitResult};
+pub use condvar::Condvar;
 pub use delivery::Delivery;
 pub use event::Event;
 pub use list::List;

@@ -509,6 +509,53 @@ fn nobody_waits_for_an_object_of_a_manager_that_is_closed() {
     }
 }
 
+#[test]
+fn a_notification_is_passed_on_by_one_who_dies_and_none_is_missed_after_the_lock_was_let_go() {
+    let manager = manager();
+    let (stock, changed) = (manager.mutex(0u32).expect("mutex"), manager.condvar().expect("condvar"));
+    let taken = manager.semaphore(0).expect("semaphore");
+    let consumers: Vec<_> = (0..3)
+        .map(|_| {
+            let process = Process::new(&manager);
+            let (stock, changed, taken) = (process.has(&stock), process.has(&changed), process.has(&taken));
+            thread::spawn(move || {
+                for _ in 0..50 {
+                    let guard = stock.blocking_lock().expect("lock");
+                    let mut guard = changed.blocking_wait_while(guard, |stock| *stock == 0).expect("wait");
+                    *guard -= 1;
+                    guard.commit().expect("commit");
+                    taken.add_permits(1).expect("add");
+                }
+                drop(process);
+            })
+        })
+        .collect();
+    for round in 0..150 {
+        if round % 10 == 0 {
+            // One that waits, and dies when it may have been notified.
+            let dies = Process::new(&manager);
+            let (theirs, told) = (dies.has(&stock), dies.has(&changed));
+            let waits = thread::spawn(move || told.blocking_wait(theirs.blocking_lock()?).map(drop));
+            thread::yield_now();
+            changed.notify_one().expect("notify");
+            dies.kill();
+            waits.join().expect("no panic").map_err(|error| error.kind()).ok();
+        }
+        *stock.blocking_lock().expect("lock") += 1;
+        changed.notify_one().expect("notify");
+        if round % 3 == 0 {
+            taken.blocking_acquire_timeout(FUSE).expect("somebody has taken it");
+        }
+    }
+    consumers.into_iter().for_each(|consumer| consumer.join().expect("no panic"));
+    assert_eq!(stock.blocking_get().expect("get"), 0);
+    let guard = stock.blocking_lock().expect("lock");
+    let (guard, notified) = changed.blocking_wait_timeout(guard, SHORT).expect("wait");
+    assert!(!notified);
+    drop(guard);
+    changed.notify_all().expect("nobody waits");
+}
+
 /// As much as is promised of auto traits, whatever is inside.
 #[test]
 fn handles_and_their_futures_are_send() {
