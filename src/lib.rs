@@ -24,6 +24,6 @@ pub use sync::{Array, Atomic, Element, Mutex, MutexGuard, OwnedMutexGuard, Value
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 pub use sync::{
     Barrier, BarrierWaitResult, Condvar, Delivery, Event, Exchanged, List, Manager, Map, MapChange, MapWatch, Queue, QueueReceiver,
-    QueueSender, QueueSink, QueueStream, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit,
+    QueueSender, QueueSink, QueueStream, Registered, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Served,
 };
 pub use task::{ArgsFor, Init, Task, state};

@@ -84,6 +84,8 @@ pub enum ErrorKind {
     AboveLimit,
     /// A list has no element at that place.
     OutOfRange,
+    /// A call to a registered object panicked. See [`Error::panic_message`].
+    Panicked,
 }
 
 /// The full space behind [`ErrorKind`].
@@ -123,6 +125,7 @@ pub(crate) enum Why {
     BrokenBarrier,
     AboveLimit { limit: u64 },
     OutOfRange { len: u64 },
+    ObjectPanicked { message: String },
 }
 
 impl From<Why> for Error {
@@ -172,6 +175,7 @@ impl Error {
             Why::BrokenBarrier => ErrorKind::BrokenBarrier,
             Why::AboveLimit { .. } => ErrorKind::AboveLimit,
             Why::OutOfRange { .. } => ErrorKind::OutOfRange,
+            Why::ObjectPanicked { .. } => ErrorKind::Panicked,
         }
     }
 
@@ -208,6 +212,28 @@ impl Error {
     /// What was to be acknowledged, extended, given back or committed is not held (any more).
     pub fn is_not_held(&self) -> bool {
         self.kind() == ErrorKind::NotHeld
+    }
+
+    /// A call to a registered object panicked.
+    pub fn is_panic(&self) -> bool {
+        self.kind() == ErrorKind::Panicked
+    }
+
+    /// The message of the panic, if a call to a registered object panicked. (Where it did, the application's panic hook has
+    /// told.)
+    pub fn panic_message(&self) -> Option<&str> {
+        match &*self.why {
+            Why::ObjectPanicked { message } => Some(message),
+            _ => None,
+        }
+    }
+
+    /// Why a value could not be encoded or decoded.
+    pub(crate) fn reason(&self) -> Option<&str> {
+        match &*self.why {
+            Why::Encode(reason) | Why::Decode(reason) => Some(reason),
+            _ => None,
+        }
     }
 
     /// A barrier is broken.
@@ -328,6 +354,7 @@ impl fmt::Display for Error {
             Why::NotHeld => f.write_str("it is not held (any more)"),
             Why::BrokenBarrier => f.write_str("the barrier is broken"),
             Why::AboveLimit { limit } => write!(f, "the semaphore never has more than {limit} permits"),
+            Why::ObjectPanicked { message } => write!(f, "the call to the registered object panicked: {message}"),
             Why::OutOfRange { len } => write!(f, "the list has {len} elements, and none at that place"),
         }
     }

@@ -556,6 +556,72 @@ fn a_notification_is_passed_on_by_one_who_dies_and_none_is_missed_after_the_lock
     changed.notify_all().expect("nobody waits");
 }
 
+struct Account {
+    balance: i64,
+    gone: Arc<Mutex0>,
+}
+
+type Mutex0 = std::sync::Mutex<Option<thread::ThreadId>>;
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        *self.gone.lock().expect("lock") = Some(thread::current().id());
+    }
+}
+
+impl Served for Account {
+    type Call = (String, i64);
+    type Reply = i64;
+
+    async fn call(&mut self, (what, sum): (String, i64)) -> i64 {
+        match &*what {
+            "add" => self.balance += sum,
+            "sleep" => tokio::time::sleep(Duration::from_millis(sum as u64)).await,
+            other => panic!("no {other}"),
+        }
+        self.balance
+    }
+}
+
+#[test]
+fn a_registered_object_is_called_by_all_one_after_another_and_ends_with_its_last_handle() {
+    let manager = manager();
+    let gone = Arc::new(Mutex0::default());
+    let account = manager.register(Account { balance: 0, gone: Arc::clone(&gone) }).expect("register");
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let process = Process::new(&manager);
+            let account = process.has(&account);
+            thread::spawn(move || {
+                for _ in 0..100 {
+                    account.blocking_call(("add".into(), 1)).expect("call");
+                }
+                drop(process);
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    let panicked = block_on(account.call(("nonsense".into(), 0))).expect_err("it panics");
+    assert_eq!((panicked.kind(), panicked.panic_message()), (ErrorKind::Panicked, Some("no nonsense")));
+    // It goes on. A call that is late runs on, one that had not begun does not.
+    let slow = block_on(account.call_timeout(("sleep".into(), 50), SHORT)).expect_err("it takes longer");
+    let never = block_on(account.call_timeout(("add".into(), 1000), Duration::from_millis(1))).expect_err("one at a time");
+    assert!(slow.is_timeout() && never.is_timeout());
+    assert_eq!(account.blocking_call(("add".into(), 0)).expect("call"), 400);
+    let process = Process::new(&manager);
+    let last = process.has(&account);
+    drop(account);
+    assert_eq!(last.blocking_call(("add".into(), 1)).expect("call"), 401);
+    let objects = manager.objects();
+    drop(last);
+    wait_until("it is dropped", || gone.lock().expect("lock").is_some());
+    assert_ne!(*gone.lock().expect("lock"), Some(thread::current().id()), "on its own thread");
+    wait_until("nothing of it is left", || manager.objects() == objects - 1);
+    let account = manager.register(Account { balance: 0, gone: Arc::default() }).expect("register");
+    manager.close();
+    assert!(account.blocking_call(("add".into(), 1)).expect_err("closed").is_manager_closed());
+}
+
 /// As much as is promised of auto traits, whatever is inside.
 #[test]
 fn handles_and_their_futures_are_send() {

@@ -9,6 +9,7 @@ pub(crate) mod line;
 pub(crate) mod list;
 pub(crate) mod map;
 pub(crate) mod queue;
+pub(crate) mod registered;
 pub(crate) mod rwlock;
 pub(crate) mod semaphore;
 #[cfg(test)]
