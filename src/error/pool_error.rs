@@ -1,4 +1,4 @@
-//! What goes wrong with a pool, its processes and shared objects, as opposed to one task.
+//! What goes wrong with a pool, a process or a shared object, as opposed to one task.
 
 use super::Ending;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Why a pool could not be built, started or used, or a shared object not be had.
+/// Why a pool or a [`Process`](crate::Process) could not be built, started or used, or a shared object not be had.
 ///
 /// The kinds are told apart by [`kind`](Self::kind) or the predicates, never by the text. Cloning
 /// is cheap: one failed start answers every task that needed it.
@@ -64,8 +64,6 @@ pub enum ErrorKind {
     Encode,
     /// A shared object's value could not be decoded: it is of another type.
     Decode,
-    /// A value is larger than a shared object's may be. See [`Error::size_limit`].
-    TooLarge,
     /// A handle was put into a shared object of another manager.
     ForeignHandle,
     /// The operating system gave no memory or no descriptor that a shared object needs.
@@ -86,6 +84,16 @@ pub enum ErrorKind {
     OutOfRange,
     /// A call to a registered object panicked. See [`Error::panic_message`].
     Panicked,
+    /// An argument could not be encoded, so that no process was started.
+    ArgumentEncode,
+    /// The arguments are larger than a frame may be, so that no process was started; or a value is larger than a shared
+    /// object's may be. See [`Error::size_limit`].
+    TooLarge,
+    /// The operating system would not send a signal: there is no such one, or the process has become another user's.
+    Signal,
+    /// The process has ended, and how it did is not known: something else in the application reaped it, and the kernel
+    /// (before Linux 6.15) cannot tell afterwards.
+    StatusUnknown,
 }
 
 /// The full space behind [`ErrorKind`].
@@ -126,6 +134,10 @@ pub(crate) enum Why {
     AboveLimit { limit: u64 },
     OutOfRange { len: u64 },
     ObjectPanicked { message: String },
+    ArgumentEncode { function: &'static str, reason: String },
+    ArgumentTooLarge { function: &'static str, limit: usize },
+    Signal { pid: u32, signal: i32, source: io::Error },
+    StatusUnknown { pid: u32 },
 }
 
 impl From<Why> for Error {
@@ -176,6 +188,10 @@ impl Error {
             Why::AboveLimit { .. } => ErrorKind::AboveLimit,
             Why::OutOfRange { .. } => ErrorKind::OutOfRange,
             Why::ObjectPanicked { .. } => ErrorKind::Panicked,
+            Why::ArgumentEncode { .. } => ErrorKind::ArgumentEncode,
+            Why::ArgumentTooLarge { .. } => ErrorKind::TooLarge,
+            Why::Signal { .. } => ErrorKind::Signal,
+            Why::StatusUnknown { .. } => ErrorKind::StatusUnknown,
         }
     }
 
@@ -249,7 +265,7 @@ impl Error {
     /// How many bytes a value may take, if it took more.
     pub fn size_limit(&self) -> Option<usize> {
         match *self.why {
-            Why::TooLarge { limit } => Some(limit),
+            Why::TooLarge { limit } | Why::ArgumentTooLarge { limit, .. } => Some(limit),
             _ => None,
         }
     }
@@ -276,7 +292,9 @@ impl Error {
             | Why::InitTimeout { pid, .. }
             | Why::InitError { pid, .. }
             | Why::InitPanicked { pid, .. }
-            | Why::InitDied { pid, .. } => Some(pid),
+            | Why::InitDied { pid, .. }
+            | Why::Signal { pid, .. }
+            | Why::StatusUnknown { pid } => Some(pid),
             _ => None,
         }
     }
@@ -356,6 +374,10 @@ impl fmt::Display for Error {
             Why::AboveLimit { limit } => write!(f, "the semaphore never has more than {limit} permits"),
             Why::ObjectPanicked { message } => write!(f, "the call to the registered object panicked: {message}"),
             Why::OutOfRange { len } => write!(f, "the list has {len} elements, and none at that place"),
+            Why::ArgumentEncode { function, reason } => write!(f, "an argument of {function} cannot be encoded: {reason}"),
+            Why::ArgumentTooLarge { function, limit } => write!(f, "the arguments of {function} are larger than {limit} bytes"),
+            Why::Signal { pid, signal, .. } => write!(f, "cannot send signal {signal} to process {pid}"),
+            Why::StatusUnknown { pid } => write!(f, "process {pid} has ended, and was reaped by something else: its status is unknown"),
         }
     }
 }
@@ -373,7 +395,7 @@ impl fmt::Debug for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &*self.why {
-            Why::Spawn { source, .. } | Why::Memory { source, .. } => Some(source),
+            Why::Spawn { source, .. } | Why::Memory { source, .. } | Why::Signal { source, .. } => Some(source),
             _ => None,
         }
     }

@@ -83,18 +83,6 @@ impl Mail {
         }
     }
 
-    /// What has come, if something has.
-    pub(crate) fn look(&self, ticket: u64) -> Option<Arrived> {
-        match self.lock().slots.get_mut(&ticket) {
-            None => Some(Arrived::Refused(Refusal::Closed)),
-            Some(Slot::Waiting(_)) => None,
-            Some(slot) => match std::mem::replace(slot, Slot::Waiting(None)) {
-                Slot::Come(arrived) => Some(arrived),
-                Slot::Waiting(_) => None,
-            },
-        }
-    }
-
     /// Nobody waits under this ticket any more. Gives what had come and was not taken.
     pub(crate) fn forget(&self, ticket: u64) -> Option<Arrived> {
         let slot = self.lock().slots.remove(&ticket);
@@ -177,8 +165,8 @@ mod tests {
         assert!(mail.poll(a, &waker).is_pending() && mail.poll(b, &waker).is_pending());
         assert!(mail.deliver(a, Arrived::Granted(2)).is_none());
         assert!(mail.deliver(a, Arrived::Granted(1)).is_none());
-        assert!(matches!(mail.look(a), Some(Arrived::Granted(2))));
-        assert!(mail.look(a).is_none());
+        assert!(matches!(mail.poll(a, &waker), Poll::Ready(Arrived::Granted(2))));
+        assert!(mail.poll(a, &waker).is_pending());
         mail.close();
         assert!(matches!(mail.poll(b, &waker), Poll::Ready(Arrived::Refused(Refusal::Closed))));
         assert!(matches!(mail.open(), Err(Refusal::Closed)));

@@ -784,9 +784,14 @@ impl Server {
         self.lock().links.len()
     }
 
+    /// How many grants of a lock came too late.
+    pub(crate) fn late(&self, object: u64) -> u64 {
+        self.lock().state.look_at(object).late()
+    }
+
     /// How many wait for a lock.
     pub(crate) fn waiting(&self, object: u64) -> usize {
-        self.lock().state.waiting(object)
+        self.lock().state.look_at(object).waiting()
     }
 }
 

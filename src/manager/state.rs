@@ -158,10 +158,10 @@ impl State {
     }
 
     #[cfg(test)]
-    pub(crate) fn waiting(&self, object: u64) -> usize {
+    pub(crate) fn look_at(&self, object: u64) -> &Lock {
         match self.objects.get(&object).map(|entry| &entry.what) {
-            Some(What::Lock(lock)) => lock.waiting(),
-            _ => 0,
+            Some(What::Lock(lock)) => lock,
+            _ => panic!("no lock"),
         }
     }
 

@@ -5,7 +5,9 @@ use super::core::Rules;
 use super::engine::Engine;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
+use crate::sync::Manager;
 use crate::task::{ArgsFor, Init, ZeroSized, encode_args, index_of_init};
+use crate::wire::claim::SLOTS_MAX;
 use crate::wire::packet::Packet;
 use crate::wire::{frame, message};
 use std::ffi::OsString;
@@ -41,6 +43,7 @@ pub struct Builder {
     frame_limit: usize,
     start_timeout: Option<Duration>,
     init: Option<Result<Packet, String>>,
+    manager: Option<Manager>,
     #[cfg(test)]
     pub(super) launcher: Option<super::launch::Launcher>,
 }
@@ -56,6 +59,7 @@ impl Default for Builder {
             frame_limit: frame::BODY_MAX_DEFAULT,
             start_timeout: None,
             init: None,
+            manager: None,
             #[cfg(test)]
             launcher: None,
         }
@@ -73,7 +77,7 @@ impl Builder {
     }
 
     /// How many async tasks run side by side in one worker, at most. Default: 128. Sync tasks always
-    /// run one at a time. Zero is refused by [`build`](Self::build).
+    /// run one at a time. Zero, and more than 65,536, are refused by [`build`](Self::build).
     pub fn concurrency(mut self, tasks: usize) -> Self {
         self.concurrency = tasks;
         self
@@ -149,6 +153,15 @@ impl Builder {
         self
     }
 
+    /// The manager that [`Pool::manager`] gives: one that other pools, or the application itself, have as well. Default: the
+    /// pool has one of its own, which is started when it is first asked for.
+    ///
+    /// Handles of any manager may be given to the tasks of any pool; this is only about who keeps the manager.
+    pub fn manager(mut self, manager: &Manager) -> Self {
+        self.manager = Some(manager.clone());
+        self
+    }
+
     /// A function that every worker runs before its first task: the place for what `main` sets up in
     /// the application (logging, a crypto provider), and for what is dear to make (a model, a
     /// connection). Workers never run the program's `main`.
@@ -201,6 +214,9 @@ impl Builder {
         if self.concurrency == 0 {
             return Err(invalid("concurrency", "no async task could ever run"));
         }
+        if self.concurrency > SLOTS_MAX {
+            return Err(invalid("concurrency", "more than 65,536 tasks in one worker"));
+        }
         if self.queue_limit == Some(0) {
             return Err(invalid("queue_limit", "no task could ever be handed in"));
         }
@@ -223,7 +239,7 @@ impl Builder {
         };
         let mut name = self.name.unwrap_or_else(program_name);
         name.truncate((0..=name.len().min(NAME_MAX)).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0));
-        Ok(Pool::of(Engine::new(Config {
+        let engine = Engine::new(Config {
             rules: Rules { workers, concurrency: self.concurrency, hello_limit: HELLO_LIMIT, start_limit: self.start_timeout },
             surroundings: self.surroundings,
             name,
@@ -232,7 +248,8 @@ impl Builder {
             init,
             #[cfg(test)]
             launcher: self.launcher,
-        })?))
+        })?;
+        Ok(Pool::of(engine, self.manager))
     }
 }
 

@@ -1,12 +1,12 @@
-//! Whether workers can be started, and starting one, on the steward's thread.
+//! Starting a worker, on the steward's thread.
 
 use super::core::WorkerKey;
 use super::engine::Engine;
 use super::spec::{Config, Surroundings};
-use crate::error::{Error, Why};
-use crate::process::{Child, NOTE_WORDS, SharedMemory, Spawn, fork, is_secure, spawn, steward};
+use crate::error::Error;
+use crate::process::{Child, Spawn, WorkerMemory, spawn, steward};
 use crate::worker::MARKER;
-use crate::{task, worker};
+pub(super) use crate::worker::check_program;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::ffi::OsStr;
@@ -14,38 +14,12 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// Pools within workers of pools, at most. Each level may multiply the number of processes, so a
-/// task that builds a pool and submits itself comes to an end here.
-const DEPTH_MAX: u32 = 8;
-
-/// What can be known before a worker is started.
-pub(super) fn check_program() -> Result<(), Error> {
-    if !task::supported() || !worker::linked() {
-        return Err(Why::Unsupported.into());
-    }
-    fork::arm().map_err(|e| Error::spawn("arming the fork guard", e))?;
-    if fork::is_forked_copy() {
-        return Err(Why::Forked.into());
-    }
-    if is_secure() {
-        return Err(Why::Secure.into());
-    }
-    if std::env::var_os(MARKER).is_some() {
-        return Err(Why::InsideWorker.into());
-    }
-    task::in_main_executable().map_err(|object| Error::from(Why::NotInProgram { object }))?;
-    if worker::depth() >= DEPTH_MAX {
-        return Err(Why::TooDeep { limit: DEPTH_MAX }.into());
-    }
-    Ok(())
-}
-
 /// A process that has just been started.
 #[derive(Debug)]
 pub(crate) struct Launched {
     pub(super) child: Child,
     pub(super) socket: OwnedFd,
-    pub(super) memory: SharedMemory,
+    pub(super) memory: Arc<WorkerMemory>,
     pub(super) early_stderr: File,
 }
 
@@ -84,11 +58,11 @@ fn launch(config: &Config) -> Result<Launched, Error> {
     // ever learnt of a failed start.
     let early = memfd_create(c"procpool-stderr", MFdFlags::MFD_CLOEXEC).map_err(step("making a worker's first standard error"))?;
     let early_stderr = File::from(early);
-    let memory = SharedMemory::create(NOTE_WORDS * size_of::<u64>()).map_err(|e| Error::spawn("making a worker's memory", e))?;
+    let memory = WorkerMemory::create(config.slots()).map_err(|e| Error::spawn("making a worker's memory", e))?;
     let stderr = early_stderr.try_clone().map_err(|e| Error::spawn("making a worker's first standard error", e))?;
     let marker = (MARKER, OsStr::new(env!("CARGO_PKG_VERSION")));
     let Surroundings { env, env_clear, current_dir, group } = config.surroundings.clone();
     let child = spawn(&Spawn { env, env_clear, current_dir, group }, theirs, stderr.into(), marker)
         .map_err(|e| Error::spawn("starting a worker process", e))?;
-    Ok(Launched { child, socket, memory, early_stderr })
+    Ok(Launched { child, socket, memory: Arc::new(memory), early_stderr })
 }

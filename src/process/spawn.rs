@@ -95,6 +95,12 @@ impl Error for SpawnError {
 }
 
 /// Starts this program afresh, with the same name (`argv[0]`), no other argument, and the standard output of ours.
+/// See [`spawn_with_stdout`].
+pub(crate) fn spawn(spawn: &Spawn, stdin: OwnedFd, stderr: OwnedFd, marker: (&str, &OsStr)) -> io::Result<Child> {
+    spawn_with_stdout(spawn, stdin, None, stderr, marker)
+}
+
+/// Starts this program afresh, with the same name (`argv[0]`) and no other argument; `stdout` is ours if `None`.
 ///
 /// `stdin` is the worker's end of the socket pair; `marker` a variable that tells it what it is. The marker is set
 /// last, so `env` can neither change nor remove it.
@@ -106,8 +112,14 @@ impl Error for SpawnError {
 /// # Blocking
 ///
 /// For the exec, some 2 ms, and at most 50 ms more while the program is being written.
-pub(crate) fn spawn(spawn: &Spawn, stdin: OwnedFd, stderr: OwnedFd, marker: (&str, &OsStr)) -> io::Result<Child> {
-    start(Path::new(THIS_PROGRAM), spawn, stdin, stderr, marker).map_err(|(kind, error)| {
+pub(crate) fn spawn_with_stdout(
+    spawn: &Spawn,
+    stdin: OwnedFd,
+    stdout: Option<OwnedFd>,
+    stderr: OwnedFd,
+    marker: (&str, &OsStr),
+) -> io::Result<Child> {
+    start(Path::new(THIS_PROGRAM), spawn, stdin, stdout, stderr, marker).map_err(|(kind, error)| {
         // Rather by its own name, where that can be found out.
         let program = std::fs::read_link(THIS_PROGRAM).unwrap_or_else(|_| THIS_PROGRAM.into());
         io::Error::new(kind, SpawnError { program, ..error })
@@ -118,6 +130,7 @@ fn start(
     program: &Path,
     spawn: &Spawn,
     stdin: OwnedFd,
+    stdout: Option<OwnedFd>,
     stderr: OwnedFd,
     marker: (&str, &OsStr),
 ) -> Result<Child, (io::ErrorKind, SpawnError)> {
@@ -151,6 +164,9 @@ fn start(
         command.process_group(0);
     }
     command.stdin(Stdio::from(stdin)).stderr(Stdio::from(stderr));
+    if let Some(stdout) = stdout {
+        command.stdout(stdout);
+    }
 
     let mut tries = 0;
     let started = loop {
@@ -254,7 +270,7 @@ mod tests {
         ours.write_all(format!("exec >&0\n{script}\n").as_bytes()).expect("write");
         ours.shutdown(std::net::Shutdown::Write).expect("shutdown");
         let marker = (MARKER, OsStr::new("marked"));
-        let child = start(Path::new("/bin/sh"), spawn, theirs.into(), dev_null(), marker).expect("start");
+        let child = start(Path::new("/bin/sh"), spawn, theirs.into(), None, dev_null(), marker).expect("start");
         let mut output = String::new();
         ours.read_to_string(&mut output).expect("read");
         let status = wait(&child).status.expect("ours");
@@ -362,7 +378,7 @@ mod tests {
         let writer = std::fs::OpenOptions::new().append(true).open(&program).expect("open");
         let go = || {
             let marker = (MARKER, OsStr::new("1"));
-            start(&program, &Spawn::default(), dev_null(), dev_null(), marker)
+            start(&program, &Spawn::default(), dev_null(), None, dev_null(), marker)
         };
         let (kind, error) = go().expect_err("it is being written");
         assert_eq!(kind, io::ErrorKind::ExecutableFileBusy);

@@ -39,6 +39,8 @@ enum Route {
     /// The manager is in this process.
     Local(Arc<Server>),
     Remote(Arc<Remote>),
+    /// It could not be started.
+    Failed(Error),
 }
 
 impl Connection {
@@ -52,6 +54,13 @@ impl Connection {
             route: Route::Local(server),
             introduced: AtomicU64::new(0),
         }))
+    }
+
+    /// As [`start`](Self::start); if it fails, every use says why.
+    pub(crate) fn start_or_fail() -> Arc<Self> {
+        Self::start().unwrap_or_else(|error| {
+            Arc::new(Self { manager: 0, mail: Arc::default(), route: Route::Failed(error), introduced: AtomicU64::new(0) })
+        })
     }
 
     /// At the other end of `socket` is the manager of this number.
@@ -76,7 +85,23 @@ impl Connection {
     pub(crate) fn server(&self) -> Option<&Arc<Server>> {
         match &self.route {
             Route::Local(server) => Some(server),
-            Route::Remote(_) => None,
+            Route::Remote(_) | Route::Failed(_) => None,
+        }
+    }
+
+    /// The manager itself, for what only the application can do.
+    ///
+    /// # Errors
+    ///
+    /// When it could not be started; in a forked copy.
+    pub(crate) fn local(&self) -> Result<&Arc<Server>, Error> {
+        if fork::is_forked_copy() {
+            return Err(Why::Forked.into());
+        }
+        match &self.route {
+            Route::Local(server) => Ok(server),
+            Route::Failed(error) => Err(error.clone()),
+            Route::Remote(_) => Err(Why::NoSuchObject.into()),
         }
     }
 
@@ -94,8 +119,10 @@ impl Connection {
         if fork::is_forked_copy() {
             return Err(Why::Forked.into());
         }
-        if let Route::Remote(remote) = &self.route {
-            remote.listen()?;
+        match &self.route {
+            Route::Local(_) => {}
+            Route::Remote(remote) => remote.listen()?,
+            Route::Failed(error) => return Err(error.clone()),
         }
         self.mail.open().map_err(error)
     }
@@ -110,6 +137,7 @@ impl Connection {
                 let (head, tail) = (&body.head[..], &body.tail[..]);
                 remote.send(&ToManager::Request { object, ticket, names: names.to_vec(), head, tail });
             }
+            Route::Failed(_) => {}
         }
         drop(held);
     }
@@ -122,6 +150,7 @@ impl Connection {
                 Poll::Ready(Ok(()))
             }
             Route::Remote(remote) => remote.poll_send_past(&ToManager::Taken { object, ticket }, cx).map(|sent| sent.map_err(error)),
+            Route::Failed(error) => Poll::Ready(Err(error.clone())),
         }
     }
 
@@ -142,6 +171,7 @@ impl Connection {
                 let message = ToManager::Request { object, ticket, names: Vec::new(), head, tail };
                 remote.poll_send_past(&message, cx).map(|sent| sent.map_err(error))
             }
+            Route::Failed(error) => Poll::Ready(Err(error.clone())),
         }
     }
 
@@ -152,6 +182,7 @@ impl Connection {
         match &self.route {
             Route::Local(server) => server.cancel(object, ticket),
             Route::Remote(remote) => remote.send(&ToManager::Cancel { object, ticket }),
+            Route::Failed(_) => {}
         }
     }
 
@@ -166,6 +197,7 @@ impl Connection {
                 remote.send(&ToManager::Acquire { object: name.object, part });
                 Some(Name { part, ..*name })
             }
+            Route::Failed(_) => None,
         }
     }
 
@@ -176,6 +208,7 @@ impl Connection {
         match &self.route {
             Route::Local(server) => server.release(name.object, name.part),
             Route::Remote(remote) => remote.send(&ToManager::Release { object: name.object, part: name.part, count: 1 }),
+            Route::Failed(_) => {}
         }
     }
 
@@ -189,6 +222,7 @@ impl Connection {
                 let (seat, generation) = remote.seat()?;
                 (remote.segment(place.segment)?, Client { seat, generation })
             }
+            Route::Failed(_) => return None,
         };
         Cell::new(memory, place, owner_of(owner))
     }
@@ -218,6 +252,7 @@ impl Connection {
                 let limit = limit.map_or(0, |limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1));
                 remote.send(&ToManager::Park { object, ticket, limit });
             }
+            Route::Failed(_) => {}
         }
     }
 
@@ -225,6 +260,7 @@ impl Connection {
         match &self.route {
             Route::Local(server) => server.rang(object),
             Route::Remote(remote) => remote.send(&ToManager::Rang { object }),
+            Route::Failed(_) => {}
         }
     }
 
@@ -233,6 +269,7 @@ impl Connection {
         match &self.route {
             Route::Local(server) => server.commit(object, unmark, value, &names),
             Route::Remote(remote) => remote.send(&ToManager::Commit { object, unmark, names, value: &value }),
+            Route::Failed(_) => {}
         }
     }
 
@@ -240,6 +277,7 @@ impl Connection {
         match &self.route {
             Route::Local(server) => server.fetch(object, ticket),
             Route::Remote(remote) => remote.send(&ToManager::Fetch { object, ticket }),
+            Route::Failed(_) => {}
         }
     }
 
@@ -334,6 +372,7 @@ impl Drop for Connection {
         match &self.route {
             Route::Local(_) => self.close(),
             Route::Remote(remote) => remote.hang_up(),
+            Route::Failed(_) => {}
         }
     }
 }

@@ -132,10 +132,7 @@ impl Handle {
         name: Option<&str>,
         object: impl FnOnce() -> Box<dyn Object>,
     ) -> Result<Self, Error> {
-        if fork::is_forked_copy() {
-            return Err(Why::Forked.into());
-        }
-        let server = connection.server().expect("only the application makes objects");
+        let server = connection.local()?;
         let found = name.and_then(|name| server.find(kind, name, part));
         let made = match found {
             Some(found) => found,

@@ -35,6 +35,11 @@ impl Manager {
         Ok(Self { connection: Connection::start()? })
     }
 
+    /// The manager of a pool. If it cannot be started, every call that needs it says why.
+    pub(crate) fn of_pool() -> Self {
+        Self { connection: Connection::start_or_fail() }
+    }
+
     pub(crate) fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }

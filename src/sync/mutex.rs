@@ -126,11 +126,8 @@ impl Manager {
     }
 
     fn make_mutex<T: Serialize>(&self, name: Option<&str>, value: &T, room: usize) -> Result<Mutex<T>, Error> {
-        if fork::is_forked_copy() {
-            return Err(Why::Forked.into());
-        }
         let connection = self.connection();
-        let server = connection.server().expect("a manager is in the application");
+        let server = connection.local()?;
         let made = match name.and_then(|name| server.find(kinds::MUTEX, name, Part::WHOLE)) {
             Some(found) => found,
             None => {

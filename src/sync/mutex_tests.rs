@@ -195,6 +195,18 @@ fn many_threads_of_two_processes_lose_no_update() {
 
 #[test]
 fn waiters_are_served_in_the_order_in_which_they_parked() {
+    // One that does not get to run for 10 ms is passed over, as it should be: that says nothing of the order.
+    let in_order = (0..50).any(|_| {
+        let (order, late) = order_of_twenty();
+        let right = order.iter().copied().eq(0..20);
+        assert!(right || late > 0, "{order:?}");
+        right
+    });
+    assert!(in_order);
+}
+
+/// Twenty waiters of five processes park one after another: in what order they were served, and how many came too late.
+fn order_of_twenty() -> (Vec<usize>, u64) {
     let manager = manager();
     let mutex = manager.mutex(Vec::<usize>::new()).expect("a mutex");
     let elsewhere: Vec<_> = (0..5).map(|_| Elsewhere::new(manager.connection())).collect();
@@ -221,7 +233,7 @@ fn waiters_are_served_in_the_order_in_which_they_parked() {
         drop(guard);
         set.run_until(futures::future::join_all(waiting)).await;
     });
-    assert_eq!(blocking(mutex.get()), (0..20).collect::<Vec<_>>());
+    (blocking(mutex.get()), server.late(mutex_object(&mutex)))
 }
 
 fn mutex_object<T>(mutex: &Mutex<T>) -> u64 {

@@ -33,9 +33,6 @@ fn read((manager, object, part, kind, place): Written) -> Option<(u64, Name)> {
     (part < Part::COUNT).then_some((manager, Name { object, part: Part(part), kind: Kind(kind), place }))
 }
 
-/// Runs what encodes something; gives what it named.
-pub(crate) use names::collecting;
-
 /// Appends the names of these references: one value.
 pub(crate) fn write_names(things: &[Thing], out: &mut Vec<u8>, limit: usize) -> Result<(), EncodeError> {
     let names: Vec<_> = inners(things).map(|inner| written(inner.connection().manager(), inner.name())).collect();

@@ -5,7 +5,6 @@ use super::manager::Manager;
 use super::wait;
 use crate::error::{Error, Why};
 use crate::manager::object::Part;
-use crate::process::fork;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -206,11 +205,8 @@ impl Manager {
     }
 
     fn make_cells<T: Atomic>(&self, kind: crate::manager::message::Kind, name: Option<&str>, values: &[T]) -> Result<Handle, Error> {
-        if fork::is_forked_copy() {
-            return Err(Why::Forked.into());
-        }
         let connection = self.connection();
-        let server = connection.server().expect("a manager is in the application");
+        let server = connection.local()?;
         let made = match name.and_then(|name| server.find(kind, name, Part::WHOLE)) {
             Some(found) => found,
             None => server.create_cells(kind, values.iter().map(|value| value.to_word()), name.map(str::to_owned))?,

@@ -3,20 +3,25 @@
 //! Sync tasks run on the main thread outside of any runtime. The first async task makes a
 //! current-thread runtime, in which async tasks run side by side; the pool never sends a sync one
 //! meanwhile. From then on the worker waits within that runtime, so that what a task left there goes
-//! on. Each reply is written before the next sync task begins: if the process dies, the first
-//! unanswered task is the one that ran.
+//! on.
+//!
+//! Each task is claimed before it begins: one that the pool has taken back is passed over. Each reply is committed before
+//! the next sync task begins, to the outbox if it is small, else to the socket, and only then the task is marked as done. So
+//! if the process dies, the pool knows of each task whether it had begun and whether it had been answered.
 
 use super::inbox::{Inbox, Next};
 use super::readiness::watch_readable;
-use super::{lifeline, panics, raw, start};
-use crate::process::{SharedMemory, fork, sys};
+use super::{lifeline, once, panics, raw, start};
+use crate::process::{WorkerMemory, fork, sys};
 use crate::task::{self, Run, RunAsync, RunError, RunSync};
+use crate::wire::claim::Claim;
 use crate::wire::frame;
 use crate::wire::message::{self, Failed, Hello, InitFailed, Message, Welcome, kind};
 use futures::FutureExt;
 use futures::future::{AbortHandle, Abortable, Aborted, Either, select};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::collections::HashMap;
+use std::ffi::c_int;
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Seek, Write};
 use std::ops::Range;
@@ -29,12 +34,14 @@ use tokio::task::LocalSet;
 /// The handshake's messages are small.
 const HANDSHAKE_LIMIT: usize = 64 << 10;
 
-/// Serves the pool at the other end of `socket` until it closes its side. An error means that there
-/// is no such pool, or that it does not keep to the protocol.
-pub(super) fn serve(socket: OwnedFd) -> Result<(), String> {
+/// Serves the pool at the other end of `socket` until it closes its side, or runs the one call of a single process; gives
+/// the exit code. An error means that there is no such pool, or that it does not keep to the protocol.
+pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String> {
     fork::arm().map_err(|e| format!("arming the fork guard: {e}"))?;
-    let (_lifeline, theirs) = lifeline::arm().map_err(|e| format!("arming the lifeline: {e}"))?;
-    lifeline::arm_parent_death().map_err(|e| format!("arming the parent-death signal: {e}"))?;
+    let (lifeline, theirs) = lifeline::arm().map_err(|e| format!("arming the lifeline: {e}"))?;
+    if !is_detached {
+        lifeline::arm_parent_death().map_err(|e| format!("arming the parent-death signal: {e}"))?;
+    }
     let (welcome, memory) = shake_hands(&socket, theirs)?;
     raw::set_comm(&welcome.name);
     start::set_depth(welcome.depth);
@@ -43,7 +50,11 @@ pub(super) fn serve(socket: OwnedFd) -> Result<(), String> {
     let _ = raw::note_stack_overflow(memory);
 
     let limit = welcome.frame_limit as usize;
-    let mut worker = Worker { inbox: Inbox::new(socket, limit), out: Vec::new(), limit, runtime: None };
+    if let Some(single) = &welcome.single {
+        return once::serve(Inbox::new(socket, limit), limit, lifeline, single, is_detached);
+    }
+    let _lifeline = lifeline;
+    let mut worker = Worker { inbox: Inbox::new(socket, limit), memory, out: Vec::new(), bell: bell(), limit, runtime: None };
     if welcome.init {
         match worker.init()? {
             Ok(()) => panics::install(memory), // `init` may have put a hook of its own before ours
@@ -55,22 +66,32 @@ pub(super) fn serve(socket: OwnedFd) -> Result<(), String> {
                 frame::finish(&mut worker.out, start);
                 worker.inbox.send(&worker.out).map_err(lost)?;
                 // The pool has us now; it reads why, and kills.
-                return worker.wait_for_the_end();
+                return worker.wait_for_the_end().map(|()| 0);
             }
         }
     }
+    worker.out.clear();
     let start = frame::begin(&mut worker.out);
     message::ready(&mut worker.out);
     frame::finish(&mut worker.out, start);
-    worker.flush()?;
-    worker.run()
+    worker.inbox.send(&worker.out).map_err(lost)?;
+    worker.out.clear();
+    worker.run().map(|()| 0)
 }
 
-fn lost(error: io::Error) -> String {
+fn bell() -> Vec<u8> {
+    let mut bell = Vec::new();
+    let start = frame::begin(&mut bell);
+    message::bell(&mut bell);
+    frame::finish(&mut bell, start);
+    bell
+}
+
+pub(super) fn lost(error: io::Error) -> String {
     format!("the pool's socket: {error}")
 }
 
-fn shake_hands(socket: &OwnedFd, lifeline: OwnedFd) -> Result<(Welcome, &'static SharedMemory), String> {
+fn shake_hands(socket: &OwnedFd, lifeline: OwnedFd) -> Result<(Welcome, &'static WorkerMemory), String> {
     let mut out = Vec::new();
     let start = frame::begin(&mut out);
     let hello = Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: task::fingerprint() };
@@ -92,7 +113,7 @@ fn shake_hands(socket: &OwnedFd, lifeline: OwnedFd) -> Result<(Welcome, &'static
         raw::wait_readable(socket.as_fd()).map_err(lost)?;
         // No more than the rest of this frame: what follows belongs to the inbox.
         let due = buffer.due();
-        let received = match sys::recv_with_fds(socket.as_fd(), &mut buffer.space()[..due], 2) {
+        let received = match sys::recv_with_fds(socket.as_fd(), &mut buffer.space()[..due], 3) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             other => other.map_err(lost)?,
         };
@@ -107,8 +128,12 @@ fn shake_hands(socket: &OwnedFd, lifeline: OwnedFd) -> Result<(Welcome, &'static
         return Err(format!("a message of kind {} instead of a welcome", message.kind));
     }
     let welcome: Welcome = message.map().map_err(|e| e.to_string())?;
+    let stdin = if welcome.single.as_ref().is_some_and(|single| single.stdin) { descriptors.pop() } else { None };
     let [memory, stderr] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|d| format!("{} descriptors with the welcome, not 2", d.len()))?;
-    let memory = SharedMemory::from_fd(memory).map_err(|e| format!("the worker's memory: {e}"))?;
+    if let Some(stdin) = stdin {
+        nix::unistd::dup2_stdin(stdin).map_err(|e| format!("taking over standard input: {e}"))?;
+    }
+    let memory = WorkerMemory::from_fd(memory, welcome.slots, welcome.ring).map_err(|e| format!("the worker's memory: {e}"))?;
     take_over_stderr(stderr).map_err(|e| format!("taking over standard error: {e}"))?;
     // For ever: the panic hook and the signal handler use it until the process ends.
     Ok((welcome, Box::leak(Box::new(memory))))
@@ -131,8 +156,11 @@ fn take_over_stderr(stderr: OwnedFd) -> io::Result<()> {
 
 struct Worker {
     inbox: Inbox,
-    /// The replies that are to be written.
+    memory: &'static WorkerMemory,
+    /// The reply that is being made.
     out: Vec<u8>,
+    /// A whole frame.
+    bell: Vec<u8>,
     limit: usize,
     /// Made by the first async function.
     runtime: Option<Async>,
@@ -145,45 +173,46 @@ struct Async {
 }
 
 /// A call, as its frame says it.
-struct Call {
-    id: u64,
+pub(super) struct Call {
+    pub(super) claim: Claim,
     /// `None`: as the environment says.
-    backtrace: Option<bool>,
-    run: Run,
+    pub(super) backtrace: Option<bool>,
+    pub(super) run: Run,
     /// Where in the frame the arguments begin.
-    args: usize,
+    pub(super) args: usize,
 }
 
 /// A call that breaks the protocol is no call: the worker ends.
-fn read_call(body: &[u8]) -> Result<Call, String> {
+pub(super) fn read_call(body: &[u8]) -> Result<Call, String> {
     let mut message = Message::new(body).map_err(|e| e.to_string())?;
     if message.kind != kind::CALL {
         return Err(format!("a message of kind {} instead of a call", message.kind));
     }
+    let slot = message.uint::<u16>().map_err(|e| e.to_string())?;
     let mut number = || message.uint::<u64>().map_err(|e| e.to_string());
     let (id, flags, index) = (number()?, number()?, number()?);
     let entry = u32::try_from(index).ok().and_then(task::entry).ok_or_else(|| format!("a call of task {index}, which does not exist"))?;
     let (_, args) = message.rest();
     let has = |flag: u8| flags & u64::from(flag) != 0;
     let backtrace = (has(message::FLAG_BACKTRACE) || has(message::FLAG_NO_BACKTRACE)).then(|| has(message::FLAG_BACKTRACE));
-    Ok(Call { id, backtrace, run: entry.run, args })
+    Ok(Call { claim: Claim { slot, id }, backtrace, run: entry.run, args })
 }
 
 /// After user code: a forked copy of the worker must not touch the socket.
-fn guard_against_fork() {
+pub(super) fn guard_against_fork() {
     if fork::is_forked_copy() {
         raw::exit_now();
     }
 }
 
-fn caught(payload: Box<dyn std::any::Any + Send>) -> Failed {
+pub(super) fn caught(payload: Box<dyn std::any::Any + Send>) -> Failed {
     let panics::Panic { location, backtrace } = panics::last();
     let failed = Failed::Panicked { message: panics::message(&*payload).to_owned(), location, backtrace };
     drop_payload(payload);
     failed
 }
 
-fn why(error: RunError) -> Failed {
+pub(super) fn why(error: RunError) -> Failed {
     match error {
         RunError::Arguments(reason) => Failed::Arguments { reason },
         RunError::Result(reason) | RunError::Init(reason) => Failed::Result { reason },
@@ -191,8 +220,8 @@ fn why(error: RunError) -> Failed {
     }
 }
 
-type Outcome = Result<Vec<u8>, Failed>;
-type Answer = Pin<Box<dyn Future<Output = (u64, Outcome)>>>;
+pub(super) type Outcome = Result<Vec<u8>, Failed>;
+pub(super) type Answer = Pin<Box<dyn Future<Output = (Claim, Outcome)>>>;
 
 impl Worker {
     fn run(mut self) -> Result<(), String> {
@@ -209,9 +238,11 @@ impl Worker {
             let call = read_call(self.inbox.bytes(range.clone()))?;
             match call.run {
                 Run::Sync(function) => {
-                    let args = range.start + call.args..range.end;
-                    self.run_sync(&call, function, args);
-                    self.flush()?;
+                    if self.memory.claims().begin(call.claim) {
+                        let args = range.start + call.args..range.end;
+                        self.run_sync(&call, function, args);
+                        self.commit(call.claim)?;
+                    }
                 }
                 Run::Async(_) => {
                     // Only the first one comes here; it is looked at again inside.
@@ -227,7 +258,7 @@ impl Worker {
     fn run_sync(&mut self, call: &Call, function: RunSync, args: Range<usize>) {
         panics::want_backtrace(call.backtrace);
         let start = frame::begin(&mut self.out);
-        message::done(&mut self.out, call.id);
+        message::done(&mut self.out, call.claim.id);
         let (bytes, out) = (self.inbox.bytes(args), &mut self.out);
         let limit = self.limit.saturating_sub(out.len() - start);
         // Its own state is lost with a panic, ours is only the buffer, which is cut back.
@@ -241,9 +272,25 @@ impl Worker {
         if let Some(mut failed) = failed {
             failed.cut(self.limit);
             self.out.truncate(start);
-            message::failed(&mut self.out, call.id, &failed);
+            message::failed(&mut self.out, call.claim.id, &failed);
         }
         frame::finish(&mut self.out, start);
+    }
+
+    /// Commits the reply in `out`: whole by the outbox or whole by the socket; then the task is done.
+    fn commit(&mut self, claim: Claim) -> Result<(), String> {
+        let ring = self.memory.ring();
+        let boxed = ring.put(&self.out);
+        if !boxed {
+            self.inbox.send(&self.out).map_err(lost)?;
+        }
+        self.memory.claims().finish(claim);
+        self.out.clear();
+        self.out.shrink_to(self.limit.min(1 << 20));
+        if boxed && ring.wants_bell() {
+            self.inbox.send(&self.bell).map_err(lost)?;
+        }
+        Ok(())
     }
 
     /// Runs async tasks, and waits, until a sync call comes (which is given back) or the end.
@@ -276,9 +323,12 @@ impl Worker {
                         }
                         return Ok(Some(range));
                     };
+                    if !self.memory.claims().begin(call.claim) {
+                        continue;
+                    }
                     let args = self.inbox.bytes(range.start + call.args..range.end);
                     let (abort, registration) = AbortHandle::new_pair();
-                    aborts.insert(call.id, abort);
+                    aborts.insert(call.claim.id, abort);
                     running.push(begin(&call, function, args, self.limit, registration));
                 }
                 let finished = if running.is_empty() {
@@ -294,12 +344,12 @@ impl Worker {
                     }
                 };
                 let mut next = finished;
-                while let Some((id, outcome)) = next {
-                    aborts.remove(&id);
-                    self.answer(id, outcome);
-                    next = running.next().now_or_never().flatten(); // others that have ended by now go with it
+                while let Some((claim, outcome)) = next {
+                    aborts.remove(&claim.id);
+                    self.answer(claim.id, outcome);
+                    self.commit(claim)?;
+                    next = running.next().now_or_never().flatten(); // others may have ended by now
                 }
-                self.flush()?;
             }
         })
     }
@@ -317,16 +367,6 @@ impl Worker {
             }
         }
         frame::finish(&mut self.out, start);
-    }
-
-    fn flush(&mut self) -> Result<(), String> {
-        if self.out.is_empty() {
-            return Ok(());
-        }
-        let result = self.inbox.send(&self.out).map_err(lost);
-        self.out.clear();
-        self.out.shrink_to(self.limit.min(1 << 20));
-        result
     }
 
     fn runtime(&mut self) -> Result<Async, String> {
@@ -384,8 +424,14 @@ impl Worker {
 }
 
 /// An async task: its panics are caught, and it can be dropped at an await point.
-fn begin(call: &Call, function: RunAsync, args: &[u8], limit: usize, registration: futures::future::AbortRegistration) -> Answer {
-    let (id, backtrace) = (call.id, call.backtrace);
+pub(super) fn begin(
+    call: &Call,
+    function: RunAsync,
+    args: &[u8],
+    limit: usize,
+    registration: futures::future::AbortRegistration,
+) -> Answer {
+    let (claim, backtrace) = (call.claim, call.backtrace);
     // Decoding is user code as well. The head of a reply takes at most 16 bytes.
     panics::want_backtrace(backtrace);
     let future = match catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16)))) {
@@ -397,7 +443,7 @@ fn begin(call: &Call, function: RunAsync, args: &[u8], limit: usize, registratio
     Box::pin(async move {
         let mut guarded = match future {
             Ok(future) => Box::pin(AssertUnwindSafe(future).catch_unwind()),
-            Err(failed) => return (id, Err(failed)),
+            Err(failed) => return (claim, Err(failed)),
         };
         let polled = std::future::poll_fn(|cx| {
             panics::want_backtrace(backtrace);
@@ -417,7 +463,7 @@ fn begin(call: &Call, function: RunAsync, args: &[u8], limit: usize, registratio
             Ok(Ok(Err(error))) => Err(why(error)),
             Ok(Err(payload)) => Err(caught(payload)),
         };
-        (id, outcome)
+        (claim, outcome)
     })
 }
 

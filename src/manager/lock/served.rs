@@ -46,6 +46,8 @@ pub(crate) struct Lock {
     /// The value, if the manager keeps it: in the place of the buffer that is the value's.
     outside: [Option<(Packet, Held)>; 2],
     broken: bool,
+    /// Grants that were taken back because they came too late.
+    late: u64,
     /// When the last grant was given.
     granted_at: Option<Instant>,
     look_at: Option<Instant>,
@@ -71,6 +73,7 @@ impl Lock {
             limits: BTreeSet::new(),
             outside: [outside, None],
             broken: false,
+            late: 0,
             granted_at: None,
             look_at: None,
             pause: LATE,
@@ -91,9 +94,10 @@ impl Lock {
         self.waiters.queue().len()
     }
 
-    /// Who waits for it, in order.
-    pub(crate) fn queue(&self) -> impl Iterator<Item = Caller> + '_ {
-        self.waiters.queue()
+    /// How many grants were taken back because they were not accepted in time.
+    #[cfg(test)]
+    pub(crate) fn late(&self) -> u64 {
+        self.late
     }
 
     /// Whose process has it, if one has.
@@ -222,6 +226,7 @@ impl Lock {
     fn take_back_late(&mut self, now: Instant, told: &mut Vec<Told>) {
         if self.granted_at.is_some_and(|at| now >= at + LATE) && !self.waiters.is_empty() && !self.broken {
             self.granted_at = None;
+            self.late += u64::from(always(self.waiters.is_pending(self.memory.words())));
             self.step(now, told, |waiters, memory| waiters.revoke(memory));
         }
     }

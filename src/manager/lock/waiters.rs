@@ -58,11 +58,6 @@ impl<C: Waiting> Waiters<C> {
         self.queue.is_empty()
     }
 
-    /// Whether somebody waits or may not have accepted yet.
-    pub(crate) fn has(&self, who: C) -> bool {
-        self.queue.contains(&who) || self.granted.is_some_and(|grant| grant.to == who)
-    }
-
     /// Somebody wants it.
     pub(crate) fn park<M: Memory + ?Sized>(&mut self, memory: &M, who: C) -> Outcome<Option<Grant<C>>, M> {
         self.queue.push_back(who);

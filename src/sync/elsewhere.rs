@@ -1,0 +1,20 @@
+//! Where there are no workers, there is nobody to share objects with.
+
+use crate::error::{Error, Why};
+
+/// The owner of shared objects. On this platform there is none.
+#[derive(Clone, Debug)]
+pub struct Manager(());
+
+impl Manager {
+    /// # Errors
+    ///
+    /// Always: [`Unsupported`](crate::ErrorKind::Unsupported).
+    pub fn new() -> Result<Self, Error> {
+        Err(Why::Unsupported.into())
+    }
+
+    pub(crate) fn of_pool() -> Self {
+        unreachable!("there is no pool")
+    }
+}
