@@ -10,6 +10,7 @@
 
 mod barrier;
 mod cell;
+mod channel;
 mod condvar;
 pub(crate) mod connection;
 mod delivery;
@@ -42,6 +43,7 @@ mod value;
 pub(crate) mod wait;
 
 pub use barrier::{Barrier, BarrierWaitResult};
+pub use channel::{Channel, channel, duplex};
 pub use condvar::Condvar;
 pub use delivery::Delivery;
 pub use event::Event;

