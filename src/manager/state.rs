@@ -148,10 +148,6 @@ impl State {
         }
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed
-    }
-
     /// How many objects there are.
     pub(crate) fn len(&self) -> usize {
         self.objects.len()

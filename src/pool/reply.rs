@@ -2,13 +2,37 @@
 
 use crate::error::TaskError;
 use crate::wire::packet::Packet;
+use crate::wire::value;
+use crate::wire::value::names::{self, Thing};
+use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// The encoded result of a task, or why there is none.
-pub(crate) type Outcome = Result<Packet, TaskError>;
+pub(crate) type Outcome = Result<Encoded, TaskError>;
+
+/// References to shared objects; as a rule there are none.
+pub(crate) type Things = Option<Arc<Vec<Thing>>>;
+
+/// An encoded result, and the references to shared objects that it names.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    pub(crate) value: Packet,
+    pub(crate) things: Things,
+}
+
+impl Encoded {
+    /// Decodes it; handles in it are made of the references.
+    pub(crate) fn decode<R: DeserializeOwned>(self) -> Result<R, value::DecodeError> {
+        let decode = || value::decode(&self.value);
+        match self.things {
+            None => decode(),
+            Some(things) => names::resolving(Arc::unwrap_or_clone(things), decode),
+        }
+    }
+}
 
 /// What the scheduler carries for each task.
 #[derive(Debug)]
@@ -17,6 +41,8 @@ pub(crate) struct Cargo {
     pub(crate) frame: Packet,
     pub(crate) reply: Reply,
     pub(crate) function: &'static str,
+    /// The references to shared objects that its arguments name: kept until it has ended, to be sent again should it move.
+    pub(crate) things: Things,
     /// A place in the bounded backlog, held until the task is sent.
     pub(crate) room: Option<OwnedSemaphorePermit>,
 }

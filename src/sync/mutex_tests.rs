@@ -157,7 +157,7 @@ fn try_lock_never_waits_and_a_limit_is_kept() {
     }
     assert!(begun.elapsed() >= Duration::from_millis(60));
     drop(guard);
-    blocking(there.lock_timeout(Duration::from_millis(30)));
+    drop(blocking(there.lock_timeout(Duration::from_millis(30))));
     drop(blocking(there.clone().lock_owned()));
     assert!(here.try_lock().expect("try").is_some());
 }

@@ -4,7 +4,7 @@
 //!   each *lent* to the worker that gets it ([`Leases`]): the worker then has a reference that is counted for it, and
 //!   drops it itself. The first time that a worker is lent something of a manager, it gets a socket of its own to it.
 //! * The receiver makes handles of them ([`Received`]), among which the values that it decodes find theirs
-//!   ([`names::resolving`]).
+//!   ([`crate::wire::value::names::resolving`]).
 //! * What a worker puts into a result it hands over to the manager first ([`parcel`]), where whoever gets the result
 //!   takes it over ([`Leases::take`]). So it does not matter that the worker drops its own right away, or dies.
 
@@ -13,7 +13,7 @@ use super::handle::Inner;
 use crate::error::{Error, Why};
 use crate::manager::message::{Kind, Name, Place};
 use crate::manager::object::{Client, Part};
-use crate::wire::value::names::{self, Thing};
+use crate::wire::value::names::Thing;
 use crate::wire::value::{self, DecodeError, EncodeError, Reader};
 use std::collections::HashMap;
 use std::io;
@@ -64,10 +64,11 @@ fn inners(things: &[Thing]) -> impl Iterator<Item = &Inner> {
 /// What one worker was lent, by manager. Dropped when the worker has ended and what it sent has been read.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
-    leases: HashMap<u64, Lease>,
+    /// Held only to look.
+    leases: Mutex<HashMap<u64, Lease>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Lease {
     connection: Arc<Connection>,
     worker: Borrower,
@@ -83,17 +84,21 @@ enum Borrower {
 }
 
 impl Leases {
-    /// Lends a worker what a call names that it is about to be sent. Gives the managers that it has not known so far, each
+    fn of(&self, manager: u64) -> Option<Lease> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner).get(&manager).cloned()
+    }
+
+    /// Lends a worker what a call names that it is about to be sent. One at a time does so. Gives the managers that it has not known so far, each
     /// with a socket to it: they must be sent before the call. (If the call is never sent, they are lost with the worker.)
     ///
     /// # Errors
     ///
     /// When there is no descriptor to be had for such a socket, or the manager is closed. Nothing has been lent then.
-    pub(crate) fn lend(&mut self, things: &[Thing], worker: BorrowedFd<'_>) -> io::Result<Vec<(u64, OwnedFd)>> {
+    pub(crate) fn lend(&self, things: &[Thing], worker: BorrowedFd<'_>) -> io::Result<Vec<(u64, OwnedFd)>> {
         let (mut sockets, mut new) = (Vec::new(), HashMap::new());
         for inner in inners(things) {
             let manager = inner.connection().manager();
-            if self.leases.contains_key(&manager) || new.contains_key(&manager) {
+            if new.contains_key(&manager) || self.of(manager).is_some() {
                 continue;
             }
             let connection = Arc::clone(inner.connection());
@@ -111,9 +116,9 @@ impl Leases {
             sockets.push((manager, socket));
         }
         // Only now: those whose sockets are not sent end with these.
-        self.leases.extend(new);
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner).extend(new);
         for inner in inners(things) {
-            if let Some(lease) = self.leases.get(&inner.connection().manager()) {
+            if let Some(lease) = self.of(inner.connection().manager()) {
                 let Name { object, part, .. } = *inner.name();
                 match lease.worker {
                     // `None`: the manager is closed, which the worker will see by itself.
@@ -132,7 +137,7 @@ impl Leases {
     /// When the worker names what it did not hand over.
     pub(crate) fn take(&self, named: &Named) -> Result<Vec<Thing>, String> {
         let take = |(manager, name): &(u64, Name)| {
-            let lease = self.leases.get(manager).ok_or_else(|| format!("an object of manager {manager:x}, which it does not know"))?;
+            let lease = self.of(*manager).ok_or_else(|| format!("an object of manager {manager:x}, which it does not know"))?;
             let taken = match (lease.worker, lease.connection.server()) {
                 (Borrower::Client(client), Some(server)) => server.take(client, name.object, name.part),
                 (Borrower::Introduced(number), _) => Some(lease.connection.take(number, *name)),
@@ -154,7 +159,8 @@ impl Drop for Leases {
         if crate::process::fork::is_forked_copy() {
             return;
         }
-        for lease in self.leases.values() {
+        let leases = std::mem::take(self.leases.get_mut().unwrap_or_else(PoisonError::into_inner));
+        for lease in leases.values() {
             match (lease.worker, lease.connection.server()) {
                 (Borrower::Client(client), Some(server)) => server.dismiss(client),
                 (Borrower::Introduced(number), _) => lease.connection.dismiss(number),

@@ -52,7 +52,7 @@ fn unpack<T: DeserializeOwned>(packed: &Packed, things: Vec<Thing>) -> T {
 fn a_handle_goes_to_a_worker_and_comes_back_and_all_is_counted() {
     let manager = Manager::new().expect("a manager");
     let mutex = manager.mutex(1u64).expect("a mutex");
-    let mut leases = Leases::default();
+    let leases = Leases::default();
     let call = pack(&(7u8, mutex.clone(), Some(mutex.clone())));
     let sockets = leases.lend(&call.things, process().as_fd()).expect("lend");
     assert_eq!(sockets.len(), 1);
@@ -89,7 +89,7 @@ fn a_handle_goes_to_a_worker_and_comes_back_and_all_is_counted() {
 fn a_result_that_nobody_takes_is_let_go_with_its_worker() {
     let manager = Manager::new().expect("a manager");
     let value = manager.value(1u64).expect("a value");
-    let mut leases = Leases::default();
+    let leases = Leases::default();
     let call = pack(&value);
     let (number, socket) = leases.lend(&call.things, process().as_fd()).expect("lend").remove(0);
     let worker = Connection::remote(number, socket);
@@ -108,7 +108,7 @@ fn a_result_that_nobody_takes_is_let_go_with_its_worker() {
 fn what_a_worker_names_without_having_it_is_refused() {
     let manager = Manager::new().expect("a manager");
     let (given_one, secret) = (manager.value(1u64).expect("a value"), manager.value(2u64).expect("a value"));
-    let mut leases = Leases::default();
+    let leases = Leases::default();
     let call = pack(&given_one);
     let _sockets = leases.lend(&call.things, process().as_fd()).expect("lend");
     assert!(leases.take(&names_of(&pack(&secret))).is_err());
@@ -124,7 +124,7 @@ fn a_worker_lends_what_it_was_lent_to_workers_of_its_own() {
     // The worker is played by a connection, its own worker by another.
     let worker = Elsewhere::new(manager.connection());
     let there: Mutex<u64> = Mutex::of(worker.handle(mutex.handle()));
-    let mut leases = Leases::default();
+    let leases = Leases::default();
     let call = pack(&there);
     let (number, socket) = leases.lend(&call.things, process().as_fd()).expect("lend").remove(0);
     let grandchild = Connection::remote(number, socket);
