@@ -29,8 +29,9 @@ pub use sync::Manager;
 pub use sync::{Array, Atomic, Element, Mutex, MutexGuard, OwnedMutexGuard, Value};
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 pub use sync::{
-    Barrier, BarrierWaitResult, Delivery, Event, Exchanged, List, Map, MapChange, MapWatch, Queue, QueueReceiver, QueueSender, QueueSink,
-    QueueStream, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit,
+    Barrier, BarrierWaitResult, Channel, Condvar, Delivery, Event, Exchanged, List, Map, MapChange, MapWatch, Queue, QueueReceiver,
+    QueueSender, QueueSink, QueueStream, Registered, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Served,
+    channel, duplex,
 };
 pub use task::{ArgsFor, Init, Task, state};
 

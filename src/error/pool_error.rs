@@ -82,6 +82,8 @@ pub enum ErrorKind {
     AboveLimit,
     /// A list has no element at that place.
     OutOfRange,
+    /// A call to a registered object panicked. See [`Error::panic_message`].
+    Panicked,
     /// An argument could not be encoded, so that no process was started.
     ArgumentEncode,
     /// The arguments are larger than a frame may be, so that no process was started; or a value is larger than a shared
@@ -131,6 +133,7 @@ pub(crate) enum Why {
     BrokenBarrier,
     AboveLimit { limit: u64 },
     OutOfRange { len: u64 },
+    ObjectPanicked { message: String },
     ArgumentEncode { function: &'static str, reason: String },
     ArgumentTooLarge { function: &'static str, limit: usize },
     Signal { pid: u32, signal: i32, source: io::Error },
@@ -184,6 +187,7 @@ impl Error {
             Why::BrokenBarrier => ErrorKind::BrokenBarrier,
             Why::AboveLimit { .. } => ErrorKind::AboveLimit,
             Why::OutOfRange { .. } => ErrorKind::OutOfRange,
+            Why::ObjectPanicked { .. } => ErrorKind::Panicked,
             Why::ArgumentEncode { .. } => ErrorKind::ArgumentEncode,
             Why::ArgumentTooLarge { .. } => ErrorKind::TooLarge,
             Why::Signal { .. } => ErrorKind::Signal,
@@ -224,6 +228,28 @@ impl Error {
     /// What was to be acknowledged, extended, given back or committed is not held (any more).
     pub fn is_not_held(&self) -> bool {
         self.kind() == ErrorKind::NotHeld
+    }
+
+    /// A call to a registered object panicked.
+    pub fn is_panic(&self) -> bool {
+        self.kind() == ErrorKind::Panicked
+    }
+
+    /// The message of the panic, if a call to a registered object panicked. (Where it did, the application's panic hook has
+    /// told.)
+    pub fn panic_message(&self) -> Option<&str> {
+        match &*self.why {
+            Why::ObjectPanicked { message } => Some(message),
+            _ => None,
+        }
+    }
+
+    /// Why a value could not be encoded or decoded.
+    pub(crate) fn reason(&self) -> Option<&str> {
+        match &*self.why {
+            Why::Encode(reason) | Why::Decode(reason) => Some(reason),
+            _ => None,
+        }
     }
 
     /// A barrier is broken.
@@ -346,6 +372,7 @@ impl fmt::Display for Error {
             Why::NotHeld => f.write_str("it is not held (any more)"),
             Why::BrokenBarrier => f.write_str("the barrier is broken"),
             Why::AboveLimit { limit } => write!(f, "the semaphore never has more than {limit} permits"),
+            Why::ObjectPanicked { message } => write!(f, "the call to the registered object panicked: {message}"),
             Why::OutOfRange { len } => write!(f, "the list has {len} elements, and none at that place"),
             Why::ArgumentEncode { function, reason } => write!(f, "an argument of {function} cannot be encoded: {reason}"),
             Why::ArgumentTooLarge { function, limit } => write!(f, "the arguments of {function} are larger than {limit} bytes"),

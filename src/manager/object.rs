@@ -118,15 +118,27 @@ pub(crate) struct Answer {
     pub(crate) body: Body,
     /// It hands something over in the second way: the object waits for `taken`, `cancel` or `gone`.
     pub(crate) offer: bool,
+    /// A descriptor that the caller gets, instead of the body.
+    pub(crate) descriptor: Option<Descriptor>,
 }
+
+/// A descriptor on its way. Where there are none, nothing can be one.
+#[cfg(unix)]
+pub(crate) type Descriptor = Arc<std::os::fd::OwnedFd>;
+#[cfg(not(unix))]
+pub(crate) type Descriptor = std::convert::Infallible;
 
 impl Answer {
     pub(crate) fn new(to: Caller, body: Body) -> Self {
-        Self { to, body, offer: false }
+        Self { to, body, offer: false, descriptor: None }
     }
 
     pub(crate) fn offer(to: Caller, body: Body) -> Self {
-        Self { to, body, offer: true }
+        Self { to, body, offer: true, descriptor: None }
+    }
+
+    pub(crate) fn descriptor(to: Caller, descriptor: Descriptor) -> Self {
+        Self { to, body: Body::default(), offer: false, descriptor: Some(descriptor) }
     }
 }
 

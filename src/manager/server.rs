@@ -16,7 +16,7 @@ use super::lock::served::Lock;
 use super::lock::word::words_for;
 use super::mail::{Arrived, Mail, shielded};
 use super::message::{FRAME_MAX, Kind, Name, Refusal, ToClient, ToManager};
-use super::object::{Body, Caller, Client, Held, Part};
+use super::object::{Answer, Body, Caller, Client, Held, Part};
 use super::outgoing::{Fd, Outgoing, write_out};
 use super::segments::Segments;
 use super::state::{Action, BYTES_MAX, LOCAL, State, What};
@@ -368,11 +368,22 @@ impl Server {
         let mut actions = std::mem::take(&mut state.actions);
         for action in actions.drain(..) {
             match action {
+                Action::Answer(Answer { to, descriptor: Some(descriptor), .. }) if to.client == LOCAL => {
+                    // Nobody else has it, so no call is needed.
+                    let owned = Arc::try_unwrap(descriptor).or_else(|shared| shared.try_clone());
+                    let arrived = owned.map_or(Arrived::Refused(Refusal::NoMemory), Arrived::Mapped);
+                    todo.local.push((to.ticket, arrived));
+                }
+                Action::Answer(Answer { to, descriptor: Some(descriptor), .. }) => {
+                    let Some(link) = links.get_mut(&to.client) else { continue };
+                    link.out.push(vec![descriptor as Fd], |out| ToClient::Mapped { ticket: to.ticket }.write(out));
+                    todo.flush.push(to.client);
+                }
                 Action::Answer(answer) if answer.to.client == LOCAL => {
                     todo.local.push((answer.to.ticket, Arrived::Answer { body: answer.body, offer: answer.offer }));
                 }
                 Action::Refuse(caller, why) if caller.client == LOCAL => todo.local.push((caller.ticket, Arrived::Refused(why))),
-                Action::Answer(object::Answer { to, body, offer }) => {
+                Action::Answer(Answer { to, body, offer, descriptor: None }) => {
                     let Some(link) = links.get_mut(&to.client) else { continue };
                     let names = held::names(&body.held);
                     let names: Vec<_> = names.into_iter().filter_map(|(object, part)| state.lend(to.client, object, part, now)).collect();

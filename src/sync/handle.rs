@@ -247,6 +247,19 @@ impl Handle {
         self.connection().poll_tell(self.name().object, body, cx)
     }
 
+    /// Asks the object for a descriptor, which it answers at once. `None`: it has answered something else.
+    pub(crate) fn descriptor(&self, body: Body) -> Result<Option<std::os::fd::OwnedFd>, Error> {
+        let ticket = self.send(body)?;
+        let mail = self.connection().mail();
+        let arrived = wait::park_on(std::future::poll_fn(|cx| mail.poll(ticket, cx.waker())));
+        drop(mail.forget(ticket));
+        match arrived {
+            Arrived::Mapped(descriptor) => Ok(Some(descriptor)),
+            Arrived::Refused(why) => Err(error(why)),
+            Arrived::Answer { .. } | Arrived::Granted(_) => Ok(None),
+        }
+    }
+
     /// Lets go what is kept under a ticket that was answered.
     pub(crate) fn cancel(&self, ticket: u64) {
         self.connection().cancel(self.name().object, ticket);

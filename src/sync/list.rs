@@ -88,6 +88,17 @@ impl Manager {
 /// No more values than this, in bytes, are put into one message (but always one).
 const BATCH_BYTES: usize = 256 << 10;
 
+#[cfg(test)]
+impl<T> List<T> {
+    pub(super) fn of(handle: Handle) -> Self {
+        Self { handle, marker: PhantomData }
+    }
+
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
 impl<T> List<T> {
     fn ask(&self, ask: &Ask) -> Asking {
         self.handle.ask(ask.body())

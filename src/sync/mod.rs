@@ -10,6 +10,8 @@
 
 mod barrier;
 mod cell;
+mod channel;
+mod condvar;
 pub(crate) mod connection;
 mod delivery;
 mod event;
@@ -24,8 +26,11 @@ mod mutex_tests;
 pub(crate) mod named;
 #[cfg(test)]
 mod named_tests;
+#[cfg(test)]
+mod object_tests;
 mod queue;
 mod queue_flow;
+mod registered;
 mod remote;
 mod rwlock;
 mod semaphore;
@@ -38,6 +43,8 @@ mod value;
 pub(crate) mod wait;
 
 pub use barrier::{Barrier, BarrierWaitResult};
+pub use channel::{Channel, channel, duplex};
+pub use condvar::Condvar;
 pub use delivery::Delivery;
 pub use event::Event;
 pub use list::List;
@@ -47,6 +54,7 @@ pub use map_watch::{MapChange, MapWatch};
 pub use mutex::{Mutex, MutexGuard, OwnedMutexGuard};
 pub use queue::{Queue, QueueReceiver, QueueSender};
 pub use queue_flow::{QueueSink, QueueStream};
+pub use registered::{Registered, Served};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use semaphore::{Semaphore, SemaphorePermit};
 pub use value::{Array, Atomic, Element, Value};

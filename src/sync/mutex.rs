@@ -683,3 +683,14 @@ pub struct OwnedMutexGuard<T> {
 
 guard!(MutexGuard<'a>);
 guard!(OwnedMutexGuard);
+
+/// For a condition variable: which lock it is, and how to get it again.
+impl<'a, T: Serialize + DeserializeOwned> MutexGuard<'a, T> {
+    pub(super) fn of_lock(&self) -> &'a Handle {
+        self.lock
+    }
+
+    pub(super) async fn lock_again(lock: &'a Handle) -> Result<Self, Error> {
+        Ok(Self { core: Core::open(acquire(lock, None).await?).await?, lock })
+    }
+}

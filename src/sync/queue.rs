@@ -28,7 +28,9 @@ const BATCH_BYTES: usize = 256 << 10;
 ///
 /// # What is promised
 ///
-/// * **Order.** Items leave in the order in which they were sent; each producer's keep theirs.
+/// * **Order.** Items leave in the order in which they were sent; each producer's keep theirs. One that comes back, from
+///   somebody who gave up or died, goes to its place before all that are left; with several consumers it may so come
+///   after later ones that another has taken meanwhile.
 /// * **An item whose `send` has returned is there**, whatever becomes of its producer.
 /// * **[`recv`](Self::recv) is at most once.** The item belongs to the caller when `recv` returns it, and is lost with the
 ///   process if that dies then. What a `recv` that was dropped, or whose process died before, had been sent is not

@@ -2,7 +2,7 @@
 
 use super::handle::{Asking, Handle, kinds};
 use super::manager::Manager;
-use super::{handle, wait};
+use super::{handle, stopping, wait};
 use crate::error::{Error, Why};
 use crate::manager::object::{Body, Held, Part};
 use crate::manager::objects::code::{Message, Wait};
@@ -515,7 +515,7 @@ impl<T> Drop for RwLockWriteGuard<T> {
         }
         let (handle, write) = (self.locked.handle.clone(), self.locked.ticket);
         let bad = || Ask::Release { write, downgrade: false, mark: Some(true) }.body();
-        let failed = std::thread::panicking() && !self.panicking;
+        let failed = std::thread::panicking() && !self.panicking || stopping::is_stopping();
         // Encoding runs the user's code, which may panic: then this says so.
         let mut otherwise = SayOnPanic(Some((&handle, bad())));
         let words = if failed { bad() } else { self.last_words(false).unwrap_or_else(|_| bad()) };

@@ -3,7 +3,6 @@
 use super::*;
 use crate::manager::objects::testing::{Clients, Rng, rounds};
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 /// A broken rule, which the checks must find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

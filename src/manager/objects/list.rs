@@ -226,7 +226,7 @@ mod tests {
     fn ask(list: &mut List, clients: &mut Clients, rng: &mut Rng, ask: &Ask, tail: Packet) -> Result<(Reply, Vec<u64>), String> {
         let (caller, mut answers) = (clients.caller(rng), Vec::new());
         list.request(caller, Body::with_value(ask.packet(), tail, None), Instant::now(), &mut answers).map_err(|bad| bad.0)?;
-        let [Answer { to, body, offer: false }] = &answers[..] else { return Err(format!("{answers:?}")) };
+        let [Answer { to, body, offer: false, .. }] = &answers[..] else { return Err(format!("{answers:?}")) };
         assert_eq!(*to, caller);
         let reply = Reply::read(&body.head).map_err(|bad| bad.0)?;
         let values = match &reply {

@@ -2,6 +2,7 @@
 #![expect(dead_code, reason = "its users come with the next commits")]
 
 pub(crate) mod barrier;
+pub(crate) mod channel;
 pub(crate) mod code;
 pub(crate) mod condvar;
 pub(crate) mod event;
@@ -9,6 +10,7 @@ pub(crate) mod line;
 pub(crate) mod list;
 pub(crate) mod map;
 pub(crate) mod queue;
+pub(crate) mod registered;
 pub(crate) mod rwlock;
 pub(crate) mod semaphore;
 #[cfg(test)]

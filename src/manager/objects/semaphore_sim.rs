@@ -69,7 +69,7 @@ impl World {
     }
 
     fn check(&mut self, answers: Vec<Answer>) -> Result<(), String> {
-        for Answer { to, body, offer } in answers {
+        for Answer { to, body, offer, .. } in answers {
             let reply = Reply::read(&body.head).map_err(|bad| bad.0)?;
             let at = self
                 .line
