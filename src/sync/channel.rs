@@ -22,11 +22,11 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
 
 /// Makes a channel: two ends, each of which sends to the other and receives from it (Python's `Pipe`). Either may be sent to
 /// another process, as an argument or in a result. (Inside a shared object, too, if its manager has made the channel:
@@ -129,20 +129,11 @@ pub struct Channel<S, R = S> {
 
 /// The socket, once it is this process's own.
 struct Pipe {
-    socket: Socket,
+    socket: OwnedFd,
     sending: tokio::sync::Mutex<Outgoing>,
     receiving: tokio::sync::Mutex<FrameBuffer>,
     /// Where it is watched: of which runtime, and by what. Held only to look.
-    watched: Mutex<Option<(tokio::runtime::Id, Arc<AsyncFd<Socket>>)>>,
-}
-
-#[derive(Clone)]
-struct Socket(Arc<OwnedFd>);
-
-impl AsRawFd for Socket {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
+    watched: Mutex<Option<(tokio::runtime::Id, Arc<tokio::net::UnixStream>)>>,
 }
 
 /// What has been encoded and not yet written: the rest of one item, when its sender was dropped midway.
@@ -185,25 +176,21 @@ impl Waits for InRuntime {
         let watched = match watched {
             Some((_, watched)) => watched,
             None => {
-                let new = Arc::new(AsyncFd::new(pipe.socket.clone()).map_err(failed)?);
+                let new = Arc::new(pipe.watch().map_err(failed)?);
                 let old = pipe.watched.lock().unwrap_or_else(PoisonError::into_inner).replace((runtime.id(), Arc::clone(&new)));
                 drop(old); // it is taken out of its runtime without the lock
                 new
             }
         };
-        let ready = match way {
-            Way::In => watched.readable().await,
-            Way::Out => watched.writable().await,
+        let (interest, wanted) = match way {
+            Way::In => (Interest::READABLE, PollFlags::POLLIN),
+            Way::Out => (Interest::WRITABLE, PollFlags::POLLOUT),
         };
-        let mut ready = ready.map_err(failed)?;
-        // It may be known from before: then it is looked at, and if there is nothing, waited for.
-        let wanted = match way {
-            Way::In => PollFlags::POLLIN,
-            Way::Out => PollFlags::POLLOUT,
-        };
-        let mut fds = [PollFd::new(pipe.socket.0.as_fd(), wanted)];
+        watched.ready(interest).await.map_err(failed)?;
+        // It may be known from before: then it is looked at, and if there is nothing, the runtime is told so.
+        let mut fds = [PollFd::new(pipe.socket.as_fd(), wanted)];
         if poll(&mut fds, PollTimeout::ZERO) == Ok(0) {
-            ready.clear_ready();
+            let _ = watched.try_io(interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
         }
         Ok(())
     }
@@ -223,7 +210,7 @@ impl Waits for OnThread {
             // Rounded up: not before its time.
             let timeout =
                 left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX));
-            let mut fds = [PollFd::new(pipe.socket.0.as_fd(), wanted)];
+            let mut fds = [PollFd::new(pipe.socket.as_fd(), wanted)];
             match poll(&mut fds, timeout) {
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) => return Ok(()),
@@ -248,17 +235,24 @@ impl Waits for AtOnce {
 impl Pipe {
     fn new(socket: OwnedFd) -> Self {
         Self {
-            socket: Socket(Arc::new(socket)),
+            socket,
             sending: tokio::sync::Mutex::default(),
             receiving: tokio::sync::Mutex::new(FrameBuffer::new(BODY_MAX_DEFAULT)),
             watched: Mutex::default(),
         }
     }
 
+    /// The socket once more, as this runtime watches it.
+    fn watch(&self) -> io::Result<tokio::net::UnixStream> {
+        let socket = UnixStream::from(self.socket.try_clone()?);
+        socket.set_nonblocking(true)?;
+        tokio::net::UnixStream::from_std(socket)
+    }
+
     /// Writes what is to be written. An error for want of time or room leaves the rest for the next.
     async fn flush(&self, out: &mut Outgoing, waits: &impl Waits) -> Result<(), Error> {
         while out.written < out.bytes.len() {
-            match sys::send(self.socket.0.as_fd(), &out.bytes[out.written..]) {
+            match sys::send(self.socket.as_fd(), &out.bytes[out.written..]) {
                 Ok(len) => out.written += len,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => waits.until(self, Way::Out).await?,
                 Err(_) => {
@@ -308,7 +302,7 @@ impl Pipe {
                 let decoded = value::decode(buffer.bytes(range));
                 return decoded.map(Some).map_err(|error| Why::Decode(error.to_string()).into());
             }
-            match sys::recv(self.socket.0.as_fd(), buffer.space()) {
+            match sys::recv(self.socket.as_fd(), buffer.space()) {
                 Ok(0) => return end_of(&buffer),
                 Ok(len) => buffer.filled(len),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => waits.until(self, Way::In).await?,

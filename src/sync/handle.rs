@@ -251,7 +251,7 @@ impl Handle {
     pub(crate) fn descriptor(&self, body: Body) -> Result<Option<std::os::fd::OwnedFd>, Error> {
         let ticket = self.send(body)?;
         let mail = self.connection().mail();
-        let arrived = wait::park_on(std::future::poll_fn(|cx| mail.poll(ticket, cx.waker())));
+        let arrived = wait::park_on(poll_fn(|cx| mail.poll(ticket, cx.waker())));
         drop(mail.forget(ticket));
         match arrived {
             Arrived::Mapped(descriptor) => Ok(Some(descriptor)),
