@@ -29,8 +29,8 @@
 //!    then the task is looked at once more, and only then the worker killed: so a kill never hits another task. A task
 //!    that is seen done, or was asked, must have been answered in [`ABORT_GRACE`], else its worker is killed. The task is
 //!    settled when the process has ended, or by the reply that came first.
-//! 9. If no worker is left and a start fails, everything queued fails with the cause; so does what
-//!    is submitted before the back-off has passed.
+//! 9. If a start fails and no worker is left, or none has got ready through [`STARTS_MAX`] failed ones in a row, everything
+//!    queued fails with the cause; so does what is submitted while no worker is left and the back-off has not passed.
 //! 10. Nobody is idle while tasks stand behind another one in a worker: if that is worth it by the measured service time, or
 //!     the one in front has lasted for [`LONG`], they are taken back and go to whoever is free.
 //! 11. A worker without such memory (of another program) has one sync task in hand at a time, which counts as begun.
@@ -62,6 +62,9 @@ const RETIRE_GRACE: Duration = Duration::from_secs(5);
 /// The wait after a first failed start; it doubles with each further one, up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Where starts fail slowly, one may always be under way. So many in a row, each ordered after one had failed, and those
+/// who wait are told.
+const STARTS_MAX: u32 = 4;
 
 /// A task in this pool. (On the wire it has a number of its own, which its worker answers.)
 pub(crate) type TaskKey = Key;
@@ -303,8 +306,9 @@ impl<M: Memory> Worker<M> {
 #[derive(Clone, Debug)]
 struct Failure {
     cause: Error,
-    at: Instant,
-    /// Failed starts before it, each ordered after the one before had failed: those that were under
+    /// When the last one failed that counts.
+    counted_at: Instant,
+    /// Failed starts before that one, each ordered after the one before had failed: those that were under
     /// way together fail together, and count once.
     earlier: u32,
     /// When the next start may be tried; `None` when that has passed.
@@ -491,13 +495,15 @@ impl<T, M: Memory> Core<T, M> {
     /// A process could not be started, or ended before it was ready.
     pub(crate) fn start_failed(&mut self, key: WorkerKey, cause: Error, now: Instant, actions: &mut Vec<Action<T>>) {
         let Some(worker) = self.take_out(key) else { return };
-        let earlier = match &self.failure {
-            None => 0,
-            Some(last) => last.earlier + u32::from(worker.started > last.at),
+        let (earlier, counted_at) = match &self.failure {
+            None => (0, now),
+            Some(last) if worker.started > last.counted_at => (last.earlier + 1, now),
+            Some(last) => (last.earlier, last.counted_at),
         };
         let wait = BACKOFF_MIN.saturating_mul(1 << earlier.min(16)).min(BACKOFF_MAX);
-        self.failure = Some(Failure { cause: cause.clone(), at: now, earlier, retry: Some(now + wait) });
-        if self.workers.len() == 0 {
+        self.failure = Some(Failure { cause: cause.clone(), counted_at, earlier, retry: Some(now + wait) });
+        let in_vain = earlier + 1 >= STARTS_MAX && !self.workers.iter().any(|(_, worker)| worker.state == State::Ready);
+        if self.workers.len() == 0 || in_vain {
             for key in std::mem::take(&mut self.queue) {
                 self.forget_queued(key, Fate::StartFailed(cause.clone()), actions);
             }
@@ -538,7 +544,11 @@ impl<T, M: Memory> Core<T, M> {
 
     /// A worker broke the protocol, or must go for another reason of the caller's.
     pub(crate) fn doom(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
+        let starting = self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. }));
         self.condemn(key, actions);
+        if starting {
+            return; // its end will count as a failed start, and has a back-off follow
+        }
         self.go_on(now, actions);
     }
 

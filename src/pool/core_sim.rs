@@ -1154,7 +1154,7 @@ impl World {
         let truth = match fate {
             Fate::Cancelled => job.aborted && (queued || lost == Some(false)),
             Fate::Closed => self.killed,
-            Fate::StartFailed(_) => queued && self.expected.start_failed && self.hands.is_empty(),
+            Fate::StartFailed(_) => queued && self.expected.start_failed && self.hands.values().all(|hand| hand.life != Life::Ready),
             Fate::Lost(_) => lost == Some(true),
         };
         ensure!(truth, "{id} is settled as {fate:?}: {job:?}, lost: {lost:?}");

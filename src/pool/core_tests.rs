@@ -468,6 +468,26 @@ fn rule_9_what_is_queued_fails_with_the_last_worker() {
 }
 
 #[test]
+fn rule_9_starts_that_fail_slowly_one_after_another_are_told_though_one_is_always_under_way() {
+    let mut bench = Bench::new(2);
+    bench.task(Mode::Sync);
+    bench.task(Mode::Sync);
+    let mut told = Vec::new();
+    // Of two that are under way together, one counts.
+    let failed = (1..).find(|_| {
+        bench.pass(MS);
+        let oldest = bench.core.workers.iter().min_by_key(|(_, worker)| worker.started).expect("one is under way").0;
+        told = bench.fail(oldest);
+        assert_ne!(bench.core.workers.len(), 0);
+        bench.pass(BACKOFF_MIN * 20);
+        bench.tick();
+        !told.is_empty()
+    });
+    assert_eq!(failed, Some(2 * STARTS_MAX as usize - 1));
+    assert_eq!(told, ["start failed 0", "start failed 1"]);
+}
+
+#[test]
 fn a_start_that_takes_too_long_is_given_up() {
     let mut bench = Bench::new(1);
     bench.task(Mode::Sync);
