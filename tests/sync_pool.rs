@@ -8,7 +8,7 @@ mod processes;
 use futures::StreamExt;
 use nix::sys::signal::Signal;
 use processes::{soon, until};
-use procpool::{Manager, Mutex, Pool, Value};
+use procpool::{Manager, Mutex, Pool, Process, Value};
 use std::time::Duration;
 
 fn add(total: Mutex<u64>, times: u64) -> u64 {
@@ -206,4 +206,36 @@ async fn after_the_manager_is_closed_every_worker_says_so() {
     let again = manager.mutex(0u64).unwrap();
     soon(pool.spawn(add, (again.clone(), 2))).await.unwrap();
     assert_eq!(again.get().await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn a_process_of_its_own_gets_handles_and_gives_them_back() {
+    let manager = Manager::new().unwrap();
+    let total = manager.mutex(0u64).unwrap();
+    let pass = |total: Mutex<u64>| {
+        *total.blocking_lock().unwrap() += 5;
+        total
+    };
+    let child = Process::spawn(pass, &total).unwrap();
+    let back = soon(child).await.unwrap();
+    drop(total);
+    assert_eq!(back.get().await.unwrap(), 5);
+    // One that is killed while it holds the lock.
+    let holds = |total: Mutex<u64>, begun: Value<u32>| -> () {
+        let mut guard = total.blocking_lock().unwrap();
+        *guard = 99;
+        begun.store(1).unwrap();
+        loop {
+            std::thread::park();
+        }
+    };
+    let begun = manager.value(0u32).unwrap();
+    let child = Process::spawn(holds, (back.clone(), begun.clone())).unwrap();
+    until("it holds", || begun.load().unwrap() == 1).await;
+    child.kill().unwrap();
+    let guard = soon(back.lock()).await.unwrap();
+    assert_eq!((*guard, guard.recovered()), (5, true));
+    drop(guard);
+    drop((back, begun, child));
+    until("all references are gone", || manager.objects() == 0).await;
 }

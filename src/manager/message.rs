@@ -149,9 +149,10 @@ pub(crate) enum ToManager<'a> {
         ticket: u64,
         segment: u32,
     },
-    /// Has made a client of its own, which it will call so. Two descriptors come with it: the socket and the process.
+    /// Has made a client of its own, which it will call so. Its socket comes with it, and if it says so, its process.
     Introduce {
         client: u64,
+        process: bool,
     },
     Lend {
         client: u64,
@@ -252,7 +253,7 @@ impl ToManager<'_> {
             }
             Self::Fetch { object, ticket } => Writer::new(out, kind::FETCH, 2).uint(*object).uint(*ticket),
             Self::Map { ticket, segment } => Writer::new(out, kind::MAP, 2).uint(*ticket).uint((*segment).into()),
-            Self::Introduce { client } => Writer::new(out, kind::INTRODUCE, 1).uint(*client),
+            Self::Introduce { client, process } => Writer::new(out, kind::INTRODUCE, 2).uint(*client).uint((*process).into()),
             Self::Lend { client, names } => Writer::new(out, kind::LEND, 2).uint(*client).names(names),
             Self::Parcel { names } => Writer::new(out, kind::PARCEL, 1).names(names),
             Self::Take { client, names } => Writer::new(out, kind::TAKE, 2).uint(*client).names(names),
@@ -356,7 +357,7 @@ impl<'a> ToManager<'a> {
             (kind::COMMIT, 5) => Self::Commit { object: r.uint()?, unmark: r.uint::<u8>()? != 0, names: r.names()?, value: r.bin()? },
             (kind::FETCH, 3) => Self::Fetch { object: r.uint()?, ticket: r.uint()? },
             (kind::MAP, 3) => Self::Map { ticket: r.uint()?, segment: r.uint()? },
-            (kind::INTRODUCE, 2) => Self::Introduce { client: r.uint()? },
+            (kind::INTRODUCE, 3) => Self::Introduce { client: r.uint()?, process: r.uint::<u8>()? != 0 },
             (kind::LEND, 3) => Self::Lend { client: r.uint()?, names: r.names()? },
             (kind::PARCEL, 2) => Self::Parcel { names: r.names()? },
             (kind::TAKE, 3) => Self::Take { client: r.uint()?, names: r.names()? },
@@ -414,7 +415,7 @@ mod tests {
             ToManager::Commit { object: 1, unmark: true, names: names.clone(), value: &tail },
             ToManager::Fetch { object: 1, ticket: 2 },
             ToManager::Map { ticket: 1, segment: u32::MAX },
-            ToManager::Introduce { client: 1 },
+            ToManager::Introduce { client: 1, process: true },
             ToManager::Lend { client: 1, names: names.clone() },
             ToManager::Parcel { names: names.clone() },
             ToManager::Take { client: 1, names: names.clone() },

@@ -638,8 +638,8 @@ impl Server {
                 some += 1;
                 match reader.buffer.next_frame() {
                     Ok(Some(range)) => match ToManager::read(reader.buffer.bytes(range)) {
-                        Ok(ToManager::Introduce { client: number }) => {
-                            introduced = Some(number);
+                        Ok(ToManager::Introduce { client: number, process }) => {
+                            introduced = Some((number, process));
                             break Ok(true);
                         }
                         Ok(message) => {
@@ -657,8 +657,8 @@ impl Server {
             drop(inside);
             self.perform(todo);
             self.sweep();
-            if let Some(number) = introduced {
-                self.introduce(client, number, &mut reader.descriptors)?;
+            if let Some((number, process)) = introduced {
+                self.introduce(client, number, process, &mut reader.descriptors)?;
             }
             if !result? {
                 return Ok(());
@@ -666,12 +666,13 @@ impl Server {
         }
     }
 
-    /// A client has made a client of its own; with the message came its socket and its process.
-    fn introduce(&self, by: Client, number: u64, descriptors: &mut Vec<OwnedFd>) -> Result<(), object::Bad> {
-        if descriptors.len() < 2 {
+    /// A client has made a client of its own; with the message came its socket, and perhaps its process.
+    fn introduce(&self, by: Client, number: u64, process: bool, descriptors: &mut Vec<OwnedFd>) -> Result<(), object::Bad> {
+        let due = 1 + usize::from(process);
+        if descriptors.len() < due {
             return Err(object::Bad("a client without its descriptors".into()));
         }
-        let mut descriptors = descriptors.drain(..2);
+        let mut descriptors = descriptors.drain(..due);
         let (socket, pidfd) = (descriptors.next(), descriptors.next());
         let mut inside = self.lock();
         if inside.introduced.keys().filter(|(introducer, _)| *introducer == by).count() >= INTRODUCED_MAX {

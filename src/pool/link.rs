@@ -86,7 +86,7 @@ impl Chunk {
     pub(crate) fn lend(&mut self, leases: &Leases, worker: &Child) {
         let Self::Naming(naming) = self else { return };
         let Some(things) = naming.things.take() else { return };
-        let Ok(sockets) = leases.lend(&things, worker.pidfd()) else { return };
+        let Ok(sockets) = leases.lend(&things, Some(worker.pidfd())) else { return };
         if sockets.is_empty() {
             return;
         }

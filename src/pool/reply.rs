@@ -2,9 +2,7 @@
 
 use crate::error::TaskError;
 use crate::wire::packet::Packet;
-use crate::wire::value;
-use crate::wire::value::names::{self, Thing};
-use serde::de::DeserializeOwned;
+pub(crate) use crate::wire::value::names::{Encoded, Things};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
@@ -12,27 +10,6 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// The encoded result of a task, or why there is none.
 pub(crate) type Outcome = Result<Encoded, TaskError>;
-
-/// References to shared objects; as a rule there are none.
-pub(crate) type Things = Option<Arc<Vec<Thing>>>;
-
-/// An encoded result, and the references to shared objects that it names.
-#[derive(Debug)]
-pub(crate) struct Encoded {
-    pub(crate) value: Packet,
-    pub(crate) things: Things,
-}
-
-impl Encoded {
-    /// Decodes it; handles in it are made of the references.
-    pub(crate) fn decode<R: DeserializeOwned>(self) -> Result<R, value::DecodeError> {
-        let decode = || value::decode(&self.value);
-        match self.things {
-            None => decode(),
-            Some(things) => names::resolving(Arc::unwrap_or_clone(things), decode),
-        }
-    }
-}
 
 /// What the scheduler carries for each task.
 #[derive(Debug)]

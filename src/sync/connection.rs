@@ -294,12 +294,15 @@ impl Connection {
     // ---- references that travel
 
     /// Makes a process of ours a client of a manager that is elsewhere. Gives how we call it, and its socket.
-    pub(super) fn introduce(&self, pidfd: BorrowedFd<'_>) -> std::io::Result<(u64, OwnedFd)> {
+    pub(super) fn introduce(&self, pidfd: Option<BorrowedFd<'_>>) -> std::io::Result<(u64, OwnedFd)> {
         let Route::Remote(remote) = &self.route else { return Err(std::io::ErrorKind::Unsupported.into()) };
         let (ours, theirs) = UnixStream::pair()?;
         let number = self.introduced.fetch_add(1, Ordering::Relaxed);
-        let fds = vec![Arc::new(OwnedFd::from(ours)) as Fd, Arc::new(pidfd.try_clone_to_owned()?) as Fd];
-        remote.send_with(fds, &ToManager::Introduce { client: number });
+        let mut fds = vec![Arc::new(OwnedFd::from(ours)) as Fd];
+        if let Some(pidfd) = pidfd {
+            fds.push(Arc::new(pidfd.try_clone_to_owned()?));
+        }
+        remote.send_with(fds, &ToManager::Introduce { client: number, process: pidfd.is_some() });
         Ok((number, theirs.into()))
     }
 

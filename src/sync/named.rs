@@ -91,10 +91,12 @@ impl Leases {
     /// Lends a worker what a call names that it is about to be sent. One at a time does so. Gives the managers that it has not known so far, each
     /// with a socket to it: they must be sent before the call. (If the call is never sent, they are lost with the worker.)
     ///
+    /// With a pidfd its end is known even if another process holds its socket.
+    ///
     /// # Errors
     ///
     /// When there is no descriptor to be had for such a socket, or the manager is closed. Nothing has been lent then.
-    pub(crate) fn lend(&self, things: &[Thing], worker: BorrowedFd<'_>) -> io::Result<Vec<(u64, OwnedFd)>> {
+    pub(crate) fn lend(&self, things: &[Thing], worker: Option<BorrowedFd<'_>>) -> io::Result<Vec<(u64, OwnedFd)>> {
         let (mut sockets, mut new) = (Vec::new(), HashMap::new());
         for inner in inners(things) {
             let manager = inner.connection().manager();
@@ -104,7 +106,7 @@ impl Leases {
             let connection = Arc::clone(inner.connection());
             let (worker, socket) = match connection.server() {
                 Some(server) => {
-                    let (client, socket) = server.connect(Some(worker.try_clone_to_owned()?))?;
+                    let (client, socket) = server.connect(worker.map(|worker| worker.try_clone_to_owned()).transpose()?)?;
                     (Borrower::Client(client), socket)
                 }
                 None => {

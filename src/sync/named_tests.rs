@@ -54,7 +54,7 @@ fn a_handle_goes_to_a_worker_and_comes_back_and_all_is_counted() {
     let mutex = manager.mutex(1u64).expect("a mutex");
     let leases = Leases::default();
     let call = pack(&(7u8, mutex.clone(), Some(mutex.clone())));
-    let sockets = leases.lend(&call.things, process().as_fd()).expect("lend");
+    let sockets = leases.lend(&call.things, Some(process().as_fd())).expect("lend");
     assert_eq!(sockets.len(), 1);
     for (manager, socket) in sockets {
         given(manager, socket);
@@ -78,7 +78,7 @@ fn a_handle_goes_to_a_worker_and_comes_back_and_all_is_counted() {
     assert_eq!(manager.objects(), 1);
     // The second time it is known.
     let call = pack(&back);
-    assert!(leases.lend(&call.things, process().as_fd()).expect("lend").is_empty());
+    assert!(leases.lend(&call.things, Some(process().as_fd())).expect("lend").is_empty());
     drop(received(names_of(&call)).expect("known")); // a call that is never run
     drop((call, back));
     wait_until("nobody has it any more", || manager.objects() == 0);
@@ -91,7 +91,7 @@ fn a_result_that_nobody_takes_is_let_go_with_its_worker() {
     let value = manager.value(1u64).expect("a value");
     let leases = Leases::default();
     let call = pack(&value);
-    let (number, socket) = leases.lend(&call.things, process().as_fd()).expect("lend").remove(0);
+    let (number, socket) = leases.lend(&call.things, Some(process().as_fd())).expect("lend").remove(0);
     let worker = Connection::remote(number, socket);
     let theirs = Handle::of(&worker, *value_handle(&value).name());
     worker.parcel(theirs.name());
@@ -110,7 +110,7 @@ fn what_a_worker_names_without_having_it_is_refused() {
     let (given_one, secret) = (manager.value(1u64).expect("a value"), manager.value(2u64).expect("a value"));
     let leases = Leases::default();
     let call = pack(&given_one);
-    let _sockets = leases.lend(&call.things, process().as_fd()).expect("lend");
+    let _sockets = leases.lend(&call.things, Some(process().as_fd())).expect("lend");
     assert!(leases.take(&names_of(&pack(&secret))).is_err());
     let other = Manager::new().expect("a manager");
     assert!(leases.take(&names_of(&pack(&other.value(1u8).expect("a value")))).is_err());
@@ -126,7 +126,7 @@ fn a_worker_lends_what_it_was_lent_to_workers_of_its_own() {
     let there: Mutex<u64> = Mutex::of(worker.handle(mutex.handle()));
     let leases = Leases::default();
     let call = pack(&there);
-    let (number, socket) = leases.lend(&call.things, process().as_fd()).expect("lend").remove(0);
+    let (number, socket) = leases.lend(&call.things, Some(process().as_fd())).expect("lend").remove(0);
     let grandchild = Connection::remote(number, socket);
     let theirs = Handle::of(&grandchild, *mutex.handle().name());
     let mutex_there: Mutex<u64> = Mutex::of(theirs.clone());

@@ -37,7 +37,12 @@ pub(super) fn serve(mut inbox: Inbox, limit: usize, lifeline: Lifeline, single: 
     };
     let ready = in_frame(|out| if is_detached { message::detached(out, std::process::id()) } else { message::ready(out) });
     inbox.send(&ready).map_err(lost)?;
-    let range = inbox.wait().map_err(lost)?.ok_or("whoever started it has gone, without a word of what to run")?;
+    let range = loop {
+        let range = inbox.wait().map_err(lost)?.ok_or("whoever started it has gone, without a word of what to run")?;
+        if !serve::attached(&mut inbox, &range)? {
+            break range;
+        }
+    };
     let mut call = serve::read_call(inbox.bytes(range.clone()))?;
     let args = range.start + call.args..range.end;
     let (inbox, outcome) = if is_detached {

@@ -245,6 +245,21 @@ pub(super) fn why(error: RunError) -> Failed {
 }
 
 pub(super) type Outcome = Result<Encoded, Failed>;
+/// Whether the frame was the announcement of a manager, whose socket has come with it. Without it (this process could not
+/// take it in), calls that name its objects cannot decode their arguments.
+pub(super) fn attached(inbox: &mut Inbox, range: &Range<usize>) -> Result<bool, String> {
+    let mut message = Message::new(inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
+    if message.kind != kind::ATTACH {
+        return Ok(false);
+    }
+    let manager = message.uint().map_err(|e| e.to_string())?;
+    message.end().map_err(|e| e.to_string())?;
+    if let Some(socket) = inbox.descriptor() {
+        named::given(manager, socket);
+    }
+    Ok(true)
+}
+
 /// Runs a task's code: handles in what it decodes are found among the references that came with the call. Gives those that its
 /// result names.
 pub(super) fn with_names<R>(things: Vec<Thing>, run: impl FnOnce() -> R) -> (R, Vec<Thing>) {
@@ -298,7 +313,7 @@ impl Worker {
                 }
             };
             let Some(range) = range else { break };
-            if self.attached(&range)? {
+            if attached(&mut self.inbox, &range)? {
                 continue;
             }
             let mut call = read_call(self.inbox.bytes(range.clone()))?;
@@ -320,21 +335,6 @@ impl Worker {
             }
         }
         Ok(())
-    }
-
-    /// Whether the frame was the announcement of a manager, whose socket has come with it. Without it (this process could
-    /// not take it in), calls that name its objects cannot decode their arguments.
-    fn attached(&mut self, range: &Range<usize>) -> Result<bool, String> {
-        let mut message = Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
-        if message.kind != kind::ATTACH {
-            return Ok(false);
-        }
-        let manager = message.uint().map_err(|e| e.to_string())?;
-        message.end().map_err(|e| e.to_string())?;
-        if let Some(socket) = self.inbox.descriptor() {
-            named::given(manager, socket);
-        }
-        Ok(true)
     }
 
     fn run_sync(&mut self, call: &Call, function: RunSync, args: Range<usize>, things: Result<Vec<Thing>, Failed>) {
@@ -401,7 +401,7 @@ impl Worker {
                         }
                         continue;
                     }
-                    if self.attached(&range)? {
+                    if attached(&mut self.inbox, &range)? {
                         continue;
                     }
                     let mut call = read_call(self.inbox.bytes(range.clone()))?;

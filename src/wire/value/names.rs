@@ -10,7 +10,9 @@
 //! agrees to be encoded. (That a collection is under way is not enough: within it, a type's own `Serialize` may use
 //! another serializer.)
 
-use serde::de::{self, Deserialize, Deserializer, Visitor};
+use super::DecodeError;
+use crate::wire::packet::Packet;
+use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
 use serde::ser::{self, Serialize, Serializer};
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -19,6 +21,33 @@ use std::sync::Arc;
 
 /// A reference to a shared object, as far as bytes need to know it.
 pub(crate) type Thing = Arc<dyn Any + Send + Sync>;
+
+/// What was named, where as a rule nothing is.
+pub(crate) type Things = Option<Arc<Vec<Thing>>>;
+
+/// An encoded value, and the references that it names.
+#[derive(Clone)]
+pub(crate) struct Encoded {
+    pub(crate) value: Packet,
+    pub(crate) things: Things,
+}
+
+impl Encoded {
+    /// Decodes it; handles in it are made of the references.
+    pub(crate) fn decode<T: DeserializeOwned>(self) -> Result<T, DecodeError> {
+        let decode = || super::decode(&self.value);
+        match self.things {
+            None => decode(),
+            Some(things) => resolving(Arc::unwrap_or_clone(things), decode),
+        }
+    }
+}
+
+impl fmt::Debug for Encoded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Encoded").field("value", &self.value).field("things", &self.things.as_ref().map_or(0, |t| t.len())).finish()
+    }
+}
 
 /// The newtype struct in which a handle stands. Compared by its address, so it must stay one static.
 pub(super) static HANDLE: &str = "procpool::Handle";
