@@ -8,7 +8,8 @@
 //!
 //! A [`Client`] is one process's connection; a seat that was used by another process before has another generation. The
 //! application itself is a client too. A *ticket* is one request of a client, chosen by the client, never used twice
-//! by it. A [`Caller`] is both. Each request is answered at most once, now or later; until then it *waits*.
+//! by it. A [`Caller`] is both. Each request is answered at most once, now or later; until then it *waits*. Ticket
+//! [`NO_ANSWER`] is that of all requests whose answers nobody wants: they are not sent.
 //!
 //! # How something is handed over
 //!
@@ -57,6 +58,9 @@ pub(crate) struct Client {
     /// Of the seat: how many clients had it before.
     pub(crate) generation: u32,
 }
+
+/// The ticket of requests whose answers nobody wants.
+pub(crate) const NO_ANSWER: u64 = 0;
 
 /// One request of a client. Ordered by client first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -16,7 +16,7 @@ use super::held::HeldNames;
 use super::lock::served::{Lock, Told};
 use super::lock::word::Owner;
 use super::message::{Kind, Name, Place, Refusal};
-use super::object::{Answer, Bad, Body, Caller, Client, Gone, Held, Object, Part};
+use super::object::{Answer, Bad, Body, Caller, Client, Gone, Held, NO_ANSWER, Object, Part};
 use super::segments::Allocated;
 use crate::wire::packet::Packet;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -398,7 +398,9 @@ impl State {
             Some(Refusal::Full)
         } else {
             let state = self.clients.get_mut(&caller.client).ok_or_else(|| Bad("a client that has gone".into()))?;
-            if state.open.len() >= OPEN_MAX {
+            if caller.ticket == NO_ANSWER {
+                None // what is answered goes nowhere, for it is not open
+            } else if state.open.len() >= OPEN_MAX {
                 Some(Refusal::TooMany)
             } else if !state.open.insert(caller.ticket) {
                 return Err(Bad("a ticket that is in use".into()));

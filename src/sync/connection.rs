@@ -11,7 +11,7 @@ use crate::error::{Error, Why};
 use crate::manager::lock::served::owner_of;
 use crate::manager::mail::Mail;
 use crate::manager::message::{Name, Place, Refusal, ToManager};
-use crate::manager::object::{Body, Client, Held, Part};
+use crate::manager::object::{Body, Client, Held, NO_ANSWER, Part};
 use crate::manager::outgoing::Fd;
 use crate::manager::segments::SHARED_MAX;
 use crate::manager::server::Server;
@@ -127,6 +127,17 @@ impl Connection {
         self.mail.open().map_err(error)
     }
 
+    /// The ticket of what wants no answer. As [`ticket`](Self::ticket).
+    pub(crate) fn no_answer(&self) -> Result<u64, Error> {
+        if fork::is_forked_copy() {
+            return Err(Why::Forked.into());
+        }
+        if let Route::Remote(remote) = &self.route {
+            remote.listen()?;
+        }
+        if self.mail.is_closed() { Err(Why::ManagerClosed.into()) } else { Ok(NO_ANSWER) }
+    }
+
     /// `names` are the references that the body's value holds.
     pub(crate) fn request(&self, object: u64, ticket: u64, mut body: Body, names: &[Name]) {
         // Let go only afterwards: the manager must have its own by then, and its lock must not be held.
@@ -156,11 +167,10 @@ impl Connection {
 
     /// Tells an object something whose answer nobody waits for. Ready as [`poll_taken`](Self::poll_taken) is.
     pub(crate) fn poll_tell(&self, object: u64, body: &Body, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        let ticket = match self.ticket() {
+        let ticket = match self.no_answer() {
             Ok(ticket) => ticket,
             Err(error) => return Poll::Ready(Err(error)),
         };
-        drop(self.mail.forget(ticket));
         match &self.route {
             Route::Local(server) => {
                 server.request(object, ticket, body.clone(), &[]);

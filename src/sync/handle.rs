@@ -222,20 +222,22 @@ impl Handle {
     }
 
     fn send(&self, body: Body) -> Result<u64, Error> {
+        self.send_under(body, || self.connection().ticket())
+    }
+
+    fn send_under(&self, body: Body, ticket: impl FnOnce() -> Result<u64, Error>) -> Result<u64, Error> {
         if body.tail.len() > VALUE_MAX {
             return Err(Why::TooLarge { limit: VALUE_MAX }.into());
         }
         let names = self.connection().names(&body.held)?;
-        let ticket = self.connection().ticket()?;
+        let ticket = ticket()?;
         self.connection().request(self.name().object, ticket, body, &names);
         Ok(ticket)
     }
 
-    /// Tells the object something whose answer nobody waits for. It keeps its place among the requests.
+    /// Tells the object something whose answer nobody wants. It keeps its place among the requests.
     pub(crate) fn tell(&self, body: Body) -> Result<(), Error> {
-        let ticket = self.send(body)?;
-        drop(self.connection().mail().forget(ticket));
-        Ok(())
+        self.send_under(body, || self.connection().no_answer()).map(drop)
     }
 
     /// As [`tell`](Self::tell), and it has reached the manager, or its kernel's socket, when this is ready. Nothing has been
