@@ -6,6 +6,7 @@ use super::engine::Engine;
 use super::options::Options;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
+use crate::sync::Manager;
 use crate::task::{ArgsFor, Init, ZeroSized, encode_args, index_of_init};
 use crate::wire::claim::SLOTS_MAX;
 use crate::wire::packet::Packet;
@@ -45,6 +46,7 @@ pub struct Builder {
     start_timeout: Option<Duration>,
     timeout: Option<Duration>,
     init: Option<Result<Packet, String>>,
+    manager: Option<Manager>,
     #[cfg(test)]
     pub(super) launcher: Option<super::launch::Launcher>,
 }
@@ -61,6 +63,7 @@ impl Default for Builder {
             start_timeout: None,
             timeout: None,
             init: None,
+            manager: None,
             #[cfg(test)]
             launcher: None,
         }
@@ -161,6 +164,15 @@ impl Builder {
         self
     }
 
+    /// The manager that [`Pool::manager`] gives: one that other pools, or the application itself, have as well. Default: the
+    /// pool has one of its own, which is started when it is first asked for.
+    ///
+    /// Handles of any manager may be given to the tasks of any pool; this is only about who keeps the manager.
+    pub fn manager(mut self, manager: &Manager) -> Self {
+        self.manager = Some(manager.clone());
+        self
+    }
+
     /// A function that every worker runs before its first task: the place for what `main` sets up in
     /// the application (logging, a crypto provider), and for what is dear to make (a model, a
     /// connection). Workers never run the program's `main`.
@@ -238,7 +250,7 @@ impl Builder {
         };
         let mut name = self.name.unwrap_or_else(program_name);
         name.truncate((0..=name.len().min(NAME_MAX)).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0));
-        Ok(Pool::of(Engine::new(Config {
+        let engine = Engine::new(Config {
             rules: Rules { workers, concurrency: self.concurrency, hello_limit: HELLO_LIMIT, start_limit: self.start_timeout },
             surroundings: self.surroundings,
             name,
@@ -248,7 +260,8 @@ impl Builder {
             init,
             #[cfg(test)]
             launcher: self.launcher,
-        })?))
+        })?;
+        Ok(Pool::of(engine, self.manager))
     }
 }
 
