@@ -3,7 +3,8 @@
 //! Calls and results stand in the frame in place, and are written and read by hand, for they are
 //! most of the traffic; everything else is a map with names, so that fields can be added.
 
-use serde::de::DeserializeOwned;
+use super::value::Reader;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -223,7 +224,12 @@ impl<'a> Message<'a> {
         if self.len != 1 {
             return Err(bad(format!("a message of kind {} with {} elements", self.kind, self.len)));
         }
-        rmp_serde::from_slice(&self.body[self.at..]).map_err(|e| bad(format!("a message of kind {}: {e}", self.kind)))
+        let body = &self.body[self.at..];
+        // One value, of a nesting that no stack need fear, and nothing behind it: none of that is looked at below.
+        let mut reader = Reader::new(body);
+        let whole = reader.next::<IgnoredAny>().and_then(|_| reader.finish());
+        whole.map_err(|e| bad(format!("a message of kind {}: {e}", self.kind)))?;
+        rmp_serde::from_slice(body).map_err(|e| bad(format!("a message of kind {}: {e}", self.kind)))
     }
 
     /// The elements that are left, unread: how many, and where in the body they begin.
@@ -268,6 +274,25 @@ mod tests {
         let mut message = Message::new(&out).expect("it is a message");
         assert_eq!(message.uint::<u64>().expect("the id"), 7);
         assert!(message.map::<Failed>().is_err(), "the value is missing");
+    }
+
+    #[test]
+    fn a_map_is_all_of_the_message_and_not_nested_without_end() {
+        let mut out = Vec::new();
+        control(&mut out, kind::HELLO, &Hello { protocol: 1, version: "1".into(), fingerprint: 1 });
+        let hello = |bytes: &[u8]| Message::new(bytes).expect("it is a message").map::<Hello>();
+        hello(&out).expect("it is a hello");
+        let behind = [&out[..], &[0xc0]].concat();
+        assert!(hello(&behind).is_err(), "something follows it");
+        // A name that is not known is passed over, but for that it has to be a value.
+        for (depth, is_read) in [(250, true), (1000, false), (60_000, false)] {
+            let mut deep = out.clone();
+            deep[2] += 1;
+            deep.extend([0xa1, b'x']);
+            deep.extend(vec![0x91; depth]);
+            deep.push(0xc0);
+            assert_eq!(hello(&deep).is_ok(), is_read, "{depth} levels");
+        }
     }
 
     #[test]

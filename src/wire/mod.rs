@@ -3,7 +3,11 @@
 //! Every byte is specified in `docs/protocol.md`. Knows no process, no pool and no socket: whoever
 //! has a socket fills a [`FrameBuffer`](frame::FrameBuffer) from it and empties a packet into it.
 
+#[cfg(test)]
+pub(crate) mod counting;
 pub(crate) mod frame;
+#[cfg(test)]
+pub(crate) mod fuzz;
 pub(crate) mod message;
 pub(crate) mod packet;
 pub(crate) mod value;

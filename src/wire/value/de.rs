@@ -5,7 +5,7 @@ use std::str;
 use serde::de::{self, Deserialize, DeserializeSeed, Error as _, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::{DEPTH_MAX, DecodeError, EXT_BYTES, EXT_I128, EXT_SOME, EXT_U128, SOME};
+use super::{DEPTH_MAX, DecodeError, EXT_BYTES, EXT_I128, EXT_SOME, EXT_U128};
 
 type Result<T> = std::result::Result<T, DecodeError>;
 
@@ -19,7 +19,7 @@ impl<'de> Reader<'de> {
     /// Reads from the start of `bytes`.
     #[inline]
     pub(crate) fn new(bytes: &'de [u8]) -> Self {
-        Self { input: Decoder { rest: bytes, length: bytes.len(), begun: bytes.len(), depth: DEPTH_MAX } }
+        Self { input: Decoder { rest: bytes, length: bytes.len(), begun: bytes.len(), owed: 0, depth: DEPTH_MAX } }
     }
 
     /// Reads the next value. After an error, what follows cannot be read.
@@ -65,6 +65,9 @@ pub(super) struct Decoder<'de> {
     length: usize,
     /// How many bytes were left at the beginning of the value that was begun last.
     begun: usize,
+    /// How many bytes the open arrays and maps need at least for what they still have to come. No header may claim
+    /// these: else each of many within each other could claim, and be given room for, all that is left.
+    owed: usize,
     /// How many levels may still be opened.
     depth: usize,
 }
@@ -117,14 +120,15 @@ impl<'de> Decoder<'de> {
 
     #[cold]
     fn claim(&self, needed: u64) -> DecodeError {
-        DecodeError::Claim { at: self.length - self.begun, needed, left: self.rest.len() }
+        DecodeError::Claim { at: self.length - self.begun, needed, left: self.rest.len().saturating_sub(self.owed) }
     }
 
     /// Makes sure that `count` entries of at least `each` bytes can follow.
     #[inline]
     fn check(&self, count: usize, each: u64) -> Result<()> {
         let needed = count as u64 * each;
-        if needed > self.rest.len() as u64 { Err(self.claim(needed)) } else { Ok(()) }
+        // More may be owed than there is: a string has taken it, and what it was owed to will find nothing.
+        if needed > self.rest.len().saturating_sub(self.owed) as u64 { Err(self.claim(needed)) } else { Ok(()) }
     }
 
     #[inline]
@@ -154,10 +158,19 @@ impl<'de> Decoder<'de> {
         DecodeError::Excess { at: self.at(), count }
     }
 
+    /// What follows the marker of a `Some`, if it comes, in whichever form.
+    #[inline]
+    fn after_some(&self) -> Option<&'de [u8]> {
+        match self.rest {
+            [0xc7, 0, EXT_SOME, rest @ ..] | [0xc8, 0, 0, EXT_SOME, rest @ ..] | [0xc9, 0, 0, 0, 0, EXT_SOME, rest @ ..] => Some(rest),
+            _ => None,
+        }
+    }
+
     /// Skips the markers of `Some` before a value for a type that is no option.
     #[inline]
     fn skip_some(&mut self) {
-        while let Some(rest) = self.rest.strip_prefix(&SOME) {
+        while let Some(rest) = self.after_some() {
             self.rest = rest;
         }
     }
@@ -206,9 +219,12 @@ impl<'de> Decoder<'de> {
     fn array<V: Visitor<'de>>(&mut self, count: usize, visitor: V) -> Result<V::Value> {
         self.check(count, 1)?;
         self.enter()?;
+        let owed = self.owed;
+        self.owed += count;
         let mut elements = Elements { input: self, left: count };
         let result = visitor.visit_seq(&mut elements);
         let left = elements.left;
+        self.owed = owed;
         self.depth += 1;
         if left != 0 && result.is_ok() {
             return Err(self.excess(left));
@@ -220,12 +236,15 @@ impl<'de> Decoder<'de> {
     fn map<V: Visitor<'de>>(&mut self, count: usize, visitor: V) -> Result<V::Value> {
         self.check(count, 2)?;
         self.enter()?;
-        let mut entries = Entries { input: self, halves: count as u64 * 2 };
+        let owed = self.owed;
+        self.owed += count * 2; // no more than there is, so it does not overflow
+        let mut entries = Entries { input: self, halves: count * 2 };
         let result = visitor.visit_map(&mut entries);
         let left = entries.halves;
+        self.owed = owed;
         self.depth += 1;
         if left != 0 && result.is_ok() {
-            return Err(self.excess(left.div_ceil(2) as usize));
+            return Err(self.excess(left.div_ceil(2)));
         }
         result
     }
@@ -625,7 +644,7 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
             self.rest = rest;
             return visitor.visit_none();
         }
-        if let Some(rest) = self.rest.strip_prefix(&SOME) {
+        if let Some(rest) = self.after_some() {
             self.begun = self.rest.len();
             self.rest = rest;
         }
@@ -732,6 +751,7 @@ impl<'de> de::SeqAccess<'de> for &mut Elements<'_, 'de> {
             return Ok(None);
         }
         self.left -= 1;
+        self.input.owed -= 1;
         seed.deserialize(&mut *self.input).map(Some)
     }
 
@@ -745,7 +765,7 @@ impl<'de> de::SeqAccess<'de> for &mut Elements<'_, 'de> {
 struct Entries<'a, 'de> {
     input: &'a mut Decoder<'de>,
     /// How many keys and values are left.
-    halves: u64,
+    halves: usize,
 }
 
 #[cold]
@@ -765,6 +785,7 @@ impl<'de> de::MapAccess<'de> for &mut Entries<'_, 'de> {
             return Err(out_of_order());
         }
         self.halves -= 1;
+        self.input.owed -= 1;
         seed.deserialize(&mut *self.input).map(Some)
     }
 
@@ -774,12 +795,13 @@ impl<'de> de::MapAccess<'de> for &mut Entries<'_, 'de> {
             return Err(out_of_order());
         }
         self.halves -= 1;
+        self.input.owed -= 1;
         seed.deserialize(&mut *self.input)
     }
 
     #[inline]
     fn size_hint(&self) -> Option<usize> {
-        Some((self.halves / 2).min(self.input.rest.len() as u64 / 2) as usize)
+        Some((self.halves / 2).min(self.input.rest.len() / 2))
     }
 }
 

@@ -39,7 +39,7 @@ mod de;
 mod error;
 mod ser;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

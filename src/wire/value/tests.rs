@@ -13,6 +13,7 @@ use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_bytes::ByteBuf;
 
+use super::super::counting::peak_of;
 use super::{DEPTH_MAX, DecodeError, EncodeError, Reader, SOME, decode, encode};
 
 fn bytes_of<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
@@ -45,7 +46,7 @@ fn same<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: T) {
 
 /// Like a UUID: written by `serialize_bytes`, accepts nothing but `visit_bytes`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Id([u8; 16]);
+pub(in crate::wire) struct Id([u8; 16]);
 
 impl Serialize for Id {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -70,10 +71,10 @@ impl<'de> Deserialize<'de> for Id {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-struct UnitStruct;
+pub(in crate::wire) struct UnitStruct;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-enum Key {
+pub(in crate::wire) enum Key {
     Unit,
     New(u8),
     Tuple(i8, char),
@@ -82,7 +83,7 @@ enum Key {
 
 /// Floats are equal when their bits are.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Floats(f32, f64);
+pub(in crate::wire) struct Floats(f32, f64);
 
 impl PartialEq for Floats {
     fn eq(&self, other: &Self) -> bool {
@@ -91,10 +92,10 @@ impl PartialEq for Floats {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct New<T>(T);
+pub(in crate::wire) struct New<T>(T);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-enum Rich {
+pub(in crate::wire) enum Rich {
     Unit,
     Nil(()),
     Nothing(UnitStruct),
@@ -188,7 +189,7 @@ fn floats() -> impl Strategy<Value = Floats> {
         .prop_map(|(a, b)| Floats(f32::from_bits(a), f64::from_bits(b)))
 }
 
-fn rich() -> impl Strategy<Value = Rich> {
+pub(in crate::wire) fn rich() -> impl Strategy<Value = Rich> {
     let leaf = prop_oneof![
         Just(Rich::Unit),
         Just(Rich::Nil(())),
@@ -235,7 +236,7 @@ fn rich() -> impl Strategy<Value = Rich> {
 
 /// What every container below holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Parts {
+pub(in crate::wire) struct Parts {
     nested: Option<Option<u16>>,
     unit: Option<Option<()>>,
     list: Vec<u8>,
@@ -247,7 +248,7 @@ struct Parts {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Flat {
+pub(in crate::wire) struct Flat {
     first: u8,
     #[serde(flatten)]
     parts: Parts,
@@ -258,14 +259,14 @@ struct Flat {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Other {
+pub(in crate::wire) struct Other {
     other_id: Id,
     other: Option<Option<Vec<u8>>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-enum Untagged {
+pub(in crate::wire) enum Untagged {
     Parts(Parts),
     Flat {
         name: String,
@@ -286,7 +287,7 @@ enum Untagged {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "tag")]
-enum Internal {
+pub(in crate::wire) enum Internal {
     Unit,
     Parts(Parts),
     Nothing(UnitStruct),
@@ -305,7 +306,7 @@ enum Internal {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", content = "c")]
-enum Adjacent {
+pub(in crate::wire) enum Adjacent {
     Unit,
     Parts(Parts),
     List(Vec<u8>),
@@ -317,7 +318,7 @@ enum Adjacent {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Attributes {
+pub(in crate::wire) struct Attributes {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     left_out: Option<Option<u8>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -335,7 +336,7 @@ struct Attributes {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-enum Derived {
+pub(in crate::wire) enum Derived {
     Flat(Flat),
     Untagged(Vec<Untagged>),
     Internal(Internal),
@@ -423,7 +424,7 @@ fn adjacent() -> impl Strategy<Value = Adjacent> {
     })
 }
 
-fn derived() -> impl Strategy<Value = Derived> {
+pub(in crate::wire) fn derived() -> impl Strategy<Value = Derived> {
     prop_oneof![
         flat().prop_map(Derived::Flat),
         prop::collection::vec(untagged(), 0..3).prop_map(Derived::Untagged),
@@ -451,7 +452,7 @@ fn rmp_brings_back<T: Serialize + DeserializeOwned + PartialEq>(value: &T) -> bo
 /// but what `rmp-serde` brings back has to come back here.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-enum Ambiguous {
+pub(in crate::wire) enum Ambiguous {
     Byte(u8),
     Maybe(Option<i8>),
     Pair(u8, u8),
@@ -472,7 +473,7 @@ enum Ambiguous {
     Words(BTreeMap<String, Option<Option<Vec<u8>>>>),
 }
 
-fn ambiguous() -> impl Strategy<Value = Ambiguous> {
+pub(in crate::wire) fn ambiguous() -> impl Strategy<Value = Ambiguous> {
     let leaf = prop_oneof![
         any::<u8>().prop_map(Ambiguous::Byte),
         option(any::<i8>()).prop_map(Ambiguous::Maybe),
@@ -871,7 +872,10 @@ fn errors_say_where() {
     }
     says::<(u8, u8)>(&[0x92, 1, 0xcd, 1, 0], "invalid value: integer `256`, expected u8, at byte 2");
     says::<Vec<u8>>(&[0x92, 1, 0xa1, b'x'], "invalid type: string \"x\", expected u8, at byte 2");
-    says::<Vec<u8>>(&[0xdd, 0xff, 0xff, 0xff, 0xff, 0], "the header at byte 0 claims at least 4294967295 bytes of content, 1 are left");
+    says::<Vec<u8>>(
+        &[0xdd, 0xff, 0xff, 0xff, 0xff, 0],
+        "the header at byte 0 claims at least 4294967295 bytes of content, 1 are left for it",
+    );
     says::<String>(&[0x91, 0xd9], "invalid type: sequence, expected a string, at byte 0");
     says::<String>(&[0xd9], "the bytes end within a value, at byte 1");
     says::<String>(&[0xa3, b'a', 0xff, b'b'], "a string is not UTF-8 at byte 2");
@@ -887,7 +891,7 @@ fn errors_say_where() {
 
 /// A type whose values take much room on the stack while they are read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Fat {
+pub(in crate::wire) struct Fat {
     a: [u64; 16],
     b: Option<[u64; 16]>,
     c: (String, String, [u64; 8]),
@@ -896,20 +900,20 @@ struct Fat {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-enum FatEnum {
+pub(in crate::wire) enum FatEnum {
     None,
     Struct { a: [u64; 32], next: Box<Fat> },
     Tuple([u64; 32], Box<FatEnum>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Chain(Option<Box<Chain>>);
+pub(in crate::wire) struct Chain(Option<Box<Chain>>);
 
 #[derive(Debug, Deserialize)]
 struct Endless(#[expect(dead_code, reason = "it cannot be made")] Box<Endless>);
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Tree(Vec<Tree>);
+pub(in crate::wire) struct Tree(Vec<Tree>);
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -919,7 +923,7 @@ enum UntaggedTree {
     Maybe(Option<Box<UntaggedTree>>),
 }
 
-fn fat(levels: usize) -> Fat {
+pub(in crate::wire) fn fat(levels: usize) -> Fat {
     let mut fat = Fat { a: [1; 16], b: None, c: Default::default(), d: None, e: FatEnum::None };
     for level in 0..levels {
         let mut outer = fat.clone();
@@ -1001,6 +1005,35 @@ fn nothing_is_allocated_for_a_false_claim() {
     assert!(matches!(decode::<ByteBuf>(&[0xdd, 0xff, 0xff, 0xff, 0xff]), Err(DecodeError::Claim { .. })));
     assert!(matches!(decode::<serde::de::IgnoredAny>(&[0xdd, 0xff, 0xff, 0xff, 0xff]), Err(DecodeError::Claim { .. })));
     assert!(matches!(decode::<Key>(&[0x81]), Err(DecodeError::Claim { .. })));
+    // What an outer array still needs an inner one cannot have.
+    assert!(matches!(decode::<Vec<Vec<u64>>>(&[0x92, 0x91, 0xc0]), Err(DecodeError::Claim { needed: 1, left: 0, at: 1 })));
+    same(vec![vec![1u64 << 40], vec![]]);
+}
+
+#[test]
+fn claims_within_each_other_are_given_room_once() {
+    // Each of a hundred arrays, one in the other, claims all that follows.
+    let count = 1 << 16;
+    let mut bytes: Vec<u8> = [[0xdd, 0, 0, 0xff, 0]; 100].concat();
+    bytes.resize(count, 0xc0);
+    let (result, peak) = peak_of(|| decode::<Tree>(&bytes));
+    assert!(matches!(result, Err(DecodeError::Claim { .. })));
+    // One array's worth, and not a hundred.
+    assert!(peak <= 2 * count * size_of::<Tree>(), "{peak}");
+}
+
+#[test]
+fn the_marker_of_a_some_is_read_in_every_form() {
+    for marker in [&SOME[..], &[0xc8, 0, 0, 1], &[0xc9, 0, 0, 0, 0, 1]] {
+        let nil = [marker, &[0xc0]].concat();
+        assert_eq!(decode::<Option<()>>(&nil), Ok(Some(())));
+        assert_eq!(decode::<Option<Option<u8>>>(&nil), Ok(Some(None)));
+        assert_eq!(decode::<u8>(&[marker, &[5]].concat()), Ok(5));
+        // Passed over as a part of what it stands before.
+        let list = [&[0x92], &nil[..], &[7]].concat();
+        assert!(decode::<serde::de::IgnoredAny>(&list).is_ok());
+        assert_eq!(decode::<(Option<()>, u8)>(&list), Ok((Some(()), 7)));
+    }
 }
 
 #[test]
