@@ -127,6 +127,17 @@ enum Stage {
     Ready,
 }
 
+/// How long a worker is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// For a while; others have their turn.
+    OthersWait,
+    /// To the end, for it has closed its side.
+    End,
+    /// It has ended: what it had sent by then, and no more.
+    WhatItSent,
+}
+
 /// The incoming side of one worker.
 #[derive(Debug)]
 struct Reader {
@@ -157,7 +168,8 @@ impl Engine {
                         if event.events().contains(EpollFlags::EPOLLOUT) {
                             self.has_room(key);
                         }
-                        self.read(driver, key, event.events().intersects(CLOSED));
+                        let until = if event.events().intersects(CLOSED) { Until::End } else { Until::OthersWait };
+                        self.read(driver, key, until);
                     }
                 }
             }
@@ -242,8 +254,8 @@ impl Engine {
 
     // ---- reading
 
-    /// Reads what has come from a worker; `to_end`: until nothing is left for certain.
-    fn read(&self, driver: &mut Driver, key: WorkerKey, to_end: bool) {
+    /// Reads what has come from a worker.
+    fn read(&self, driver: &mut Driver, key: WorkerKey, until: Until) {
         let reader = match driver.readers.entry(key) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
@@ -261,9 +273,14 @@ impl Engine {
             }
         };
         let mut readings = 0;
-        while !reader.closed {
+        let mut left = match until {
+            // Whoever else holds its end, a grandchild say, may write for ever.
+            Until::WhatItSent => sys::queued(reader.socket.as_fd()).unwrap_or(usize::MAX),
+            _ => usize::MAX,
+        };
+        while !reader.closed && left > 0 {
             readings += 1;
-            if readings > READINGS && !to_end {
+            if readings > READINGS && until == Until::OthersWait {
                 // Others have their turn first; the socket is reported anew, for it is still readable. Whoever waits for
                 // room in it must not be forgotten by this.
                 let _ = self.epoll.modify(reader.socket.as_fd(), &mut EpollEvent::new(READ_WRITE, token(key, SOCKET)));
@@ -288,6 +305,7 @@ impl Engine {
                     self.hung_up(key);
                 }
                 Ok(n) => {
+                    left -= n.min(left);
                     reader.buffer.filled(n);
                     let result = take_frames(self, key, reader, &mut driver.replies);
                     let broken = self.replied(key, reader.pid, &mut driver.replies, &mut driver.settled);
@@ -295,7 +313,7 @@ impl Engine {
                         reader.closed = true;
                         self.broke_protocol(key, reader.stage, reader.pid, bad);
                     }
-                    if n < len && !to_end && !may_be_short {
+                    if n < len && until == Until::OthersWait && !may_be_short {
                         return;
                     }
                 }
@@ -478,7 +496,7 @@ impl Engine {
         // It is given nothing more: what follows its last answers must not be charged to it.
         self.apply(|state, _| state.core.ending(key));
         // What it sent before it ended still counts, all of it.
-        self.read(driver, key, true);
+        self.read(driver, key, Until::WhatItSent);
         let mut state = self.lock();
         let Some(link) = state.links.get_mut(&key) else { return };
         let Some(child) = link.process.as_ref().map(|process| Arc::clone(&process.child)) else { return };
@@ -552,6 +570,10 @@ impl Engine {
 
 /// Takes whole frames out of a worker's buffer: replies are gathered, other messages are answered.
 fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &mut Vec<(u64, Result<Packet, Failed>)>) -> Result<(), Bad> {
+    // At once, and not when the message is whole: until then any number could come.
+    if reader.descriptors.len() > usize::from(reader.stage == Stage::Hello) {
+        return Err(Bad("a descriptor that nobody asked for".into()));
+    }
     while let Some(range) = reader.buffer.next_frame().map_err(|e| Bad(e.to_string()))? {
         let mut message = Message::new(reader.buffer.bytes(range.clone()))?;
         match (reader.stage, message.kind) {
@@ -580,9 +602,6 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
             }
             (Stage::Init, kind::READY) => {
                 message.end()?;
-                if !reader.descriptors.is_empty() {
-                    return Err(Bad("a descriptor that nobody asked for".into()));
-                }
                 reader.stage = Stage::Ready;
                 engine.ready_for_work(key);
             }

@@ -17,6 +17,8 @@ mod engine;
 #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))))]
 #[path = "elsewhere.rs"]
 mod engine;
+#[cfg(all(test, target_os = "linux"))]
+mod hostile_workers;
 mod join;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod launch;

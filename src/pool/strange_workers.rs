@@ -25,11 +25,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Only a hang takes this long.
-const HANG: Duration = Duration::from_secs(30);
+pub(super) const HANG: Duration = Duration::from_secs(30);
 
 /// What is started: `command`, with one end of a socket pair as its standard input. Gives the other
 /// two copies: the pool's end, and a copy of the process's own.
-fn launch(command: &mut Command) -> (Launched, UnixStream) {
+pub(super) fn launch(command: &mut Command) -> (Launched, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let early_stderr = File::from(memfd_create(c"stderr", MFdFlags::MFD_CLOEXEC).unwrap());
     command.stdin(OwnedFd::from(theirs.try_clone().unwrap())).stderr(early_stderr.try_clone().unwrap()).stdout(Stdio::null());
@@ -39,7 +39,7 @@ fn launch(command: &mut Command) -> (Launched, UnixStream) {
     (Launched { child, socket: ours.into(), memory, early_stderr }, theirs)
 }
 
-fn builder(launcher: impl Fn() -> Result<Launched, Error> + Send + Sync + 'static) -> Builder {
+pub(super) fn builder(launcher: impl Fn() -> Result<Launched, Error> + Send + Sync + 'static) -> Builder {
     let mut builder = Pool::builder().workers(1);
     builder.launcher = Some(Launcher(Arc::new(launcher)));
     builder
@@ -57,9 +57,9 @@ fn pool_of_shells(script: &'static str) -> Pool {
 }
 
 /// A worker that is played by a thread of the test.
-struct Player {
-    socket: UnixStream,
-    incoming: FrameBuffer,
+pub(super) struct Player {
+    pub(super) socket: UnixStream,
+    pub(super) incoming: FrameBuffer,
 }
 
 impl Player {
@@ -74,7 +74,7 @@ impl Player {
     }
 
     /// The body of the next frame; empty when the pool has closed.
-    fn hear(&mut self) -> Vec<u8> {
+    pub(super) fn hear(&mut self) -> Vec<u8> {
         loop {
             if let Some(range) = self.incoming.next_frame().unwrap() {
                 return self.incoming.bytes(range).to_vec();
@@ -86,28 +86,28 @@ impl Player {
         }
     }
 
-    fn hello(&mut self, change: impl FnOnce(&mut Hello)) {
+    pub(super) fn hello(&mut self, change: impl FnOnce(&mut Hello)) {
         let mut hello = hello();
         change(&mut hello);
         let (_kept, lifeline) = UnixStream::pair().unwrap();
         self.say_with(&[lifeline.as_fd()], |out| message::control(out, kind::HELLO, &hello));
     }
 
-    fn become_ready(&mut self) {
+    pub(super) fn become_ready(&mut self) {
         self.hello(|_| {});
         assert_eq!(Message::new(&self.hear()).unwrap().kind, kind::WELCOME);
         self.say(message::ready);
     }
 
     /// The number of the next call.
-    fn call(&mut self) -> u64 {
+    pub(super) fn call(&mut self) -> u64 {
         let body = self.hear();
         let mut message = Message::new(&body).unwrap();
         assert_eq!(message.kind, kind::CALL);
         message.uint().unwrap()
     }
 
-    fn answer(&mut self, id: u64, value: u8) {
+    pub(super) fn answer(&mut self, id: u64, value: u8) {
         self.say(|out| {
             message::done(out, id);
             out.push(value);
@@ -115,16 +115,16 @@ impl Player {
     }
 
     /// Until the pool has done with us.
-    fn wait(&mut self) {
+    pub(super) fn wait(&mut self) {
         while !self.hear().is_empty() {}
     }
 }
 
-fn hello() -> Hello {
+pub(super) fn hello() -> Hello {
     Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: task::fingerprint() }
 }
 
-fn framed(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+pub(super) fn framed(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut out = Vec::new();
     let start = frame::begin(&mut out);
     write(&mut out);
@@ -133,7 +133,7 @@ fn framed(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 /// A pool whose n-th worker (from 0) is played by `play(n, …)`.
-fn played(play: impl Fn(usize, &mut Player) + Send + Sync + 'static) -> Builder {
+pub(super) fn played(play: impl Fn(usize, &mut Player) + Send + Sync + 'static) -> Builder {
     let (play, started) = (Arc::new(play), AtomicUsize::new(0));
     builder(move || {
         let (launched, socket) = launch(Command::new("sleep").arg("1000"));
@@ -147,7 +147,7 @@ fn echo(n: u8) -> u8 {
     n
 }
 
-async fn start_error(pool: &Pool) -> Error {
+pub(super) async fn start_error(pool: &Pool) -> Error {
     tokio::time::timeout(HANG, pool.ready()).await.expect("it hangs").expect_err("that is no worker")
 }
 

@@ -22,7 +22,7 @@ pub(crate) mod steward;
 pub(crate) mod sys;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub(crate) use child::{Child, Exit};
 pub(crate) use death_note::{DeathNote, NOTE_WORDS, NotePage};

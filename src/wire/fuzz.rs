@@ -42,10 +42,10 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// How often what came out of it, so that a run that tried nothing is seen.
-type Tally = BTreeMap<String, u64>;
+pub(crate) type Tally = BTreeMap<String, u64>;
 
 /// Runs cases; each gets the generator that makes it.
-fn run(level: &'static str, cases: u64, case: impl Fn(&mut Rng, &mut Tally) + Send + 'static) -> Tally {
+pub(crate) fn run(level: &'static str, cases: u64, case: impl Fn(&mut Rng, &mut Tally) + Send + 'static) -> Tally {
     struct Case(u64);
     impl Drop for Case {
         fn drop(&mut self) {
@@ -82,7 +82,7 @@ fn run(level: &'static str, cases: u64, case: impl Fn(&mut Rng, &mut Tally) + Se
     std::thread::Builder::new().stack_size(STACK).spawn(body).unwrap().join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn count(tally: &mut Tally, what: &str) {
+pub(crate) fn count(tally: &mut Tally, what: &str) {
     match tally.get_mut(what) {
         Some(count) => *count += 1,
         None => drop(tally.insert(what.to_owned(), 1)),
@@ -248,7 +248,7 @@ fn write_message(message: &Read) -> Vec<u8> {
     out
 }
 
-fn messages() -> Vec<Vec<u8>> {
+pub(crate) fn messages() -> Vec<Vec<u8>> {
     let text = || "a text".to_owned();
     let all = [
         Read::Hello(Hello { protocol: 1, version: "0.1.0".into(), fingerprint: u64::MAX }),
