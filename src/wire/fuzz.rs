@@ -464,7 +464,7 @@ fn libraries() -> impl Strategy<Value = Library> {
 enum Fidelity {
     /// At once.
     Exact,
-    /// The second time: these types take one value for another themselves (untagged variants that are told apart by
+    /// After some times: these types take one value for another themselves (untagged variants that are told apart by
     /// nothing but what they hold).
     Settles,
 }
@@ -509,8 +509,13 @@ where
             assert!(equal(&back, &value), "{back:?} is not {value:?} from {}", hex(bytes));
             assert_eq!(hex(&bytes_of(&back)), hex(&again));
         } else {
-            let settled = bytes_of(&back);
-            assert_eq!(hex(&bytes_of(&decode::<T>(&settled).unwrap())), hex(&settled), "from {}", hex(bytes));
+            // Each time a variant may be taken that stands before the last one; there are not as many as this.
+            let mut last = again;
+            let settles = (0..40).any(|_| {
+                let next = bytes_of(&decode::<T>(&last).unwrap());
+                std::mem::replace(&mut last, next) == last
+            });
+            assert!(settles, "{back:?} from {}", hex(bytes));
         }
         count(tally, name);
     };
@@ -579,7 +584,7 @@ fn targets() -> Vec<Target> {
     let mut trees = target::<TreeOf>("trees", Exact, 200, vec![]);
     trees.corpus.extend([0, 1, 5, 100].map(tree));
     let mut chains = target::<ChainOf>("chains", Exact, 200, vec![]);
-    chains.corpus.extend([vec![0xc0], [0xc7, 0, 1].repeat(50)]);
+    chains.corpus.extend([&[0xc0][..], &[0xd4, 1, 0xc0], &[0xc7, 6, 1, 0xc7, 3, 1, 0xd4, 1, 0xc0]].map(<[u8]>::to_vec));
     let owned = || Owned {
         text: "text".into(),
         maybe: Some(None),

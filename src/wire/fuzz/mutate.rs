@@ -87,7 +87,7 @@ pub(crate) fn spans(bytes: &[u8]) -> Vec<Range<usize>> {
 }
 
 /// Heads that claim much, markers, and values at the edges.
-const STRANGE: [&[u8]; 32] = [
+const STRANGE: [&[u8]; 36] = [
     &[0xc0],
     &[0xc1],
     &[0xc2],
@@ -98,6 +98,10 @@ const STRANGE: [&[u8]; 32] = [
     &[0x90],
     &[0xa0],
     &[0xc4, 0],
+    &[0xd4, 1, 0xc0],
+    &[0xc7, 3, 1, 0xd4, 1, 0xc0],
+    &[0xc7, 2, 1, 0xcc, 5],
+    &[0xc7, 1, 1, 0xc0],
     &[0xc7, 0, 1],
     &[0xc7, 0, 2],
     &[0xc7, 0, 3],
@@ -123,12 +127,11 @@ const STRANGE: [&[u8]; 32] = [
 ];
 
 /// What may stand around a value many times.
-const NESTS: [&[u8]; 10] = [
+const NESTS: [&[u8]; 9] = [
     &[0x91],
     &[0x92, 0xc0],
     &[0xdc, 0, 1],
     &[0xdd, 0, 0, 0, 1],
-    &[0xc7, 0, 1],
     &[0x81, 0xa1, b'a'],
     &[0x81, 0xa3, b'S', b'e', b'q'],
     &[0x81, 0xa4, b'S', b'o', b'm', b'e'],
@@ -150,7 +153,7 @@ fn once(bytes: &mut Vec<u8>, others: &[Vec<u8>], rng: &mut Rng) {
     let spans = spans(bytes);
     let span = rng.pick(&spans).clone();
     let at = rng.below(bytes.len());
-    match rng.below(16) {
+    match rng.below(17) {
         0 => bytes[at] ^= 1 << rng.below(8),
         1 => bytes[at] = rng.word() as u8,
         2 => bytes.truncate(at),
@@ -190,6 +193,15 @@ fn once(bytes: &mut Vec<u8>, others: &[Vec<u8>], rng: &mut Rng) {
             bytes.splice(span.start..span.start, nest);
         }
         13 => longer_form(bytes, span.start),
+        16 => {
+            // A marked `Some` around it, and around that.
+            let mut content = bytes[span.clone()].to_vec();
+            for _ in 0..=rng.length(300) {
+                let length = (content.len() as u32).to_be_bytes();
+                content.splice(0..0, [0xc9, length[0], length[1], length[2], length[3], 1]);
+            }
+            bytes.splice(span, content);
+        }
         14 => {
             // One more or one less than there is.
             let by = if rng.one_in(2) { 1 } else { 0xff };

@@ -158,21 +158,17 @@ impl<'de> Decoder<'de> {
         DecodeError::Excess { at: self.at(), count }
     }
 
-    /// What follows the marker of a `Some`, if it comes, in whichever form.
-    #[inline]
-    fn after_some(&self) -> Option<&'de [u8]> {
-        match self.rest {
-            [0xc7, 0, EXT_SOME, rest @ ..] | [0xc8, 0, 0, EXT_SOME, rest @ ..] | [0xc9, 0, 0, 0, 0, EXT_SOME, rest @ ..] => Some(rest),
-            _ => None,
+    /// Reads the one value that the content of a marked `Some`, just read, is.
+    fn inside<T>(&mut self, content: &'de [u8], read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.enter()?;
+        let mut inside = Decoder { rest: content, length: self.at(), begun: content.len(), owed: 0, depth: self.depth };
+        let result = read(&mut inside);
+        let left = inside.rest.len();
+        self.depth += 1;
+        if left != 0 && result.is_ok() {
+            return Err(DecodeError::Trailing { at: self.at() - left, count: left });
         }
-    }
-
-    /// Skips the markers of `Some` before a value for a type that is no option.
-    #[inline]
-    fn skip_some(&mut self) {
-        while let Some(rest) = self.after_some() {
-            self.rest = rest;
-        }
+        result
     }
 
     #[inline]
@@ -301,12 +297,9 @@ impl<'de> Decoder<'de> {
     fn extended<V: Visitor<'de>>(&mut self, marker: u8, hint: Hint, visitor: V) -> Result<V::Value> {
         let (code, content) = self.extension(marker)?;
         match (code, content.len(), hint) {
-            (EXT_SOME, 0, _) => {
-                self.enter()?;
-                let result = visitor.visit_some(&mut *self);
-                self.depth += 1;
-                result
-            }
+            (EXT_SOME, _, Hint::Any) => self.inside(content, |inside| visitor.visit_some(inside)),
+            // A type that is no option is given what is in it.
+            (EXT_SOME, ..) => self.inside(content, |inside| inside.any(hint, visitor)),
             (EXT_BYTES, _, Hint::List) => self.list(content, visitor),
             (EXT_BYTES, ..) => visitor.visit_borrowed_bytes(content),
             (EXT_I128 | EXT_U128, 16, Hint::Integer) => Wide::from_bytes(code == EXT_I128, content).visit_shortest(visitor),
@@ -316,9 +309,6 @@ impl<'de> Decoder<'de> {
     }
 
     fn any<V: Visitor<'de>>(&mut self, hint: Hint, visitor: V) -> Result<V::Value> {
-        if hint != Hint::Any {
-            self.skip_some();
-        }
         let marker = self.marker()?;
         match marker {
             0x00..=0x7f => visitor.visit_u8(marker),
@@ -377,7 +367,6 @@ impl<'de> Decoder<'de> {
     /// Reads an integer of any width, if one comes. A string of 16 bytes is one as well: MessagePack itself has no
     /// integers of 128 bits, and other encoders write them so.
     fn wide(&mut self, signed: bool) -> Result<Option<Wide>> {
-        self.skip_some();
         let before = self.rest;
         let marker = self.marker()?;
         Ok(Some(match marker {
@@ -413,7 +402,6 @@ impl<'de> Decoder<'de> {
 
     /// Reads past one value.
     fn skip(&mut self) -> Result<()> {
-        self.skip_some();
         let marker = self.marker()?;
         let (count, each) = match marker {
             0x00..=0x7f | 0xe0..=0xff | 0xc0 | 0xc2 | 0xc3 => return Ok(()),
@@ -644,9 +632,13 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
             self.rest = rest;
             return visitor.visit_none();
         }
-        if let Some(rest) = self.after_some() {
-            self.begun = self.rest.len();
-            self.rest = rest;
+        if let [0xc7..=0xc9 | 0xd4..=0xd8, ..] = self.rest {
+            let before = self.rest;
+            let marker = self.marker()?;
+            if let (EXT_SOME, content) = self.extension(marker)? {
+                return self.inside(content, |inside| visitor.visit_some(inside));
+            }
+            self.rest = before;
         }
         self.enter()?;
         let result = visitor.visit_some(&mut *self);
@@ -660,7 +652,6 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
 
     /// An empty array will do as well; other encoders write one.
     fn deserialize_unit_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value> {
-        self.skip_some();
         if self.rest.first() == Some(&0x90) {
             self.marker()?;
             return visitor.visit_unit();
@@ -711,7 +702,6 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
     }
 
     fn deserialize_enum<V: Visitor<'de>>(self, _name: &'static str, _variants: &'static [&'static str], visitor: V) -> Result<V::Value> {
-        self.skip_some();
         match self.map_if()? {
             None => visitor.visit_enum(Unit { input: self }),
             Some(1) => {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_bytes::ByteBuf;
 
 use super::super::counting::peak_of;
-use super::{DEPTH_MAX, DecodeError, EncodeError, Reader, SOME, decode, encode};
+use super::{DEPTH_MAX, DecodeError, EncodeError, Reader, decode, encode};
 
 fn bytes_of<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     let mut out = Vec::new();
@@ -526,7 +526,8 @@ fn noise() -> impl Strategy<Value = Vec<u8>> {
         any::<u8>().prop_map(|byte| vec![byte]),
         (0x80u8..0xa8).prop_map(|byte| vec![byte]),
         (0xc0u8..0xe0, any::<u8>()).prop_map(|(a, b)| vec![a, b % 20]),
-        Just(SOME.to_vec()),
+        (0u8..4).prop_map(|length| vec![0xc7, length, 1]),
+        Just(vec![0xd4, 1, 0xc0]),
         Just(vec![0xd8, 2]),
         prop::sample::select(vec!["Unit", "Struct", "tag", "t", "c", "Nested", "list", "Seq", "Ints", "Wide", "Id"]).prop_map(bytes_of),
     ];
@@ -660,12 +661,12 @@ fn scalars() {
 fn options() {
     hex(&None::<u8>, "c0");
     hex(&Some(5u8), "05");
-    hex(&Some(()), "c7 00 01 c0");
-    hex(&Some(UnitStruct), "c7 00 01 c0");
-    hex(&Some(None::<u8>), "c7 00 01 c0");
-    hex(&Some(Some(())), "c7 00 01 c7 00 01 c0");
+    hex(&Some(()), "d4 01 c0");
+    hex(&Some(UnitStruct), "d4 01 c0");
+    hex(&Some(None::<u8>), "d4 01 c0");
+    hex(&Some(Some(())), "c7 03 01 d4 01 c0");
     hex(&Some(Some(5u8)), "05");
-    hex(&Some(New(None::<u8>)), "c7 00 01 c0");
+    hex(&Some(New(None::<u8>)), "d4 01 c0");
     hex(&Some(ByteBuf::new()), "c7 00 02");
     hex(&vec![Some(1u8), None], "92 01 c0");
 }
@@ -860,7 +861,7 @@ fn several_values() {
     reader.finish().unwrap();
     let mut reader = Reader::new(&bytes);
     reader.next::<u64>().unwrap();
-    assert_eq!(reader.finish(), Err(DecodeError::Trailing { at: 1, count: 6 }));
+    assert_eq!(reader.finish(), Err(DecodeError::Trailing { at: 1, count: 5 }));
     assert_eq!(decode::<u8>(&[]), Err(DecodeError::End { at: 0 }));
 }
 
@@ -956,7 +957,7 @@ fn depth() {
         bytes.insert(0, 0x91);
         assert_eq!(decode::<serde::de::IgnoredAny>(&bytes).unwrap_err(), DecodeError::TooDeep { at: DEPTH_MAX });
 
-        for unit in [&[0x91][..], &[0x81, 0xa1, b'd'], &SOME, &[0x92, 0x00]] {
+        for unit in [&[0x91][..], &[0x81, 0xa1, b'd'], &[0x92, 0x00]] {
             let mut bytes = unit.repeat(100_000);
             bytes.push(0xc0);
             decode::<UntaggedTree>(&bytes).unwrap_err();
@@ -968,9 +969,6 @@ fn depth() {
                 assert!(matches!(decode::<Tree>(&bytes), Err(DecodeError::TooDeep { .. })));
                 assert!(matches!(decode::<UntaggedTree>(&bytes), Err(DecodeError::TooDeep { .. })));
                 assert!(matches!(decode::<serde::de::IgnoredAny>(&bytes), Err(DecodeError::TooDeep { .. })));
-            }
-            if unit == SOME {
-                assert!(matches!(decode::<Chain>(&bytes), Err(DecodeError::TooDeep { .. })));
             }
         }
         // Types without end, which take no bytes for a level.
@@ -1023,17 +1021,35 @@ fn claims_within_each_other_are_given_room_once() {
 }
 
 #[test]
-fn the_marker_of_a_some_is_read_in_every_form() {
-    for marker in [&SOME[..], &[0xc8, 0, 0, 1], &[0xc9, 0, 0, 0, 0, 1]] {
-        let nil = [marker, &[0xc0]].concat();
-        assert_eq!(decode::<Option<()>>(&nil), Ok(Some(())));
-        assert_eq!(decode::<Option<Option<u8>>>(&nil), Ok(Some(None)));
-        assert_eq!(decode::<u8>(&[marker, &[5]].concat()), Ok(5));
-        // Passed over as a part of what it stands before.
-        let list = [&[0x92], &nil[..], &[7]].concat();
+fn a_marked_some_is_read_in_every_form() {
+    for head in [&[0xd4, 1][..], &[0xc7, 1, 1], &[0xc8, 0, 1, 1], &[0xc9, 0, 0, 0, 1, 1]] {
+        let some = [head, &[0xc0]].concat();
+        assert_eq!(decode::<Option<()>>(&some), Ok(Some(())));
+        assert_eq!(decode::<Option<Option<u8>>>(&some), Ok(Some(None)));
+        assert_eq!(decode::<Option<u8>>(&[head, &[5]].concat()), Ok(Some(5)));
+        assert_eq!(decode::<u8>(&[head, &[5]].concat()), Ok(5));
+        decode::<()>(&some).unwrap();
+        let list = [&[0x92], &some[..], &[7]].concat();
         assert!(decode::<serde::de::IgnoredAny>(&list).is_ok());
         assert_eq!(decode::<(Option<()>, u8)>(&list), Ok((Some(()), 7)));
     }
+    // What is in it is one value.
+    assert_eq!(decode::<Option<u8>>(&[0xd5, 1, 5, 6]), Err(DecodeError::Trailing { at: 3, count: 1 }));
+    assert_eq!(decode::<Option<u8>>(&[0xc7, 0, 1]), Err(DecodeError::End { at: 3 }));
+    assert!(decode::<Option<String>>(&[0xd4, 1, 0xa1, b'x']).is_err());
+}
+
+#[test]
+fn marked_somes_within_each_other() {
+    let chain = |levels: usize| (0..levels).fold(Chain(None), |chain, _| Chain(Some(Box::new(chain))));
+    for levels in 0..DEPTH_MAX / 2 {
+        let bytes = bytes_of(&chain(levels));
+        assert!(bytes.len() <= 1 + 4 * levels);
+        assert_eq!(bytes_of(&decode::<Chain>(&bytes).unwrap()), bytes, "{levels} levels");
+        // It is one value for whoever knows nothing of options.
+        assert!(rmp_serde::from_slice::<serde::de::IgnoredAny>(&bytes).is_ok());
+    }
+    assert_eq!(encode(&chain(DEPTH_MAX / 2 + 1), &mut Vec::new(), 9999), Err(EncodeError::TooDeep));
 }
 
 #[test]
