@@ -14,5 +14,5 @@ mod wire;
 mod worker;
 
 pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
-pub use pool::{AbortHandle, Builder, Call, JoinHandle, Pool, Results, TryResults};
-pub use task::{ArgsFor, Init, Task, state};
+pub use pool::{AbortHandle, Builder, Call, JoinHandle, Named, Pool, Results, TryResults};
+pub use task::{ArgsFor, ArgsTuple, Init, Task, state};

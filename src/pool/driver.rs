@@ -394,21 +394,24 @@ impl Engine {
                 Failed::Result { reason } => What::ResultEncode { pid, reason },
                 Failed::TooLarge => What::ResultTooLarge { pid, limit: self.config.frame_limit },
                 Failed::Cancelled => What::Cancelled,
+                Failed::Unknown => What::UnknownTask { pid: Some(pid) },
             };
             TaskError::new(what, function)
         })
     }
 
     /// The hello has come: keep the lifeline, and answer.
-    fn welcome(&self, key: WorkerKey, hello: &Hello, lifeline: OwnedFd) -> Result<(), Bad> {
+    fn welcome(&self, key: WorkerKey, hello: &Hello, lifeline: Option<OwnedFd>) -> Result<(), Bad> {
         if hello.protocol != message::PROTOCOL {
             return Err(Bad(format!("it speaks version {} of the protocol, not {}", hello.protocol, message::PROTOCOL)));
         }
-        if hello.version != env!("CARGO_PKG_VERSION") {
-            return Err(Bad(format!("it has version {} of this crate, not {}", hello.version, env!("CARGO_PKG_VERSION"))));
-        }
-        if hello.fingerprint != crate::task::fingerprint() {
-            return Err(Bad("it is another build of this program: its task table is not ours".into()));
+        if self.config.program.is_none() {
+            if hello.version != env!("CARGO_PKG_VERSION") {
+                return Err(Bad(format!("it has version {} of this crate, not {}", hello.version, env!("CARGO_PKG_VERSION"))));
+            }
+            if hello.fingerprint != Some(crate::task::fingerprint()) {
+                return Err(Bad("it is another build of this program: its task table is not ours".into()));
+            }
         }
         let mut out = Vec::new();
         let start = frame::begin(&mut out);
@@ -423,7 +426,7 @@ impl Engine {
 
         let mut state = self.lock();
         let Some(Link { process: Some(process), out: outgoing, .. }) = state.links.get_mut(&key) else { return Ok(()) };
-        process.lifeline = Some(lifeline);
+        process.lifeline = lifeline;
         let (socket, early) = (Arc::clone(&process.socket), process.early_stderr.take());
         let memory = process.memory.fd().try_clone_to_owned();
         // The socket is empty and nobody else writes to it: the welcome goes at once, and whole.
@@ -594,8 +597,11 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
                     engine.start_refused(key, "taking in a worker's lifeline", nix::errno::Errno::EMFILE.into());
                     continue;
                 }
-                let descriptor = reader.descriptors.pop().filter(|_| reader.descriptors.is_empty() && !reader.truncated);
-                let lifeline = descriptor.ok_or_else(|| Bad("a hello without its one descriptor".into()))?;
+                let lifeline = reader.descriptors.pop().filter(|_| !reader.truncated);
+                // Not every language can send one; what is lost without it is for that program to know.
+                if lifeline.is_none() && engine.config.program.is_none() {
+                    return Err(Bad("a hello without its one descriptor".into()));
+                }
                 reader.stage = Stage::Init;
                 reader.buffer.set_limit(engine.config.frame_limit);
                 engine.welcome(key, &hello, lifeline).inspect_err(|_| reader.stage = Stage::Hello)?;

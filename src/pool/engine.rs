@@ -15,6 +15,7 @@ use super::reply::{Cargo, Inlet, Reply, shielded};
 use super::spec::{Config, Room, TaskSpec, Ticket};
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{fork, steward, sys};
+use crate::wire::message::Callee;
 use crate::wire::packet::Packet;
 use crate::wire::{frame, message};
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
@@ -94,7 +95,7 @@ struct Deadline {
 impl Engine {
     /// A pool, without any process.
     pub(crate) fn new(config: Config) -> Result<Arc<Self>, Error> {
-        launch::check_program()?;
+        launch::check_program(&config)?;
         let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
         steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making the pool's epoll descriptor"))?;
@@ -159,6 +160,10 @@ impl Engine {
             reply.settle(refuse(What::Forked));
             return Ticket { id, key: None };
         }
+        if matches!(task.callee, Callee::Name(_)) != self.config.program.is_some() {
+            reply.settle(refuse(What::UnknownTask { pid: None }));
+            return Ticket { id, key: None };
+        }
         let room = match (&self.room, room) {
             (Some(semaphore), Room::Needed) => match Arc::clone(semaphore).try_acquire_owned() {
                 Ok(permit) => Some(permit),
@@ -204,8 +209,8 @@ impl Engine {
         let mut out = SCRATCH.try_with(std::cell::Cell::take).unwrap_or_default();
         out.clear();
         let start = frame::begin(&mut out);
-        message::call(&mut out, id, task.flags, task.index, task.arity);
-        let left = self.config.frame_limit - (out.len() - start);
+        message::call(&mut out, id, task.flags, task.callee, task.arity);
+        let left = self.config.frame_limit.saturating_sub(out.len() - start);
         let result = encode(&mut out, left).map(|()| {
             frame::finish(&mut out, start);
             Packet::from(&mut out)

@@ -14,12 +14,14 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+/// What the variable holds for a worker that is another program: the version of the protocol.
+const PROTOCOL_MARKER: &str = "protocol-1";
 /// Pools within workers of pools, at most. Each level may multiply the number of processes, so a
 /// task that builds a pool and submits itself comes to an end here.
 const DEPTH_MAX: u32 = 8;
 
 /// What can be known before a worker is started.
-pub(super) fn check_program() -> Result<(), Error> {
+pub(super) fn check_program(config: &Config) -> Result<(), Error> {
     if !task::supported() || !worker::linked() {
         return Err(Why::Unsupported.into());
     }
@@ -33,7 +35,9 @@ pub(super) fn check_program() -> Result<(), Error> {
     if std::env::var_os(MARKER).is_some() {
         return Err(Why::InsideWorker.into());
     }
-    task::in_main_executable().map_err(|object| Error::from(Why::NotInProgram { object }))?;
+    if config.program.is_none() {
+        task::in_main_executable().map_err(|object| Error::from(Why::NotInProgram { object }))?;
+    }
     if worker::depth() >= DEPTH_MAX {
         return Err(Why::TooDeep { limit: DEPTH_MAX }.into());
     }
@@ -86,9 +90,11 @@ fn launch(config: &Config) -> Result<Launched, Error> {
     let early_stderr = File::from(early);
     let memory = SharedMemory::create(NOTE_WORDS * size_of::<u64>()).map_err(|e| Error::spawn("making a worker's memory", e))?;
     let stderr = early_stderr.try_clone().map_err(|e| Error::spawn("making a worker's first standard error", e))?;
-    let marker = (MARKER, OsStr::new(env!("CARGO_PKG_VERSION")));
+    // What is no version makes no worker of a program that happens to hold this crate.
+    let marker = if config.program.is_some() { PROTOCOL_MARKER } else { env!("CARGO_PKG_VERSION") };
     let Surroundings { env, env_clear, current_dir, group } = config.surroundings.clone();
-    let child = spawn(&Spawn { env, env_clear, current_dir, group }, theirs, stderr.into(), marker)
+    let spawned = Spawn { program: config.program.clone(), env, env_clear, current_dir, group };
+    let child = spawn(&spawned, theirs, stderr.into(), (MARKER, OsStr::new(marker)))
         .map_err(|e| Error::spawn("starting a worker process", e))?;
     Ok(Launched { child, socket, memory, early_stderr })
 }

@@ -1,6 +1,7 @@
 //! What a pool is built with, and what a task is handed in with: plain data.
 
 use super::core::{Mode, Rules, TaskKey};
+use crate::wire::message::Callee;
 use crate::wire::packet::Packet;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -16,6 +17,8 @@ pub(crate) struct Config {
     pub(crate) frame_limit: usize,
     /// Tasks that may wait for a worker.
     pub(crate) queue_limit: Option<usize>,
+    /// Another program whose processes are the workers, and its arguments.
+    pub(crate) program: Option<(OsString, Vec<OsString>)>,
     /// The whole `INIT` frame.
     pub(crate) init: Option<Packet>,
     /// What is started instead of this program: tests play a worker themselves.
@@ -37,7 +40,7 @@ pub(crate) struct Surroundings {
 /// A task, as far as the engine needs to know it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TaskSpec {
-    pub(crate) index: u32,
+    pub(crate) callee: Callee,
     pub(crate) arity: u32,
     pub(crate) mode: Mode,
     pub(crate) flags: u8,

@@ -121,7 +121,7 @@ impl Player {
 }
 
 pub(super) fn hello() -> Hello {
-    Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: task::fingerprint() }
+    Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: Some(task::fingerprint()) }
 }
 
 pub(super) fn framed(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
@@ -203,7 +203,7 @@ async fn another_version_protocol_or_build_is_refused_with_the_reason() {
     let changes: [(Change, &str); 3] = [
         (|hello| hello.protocol += 1, "version 2 of the protocol"),
         (|hello| hello.version = "0.0.1".into(), "version 0.0.1 of this crate"),
-        (|hello| hello.fingerprint ^= 1, "another build"),
+        (|hello| hello.fingerprint = Some(1), "another build"),
     ];
     for (change, reason) in changes {
         let pool = played(move |_, player| {

@@ -17,7 +17,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use args::ArgsFor;
+pub use args::{ArgsFor, ArgsTuple};
 pub use function::Task;
 pub use init::Init;
 pub use state::state;

@@ -15,7 +15,7 @@ pub(crate) mod mutate;
 use self::mutate::{Rng, STEP, mutate};
 use super::counting::peak_of;
 use super::frame::{self, FrameBuffer, HEAD};
-use super::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
+use super::message::{self, Bad, Callee, Failed, Hello, InitFailed, Message, Welcome, kind};
 use super::value::tests::{Chain, Tree, ambiguous, derived, fat, rich};
 use super::value::{DEPTH_MAX, DecodeError, EncodeError, Reader, decode, encode};
 use proptest::strategy::{Strategy, ValueTree};
@@ -238,7 +238,7 @@ fn write_message(message: &Read) -> Vec<u8> {
             values = args;
         }
         Read::Call(id, flags, index, arity, args) => {
-            message::call(&mut out, *id, *flags, *index, *arity);
+            message::call(&mut out, *id, *flags, Callee::Index(*index), *arity);
             values = args;
         }
         Read::Cancel(id) => message::cancel(&mut out, *id),
@@ -251,7 +251,7 @@ fn write_message(message: &Read) -> Vec<u8> {
 pub(crate) fn messages() -> Vec<Vec<u8>> {
     let text = || "a text".to_owned();
     let all = [
-        Read::Hello(Hello { protocol: 1, version: "0.1.0".into(), fingerprint: u64::MAX }),
+        Read::Hello(Hello { protocol: 1, version: "0.1.0".into(), fingerprint: Some(u64::MAX) }),
         Read::Ready,
         Read::InitFailed(InitFailed::Error { message: text() }),
         Read::InitFailed(InitFailed::Panicked { message: text(), location: None }),

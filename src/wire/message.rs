@@ -35,10 +35,12 @@ pub(crate) const FLAG_NO_BACKTRACE: u8 = 2;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Hello {
     pub(crate) protocol: u32,
-    /// The version of the crate.
+    /// The version of the crate; of another program, whatever it likes to say.
+    #[serde(default)]
     pub(crate) version: String,
-    /// Of the task table: parent and child must be the same build.
-    pub(crate) fingerprint: u64,
+    /// Of the task table: parent and child must be the same build. Another program has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) fingerprint: Option<u64>,
 }
 
 /// The pool's answer. Two descriptors go with it: the worker's memory, and its standard error.
@@ -69,6 +71,8 @@ pub(crate) enum Failed {
     Result { reason: String },
     TooLarge,
     Cancelled,
+    /// The worker serves no task of this name.
+    Unknown,
 }
 
 impl InitFailed {
@@ -87,7 +91,7 @@ impl Failed {
         match self {
             Self::Panicked { message, location, backtrace } => cut([Some(message), location.as_mut(), backtrace.as_mut()], limit),
             Self::Arguments { reason } | Self::Result { reason } => cut([Some(reason)], limit),
-            Self::TooLarge | Self::Cancelled => {}
+            Self::TooLarge | Self::Cancelled | Self::Unknown => {}
         }
     }
 }
@@ -141,12 +145,24 @@ fn uint(out: &mut Vec<u8>, value: u64) {
     rmp::encode::write_uint(out, value).expect("a Vec takes every byte");
 }
 
+/// What a call is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Callee {
+    /// A place in the table of tasks, which both sides have.
+    Index(u32),
+    /// What another program serves under this name.
+    Name(&'static str),
+}
+
 /// A call, up to its arguments, of which there are `arity`.
-pub(crate) fn call(out: &mut Vec<u8>, id: u64, flags: u8, task: u32, arity: u32) {
+pub(crate) fn call(out: &mut Vec<u8>, id: u64, flags: u8, task: Callee, arity: u32) {
     head(out, kind::CALL, 3 + arity);
     uint(out, id);
     out.push(flags);
-    uint(out, u64::from(task));
+    match task {
+        Callee::Index(index) => uint(out, u64::from(index)),
+        Callee::Name(name) => rmp::encode::write_str(out, name).expect("a Vec takes every byte"),
+    }
 }
 
 /// The `init` call, up to its arguments.
@@ -253,7 +269,7 @@ mod tests {
     #[test]
     fn a_call_is_read_as_written() {
         let mut out = Vec::new();
-        call(&mut out, u64::MAX, FLAG_BACKTRACE, 70_000, 2);
+        call(&mut out, u64::MAX, FLAG_BACKTRACE, Callee::Index(70_000), 2);
         out.extend([1, 2]);
         let mut message = Message::new(&out).expect("it is a message");
         assert_eq!(message.kind, kind::CALL);
@@ -279,7 +295,7 @@ mod tests {
     #[test]
     fn a_map_is_all_of_the_message_and_not_nested_without_end() {
         let mut out = Vec::new();
-        control(&mut out, kind::HELLO, &Hello { protocol: 1, version: "1".into(), fingerprint: 1 });
+        control(&mut out, kind::HELLO, &Hello { protocol: 1, version: "1".into(), fingerprint: Some(1) });
         let hello = |bytes: &[u8]| Message::new(bytes).expect("it is a message").map::<Hello>();
         hello(&out).expect("it is a hello");
         let behind = [&out[..], &[0xc0]].concat();
@@ -319,6 +335,7 @@ mod tests {
             Failed::Arguments { reason: "r".into() },
             Failed::TooLarge,
             Failed::Cancelled,
+            Failed::Unknown,
         ] {
             let mut out = Vec::new();
             failed(&mut out, 1, &why);
