@@ -158,7 +158,26 @@ impl<'de> Decoder<'de> {
         DecodeError::Excess { at: self.at(), count }
     }
 
-    /// Reads the one value that the content of a marked `Some`, just read, is.
+    /// If a marked `Some` comes, reads it and gives its content, which is to be read by [`inside`](Self::inside).
+    #[inline]
+    fn some_if(&mut self) -> Result<Option<&'de [u8]>> {
+        match self.rest {
+            [0xc7..=0xc9 | 0xd4..=0xd8, ..] => self.some_if_extension(),
+            _ => Ok(None),
+        }
+    }
+
+    fn some_if_extension(&mut self) -> Result<Option<&'de [u8]>> {
+        let before = self.rest;
+        let marker = self.marker()?;
+        if let (EXT_SOME, content) = self.extension(marker)? {
+            return Ok(Some(content));
+        }
+        self.rest = before;
+        Ok(None)
+    }
+
+    /// Reads the one value that the content of a marked `Some` is.
     fn inside<T>(&mut self, content: &'de [u8], read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.enter()?;
         let mut inside = Decoder { rest: content, length: self.at(), begun: content.len(), owed: 0, depth: self.depth };
@@ -367,6 +386,9 @@ impl<'de> Decoder<'de> {
     /// Reads an integer of any width, if one comes. A string of 16 bytes is one as well: MessagePack itself has no
     /// integers of 128 bits, and other encoders write them so.
     fn wide(&mut self, signed: bool) -> Result<Option<Wide>> {
+        if let Some(content) = self.some_if()? {
+            return self.inside(content, |inside| inside.wide(signed));
+        }
         let before = self.rest;
         let marker = self.marker()?;
         Ok(Some(match marker {
@@ -632,13 +654,8 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
             self.rest = rest;
             return visitor.visit_none();
         }
-        if let [0xc7..=0xc9 | 0xd4..=0xd8, ..] = self.rest {
-            let before = self.rest;
-            let marker = self.marker()?;
-            if let (EXT_SOME, content) = self.extension(marker)? {
-                return self.inside(content, |inside| visitor.visit_some(inside));
-            }
-            self.rest = before;
+        if let Some(content) = self.some_if()? {
+            return self.inside(content, |inside| visitor.visit_some(inside));
         }
         self.enter()?;
         let result = visitor.visit_some(&mut *self);
@@ -701,7 +718,10 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
         }
     }
 
-    fn deserialize_enum<V: Visitor<'de>>(self, _name: &'static str, _variants: &'static [&'static str], visitor: V) -> Result<V::Value> {
+    fn deserialize_enum<V: Visitor<'de>>(self, name: &'static str, variants: &'static [&'static str], visitor: V) -> Result<V::Value> {
+        if let Some(content) = self.some_if()? {
+            return self.inside(content, |inside| inside.deserialize_enum(name, variants, visitor));
+        }
         match self.map_if()? {
             None => visitor.visit_enum(Unit { input: self }),
             Some(1) => {

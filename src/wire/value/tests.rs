@@ -1033,6 +1033,10 @@ fn a_marked_some_is_read_in_every_form() {
         assert!(decode::<serde::de::IgnoredAny>(&list).is_ok());
         assert_eq!(decode::<(Option<()>, u8)>(&list), Ok((Some(()), 7)));
     }
+    let some = |content: &[u8]| [&[0xc7, content.len() as u8, 1], content].concat();
+    assert_eq!(decode::<Key>(&some(&bytes_of(&Key::New(5)))), Ok(Key::New(5)));
+    assert_eq!(decode::<i128>(&some(&some(&bytes_of(&i128::MIN)))), Ok(i128::MIN));
+    assert_eq!(decode::<Vec<u8>>(&some(&bytes_of(&vec![1u8]))), Ok(vec![1]));
     // What is in it is one value.
     assert_eq!(decode::<Option<u8>>(&[0xd5, 1, 5, 6]), Err(DecodeError::Trailing { at: 3, count: 1 }));
     assert_eq!(decode::<Option<u8>>(&[0xc7, 0, 1]), Err(DecodeError::End { at: 3 }));
