@@ -16,3 +16,8 @@ mod worker;
 pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
 pub use pool::{AbortHandle, Builder, Call, JoinHandle, Named, Pool, Results, TryResults};
 pub use task::{ArgsFor, ArgsTuple, Init, Task, state};
+
+/// The programs of the documentation are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/other_languages.md")]
+struct OtherLanguages;

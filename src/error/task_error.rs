@@ -62,22 +62,50 @@ pub enum TaskErrorKind {
 
 /// The full space behind [`TaskErrorKind`].
 pub(crate) enum What {
-    Panicked { message: String, location: Option<String>, backtrace: Option<String>, pid: u32, status: Option<ExitStatus> },
-    WorkerDied { pid: u32, status: Option<ExitStatus>, stack_overflow: bool },
+    Panicked {
+        message: String,
+        location: Option<String>,
+        backtrace: Option<String>,
+        pid: u32,
+        status: Option<ExitStatus>,
+    },
+    WorkerDied {
+        pid: u32,
+        status: Option<ExitStatus>,
+        stack_overflow: bool,
+    },
     Cancelled,
     ArgumentEncode(String),
-    ArgumentDecode { pid: u32, reason: String },
-    ResultEncode { pid: u32, reason: String },
+    ArgumentDecode {
+        pid: u32,
+        reason: String,
+    },
+    ResultEncode {
+        pid: u32,
+        reason: String,
+    },
     ResultDecode(String),
-    ArgumentTooLarge { limit: usize },
-    ResultTooLarge { pid: u32, limit: usize },
-    QueueFull { limit: usize },
+    ArgumentTooLarge {
+        limit: usize,
+    },
+    ResultTooLarge {
+        pid: u32,
+        limit: usize,
+    },
+    QueueFull {
+        limit: usize,
+    },
     PoolClosed,
     StartFailed(Error),
-    BadFrame { pid: u32, reason: String },
+    BadFrame {
+        pid: u32,
+        reason: String,
+    },
     Forked,
     /// Told by a worker, or known without asking one.
-    UnknownTask { pid: Option<u32> },
+    UnknownTask {
+        pid: Option<u32>,
+    },
 }
 
 impl TaskError {

@@ -94,7 +94,7 @@ fn launch(config: &Config) -> Result<Launched, Error> {
     let marker = if config.program.is_some() { PROTOCOL_MARKER } else { env!("CARGO_PKG_VERSION") };
     let Surroundings { env, env_clear, current_dir, group } = config.surroundings.clone();
     let spawned = Spawn { program: config.program.clone(), env, env_clear, current_dir, group };
-    let child = spawn(&spawned, theirs, stderr.into(), (MARKER, OsStr::new(marker)))
-        .map_err(|e| Error::spawn("starting a worker process", e))?;
+    let child =
+        spawn(&spawned, theirs, stderr.into(), (MARKER, OsStr::new(marker))).map_err(|e| Error::spawn("starting a worker process", e))?;
     Ok(Launched { child, socket, memory, early_stderr })
 }

@@ -39,10 +39,10 @@ pub use join::{AbortHandle, JoinHandle};
 pub use named::Named;
 pub use results::{Results, TryResults};
 
+use self::core::Mode;
 use crate::error::Error;
 use crate::task::{ArgsFor, ArgsTuple, Run, Task, ZeroSized, index_of};
 use crate::wire::message::Callee;
-use self::core::Mode;
 use engine::Engine;
 use futures::Stream;
 use futures::stream::Iter;

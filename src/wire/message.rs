@@ -66,9 +66,17 @@ pub(crate) enum InitFailed {
 /// Why a task has no result, told by its worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Failed {
-    Panicked { message: String, location: Option<String>, backtrace: Option<String> },
-    Arguments { reason: String },
-    Result { reason: String },
+    Panicked {
+        message: String,
+        location: Option<String>,
+        backtrace: Option<String>,
+    },
+    Arguments {
+        reason: String,
+    },
+    Result {
+        reason: String,
+    },
     TooLarge,
     Cancelled,
     /// The worker serves no task of this name.
