@@ -432,6 +432,8 @@ impl Engine {
         // The socket is empty and nobody else writes to it: the welcome goes at once, and whole.
         outgoing.busy = true;
         drop(state);
+        // No further one is due. Older kernels do not know this, and close what comes, however long that takes.
+        let _ = sys::refuse_descriptors(socket.as_fd());
         let stderr = stderr_for_worker();
         let sent = memory.and_then(|memory| {
             let stderr = stderr?;

@@ -254,6 +254,25 @@ pub(crate) fn queued(socket: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
+/// From now on, whoever sends a descriptor to this socket is told that he may not (EPERM).
+///
+/// To close a descriptor may take as long as who made it likes: a TCP socket with unsent data and SO_LINGER (socket(7)),
+/// say. That is so as well when the kernel closes those that a reader does not want, before the reading returns.
+///
+/// # Errors
+///
+/// `ENOPROTOOPT` before Linux 6.16.
+pub(crate) fn refuse_descriptors(socket: BorrowedFd<'_>) -> io::Result<()> {
+    /// include/uapi/asm-generic/socket.h
+    const SO_PASSRIGHTS: c_int = 83;
+    let off: c_int = 0;
+    // SAFETY: the option is one integer, which the kernel reads.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, (&raw const off).cast(), size_of::<c_int>() as _) };
+    check(result.into())?;
+    Ok(())
+}
+
 /// Sends as much as there is room for, without waiting and without SIGPIPE (send(2)).
 ///
 /// # Errors
