@@ -8,6 +8,7 @@ mod error;
 mod pool;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod process;
+mod single;
 mod task;
 mod wire;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
@@ -15,7 +16,11 @@ mod worker;
 
 pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
 pub use pool::{AbortHandle, Builder, Call, JoinHandle, Named, Pool, Results, TryResults};
+pub use single::{ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder, Stdio, parent};
 pub use task::{ArgsFor, ArgsTuple, Init, Task, state};
+
+#[doc = include_str!("../docs/waiting.md")]
+pub mod waiting {}
 
 /// The programs of the documentation are compiled.
 #[cfg(doctest)]

@@ -18,6 +18,8 @@ fn a_panic_that_aborts_is_told_with_message_and_place_and_the_next_task_runs() {
         panicked(5),
         panicked(6), // a thread that a task made
         "InitFailed true\nInitFailed true\n".into(),
+        "ended by Some(6)\n".into(),
+        panicked(8), // a process of its own
     ];
     assert_eq!(fixtures::run(&program, &[]).printed(), expected.concat());
 }

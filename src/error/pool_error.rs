@@ -1,4 +1,4 @@
-//! What goes wrong with a pool and its processes, as opposed to one task.
+//! What goes wrong with a pool, or with a process, as opposed to one task.
 
 use super::Ending;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Why a pool could not be built, started or used.
+/// Why a pool or a [`Process`](crate::Process) could not be built, started or used.
 ///
 /// The kinds are told apart by [`kind`](Self::kind) or the predicates, never by the text. Cloning
 /// is cheap: one failed start answers every task that needed it.
@@ -46,6 +46,15 @@ pub enum ErrorKind {
     InitFailed,
     /// The pool has been shut down or dropped.
     PoolClosed,
+    /// An argument could not be encoded, so that no process was started.
+    ArgumentEncode,
+    /// The arguments are larger than a frame may be, so that no process was started.
+    TooLarge,
+    /// The operating system would not send a signal: there is no such one, or the process has become another user's.
+    Signal,
+    /// The process has ended, and how it did is not known: something else in the application reaped it, and the kernel
+    /// (before Linux 6.15) cannot tell afterwards.
+    StatusUnknown,
 }
 
 /// The full space behind [`ErrorKind`].
@@ -66,6 +75,10 @@ pub(crate) enum Why {
     InitPanicked { pid: u32, message: String, location: Option<String> },
     InitDied { pid: u32, status: Option<ExitStatus> },
     PoolClosed,
+    ArgumentEncode { function: &'static str, reason: String },
+    ArgumentTooLarge { function: &'static str, limit: usize },
+    Signal { pid: u32, signal: i32, source: io::Error },
+    StatusUnknown { pid: u32 },
 }
 
 impl From<Why> for Error {
@@ -96,6 +109,10 @@ impl Error {
             Why::HelloTimeout { .. } => ErrorKind::StartTimeout,
             Why::InitTimeout { .. } | Why::InitError { .. } | Why::InitPanicked { .. } | Why::InitDied { .. } => ErrorKind::InitFailed,
             Why::PoolClosed => ErrorKind::PoolClosed,
+            Why::ArgumentEncode { .. } => ErrorKind::ArgumentEncode,
+            Why::ArgumentTooLarge { .. } => ErrorKind::TooLarge,
+            Why::Signal { .. } => ErrorKind::Signal,
+            Why::StatusUnknown { .. } => ErrorKind::StatusUnknown,
         }
     }
 
@@ -131,7 +148,9 @@ impl Error {
             | Why::InitTimeout { pid, .. }
             | Why::InitError { pid, .. }
             | Why::InitPanicked { pid, .. }
-            | Why::InitDied { pid, .. } => Some(pid),
+            | Why::InitDied { pid, .. }
+            | Why::Signal { pid, .. }
+            | Why::StatusUnknown { pid } => Some(pid),
             _ => None,
         }
     }
@@ -191,6 +210,10 @@ impl fmt::Display for Error {
             Why::InitPanicked { pid, message, location: None } => write!(f, "init panicked in worker process {pid}: {message}"),
             Why::InitDied { pid, status } => write!(f, "worker process {pid} ended in init ({})", Ending(*status)),
             Why::PoolClosed => f.write_str("the pool is closed"),
+            Why::ArgumentEncode { function, reason } => write!(f, "an argument of {function} cannot be encoded: {reason}"),
+            Why::ArgumentTooLarge { function, limit } => write!(f, "the arguments of {function} are larger than {limit} bytes"),
+            Why::Signal { pid, signal, .. } => write!(f, "cannot send signal {signal} to process {pid}"),
+            Why::StatusUnknown { pid } => write!(f, "process {pid} has ended, and was reaped by something else: its status is unknown"),
         }
     }
 }
@@ -208,7 +231,7 @@ impl fmt::Debug for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &*self.why {
-            Why::Spawn { source, .. } => Some(source),
+            Why::Spawn { source, .. } | Why::Signal { source, .. } => Some(source),
             _ => None,
         }
     }

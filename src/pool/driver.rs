@@ -402,16 +402,9 @@ impl Engine {
 
     /// The hello has come: keep the lifeline, and answer.
     fn welcome(&self, key: WorkerKey, hello: &Hello, lifeline: Option<OwnedFd>) -> Result<(), Bad> {
-        if hello.protocol != message::PROTOCOL {
-            return Err(Bad(format!("it speaks version {} of the protocol, not {}", hello.protocol, message::PROTOCOL)));
-        }
-        if self.config.program.is_none() {
-            if hello.version != env!("CARGO_PKG_VERSION") {
-                return Err(Bad(format!("it has version {} of this crate, not {}", hello.version, env!("CARGO_PKG_VERSION"))));
-            }
-            if hello.fingerprint != Some(crate::task::fingerprint()) {
-                return Err(Bad("it is another build of this program: its task table is not ours".into()));
-            }
+        match self.config.program {
+            Some(_) => crate::worker::check_protocol(hello)?,
+            None => crate::worker::check_hello(hello)?,
         }
         let mut out = Vec::new();
         let start = frame::begin(&mut out);
@@ -420,6 +413,7 @@ impl Engine {
             depth: crate::worker::depth() + 1,
             init: self.config.init.is_some(),
             name: self.config.name.clone(),
+            single: None,
         };
         message::control(&mut out, kind::WELCOME, &welcome);
         frame::finish(&mut out, start);

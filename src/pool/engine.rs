@@ -18,6 +18,7 @@ use crate::process::{fork, steward, sys};
 use crate::wire::message::Callee;
 use crate::wire::packet::Packet;
 use crate::wire::{frame, message};
+use crate::worker;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::HashMap;
@@ -95,7 +96,10 @@ struct Deadline {
 impl Engine {
     /// A pool, without any process.
     pub(crate) fn new(config: Config) -> Result<Arc<Self>, Error> {
-        launch::check_program(&config)?;
+        match config.program {
+            Some(_) => worker::check_host()?,
+            None => worker::check_program()?,
+        }
         let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
         steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making the pool's epoll descriptor"))?;

@@ -1,12 +1,11 @@
-//! Whether workers can be started, and starting one, on the steward's thread.
+//! Starting a worker, on the steward's thread.
 
 use super::core::WorkerKey;
 use super::engine::Engine;
 use super::spec::{Config, Surroundings};
-use crate::error::{Error, Why};
-use crate::process::{Child, NOTE_WORDS, SharedMemory, Spawn, fork, is_secure, spawn, steward};
+use crate::error::Error;
+use crate::process::{Child, NOTE_WORDS, SharedMemory, Spawn, spawn, steward};
 use crate::worker::MARKER;
-use crate::{task, worker};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::ffi::OsStr;
@@ -16,33 +15,6 @@ use std::sync::Arc;
 
 /// What the variable holds for a worker that is another program: the version of the protocol.
 const PROTOCOL_MARKER: &str = "protocol-1";
-/// Pools within workers of pools, at most. Each level may multiply the number of processes, so a
-/// task that builds a pool and submits itself comes to an end here.
-const DEPTH_MAX: u32 = 8;
-
-/// What can be known before a worker is started.
-pub(super) fn check_program(config: &Config) -> Result<(), Error> {
-    if !task::supported() || !worker::linked() {
-        return Err(Why::Unsupported.into());
-    }
-    fork::arm().map_err(|e| Error::spawn("arming the fork guard", e))?;
-    if fork::is_forked_copy() {
-        return Err(Why::Forked.into());
-    }
-    if is_secure() {
-        return Err(Why::Secure.into());
-    }
-    if std::env::var_os(MARKER).is_some() {
-        return Err(Why::InsideWorker.into());
-    }
-    if config.program.is_none() {
-        task::in_main_executable().map_err(|object| Error::from(Why::NotInProgram { object }))?;
-    }
-    if worker::depth() >= DEPTH_MAX {
-        return Err(Why::TooDeep { limit: DEPTH_MAX }.into());
-    }
-    Ok(())
-}
 
 /// A process that has just been started.
 #[derive(Debug)]

@@ -70,7 +70,11 @@ impl Player {
 
     fn say_with(&mut self, descriptors: &[BorrowedFd<'_>], write: impl FnOnce(&mut Vec<u8>)) {
         let bytes = framed(write);
-        assert_eq!(sys::send_with_fds(self.socket.as_fd(), &[IoSlice::new(&bytes)], descriptors).unwrap(), bytes.len());
+        match sys::send_with_fds(self.socket.as_fd(), &[IoSlice::new(&bytes)], descriptors) {
+            // The pool has had the kernel refuse them.
+            Err(error) if error.raw_os_error() == Some(nix::libc::EPERM) => self.socket.write_all(&bytes).unwrap(),
+            sent => assert_eq!(sent.unwrap(), bytes.len()),
+        }
     }
 
     /// The body of the next frame; empty when the pool has closed.

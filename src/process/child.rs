@@ -148,6 +148,11 @@ impl Child {
         self.process().pidfd.as_fd()
     }
 
+    /// Whether it has ended, reaped or not. It asks the kernel, so it is never behind.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.process().exit.get().is_some() || is_readable(self.pidfd())
+    }
+
     /// Kills it at once (SIGKILL), with all that is in its process group if it leads one.
     ///
     /// `Ok` also if it has already ended. It is not reaped yet when this returns.
@@ -166,7 +171,6 @@ impl Child {
     /// # Errors
     ///
     /// When there is no such signal, when the kernel refuses, and in a forked copy.
-    #[cfg(test)] // only tests send others than SIGKILL
     pub(crate) fn signal(&self, signal: c_int) -> io::Result<()> {
         self.process().signal(signal)
     }
@@ -314,7 +318,6 @@ impl Process {
         self.signal_process(libc::SIGKILL).and(group)
     }
 
-    #[cfg(test)]
     fn signal(&self, signal: c_int) -> io::Result<()> {
         fork::refuse_in_copy()?;
         if self.exit.get().is_some() {
@@ -367,10 +370,10 @@ impl Process {
             // No kernel that gives pidfds says so; a filter of system calls might. Whether it has ended, its pidfd
             // tells all the same.
             Err(_) => {
-                let mut fds = [PollFd::new(pidfd, PollFlags::POLLIN)];
-                match poll(&mut fds, PollTimeout::ZERO) {
-                    Ok(1) => self.reaped_by_host(reaping),
-                    _ => None,
+                if is_readable(pidfd) {
+                    self.reaped_by_host(reaping)
+                } else {
+                    None
                 }
             }
         }
@@ -432,6 +435,11 @@ impl Process {
     fn lock(&self) -> MutexGuard<'_, ()> {
         self.reaping.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_readable(pidfd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(pidfd, PollFlags::POLLIN)];
+    matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1))
 }
 
 /// There is nobody left to signal: that is what was wanted.
@@ -520,10 +528,7 @@ mod tests {
         reaped(child).status.expect("we reaped it ourselves")
     }
 
-    fn readable(pidfd: BorrowedFd<'_>) -> bool {
-        let mut fds = [PollFd::new(pidfd, PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::ZERO).expect("poll") == 1
-    }
+    use super::is_readable as readable;
 
     fn wait_zombie(pid: u32) {
         wait_until("a zombie", || process_state(pid) == Some('Z'));

@@ -8,6 +8,7 @@
 //! | `memory` | the sealed memory that the application shares with one worker |
 //! | `death_note` | what a dying worker can still say, in that memory |
 //! | `child` | the owner of one child: signals and the one reaping |
+//! | `standard` | the standard streams that a child is given |
 //! | `spawn` | this very program, started afresh |
 //! | `steward` | the thread that starts children, reaps orphans, and turns what no runtime turns |
 //!
@@ -18,6 +19,7 @@ mod death_note;
 pub(crate) mod fork;
 mod memory;
 mod spawn;
+pub(crate) mod standard;
 pub(crate) mod steward;
 pub(crate) mod sys;
 
@@ -27,5 +29,5 @@ pub(crate) mod testing;
 pub(crate) use child::{Child, Exit};
 pub(crate) use death_note::{DeathNote, NOTE_WORDS, NotePage};
 pub(crate) use memory::SharedMemory;
-pub(crate) use spawn::{Spawn, spawn};
+pub(crate) use spawn::{Spawn, spawn, spawn_with_stdout};
 pub(crate) use sys::is_secure;

@@ -96,8 +96,14 @@ impl Error for SpawnError {
     }
 }
 
-/// Starts this program afresh, with the same name (`argv[0]`), no other argument, and the standard output of ours; or
-/// the program that is asked for.
+/// Starts this program afresh, with the same name (`argv[0]`), no other argument, and the standard output of ours.
+/// See [`spawn_with_stdout`].
+pub(crate) fn spawn(spawn: &Spawn, stdin: OwnedFd, stderr: OwnedFd, marker: (&str, &OsStr)) -> io::Result<Child> {
+    spawn_with_stdout(spawn, stdin, None, stderr, marker)
+}
+
+/// Starts this program afresh, with the same name (`argv[0]`) and no other argument, or the program that is asked for;
+/// `stdout` is ours if `None`.
 ///
 /// `stdin` is the worker's end of the socket pair; `marker` a variable that tells it what it is. The marker is set
 /// last, so `env` can neither change nor remove it.
@@ -109,9 +115,15 @@ impl Error for SpawnError {
 /// # Blocking
 ///
 /// For the exec, some 2 ms, and at most 50 ms more while the program is being written.
-pub(crate) fn spawn(spawn: &Spawn, stdin: OwnedFd, stderr: OwnedFd, marker: (&str, &OsStr)) -> io::Result<Child> {
+pub(crate) fn spawn_with_stdout(
+    spawn: &Spawn,
+    stdin: OwnedFd,
+    stdout: Option<OwnedFd>,
+    stderr: OwnedFd,
+    marker: (&str, &OsStr),
+) -> io::Result<Child> {
     let program = spawn.program.as_ref().map_or(Path::new(THIS_PROGRAM), |(program, _)| Path::new(program));
-    start(program, spawn, stdin, stderr, marker).map_err(|(kind, error)| {
+    start(program, spawn, stdin, stdout, stderr, marker).map_err(|(kind, error)| {
         if spawn.program.is_some() {
             return io::Error::new(kind, error);
         }
@@ -125,6 +137,7 @@ fn start(
     program: &Path,
     spawn: &Spawn,
     stdin: OwnedFd,
+    stdout: Option<OwnedFd>,
     stderr: OwnedFd,
     marker: (&str, &OsStr),
 ) -> Result<Child, (io::ErrorKind, SpawnError)> {
@@ -159,6 +172,9 @@ fn start(
         command.process_group(0);
     }
     command.stdin(Stdio::from(stdin)).stderr(Stdio::from(stderr));
+    if let Some(stdout) = stdout {
+        command.stdout(stdout);
+    }
 
     let mut tries = 0;
     let started = loop {
@@ -262,7 +278,7 @@ mod tests {
         ours.write_all(format!("exec >&0\n{script}\n").as_bytes()).expect("write");
         ours.shutdown(std::net::Shutdown::Write).expect("shutdown");
         let marker = (MARKER, OsStr::new("marked"));
-        let child = start(Path::new("/bin/sh"), spawn, theirs.into(), dev_null(), marker).expect("start");
+        let child = start(Path::new("/bin/sh"), spawn, theirs.into(), None, dev_null(), marker).expect("start");
         let mut output = String::new();
         ours.read_to_string(&mut output).expect("read");
         let status = wait(&child).status.expect("ours");
@@ -370,7 +386,7 @@ mod tests {
         let writer = std::fs::OpenOptions::new().append(true).open(&program).expect("open");
         let go = || {
             let marker = (MARKER, OsStr::new("1"));
-            start(&program, &Spawn::default(), dev_null(), dev_null(), marker)
+            start(&program, &Spawn::default(), dev_null(), None, dev_null(), marker)
         };
         let (kind, error) = go().expect_err("it is being written");
         assert_eq!(kind, io::ErrorKind::ExecutableFileBusy);

@@ -3,9 +3,9 @@
 //! * It starts processes, so that no runtime waits for an `exec`, and so that the parent-death
 //!   signal, which follows the *thread* that spawned (prctl(2)), follows one that stays.
 //! * It reaps children whose owner has gone.
-//! * It turns what a runtime should turn but does not (see [`Turn`]).
+//! * It turns what a runtime should turn but does not, and what has no runtime (see [`Turn`]).
 //!
-//! No user code runs here, except wakers (and the panic hook, should one of them panic). It is started with the first pool and stays; in a forked
+//! No user code runs here, except wakers (and the panic hook, should one of them panic). It is started with the first pool or process and stays; in a forked
 //! copy of the application it does not exist, and nothing is asked of it.
 //!
 //! Who turns a pool that has a runtime:
@@ -24,6 +24,7 @@ use super::fork;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -67,6 +68,11 @@ struct Steward {
 static STEWARD: OnceLock<Steward> = OnceLock::new();
 static STARTING: Mutex<()> = Mutex::new(());
 
+thread_local! {
+    /// Without a destructor, so that it can be asked as late as in an exit handler.
+    static IS_STEWARD: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Starts the steward, unless it runs.
 pub(crate) fn start() -> io::Result<()> {
     let _one_at_a_time = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,6 +87,7 @@ pub(crate) fn start() -> io::Result<()> {
     let mut before = nix::sys::signal::SigSet::empty();
     nix::sys::signal::pthread_sigmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
     let thread = std::thread::Builder::new().name("procpool-steward".into()).spawn(move || {
+        IS_STEWARD.set(true);
         let watch = Watches { epoll, entries: HashMap::new(), orphans: HashMap::new(), next: BELL + 1 };
         watch.run(STEWARD.wait());
     });
@@ -106,6 +113,22 @@ fn order(order: Order) {
 /// Runs `job` on the steward's thread. It must not wait for anything but an `exec`.
 pub(crate) fn run(job: impl FnOnce() + Send + 'static) {
     order(Order::Do(Box::new(job)));
+}
+
+/// Runs `job` on the steward's thread and waits for what it gives, for an `exec` and no longer. `None` in a forked copy,
+/// and if it panicked.
+pub(crate) fn ask<R: Send + 'static>(job: impl FnOnce() -> R + Send + 'static) -> Option<R> {
+    if is_this_thread() {
+        return shielded(job); // a waker that starts something: it must not wait for itself
+    }
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    run(move || drop(sender.send(job())));
+    receiver.recv().ok()
+}
+
+/// Whether the caller is the steward: it runs wakers, which may be anything.
+pub(crate) fn is_this_thread() -> bool {
+    IS_STEWARD.get()
 }
 
 /// Watches over `what` until it has ended.

@@ -235,6 +235,13 @@ pub(crate) fn kill_process(pid: u32, signal: c_int) -> io::Result<()> {
     }
 }
 
+/// Has a function called when this process ends by `exit` or by returning from `main` (atexit(3)). `false`: there was no
+/// memory to remember it.
+pub(crate) fn at_exit(function: extern "C" fn()) -> bool {
+    // SAFETY: the function stays where it is, for this crate is never unloaded from a program that it is linked into.
+    unsafe { libc::atexit(function) == 0 }
+}
+
 /// Receives what is there, without waiting (recv(2)); 0 is the end of the stream.
 ///
 /// Descriptors that travel with these bytes are closed by the kernel: where some may come, use [`recv_with_fds`].

@@ -262,7 +262,7 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
         Read::Failed(1 << 40, Failed::Result { reason: String::new() }),
         Read::Failed(0, Failed::TooLarge),
         Read::Failed(5, Failed::Cancelled),
-        Read::Welcome(Welcome { frame_limit: 1 << 30, depth: 1, init: true, name: text() }),
+        Read::Welcome(Welcome { frame_limit: 1 << 30, depth: 1, init: true, name: text(), single: None }),
         Read::Init(70_000, 2, vec![5, 0xc0]),
         Read::Call(300, 1, 7, 8, vec![1, 2, 3, 4, 5, 6, 7, 8]),
         Read::Call(0, 0, 0, 0, vec![]),

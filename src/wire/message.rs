@@ -20,6 +20,8 @@ pub(crate) mod kind {
     pub(crate) const INIT_FAILED: u8 = 3;
     pub(crate) const DONE: u8 = 4;
     pub(crate) const FAILED: u8 = 5;
+    /// In the place of READY, from a process that has detached itself: its number follows.
+    pub(crate) const DETACHED: u8 = 6;
     // From the pool.
     pub(crate) const WELCOME: u8 = 32;
     pub(crate) const INIT: u8 = 33;
@@ -54,6 +56,21 @@ pub(crate) struct Welcome {
     pub(crate) init: bool,
     /// The main thread's name.
     pub(crate) name: String,
+    /// It is no worker of a pool: it gets one call, and ends with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) single: Option<Single>,
+}
+
+/// What a process of one function is told beside.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Single {
+    /// It ends with its parent. Else it lets go of the lifeline before it says that it is ready.
+    pub(crate) tied: bool,
+    /// A third descriptor comes with the welcome: its standard input.
+    pub(crate) stdin: bool,
+    /// Its file mode creation mask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) umask: Option<u32>,
 }
 
 /// Why `init` failed.
@@ -201,6 +218,12 @@ pub(crate) fn cancel(out: &mut Vec<u8>, id: u64) {
 /// The worker is ready.
 pub(crate) fn ready(out: &mut Vec<u8>) {
     head(out, kind::READY, 0);
+}
+
+/// The process has detached itself, and is ready.
+pub(crate) fn detached(out: &mut Vec<u8>, pid: u32) {
+    head(out, kind::DETACHED, 1);
+    uint(out, u64::from(pid));
 }
 
 /// A message that is one map: `HELLO`, `WELCOME`, `INIT_FAILED`.

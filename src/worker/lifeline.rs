@@ -45,3 +45,11 @@ pub(super) fn arm_parent_death() -> io::Result<()> {
     };
     raw::set_parent_death_signal(signal)
 }
+
+/// Goes on from now on, whatever becomes of the application.
+pub(super) fn let_go(lifeline: Lifeline) -> io::Result<()> {
+    raw::set_parent_death_signal(0)?;
+    // Without our end there is nothing at which something could happen.
+    drop(lifeline);
+    Ok(())
+}

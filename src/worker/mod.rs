@@ -2,21 +2,29 @@
 //!
 //! * `start.rs`: the constructor that makes a fresh start of the program a worker, before `main`;
 //! * `lifeline.rs`: how it dies with the application;
-//! * `serve.rs`: handshake, `init`, and the loop that runs tasks;
+//! * `program.rs`: whether fresh starts of this program can be workers;
+//! * `detach.rs`: how one becomes a daemon of the system; `parent.rs`: whose child it is;
+//! * `serve.rs`: handshake, `init`, and the loop that runs tasks; `once.rs`: the one call of a process of its own;
 //! * `inbox.rs`: its end of the socket;
 //! * `panics.rs`: what is told of a panic;
 //! * `readiness.rs`: a descriptor that a runtime watches;
 //! * `raw.rs`: system calls, and the handler that notes a stack overflow.
 //!
-//! Talks to the pool over its socket only, and knows nothing of `pool/`.
+//! Talks to the pool, or to whoever started a single process, over its socket only, and knows nothing of `pool/`.
 
+mod detach;
 mod inbox;
 mod lifeline;
+mod once;
 mod panics;
+mod parent;
+mod program;
 mod raw;
 mod readiness;
 mod serve;
 mod start;
 
+pub(crate) use parent::{parent_pid, parent_pidfd};
+pub(crate) use program::{check_hello, check_host, check_program, check_protocol, program_name};
 pub(crate) use readiness::watch_readable;
-pub(crate) use start::{MARKER, depth, linked};
+pub(crate) use start::{DETACH, MARKER, depth};

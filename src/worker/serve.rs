@@ -8,7 +8,7 @@
 
 use super::inbox::{Inbox, Next};
 use super::readiness::watch_readable;
-use super::{lifeline, panics, raw, start};
+use super::{lifeline, once, panics, raw, start};
 use crate::process::{SharedMemory, fork, sys};
 use crate::task::{self, Run, RunAsync, RunError, RunSync};
 use crate::wire::frame;
@@ -17,6 +17,7 @@ use futures::FutureExt;
 use futures::future::{AbortHandle, Abortable, Aborted, Either, select};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::collections::HashMap;
+use std::ffi::c_int;
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Seek, Write};
 use std::ops::Range;
@@ -29,12 +30,14 @@ use tokio::task::LocalSet;
 /// The handshake's messages are small.
 const HANDSHAKE_LIMIT: usize = 64 << 10;
 
-/// Serves the pool at the other end of `socket` until it closes its side. An error means that there
-/// is no such pool, or that it does not keep to the protocol.
-pub(super) fn serve(socket: OwnedFd) -> Result<(), String> {
+/// Serves the pool at the other end of `socket` until it closes its side, or runs the one call of a single process; gives
+/// the exit code. An error means that there is no such pool, or that it does not keep to the protocol.
+pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String> {
     fork::arm().map_err(|e| format!("arming the fork guard: {e}"))?;
-    let (_lifeline, theirs) = lifeline::arm().map_err(|e| format!("arming the lifeline: {e}"))?;
-    lifeline::arm_parent_death().map_err(|e| format!("arming the parent-death signal: {e}"))?;
+    let (lifeline, theirs) = lifeline::arm().map_err(|e| format!("arming the lifeline: {e}"))?;
+    if !is_detached {
+        lifeline::arm_parent_death().map_err(|e| format!("arming the parent-death signal: {e}"))?;
+    }
     let (welcome, memory) = shake_hands(&socket, theirs)?;
     raw::set_comm(&welcome.name);
     start::set_depth(welcome.depth);
@@ -43,6 +46,10 @@ pub(super) fn serve(socket: OwnedFd) -> Result<(), String> {
     let _ = raw::note_stack_overflow(memory);
 
     let limit = welcome.frame_limit as usize;
+    if let Some(single) = &welcome.single {
+        return once::serve(Inbox::new(socket, limit), limit, lifeline, single, is_detached);
+    }
+    let _lifeline = lifeline;
     let mut worker = Worker { inbox: Inbox::new(socket, limit), out: Vec::new(), limit, runtime: None };
     if welcome.init {
         match worker.init()? {
@@ -55,7 +62,7 @@ pub(super) fn serve(socket: OwnedFd) -> Result<(), String> {
                 frame::finish(&mut worker.out, start);
                 worker.inbox.send(&worker.out).map_err(lost)?;
                 // The pool has us now; it reads why, and kills.
-                return worker.wait_for_the_end();
+                return worker.wait_for_the_end().map(|()| 0);
             }
         }
     }
@@ -63,10 +70,10 @@ pub(super) fn serve(socket: OwnedFd) -> Result<(), String> {
     message::ready(&mut worker.out);
     frame::finish(&mut worker.out, start);
     worker.flush()?;
-    worker.run()
+    worker.run().map(|()| 0)
 }
 
-fn lost(error: io::Error) -> String {
+pub(super) fn lost(error: io::Error) -> String {
     format!("the pool's socket: {error}")
 }
 
@@ -92,7 +99,7 @@ fn shake_hands(socket: &OwnedFd, lifeline: OwnedFd) -> Result<(Welcome, &'static
         raw::wait_readable(socket.as_fd()).map_err(lost)?;
         // No more than the rest of this frame: what follows belongs to the inbox.
         let due = buffer.due();
-        let received = match sys::recv_with_fds(socket.as_fd(), &mut buffer.space()[..due], 2) {
+        let received = match sys::recv_with_fds(socket.as_fd(), &mut buffer.space()[..due], 3) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             other => other.map_err(lost)?,
         };
@@ -107,7 +114,11 @@ fn shake_hands(socket: &OwnedFd, lifeline: OwnedFd) -> Result<(Welcome, &'static
         return Err(format!("a message of kind {} instead of a welcome", message.kind));
     }
     let welcome: Welcome = message.map().map_err(|e| e.to_string())?;
+    let stdin = if welcome.single.as_ref().is_some_and(|single| single.stdin) { descriptors.pop() } else { None };
     let [memory, stderr] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|d| format!("{} descriptors with the welcome, not 2", d.len()))?;
+    if let Some(stdin) = stdin {
+        nix::unistd::dup2_stdin(stdin).map_err(|e| format!("taking over standard input: {e}"))?;
+    }
     let memory = SharedMemory::from_fd(memory).map_err(|e| format!("the worker's memory: {e}"))?;
     take_over_stderr(stderr).map_err(|e| format!("taking over standard error: {e}"))?;
     // For ever: the panic hook and the signal handler use it until the process ends.
@@ -145,17 +156,17 @@ struct Async {
 }
 
 /// A call, as its frame says it.
-struct Call {
-    id: u64,
+pub(super) struct Call {
+    pub(super) id: u64,
     /// `None`: as the environment says.
-    backtrace: Option<bool>,
-    run: Run,
+    pub(super) backtrace: Option<bool>,
+    pub(super) run: Run,
     /// Where in the frame the arguments begin.
-    args: usize,
+    pub(super) args: usize,
 }
 
 /// A call that breaks the protocol is no call: the worker ends.
-fn read_call(body: &[u8]) -> Result<Call, String> {
+pub(super) fn read_call(body: &[u8]) -> Result<Call, String> {
     let mut message = Message::new(body).map_err(|e| e.to_string())?;
     if message.kind != kind::CALL {
         return Err(format!("a message of kind {} instead of a call", message.kind));
@@ -170,20 +181,20 @@ fn read_call(body: &[u8]) -> Result<Call, String> {
 }
 
 /// After user code: a forked copy of the worker must not touch the socket.
-fn guard_against_fork() {
+pub(super) fn guard_against_fork() {
     if fork::is_forked_copy() {
         raw::exit_now();
     }
 }
 
-fn caught(payload: Box<dyn std::any::Any + Send>) -> Failed {
+pub(super) fn caught(payload: Box<dyn std::any::Any + Send>) -> Failed {
     let panics::Panic { location, backtrace } = panics::last();
     let failed = Failed::Panicked { message: panics::message(&*payload).to_owned(), location, backtrace };
     drop_payload(payload);
     failed
 }
 
-fn why(error: RunError) -> Failed {
+pub(super) fn why(error: RunError) -> Failed {
     match error {
         RunError::Arguments(reason) => Failed::Arguments { reason },
         RunError::Result(reason) | RunError::Init(reason) => Failed::Result { reason },
@@ -191,8 +202,8 @@ fn why(error: RunError) -> Failed {
     }
 }
 
-type Outcome = Result<Vec<u8>, Failed>;
-type Answer = Pin<Box<dyn Future<Output = (u64, Outcome)>>>;
+pub(super) type Outcome = Result<Vec<u8>, Failed>;
+pub(super) type Answer = Pin<Box<dyn Future<Output = (u64, Outcome)>>>;
 
 impl Worker {
     fn run(mut self) -> Result<(), String> {
@@ -384,7 +395,13 @@ impl Worker {
 }
 
 /// An async task: its panics are caught, and it can be dropped at an await point.
-fn begin(call: &Call, function: RunAsync, args: &[u8], limit: usize, registration: futures::future::AbortRegistration) -> Answer {
+pub(super) fn begin(
+    call: &Call,
+    function: RunAsync,
+    args: &[u8],
+    limit: usize,
+    registration: futures::future::AbortRegistration,
+) -> Answer {
     let (id, backtrace) = (call.id, call.backtrace);
     // Decoding is user code as well. The head of a reply takes at most 16 bytes.
     panics::want_backtrace(backtrace);

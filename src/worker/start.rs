@@ -5,17 +5,20 @@
 
 #![expect(unsafe_code, reason = "a constructor, and the constructors behind it")]
 
-use super::serve;
+use super::{detach, parent, serve};
 use crate::process::{is_secure, sys};
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
 use std::ffi::{OsStr, c_char, c_int};
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// The variable that makes a fresh start a worker. Its value is the version of the crate whose worker
 /// it is to be, for a program may hold several.
 pub(crate) const MARKER: &str = "PROCPOOL_WORKER";
+
+/// What follows the version where the fresh start is to detach itself, as a daemon of the system does.
+pub(crate) const DETACH: &str = " detach";
 
 /// What a process that cannot be a worker exits with; as a shell does when a command cannot be run.
 const EXIT_REFUSED: c_int = 126;
@@ -29,6 +32,17 @@ pub(crate) fn depth() -> u32 {
 
 pub(super) fn set_depth(depth: u32) {
     DEPTH.store(depth, Ordering::Relaxed);
+}
+
+/// This process has left its parent.
+static DETACHED: AtomicBool = AtomicBool::new(false);
+
+pub(super) fn is_detached() -> bool {
+    DETACHED.load(Ordering::Relaxed)
+}
+
+pub(super) fn set_detached() {
+    DETACHED.store(true, Ordering::Relaxed);
 }
 
 /// Refers to the constructor, so that it is linked into every program that can make a pool.
@@ -56,17 +70,25 @@ extern "C" fn constructor(argc: c_int, argv: *const *const c_char, envp: *const 
     if is_secure() {
         return;
     }
-    if std::env::var_os(MARKER).as_deref() != Some(OsStr::new(env!("CARGO_PKG_VERSION"))) {
-        return;
-    }
+    let marker = std::env::var_os(MARKER);
+    let is_detached = match marker.as_deref().and_then(OsStr::to_str).and_then(|text| text.strip_prefix(env!("CARGO_PKG_VERSION"))) {
+        Some("") => false,
+        Some(DETACH) => true,
+        _ => return,
+    };
+    drop(marker);
     // No panic may leave: there is nothing above us to catch it.
     let ended = std::panic::catch_unwind(|| {
         let socket = become_worker()?;
+        if is_detached {
+            // Before the constructors behind ours, which may start threads: a fork would leave those behind.
+            detach::detach(&socket)?;
+        }
         run_later_constructors(argc, argv, envp);
-        serve::serve(socket)
+        serve::serve(socket, is_detached)
     });
     match ended {
-        Ok(Ok(())) => std::process::exit(0),
+        Ok(Ok(code)) => std::process::exit(code),
         Ok(Err(why)) => {
             eprintln!("procpool: this process was started as a worker and cannot be one: {why}");
             // SAFETY: ends the process; nothing that an exit handler could want has happened yet.
@@ -93,6 +115,7 @@ fn become_worker() -> Result<OwnedFd, String> {
     if peer.unwrap_or(0) != parent.as_raw() as u32 {
         return Err(format!("the socket at its standard input was not made by its parent, process {parent}"));
     }
+    parent::remember(parent.as_raw().unsigned_abs());
     let failed = |what: &'static str| move |e: nix::errno::Errno| format!("{what}: {e}");
     let socket = nix::fcntl::fcntl(stdin, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(3)).map_err(failed("moving the socket"))?;
     // SAFETY: fcntl has just made it, for nobody else.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use procpool::{Pool, TaskError};
+use procpool::{Pool, Process, TaskError};
 
 fn fib(n: u64) -> u64 {
     if n < 2 { n } else { fib(n - 1) + fib(n - 2) }
@@ -57,6 +57,12 @@ async fn front_page() -> Result<(), Box<dyn std::error::Error>> {
     let _ = pool.spawn(add_pair, (1, 2));
     let _ = pool.spawn(async |x: u8| x, 1);
     let _ = pool.spawn(|x: u8| async move { x }, 1);
+
+    let child = Process::spawn(fib, 35)?;
+    child.terminate()?;
+    let _: Result<u64, TaskError> = child.await;
+    let _: Result<String, String> = Process::builder().daemon(false).spawn(fetch, ("host".into(), 80))?.await?.map(|_| String::new());
+    let _: u32 = Process::builder().detach(checksum, path).await?.pid();
 
     println!("{one} {page:?} {upper} {sum} {all:?}");
     Ok(())

@@ -1,0 +1,101 @@
+//! What is known of a daemon of the system.
+
+use super::coming::Coming;
+use super::machine::Machine;
+use crate::error::{Error, Why};
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::sync::oneshot;
+
+/// A daemon that was started by [`ProcessBuilder::detach`](crate::ProcessBuilder::detach).
+///
+/// It is no child of the application: it cannot be waited for, and its number may become another process's once it has
+/// ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Detached {
+    pid: u32,
+}
+
+impl Detached {
+    /// The daemon's own process number, as it is written into a pid file.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+}
+
+/// The start of a daemon; a future, see [`ProcessBuilder::detach`](crate::ProcessBuilder::detach).
+///
+/// # Drop
+///
+/// The daemon starts all the same.
+///
+/// # Cancel safety
+///
+/// Nothing is lost: it can be awaited by `&mut`, again and again.
+#[must_use = "whether the daemon has started is told here"]
+pub struct Detaching {
+    state: Result<Arc<Coming<Result<u32, Error>>>, Error>,
+    waiting: Option<oneshot::Receiver<()>>,
+}
+
+impl Detaching {
+    pub(super) fn new(state: Result<Arc<Coming<Result<u32, Error>>>, Error>) -> Self {
+        Self { state, waiting: None }
+    }
+
+    /// Waits on this thread.
+    ///
+    /// # Errors
+    ///
+    /// As awaiting it.
+    ///
+    /// # Blocking
+    ///
+    /// Until the daemon has started, some milliseconds.
+    ///
+    /// # Panics
+    ///
+    /// Within an async context, as tokio's blocking calls do: there, `.await` it.
+    pub fn blocking_wait(self) -> Result<Detached, Error> {
+        let coming = self.state?;
+        if Machine::is_forked_copy() {
+            return coming.get().unwrap_or_else(|| Err(Why::Forked.into())).map(|pid| Detached { pid });
+        }
+        coming.blocking_wait().map(|pid| Detached { pid })
+    }
+}
+
+impl Future for Detaching {
+    type Output = Result<Detached, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let coming = match &this.state {
+            Ok(coming) => coming,
+            Err(error) => return Poll::Ready(Err(error.clone())),
+        };
+        loop {
+            if let Some(result) = coming.get() {
+                return Poll::Ready(result.map(|pid| Detached { pid }));
+            }
+            if Machine::is_forked_copy() {
+                return Poll::Ready(Err(Why::Forked.into()));
+            }
+            match &mut this.waiting {
+                Some(waiting) => {
+                    let _ = ready!(Pin::new(waiting).poll(cx));
+                    this.waiting = None;
+                }
+                None => this.waiting = coming.waiter(),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Detaching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Detaching").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,673 @@
+//! What happens between a process of its own and the application that started it: the handshake, the one call, the
+//! answer, the end.
+//!
+//! All of it is turned by the steward, so it goes on whatever the application's runtimes do, and whether the handle still
+//! exists or not: nobody needs to await anything for a process to get its call, or to be reaped.
+//!
+//! ```text
+//!          hello            ready, and the call is with it          an answer
+//! Hello ──────────▶ Welcomed ─────────────────────────────▶ Running ─────────▶ Answered
+//!   └─────────────────┴──────────────────────────────────────┴──────────────────┴──▶ its end: told, and all is closed
+//! ```
+//!
+//! 1. The end is known from the pidfd alone. What the process had sent by then is read first, then it is reaped.
+//! 2. A complete answer counts, however the process ended after it.
+//! 3. A process that closes its socket goes on: it may have closed all descriptors that it did not know.
+//! 4. A detached process is no child of ours. What was started is the one that forks it, and ends; what is known of the
+//!    other comes over the socket, and its start is over when it says so.
+
+use super::builder::Order;
+use super::coming::Coming;
+use super::handover::Handover;
+use super::streams::{Streams, open_streams};
+use crate::error::{Error, ErrorKind, TaskError, What, Why};
+use crate::process::{Child, DeathNote, NOTE_WORDS, NotePage, SharedMemory, Spawn, fork, spawn_with_stdout, standard, steward, sys};
+use crate::wire::frame::{self, FrameBuffer};
+use crate::wire::message::{self, Bad, Failed, Hello, Message, Single, Welcome, kind};
+use crate::wire::packet::Packet;
+use crate::worker::{self, DETACH, MARKER};
+use nix::libc;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// A process says hello in some milliseconds; one that has not after this long will not. Generous, for machines that are
+/// overloaded at the time.
+const HELLO_LIMIT: Duration = Duration::from_secs(30);
+/// A process that has not yet said hello is trusted with no more than this, in bytes.
+const HELLO_MAX: usize = 64 << 10;
+/// Readings of the socket, and writings to it, in one turn, at most, so that nobody else waits for long.
+const STEPS: u32 = 16;
+/// The number of the one call.
+const CALL: u64 = 1;
+
+/// How a process ended, and what became of its function.
+#[derive(Clone, Debug)]
+pub(super) struct Ended {
+    /// `None`: it is not known.
+    pub(super) status: Option<ExitStatus>,
+    /// The encoded result.
+    pub(super) outcome: Result<Packet, TaskError>,
+}
+
+/// One process, and what is said to it and by it.
+pub(super) struct Machine {
+    child: Child,
+    function: &'static str,
+    detach: bool,
+    /// Of all descriptors; readable when something is ready.
+    epoll: Epoll,
+    /// What is needed until the end. The steward alone takes it, so nobody ever waits for it.
+    inside: Mutex<Option<Inside>>,
+    /// The handle has sent a signal: an early death is no failure of the start.
+    signalled: AtomicBool,
+    /// The process has all that it needs; its number.
+    started: Arc<Coming<Result<u32, Error>>>,
+    ended: Coming<Ended>,
+    turns: AtomicU64,
+    unattended: AtomicBool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Hello,
+    Welcomed,
+    Running,
+    Answered,
+}
+
+struct Inside {
+    stage: Stage,
+    /// `None`: it, or we, have closed it.
+    socket: Option<OwnedFd>,
+    memory: SharedMemory,
+    /// Our end: when it closes, the kernel kills the process, unless that has let go.
+    lifeline: Option<OwnedFd>,
+    timer: Option<TimerFd>,
+    /// How long it runs.
+    limit: Duration,
+    welcome: Welcome,
+    /// Standard error and input as they are to be from the welcome on.
+    given: Vec<OwnedFd>,
+    early_stderr: Option<File>,
+    /// The call, and how much of it has been written.
+    out: Vec<u8>,
+    written: usize,
+    /// It has closed its socket before it had all of the call.
+    is_deaf: bool,
+    buffer: FrameBuffer,
+    /// Descriptors that came before the welcome.
+    received: Vec<OwnedFd>,
+    truncated: bool,
+    answer: Option<Result<Packet, Failed>>,
+    /// Why we ended its start.
+    refused: Option<Error>,
+    /// How it broke the protocol.
+    bad: Option<String>,
+    timed_out: bool,
+    /// The number of the detached process, from when it says that it is ready.
+    detached: Option<u32>,
+    /// The application's exit waits for it.
+    handover: Option<Handover>,
+}
+
+const SOCKET: u64 = 0;
+const ENDED: u64 = 1;
+const TIMER: u64 = 2;
+
+/// Starts a process and has the steward turn it; waits for the exec.
+pub(super) fn spawn(order: Order) -> Result<(Arc<Machine>, Streams), Error> {
+    let (order, ours) = prepare(order)?;
+    let started = Arc::new(Coming::new());
+    let machine = steward::ask(move || launch(order, started)).unwrap_or_else(|| Err(Why::Forked.into()))?;
+    Ok((machine, ours))
+}
+
+/// Starts a process that detaches itself, and waits for nothing.
+pub(super) fn detach(order: Order) -> Result<Arc<Coming<Result<u32, Error>>>, Error> {
+    let (order, _) = prepare(order)?;
+    let started = Arc::new(Coming::new());
+    let told = Arc::clone(&started);
+    steward::run(move || {
+        if let Err(error) = launch(order, Arc::clone(&told)) {
+            told.set(Err(error));
+        }
+    });
+    Ok(started)
+}
+
+/// An order, with the streams as descriptors.
+struct Ready {
+    order: Order,
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: OwnedFd,
+    handover: Option<Handover>,
+}
+
+fn prepare(mut order: Order) -> Result<(Ready, Streams), Error> {
+    worker::check_program()?;
+    steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
+    let (ours, theirs) = open_streams(&mut order).map_err(|e| Error::spawn("opening a standard stream of the process", e))?;
+    let handover = (!order.tied).then(Handover::begin);
+    Ok((Ready { order, stdin: theirs.stdin, stdout: theirs.stdout, stderr: theirs.stderr, handover }, ours))
+}
+
+/// On the steward's thread, since the parent-death signal follows the thread that spawned.
+fn launch(ready: Ready, started: Arc<Coming<Result<u32, Error>>>) -> Result<Arc<Machine>, Error> {
+    let Ready { mut order, stdin, stdout, stderr, handover } = ready;
+    let (socket, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(|errno| Error::spawn("making a process's socket", errno.into()))?;
+    let no_stderr = |e| Error::spawn("making a process's first standard error", e);
+    let early_stderr = standard::early_stderr().map_err(no_stderr)?;
+    let their_stderr = early_stderr.try_clone().map_err(no_stderr)?;
+    let version = env!("CARGO_PKG_VERSION");
+    let marker = OsString::from(if order.detach { format!("{version}{DETACH}") } else { version.into() });
+    let surroundings = Spawn {
+        program: None,
+        env: std::mem::take(&mut order.env),
+        env_clear: order.env_clear,
+        current_dir: order.current_dir.take(),
+        group: order.group,
+    };
+    let child = spawn_with_stdout(&surroundings, theirs, stdout, their_stderr.into(), (MARKER, &marker))
+        .map_err(|e| Error::spawn("starting a process", e))?;
+    let given = Given { stdin, stderr, handover };
+    let machine = Machine::new(order, given, Launched { child, socket, early_stderr }, started, HELLO_LIMIT)?;
+    steward::watch(Arc::clone(&machine) as _);
+    Ok(machine)
+}
+
+/// A process that has just been started.
+pub(super) struct Launched {
+    pub(super) child: Child,
+    pub(super) socket: OwnedFd,
+    pub(super) early_stderr: File,
+}
+
+/// What it is given, or what it holds, until it has taken up its work.
+pub(super) struct Given {
+    pub(super) stdin: Option<OwnedFd>,
+    pub(super) stderr: OwnedFd,
+    pub(super) handover: Option<Handover>,
+}
+
+impl Machine {
+    pub(super) fn new(
+        order: Order,
+        given: Given,
+        launched: Launched,
+        started: Arc<Coming<Result<u32, Error>>>,
+        limit: Duration,
+    ) -> Result<Arc<Self>, Error> {
+        let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
+        let Launched { child, socket, early_stderr } = launched;
+        let memory = SharedMemory::create(NOTE_WORDS * size_of::<u64>()).map_err(|e| Error::spawn("making a process's memory", e))?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making a process's epoll set"))?;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
+            .and_then(|timer| timer.set(Expiration::OneShot(limit.into()), TimerSetTimeFlags::empty()).map(|()| timer))
+            .map_err(step("making a process's timer"))?;
+        epoll
+            .add(&socket, EpollEvent::new(READ, SOCKET))
+            .and_then(|()| epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)))
+            .and_then(|()| epoll.add(child.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, ENDED)))
+            .map_err(step("watching a process"))?;
+        let welcome = Welcome {
+            frame_limit: frame::BODY_MAX_DEFAULT as u32,
+            depth: worker::depth() + 1,
+            init: false,
+            name: order.name.unwrap_or_else(worker::program_name),
+            single: Some(Single { tied: order.tied, stdin: given.stdin.is_some(), umask: order.umask }),
+        };
+        let inside = Inside {
+            stage: Stage::Hello,
+            socket: Some(socket),
+            memory,
+            lifeline: None,
+            timer: Some(timer),
+            limit,
+            welcome,
+            given: [given.stderr].into_iter().chain(given.stdin).collect(),
+            early_stderr: Some(early_stderr),
+            out: order.call,
+            written: 0,
+            is_deaf: false,
+            buffer: FrameBuffer::new(HELLO_MAX),
+            received: Vec::new(),
+            truncated: false,
+            answer: None,
+            refused: None,
+            bad: None,
+            timed_out: false,
+            detached: None,
+            handover: given.handover,
+        };
+        Ok(Arc::new(Self {
+            child,
+            function: order.function,
+            detach: order.detach,
+            epoll,
+            inside: Mutex::new(Some(inside)),
+            signalled: AtomicBool::new(false),
+            started,
+            ended: Coming::new(),
+            turns: AtomicU64::new(0),
+            unattended: AtomicBool::new(false),
+        }))
+    }
+}
+
+/// By level: what is not read in one turn is read in the next.
+const READ: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
+
+impl Machine {
+    pub(super) fn is_forked_copy() -> bool {
+        fork::is_forked_copy()
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    pub(super) fn function(&self) -> &'static str {
+        self.function
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.child.has_ended()
+    }
+
+    /// Reaps it, if it has ended and the steward has not yet come to it.
+    pub(super) fn exit_status(&self) -> Option<ExitStatus> {
+        self.child.try_reap()?.status
+    }
+
+    pub(super) fn kill(&self) -> Result<(), Error> {
+        self.signalled.store(true, Ordering::Relaxed);
+        self.child.kill().map_err(|e| self.not_signalled(libc::SIGKILL, e))
+    }
+
+    pub(super) fn terminate(&self) -> Result<(), Error> {
+        self.signal(libc::SIGTERM)
+    }
+
+    pub(super) fn signal(&self, signal: i32) -> Result<(), Error> {
+        if signal != 0 {
+            self.signalled.store(true, Ordering::Relaxed);
+        }
+        self.child.signal(signal).map_err(|e| self.not_signalled(signal, e))
+    }
+
+    fn not_signalled(&self, signal: i32, source: io::Error) -> Error {
+        if fork::is_forked_copy() {
+            return Why::Forked.into();
+        }
+        Why::Signal { pid: self.pid(), signal, source }.into()
+    }
+
+    pub(super) fn started(&self) -> &Coming<Result<u32, Error>> {
+        &self.started
+    }
+
+    pub(super) fn ended(&self) -> &Coming<Ended> {
+        &self.ended
+    }
+
+    // ---- reading
+
+    fn read(&self, inside: &mut Inside, to_end: bool) {
+        let mut steps = 0;
+        // To the end of what it sent itself: whoever else holds its end, a grandchild say, may write for ever. (Of a
+        // detached process it is a grandchild that speaks.)
+        let mut left = match inside.socket.as_ref().filter(|_| to_end && !self.detach) {
+            Some(socket) => sys::queued(socket.as_fd()).unwrap_or(usize::MAX),
+            None => usize::MAX,
+        };
+        while let Some(socket) = inside.socket.as_ref().filter(|_| left > 0 && (to_end || steps < STEPS)) {
+            steps += 1;
+            let space = inside.buffer.space();
+            let read = if inside.stage < Stage::Running {
+                // One descriptor is due; a second one is told apart, and closed.
+                sys::recv_with_fds(socket.as_fd(), space, 2).map(|received| {
+                    inside.received.extend(received.fds);
+                    inside.truncated |= received.truncated;
+                    received.bytes
+                })
+            } else {
+                sys::recv(socket.as_fd(), space)
+            };
+            match read {
+                Ok(0) => self.close_socket(inside),
+                Ok(n) => {
+                    left -= n.min(left);
+                    inside.buffer.filled(n);
+                    if let Err(Bad(reason)) = self.take_frames(inside) {
+                        inside.bad.get_or_insert(reason);
+                        self.close_socket(inside);
+                        let _ = self.child.kill();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // ECONNRESET: it ended with something of ours unread. Its end tells more.
+                Err(_) => self.close_socket(inside),
+            }
+        }
+    }
+
+    fn close_socket(&self, inside: &mut Inside) {
+        if let Some(socket) = inside.socket.take() {
+            // Closing it would take it out as well, unless a fork of ours holds a copy.
+            let _ = self.epoll.delete(&socket);
+        }
+        inside.is_deaf |= !inside.out.is_empty();
+        inside.out = Vec::new();
+    }
+
+    fn take_frames(&self, inside: &mut Inside) -> Result<(), Bad> {
+        // At once, and not when the message is whole: until then any number could come.
+        if inside.received.len() > usize::from(inside.stage == Stage::Hello) {
+            return Err(Bad("a descriptor that nobody asked for".into()));
+        }
+        while let Some(range) = inside.buffer.next_frame().map_err(|e| Bad(e.to_string()))? {
+            let mut message = Message::new(inside.buffer.bytes(range.clone()))?;
+            match (inside.stage, message.kind) {
+                (Stage::Hello, kind::HELLO) => {
+                    let hello = message.map()?;
+                    self.welcome(inside, &hello)?;
+                }
+                (Stage::Welcomed, kind::READY) if !self.detach => {
+                    message.end()?;
+                    self.ready(inside)?;
+                }
+                (Stage::Welcomed, kind::DETACHED) if self.detach => {
+                    inside.detached = Some(message.uint()?);
+                    message.end()?;
+                    self.ready(inside)?;
+                }
+                (Stage::Running, kind::DONE) => {
+                    let id: u64 = message.uint()?;
+                    let (1, at) = message.rest() else { return Err(Bad("a result that is not one value".into())) };
+                    self.answered(inside, id, |inside| Ok(inside.buffer.take(range.start + at..range.end)))?;
+                }
+                (Stage::Running, kind::FAILED) => {
+                    let id: u64 = message.uint()?;
+                    let failed = message.map()?;
+                    self.answered(inside, id, |_| Err(failed))?;
+                }
+                (_, other) => return Err(Bad(format!("a message of kind {other} out of its place"))),
+            }
+        }
+        Ok(())
+    }
+
+    fn ready(&self, inside: &mut Inside) -> Result<(), Bad> {
+        if inside.truncated {
+            return Err(Bad("a descriptor that nobody asked for".into()));
+        }
+        inside.stage = Stage::Running;
+        self.stop_timer(inside);
+        Ok(())
+    }
+
+    fn stop_timer(&self, inside: &mut Inside) {
+        if let Some(timer) = inside.timer.take() {
+            let _ = self.epoll.delete(&timer);
+        }
+    }
+
+    fn answered(&self, inside: &mut Inside, id: u64, answer: impl FnOnce(&mut Inside) -> Result<Packet, Failed>) -> Result<(), Bad> {
+        if id != CALL || !inside.out.is_empty() {
+            return Err(Bad(format!("an answer to call {id}, which it was not to give now")));
+        }
+        inside.answer = Some(answer(inside));
+        inside.stage = Stage::Answered;
+        self.close_socket(inside);
+        Ok(())
+    }
+
+    /// The hello has come: keep the lifeline, and answer. The call follows.
+    fn welcome(&self, inside: &mut Inside, hello: &Hello) -> Result<(), Bad> {
+        worker::check_hello(hello)?;
+        if inside.truncated && inside.received.is_empty() {
+            // It sent one, and we have no number left for it: no fault of the process's.
+            self.refuse(inside, Error::spawn("taking in a process's lifeline", nix::errno::Errno::EMFILE.into()));
+            return Ok(());
+        }
+        let lifeline = inside.received.pop().filter(|_| !inside.truncated);
+        inside.lifeline = Some(lifeline.ok_or_else(|| Bad("a hello without its one descriptor".into()))?);
+        inside.stage = Stage::Welcomed;
+        inside.buffer.set_limit(frame::BODY_MAX_DEFAULT);
+        let Some(socket) = &inside.socket else { return Ok(()) };
+        // No further one is due. Older kernels do not know this, and close what comes, however long that takes.
+        let _ = sys::refuse_descriptors(socket.as_fd());
+
+        let mut out = Vec::new();
+        let start = frame::begin(&mut out);
+        message::control(&mut out, kind::WELCOME, &inside.welcome);
+        frame::finish(&mut out, start);
+        let fds: Vec<_> = std::iter::once(inside.memory.fd()).chain(inside.given.iter().map(AsFd::as_fd)).collect();
+        // The socket is empty: the welcome goes whole.
+        match sys::send_with_fds(socket.as_fd(), &[IoSlice::new(&out)], &fds) {
+            Ok(n) if n == out.len() => {
+                drop(fds);
+                inside.given.clear();
+                inside.early_stderr = None;
+                Ok(())
+            }
+            Ok(_) => Err(Bad("it did not take the welcome".into())),
+            // It has ended meanwhile: that will be told in its own words.
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
+            // Our own want of descriptors, say: no fault of the process's.
+            Err(error) => {
+                self.refuse(inside, Error::spawn("answering a process's hello", error));
+                Ok(())
+            }
+        }
+    }
+
+    /// The system refuses what the process needs from us; it is killed.
+    fn refuse(&self, inside: &mut Inside, error: Error) {
+        inside.refused.get_or_insert(error);
+        self.close_socket(inside);
+        inside.lifeline = None;
+        let _ = self.child.kill();
+    }
+
+    // ---- writing
+
+    fn write(&self, inside: &mut Inside) {
+        if inside.stage == Stage::Hello {
+            return;
+        }
+        for _ in 0..STEPS {
+            let Some(socket) = &inside.socket else { return };
+            if inside.out.is_empty() {
+                return;
+            }
+            match sys::send(socket.as_fd(), &inside.out[inside.written..]) {
+                Ok(n) => inside.written += n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // It does not read any more; what it has to say comes all the same.
+                Err(_) => {
+                    inside.is_deaf = true;
+                    inside.written = inside.out.len();
+                }
+            }
+            if inside.written == inside.out.len() {
+                inside.out = Vec::new();
+                let _ = self.epoll.modify(socket, &mut EpollEvent::new(READ, SOCKET));
+                return;
+            }
+        }
+        // The rest when there is room, or when others have had their turn.
+        if let Some(socket) = &inside.socket {
+            let _ = self.epoll.modify(socket, &mut EpollEvent::new(READ | EpollFlags::EPOLLOUT, SOCKET));
+        }
+    }
+
+    // ---- its end
+
+    fn time_is_up(&self, inside: &mut Inside) {
+        if inside.timer.as_ref().is_some_and(is_due) {
+            self.stop_timer(inside);
+            inside.timed_out = true;
+            self.close_socket(inside);
+            // Of a detached process it is the lifeline that ends it.
+            inside.lifeline = None;
+            let _ = self.child.kill();
+        }
+    }
+
+    fn end(&self, inside: Inside, status: Option<ExitStatus>) {
+        let pid = self.pid();
+        let note = NotePage::new(inside.memory.words()).and_then(|page| page.read());
+        let error = |what| TaskError::new(what, self.function);
+        let outcome = match inside.answer {
+            Some(Ok(packet)) => Ok(packet),
+            Some(Err(failed)) => Err(error(match failed {
+                Failed::Panicked { message, location, backtrace } => What::Panicked { message, location, backtrace, pid, status },
+                Failed::Arguments { reason } => What::ArgumentDecode { pid, reason },
+                Failed::Result { reason } => What::ResultEncode { pid, reason },
+                Failed::TooLarge => What::ResultTooLarge { pid, limit: frame::BODY_MAX_DEFAULT },
+                Failed::Cancelled => What::BadFrame { pid, reason: "a call that nobody cancelled was".into() },
+                Failed::Unknown => What::BadFrame { pid, reason: "a function of its own program is unknown to it".into() },
+            })),
+            None if inside.stage == Stage::Running => Err(error(match (inside.bad, note) {
+                (Some(reason), _) => What::BadFrame { pid, reason },
+                (None, Some(DeathNote::Panic { message, place })) => {
+                    What::Panicked { message, location: Some(place), backtrace: None, pid, status }
+                }
+                (None, note) => What::WorkerDied { pid, status, stack_overflow: note == Some(DeathNote::StackOverflow) },
+            })),
+            None => {
+                let cause = self.why_start_failed(&inside, status);
+                self.started.set(Err(cause.clone()));
+                let is_our_doing = self.signalled.load(Ordering::Relaxed) && cause.kind() == ErrorKind::DiedAtStart;
+                Err(error(if is_our_doing { What::WorkerDied { pid, status, stack_overflow: false } } else { What::StartFailed(cause) }))
+            }
+        };
+        // It may have ended with its call half written.
+        self.started.set(Ok(pid));
+        // All descriptors are closed before anybody is told.
+        drop((inside.socket, inside.memory, inside.lifeline, inside.timer, inside.given, inside.early_stderr, inside.received));
+        drop(inside.handover);
+        self.ended.set(Ended { status, outcome });
+    }
+
+    fn why_start_failed(&self, inside: &Inside, status: Option<ExitStatus>) -> Error {
+        if let Some(error) = &inside.refused {
+            return error.clone();
+        }
+        let pid = inside.detached.unwrap_or(self.pid());
+        let stderr = inside.early_stderr.as_ref().map(standard::tail).unwrap_or_default();
+        let why = match &inside.bad {
+            Some(reason) => Why::NotAWorker { pid, reason: reason.clone(), stderr },
+            None if inside.timed_out => Why::HelloTimeout { pid, limit: inside.limit, stderr },
+            None => Why::DiedAtStart { pid, status, stderr },
+        };
+        why.into()
+    }
+}
+
+impl steward::Turn for Machine {
+    fn ready_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+
+    fn turn(&self) -> bool {
+        let mut slot = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(inside) = slot.as_mut() else { return false };
+        self.turns.fetch_add(1, Ordering::Relaxed);
+        // The steward also looks without cause, when something else has lost its runtime: one system call, for each of many.
+        if self.epoll.wait(&mut [EpollEvent::empty(); 4], EpollTimeout::ZERO) == Ok(0) {
+            return true;
+        }
+        self.time_is_up(inside);
+        // Looked at before the reading: what it sent before its end is there then.
+        let has_ended = self.child.has_ended();
+        self.read(inside, has_ended);
+        self.write(inside);
+        let is_with_it = inside.stage == Stage::Running && inside.out.is_empty() && !inside.is_deaf;
+        if self.detach {
+            return match self.turn_detached(inside, has_ended, is_with_it) {
+                None => true,
+                Some(result) => {
+                    let inside = slot.take();
+                    drop(slot);
+                    drop(inside);
+                    self.started.set(result);
+                    false
+                }
+            };
+        }
+        let has_started = is_with_it || inside.stage == Stage::Answered;
+        if has_started {
+            inside.handover = None;
+        }
+        // A debugger may still hold it: then it is looked at again.
+        let exit = if has_ended { self.child.try_reap() } else { None };
+        let over = exit.and_then(|exit| Some((slot.take()?, exit.status)));
+        drop(slot);
+        if has_started {
+            self.started.set(Ok(self.pid()));
+        }
+        let Some((inside, status)) = over else { return true };
+        self.end(inside, status);
+        false
+    }
+
+    fn turns(&self) -> &AtomicU64 {
+        &self.turns
+    }
+
+    fn unattended(&self) -> &AtomicBool {
+        &self.unattended
+    }
+
+    fn is_turning(&self) -> bool {
+        false
+    }
+
+    fn is_alone(&self) -> bool {
+        true
+    }
+}
+
+impl Machine {
+    /// What the start of a detached process came to; `None` while it is not over.
+    fn turn_detached(&self, inside: &mut Inside, has_ended: bool, is_with_it: bool) -> Option<Result<u32, Error>> {
+        // What we have started is to fork and to end well, first of all.
+        let exit = if has_ended { self.child.try_reap()? } else { return None };
+        // It stays readable; from here on it is the socket that counts.
+        let _ = self.epoll.delete(self.child.pidfd());
+        if exit.status.is_some_and(|status| !status.success()) || inside.refused.is_some() || inside.bad.is_some() || inside.timed_out {
+            return Some(Err(self.why_start_failed(inside, exit.status)));
+        }
+        match (inside.detached, &inside.socket) {
+            (Some(pid), _) if is_with_it => Some(Ok(pid)),
+            // It has gone without a word; it is no child of ours, so nobody will ever know how.
+            (_, None) => Some(Err(self.why_start_failed(inside, None))),
+            _ => None,
+        }
+    }
+}
+
+fn is_due(timer: &TimerFd) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    poll(&mut [PollFd::new(timer.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|n| n > 0)
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine").field("child", &self.child).field("function", &self.function).finish_non_exhaustive()
+    }
+}

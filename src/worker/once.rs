@@ -1,0 +1,110 @@
+//! The one call of a process of its own: read, run, answered; then the process ends, with the exit code that says how.
+
+use super::inbox::Inbox;
+use super::lifeline::{self, Lifeline};
+use super::panics;
+use super::serve::{self, Call, Outcome, lost};
+use crate::task::{Run, RunSync};
+use crate::wire::frame;
+use crate::wire::message::{self, Failed, Single};
+use futures::future::AbortHandle;
+use std::ffi::c_int;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tokio::task::LocalSet;
+
+/// The function returned, and its result is on its way.
+const EXIT_RETURNED: c_int = 0;
+/// It panicked: what std gives a program whose `main` panics.
+const EXIT_PANICKED: c_int = 101;
+/// Its arguments could not be decoded, or its result not encoded.
+const EXIT_UNSPEAKABLE: c_int = 1;
+
+/// The head of an answer, at most, in bytes.
+const HEAD: usize = 16;
+
+/// Says that it is ready, runs the call that comes, and answers; gives the exit code.
+pub(super) fn serve(mut inbox: Inbox, limit: usize, lifeline: Lifeline, single: &Single, is_detached: bool) -> Result<c_int, String> {
+    if let Some(mask) = single.umask {
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
+    }
+    // Before we say that we are ready: from then on whoever started us may end.
+    let lifeline = if single.tied {
+        Some(lifeline)
+    } else {
+        lifeline::let_go(lifeline).map_err(|e| format!("letting go of the lifeline: {e}"))?;
+        None
+    };
+    let ready = in_frame(|out| if is_detached { message::detached(out, std::process::id()) } else { message::ready(out) });
+    inbox.send(&ready).map_err(lost)?;
+    let range = inbox.wait().map_err(lost)?.ok_or("whoever started it has gone, without a word of what to run")?;
+    let call = serve::read_call(inbox.bytes(range.clone()))?;
+    let args = range.start + call.args..range.end;
+    let (inbox, outcome) = if is_detached {
+        // A daemon holds nothing of whoever started it, and answers nobody.
+        let args = inbox.bytes(args).to_vec();
+        drop(inbox);
+        (None, run(&call, &args, limit)?)
+    } else {
+        let outcome = run(&call, inbox.bytes(args), limit)?;
+        (Some(inbox), outcome)
+    };
+    let code = match &outcome {
+        Ok(_) => EXIT_RETURNED,
+        Err(Failed::Panicked { .. }) => EXIT_PANICKED,
+        Err(_) => EXIT_UNSPEAKABLE,
+    };
+    if let Some(inbox) = inbox {
+        let answer = in_frame(|out| match outcome {
+            Ok(value) => {
+                message::done(out, call.id);
+                out.extend(value);
+            }
+            Err(mut failed) => {
+                failed.cut(limit);
+                message::failed(out, call.id, &failed);
+            }
+        });
+        // If nobody is there any more to read it, so be it: this is how a process ends that outlives its parent.
+        let _ = inbox.send(&answer);
+    }
+    // Armed to the end.
+    std::mem::forget(lifeline);
+    Ok(code)
+}
+
+fn in_frame(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    let start = frame::begin(&mut out);
+    write(&mut out);
+    frame::finish(&mut out, start);
+    out
+}
+
+fn run(call: &Call, args: &[u8], limit: usize) -> Result<Outcome, String> {
+    match call.run {
+        Run::Sync(function) => Ok(run_sync(call, function, args, limit)),
+        Run::Async(function) => {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("making a runtime: {e}"))?;
+            let local = LocalSet::new();
+            let (_, registration) = AbortHandle::new_pair();
+            let (_, outcome) = local.block_on(&runtime, async { serve::begin(call, function, args, limit, registration).await });
+            // What it has left running ends with the process: dropped, the runtime would wait for its blocking threads.
+            std::mem::forget((runtime, local));
+            Ok(outcome)
+        }
+        Run::InitSync(_) | Run::InitAsync(_) => Err("a call of an init function".into()),
+    }
+}
+
+fn run_sync(call: &Call, function: RunSync, args: &[u8], limit: usize) -> Outcome {
+    panics::want_backtrace(call.backtrace);
+    let mut out = Vec::new();
+    let result = catch_unwind(AssertUnwindSafe(|| function(args, &mut out, limit.saturating_sub(HEAD))));
+    serve::guard_against_fork();
+    match result {
+        Ok(Ok(())) => Ok(out),
+        Ok(Err(error)) => Err(serve::why(error)),
+        Err(payload) => Err(serve::caught(payload)),
+    }
+}

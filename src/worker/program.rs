@@ -1,0 +1,66 @@
+//! Whether fresh starts of this program can be workers, and what their processes are called.
+
+use super::start::{MARKER, depth, linked};
+use crate::error::{Error, Why};
+use crate::process::{fork, is_secure};
+use crate::task;
+use crate::wire::message::{self, Bad, Hello};
+use std::path::PathBuf;
+
+/// Workers within workers, at most. Each level may multiply the number of processes, so a task that builds a pool and
+/// submits itself comes to an end here.
+const DEPTH_MAX: u32 = 8;
+
+/// What can be known before a fresh start of this program is made.
+pub(crate) fn check_program() -> Result<(), Error> {
+    check_host()?;
+    task::in_main_executable().map_err(|object| Error::from(Why::NotInProgram { object }))
+}
+
+/// What can be known before any process is started, of whatever program.
+pub(crate) fn check_host() -> Result<(), Error> {
+    if !task::supported() || !linked() {
+        return Err(Why::Unsupported.into());
+    }
+    fork::arm().map_err(|e| Error::spawn("arming the fork guard", e))?;
+    if fork::is_forked_copy() {
+        return Err(Why::Forked.into());
+    }
+    if is_secure() {
+        return Err(Why::Secure.into());
+    }
+    if std::env::var_os(MARKER).is_some() {
+        return Err(Why::InsideWorker.into());
+    }
+    if depth() >= DEPTH_MAX {
+        return Err(Why::TooDeep { limit: DEPTH_MAX }.into());
+    }
+    Ok(())
+}
+
+/// Whether this is the hello of a process that speaks our version of the protocol.
+pub(crate) fn check_protocol(hello: &Hello) -> Result<(), Bad> {
+    if hello.protocol != message::PROTOCOL {
+        return Err(Bad(format!("it speaks version {} of the protocol, not {}", hello.protocol, message::PROTOCOL)));
+    }
+    Ok(())
+}
+
+/// Whether this is the hello of a fresh start of this very program.
+pub(crate) fn check_hello(hello: &Hello) -> Result<(), Bad> {
+    check_protocol(hello)?;
+    if hello.version != env!("CARGO_PKG_VERSION") {
+        return Err(Bad(format!("it has version {} of this crate, not {}", hello.version, env!("CARGO_PKG_VERSION"))));
+    }
+    if hello.fingerprint != Some(task::fingerprint()) {
+        return Err(Bad("it is another build of this program: its task table is not ours".into()));
+    }
+    Ok(())
+}
+
+/// What the program was started as, without its directory: the name of its processes, unless another is given.
+pub(crate) fn program_name() -> String {
+    let program = std::env::args_os().next().map(PathBuf::from);
+    let name = program.as_deref().and_then(|path| path.file_name());
+    name.map_or_else(|| "procpool".into(), |name| name.to_string_lossy().into_owned())
+}
