@@ -70,7 +70,6 @@ async fn a_queued_task_that_is_aborted_never_runs() {
 
 /// As above, after tasks so short that the worker is given several at a time.
 #[tokio::test]
-#[ignore = "what a worker holds behind its running task cannot be taken back yet (design 6, claims)"]
 async fn a_task_handed_to_a_busy_worker_and_aborted_never_runs() {
     let scene = Scene::new(1);
     for outcome in within("many short tasks", join_all((0..2000).map(|n| scene.pool.spawn(echo, n)))).await {

@@ -281,7 +281,7 @@ async fn idle_workers_that_are_killed_cost_nothing() {
 }
 
 #[tokio::test]
-async fn a_worker_killed_while_it_reads_a_large_argument_costs_that_task_only() {
+async fn a_worker_killed_while_it_reads_a_large_argument_costs_nothing() {
     let (pool, dir) = (pool(2), tempdir().unwrap());
     let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
     let other = pool.spawn(wait_for, (log.clone(), gate.clone()));
@@ -292,7 +292,7 @@ async fn a_worker_killed_while_it_reads_a_large_argument_costs_that_task_only() 
     let large = pool.spawn(|bytes: Vec<u8>| bytes.len(), vec![7; 64 << 20]);
     assert_eq!(large.worker_pid(), Some(reader));
     signal(reader, Signal::SIGKILL);
-    assert_eq!(died_by(soon(large).await, Signal::SIGKILL), reader);
+    assert_eq!(soon(large).await.unwrap(), 64 << 20, "it had not begun, so it runs elsewhere");
     std::fs::write(gate, "").unwrap();
     soon(other).await.unwrap();
     assert_eq!(soon(pool.spawn(|bytes: Vec<u8>| bytes.len(), vec![7; 1 << 20])).await.unwrap(), 1 << 20);
@@ -415,7 +415,7 @@ async fn every_task_of_a_map_is_answered_while_workers_are_killed() {
 // ---- tasks that meddle with the worker itself
 
 #[tokio::test]
-async fn a_task_that_closes_the_workers_descriptors_costs_itself() {
+async fn a_task_that_closes_the_workers_descriptors_has_its_result_and_the_pool_goes_on() {
     let pool = pool(1);
     let close = || -> u32 {
         for fd in 3..64 {
@@ -425,9 +425,9 @@ async fn a_task_that_closes_the_workers_descriptors_costs_itself() {
         pid()
     };
     for _ in 0..3 {
-        let error = soon(pool.spawn(close, ())).await.unwrap_err();
-        assert!(error.is_worker_died(), "{error:?}");
-        assert!(soon(pool.spawn(pid, ())).await.is_ok());
+        // The result is committed to memory, which needs no descriptor; then the worker ends.
+        let closed = soon(pool.spawn(close, ())).await.unwrap();
+        assert_ne!(soon(pool.spawn(pid, ())).await.unwrap(), closed);
     }
 }
 

@@ -258,7 +258,7 @@ def _answer(pool, body, limit):
     except Exception as error:
         number = _number_of(body)
         return pool.send(FAILED, number, _failure("Arguments", reason=str(error)))
-    kind, number, flags, name, *arguments = message
+    kind, _slot, number, flags, name, *arguments = message
     if kind != CALL:
         refuse(f"a message of kind {kind} instead of a call")
     function = _tasks.get(name)
@@ -283,7 +283,7 @@ def _number_of(body):
     unpacker = msgpack.Unpacker()
     unpacker.feed(body[:64])
     count = unpacker.read_array_header()
-    kind, number = unpacker.unpack(), unpacker.unpack()
+    kind, _slot, number = unpacker.unpack(), unpacker.unpack(), unpacker.unpack()
     if count < 5 or kind != CALL:
         refuse("a message that is no call")
     return number

@@ -6,6 +6,7 @@ use super::engine::Engine;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
 use crate::task::{ArgsFor, Init, ZeroSized, encode_args, index_of_init};
+use crate::wire::claim::SLOTS_MAX;
 use crate::wire::packet::Packet;
 use crate::wire::{frame, message};
 use std::ffi::OsString;
@@ -75,7 +76,7 @@ impl Builder {
     }
 
     /// How many async tasks run side by side in one worker, at most. Default: 128. Sync tasks always
-    /// run one at a time. Zero is refused by [`build`](Self::build).
+    /// run one at a time. Zero, and more than 65,536, are refused by [`build`](Self::build).
     pub fn concurrency(mut self, tasks: usize) -> Self {
         self.concurrency = tasks;
         self
@@ -231,6 +232,9 @@ impl Builder {
         }
         if self.concurrency == 0 {
             return Err(invalid("concurrency", "no async task could ever run"));
+        }
+        if self.concurrency > SLOTS_MAX {
+            return Err(invalid("concurrency", "more than 65,536 tasks in one worker"));
         }
         if self.queue_limit == Some(0) {
             return Err(invalid("queue_limit", "no task could ever be handed in"));

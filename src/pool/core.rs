@@ -2,8 +2,9 @@
 //! given up, and what becomes of the tasks of a worker that died.
 //!
 //! A plain struct: events go in by methods, [`Action`]s come out, `now` is an argument. It knows no
-//! process, no socket and no clock, and is tested by simulation (`core_sim.rs`). What a task
-//! carries (`T`) is not looked at.
+//! process, no socket and no clock, and is tested by simulation (`core_sim.rs`) and by an exhaustive search
+//! (`core_search.rs`). What a task carries (`T`) is not looked at. The one thing outside that it looks at and
+//! changes is the claims of each worker ([`Memory`]): single words, never waited for.
 //!
 //! The rules, by number:
 //!
@@ -19,23 +20,25 @@
 //! 5. A large sync task is sent to an idle worker only: its bytes wait behind nobody.
 //! 6. Workers are started when a task finds none idle, up to `workers`; after failed starts not
 //!    before a back-off has passed, unless all are asked for ([`Core::start_all`]).
-//! 7. A worker that dies costs what it ran: the first unanswered sync task, or all unanswered async
-//!    ones. What had not reached it, or stood behind, goes back to the head of the queue, in order; what was next
-//!    and not reached, only [`MOVES_MAX`] times.
-//! 8. To stop a running task, its worker is doomed (given nothing more) before it is killed; the task
-//!    is settled when the process has ended, or by the reply that came first. A sync task that
-//!    stands behind another in a worker is stopped when its turn comes. An async task is asked
-//!    first ([`Action::Cancel`]), and its worker killed if it has not answered in [`ABORT_GRACE`].
-//! 9. If no worker is left and a start fails, everything queued fails with the cause; so does what
-//!    is submitted before the back-off has passed.
-//! 10. What stands behind a sync task in a worker cannot be taken back, should that one turn out to be long. So
-//!     nothing does while another worker is being started or may be, nor while fewer than [`RESERVE`] tasks a worker
-//!     wait for whoever is free first; and a worker is given no more at once than its part of what waits beyond that.
-//!     (A single worker has nobody who could take it instead.)
+//! 7. A worker that dies costs what it had begun and not answered, as the claims say. What it had not begun goes back to
+//!    the head of the queue, in order, as often as that happens; but when nothing at all was begun, the first one may be
+//!    what killed it (a frame that cannot even be read): after [`MOVES_MAX`] such deaths a task is sent to an idle worker and
+//!    nothing behind it, and the next such death is its own.
+//! 8. To stop a task: what is not begun is taken back and never begins. A running async task is asked ([`Action::Cancel`]).
+//!    For a running sync task its worker is doomed first (given nothing more, and all that it has not begun taken back),
+//!    then the task is looked at once more, and only then the worker killed: so a kill never hits another task. A task
+//!    that is seen done, or was asked, must have been answered in [`ABORT_GRACE`], else its worker is killed. The task is
+//!    settled when the process has ended, or by the reply that came first.
+//! 9. If a start fails and no worker is left, or none has got ready through [`STARTS_MAX`] failed ones in a row, everything
+//!    queued fails with the cause; so does what is submitted while no worker is left and the back-off has not passed.
+//! 10. Nobody is idle while tasks stand behind another one in a worker: if that is worth it by the measured service time, or
+//!     the one in front has lasted for [`LONG`], they are taken back and go to whoever is free.
+//! 11. A worker without such memory (of another program) has one sync task in hand at a time, which counts as begun.
 
 use super::loss::Loss;
 use super::slots::{Key, Slots};
 use crate::error::Error;
+use crate::wire::claim::{Claim, Claims, Progress};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,20 +49,22 @@ const WINDOW_WORK: Duration = Duration::from_micros(300);
 /// A task as long as this gains nothing from standing ready behind another one.
 const LONG: Duration = Duration::from_millis(3);
 /// Tasks in flight in one worker, at most: what one reading of its socket takes in.
-const WINDOW_MAX: u32 = 1024;
-/// While no more tasks a worker wait than this, they go to idle workers only. Some wake-ups are lost at the end of a
-/// map, and a task that does not end holds up few others.
-const RESERVE: usize = 4;
-/// A task goes back so often from workers that died before it had reached them. Then its next such death is its
+pub(crate) const WINDOW_MAX: u32 = 1024;
+/// So much work standing behind a task is worth taking back for a worker that is idle: twice what it costs to wake one.
+const WORTH: Duration = Duration::from_micros(100);
+/// A task goes back so often from workers that died with nothing begun. Then its next such death is its
 /// own: workers that end as soon as they are ready must not be started for it for ever.
 const MOVES_MAX: u8 = 2;
-/// How long an async task that was aborted has to reach an await point.
+/// How long an async task that was aborted has to reach an await point, and the reply of a task that is done to come.
 pub(crate) const ABORT_GRACE: Duration = Duration::from_secs(1);
 /// How long a worker that is retired has to close its side: it has nothing to do, but may be stopped.
 const RETIRE_GRACE: Duration = Duration::from_secs(5);
 /// The wait after a first failed start; it doubles with each further one, up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Where starts fail slowly, one may always be under way. So many in a row, each ordered after one had failed, and those
+/// who wait are told.
+const STARTS_MAX: u32 = 4;
 
 /// A task in this pool. (On the wire it has a number of its own, which its worker answers.)
 pub(crate) type TaskKey = Key;
@@ -91,8 +96,8 @@ pub(crate) struct Rules {
 pub(crate) enum Action<T> {
     /// Start a process for this worker.
     Start(WorkerKey),
-    /// Send this task to this worker.
-    Send(WorkerKey, TaskKey),
+    /// Send this task to this worker, which finds its word in this slot.
+    Send(WorkerKey, TaskKey, u16),
     /// Tell this worker to drop this async task.
     Cancel(WorkerKey, TaskKey),
     /// Close this worker's intake; it ends by itself.
@@ -132,7 +137,12 @@ pub(crate) struct Call<T> {
 #[derive(Debug)]
 pub(crate) struct Refused<T>(pub(crate) T, pub(crate) Fate);
 
-#[derive(Debug)]
+/// The memory that a worker shares with the pool, as far as the rules need it.
+pub(crate) trait Memory {
+    fn claims(&self) -> Claims<'_>;
+}
+
+#[derive(Clone, Debug)]
 struct Task<T> {
     cargo: T,
     id: u64,
@@ -141,8 +151,15 @@ struct Task<T> {
     /// `None` while it waits in the queue.
     worker: Option<WorkerKey>,
     aborting: bool,
-    /// How often its worker died when it was next there, and had not reached it.
+    /// How often its worker died when it was next there, with nothing begun.
     moves: u8,
+}
+
+impl<T> Task<T> {
+    /// It may be what kills whoever reads it (rule 7).
+    fn is_suspect(&self) -> bool {
+        self.moves == MOVES_MAX
+    }
 }
 
 /// ```text
@@ -159,13 +176,25 @@ enum State {
     Doomed,
 }
 
-#[derive(Debug)]
-struct Worker {
+/// A task in a worker's hand.
+#[derive(Clone, Copy, Debug)]
+struct Flight {
+    claim: Claim,
+    task: TaskKey,
+}
+
+#[derive(Clone, Debug)]
+struct Worker<M> {
     state: State,
+    /// There from the moment it is ready, if it has any.
+    memory: Option<M>,
     /// When its start was ordered.
     started: Instant,
-    /// Tasks sent and not answered, in the order of sending, with their numbers on the wire.
-    in_flight: VecDeque<(u64, TaskKey)>,
+    /// Tasks sent and not answered, in the order of sending.
+    in_flight: VecDeque<Flight>,
+    /// Slots that were used and are free, the last freed last; and how many were ever used.
+    free_slots: Vec<u16>,
+    slots_used: u16,
     mode: Mode,
     /// Time of one sync task, smoothed.
     service: Option<Duration>,
@@ -173,18 +202,24 @@ struct Worker {
     busy_since: Instant,
     /// It has been given a task.
     used: bool,
-    /// Async tasks that were asked to stop, and when their time is up, in this order. The first is
-    /// still in flight.
+    /// It has a suspect task, and nothing may stand behind that.
+    suspected: bool,
+    /// Tasks that were asked to stop, or are done by their word, and when their time is up, in this order. The first
+    /// is still in flight.
     asked: VecDeque<(Instant, TaskKey)>,
     /// Then it must have ended, having hung up or been retired; else it is doomed.
     end_by: Option<Instant>,
-    /// Its entry in `roomy`.
+    /// Looking for what stands behind its task has brought nothing; not before this again.
+    fruitless: Option<Instant>,
+    /// Its entry in `roomy`, and its part of `behind`.
     listed: Option<(Mode, usize)>,
+    counted_behind: usize,
 }
 
-impl Worker {
+impl<M: Memory> Worker<M> {
     fn window(&self) -> usize {
         match self.service {
+            _ if self.memory.is_none() => 1, // rule 11
             None => 1,
             Some(service) if service >= LONG => 1,
             Some(service) => (WINDOW_WORK.as_nanos() / service.as_nanos().max(1)).clamp(2, u128::from(WINDOW_MAX)) as usize,
@@ -197,7 +232,58 @@ impl Worker {
             Mode::Sync => self.window(),
             Mode::Async => concurrency,
         };
-        self.state == State::Ready && (1..limit).contains(&self.in_flight.len())
+        self.state == State::Ready && !self.suspected && (1..limit).contains(&self.in_flight.len())
+    }
+
+    /// How many sync tasks stand behind another.
+    fn behind(&self) -> usize {
+        match (self.mode, self.state) {
+            (Mode::Sync, State::Ready | State::Retiring) => self.in_flight.len().saturating_sub(1),
+            _ => 0,
+        }
+    }
+
+    /// From when on an idle worker should have what stands behind its task (rule 10).
+    fn share_from(&self) -> Instant {
+        let worth = self.service.is_none_or(|service| service.saturating_mul(self.behind() as u32) >= WORTH);
+        let from = if worth { self.busy_since } else { self.busy_since + LONG };
+        self.fruitless.map_or(from, |fruitless| fruitless.max(from))
+    }
+
+    /// A word for a task that is about to be sent.
+    fn claim(&mut self, id: u64) -> Claim {
+        let slot = self.free_slots.pop().unwrap_or_else(|| {
+            self.slots_used += 1;
+            self.slots_used - 1
+        });
+        let claim = Claim { slot, id };
+        if let Some(memory) = &self.memory {
+            memory.claims().offer(claim);
+        }
+        claim
+    }
+
+    /// How far a task in its hand has come; without memory, it has begun.
+    fn look(&self, claim: Claim) -> Progress {
+        self.memory.as_ref().map_or(Progress::Started, |memory| memory.claims().look(claim))
+    }
+
+    /// As [`Claims::revoke`].
+    fn revoke(&self, claim: Claim) -> Progress {
+        self.memory.as_ref().map_or(Progress::Started, |memory| memory.claims().revoke(claim))
+    }
+
+    /// It has begun none of the tasks in its hand.
+    fn none_begun(&self) -> bool {
+        self.in_flight.iter().all(|flight| self.look(flight.claim) == Progress::Queued)
+    }
+
+    /// A task is in its hand no more.
+    fn let_go(&mut self, at: usize) -> Option<Flight> {
+        let flight = self.in_flight.remove(at)?;
+        self.free_slots.push(flight.claim.slot);
+        self.suspected &= !self.in_flight.is_empty();
+        Some(flight)
     }
 
     /// Nothing should stand behind its running task any more. True until it answers.
@@ -206,21 +292,23 @@ impl Worker {
     }
 
     /// When `tick` has something to do with it.
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&self, somebody_idle: bool) -> Option<Instant> {
+        let share = (somebody_idle && self.behind() > 0).then(|| self.share_from());
         match self.state {
             State::Starting { until } => until,
-            State::Ready | State::Retiring => self.asked.front().map(|(by, _)| *by).into_iter().chain(self.end_by).min(),
+            State::Ready | State::Retiring => self.asked.front().map(|(by, _)| *by).into_iter().chain(self.end_by).chain(share).min(),
             State::Doomed => None,
         }
     }
 }
 
 /// The last failed start, unless a worker has got ready since.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Failure {
     cause: Error,
-    at: Instant,
-    /// Failed starts before it, each ordered after the one before had failed: those that were under
+    /// When the last one failed that counts.
+    counted_at: Instant,
+    /// Failed starts before that one, each ordered after the one before had failed: those that were under
     /// way together fail together, and count once.
     earlier: u32,
     /// When the next start may be tried; `None` when that has passed.
@@ -238,8 +326,8 @@ enum Phase {
 }
 
 /// The state of one pool.
-#[derive(Debug)]
-pub(crate) struct Core<T> {
+#[derive(Clone, Debug)]
+pub(crate) struct Core<T, M> {
     rules: Rules,
     phase: Phase,
     tasks: Slots<Task<T>>,
@@ -247,17 +335,21 @@ pub(crate) struct Core<T> {
     queue: VecDeque<TaskKey>,
     /// How many keys of `queue` still have their task.
     queued: usize,
-    workers: Slots<Worker>,
+    workers: Slots<Worker<M>>,
     /// Ready workers without a task; the last used is the next used, for its caches are warm.
     idle: Vec<WorkerKey>,
     /// Workers at work that may take more, by the number of tasks in flight; for each mode. Those
     /// that are late are taken out when they are met, and come back with their next reply.
     roomy: [BTreeSet<(usize, WorkerKey)>; 2],
+    /// Sync tasks that stand behind another, in all workers.
+    behind: usize,
+    /// The next deadline has changed without an action that would tell.
+    deadline_moved: bool,
     starting: usize,
     failure: Option<Failure>,
 }
 
-impl<T> Core<T> {
+impl<T, M: Memory> Core<T, M> {
     pub(crate) fn new(rules: Rules) -> Self {
         Self {
             rules,
@@ -268,6 +360,8 @@ impl<T> Core<T> {
             workers: Slots::new(),
             idle: Vec::new(),
             roomy: [BTreeSet::new(), BTreeSet::new()],
+            behind: 0,
+            deadline_moved: false,
             starting: 0,
             failure: None,
         }
@@ -291,8 +385,8 @@ impl<T> Core<T> {
         let key = self.tasks.insert(Task { cargo, id, mode, large, worker: None, aborting: false, moves: 0 });
         self.queue.push_back(key);
         self.queued += 1;
-        // Else the head cannot be placed, and this one changes it only by making the queue long (rule 10).
-        if self.queued == 1 || self.queued.is_multiple_of(RESERVE * self.workers.len().max(1)) {
+        // Else the head cannot be placed, and this one changes nothing about it.
+        if self.queued == 1 {
             self.serve(now, actions);
         }
         self.want_workers(usize::from(!found_idle), now, actions);
@@ -302,6 +396,11 @@ impl<T> Core<T> {
     /// What a task carries.
     pub(crate) fn cargo_mut(&mut self, key: TaskKey) -> Option<&mut T> {
         self.tasks.get_mut(key).map(|task| &mut task.cargo)
+    }
+
+    /// How many tasks a worker has in hand.
+    pub(crate) fn in_hand(&self, key: WorkerKey) -> usize {
+        self.workers.get(key).map_or(0, |worker| worker.in_flight.len())
     }
 
     /// The task's number on the wire.
@@ -314,15 +413,13 @@ impl<T> Core<T> {
         self.tasks.get(key).map(|task| task.worker)
     }
 
-    /// A worker has answered a task: its cargo. `None` if that worker does not have that task, or
-    /// answers a sync task out of turn: it breaks the protocol. Call [`Core::refill`] after the last
-    /// reply of a batch.
+    /// A worker has answered a task: its cargo. `None` if that worker does not have that task: it breaks the protocol.
+    /// Call [`Core::refill`] after the last reply of a batch.
     pub(crate) fn replied(&mut self, worker: WorkerKey, id: u64) -> Option<T> {
         let worker = self.workers.get_mut(worker)?;
-        let turn = if worker.mode == Mode::Sync { 1 } else { usize::MAX };
-        let at = worker.in_flight.iter().take(turn).position(|(sent, _)| *sent == id)?;
-        let (_, key) = worker.in_flight.remove(at)?;
-        self.tasks.remove(key).map(|task| task.cargo)
+        let at = worker.in_flight.iter().position(|flight| flight.claim.id == id)?;
+        let flight = worker.let_go(at)?;
+        self.tasks.remove(flight.task).map(|task| task.cargo)
     }
 
     /// A worker has answered `replies` tasks: learn from it, and give it more.
@@ -336,28 +433,20 @@ impl<T> Core<T> {
             worker.service = Some(worker.service.map_or(sample, |old| (old * 3 + sample) / 4));
         }
         worker.busy_since = now;
+        worker.fruitless = None;
         while worker.asked.front().is_some_and(|(_, task)| self.tasks.get(*task).is_none()) {
             worker.asked.pop_front();
         }
-        if worker.mode == Mode::Sync
-            && let Some((_, next)) = worker.in_flight.front()
-            && self.tasks.get(*next).is_some_and(|task| task.aborting)
-        {
-            return self.doom(key, actions); // rule 8: its turn has come
-        }
-        if worker.state == State::Ready && worker.in_flight.is_empty() {
-            self.idle.push(key);
-        }
-        self.list(key);
+        self.emptied(key);
         self.serve(now, actions);
+        self.share(now, actions);
         self.want_end(now, actions);
     }
 
     /// The caller does not want the task any more. Nothing happens if it has ended.
     pub(crate) fn abort(&mut self, key: TaskKey, now: Instant, actions: &mut Vec<Action<T>>) {
         self.stop(key, now, actions);
-        self.serve(now, actions); // it may have held back others
-        self.want_end(now, actions);
+        self.go_on(now, actions); // it may have held back others
     }
 
     /// Aborts every task whose cargo fits.
@@ -367,8 +456,7 @@ impl<T> Core<T> {
             self.stop(key, now, actions);
         }
         // Only now: else tasks would be sent that are about to be aborted.
-        self.serve(now, actions);
-        self.want_end(now, actions);
+        self.go_on(now, actions);
     }
 
     // ---- workers
@@ -389,15 +477,17 @@ impl<T> Core<T> {
         }
     }
 
-    /// A process is ready for its first task.
-    pub(crate) fn ready(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
+    /// A process is ready for its first task. Without memory, see rule 11.
+    pub(crate) fn ready(&mut self, key: WorkerKey, memory: Option<M>, now: Instant, actions: &mut Vec<Action<T>>) {
         let Some(worker) = self.workers.get_mut(key) else { return };
         let State::Starting { .. } = worker.state else { return };
         worker.state = State::Ready;
+        worker.memory = memory;
         self.starting -= 1;
         self.failure = None;
         self.idle.push(key);
         self.serve(now, actions);
+        self.share(now, actions);
         self.want_workers(0, now, actions); // a back-off may be over
         self.want_end(now, actions);
     }
@@ -405,13 +495,15 @@ impl<T> Core<T> {
     /// A process could not be started, or ended before it was ready.
     pub(crate) fn start_failed(&mut self, key: WorkerKey, cause: Error, now: Instant, actions: &mut Vec<Action<T>>) {
         let Some(worker) = self.take_out(key) else { return };
-        let earlier = match &self.failure {
-            None => 0,
-            Some(last) => last.earlier + u32::from(worker.started > last.at),
+        let (earlier, counted_at) = match &self.failure {
+            None => (0, now),
+            Some(last) if worker.started > last.counted_at => (last.earlier + 1, now),
+            Some(last) => (last.earlier, last.counted_at),
         };
         let wait = BACKOFF_MIN.saturating_mul(1 << earlier.min(16)).min(BACKOFF_MAX);
-        self.failure = Some(Failure { cause: cause.clone(), at: now, earlier, retry: Some(now + wait) });
-        if self.workers.len() == 0 {
+        self.failure = Some(Failure { cause: cause.clone(), counted_at, earlier, retry: Some(now + wait) });
+        let in_vain = earlier + 1 >= STARTS_MAX && !self.workers.iter().any(|(_, worker)| worker.state == State::Ready);
+        if self.workers.len() == 0 || in_vain {
             for key in std::mem::take(&mut self.queue) {
                 self.forget_queued(key, Fate::StartFailed(cause.clone()), actions);
             }
@@ -419,33 +511,25 @@ impl<T> Core<T> {
         self.want_end(now, actions);
     }
 
-    /// A process that was ready has ended. `reached` says of a task whether any of its bytes
-    /// reached the process.
-    pub(crate) fn exited(
-        &mut self,
-        key: WorkerKey,
-        loss: &Arc<Loss>,
-        reached: impl Fn(&T) -> bool,
-        now: Instant,
-        actions: &mut Vec<Action<T>>,
-    ) {
+    /// A process that was ready has ended, and all that it had committed has been told.
+    pub(crate) fn exited(&mut self, key: WorkerKey, loss: &Arc<Loss>, now: Instant, actions: &mut Vec<Action<T>>) {
         let Some(worker) = self.take_out(key) else { return };
+        let none_begun = worker.none_begun();
         let mut back = Vec::new();
-        for (place, (_, task_key)) in worker.in_flight.into_iter().enumerate() {
-            let Some(task) = self.tasks.get_mut(task_key) else { continue };
-            let was_next = place == 0 || task.mode == Mode::Async;
-            let ran = was_next && (reached(&task.cargo) || task.moves == MOVES_MAX); // rule 7
-            let fate = match (task.aborting, ran) {
+        for (place, flight) in worker.in_flight.iter().enumerate() {
+            let Some(task) = self.tasks.get_mut(flight.task) else { continue };
+            let was_next = none_begun && (place == 0 || task.mode == Mode::Async);
+            let fate = match (task.aborting, worker.look(flight.claim) == Progress::Queued) {
                 (true, _) => Fate::Cancelled,
-                (false, true) => Fate::Lost(Arc::clone(loss)),
-                (false, false) => {
+                (false, true) if !(was_next && task.is_suspect()) => {
                     task.worker = None;
                     task.moves += u8::from(was_next);
-                    back.push(task_key);
+                    back.push(flight.task);
                     continue;
                 }
+                (false, _) => Fate::Lost(Arc::clone(loss)),
             };
-            if let Some(task) = self.tasks.remove(task_key) {
+            if let Some(task) = self.tasks.remove(flight.task) {
                 actions.push(Action::Settle(task.cargo, fate));
             }
         }
@@ -459,11 +543,13 @@ impl<T> Core<T> {
     }
 
     /// A worker broke the protocol, or must go for another reason of the caller's.
-    pub(crate) fn doom(&mut self, key: WorkerKey, actions: &mut Vec<Action<T>>) {
-        if self.workers.get(key).is_some_and(|worker| worker.state != State::Doomed) {
-            self.withdraw(key, State::Doomed);
-            actions.push(Action::Kill(key));
+    pub(crate) fn doom(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
+        let starting = self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. }));
+        self.condemn(key, actions);
+        if starting {
+            return; // its end will count as a failed start, and has a back-off follow
         }
+        self.go_on(now, actions);
     }
 
     /// A process is known to have ended; what it has answered is still to come.
@@ -489,27 +575,33 @@ impl<T> Core<T> {
     /// When [`Core::tick`] has something to do.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let retry = self.failure.as_ref().and_then(|failure| failure.retry);
-        self.workers.iter().filter_map(|(_, worker)| worker.deadline()).chain(retry).min()
+        let somebody_idle = !self.idle.is_empty();
+        self.workers.iter().filter_map(|(_, worker)| worker.deadline(somebody_idle)).chain(retry).min()
+    }
+
+    /// Whether [`Core::next_deadline`] has changed without an action that would tell.
+    pub(crate) fn deadline_moved(&mut self) -> bool {
+        std::mem::take(&mut self.deadline_moved)
     }
 
     /// Time has passed.
     pub(crate) fn tick(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         for key in self.workers.keys() {
             let Some(worker) = self.workers.get(key) else { continue };
-            if worker.deadline().is_none_or(|by| now < by) {
+            if worker.deadline(false).is_none_or(|by| now < by) {
                 continue;
             }
             if matches!(worker.state, State::Starting { .. }) {
                 self.withdraw(key, State::Doomed);
                 actions.push(Action::TimeOut(key));
             } else {
-                self.doom(key, actions);
+                self.condemn(key, actions);
             }
         }
         if let Some(failure) = &mut self.failure {
             failure.retry = failure.retry.filter(|retry| now < *retry);
         }
-        self.want_workers(0, now, actions);
+        self.go_on(now, actions);
     }
 
     // ---- the end
@@ -528,14 +620,14 @@ impl<T> Core<T> {
             return;
         }
         self.phase = Phase::Killed;
-        self.queue.clear();
-        self.queued = 0;
         for key in self.workers.keys() {
-            self.doom(key, actions);
+            self.condemn(key, actions);
             if let Some(worker) = self.workers.get_mut(key) {
                 worker.in_flight.clear();
             }
         }
+        self.queue.clear();
+        self.queued = 0;
         for key in self.tasks.keys() {
             if let Some(task) = self.tasks.remove(key) {
                 actions.push(Action::Settle(task.cargo, Fate::Closed));
@@ -577,17 +669,20 @@ impl<T> Core<T> {
 
     // ---- inside
 
+    /// After a change that may have made room, or put something into the queue.
+    fn go_on(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
+        self.serve(now, actions);
+        self.share(now, actions);
+        self.want_workers(0, now, actions);
+        self.want_end(now, actions);
+    }
+
     /// Rules 1 and 3: sends what stands at the head of the queue, as long as somebody has room for it.
     fn serve(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
-        let mut behind = self.may_stand_behind(now);
         while let Some(next) = self.queue.front().copied() {
             if let Some(task) = self.tasks.get(next) {
-                let (mode, large) = (task.mode, task.large);
-                if mode == Mode::Sync && self.idle.is_empty() {
-                    let Some(left) = behind.checked_sub(1) else { return };
-                    behind = left;
-                }
-                let Some(worker) = self.place(mode, large, now) else { return };
+                let needs_idle = task.is_suspect() || (task.large && task.mode == Mode::Sync);
+                let Some(worker) = self.place(task.mode, needs_idle, now) else { return };
                 self.queued -= 1;
                 self.send(worker, next, now, actions);
             }
@@ -595,26 +690,32 @@ impl<T> Core<T> {
         }
     }
 
-    /// Rule 10: how many sync tasks may be sent to workers that are at work.
-    fn may_stand_behind(&self, now: Instant) -> usize {
-        if self.starting > 0 || self.may_start(now) {
-            return 0;
-        }
-        match self.workers.len() {
-            0 | 1 => self.queued,
-            workers => self.queued.saturating_sub(RESERVE * workers) / workers,
+    /// Rule 10: what stands behind others goes to those who are idle.
+    fn share(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
+        while self.queued == 0 && self.behind > 0 && !self.idle.is_empty() {
+            let from = self.workers.iter().filter(|(_, worker)| worker.behind() > 0 && worker.share_from() <= now);
+            let Some((key, worker)) = from.max_by_key(|(_, worker)| worker.behind()) else {
+                self.deadline_moved = true; // the time to look again
+                return;
+            };
+            // Of one that is long, all; else half, since the one in front will end before long.
+            let most = if worker.is_late(now) { worker.behind() } else { worker.behind().div_ceil(2) };
+            if self.take_back(key, most) == 0
+                && let Some(worker) = self.workers.get_mut(key)
+            {
+                worker.fruitless = Some(now + LONG); // they have begun: their replies are on their way
+            }
+            self.serve(now, actions);
         }
     }
 
     /// Rules 2 to 5: where a task goes.
-    fn place(&mut self, mode: Mode, large: bool, now: Instant) -> Option<WorkerKey> {
+    fn place(&mut self, mode: Mode, needs_idle: bool, now: Instant) -> Option<WorkerKey> {
         if let Some(key) = self.idle.last() {
             return Some(*key);
         }
         let roomy = &mut self.roomy[mode as usize];
-        while !(large && mode == Mode::Sync)
-            && let Some((_, key)) = roomy.first().copied()
-        {
+        while !needs_idle && let Some((_, key)) = roomy.first().copied() {
             let worker = self.workers.get_mut(key)?;
             if !worker.is_late(now) {
                 return Some(key);
@@ -631,13 +732,49 @@ impl<T> Core<T> {
         if worker.in_flight.is_empty() {
             worker.mode = task.mode;
             worker.busy_since = now;
+            worker.fruitless = None;
             worker.used = true;
+            worker.suspected = task.is_suspect();
             self.idle.pop();
         }
-        worker.in_flight.push_back((task.id, task_key));
+        let claim = worker.claim(task.id);
+        worker.in_flight.push_back(Flight { claim, task: task_key });
         task.worker = Some(key);
         self.list(key);
-        actions.push(Action::Send(key, task_key));
+        actions.push(Action::Send(key, task_key, claim.slot));
+    }
+
+    /// Takes back what a worker has not begun, the last first, at most so many; they go to the head of the queue, in
+    /// order. Says how many.
+    fn take_back(&mut self, key: WorkerKey, most: usize) -> usize {
+        let Some(worker) = self.workers.get_mut(key) else { return 0 };
+        let mut taken = 0;
+        for at in (0..worker.in_flight.len()).rev() {
+            if taken == most {
+                break;
+            }
+            if worker.revoke(worker.in_flight[at].claim) == Progress::Queued
+                && let Some(flight) = worker.let_go(at)
+                && let Some(task) = self.tasks.get_mut(flight.task)
+            {
+                task.worker = None;
+                self.queue.push_front(flight.task);
+                self.queued += 1;
+                taken += 1;
+            }
+        }
+        if taken > 0 {
+            self.emptied(key);
+        }
+        taken
+    }
+
+    /// A worker has fewer tasks in hand than before, perhaps none.
+    fn emptied(&mut self, key: WorkerKey) {
+        if self.workers.get(key).is_some_and(|worker| worker.state == State::Ready && worker.in_flight.is_empty()) {
+            self.idle.push(key);
+        }
+        self.list(key);
     }
 
     /// Enters a worker in `roomy` as it is now, or takes it out.
@@ -650,6 +787,8 @@ impl<T> Core<T> {
         if let Some((mode, load)) = entry {
             self.roomy[mode as usize].insert((load, key));
         }
+        let behind = worker.behind();
+        self.behind = self.behind + behind - std::mem::replace(&mut worker.counted_behind, behind);
     }
 
     /// A worker is given nothing more.
@@ -663,28 +802,59 @@ impl<T> Core<T> {
         self.list(key);
     }
 
+    /// A worker is to be killed; first it is given nothing more, and what it has not begun is taken back.
+    fn condemn(&mut self, key: WorkerKey, actions: &mut Vec<Action<T>>) {
+        let Some(worker) = self.workers.get(key).filter(|worker| worker.state != State::Doomed) else { return };
+        // With nothing begun it may be the first one that brought this about: the exit will count it (rule 7).
+        let most = match worker.mode {
+            _ if !worker.none_begun() => usize::MAX,
+            Mode::Sync => worker.in_flight.len().saturating_sub(1),
+            Mode::Async => 0,
+        };
+        self.withdraw(key, State::Doomed);
+        self.take_back(key, most);
+        actions.push(Action::Kill(key));
+    }
+
     /// A worker has ended.
-    fn take_out(&mut self, key: WorkerKey) -> Option<Worker> {
+    fn take_out(&mut self, key: WorkerKey) -> Option<Worker<M>> {
         self.withdraw(key, State::Doomed);
         self.workers.remove(key)
     }
 
-    /// Settles a task that waits; has one stopped that runs (rule 8).
+    /// Settles a task that has not begun; has one stopped that runs (rule 8).
     fn stop(&mut self, key: TaskKey, now: Instant, actions: &mut Vec<Action<T>>) {
         let Some(task) = self.tasks.get_mut(key) else { return };
         let Some(worker_key) = task.worker else { return self.forget_queued(key, Fate::Cancelled, actions) };
         let asked_before = std::mem::replace(&mut task.aborting, true);
         let Some(worker) = self.workers.get_mut(worker_key) else { return };
+        let Some(at) = worker.in_flight.iter().position(|flight| flight.task == key) else { return };
+        let claim = worker.in_flight[at].claim;
+        if worker.revoke(claim) == Progress::Queued {
+            worker.let_go(at);
+            if let Some(task) = self.tasks.remove(key) {
+                actions.push(Action::Settle(task.cargo, Fate::Cancelled));
+            }
+            return self.emptied(worker_key);
+        }
         if asked_before || worker.state == State::Doomed {
             return;
         }
-        match worker.mode {
-            Mode::Async => {
-                worker.asked.push_back((now + ABORT_GRACE, key));
-                actions.push(Action::Cancel(worker_key, key));
-            }
-            Mode::Sync if worker.in_flight.front().is_some_and(|(_, first)| *first == key) => self.doom(worker_key, actions),
-            Mode::Sync => {} // when its turn comes, see `refill`
+        if worker.mode == Mode::Async {
+            worker.asked.push_back((now + ABORT_GRACE, key));
+            actions.push(Action::Cancel(worker_key, key));
+            return;
+        }
+        if worker.look(claim) != Progress::Done {
+            self.take_back(worker_key, usize::MAX);
+        }
+        let Some(worker) = self.workers.get_mut(worker_key) else { return };
+        if worker.look(claim) == Progress::Done {
+            // Its reply is on its way; one that only says so has until then.
+            worker.asked.push_back((now + ABORT_GRACE, key));
+            self.deadline_moved = true;
+        } else {
+            self.condemn(worker_key, actions);
         }
     }
 
@@ -701,7 +871,8 @@ impl<T> Core<T> {
 
     /// Rule 6: as many starts under way as there are tasks that found nobody idle.
     fn want_workers(&mut self, extra: usize, now: Instant, actions: &mut Vec<Action<T>>) {
-        let demand = self.queued.max(extra);
+        let behind = if self.phase == Phase::Open { self.behind } else { 0 };
+        let demand = (self.queued + behind).max(extra);
         while self.starting < demand && self.idle.is_empty() && self.may_start(now) {
             self.start(now, actions);
         }
@@ -716,26 +887,32 @@ impl<T> Core<T> {
         let limit = self.rules.start_limit.map_or(self.rules.hello_limit, |limit| limit.min(self.rules.hello_limit));
         let key = self.workers.insert(Worker {
             state: State::Starting { until: Some(now + limit) },
+            memory: None,
             started: now,
             in_flight: VecDeque::new(),
+            free_slots: Vec::new(),
+            slots_used: 0,
             mode: Mode::Sync,
             service: None,
             busy_since: now,
             used: false,
+            suspected: false,
             asked: VecDeque::new(),
             end_by: None,
+            fruitless: None,
             listed: None,
+            counted_behind: 0,
         });
         self.starting += 1;
         actions.push(Action::Start(key));
     }
 
-    /// While draining: workers without work may go; when the last has gone, the pool has ended.
+    /// While draining: workers without work may go, unless they could take what stands behind others; when the last has gone, the pool has ended.
     fn want_end(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         if !matches!(self.phase, Phase::Draining | Phase::Killed) {
             return;
         }
-        if self.phase == Phase::Draining && self.queued == 0 {
+        if self.phase == Phase::Draining && self.queued + self.behind == 0 {
             for key in std::mem::take(&mut self.idle) {
                 if let Some(worker) = self.workers.get_mut(key) {
                     worker.state = State::Retiring;
@@ -749,7 +926,7 @@ impl<T> Core<T> {
                 // It was started for a task that is gone; it may hang in `init` for ever. (As long as
                 // a task is in flight it may come back to the queue, and want this worker.)
                 if self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. })) {
-                    self.doom(key, actions);
+                    self.condemn(key, actions);
                 }
             }
         }
@@ -763,3 +940,11 @@ impl<T> Core<T> {
 #[cfg(test)]
 #[path = "core_sim.rs"]
 mod simulation;
+
+#[cfg(test)]
+#[path = "core_tests.rs"]
+mod tests;
+
+#[cfg(test)]
+#[path = "core_search.rs"]
+mod search;

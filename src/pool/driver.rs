@@ -12,12 +12,13 @@ use super::link::{Link, Process};
 use super::loss::{Loss, Note};
 use super::reply::{Cargo, Outcome};
 use crate::error::{Error, TaskError, What, Why};
-use crate::process::{Child, DeathNote, Exit, NotePage, sys};
+use crate::process::{DeathNote, Exit, WorkerMemory, sys};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
+use crate::wire::outbox::Intake;
 use crate::wire::packet::Packet;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::timerfd::TimerFd;
+use nix::sys::timerfd::{Expiration, TimerFd, TimerSetTimeFlags};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -37,6 +38,11 @@ const READINGS: u32 = 16;
 const HELLO_MAX: usize = 64 << 10;
 /// So much of a failed start's standard error is kept, in bytes.
 const STDERR_TAIL: u64 = 4096;
+/// So many replies in one look, from a worker that has as many still to give, mean that more are coming at once.
+const BUSY: usize = 4;
+/// How long the pool then naps, instead of having each further reply ring. It is what a result may have to wait in a stream of
+/// results, and must be less than the work that workers have in hand (`WINDOW_WORK` in `core.rs`), so that none runs dry.
+const NAP: Duration = Duration::from_micros(100);
 
 // ---- the epoll set
 
@@ -44,6 +50,7 @@ const STDERR_TAIL: u64 = 4096;
 const SOCKET: u64 = 0;
 const ENDED: u64 = 1;
 const TIMER: u64 = 2;
+const NAPPED: u64 = 3;
 
 /// Keys hold a place below 2^30 (there are never so many workers), which leaves two bits.
 fn token(key: WorkerKey, what: u64) -> u64 {
@@ -62,21 +69,15 @@ const READ: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP).union
 const CLOSED: EpollFlags = EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
 const READ_WRITE: EpollFlags = READ.union(EpollFlags::EPOLLOUT);
 
-pub(super) fn register_timer(epoll: &Epoll, timer: &TimerFd) -> nix::Result<()> {
-    epoll.add(timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER | !3))
+pub(super) fn register_timers(epoll: &Epoll, timer: &TimerFd, nap: &TimerFd) -> nix::Result<()> {
+    epoll.add(timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER | !3))?;
+    epoll.add(nap, EpollEvent::new(EpollFlags::EPOLLIN, NAPPED | !3))
 }
 
 /// The worker's socket is full; its event shall go on writing.
 pub(super) fn want_room(epoll: &Epoll, socket: BorrowedFd<'_>, key: WorkerKey) {
     // It fails only if the socket has just been taken out, and then nobody writes any more.
     let _ = epoll.modify(socket, &mut EpollEvent::new(READ_WRITE, token(key, SOCKET)));
-}
-
-/// The end of this process was put off: its event shall come once more.
-pub(super) fn say_again_that_it_ended(epoll: &Epoll, child: &Child, key: WorkerKey) {
-    // A descriptor that is readable already is reported anew by this (epoll_ctl(2)), also to those who
-    // watch the set itself by edge.
-    let _ = epoll.modify(child.pidfd(), &mut EpollEvent::new(EpollFlags::EPOLLIN, token(key, ENDED)));
 }
 
 // ---- the task in the pool's runtime
@@ -117,6 +118,10 @@ pub(super) struct Driver {
     readers: HashMap<WorkerKey, Reader>,
     replies: Vec<(u64, Result<Packet, Failed>)>,
     settled: Vec<(Cargo, Result<Packet, Failed>)>,
+    /// Workers that do not ring, because we look by ourselves.
+    awake: Vec<WorkerKey>,
+    /// What was taken out of an outbox.
+    taken: Vec<u8>,
 }
 
 /// How far a worker has come; what it may say depends on it.
@@ -145,8 +150,14 @@ struct Reader {
     pid: u32,
     buffer: FrameBuffer,
     stage: Stage,
-    /// Nothing more comes, or nothing more is wanted.
+    memory: Arc<WorkerMemory>,
+    intake: Intake,
+    /// It has rung, and does not until we sleep again.
+    rang: bool,
+    /// Nothing more comes by the socket, or nothing more is wanted.
     closed: bool,
+    /// It broke the protocol: its outbox is not read either.
+    silenced: bool,
     /// Descriptors that came and have not been claimed by a message.
     descriptors: Vec<OwnedFd>,
     /// Some came that could not be taken in.
@@ -158,11 +169,13 @@ impl Engine {
     pub(super) fn turn_once(&self, driver: &mut Driver) {
         let mut events = [EpollEvent::empty(); 64];
         loop {
+            let mut napped = false;
             let n = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
             for event in &events[..n] {
                 let (key, what) = (key_of(event.data()), event.data() & 3);
                 match what {
                     TIMER => self.time_has_passed(),
+                    NAPPED => napped = true,
                     ENDED => self.process_ended(driver, key),
                     _ => {
                         if event.events().contains(EpollFlags::EPOLLOUT) {
@@ -173,6 +186,10 @@ impl Engine {
                     }
                 }
             }
+            if napped {
+                let _ = nix::unistd::read(self.nap.as_fd(), &mut [0; 8]);
+            }
+            self.look_into_outboxes(driver);
             if n < events.len() {
                 return;
             }
@@ -266,7 +283,11 @@ impl Engine {
                     pid: process.child.pid(),
                     buffer: FrameBuffer::new(HELLO_MAX.min(self.config.frame_limit)),
                     stage: Stage::Hello,
+                    memory: Arc::clone(&process.memory),
+                    intake: Intake::default(),
+                    rang: false,
                     closed: false,
+                    silenced: false,
                     descriptors: Vec::new(),
                     truncated: false,
                 })
@@ -308,9 +329,12 @@ impl Engine {
                     left -= n.min(left);
                     reader.buffer.filled(n);
                     let result = take_frames(self, key, reader, &mut driver.replies);
+                    if std::mem::take(&mut reader.rang) && !driver.awake.contains(&key) {
+                        driver.awake.push(key);
+                    }
                     let broken = self.replied(key, reader.pid, &mut driver.replies, &mut driver.settled);
                     if let Err(bad) = result.and(broken) {
-                        reader.closed = true;
+                        (reader.closed, reader.silenced) = (true, true);
                         self.broke_protocol(key, reader.stage, reader.pid, bad);
                     }
                     if n < len && until == Until::OthersWait && !may_be_short {
@@ -327,6 +351,50 @@ impl Engine {
         }
     }
 
+    /// Takes in what lies in the outboxes of workers that have rung; then sleeps, or naps where more is coming at once.
+    fn look_into_outboxes(&self, driver: &mut Driver) {
+        let mut awake = std::mem::take(&mut driver.awake);
+        awake.retain(|key| {
+            loop {
+                let Some(replies) = self.empty_outbox(driver, *key) else { return false };
+                let Some(reader) = driver.readers.get(key) else { return false };
+                let ring = reader.memory.ring();
+                if replies >= BUSY && self.lock().core.in_hand(*key) >= BUSY {
+                    reader.intake.wake(&ring);
+                    return true;
+                }
+                if reader.intake.sleep(&ring) {
+                    return false;
+                }
+            }
+        });
+        if !awake.is_empty() {
+            // It fails for no reason that is not a bug of ours.
+            let _ = self.nap.set(Expiration::OneShot(NAP.into()), TimerSetTimeFlags::empty());
+        }
+        awake.append(&mut driver.awake);
+        driver.awake = awake;
+    }
+
+    /// Takes in what a worker has committed to its outbox, and says how many replies that were; `None`: it says nothing more.
+    fn empty_outbox(&self, driver: &mut Driver, key: WorkerKey) -> Option<usize> {
+        let reader = driver.readers.get_mut(&key).filter(|reader| !reader.silenced && reader.stage == Stage::Ready)?;
+        driver.taken.clear();
+        let result = match reader.intake.take(&reader.memory.ring(), &mut driver.taken) {
+            Ok(false) => return Some(0),
+            Ok(true) => take_replies(&driver.taken, self.config.frame_limit, &mut driver.replies),
+            Err(bad) => Err(Bad(bad.to_string())),
+        };
+        let count = driver.replies.len();
+        let broken = self.replied(key, reader.pid, &mut driver.replies, &mut driver.settled);
+        if let Err(bad) = result.and(broken) {
+            (reader.closed, reader.silenced) = (true, true);
+            self.broke_protocol(key, Stage::Ready, reader.pid, bad);
+            return None;
+        }
+        Some(count)
+    }
+
     fn hung_up(&self, key: WorkerKey) {
         self.apply(|state, now| {
             state.timed = true;
@@ -340,7 +408,7 @@ impl Engine {
     fn broke_protocol(&self, key: WorkerKey, stage: Stage, pid: u32, Bad(reason): Bad) {
         let early = self.lock().links.get(&key).and_then(|link| link.process.as_ref()?.early_stderr.clone());
         let stderr = early.map(|file| stderr_tail(&file)).unwrap_or_default();
-        self.apply(|state, _| {
+        self.apply(|state, now| {
             if let Some(link) = state.links.get_mut(&key) {
                 if stage == Stage::Ready {
                     link.bad_frame = Some(reason);
@@ -348,7 +416,7 @@ impl Engine {
                     link.failure.get_or_insert(Why::NotAWorker { pid, reason, stderr }.into());
                 }
             }
-            state.core.doom(key, &mut state.actions);
+            state.core.doom(key, now, &mut state.actions);
         });
     }
 
@@ -370,7 +438,7 @@ impl Engine {
                 match state.core.replied(key, id) {
                     Some(cargo) => settled.push((cargo, outcome)),
                     None => {
-                        result = Err(Bad(format!("an answer to task {id}, which it was not to give now")));
+                        result = Err(Bad(format!("an answer to task {id}, which it was not to give")));
                         break;
                     }
                 }
@@ -406,12 +474,18 @@ impl Engine {
             Some(_) => crate::worker::check_protocol(hello)?,
             None => crate::worker::check_hello(hello)?,
         }
+        let memory = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.memory));
+        let Some(memory) = memory else { return Ok(()) };
+        // Nobody looks by himself yet: the first reply is to ring.
+        Intake::default().sleep(&memory.ring());
         let mut out = Vec::new();
         let start = frame::begin(&mut out);
         let welcome = Welcome {
             frame_limit: self.config.frame_limit as u32,
             depth: crate::worker::depth() + 1,
             init: self.config.init.is_some(),
+            slots: memory.slots(),
+            ring: memory.ring_bytes(),
             name: self.config.name.clone(),
             single: None,
         };
@@ -422,17 +496,13 @@ impl Engine {
         let Some(Link { process: Some(process), out: outgoing, .. }) = state.links.get_mut(&key) else { return Ok(()) };
         process.lifeline = lifeline;
         let (socket, early) = (Arc::clone(&process.socket), process.early_stderr.take());
-        let memory = process.memory.fd().try_clone_to_owned();
         // The socket is empty and nobody else writes to it: the welcome goes at once, and whole.
         outgoing.busy = true;
         drop(state);
         // No further one is due. Older kernels do not know this, and close what comes, however long that takes.
         let _ = sys::refuse_descriptors(socket.as_fd());
         let stderr = stderr_for_worker();
-        let sent = memory.and_then(|memory| {
-            let stderr = stderr?;
-            sys::send_with_fds(socket.as_fd(), &[io::IoSlice::new(&out)], &[memory.as_fd(), stderr.as_fd()])
-        });
+        let sent = stderr.and_then(|stderr| sys::send_with_fds(socket.as_fd(), &[io::IoSlice::new(&out)], &[memory.fd(), stderr.as_fd()]));
         drop(early);
         match sent {
             Ok(n) if n == out.len() => {}
@@ -460,18 +530,21 @@ impl Engine {
 
     /// The system refuses what a started worker needs from us; it is killed.
     fn start_refused(&self, key: WorkerKey, step: &'static str, error: io::Error) {
-        self.apply(|state, _| {
+        self.apply(|state, now| {
             if let Some(link) = state.links.get_mut(&key) {
                 link.failure.get_or_insert(Error::spawn(step, error));
             }
-            state.core.doom(key, &mut state.actions);
+            state.core.doom(key, now, &mut state.actions);
         });
     }
 
     fn ready_for_work(&self, key: WorkerKey) {
         self.apply(|state, now| {
             state.timed = true;
-            state.core.ready(key, now, &mut state.actions);
+            // Another program claims nothing in it.
+            let process = state.links.get(&key).filter(|_| self.config.program.is_none()).and_then(|link| link.process.as_ref());
+            let memory = process.map(|process| Arc::clone(&process.memory));
+            state.core.ready(key, memory, now, &mut state.actions);
         });
         self.tell_start(None);
     }
@@ -481,11 +554,11 @@ impl Engine {
             InitFailed::Error { message } => Why::InitError { pid, message },
             InitFailed::Panicked { message, location } => Why::InitPanicked { pid, message, location },
         };
-        self.apply(|state, _| {
+        self.apply(|state, now| {
             if let Some(link) = state.links.get_mut(&key) {
                 link.failure.get_or_insert(why.into());
             }
-            state.core.doom(key, &mut state.actions);
+            state.core.doom(key, now, &mut state.actions);
         });
     }
 
@@ -494,26 +567,18 @@ impl Engine {
     fn process_ended(&self, driver: &mut Driver, key: WorkerKey) {
         // It is given nothing more: what follows its last answers must not be charged to it.
         self.apply(|state, _| state.core.ending(key));
-        // What it sent before it ended still counts, all of it.
+        // What it sent and committed before it ended still counts, all of it; only then its claims are judged.
         self.read(driver, key, Until::WhatItSent);
-        let mut state = self.lock();
-        let Some(link) = state.links.get_mut(&key) else { return };
-        let Some(child) = link.process.as_ref().map(|process| Arc::clone(&process.child)) else { return };
-        if link.out.is_being_written() {
-            // The kernel may have taken a task that the writer, who is between two instructions, has not counted
-            // yet: judged now, it would be run again elsewhere.
-            link.ended_in_writing = true;
-            return;
-        }
-        drop(state);
-        let Some(exit) = child.try_reap() else { return };
+        self.empty_outbox(driver, key);
+        let child = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.child));
+        let Some(exit) = child.as_ref().and_then(|child| child.try_reap()) else { return };
         let stage = driver.readers.remove(&key).map_or(Stage::Hello, |reader| reader.stage);
         let Some(link) = self.lock().links.remove(&key) else { return };
         let Some(process) = link.process.as_ref() else { return };
         // Closing them would take them out as well, unless a fork of ours holds a copy.
         let _ = self.epoll.delete(process.socket.as_fd());
-        let _ = self.epoll.delete(child.pidfd());
-        let note = NotePage::new(process.memory.words()).and_then(|page| page.read()).map(|note| match note {
+        let _ = self.epoll.delete(process.child.pidfd());
+        let note = process.memory.note().read().map(|note| match note {
             DeathNote::StackOverflow => Note::StackOverflow,
             DeathNote::Panic { message, place } => Note::Panic { message, place },
         });
@@ -521,8 +586,7 @@ impl Engine {
             let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone() });
             self.apply(|state, now| {
                 state.timed = true;
-                let reached = |cargo: &Cargo| link.out.reached(cargo.sent_after);
-                state.core.exited(key, &loss, reached, now, &mut state.actions);
+                state.core.exited(key, &loss, now, &mut state.actions);
             });
             self.tell_start(None);
         } else {
@@ -574,17 +638,18 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
         return Err(Bad("a descriptor that nobody asked for".into()));
     }
     while let Some(range) = reader.buffer.next_frame().map_err(|e| Bad(e.to_string()))? {
-        let mut message = Message::new(reader.buffer.bytes(range.clone()))?;
+        let message = Message::new(reader.buffer.bytes(range.clone()))?;
         match (reader.stage, message.kind) {
-            (Stage::Ready, kind::DONE) => {
-                let id = message.uint()?;
-                let (1, at) = message.rest() else { return Err(Bad("a result that is not one value".into())) };
-                let value = range.start + at..range.end;
-                replies.push((id, Ok(reader.buffer.take(value))));
+            (Stage::Ready, kind::DONE | kind::FAILED) => {
+                let reply = match read_reply(message)? {
+                    (id, Ok(at)) => (id, Ok(reader.buffer.take(range.start + at..range.end))),
+                    (id, Err(failed)) => (id, Err(failed)),
+                };
+                replies.push(reply);
             }
-            (Stage::Ready, kind::FAILED) => {
-                let id = message.uint()?;
-                replies.push((id, Err(message.map()?)));
+            (Stage::Ready, kind::BELL) => {
+                message.end()?;
+                reader.rang = true;
             }
             (Stage::Hello, kind::HELLO) => {
                 let hello = message.map()?;
@@ -612,6 +677,33 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
         }
     }
     Ok(())
+}
+
+/// Takes the replies out of what lay in an outbox: whole frames, each padded to a multiple of 8 bytes.
+fn take_replies(mut bytes: &[u8], limit: usize, replies: &mut Vec<(u64, Result<Packet, Failed>)>) -> Result<(), Bad> {
+    while let Some(head) = bytes.first_chunk::<{ frame::HEAD }>() {
+        let len = u32::from_le_bytes(*head) as usize;
+        let body = bytes.get(frame::HEAD..frame::HEAD + len).filter(|_| len <= limit);
+        let body = body.ok_or_else(|| Bad(format!("a frame of {len} bytes in an outbox that has {}", bytes.len())))?;
+        let message = Message::new(body)?;
+        if !matches!(message.kind, kind::DONE | kind::FAILED) {
+            return Err(Bad(format!("a message of kind {} in an outbox", message.kind)));
+        }
+        let (id, outcome) = read_reply(message)?;
+        replies.push((id, outcome.map(|at| Packet::copy_from(&body[at..]))));
+        bytes = &bytes[(frame::HEAD + len).next_multiple_of(size_of::<u64>()).min(bytes.len())..];
+    }
+    Ok(())
+}
+
+/// The number of a task that was answered, and where in the body its result begins, or why it has none.
+fn read_reply(mut message: Message<'_>) -> Result<(u64, Result<usize, Failed>), Bad> {
+    let id = message.uint()?;
+    if message.kind == kind::FAILED {
+        return Ok((id, Err(message.map()?)));
+    }
+    let (1, at) = message.rest() else { return Err(Bad("a result that is not one value".into())) };
+    Ok((id, Ok(at)))
 }
 
 /// A copy of our standard error for a worker, or of nothing if we have none.
@@ -642,7 +734,7 @@ mod tests {
     fn tokens_give_back_their_keys() {
         for number in [0, 1, 5 << 32 | 3, u64::from(u32::MAX) << 32 | 0x3fff_ffff] {
             let key = WorkerKey::from_u64(number);
-            for what in [SOCKET, ENDED, TIMER] {
+            for what in [SOCKET, ENDED, TIMER, NAPPED] {
                 let token = token(key, what);
                 assert_eq!((key_of(token), token & 3), (key, what));
             }

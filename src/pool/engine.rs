@@ -7,14 +7,15 @@
 //!
 //! The other half, what happens at the descriptors, is in `driver.rs`.
 
-use super::core::{Action, Call, Core, Fate, Mode, Refused, TaskKey, WorkerKey};
+use super::core::{Action, Call, Core, Fate, Memory, Mode, Refused, TaskKey, WorkerKey};
 use super::driver::{self, Driver};
 use super::launch;
 use super::link::Link;
 use super::reply::{Cargo, Inlet, Reply, shielded};
 use super::spec::{Config, Room, TaskSpec, Ticket};
 use crate::error::{Error, TaskError, What, Why};
-use crate::process::{fork, steward, sys};
+use crate::process::{WorkerMemory, fork, steward, sys};
+use crate::wire::claim::Claims;
 use crate::wire::message::Callee;
 use crate::wire::packet::Packet;
 use crate::wire::{frame, message};
@@ -44,6 +45,8 @@ pub(crate) struct Engine {
     /// All descriptors of the pool.
     pub(super) epoll: Epoll,
     pub(super) timer: TimerFd,
+    /// Ends a nap of the driver.
+    pub(super) nap: TimerFd,
     /// Held by whoever turns; nobody waits for it, see [`Engine::turn_now`].
     driver: Mutex<Driver>,
     /// Turns that were asked for and not yet made.
@@ -61,10 +64,16 @@ pub(crate) struct Engine {
     ended: watch::Sender<bool>,
 }
 
+impl Memory for Arc<WorkerMemory> {
+    fn claims(&self) -> Claims<'_> {
+        WorkerMemory::claims(self)
+    }
+}
+
 /// What the lock protects.
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) core: Core<Cargo>,
+    pub(super) core: Core<Cargo, Arc<WorkerMemory>>,
     pub(super) actions: Vec<Action<Cargo>>,
     pub(super) links: HashMap<WorkerKey, Link>,
     /// The next deadline may have changed.
@@ -103,9 +112,12 @@ impl Engine {
         let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
         steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making the pool's epoll descriptor"))?;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
-            .map_err(step("making the pool's timer"))?;
-        driver::register_timer(&epoll, &timer).map_err(step("registering the pool's timer"))?;
+        let timer = || {
+            TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
+                .map_err(step("making a timer of the pool"))
+        };
+        let (timer, nap) = (timer()?, timer()?);
+        driver::register_timers(&epoll, &timer, &nap).map_err(step("registering the pool's timers"))?;
         let runtime = tokio::runtime::Handle::try_current().ok();
         let engine = Arc::new_cyclic(|this| Self {
             state: Mutex::new(State {
@@ -117,6 +129,7 @@ impl Engine {
             }),
             epoll,
             timer,
+            nap,
             driver: Mutex::new(Driver::default()),
             wanted: AtomicU32::new(0),
             turns: AtomicU64::new(0),
@@ -191,7 +204,7 @@ impl Engine {
             }
         };
         let large = frame.len() > driver::LARGE;
-        let cargo = Cargo { frame, reply, function: task.function, sent_after: u64::MAX, room };
+        let cargo = Cargo { frame, reply, function: task.function, room };
         let key = self.apply(|state, now| {
             let call = Call { cargo, id, mode: task.mode, large };
             state.core.submit(call, now, &mut state.actions)
@@ -439,14 +452,9 @@ impl Engine {
         let mut written = None;
         loop {
             let mut state = self.lock();
-            let Some(Link { process: Some(process), out, ended_in_writing, .. }) = state.links.get_mut(&key) else { return };
+            let Some(Link { process: Some(process), out, .. }) = state.links.get_mut(&key) else { return };
             if let Some((chunk, from, len)) = written.take() {
                 out.wrote(chunk, from, len);
-            }
-            if *ended_in_writing {
-                let child = Arc::clone(&process.child);
-                drop(state);
-                return driver::say_again_that_it_ended(&self.epoll, &child, key);
             }
             let Some((chunk, from)) = out.take() else {
                 out.busy = false;
@@ -458,14 +466,9 @@ impl Engine {
                 Ok(len) => written = Some((chunk, from, len)),
                 Err(error) => {
                     let mut state = self.lock();
-                    if let Some(Link { process: Some(process), out, ended_in_writing, .. }) = state.links.get_mut(&key) {
+                    if let Some(Link { out, .. }) = state.links.get_mut(&key) {
                         out.wrote(chunk, from, 0);
                         out.blocked = error.kind() == std::io::ErrorKind::WouldBlock;
-                        if *ended_in_writing {
-                            let child = Arc::clone(&process.child);
-                            drop(state);
-                            return driver::say_again_that_it_ended(&self.epoll, &child, key);
-                        }
                     }
                     drop(state);
                     if error.kind() == std::io::ErrorKind::WouldBlock {
@@ -473,7 +476,7 @@ impl Engine {
                         driver::want_room(&self.epoll, socket.as_fd(), key);
                     } else {
                         // As a rule it is ending anyway; if not, nothing more would reach it. It stays busy.
-                        self.apply(|state, _| state.core.doom(key, &mut state.actions));
+                        self.apply(|state, now| state.core.doom(key, now, &mut state.actions));
                     }
                     return;
                 }
@@ -562,11 +565,9 @@ impl State {
         let mut actions = std::mem::take(&mut self.actions);
         for action in actions.drain(..) {
             match action {
-                Action::Send(worker, task) => {
-                    let Some(cargo) = self.core.cargo_mut(task) else { continue };
-                    cargo.sent_after = u64::MAX; // it may have been sent before
-                    let Some(link) = self.links.get_mut(&worker) else { continue };
-                    cargo.sent_after = link.out.push(&cargo.frame);
+                Action::Send(worker, task, slot) => {
+                    let (Some(cargo), Some(link)) = (self.core.cargo_mut(task), self.links.get_mut(&worker)) else { continue };
+                    link.out.push_call(&cargo.frame, slot);
                     todo.rooms.extend(cargo.room.take());
                     todo.want_flush(worker, link);
                 }
@@ -590,7 +591,7 @@ impl State {
             }
         }
         self.actions = actions; // keeps its memory
-        if timed {
+        if self.core.deadline_moved() || timed {
             self.deadlines += 1;
             todo.deadline = Some(Deadline { number: self.deadlines, at: self.core.next_deadline() });
         }

@@ -12,12 +12,15 @@ use super::strange_workers::{HANG, Player, builder, framed, hello, launch, playe
 use crate::error::{ErrorKind, TaskErrorKind};
 use crate::process::sys::{self, Target};
 use crate::process::testing::{in_own_process, is_own_process, open_fds, wait_until};
+use crate::process::{SharedMemory, WorkerMemory};
+use crate::wire::claim::Claim;
 use crate::wire::counting::peak_of;
-use crate::wire::frame::FrameBuffer;
 use crate::wire::fuzz::mutate::{Rng, mutate};
 use crate::wire::fuzz::{Tally, count, run};
 use crate::wire::message::{self, Failed, InitFailed, Message, kind};
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
+use nix::unistd::ftruncate;
 use std::collections::HashSet;
 use std::io::{IoSlice, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -89,8 +92,11 @@ impl Hostile {
                     self.say(Stage::Ready, &framed(|out| message::done(out, 0)), &[])?;
                 }
                 kind::CALL => {
-                    let id = message.uint::<u64>().unwrap();
-                    let argument = *body.last().unwrap();
+                    let claim = Claim { slot: message.uint().unwrap(), id: message.uint().unwrap() };
+                    let (id, argument) = (claim.id, *body.last().unwrap());
+                    if !self.player.memory.claims().begin(claim) {
+                        continue;
+                    }
                     let answer = match self.rng.below(4) {
                         0 if self.stage == Stage::Running => {
                             let texts = |rng: &mut Rng| "é".repeat(rng.length(100));
@@ -101,6 +107,7 @@ impl Hostile {
                         _ => done(id, argument),
                     };
                     self.say(Stage::Running, &answer, &[])?;
+                    self.player.memory.claims().finish(claim);
                 }
                 _ => {}
             }
@@ -139,6 +146,9 @@ impl Hostile {
         let others = recorded();
         let mut bytes = frame.to_vec();
         let mut descriptors = if self.stage == Stage::Hello { 1 } else { 0 };
+        if self.stage > Stage::Init && self.rng.one_in(3) {
+            self.overwrite(&bytes);
+        }
         match self.rng.below(12) {
             // The right bytes in the right order, one at a time: no reason to refuse it.
             0 => {
@@ -198,6 +208,51 @@ impl Hostile {
     }
 }
 
+/// A copy of what a worker shares with its pool, as words.
+fn words_of(memory: &WorkerMemory) -> SharedMemory {
+    SharedMemory::from_fd(memory.fd().try_clone_to_owned().unwrap()).unwrap()
+}
+
+impl Hostile {
+    /// Does its worst in the memory, where the answer may be as well.
+    fn overwrite(&mut self, answer: &[u8]) {
+        let memory = words_of(&self.player.memory);
+        let (words, rng) = (memory.words(), &mut self.rng);
+        let ring = self.player.memory.ring();
+        let strange = |rng: &mut Rng| match rng.below(4) {
+            0 => rng.word(),
+            1 => rng.below(64) as u64,
+            2 => (rng.word() >> 45) & !7,
+            _ => (rng.below(40) as u64) << 3 | rng.below(8) as u64, // what a claim may look like
+        };
+        match rng.below(8) {
+            // Anything anywhere, or everywhere at the beginning: the note, the positions, the claims.
+            0 => (0..rng.length(2000)).for_each(|_| rng.pick(words).store(strange(rng), Ordering::Relaxed)),
+            1 => words[..600].iter().for_each(|word| word.store(strange(rng), Ordering::Relaxed)),
+            // Positions that cannot be, or that could.
+            2 => ring.tail.store(strange(rng), Ordering::Release),
+            3 => ring.head.store(strange(rng), Ordering::Release),
+            4 => ring.asleep.store(strange(rng), Ordering::Release),
+            // Holes.
+            5 => {
+                let bytes = words.len() as i64 * 8;
+                let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                fallocate(memory.fd(), mode, 0, bytes).unwrap();
+                assert!(ftruncate(memory.fd(), 8).is_err(), "it is sealed");
+            }
+            // Replies in the ring: broken, or whole and many.
+            6 => {
+                let mut bytes = answer.to_vec();
+                mutate(&mut bytes, &recorded(), rng);
+                while ring.put(&bytes) && !rng.one_in(4) {}
+            }
+            _ => drop(ring.put(answer)),
+        }
+        let bells = if rng.one_in(8) { 1000 } else { rng.below(3) };
+        let _ = self.player.socket.write_all(&framed(message::bell).repeat(bells));
+    }
+}
+
 fn done(id: u64, value: u8) -> Vec<u8> {
     framed(|out| {
         message::done(out, id);
@@ -238,9 +293,22 @@ fn honest(mut player: Player, process: &OwnedFd, heard: &Mutex<HashSet<u8>>) {
         let answer = match message.kind {
             kind::WELCOME => framed(message::ready),
             kind::CALL => {
+                let claim = Claim { slot: message.uint().unwrap(), id: message.uint().unwrap() };
+                if !player.memory.claims().begin(claim) {
+                    continue;
+                }
                 let argument = *body.last().unwrap();
                 heard.lock().unwrap().insert(argument);
-                done(message.uint().unwrap(), argument)
+                let answer = done(claim.id, argument);
+                // Small replies go by the outbox, as a rule.
+                if player.memory.ring().put(&answer) {
+                    player.memory.claims().finish(claim);
+                    if player.memory.ring().wants_bell() {
+                        let _ = player.socket.write_all(&framed(message::bell));
+                    }
+                    continue;
+                }
+                answer
             }
             _ => continue,
         };
@@ -256,8 +324,8 @@ fn case(rng: &mut Rng, tally: &mut Tally) {
     let options = builder({
         let (heard, players, started, rng) = (Arc::clone(&heard), Arc::clone(&players), AtomicUsize::new(0), Rng(rng.word()));
         move || {
-            let (launched, socket) = launch(Command::new("sleep").arg("1000"));
-            let player = Player { socket, incoming: FrameBuffer::new(1 << 20) };
+            let (launched, socket, memory) = launch(Command::new("sleep").arg("1000"));
+            let player = Player::new(socket, memory);
             let process = launched.child.pidfd().try_clone_to_owned().unwrap();
             let thread = if started.fetch_add(1, Ordering::Relaxed) == 0 {
                 let hostile = Hostile { player, process, rng, stage };
@@ -277,7 +345,9 @@ fn case(rng: &mut Rng, tally: &mut Tally) {
     let ((), peak) = peak_of(|| runtime.block_on(serve(options.build().unwrap(), stage, &heard, closes_early, drains, tally)));
     // What it says is no longer than some 250 KB.
     assert!(peak < 3 << 20, "{peak} bytes");
-    players.lock().unwrap().drain(..).for_each(|player| player.join().unwrap());
+    // Not under the lock: a worker may be starting at this moment.
+    let all = std::mem::take(&mut *players.lock().unwrap());
+    all.into_iter().for_each(|player| player.join().unwrap());
     count(tally, &format!("{stage:?}"));
 }
 
@@ -453,9 +523,9 @@ fn what_is_written_after_a_worker_has_ended_keeps_nobody_waiting() {
     let options = builder({
         let (writers, started) = (Arc::clone(&writers), AtomicUsize::new(0));
         move || {
-            let (launched, socket) = launch(Command::new("sleep").arg("1000"));
+            let (launched, socket, memory) = launch(Command::new("sleep").arg("1000"));
             let process = launched.child.pidfd().try_clone_to_owned().unwrap();
-            let mut player = Player { socket, incoming: FrameBuffer::new(1 << 20) };
+            let mut player = Player::new(socket, memory);
             if started.fetch_add(1, Ordering::Relaxed) > 0 {
                 std::thread::spawn(move || honest(player, &process, &Mutex::default()));
                 return Ok(launched);

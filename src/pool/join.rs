@@ -112,8 +112,7 @@ impl<R> JoinHandle<R> {
     /// result.
     ///
     /// A task that waits in the pool is removed and never runs. A running sync task can only be stopped with its
-    /// process, which is killed; tasks that stood behind it in that worker run elsewhere. (One that had been sent ahead of time and stands behind
-    /// another in its worker is stopped when its turn comes, and may just have begun.) A running
+    /// process, which is killed; tasks that stood behind it in that worker run elsewhere. A running
     /// async task is dropped at its next await point; if it reaches none within a second, its process
     /// is killed, and the other async tasks in it are told that their worker died. When the handle
     /// has resolved, the task does not run any more.

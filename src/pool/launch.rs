@@ -4,7 +4,7 @@ use super::core::WorkerKey;
 use super::engine::Engine;
 use super::spec::{Config, Surroundings};
 use crate::error::Error;
-use crate::process::{Child, NOTE_WORDS, SharedMemory, Spawn, spawn, steward};
+use crate::process::{Child, Spawn, WorkerMemory, spawn, steward};
 use crate::worker::MARKER;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -21,7 +21,7 @@ const PROTOCOL_MARKER: &str = "protocol-1";
 pub(crate) struct Launched {
     pub(super) child: Child,
     pub(super) socket: OwnedFd,
-    pub(super) memory: SharedMemory,
+    pub(super) memory: Arc<WorkerMemory>,
     pub(super) early_stderr: File,
 }
 
@@ -60,7 +60,7 @@ fn launch(config: &Config) -> Result<Launched, Error> {
     // ever learnt of a failed start.
     let early = memfd_create(c"procpool-stderr", MFdFlags::MFD_CLOEXEC).map_err(step("making a worker's first standard error"))?;
     let early_stderr = File::from(early);
-    let memory = SharedMemory::create(NOTE_WORDS * size_of::<u64>()).map_err(|e| Error::spawn("making a worker's memory", e))?;
+    let memory = WorkerMemory::create(config.slots()).map_err(|e| Error::spawn("making a worker's memory", e))?;
     let stderr = early_stderr.try_clone().map_err(|e| Error::spawn("making a worker's first standard error", e))?;
     // What is no version makes no worker of a program that happens to hold this crate.
     let marker = if config.program.is_some() { PROTOCOL_MARKER } else { env!("CARGO_PKG_VERSION") };
@@ -68,5 +68,5 @@ fn launch(config: &Config) -> Result<Launched, Error> {
     let spawned = Spawn { program: config.program.clone(), env, env_clear, current_dir, group };
     let child =
         spawn(&spawned, theirs, stderr.into(), (MARKER, OsStr::new(marker))).map_err(|e| Error::spawn("starting a worker process", e))?;
-    Ok(Launched { child, socket, memory, early_stderr })
+    Ok(Launched { child, socket, memory: Arc::new(memory), early_stderr })
 }

@@ -2,7 +2,9 @@
 //! on their way to it.
 
 use crate::error::Error;
-use crate::process::{Child, SharedMemory};
+use crate::process::{Child, WorkerMemory};
+use crate::wire::frame;
+use crate::wire::message;
 use crate::wire::packet::Packet;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -23,8 +25,6 @@ pub(crate) struct Link {
     pub(crate) timed_out: bool,
     /// It has closed its socket.
     pub(crate) hung_up: bool,
-    /// Its process has ended while somebody was writing to it, who shall say so once more.
-    pub(crate) ended_in_writing: bool,
     /// Why its start failed, if it said so or broke the protocol in it.
     pub(crate) failure: Option<Error>,
     /// How it broke the protocol afterwards.
@@ -37,7 +37,7 @@ pub(crate) struct Link {
 pub(crate) struct Process {
     pub(crate) child: Arc<Child>,
     pub(crate) socket: Arc<OwnedFd>,
-    pub(crate) memory: SharedMemory,
+    pub(crate) memory: Arc<WorkerMemory>,
     /// Our end of the lifeline: when it closes, the kernel kills the worker. It came with the hello.
     pub(crate) lifeline: Option<OwnedFd>,
     /// Where the worker's standard error goes until it has said hello.
@@ -69,45 +69,67 @@ pub(crate) struct Outgoing {
     offset: usize,
     /// An emptied chunk, to be filled again.
     spare: Vec<u8>,
-    /// All bytes ever put in, and all that the kernel has taken.
-    put: u64,
-    sent: u64,
     /// Somebody writes, or the socket is full and its event will be the writer.
     pub(crate) busy: bool,
     /// The socket is full: the event that there is room again is the writer.
     pub(crate) blocked: bool,
-    /// A piece has been taken, and what the kernel took of it is not counted yet.
-    writing: bool,
 }
 
 impl Outgoing {
-    /// Appends a frame; gives the count of bytes before it.
-    pub(crate) fn push(&mut self, frame: &Packet) -> u64 {
-        let before = self.put;
-        self.put += frame.len() as u64;
-        match (self.chunks.back_mut(), frame) {
-            (_, Packet::Large(bytes)) if bytes.len() > CHUNK => self.chunks.push_back(Chunk::One(frame.clone())),
-            (Some(Chunk::Gathered(chunk)), _) if chunk.len() < CHUNK => chunk.extend_from_slice(frame),
+    /// Appends a frame.
+    pub(crate) fn push(&mut self, frame: &Packet) {
+        match frame {
+            Packet::Large(bytes) if bytes.len() > CHUNK => self.chunks.push_back(Chunk::One(frame.clone())),
             _ => {
-                let mut chunk = std::mem::take(&mut self.spare);
-                chunk.extend_from_slice(frame);
-                self.chunks.push_back(Chunk::Gathered(chunk));
+                self.gather(frame);
             }
         }
-        before
+    }
+
+    /// Appends the frame of a call, with its slot filled in.
+    pub(crate) fn push_call(&mut self, frame: &Packet, slot: u16) {
+        /// All that is changed.
+        const HEAD: usize = frame::HEAD + message::SLOT_END;
+        let at = match frame {
+            // Not copied, but for its head.
+            Packet::Large(bytes) if bytes.len() > CHUNK => {
+                let at = self.gather(&bytes[..HEAD]);
+                self.chunks.push_back(Chunk::One(Packet::Large(bytes.slice(HEAD..))));
+                at
+            }
+            _ => self.gather(frame),
+        };
+        let gathered = self.chunks.iter_mut().rev().find_map(|chunk| match chunk {
+            Chunk::Gathered(bytes) => Some(bytes),
+            Chunk::One(_) => None,
+        });
+        let bytes = gathered.expect("it has just been put there");
+        message::set_slot(&mut bytes[at + frame::HEAD..at + HEAD], slot);
+    }
+
+    /// Appends to what is gathered; gives the place in its last chunk.
+    fn gather(&mut self, bytes: &[u8]) -> usize {
+        if let Some(Chunk::Gathered(chunk)) = self.chunks.back_mut()
+            && chunk.len() < CHUNK
+        {
+            let at = chunk.len();
+            chunk.extend_from_slice(bytes);
+            return at;
+        }
+        let mut chunk = std::mem::take(&mut self.spare);
+        chunk.extend_from_slice(bytes);
+        self.chunks.push_back(Chunk::Gathered(chunk));
+        0
     }
 
     /// The next piece to write, and where in it to begin.
     pub(crate) fn take(&mut self) -> Option<(Chunk, usize)> {
         let chunk = self.chunks.pop_front()?;
-        self.writing = true;
         Some((chunk, self.offset))
     }
 
     /// So much of the piece was written.
     pub(crate) fn wrote(&mut self, chunk: Chunk, from: usize, len: usize) {
-        self.writing = false;
-        self.sent += len as u64;
         if from + len < chunk.bytes().len() {
             self.offset = from + len;
             self.chunks.push_front(chunk);
@@ -121,16 +143,6 @@ impl Outgoing {
             self.spare = chunk;
         }
     }
-
-    /// Whether somebody writes at this very moment. Until that is over, [`reached`](Self::reached) may be wrong.
-    pub(crate) fn is_being_written(&self) -> bool {
-        self.writing
-    }
-
-    /// Whether any byte of a frame that was put in at this count has been taken by the kernel.
-    pub(crate) fn reached(&self, before: u64) -> bool {
-        self.sent > before
-    }
 }
 
 #[cfg(test)]
@@ -142,15 +154,36 @@ mod tests {
         let frames: Vec<_> = [3, 60, 70_000, 1, 66_000, 40, 2].iter().zip(1u8..).map(|(len, byte)| vec![byte; *len]).collect();
         for step in [1, 7, 64, 65_536, 1 << 20] {
             let (mut out, mut got) = (Outgoing::default(), Vec::<u8>::new());
-            let starts: Vec<_> = frames.iter().map(|frame| out.push(&Packet::copy_from(frame))).collect();
+            frames.iter().for_each(|frame| out.push(&Packet::copy_from(frame)));
             while let Some((chunk, from)) = out.take() {
                 let part = chunk.bytes()[from..].iter().take(step).copied().collect::<Vec<_>>();
                 got.extend(&part);
                 out.wrote(chunk, from, part.len());
-                let sent = got.len() as u64;
-                assert!(starts.iter().all(|start| out.reached(*start) == (sent > *start)));
             }
             assert_eq!(got, frames.concat());
         }
+    }
+
+    #[test]
+    fn each_call_gets_its_slot_and_is_else_as_it_was() {
+        let mut out = Outgoing::default();
+        let mut expected = Vec::new();
+        for (slot, len) in [(1u16, 10), (515, 300), (65_535, 70_000), (7, 0), (8, 65_536), (9, 100_000), (2, 20)] {
+            let mut bytes = Vec::new();
+            let start = frame::begin(&mut bytes);
+            message::call(&mut bytes, 300, 0, message::Callee::Index(1), 1);
+            bytes.extend(std::iter::repeat_n(5, len));
+            frame::finish(&mut bytes, start);
+            out.push_call(&Packet::copy_from(&bytes), slot);
+            message::set_slot(&mut bytes[frame::HEAD..], slot);
+            expected.extend(bytes);
+        }
+        let mut got: Vec<u8> = Vec::new();
+        while let Some((chunk, from)) = out.take() {
+            got.extend(&chunk.bytes()[from..]);
+            let len = chunk.bytes().len() - from;
+            out.wrote(chunk, from, len);
+        }
+        assert!(got == expected);
     }
 }

@@ -17,8 +17,6 @@ pub(crate) struct Cargo {
     pub(crate) frame: Packet,
     pub(crate) reply: Reply,
     pub(crate) function: &'static str,
-    /// Bytes that had been put into its worker's outgoing ones before it.
-    pub(crate) sent_after: u64,
     /// A place in the bounded backlog, held until the task is sent.
     pub(crate) room: Option<OwnedSemaphorePermit>,
 }

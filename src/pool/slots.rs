@@ -30,7 +30,7 @@ impl Key {
 }
 
 /// The table.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Slots<T> {
     places: Vec<(u32, Option<T>)>,
     free: Vec<u32>,

@@ -1,6 +1,6 @@
 //! What a pool is built with, and what a task is handed in with: plain data.
 
-use super::core::{Mode, Rules, TaskKey};
+use super::core::{Mode, Rules, TaskKey, WINDOW_MAX};
 use crate::wire::message::Callee;
 use crate::wire::packet::Packet;
 use std::ffi::OsString;
@@ -24,6 +24,13 @@ pub(crate) struct Config {
     /// What is started instead of this program: tests play a worker themselves.
     #[cfg(test)]
     pub(crate) launcher: Option<super::launch::Launcher>,
+}
+
+impl Config {
+    /// Tasks that a worker may have in hand.
+    pub(crate) fn slots(&self) -> usize {
+        self.rules.concurrency.max(WINDOW_MAX as usize)
+    }
 }
 
 /// What a worker process is started into.

@@ -9,8 +9,9 @@
 use super::launch::{Launched, Launcher};
 use super::{Builder, Pool};
 use crate::error::{Error, ErrorKind, TaskErrorKind};
-use crate::process::{Child, NOTE_WORDS, SharedMemory, sys};
+use crate::process::{Child, WorkerMemory, sys};
 use crate::task;
+use crate::wire::claim::Claim;
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Hello, Message, kind};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -27,16 +28,16 @@ use std::time::Duration;
 /// Only a hang takes this long.
 pub(super) const HANG: Duration = Duration::from_secs(30);
 
-/// What is started: `command`, with one end of a socket pair as its standard input. Gives the other
-/// two copies: the pool's end, and a copy of the process's own.
-pub(super) fn launch(command: &mut Command) -> (Launched, UnixStream) {
+/// What is started: `command`, with one end of a socket pair as its standard input. Gives the pool's end, and beside
+/// it what a player of that process needs: a copy of its own end, and its memory.
+pub(super) fn launch(command: &mut Command) -> (Launched, UnixStream, Arc<WorkerMemory>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let early_stderr = File::from(memfd_create(c"stderr", MFdFlags::MFD_CLOEXEC).unwrap());
     command.stdin(OwnedFd::from(theirs.try_clone().unwrap())).stderr(early_stderr.try_clone().unwrap()).stdout(Stdio::null());
     let child = command.process_group(0).spawn().unwrap();
     let child = Child::adopt(child.id(), true).unwrap();
-    let memory = SharedMemory::create(NOTE_WORDS * 8).unwrap();
-    (Launched { child, socket: ours.into(), memory, early_stderr }, theirs)
+    let memory = Arc::new(WorkerMemory::create(1024).unwrap());
+    (Launched { child, socket: ours.into(), memory: Arc::clone(&memory), early_stderr }, theirs, memory)
 }
 
 pub(super) fn builder(launcher: impl Fn() -> Result<Launched, Error> + Send + Sync + 'static) -> Builder {
@@ -48,7 +49,7 @@ pub(super) fn builder(launcher: impl Fn() -> Result<Launched, Error> + Send + Sy
 /// A pool that starts this shell command.
 fn pool_of_shells(script: &'static str) -> Pool {
     builder(move || {
-        let (launched, theirs) = launch(Command::new("sh").args(["-c", script]));
+        let (launched, theirs, _) = launch(Command::new("sh").args(["-c", script]));
         drop(theirs);
         Ok(launched)
     })
@@ -59,10 +60,15 @@ fn pool_of_shells(script: &'static str) -> Pool {
 /// A worker that is played by a thread of the test.
 pub(super) struct Player {
     pub(super) socket: UnixStream,
+    pub(super) memory: Arc<WorkerMemory>,
     pub(super) incoming: FrameBuffer,
 }
 
 impl Player {
+    pub(super) fn new(socket: UnixStream, memory: Arc<WorkerMemory>) -> Self {
+        Self { socket, memory, incoming: FrameBuffer::new(1 << 20) }
+    }
+
     fn say(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let bytes = framed(write);
         self.socket.write_all(&bytes).unwrap();
@@ -103,12 +109,19 @@ impl Player {
         self.say(message::ready);
     }
 
-    /// The number of the next call.
-    pub(super) fn call(&mut self) -> u64 {
+    /// The next call, not claimed.
+    pub(super) fn unclaimed(&mut self) -> Claim {
         let body = self.hear();
         let mut message = Message::new(&body).unwrap();
         assert_eq!(message.kind, kind::CALL);
-        message.uint().unwrap()
+        Claim { slot: message.uint().unwrap(), id: message.uint().unwrap() }
+    }
+
+    /// The number of the next call, which has begun.
+    pub(super) fn call(&mut self) -> u64 {
+        let claim = self.unclaimed();
+        assert!(self.memory.claims().begin(claim));
+        claim.id
     }
 
     pub(super) fn answer(&mut self, id: u64, value: u8) {
@@ -140,9 +153,9 @@ pub(super) fn framed(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 pub(super) fn played(play: impl Fn(usize, &mut Player) + Send + Sync + 'static) -> Builder {
     let (play, started) = (Arc::new(play), AtomicUsize::new(0));
     builder(move || {
-        let (launched, socket) = launch(Command::new("sleep").arg("1000"));
+        let (launched, socket, memory) = launch(Command::new("sleep").arg("1000"));
         let (play, n) = (Arc::clone(&play), started.fetch_add(1, Ordering::Relaxed));
-        std::thread::spawn(move || play(n, &mut Player { socket, incoming: FrameBuffer::new(1 << 20) }));
+        std::thread::spawn(move || play(n, &mut Player::new(socket, memory)));
         Ok(launched)
     })
 }
@@ -169,7 +182,7 @@ async fn another_program_that_answers_is_told_as_such_and_killed() {
 #[tokio::test]
 async fn another_program_that_reads_its_input_gets_nothing_to_read() {
     let pool = builder(|| {
-        let (launched, theirs) = launch(Command::new("sh").args(["-c", "read line <&0; echo got \"$line\" >&2; exit 7"]));
+        let (launched, theirs, _) = launch(Command::new("sh").args(["-c", "read line <&0; echo got \"$line\" >&2; exit 7"]));
         drop(theirs);
         Ok(launched)
     })
@@ -340,6 +353,96 @@ async fn an_answer_given_twice_or_unasked_ends_the_worker_and_resolves_nothing_e
     }
 }
 
+/// What a worker may write into the memory that it shares with the pool, and what its task is told.
+#[tokio::test]
+async fn whatever_stands_in_its_memory_costs_a_worker_at_most_its_own_task() {
+    type Play = fn(&mut Player, Claim);
+    fn put(player: &Player, body: &[u8]) -> bool {
+        player.memory.ring().put(&framed(|out| out.extend(body)))
+    }
+    let plays: [(&str, Play, TaskErrorKind); 9] = [
+        ("a tail beyond the ring", |p, _| p.memory.ring().tail.store(1 << 20, Ordering::Release), TaskErrorKind::BadFrame),
+        ("a tail that goes back", |p, _| p.memory.ring().tail.store(u64::MAX - 7, Ordering::Release), TaskErrorKind::BadFrame),
+        ("a tail within a word", |p, _| p.memory.ring().tail.store(12, Ordering::Release), TaskErrorKind::BadFrame),
+        ("nothing but zeros", |p, _| p.memory.ring().tail.store(800, Ordering::Release), TaskErrorKind::BadFrame),
+        ("a frame that is cut", |p, _| assert!(p.memory.ring().put(&[200, 0, 0, 0, 1, 2, 3])), TaskErrorKind::BadFrame),
+        ("a frame of 4 GiB", |p, _| assert!(p.memory.ring().put(&[0xff; 64])), TaskErrorKind::BadFrame),
+        ("a hello in the outbox", |p, _| assert!(put(p, &[0x91, kind::HELLO])), TaskErrorKind::BadFrame),
+        ("an answer to nothing", |p, _| assert!(put(p, &[0x93, kind::DONE, 99, 1])), TaskErrorKind::BadFrame),
+        (
+            "words of no meaning, and the end",
+            |p, _| {
+                p.memory.claims().offer(Claim { slot: 0, id: 1 << 60 });
+                p.socket.shutdown(std::net::Shutdown::Both).unwrap();
+            },
+            TaskErrorKind::WorkerDied,
+        ),
+    ];
+    for (what, play, expected) in plays {
+        let pool = played(move |n, player| {
+            player.become_ready();
+            let claim = player.unclaimed();
+            assert!(player.memory.claims().begin(claim));
+            if n == 0 {
+                play(player, claim);
+                let _ = player.socket.write_all(&framed(message::bell));
+            } else {
+                player.answer(claim.id, 42);
+            }
+            player.wait();
+        })
+        .build()
+        .unwrap();
+        let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").expect_err(what);
+        assert_eq!(error.kind(), expected, "{what}: {error}");
+        assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 42, "{what}");
+    }
+}
+
+/// A worker that answers without having claimed its task, and by the outbox: it is what any other would be.
+#[tokio::test]
+async fn a_reply_counts_more_than_a_word() {
+    let pool = played(|_, player| {
+        player.become_ready();
+        for n in 0..3 {
+            let claim = player.unclaimed();
+            assert!(player.memory.ring().put(&framed(|out| {
+                message::done(out, claim.id);
+                out.push(n);
+            })));
+            if player.memory.ring().wants_bell() {
+                player.socket.write_all(&framed(message::bell)).unwrap();
+            }
+        }
+        player.wait();
+    })
+    .build()
+    .unwrap();
+    for n in 0..3 {
+        assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 9)).await.expect("it hangs").unwrap(), n);
+    }
+}
+
+/// What ends the process before anything was begun moves the task, but not for ever.
+#[tokio::test]
+async fn a_frame_that_kills_whoever_reads_it_costs_its_own_task_and_not_the_pool() {
+    let pool = played(|n, player| {
+        player.become_ready();
+        let claim = player.unclaimed();
+        if n < 3 {
+            player.socket.shutdown(std::net::Shutdown::Both).unwrap();
+        } else {
+            player.answer(claim.id, n as u8);
+        }
+        player.wait();
+    })
+    .build()
+    .unwrap();
+    let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").expect_err("its third death is its own");
+    assert_eq!(error.kind(), TaskErrorKind::WorkerDied);
+    assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 3);
+}
+
 #[tokio::test]
 async fn a_result_nested_too_deeply_is_an_error_of_its_task_alone() {
     let pool = played(|_, player| {
@@ -387,9 +490,9 @@ async fn a_start_that_the_system_refuses_is_told_to_its_tasks_and_the_pool_recov
             if tries.fetch_add(1, Ordering::Relaxed) == 0 {
                 return Err(Error::spawn("starting a worker process", std::io::Error::from_raw_os_error(11)));
             }
-            let (launched, socket) = launch(Command::new("sleep").arg("1000"));
+            let (launched, socket, memory) = launch(Command::new("sleep").arg("1000"));
             std::thread::spawn(move || {
-                let mut player = Player { socket, incoming: FrameBuffer::new(1 << 20) };
+                let mut player = Player::new(socket, memory);
                 player.become_ready();
                 let id = player.call();
                 player.answer(id, 3);

@@ -6,6 +6,7 @@
 //! | `sys` | the system calls that `nix` does not wrap, or wraps in a way that loses something |
 //! | `fork` | whether this process is a forked copy |
 //! | `memory` | the sealed memory that the application shares with one worker |
+//! | `worker_memory` | what stands where in that memory |
 //! | `death_note` | what a dying worker can still say, in that memory |
 //! | `child` | the owner of one child: signals and the one reaping |
 //! | `standard` | the standard streams that a child is given |
@@ -22,12 +23,15 @@ mod spawn;
 pub(crate) mod standard;
 pub(crate) mod steward;
 pub(crate) mod sys;
+mod worker_memory;
 
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub(crate) use child::{Child, Exit};
-pub(crate) use death_note::{DeathNote, NOTE_WORDS, NotePage};
+pub(crate) use death_note::DeathNote;
+#[cfg(test)]
 pub(crate) use memory::SharedMemory;
 pub(crate) use spawn::{Spawn, spawn, spawn_with_stdout};
 pub(crate) use sys::is_secure;
+pub(crate) use worker_memory::WorkerMemory;

@@ -21,7 +21,7 @@ use super::coming::Coming;
 use super::handover::Handover;
 use super::streams::{Streams, open_streams};
 use crate::error::{Error, ErrorKind, TaskError, What, Why};
-use crate::process::{Child, DeathNote, NOTE_WORDS, NotePage, SharedMemory, Spawn, fork, spawn_with_stdout, standard, steward, sys};
+use crate::process::{Child, DeathNote, Spawn, WorkerMemory, fork, spawn_with_stdout, standard, steward, sys};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, Message, Single, Welcome, kind};
 use crate::wire::packet::Packet;
@@ -89,7 +89,7 @@ struct Inside {
     stage: Stage,
     /// `None`: it, or we, have closed it.
     socket: Option<OwnedFd>,
-    memory: SharedMemory,
+    memory: WorkerMemory,
     /// Our end: when it closes, the kernel kills the process, unless that has let go.
     lifeline: Option<OwnedFd>,
     timer: Option<TimerFd>,
@@ -211,7 +211,7 @@ impl Machine {
     ) -> Result<Arc<Self>, Error> {
         let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
         let Launched { child, socket, early_stderr } = launched;
-        let memory = SharedMemory::create(NOTE_WORDS * size_of::<u64>()).map_err(|e| Error::spawn("making a process's memory", e))?;
+        let memory = WorkerMemory::create(0).map_err(|e| Error::spawn("making a process's memory", e))?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making a process's epoll set"))?;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
             .and_then(|timer| timer.set(Expiration::OneShot(limit.into()), TimerSetTimeFlags::empty()).map(|()| timer))
@@ -225,6 +225,8 @@ impl Machine {
             frame_limit: frame::BODY_MAX_DEFAULT as u32,
             depth: worker::depth() + 1,
             init: false,
+            slots: memory.slots(),
+            ring: memory.ring_bytes(),
             name: order.name.unwrap_or_else(worker::program_name),
             single: Some(Single { tied: order.tied, stdin: given.stdin.is_some(), umask: order.umask }),
         };
@@ -529,7 +531,7 @@ impl Machine {
 
     fn end(&self, inside: Inside, status: Option<ExitStatus>) {
         let pid = self.pid();
-        let note = NotePage::new(inside.memory.words()).and_then(|page| page.read());
+        let note = inside.memory.note().read();
         let error = |what| TaskError::new(what, self.function);
         let outcome = match inside.answer {
             Some(Ok(packet)) => Ok(packet),

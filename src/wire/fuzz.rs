@@ -179,8 +179,10 @@ enum Read {
     Failed(u64, Failed),
     Welcome(Welcome),
     Init(u32, u32, Vec<u8>),
-    Call(u64, u8, u32, u32, Vec<u8>),
+    Call(u16, u64, u8, u32, u32, Vec<u8>),
     Cancel(u64),
+    Bell,
+    Detached(u32),
     Other,
 }
 
@@ -207,14 +209,23 @@ fn read_message(body: &[u8]) -> Result<Read, Bad> {
             Read::Init(index, arity, values)
         }
         kind::CALL => {
-            let (id, flags, index) = (message.uint()?, message.uint()?, message.uint()?);
+            let (slot, id, flags, index) = (message.uint()?, message.uint()?, message.uint()?, message.uint()?);
             let (arity, values) = rest(&message);
-            Read::Call(id, flags, index, arity, values)
+            Read::Call(slot, id, flags, index, arity, values)
         }
         kind::CANCEL => {
             let id = message.uint()?;
             message.end()?;
             Read::Cancel(id)
+        }
+        kind::BELL => {
+            message.end()?;
+            Read::Bell
+        }
+        kind::DETACHED => {
+            let pid = message.uint()?;
+            message.end()?;
+            Read::Detached(pid)
         }
         _ => Read::Other,
     })
@@ -237,10 +248,13 @@ fn write_message(message: &Read) -> Vec<u8> {
             message::init(&mut out, *index, *arity);
             values = args;
         }
-        Read::Call(id, flags, index, arity, args) => {
+        Read::Call(slot, id, flags, index, arity, args) => {
             message::call(&mut out, *id, *flags, Callee::Index(*index), *arity);
+            message::set_slot(&mut out[..message::SLOT_END], *slot);
             values = args;
         }
+        Read::Bell => message::bell(&mut out),
+        Read::Detached(pid) => message::detached(&mut out, *pid),
         Read::Cancel(id) => message::cancel(&mut out, *id),
         Read::Other => {}
     }
@@ -262,10 +276,12 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
         Read::Failed(1 << 40, Failed::Result { reason: String::new() }),
         Read::Failed(0, Failed::TooLarge),
         Read::Failed(5, Failed::Cancelled),
-        Read::Welcome(Welcome { frame_limit: 1 << 30, depth: 1, init: true, name: text(), single: None }),
+        Read::Welcome(Welcome { frame_limit: 1 << 30, depth: 1, init: true, slots: 8, ring: 64, name: text(), single: None }),
         Read::Init(70_000, 2, vec![5, 0xc0]),
-        Read::Call(300, 1, 7, 8, vec![1, 2, 3, 4, 5, 6, 7, 8]),
-        Read::Call(0, 0, 0, 0, vec![]),
+        Read::Call(1000, 300, 1, 7, 8, vec![1, 2, 3, 4, 5, 6, 7, 8]),
+        Read::Call(0, 0, 0, 0, 0, vec![]),
+        Read::Bell,
+        Read::Detached(4242),
         Read::Cancel(u64::MAX),
     ];
     all.iter().map(write_message).collect()
@@ -284,7 +300,9 @@ fn broken_messages_are_read_right_or_refused() {
         match read {
             Ok(Read::Other) => count(tally, "other kinds"),
             // Longer than any of ours: it is to be read, never written.
-            Ok(Read::Call(_, _, _, 9.., _) | Read::Call(_, 128.., ..) | Read::Init(_, 9.., _)) => count(tally, "calls that nobody writes"),
+            Ok(Read::Call(_, _, _, _, 9.., _) | Read::Call(_, _, 128.., ..) | Read::Init(_, 9.., _)) => {
+                count(tally, "calls that nobody writes")
+            }
             Ok(read) => {
                 let (text, again) = (format!("{read:?}"), write_message(&read));
                 assert_eq!(format!("{:?}", read_message(&again).unwrap()), text, "{}", hex(&body));
@@ -296,7 +314,21 @@ fn broken_messages_are_read_right_or_refused() {
             }
         }
     });
-    for name in ["Hello", "Ready", "InitFailed", "Done", "Failed", "Welcome", "Init", "Call", "Cancel", "refused", "other kinds"] {
+    for name in [
+        "Hello",
+        "Ready",
+        "InitFailed",
+        "Done",
+        "Failed",
+        "Welcome",
+        "Init",
+        "Call",
+        "Cancel",
+        "Bell",
+        "Detached",
+        "refused",
+        "other kinds",
+    ] {
         assert!(tally.contains_key(name), "no {name} in {tally:?}");
     }
 }

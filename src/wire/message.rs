@@ -20,8 +20,10 @@ pub(crate) mod kind {
     pub(crate) const INIT_FAILED: u8 = 3;
     pub(crate) const DONE: u8 = 4;
     pub(crate) const FAILED: u8 = 5;
+    /// There is something in the outbox.
+    pub(crate) const BELL: u8 = 6;
     /// In the place of READY, from a process that has detached itself: its number follows.
-    pub(crate) const DETACHED: u8 = 6;
+    pub(crate) const DETACHED: u8 = 7;
     // From the pool.
     pub(crate) const WELCOME: u8 = 32;
     pub(crate) const INIT: u8 = 33;
@@ -54,6 +56,9 @@ pub(crate) struct Welcome {
     pub(crate) depth: u32,
     /// An `INIT` message follows.
     pub(crate) init: bool,
+    /// How the worker's memory is divided: claims in it, and bytes of the ring.
+    pub(crate) slots: u32,
+    pub(crate) ring: u32,
     /// The main thread's name.
     pub(crate) name: String,
     /// It is no worker of a pool: it gets one call, and ends with it.
@@ -162,7 +167,7 @@ fn head(out: &mut Vec<u8>, kind: u8, len: u32) {
 }
 
 fn array_head(out: &mut Vec<u8>, len: u32) {
-    debug_assert!(len < 16, "the longest message has twelve elements");
+    debug_assert!(len < 16, "the longest message has thirteen elements");
     out.push(0x90 | len as u8); // a fixarray
 }
 
@@ -179,15 +184,26 @@ pub(crate) enum Callee {
     Name(&'static str),
 }
 
-/// A call, up to its arguments, of which there are `arity`.
+/// Where the slot stands in the body of a call: it is filled in when the task is sent.
+const SLOT_AT: usize = 2;
+/// So many bytes of a call's body hold all that [`set_slot`] changes.
+pub(crate) const SLOT_END: usize = SLOT_AT + 3;
+
+/// A call, up to its arguments, of which there are `arity`; its slot is 0 for now.
 pub(crate) fn call(out: &mut Vec<u8>, id: u64, flags: u8, task: Callee, arity: u32) {
-    head(out, kind::CALL, 3 + arity);
+    head(out, kind::CALL, 4 + arity);
+    out.extend([0xcd, 0, 0]); // always a uint 16
     uint(out, id);
     out.push(flags);
     match task {
         Callee::Index(index) => uint(out, u64::from(index)),
         Callee::Name(name) => rmp::encode::write_str(out, name).expect("a Vec takes every byte"),
     }
+}
+
+/// Fills in the slot of a call, of whose body these are the first bytes.
+pub(crate) fn set_slot(body: &mut [u8], slot: u16) {
+    body[SLOT_AT + 1..SLOT_END].copy_from_slice(&slot.to_be_bytes());
 }
 
 /// The `init` call, up to its arguments.
@@ -213,6 +229,11 @@ pub(crate) fn failed(out: &mut Vec<u8>, id: u64, why: &Failed) {
 pub(crate) fn cancel(out: &mut Vec<u8>, id: u64) {
     head(out, kind::CANCEL, 1);
     uint(out, id);
+}
+
+/// There is something in the outbox.
+pub(crate) fn bell(out: &mut Vec<u8>) {
+    head(out, kind::BELL, 0);
 }
 
 /// The worker is ready.
@@ -302,8 +323,10 @@ mod tests {
         let mut out = Vec::new();
         call(&mut out, u64::MAX, FLAG_BACKTRACE, Callee::Index(70_000), 2);
         out.extend([1, 2]);
+        set_slot(&mut out[..SLOT_END], 0x1234);
         let mut message = Message::new(&out).expect("it is a message");
         assert_eq!(message.kind, kind::CALL);
+        assert_eq!(message.uint::<u16>().expect("the slot"), 0x1234);
         assert_eq!(message.uint::<u64>().expect("the id"), u64::MAX);
         assert_eq!(message.uint::<u8>().expect("the flags"), FLAG_BACKTRACE);
         assert_eq!(message.uint::<u32>().expect("the task"), 70_000);

@@ -56,12 +56,12 @@ pub(super) fn serve(mut inbox: Inbox, limit: usize, lifeline: Lifeline, single: 
     if let Some(inbox) = inbox {
         let answer = in_frame(|out| match outcome {
             Ok(value) => {
-                message::done(out, call.id);
+                message::done(out, call.claim.id);
                 out.extend(value);
             }
             Err(mut failed) => {
                 failed.cut(limit);
-                message::failed(out, call.id, &failed);
+                message::failed(out, call.claim.id, &failed);
             }
         });
         // If nobody is there any more to read it, so be it: this is how a process ends that outlives its parent.

@@ -1,6 +1,6 @@
 //! What is told of a panic: message, place, and a backtrace when asked for.
 
-use crate::process::{NotePage, SharedMemory};
+use crate::process::WorkerMemory;
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::{Cell, RefCell};
@@ -19,11 +19,11 @@ thread_local! {
     static WANT_BACKTRACE: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
-static MEMORY: OnceLock<&'static SharedMemory> = OnceLock::new();
+static MEMORY: OnceLock<&'static WorkerMemory> = OnceLock::new();
 
 /// Puts our hook before the one that is there, which goes on to print. Called again after `init`,
 /// which may have put its own before ours.
-pub(super) fn install(memory: &'static SharedMemory) {
+pub(super) fn install(memory: &'static WorkerMemory) {
     let _ = MEMORY.set(memory);
     let next = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -43,8 +43,8 @@ fn note(info: &PanicHookInfo<'_>) {
     let location = info.location().map(ToString::to_string);
     if cfg!(panic = "abort") {
         // The process ends when the hook returns: what is not written down now is lost.
-        if let Some(page) = MEMORY.get().and_then(|memory| NotePage::new(memory.words())) {
-            page.write_panic(message(info.payload()), location.as_deref().unwrap_or_default());
+        if let Some(memory) = MEMORY.get() {
+            memory.note().write_panic(message(info.payload()), location.as_deref().unwrap_or_default());
         }
     }
     let backtrace = match WANT_BACKTRACE.get() {

@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "fcntl, prctl and signal handlers that nix does not wrap")]
 
-use crate::process::{NotePage, SharedMemory};
+use crate::process::WorkerMemory;
 use nix::libc;
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -78,7 +78,7 @@ pub(super) fn set_comm(name: &str) {
     unsafe { libc::prctl(libc::PR_SET_NAME, bytes.as_ptr()) };
 }
 
-static MEMORY: AtomicPtr<SharedMemory> = AtomicPtr::new(ptr::null_mut());
+static MEMORY: AtomicPtr<WorkerMemory> = AtomicPtr::new(ptr::null_mut());
 /// The lowest address that the main thread's stack may grow to.
 static STACK_END: AtomicUsize = AtomicUsize::new(0);
 /// How far below the end of the stack an access may be that still means it overflowed: the gap that
@@ -88,7 +88,7 @@ const GAP: usize = 1 << 20;
 const ALTERNATE_STACK: usize = 64 << 10;
 
 /// Notes a stack overflow of the calling thread in `memory`, and lets it kill as before.
-pub(super) fn note_stack_overflow(memory: &'static SharedMemory) -> io::Result<()> {
+pub(super) fn note_stack_overflow(memory: &'static WorkerMemory) -> io::Result<()> {
     STACK_END.store(own_stack_end()?, Ordering::Relaxed);
     MEMORY.store(ptr::from_ref(memory).cast_mut(), Ordering::Release);
     let alternate: &'static mut [u8] = Box::leak(vec![0; ALTERNATE_STACK].into_boxed_slice());
@@ -136,9 +136,8 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void
         if is_fault
             && (end.saturating_sub(GAP)..end + 4096).contains(&address)
             && let Some(memory) = MEMORY.load(Ordering::Acquire).as_ref()
-            && let Some(page) = NotePage::new(memory.words())
         {
-            page.write_stack_overflow();
+            memory.note().write_stack_overflow();
         }
         // Then it kills: the access is tried again, with the default action.
         libc::signal(signal, libc::SIG_DFL);

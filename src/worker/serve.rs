@@ -3,14 +3,18 @@
 //! Sync tasks run on the main thread outside of any runtime. The first async task makes a
 //! current-thread runtime, in which async tasks run side by side; the pool never sends a sync one
 //! meanwhile. From then on the worker waits within that runtime, so that what a task left there goes
-//! on. Each reply is written before the next sync task begins: if the process dies, the first
-//! unanswered task is the one that ran.
+//! on.
+//!
+//! Each task is claimed before it begins: one that the pool has taken back is passed over. Each reply is committed before
+//! the next sync task begins, to the outbox if it is small, else to the socket, and only then the task is marked as done. So
+//! if the process dies, the pool knows of each task whether it had begun and whether it had been answered.
 
 use super::inbox::{Inbox, Next};
 use super::readiness::watch_readable;
 use super::{lifeline, once, panics, raw, start};
-use crate::process::{SharedMemory, fork, sys};
+use crate::process::{WorkerMemory, fork, sys};
 use crate::task::{self, Run, RunAsync, RunError, RunSync};
+use crate::wire::claim::Claim;
 use crate::wire::frame;
 use crate::wire::message::{self, Failed, Hello, InitFailed, Message, Welcome, kind};
 use futures::FutureExt;
@@ -50,7 +54,7 @@ pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String>
         return once::serve(Inbox::new(socket, limit), limit, lifeline, single, is_detached);
     }
     let _lifeline = lifeline;
-    let mut worker = Worker { inbox: Inbox::new(socket, limit), out: Vec::new(), limit, runtime: None };
+    let mut worker = Worker { inbox: Inbox::new(socket, limit), memory, out: Vec::new(), bell: bell(), limit, runtime: None };
     if welcome.init {
         match worker.init()? {
             Ok(()) => panics::install(memory), // `init` may have put a hook of its own before ours
@@ -66,18 +70,28 @@ pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String>
             }
         }
     }
+    worker.out.clear();
     let start = frame::begin(&mut worker.out);
     message::ready(&mut worker.out);
     frame::finish(&mut worker.out, start);
-    worker.flush()?;
+    worker.inbox.send(&worker.out).map_err(lost)?;
+    worker.out.clear();
     worker.run().map(|()| 0)
+}
+
+fn bell() -> Vec<u8> {
+    let mut bell = Vec::new();
+    let start = frame::begin(&mut bell);
+    message::bell(&mut bell);
+    frame::finish(&mut bell, start);
+    bell
 }
 
 pub(super) fn lost(error: io::Error) -> String {
     format!("the pool's socket: {error}")
 }
 
-fn shake_hands(socket: &OwnedFd, lifeline: OwnedFd) -> Result<(Welcome, &'static SharedMemory), String> {
+fn shake_hands(socket: &OwnedFd, lifeline: OwnedFd) -> Result<(Welcome, &'static WorkerMemory), String> {
     let mut out = Vec::new();
     let start = frame::begin(&mut out);
     let hello = Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: Some(task::fingerprint()) };
@@ -119,7 +133,7 @@ fn shake_hands(socket: &OwnedFd, lifeline: OwnedFd) -> Result<(Welcome, &'static
     if let Some(stdin) = stdin {
         nix::unistd::dup2_stdin(stdin).map_err(|e| format!("taking over standard input: {e}"))?;
     }
-    let memory = SharedMemory::from_fd(memory).map_err(|e| format!("the worker's memory: {e}"))?;
+    let memory = WorkerMemory::from_fd(memory, welcome.slots, welcome.ring).map_err(|e| format!("the worker's memory: {e}"))?;
     take_over_stderr(stderr).map_err(|e| format!("taking over standard error: {e}"))?;
     // For ever: the panic hook and the signal handler use it until the process ends.
     Ok((welcome, Box::leak(Box::new(memory))))
@@ -142,8 +156,11 @@ fn take_over_stderr(stderr: OwnedFd) -> io::Result<()> {
 
 struct Worker {
     inbox: Inbox,
-    /// The replies that are to be written.
+    memory: &'static WorkerMemory,
+    /// The reply that is being made.
     out: Vec<u8>,
+    /// A whole frame.
+    bell: Vec<u8>,
     limit: usize,
     /// Made by the first async function.
     runtime: Option<Async>,
@@ -157,7 +174,7 @@ struct Async {
 
 /// A call, as its frame says it.
 pub(super) struct Call {
-    pub(super) id: u64,
+    pub(super) claim: Claim,
     /// `None`: as the environment says.
     pub(super) backtrace: Option<bool>,
     pub(super) run: Run,
@@ -171,13 +188,14 @@ pub(super) fn read_call(body: &[u8]) -> Result<Call, String> {
     if message.kind != kind::CALL {
         return Err(format!("a message of kind {} instead of a call", message.kind));
     }
+    let slot = message.uint::<u16>().map_err(|e| e.to_string())?;
     let mut number = || message.uint::<u64>().map_err(|e| e.to_string());
     let (id, flags, index) = (number()?, number()?, number()?);
     let entry = u32::try_from(index).ok().and_then(task::entry).ok_or_else(|| format!("a call of task {index}, which does not exist"))?;
     let (_, args) = message.rest();
     let has = |flag: u8| flags & u64::from(flag) != 0;
     let backtrace = (has(message::FLAG_BACKTRACE) || has(message::FLAG_NO_BACKTRACE)).then(|| has(message::FLAG_BACKTRACE));
-    Ok(Call { id, backtrace, run: entry.run, args })
+    Ok(Call { claim: Claim { slot, id }, backtrace, run: entry.run, args })
 }
 
 /// After user code: a forked copy of the worker must not touch the socket.
@@ -203,7 +221,7 @@ pub(super) fn why(error: RunError) -> Failed {
 }
 
 pub(super) type Outcome = Result<Vec<u8>, Failed>;
-pub(super) type Answer = Pin<Box<dyn Future<Output = (u64, Outcome)>>>;
+pub(super) type Answer = Pin<Box<dyn Future<Output = (Claim, Outcome)>>>;
 
 impl Worker {
     fn run(mut self) -> Result<(), String> {
@@ -220,9 +238,11 @@ impl Worker {
             let call = read_call(self.inbox.bytes(range.clone()))?;
             match call.run {
                 Run::Sync(function) => {
-                    let args = range.start + call.args..range.end;
-                    self.run_sync(&call, function, args);
-                    self.flush()?;
+                    if self.memory.claims().begin(call.claim) {
+                        let args = range.start + call.args..range.end;
+                        self.run_sync(&call, function, args);
+                        self.commit(call.claim)?;
+                    }
                 }
                 Run::Async(_) => {
                     // Only the first one comes here; it is looked at again inside.
@@ -238,7 +258,7 @@ impl Worker {
     fn run_sync(&mut self, call: &Call, function: RunSync, args: Range<usize>) {
         panics::want_backtrace(call.backtrace);
         let start = frame::begin(&mut self.out);
-        message::done(&mut self.out, call.id);
+        message::done(&mut self.out, call.claim.id);
         let (bytes, out) = (self.inbox.bytes(args), &mut self.out);
         let limit = self.limit.saturating_sub(out.len() - start);
         // Its own state is lost with a panic, ours is only the buffer, which is cut back.
@@ -252,9 +272,25 @@ impl Worker {
         if let Some(mut failed) = failed {
             failed.cut(self.limit);
             self.out.truncate(start);
-            message::failed(&mut self.out, call.id, &failed);
+            message::failed(&mut self.out, call.claim.id, &failed);
         }
         frame::finish(&mut self.out, start);
+    }
+
+    /// Commits the reply in `out`: whole by the outbox or whole by the socket; then the task is done.
+    fn commit(&mut self, claim: Claim) -> Result<(), String> {
+        let ring = self.memory.ring();
+        let boxed = ring.put(&self.out);
+        if !boxed {
+            self.inbox.send(&self.out).map_err(lost)?;
+        }
+        self.memory.claims().finish(claim);
+        self.out.clear();
+        self.out.shrink_to(self.limit.min(1 << 20));
+        if boxed && ring.wants_bell() {
+            self.inbox.send(&self.bell).map_err(lost)?;
+        }
+        Ok(())
     }
 
     /// Runs async tasks, and waits, until a sync call comes (which is given back) or the end.
@@ -287,9 +323,12 @@ impl Worker {
                         }
                         return Ok(Some(range));
                     };
+                    if !self.memory.claims().begin(call.claim) {
+                        continue;
+                    }
                     let args = self.inbox.bytes(range.start + call.args..range.end);
                     let (abort, registration) = AbortHandle::new_pair();
-                    aborts.insert(call.id, abort);
+                    aborts.insert(call.claim.id, abort);
                     running.push(begin(&call, function, args, self.limit, registration));
                 }
                 let finished = if running.is_empty() {
@@ -305,12 +344,12 @@ impl Worker {
                     }
                 };
                 let mut next = finished;
-                while let Some((id, outcome)) = next {
-                    aborts.remove(&id);
-                    self.answer(id, outcome);
-                    next = running.next().now_or_never().flatten(); // others that have ended by now go with it
+                while let Some((claim, outcome)) = next {
+                    aborts.remove(&claim.id);
+                    self.answer(claim.id, outcome);
+                    self.commit(claim)?;
+                    next = running.next().now_or_never().flatten(); // others may have ended by now
                 }
-                self.flush()?;
             }
         })
     }
@@ -328,16 +367,6 @@ impl Worker {
             }
         }
         frame::finish(&mut self.out, start);
-    }
-
-    fn flush(&mut self) -> Result<(), String> {
-        if self.out.is_empty() {
-            return Ok(());
-        }
-        let result = self.inbox.send(&self.out).map_err(lost);
-        self.out.clear();
-        self.out.shrink_to(self.limit.min(1 << 20));
-        result
     }
 
     fn runtime(&mut self) -> Result<Async, String> {
@@ -402,7 +431,7 @@ pub(super) fn begin(
     limit: usize,
     registration: futures::future::AbortRegistration,
 ) -> Answer {
-    let (id, backtrace) = (call.id, call.backtrace);
+    let (claim, backtrace) = (call.claim, call.backtrace);
     // Decoding is user code as well. The head of a reply takes at most 16 bytes.
     panics::want_backtrace(backtrace);
     let future = match catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16)))) {
@@ -414,7 +443,7 @@ pub(super) fn begin(
     Box::pin(async move {
         let mut guarded = match future {
             Ok(future) => Box::pin(AssertUnwindSafe(future).catch_unwind()),
-            Err(failed) => return (id, Err(failed)),
+            Err(failed) => return (claim, Err(failed)),
         };
         let polled = std::future::poll_fn(|cx| {
             panics::want_backtrace(backtrace);
@@ -434,7 +463,7 @@ pub(super) fn begin(
             Ok(Ok(Err(error))) => Err(why(error)),
             Ok(Err(payload)) => Err(caught(payload)),
         };
-        (id, outcome)
+        (claim, outcome)
     })
 }
 

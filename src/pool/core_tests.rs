@@ -1,0 +1,554 @@
+//! Each rule of a pool by itself; see `core.rs` for their numbers.
+
+use super::simulation::TestMemory;
+use super::*;
+
+/// A core and a clock that is moved by hand.
+struct Bench {
+    core: Core<u64, TestMemory>,
+    now: Instant,
+    next: u64,
+}
+
+impl Bench {
+    fn new(workers: usize) -> Self {
+        let rules = Rules { workers, concurrency: 3, hello_limit: Duration::from_secs(30), start_limit: Some(Duration::from_secs(60)) };
+        Self { core: Core::new(rules), now: Instant::now(), next: 0 }
+    }
+
+    /// All workers are there and idle; the last is the next to be used.
+    fn ready(workers: usize) -> (Self, Vec<WorkerKey>) {
+        let mut bench = Self::new(workers);
+        let started = bench.does(|core, now, actions| core.start_all(now, actions));
+        let keys: Vec<_> = bench.core.workers.keys();
+        assert_eq!(started.len(), workers);
+        for key in &keys {
+            assert!(bench.ready_now(*key).is_empty());
+        }
+        (bench, keys)
+    }
+
+    fn ready_now(&mut self, key: WorkerKey) -> Vec<String> {
+        self.does(|core, now, actions| core.ready(key, Some(TestMemory::new(2048)), now, actions))
+    }
+
+    /// The worker begins these tasks, as far as they are its own to begin.
+    fn begin(&self, worker: WorkerKey, ids: &[u64]) {
+        self.each(worker, ids, |claims, claim| assert!(claims.begin(claim), "{claim:?}"));
+    }
+
+    fn finish(&self, worker: WorkerKey, ids: &[u64]) {
+        self.each(worker, ids, |claims, claim| claims.finish(claim));
+    }
+
+    fn each(&self, worker: WorkerKey, ids: &[u64], with: impl Fn(Claims<'_>, Claim)) {
+        let worker = self.core.workers.get(worker).expect("it lives");
+        let memory = worker.memory.as_ref().expect("it is ready");
+        for id in ids {
+            let flight = worker.in_flight.iter().find(|flight| flight.claim.id == *id).expect("it is in hand");
+            with(memory.claims(), flight.claim);
+        }
+    }
+
+    /// What the core does about it, in words: `send 0 3` is task 3 to the worker in place 0.
+    fn does(&mut self, event: impl FnOnce(&mut Core<u64, TestMemory>, Instant, &mut Vec<Action<u64>>)) -> Vec<String> {
+        let mut actions = Vec::new();
+        event(&mut self.core, self.now, &mut actions);
+        let place = |key: WorkerKey| key.to_u64() & u64::from(u32::MAX);
+        let words = actions.into_iter().map(|action| match action {
+            Action::Start(key) => format!("start {}", place(key)),
+            Action::Send(key, task, _) => format!("send {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
+            Action::Cancel(key, task) => format!("cancel {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
+            Action::Retire(key) => format!("retire {}", place(key)),
+            Action::Kill(key) => format!("kill {}", place(key)),
+            Action::TimeOut(key) => format!("time out {}", place(key)),
+            Action::Settle(id, Fate::Cancelled) => format!("cancelled {id}"),
+            Action::Settle(id, Fate::Closed) => format!("closed {id}"),
+            Action::Settle(id, Fate::StartFailed(_)) => format!("start failed {id}"),
+            Action::Settle(id, Fate::Lost(_)) => format!("lost {id}"),
+            Action::Ended => "ended".into(),
+        });
+        words.collect()
+    }
+
+    fn submit(&mut self, mode: Mode, large: bool) -> (Option<TaskKey>, Vec<String>) {
+        let id = self.next;
+        self.next += 1;
+        let mut key = None;
+        let words = self.does(|core, now, actions| key = core.submit(Call { cargo: id, id, mode, large }, now, actions).ok());
+        (key, words)
+    }
+
+    fn task(&mut self, mode: Mode) -> (TaskKey, Vec<String>) {
+        let (key, words) = self.submit(mode, false);
+        (key.expect("it is taken"), words)
+    }
+
+    fn reply(&mut self, worker: WorkerKey, ids: &[u64]) -> Vec<String> {
+        self.does(|core, now, actions| {
+            ids.iter().for_each(|id| assert_eq!(core.replied(worker, *id), Some(*id)));
+            core.refill(worker, ids.len() as u32, now, actions);
+        })
+    }
+
+    fn exit(&mut self, worker: WorkerKey) -> Vec<String> {
+        let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None });
+        self.does(|core, now, actions| core.exited(worker, &loss, now, actions))
+    }
+
+    fn fail(&mut self, worker: WorkerKey) -> Vec<String> {
+        self.does(|core, now, actions| core.start_failed(worker, Error::spawn("testing", std::io::Error::other("no")), now, actions))
+    }
+
+    fn abort(&mut self, key: TaskKey) -> Vec<String> {
+        self.does(|core, now, actions| core.abort(key, now, actions))
+    }
+
+    fn tick(&mut self) -> Vec<String> {
+        self.does(|core, now, actions| core.tick(now, actions))
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    /// Teaches a worker how long sync tasks take.
+    fn teach(&mut self, worker: WorkerKey, service: Duration) {
+        let (_, sent) = self.task(Mode::Sync);
+        assert!(sent[0].starts_with("send"));
+        self.pass(service);
+        let id = self.next - 1;
+        assert_eq!(self.reply(worker, &[id]), [""; 0]);
+    }
+}
+
+const MS: Duration = Duration::from_millis(1);
+
+#[test]
+fn rule_1_one_that_cannot_be_placed_holds_back_the_others() {
+    let (mut bench, w) = Bench::ready(1);
+    assert_eq!(bench.task(Mode::Async).1, ["send 0 0"]);
+    let (sync, words) = bench.task(Mode::Sync);
+    assert_eq!(words, [""; 0]);
+    assert_eq!(bench.task(Mode::Async).1, [""; 0]); // there is room for it, but not before its turn
+    assert_eq!(bench.abort(sync), ["cancelled 1", "send 0 2"]);
+    assert_eq!(bench.reply(w[0], &[2, 0]), [""; 0]);
+}
+
+#[test]
+fn rule_2_a_worker_changes_sides_when_it_is_empty() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.task(Mode::Async);
+    bench.task(Mode::Async);
+    bench.task(Mode::Sync);
+    assert_eq!(bench.reply(w[0], &[1]), [""; 0]);
+    assert_eq!(bench.reply(w[0], &[0]), ["send 0 2"]);
+}
+
+#[test]
+fn rule_3_idle_ones_first_then_the_one_with_the_fewest() {
+    let (mut bench, _) = Bench::ready(2);
+    let sent: Vec<_> = (0..7).map(|_| bench.task(Mode::Async).1.concat()).collect();
+    assert_eq!(sent, ["send 1 0", "send 0 1", "send 0 2", "send 1 3", "send 0 4", "send 1 5", ""]);
+}
+
+#[test]
+fn rule_3_holds_for_what_comes_back_as_well() {
+    let (mut bench, w) = Bench::ready(2);
+    bench.teach(w[1], MS / 100);
+    let sent: Vec<_> = (0..4).map(|_| bench.task(Mode::Sync).1.concat()).collect();
+    assert_eq!(sent, ["send 1 1", "send 0 2", "send 1 3", "send 1 4"]);
+    for _ in 0..40 {
+        bench.task(Mode::Sync);
+    }
+    bench.begin(w[1], &[1]);
+    bench.begin(w[0], &[2]);
+    bench.pass(LONG);
+    assert_eq!(bench.exit(w[1])[..2], ["lost 1", "start 1"]);
+    assert_eq!(bench.reply(w[0], &[2]), ["send 0 3"], "what comes back goes first");
+}
+
+#[test]
+fn rule_4_the_window_follows_the_service_time() {
+    for (service, window) in [(MS / 1000, 300), (MS / 10, 3), (MS, 2), (LONG, 1), (Duration::ZERO, 1024)] {
+        let (mut bench, w) = Bench::ready(1);
+        bench.teach(w[0], service);
+        let sent = (0..2000).filter(|_| !bench.task(Mode::Sync).1.is_empty()).count();
+        assert_eq!(sent, window, "{service:?}");
+    }
+    let (mut bench, w) = Bench::ready(1);
+    bench.task(Mode::Sync);
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]); // not yet known
+    bench.reply(w[0], &[0]);
+    bench.pass(LONG);
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]); // the running one has lasted long
+    bench.pass(LONG);
+    assert_eq!(bench.reply(w[0], &[1]), ["send 0 2"]);
+}
+
+#[test]
+fn rule_5_a_large_task_waits_for_an_idle_worker() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 100);
+    bench.task(Mode::Sync);
+    assert_eq!(bench.submit(Mode::Sync, true).1, [""; 0]);
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0], "and holds back the next");
+    assert_eq!(bench.reply(w[0], &[1]), ["send 0 2", "send 0 3"]);
+    bench.reply(w[0], &[2]);
+    bench.reply(w[0], &[3]);
+    bench.task(Mode::Async);
+    assert_eq!(bench.submit(Mode::Async, true).1, ["send 0 5"], "async tasks run side by side");
+}
+
+#[test]
+fn rule_7_a_task_does_not_go_back_for_ever() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 100);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 1"]);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 2"]);
+    let mut worker = w[0];
+    for _ in 0..MOVES_MAX {
+        assert_eq!(bench.exit(worker), ["start 0"]);
+        worker = bench.core.workers.keys()[0];
+        assert_eq!(bench.ready_now(worker), ["send 0 1"]);
+    }
+    assert_eq!(bench.core.workers.get(worker).map(|worker| worker.suspected), Some(true));
+    assert_eq!(bench.exit(worker), ["lost 1", "start 0"]);
+    worker = bench.core.workers.keys()[0];
+    assert_eq!(bench.ready_now(worker), ["send 0 2"], "the one behind it is not charged");
+    assert_eq!(bench.core.tasks.get(bench.core.workers.get(worker).expect("it lives").in_flight[0].task).map(|task| task.moves), Some(0));
+}
+
+#[test]
+fn rule_7_nothing_stands_behind_a_suspect() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 100);
+    let (key, _) = bench.task(Mode::Sync);
+    bench.exit(w[0]);
+    bench.core.tasks.get_mut(key).expect("it is open").moves = MOVES_MAX;
+    let worker = bench.core.workers.keys()[0];
+    assert_eq!(bench.ready_now(worker), ["send 0 1"]);
+    bench.core.workers.get_mut(worker).expect("it lives").service = Some(MS / 100);
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
+    assert_eq!(bench.reply(worker, &[1]), ["send 0 2"]);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 3"]);
+}
+
+#[test]
+fn rule_10_who_is_idle_takes_what_stands_behind_others() {
+    // Half of it, while the one in front is short; and what is not worth it is looked at again.
+    let (mut bench, w) = Bench::ready(2);
+    bench.teach(w[1], MS / 10);
+    bench.teach(w[1], MS / 10);
+    let sent: Vec<_> = (0..4).map(|_| bench.task(Mode::Sync).1.concat()).collect();
+    assert_eq!(sent, ["send 1 2", "send 0 3", "send 1 4", "send 1 5"]);
+    bench.begin(w[1], &[2]);
+    assert_eq!(bench.reply(w[0], &[3]), ["send 0 5"]);
+    assert_eq!(bench.reply(w[0], &[5]), ["send 0 4"], "one is worth it, too: it takes a tenth of a millisecond");
+
+    let (mut bench, w) = Bench::ready(2);
+    bench.teach(w[1], MS / 1000);
+    let sent: Vec<_> = (0..3).map(|_| bench.task(Mode::Sync).1.concat()).collect();
+    assert_eq!(sent, ["send 1 1", "send 0 2", "send 1 3"]);
+    bench.begin(w[1], &[1]);
+    assert_eq!(bench.reply(w[0], &[2]), [""; 0], "a microsecond's work");
+    assert!(bench.core.deadline_moved());
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + LONG));
+    bench.pass(LONG);
+    assert_eq!(bench.tick(), ["send 0 3"], "but the one in front is long");
+    assert_eq!(bench.core.next_deadline(), None);
+}
+
+#[test]
+fn rule_10_what_has_begun_meanwhile_stays_and_is_looked_at_again() {
+    let (mut bench, w) = Bench::ready(2);
+    bench.teach(w[1], MS / 10);
+    let sent: Vec<_> = (0..3).map(|_| bench.task(Mode::Sync).1.concat()).collect();
+    assert_eq!(sent, ["send 1 1", "send 0 2", "send 1 3"]);
+    bench.begin(w[1], &[1]);
+    bench.finish(w[1], &[1]);
+    bench.begin(w[1], &[3]);
+    assert_eq!(bench.reply(w[0], &[2]), [""; 0]);
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + LONG));
+    assert_eq!(bench.reply(w[1], &[1]), [""; 0]);
+    assert_eq!(bench.core.next_deadline(), None);
+}
+
+#[test]
+fn rule_10_a_worker_that_gets_ready_takes_its_share_and_so_does_one_in_a_pool_that_drains() {
+    let mut bench = Bench::new(2);
+    bench.task(Mode::Sync);
+    let w = bench.core.workers.keys();
+    bench.ready_now(w[0]);
+    bench.pass(MS / 10);
+    bench.reply(w[0], &[0]);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 1"]);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 2", "start 1"]);
+    bench.begin(w[0], &[1]);
+    let second = bench.core.workers.keys()[1];
+    assert_eq!(bench.ready_now(second), ["send 1 2"]);
+
+    let (mut bench, w) = Bench::ready(2);
+    bench.teach(w[1], MS / 1000);
+    (0..3).for_each(|_| drop(bench.task(Mode::Sync)));
+    bench.begin(w[1], &[1]);
+    assert_eq!(bench.does(|core, now, actions| core.drain(now, actions)), [""; 0]);
+    assert_eq!(bench.reply(w[0], &[2]), [""; 0], "it stays, for what stands behind may turn out to be stuck");
+    bench.pass(LONG);
+    assert_eq!(bench.tick(), ["send 0 3"]);
+}
+
+#[test]
+fn rule_11_without_memory_one_sync_task_is_in_hand_and_counts_as_begun() {
+    let mut bench = Bench::new(1);
+    let (first, _) = bench.task(Mode::Sync);
+    let worker = bench.core.workers.keys()[0];
+    assert_eq!(bench.does(|core, now, actions| core.ready(worker, None, now, actions)), ["send 0 0"]);
+    bench.pass(MS / 1000);
+    bench.reply(worker, &[0]);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 1"]);
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
+    assert_eq!(bench.abort(first), [""; 0]);
+    assert_eq!(bench.exit(worker), ["lost 1", "start 0"]);
+}
+
+#[test]
+fn rule_6_a_start_for_each_that_finds_nobody_idle() {
+    let mut bench = Bench::new(3);
+    assert_eq!(bench.task(Mode::Sync).1, ["start 0"]);
+    assert_eq!(bench.task(Mode::Sync).1, ["start 1"]);
+    let w = bench.core.workers.keys();
+    assert_eq!(bench.ready_now(w[0]), ["send 0 0"]);
+    bench.pass(LONG);
+    assert_eq!(bench.reply(w[0], &[0]), ["send 0 1"]);
+    // One start is still under way, for the one that finds nobody now.
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
+    assert_eq!(bench.task(Mode::Sync).1, ["start 2"]);
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
+}
+
+#[test]
+fn rule_6_failed_starts_are_tried_again_after_a_back_off() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.core.rules.workers = 3;
+    bench.task(Mode::Sync);
+    assert_eq!(bench.task(Mode::Sync).1, ["start 1"]);
+    bench.pass(MS);
+    let second = bench.core.workers.keys()[1];
+    assert_eq!(bench.task(Mode::Sync).1, ["start 2"]);
+    let third = bench.core.workers.keys()[2];
+    bench.fail(second);
+    bench.pass(MS);
+    bench.fail(third); // was under way with the other: the wait does not double
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + BACKOFF_MIN));
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
+    bench.pass(BACKOFF_MIN);
+    assert_eq!(bench.tick(), ["start 2", "start 1"]);
+    let retried = *bench.core.workers.keys().last().expect("three workers");
+    assert!(bench.core.next_deadline().is_some_and(|at| at > bench.now + MS), "nothing to do before a start is late");
+    bench.pass(MS);
+    bench.fail(retried);
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + 2 * BACKOFF_MIN));
+    // A worker that gets ready ends the back-off.
+    let other = bench.core.workers.keys()[1];
+    assert_ne!(other, w[0]);
+    assert_eq!(bench.ready_now(other), ["send 1 1", "start 2"]);
+}
+
+#[test]
+fn rule_7_a_death_costs_what_had_begun() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 100);
+    (1..=4).for_each(|id| assert_eq!(bench.task(Mode::Sync).1, [format!("send 0 {id}")]));
+    bench.begin(w[0], &[1, 2]);
+    assert_eq!(bench.reply(w[0], &[1]), [""; 0]);
+    assert_eq!(bench.exit(w[0]), ["lost 2", "start 0"]);
+    let again = bench.core.workers.keys()[0];
+    assert_eq!(bench.ready_now(again), ["send 0 3"]);
+    assert_eq!(bench.exit(again), ["start 0"]); // it had not even arrived
+    let again = bench.core.workers.keys()[0];
+    assert_eq!(bench.ready_now(again), ["send 0 3"]);
+
+    let (mut bench, w) = Bench::ready(1);
+    (0..3).for_each(|_| drop(bench.task(Mode::Async)));
+    bench.begin(w[0], &[0, 1]);
+    assert_eq!(bench.exit(w[0]), ["lost 0", "lost 1", "start 0"]);
+}
+
+#[test]
+fn rule_7_a_word_that_means_nothing_counts_as_begun() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.task(Mode::Sync);
+    bench.each(w[0], &[0], |claims, claim| claims.offer(Claim { id: 77, ..claim }));
+    assert_eq!(bench.exit(w[0]), ["lost 0", "start 0"]);
+}
+
+#[test]
+fn rule_8_what_has_not_begun_is_taken_back_and_never_begins() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 100);
+    let keys: Vec<_> = (1..=3).map(|_| bench.task(Mode::Sync).0).collect();
+    let claim = bench.core.workers.get(w[0]).expect("it lives").in_flight[1].claim;
+    assert_eq!(bench.abort(keys[1]), ["cancelled 2"]);
+    assert!(!bench.core.workers.get(w[0]).expect("it lives").memory.as_ref().expect("it is ready").claims().begin(claim));
+    assert_eq!(bench.reply(w[0], &[1, 3]), [""; 0]);
+    let (key, _) = bench.task(Mode::Sync);
+    assert_eq!(bench.abort(key), ["cancelled 4"]);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 5"], "it is idle");
+}
+
+#[test]
+fn rule_8_the_worker_is_doomed_before_it_is_killed_so_nothing_else_is_hit() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 100);
+    let keys: Vec<_> = (1..=3).map(|_| bench.task(Mode::Sync).0).collect();
+    bench.begin(w[0], &[1]);
+    assert_eq!(bench.abort(keys[0]), ["kill 0"]);
+    assert_eq!(bench.core.queued(), 2);
+    assert_eq!(bench.abort(keys[0]), [""; 0]);
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]); // it is doomed
+    assert_eq!(bench.exit(w[0]), ["cancelled 1", "start 0"]);
+    assert_eq!(bench.core.queued(), 3);
+}
+
+#[test]
+fn rule_8_a_task_that_is_done_is_not_killed_unless_its_reply_does_not_come() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 100);
+    let (key, _) = bench.task(Mode::Sync);
+    bench.task(Mode::Sync);
+    bench.begin(w[0], &[1]);
+    bench.finish(w[0], &[1]);
+    assert_eq!(bench.abort(key), [""; 0]);
+    assert_eq!(bench.core.in_hand(w[0]), 2, "the others stay");
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + ABORT_GRACE));
+    bench.pass(ABORT_GRACE);
+    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.exit(w[0]), ["cancelled 1", "start 0"]);
+}
+
+#[test]
+fn rule_8_the_reply_that_came_first_counts() {
+    let (mut bench, w) = Bench::ready(1);
+    let (key, _) = bench.task(Mode::Sync);
+    bench.begin(w[0], &[0]);
+    assert_eq!(bench.abort(key), ["kill 0"]);
+    assert_eq!(bench.reply(w[0], &[0]), [""; 0]);
+    assert_eq!(bench.exit(w[0]), ["start 0"]);
+}
+
+#[test]
+fn rule_8_each_async_task_has_the_whole_grace() {
+    let (mut bench, w) = Bench::ready(1);
+    let keys: Vec<_> = (0..3).map(|_| bench.task(Mode::Async).0).collect();
+    bench.begin(w[0], &[0, 1, 2]);
+    assert_eq!(bench.abort(keys[0]), ["cancel 0 0"]);
+    bench.pass(ABORT_GRACE / 2);
+    assert_eq!(bench.abort(keys[1]), ["cancel 0 1"]);
+    bench.reply(w[0], &[0]);
+    bench.pass(ABORT_GRACE / 2);
+    assert_eq!(bench.tick(), [""; 0]);
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + ABORT_GRACE / 2));
+    bench.pass(ABORT_GRACE / 2);
+    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.exit(w[0]), ["cancelled 1", "lost 2", "start 0"]);
+}
+
+#[test]
+fn rule_9_what_is_queued_fails_with_the_last_worker() {
+    let mut bench = Bench::new(2);
+    bench.task(Mode::Sync);
+    bench.task(Mode::Sync);
+    let w = bench.core.workers.keys();
+    assert_eq!(bench.fail(w[0]), [""; 0]);
+    assert_eq!(bench.fail(w[1]), ["start failed 0", "start failed 1"]);
+    assert_eq!(bench.submit(Mode::Sync, false).0, None);
+    bench.pass(BACKOFF_MIN);
+    assert_eq!(bench.task(Mode::Sync).1, ["start 1"]);
+}
+
+#[test]
+fn rule_9_starts_that_fail_slowly_one_after_another_are_told_though_one_is_always_under_way() {
+    let mut bench = Bench::new(2);
+    bench.task(Mode::Sync);
+    bench.task(Mode::Sync);
+    let mut told = Vec::new();
+    // Of two that are under way together, one counts.
+    let failed = (1..).find(|_| {
+        bench.pass(MS);
+        let oldest = bench.core.workers.iter().min_by_key(|(_, worker)| worker.started).expect("one is under way").0;
+        told = bench.fail(oldest);
+        assert_ne!(bench.core.workers.len(), 0);
+        bench.pass(BACKOFF_MIN * 20);
+        bench.tick();
+        !told.is_empty()
+    });
+    assert_eq!(failed, Some(2 * STARTS_MAX as usize - 1));
+    assert_eq!(told, ["start failed 0", "start failed 1"]);
+}
+
+#[test]
+fn a_start_that_takes_too_long_is_given_up() {
+    let mut bench = Bench::new(1);
+    bench.task(Mode::Sync);
+    let w = bench.core.workers.keys();
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + Duration::from_secs(30)));
+    bench.core.hello(w[0]);
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + Duration::from_secs(60)));
+    bench.pass(Duration::from_secs(60));
+    assert_eq!(bench.tick(), ["time out 0"]);
+    assert_eq!(bench.ready_now(w[0]), [""; 0]);
+    assert_eq!(bench.fail(w[0]), ["start failed 0"]);
+}
+
+#[test]
+fn a_drained_pool_keeps_what_it_may_still_need() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.core.rules.workers = 2;
+    bench.teach(w[0], MS / 100);
+    bench.task(Mode::Sync);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 2", "start 1"]);
+    bench.begin(w[0], &[1]);
+    let second = bench.core.workers.keys()[1];
+    assert_eq!(bench.does(|core, now, actions| core.drain(now, actions)), [""; 0]);
+    assert_eq!(bench.exit(w[0]), ["lost 1"]);
+    assert_eq!(bench.ready_now(second), ["send 1 2"]);
+    assert_eq!(bench.reply(second, &[2]), ["retire 1"]);
+    bench.pass(RETIRE_GRACE);
+    assert_eq!(bench.core.next_deadline(), Some(bench.now)); // it may be stopped, and never end
+    assert_eq!(bench.tick(), ["kill 1"]);
+    assert_eq!(bench.exit(second), ["ended"]);
+}
+
+#[test]
+fn a_kill_settles_everything_at_once() {
+    let mut bench = Bench::new(2);
+    let (key, _) = bench.task(Mode::Sync);
+    bench.task(Mode::Sync);
+    let w = bench.core.workers.keys();
+    bench.ready_now(w[0]);
+    assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), ["kill 0", "kill 1", "closed 0", "closed 1"]);
+    assert_eq!(bench.abort(key), [""; 0]);
+    assert_eq!(bench.submit(Mode::Sync, false), (None, vec![]));
+    assert_eq!(bench.exit(w[0]), [""; 0]);
+    assert_eq!(bench.fail(w[1]), ["ended"]);
+    assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), [""; 0]);
+}
+
+/// Each step looks at no more than what it changes, so a hundred thousand are done in no time; and
+/// the queue does not keep what has gone.
+#[test]
+fn a_hundred_thousand_are_aborted_one_by_one() {
+    for backwards in [false, true] {
+        let (mut bench, _) = Bench::ready(200);
+        let mut keys: Vec<_> = (0..100_200).map(|_| bench.task(Mode::Sync).0).skip(200).collect();
+        if backwards {
+            keys.reverse();
+        }
+        for key in keys {
+            assert_eq!(bench.abort(key).len(), 1);
+            assert!(bench.core.queue.len() <= 2 * bench.core.queued() + 32);
+        }
+        assert_eq!(bench.core.queued(), 0);
+    }
+}

@@ -1,0 +1,227 @@
+//! Claims: one word for each task that a worker has in hand, in the memory that it shares with the pool.
+//!
+//! A word says whose the task is. It changes by single instructions, so at every moment, also that of a death, either the
+//! pool may take the task back or the worker has begun it, never both:
+//!
+//! ```text
+//!            offer (pool)           begin (worker)          finish (worker)
+//! anything ────────────▶ QUEUED ──────────────▶ STARTED ────────────────▶ DONE
+//!                           │                      │ ask (pool)             ▲
+//!                           │ revoke (pool)        ▼                        │
+//!                           ▼                    ASKED ─────────────────────┘
+//!                        REVOKED
+//! ```
+//!
+//! The word holds the task's number as well, which is never given twice in a pool. So a slot can be used again at once: what
+//! a frame of an earlier task or a late look finds there is another task's word, and nothing is mistaken.
+//!
+//! The other side is not trusted: a worker may write anything at any time. What is read here is a hint about *its own* tasks,
+//! and each value is copied once before it is judged. A word that fits no state of the task counts as begun
+//! ([`Progress::Unknown`]): the worker has touched it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const QUEUED: u64 = 1;
+const STARTED: u64 = 2;
+const ASKED: u64 = 3;
+const DONE: u64 = 4;
+const REVOKED: u64 = 5;
+/// Bits of the state; the number of the task stands above them.
+const STATE_BITS: u32 = 3;
+
+/// Slots of one worker, at most: a slot travels in 16 bits.
+pub(crate) const SLOTS_MAX: usize = 1 << 16;
+
+/// Where a task's word stands, and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Claim {
+    pub(crate) slot: u16,
+    /// The task's number in its pool; below 2^61.
+    pub(crate) id: u64,
+}
+
+impl Claim {
+    fn word(self, state: u64) -> u64 {
+        self.id << STATE_BITS | state
+    }
+}
+
+/// How far a task has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Progress {
+    /// The worker has not begun it.
+    Queued,
+    Started,
+    /// Begun, and asked to stop.
+    Asked,
+    /// Its reply has been committed.
+    Done,
+    /// The pool has taken it back.
+    Revoked,
+    /// The word was overwritten, or belongs to another task.
+    Unknown,
+}
+
+/// The words of one worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claims<'a> {
+    words: &'a [AtomicU64],
+    /// When each task began, in nanoseconds of `CLOCK_MONOTONIC`; written for those that have a time limit.
+    starts: &'a [AtomicU64],
+}
+
+impl<'a> Claims<'a> {
+    /// Over two runs of memory of the same length, one word a slot each.
+    pub(crate) fn new(words: &'a [AtomicU64], starts: &'a [AtomicU64]) -> Self {
+        assert!(words.len() == starts.len() && words.len() <= SLOTS_MAX, "as the layout has it");
+        Self { words, starts }
+    }
+
+    fn word(&self, claim: Claim) -> Option<&'a AtomicU64> {
+        self.words.get(usize::from(claim.slot))
+    }
+
+    // ---- the pool
+
+    /// The task is the worker's to begin, as soon as its frame arrives. To be called before the frame is written.
+    pub(crate) fn offer(&self, claim: Claim) {
+        if let Some(word) = self.word(claim) {
+            word.store(claim.word(QUEUED), Ordering::Release);
+        }
+    }
+
+    /// Takes a task back that has not begun. [`Progress::Queued`]: it was, and will not begin any more. Else how far it has come.
+    pub(crate) fn revoke(&self, claim: Claim) -> Progress {
+        let Some(word) = self.word(claim) else { return Progress::Unknown };
+        match word.compare_exchange(claim.word(QUEUED), claim.word(REVOKED), Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Progress::Queued,
+            Err(seen) => progress(claim, seen),
+        }
+    }
+
+    /// Asks a task that has begun to stop: it may look for that. Says how far it had come.
+    pub(crate) fn ask(&self, claim: Claim) -> Progress {
+        let Some(word) = self.word(claim) else { return Progress::Unknown };
+        match word.compare_exchange(claim.word(STARTED), claim.word(ASKED), Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Progress::Started,
+            Err(seen) => progress(claim, seen),
+        }
+    }
+
+    /// How far the task has come. What was committed before [`Progress::Done`] can be read afterwards.
+    pub(crate) fn look(&self, claim: Claim) -> Progress {
+        self.word(claim).map_or(Progress::Unknown, |word| progress(claim, word.load(Ordering::Acquire)))
+    }
+
+    /// When the task began, as the worker says; 0 if it does not.
+    pub(crate) fn started_at(&self, claim: Claim) -> u64 {
+        self.starts.get(usize::from(claim.slot)).map_or(0, |start| start.load(Ordering::Acquire))
+    }
+
+    // ---- the worker
+
+    /// Notes when the task begins. To be called before [`begin`](Self::begin), so that whoever sees it begun can read it.
+    pub(crate) fn note_start(&self, claim: Claim, nanos: u64) {
+        if let Some(start) = self.starts.get(usize::from(claim.slot)) {
+            start.store(nanos, Ordering::Release);
+        }
+    }
+
+    /// Begins a task. `false`: the pool has taken it back, and it must not run.
+    pub(crate) fn begin(&self, claim: Claim) -> bool {
+        let Some(word) = self.word(claim) else { return false };
+        word.compare_exchange(claim.word(QUEUED), claim.word(STARTED), Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The task has ended, and its reply is committed. The pool may have read that by now, and have given the slot to another
+    /// task: then nothing is to be said any more.
+    pub(crate) fn finish(&self, claim: Claim) {
+        let Some(word) = self.word(claim) else { return };
+        let done = claim.word(DONE);
+        if word.compare_exchange(claim.word(STARTED), done, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            // Else it was asked to stop meanwhile.
+            let _ = word.compare_exchange(claim.word(ASKED), done, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+}
+
+fn progress(claim: Claim, seen: u64) -> Progress {
+    if seen >> STATE_BITS != claim.id {
+        return Progress::Unknown;
+    }
+    match seen & ((1 << STATE_BITS) - 1) {
+        QUEUED => Progress::Queued,
+        STARTED => Progress::Started,
+        ASKED => Progress::Asked,
+        DONE => Progress::Done,
+        REVOKED => Progress::Revoked,
+        _ => Progress::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(slots: usize) -> (Vec<AtomicU64>, Vec<AtomicU64>) {
+        let words = || (0..slots).map(|_| AtomicU64::new(0)).collect();
+        (words(), words())
+    }
+
+    #[test]
+    fn a_task_is_either_begun_or_taken_back() {
+        let (words, starts) = memory(2);
+        let claims = Claims::new(&words, &starts);
+        let task = Claim { slot: 1, id: 7 };
+        assert_eq!(claims.look(task), Progress::Unknown);
+        claims.offer(task);
+        assert_eq!(claims.look(task), Progress::Queued);
+        assert!(claims.begin(task));
+        assert!(!claims.begin(task), "nothing begins twice");
+        assert_eq!(claims.revoke(task), Progress::Started);
+        assert_eq!(claims.ask(task), Progress::Started);
+        assert_eq!((claims.ask(task), claims.look(task)), (Progress::Asked, Progress::Asked));
+        claims.finish(task);
+        assert_eq!((claims.revoke(task), claims.ask(task)), (Progress::Done, Progress::Done));
+
+        let next = Claim { slot: 1, id: 8 };
+        claims.offer(next);
+        assert_eq!(claims.revoke(next), Progress::Queued);
+        assert!(!claims.begin(next));
+        assert_eq!((claims.revoke(next), claims.look(next)), (Progress::Revoked, Progress::Revoked));
+    }
+
+    #[test]
+    fn a_word_of_another_task_is_not_mistaken() {
+        let (words, starts) = memory(1);
+        let claims = Claims::new(&words, &starts);
+        let (old, new) = (Claim { slot: 0, id: 1 }, Claim { slot: 0, id: 2 });
+        claims.offer(old);
+        assert_eq!(claims.revoke(old), Progress::Queued);
+        claims.offer(new);
+        assert!(!claims.begin(old), "the frame of the old one is still on its way");
+        claims.finish(old);
+        assert_eq!((claims.look(old), claims.look(new)), (Progress::Unknown, Progress::Queued));
+    }
+
+    #[test]
+    fn whatever_is_written_there_and_whatever_slot_is_named_is_only_unknown() {
+        let (words, starts) = memory(1);
+        let claims = Claims::new(&words, &starts);
+        let task = Claim { slot: 0, id: 3 };
+        for word in [0, u64::MAX, 3 << STATE_BITS, 3 << STATE_BITS | 7, 4 << STATE_BITS | QUEUED] {
+            words[0].store(word, Ordering::Relaxed);
+            assert_eq!(
+                (claims.look(task), claims.revoke(task), claims.ask(task)),
+                (Progress::Unknown, Progress::Unknown, Progress::Unknown)
+            );
+            assert!(!claims.begin(task));
+        }
+        let nowhere = Claim { slot: 9, id: 3 };
+        claims.offer(nowhere);
+        claims.note_start(nowhere, 1);
+        claims.finish(nowhere);
+        assert_eq!((claims.look(nowhere), claims.started_at(nowhere)), (Progress::Unknown, 0));
+        assert!(!claims.begin(nowhere));
+    }
+}
