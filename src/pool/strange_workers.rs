@@ -7,7 +7,7 @@
 #![expect(clippy::zombie_processes, reason = "the pool reaps what it is given")]
 
 use super::launch::{Launched, Launcher};
-use super::{Builder, Pool};
+use super::{Builder, Named, Pool};
 use crate::error::{Error, ErrorKind, TaskErrorKind};
 use crate::process::{Child, WorkerMemory, sys};
 use crate::task;
@@ -287,6 +287,46 @@ async fn a_played_worker_serves() {
     .unwrap();
     for n in 0..3 {
         assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 9)).await.expect("it hangs").unwrap(), n);
+    }
+}
+
+/// The least that another program says, in a language that knows neither descriptors nor shared memory.
+#[tokio::test]
+async fn a_worker_of_another_program_is_given_one_task_at_a_time_and_dies_of_that_one() {
+    const ECHO: Named<(u8,), u8> = Named::new("echo.v1");
+    let pool = played(|n, player| {
+        let least = Hello { protocol: message::PROTOCOL, version: String::new(), fingerprint: None };
+        player.say(|out| message::control(out, kind::HELLO, &least));
+        assert_eq!(Message::new(&player.hear()).unwrap().kind, kind::WELCOME);
+        player.say(message::ready);
+        for round in 0..200 {
+            let body = player.hear();
+            let Ok(mut message) = Message::new(&body) else { return };
+            let (slot, id, flags) = (message.uint::<u16>().unwrap(), message.uint().unwrap(), message.uint::<u8>().unwrap());
+            assert_eq!((slot, flags, message.rest().0), (0, 0, 2));
+            assert!(body[message.rest().1..].starts_with(b"\xa7echo.v1"), "{body:?}");
+            if round % 50 == 49 {
+                // Whatever its pace was so far: there is nothing behind it.
+                std::thread::sleep(Duration::from_millis(5));
+                assert_eq!(sys::queued(player.socket.as_fd()).unwrap(), 0);
+                assert!(player.incoming.next_frame().unwrap().is_none());
+            }
+            if n == 0 && round == 150 {
+                break; // with this one unanswered
+            }
+            player.answer(id, *body.last().unwrap());
+        }
+        player.socket.shutdown(std::net::Shutdown::Both).unwrap();
+    })
+    .program("another", ["program"])
+    .build()
+    .unwrap();
+    let handles: Vec<_> = (0..300).map(|n| (n, pool.call_named(ECHO).spawn(n as u8 & 0x7f))).collect();
+    for (n, handle) in handles {
+        match tokio::time::timeout(HANG, handle).await.expect("it hangs") {
+            Ok(value) => assert_eq!((value, n == 150), (n as u8 & 0x7f, false)),
+            Err(error) => assert_eq!((error.kind(), n), (TaskErrorKind::WorkerDied, 150), "{error}"),
+        }
     }
 }
 
