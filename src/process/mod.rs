@@ -32,6 +32,6 @@ pub(crate) use child::{Child, Exit};
 pub(crate) use death_note::DeathNote;
 #[cfg(test)]
 pub(crate) use memory::SharedMemory;
-pub(crate) use spawn::{Spawn, spawn, spawn_with_stdout};
+pub(crate) use spawn::{Spawn, find_program, spawn, spawn_with_stdout};
 pub(crate) use sys::is_secure;
 pub(crate) use worker_memory::WorkerMemory;

@@ -2,7 +2,7 @@
 
 use super::start::{MARKER, depth, linked};
 use crate::error::{Error, Why};
-use crate::process::{fork, is_secure};
+use crate::process::{find_program, fork, is_secure};
 use crate::task;
 use crate::wire::message::{self, Bad, Hello};
 use std::path::PathBuf;
@@ -14,6 +14,8 @@ const DEPTH_MAX: u32 = 8;
 /// What can be known before a fresh start of this program is made.
 pub(crate) fn check_program() -> Result<(), Error> {
     check_host()?;
+    // Rather now than when the first task needs a worker.
+    find_program().map_err(|e| Error::spawn("finding the program", e))?;
     task::in_main_executable().map_err(|object| Error::from(Why::NotInProgram { object }))
 }
 
