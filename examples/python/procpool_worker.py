@@ -258,7 +258,7 @@ def _answer(pool, body, limit):
     except Exception as error:
         number = _number_of(body)
         return pool.send(FAILED, number, _failure("Arguments", reason=str(error)))
-    kind, _slot, number, flags, name, *arguments = message
+    kind, _slot, _attempt, number, flags, name, *arguments = message
     if kind != CALL:
         refuse(f"a message of kind {kind} instead of a call")
     function = _tasks.get(name)
@@ -283,8 +283,8 @@ def _number_of(body):
     unpacker = msgpack.Unpacker()
     unpacker.feed(body[:64])
     count = unpacker.read_array_header()
-    kind, _slot, number = unpacker.unpack(), unpacker.unpack(), unpacker.unpack()
-    if count < 5 or kind != CALL:
+    kind, _slot, _attempt, number = (unpacker.unpack() for _ in range(4))
+    if count < 6 or kind != CALL:
         refuse("a message that is no call")
     return number
 

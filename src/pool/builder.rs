@@ -3,6 +3,7 @@
 use super::Pool;
 use super::core::Rules;
 use super::engine::Engine;
+use super::options::Options;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
 use crate::task::{ArgsFor, Init, ZeroSized, encode_args, index_of_init};
@@ -12,6 +13,7 @@ use crate::wire::{frame, message};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A worker says hello in some milliseconds; one that has not after this long will not. Generous,
@@ -41,6 +43,7 @@ pub struct Builder {
     queue_limit: Option<usize>,
     frame_limit: usize,
     start_timeout: Option<Duration>,
+    timeout: Option<Duration>,
     init: Option<Result<Packet, String>>,
     program: Option<(OsString, Vec<OsString>)>,
     #[cfg(test)]
@@ -57,6 +60,7 @@ impl Default for Builder {
             queue_limit: None,
             frame_limit: frame::BODY_MAX_DEFAULT,
             start_timeout: None,
+            timeout: None,
             init: None,
             program: None,
             #[cfg(test)]
@@ -141,6 +145,13 @@ impl Builder {
     /// least 1 KiB.
     pub fn frame_limit(mut self, bytes: usize) -> Self {
         self.frame_limit = bytes;
+        self
+    }
+
+    /// How long one run of a task may take, unless its call says otherwise; see [`Call::timeout`](crate::Call::timeout). Default:
+    /// no limit.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = Some(limit);
         self
     }
 
@@ -267,6 +278,7 @@ impl Builder {
             name,
             frame_limit: self.frame_limit,
             queue_limit: self.queue_limit,
+            options: self.timeout.map(|timeout| Arc::new(Options { timeout: Some(timeout), ..Options::default() })),
             init,
             program: self.program,
             #[cfg(test)]

@@ -92,7 +92,8 @@ impl Hostile {
                     self.say(Stage::Ready, &framed(|out| message::done(out, 0)), &[])?;
                 }
                 kind::CALL => {
-                    let claim = Claim { slot: message.uint().unwrap(), id: message.uint().unwrap() };
+                    let (slot, _attempt) = (message.uint().unwrap(), message.uint::<u8>().unwrap());
+                    let claim = Claim { slot, id: message.uint().unwrap() };
                     let (id, argument) = (claim.id, *body.last().unwrap());
                     if !self.player.memory.claims().begin(claim) {
                         continue;
@@ -293,7 +294,8 @@ fn honest(mut player: Player, process: &OwnedFd, heard: &Mutex<HashSet<u8>>) {
         let answer = match message.kind {
             kind::WELCOME => framed(message::ready),
             kind::CALL => {
-                let claim = Claim { slot: message.uint().unwrap(), id: message.uint().unwrap() };
+                let (slot, _attempt) = (message.uint().unwrap(), message.uint::<u8>().unwrap());
+                let claim = Claim { slot, id: message.uint().unwrap() };
                 if !player.memory.claims().begin(claim) {
                     continue;
                 }

@@ -1,9 +1,10 @@
 //! The pool: its handle here, and behind it
 //!
 //! * `builder.rs`, `call.rs`: the options of a pool, and of one call; `named.rs`: a task of another program;
-//! * `spec.rs`: what both come to; `elsewhere.rs`: the engine of platforms without workers;
+//! * `spec.rs`: what both come to; `options.rs`: limits and retries of a call; `elsewhere.rs`: the engine of platforms without workers;
 //! * `join.rs`, `results.rs`: what a caller waits for; `reply.rs`: how it gets there;
 //! * `core.rs`: the rules, pure; `slots.rs`: its table; `loss.rs`: what a death cost;
+//! * `tokens.rs`: the cancellation tokens that calls were given;
 //! * `engine.rs`: the rules under their lock, and the hands that do what they say;
 //! * `driver.rs`: what happens at the descriptors; `link.rs`: one worker's; `launch.rs`: its start.
 
@@ -26,12 +27,15 @@ mod launch;
 mod link;
 mod loss;
 mod named;
+mod options;
 mod reply;
 mod results;
 mod slots;
 mod spec;
 #[cfg(all(test, target_os = "linux"))]
 mod strange_workers;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+mod tokens;
 
 pub use builder::Builder;
 pub use call::Call;
@@ -166,7 +170,9 @@ impl Pool {
             _ => Mode::Sync,
         };
         let callee = Callee::Index(index_of::<F, Args, Marker>().0);
-        Call::new(self, TaskSpec { callee, arity: F::__ARITY, mode, flags: 0, function: std::any::type_name::<F>() })
+        let options = self.engine().config().options.clone();
+        let function = std::any::type_name::<F>();
+        Call::new(self, TaskSpec { callee, arity: F::__ARITY, mode, flags: 0, options, token: None, function })
     }
 
     /// A call of a task that another program serves by name: of a pool built with
@@ -183,8 +189,9 @@ impl Pool {
         Args: ArgsTuple,
         R: DeserializeOwned,
     {
-        let callee = Callee::Name(task.name());
-        Call::new(self, TaskSpec { callee, arity: Args::__ARITY, mode: Mode::Sync, flags: 0, function: task.name() })
+        let (callee, function) = (Callee::Name(task.name()), task.name());
+        let options = self.engine().config().options.clone();
+        Call::new(self, TaskSpec { callee, arity: Args::__ARITY, mode: Mode::Sync, flags: 0, options, token: None, function })
     }
 
     /// Runs the function over all items, and gives a stream of the results.

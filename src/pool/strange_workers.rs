@@ -114,7 +114,9 @@ impl Player {
         let body = self.hear();
         let mut message = Message::new(&body).unwrap();
         assert_eq!(message.kind, kind::CALL);
-        Claim { slot: message.uint().unwrap(), id: message.uint().unwrap() }
+        let slot = message.uint().unwrap();
+        assert_eq!(message.uint::<u8>().unwrap(), 1, "the first try");
+        Claim { slot, id: message.uint().unwrap() }
     }
 
     /// The number of the next call, which has begun.
@@ -302,8 +304,9 @@ async fn a_worker_of_another_program_is_given_one_task_at_a_time_and_dies_of_tha
         for round in 0..200 {
             let body = player.hear();
             let Ok(mut message) = Message::new(&body) else { return };
-            let (slot, id, flags) = (message.uint::<u16>().unwrap(), message.uint().unwrap(), message.uint::<u8>().unwrap());
-            assert_eq!((slot, flags, message.rest().0), (0, 0, 2));
+            let (slot, attempt) = (message.uint::<u16>().unwrap(), message.uint::<u8>().unwrap());
+            let (id, flags) = (message.uint().unwrap(), message.uint::<u8>().unwrap());
+            assert_eq!((slot, attempt, flags, message.rest().0), (0, 1, 0, 2));
             assert!(body[message.rest().1..].starts_with(b"\xa7echo.v1"), "{body:?}");
             if round % 50 == 49 {
                 // Whatever its pace was so far: there is nothing behind it.

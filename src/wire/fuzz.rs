@@ -179,7 +179,8 @@ enum Read {
     Failed(u64, Failed),
     Welcome(Welcome),
     Init(u32, u32, Vec<u8>),
-    Call(u16, u64, u8, u32, u32, Vec<u8>),
+    /// Slot and try; number, flags, index, how many arguments, and these.
+    Call((u16, u8), u64, u8, u32, u32, Vec<u8>),
     Cancel(u64),
     Bell,
     Detached(u32),
@@ -209,9 +210,10 @@ fn read_message(body: &[u8]) -> Result<Read, Bad> {
             Read::Init(index, arity, values)
         }
         kind::CALL => {
-            let (slot, id, flags, index) = (message.uint()?, message.uint()?, message.uint()?, message.uint()?);
+            let place = (message.uint()?, message.uint()?);
+            let (id, flags, index) = (message.uint()?, message.uint()?, message.uint()?);
             let (arity, values) = rest(&message);
-            Read::Call(slot, id, flags, index, arity, values)
+            Read::Call(place, id, flags, index, arity, values)
         }
         kind::CANCEL => {
             let id = message.uint()?;
@@ -248,9 +250,9 @@ fn write_message(message: &Read) -> Vec<u8> {
             message::init(&mut out, *index, *arity);
             values = args;
         }
-        Read::Call(slot, id, flags, index, arity, args) => {
+        Read::Call((slot, attempt), id, flags, index, arity, args) => {
             message::call(&mut out, *id, *flags, Callee::Index(*index), *arity);
-            message::set_slot(&mut out[..message::SLOT_END], *slot);
+            message::address(&mut out[..message::ADDRESS_END], *slot, *attempt);
             values = args;
         }
         Read::Bell => message::bell(&mut out),
@@ -278,8 +280,8 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
         Read::Failed(5, Failed::Cancelled),
         Read::Welcome(Welcome { frame_limit: 1 << 30, depth: 1, init: true, slots: 8, ring: 64, name: text(), single: None }),
         Read::Init(70_000, 2, vec![5, 0xc0]),
-        Read::Call(1000, 300, 1, 7, 8, vec![1, 2, 3, 4, 5, 6, 7, 8]),
-        Read::Call(0, 0, 0, 0, 0, vec![]),
+        Read::Call((1000, 3), 300, 1, 7, 8, vec![1, 2, 3, 4, 5, 6, 7, 8]),
+        Read::Call((0, 1), 0, 0, 0, 0, vec![]),
         Read::Bell,
         Read::Detached(4242),
         Read::Cancel(u64::MAX),
