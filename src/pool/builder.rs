@@ -47,6 +47,7 @@ pub struct Builder {
     timeout: Option<Duration>,
     init: Option<Result<Packet, String>>,
     manager: Option<Manager>,
+    program: Option<(OsString, Vec<OsString>)>,
     #[cfg(test)]
     pub(super) launcher: Option<super::launch::Launcher>,
 }
@@ -64,6 +65,7 @@ impl Default for Builder {
             timeout: None,
             init: None,
             manager: None,
+            program: None,
             #[cfg(test)]
             launcher: None,
         }
@@ -200,6 +202,35 @@ impl Builder {
         self
     }
 
+    /// Another program whose processes are the workers, in whatever language it is written, and its arguments. It
+    /// speaks the protocol of this crate (`docs/protocol.md`; `docs/other_languages.md` shows one in Python) and serves
+    /// tasks by name, which [`Pool::call_named`] calls.
+    ///
+    /// A program without a slash in its name is looked for in `PATH`, as [`std::process::Command::new`] does it. It is
+    /// given one task at a time. It has no [`init`](Self::init), which [`build`](Self::build) refuses: what it prepares
+    /// before it says that it is ready is its own affair. The other options hold for it as for any worker.
+    ///
+    /// ```no_run
+    /// use procpool::{Named, Pool};
+    ///
+    /// const RESIZE: Named<(Vec<u8>, u32), Vec<u8>> = Named::new("resize.v1");
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = Pool::builder().program("python3", ["thumbnails.py"]).build()?;
+    /// let small = pool.call_named(RESIZE).spawn((std::fs::read("large.png")?, 64)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn program<I>(mut self, program: impl Into<OsString>, args: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: Into<OsString>,
+    {
+        self.program = Some((program.into(), args.into_iter().map(Into::into).collect()));
+        self
+    }
+
     /// Builds the pool. It starts no process: workers start as calls need them, or all at
     /// [`Pool::ready`].
     ///
@@ -244,6 +275,9 @@ impl Builder {
             Some(Ok(packet)) if packet.len() > self.frame_limit => {
                 return Err(invalid("init", "its arguments are larger than frame_limit"));
             }
+            Some(_) if self.program.is_some() => {
+                return Err(invalid("init", "the workers are another program, which has no function of this one"));
+            }
             Some(Err(reason)) => return Err(invalid("init", &format!("its arguments cannot be encoded: {reason}"))),
             Some(Ok(packet)) => Some(packet),
             None => None,
@@ -258,6 +292,7 @@ impl Builder {
             queue_limit: self.queue_limit,
             options: self.timeout.map(|timeout| Arc::new(Options { timeout: Some(timeout), ..Options::default() })),
             init,
+            program: self.program,
             #[cfg(test)]
             launcher: self.launcher,
         })?;

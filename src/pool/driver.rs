@@ -152,6 +152,17 @@ enum Stage {
     Ready,
 }
 
+/// How long a worker is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// For a while; others have their turn.
+    OthersWait,
+    /// To the end, for it has closed its side.
+    End,
+    /// It has ended: what it had sent by then, and no more.
+    WhatItSent,
+}
+
 /// The incoming side of one worker.
 #[derive(Debug)]
 struct Reader {
@@ -191,7 +202,8 @@ impl Engine {
                         if event.events().contains(EpollFlags::EPOLLOUT) {
                             self.has_room(key);
                         }
-                        self.read(driver, key, event.events().intersects(CLOSED));
+                        let until = if event.events().intersects(CLOSED) { Until::End } else { Until::OthersWait };
+                        self.read(driver, key, until);
                     }
                 }
             }
@@ -281,8 +293,8 @@ impl Engine {
 
     // ---- reading
 
-    /// Reads what has come from a worker; `to_end`: until nothing is left for certain.
-    fn read(&self, driver: &mut Driver, key: WorkerKey, to_end: bool) {
+    /// Reads what has come from a worker.
+    fn read(&self, driver: &mut Driver, key: WorkerKey, until: Until) {
         let reader = match driver.readers.entry(key) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
@@ -304,9 +316,14 @@ impl Engine {
             }
         };
         let mut readings = 0;
-        while !reader.closed {
+        let mut left = match until {
+            // Whoever else holds its end, a grandchild say, may write for ever.
+            Until::WhatItSent => sys::queued(reader.socket.as_fd()).unwrap_or(usize::MAX),
+            _ => usize::MAX,
+        };
+        while !reader.closed && left > 0 {
             readings += 1;
-            if readings > READINGS && !to_end {
+            if readings > READINGS && until == Until::OthersWait {
                 // Others have their turn first; the socket is reported anew, for it is still readable. Whoever waits for
                 // room in it must not be forgotten by this.
                 let _ = self.epoll.modify(reader.socket.as_fd(), &mut EpollEvent::new(READ_WRITE, token(key, SOCKET)));
@@ -331,6 +348,7 @@ impl Engine {
                     self.hung_up(key);
                 }
                 Ok(n) => {
+                    left -= n.min(left);
                     reader.buffer.filled(n);
                     let result = take_frames(self, key, reader, &mut driver.replies);
                     if std::mem::take(&mut reader.rang) && !driver.awake.contains(&key) {
@@ -341,7 +359,7 @@ impl Engine {
                         (reader.closed, reader.silenced) = (true, true);
                         self.broke_protocol(key, reader.stage, reader.pid, bad);
                     }
-                    if n < len && !to_end && !may_be_short {
+                    if n < len && until == Until::OthersWait && !may_be_short {
                         return;
                     }
                 }
@@ -491,6 +509,7 @@ impl Engine {
             Failed::Arguments { reason } => What::ArgumentDecode { pid, reason },
             Failed::Result { reason } => What::ResultEncode { pid, reason },
             Failed::TooLarge => What::ResultTooLarge { pid, limit: self.config.frame_limit },
+            Failed::Unknown => What::UnknownTask { pid: Some(pid) },
             Failed::Cancelled => match stop {
                 Some(Stop::TimedOut(limit)) => timed_out(limit),
                 _ => What::Cancelled,
@@ -499,15 +518,10 @@ impl Engine {
     }
 
     /// The hello has come: keep the lifeline, and answer.
-    fn welcome(&self, key: WorkerKey, hello: &Hello, lifeline: OwnedFd) -> Result<(), Bad> {
-        if hello.protocol != message::PROTOCOL {
-            return Err(Bad(format!("it speaks version {} of the protocol, not {}", hello.protocol, message::PROTOCOL)));
-        }
-        if hello.version != env!("CARGO_PKG_VERSION") {
-            return Err(Bad(format!("it has version {} of this crate, not {}", hello.version, env!("CARGO_PKG_VERSION"))));
-        }
-        if hello.fingerprint != crate::task::fingerprint() {
-            return Err(Bad("it is another build of this program: its task table is not ours".into()));
+    fn welcome(&self, key: WorkerKey, hello: &Hello, lifeline: Option<OwnedFd>) -> Result<(), Bad> {
+        match self.config.program {
+            Some(_) => crate::worker::check_protocol(hello)?,
+            None => crate::worker::check_hello(hello)?,
         }
         let memory = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.memory));
         let Some(memory) = memory else { return Ok(()) };
@@ -529,11 +543,13 @@ impl Engine {
 
         let mut state = self.lock();
         let Some(Link { process: Some(process), out: outgoing, .. }) = state.links.get_mut(&key) else { return Ok(()) };
-        process.lifeline = Some(lifeline);
+        process.lifeline = lifeline;
         let (socket, early) = (Arc::clone(&process.socket), process.early_stderr.take());
         // The socket is empty and nobody else writes to it: the welcome goes at once, and whole.
         outgoing.busy = true;
         drop(state);
+        // No further one is due. Older kernels do not know this, and close what comes, however long that takes.
+        let _ = sys::refuse_descriptors(socket.as_fd());
         let stderr = stderr_for_worker();
         let sent = stderr.and_then(|stderr| sys::send_with_fds(socket.as_fd(), &[io::IoSlice::new(&out)], &[memory.fd(), stderr.as_fd()]));
         drop(early);
@@ -574,7 +590,9 @@ impl Engine {
     fn ready_for_work(&self, key: WorkerKey) {
         self.apply(|state, now| {
             state.timed = true;
-            let memory = state.links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.memory));
+            // Another program claims nothing in it.
+            let process = state.links.get(&key).filter(|_| self.config.program.is_none()).and_then(|link| link.process.as_ref());
+            let memory = process.map(|process| Arc::clone(&process.memory));
             state.core.ready(key, memory, now, &mut state.actions);
         });
         self.tell_start(None);
@@ -599,7 +617,7 @@ impl Engine {
         // It is given nothing more: what follows its last answers must not be charged to it.
         self.apply(|state, _| state.core.ending(key));
         // What it sent and committed before it ended still counts, all of it; only then its claims are judged.
-        self.read(driver, key, true);
+        self.read(driver, key, Until::WhatItSent);
         self.empty_outbox(driver, key);
         let child = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.child));
         let Some(exit) = child.as_ref().and_then(|child| child.try_reap()) else { return };
@@ -664,6 +682,10 @@ impl Engine {
 
 /// Takes whole frames out of a worker's buffer: replies are gathered, other messages are answered.
 fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &mut Vec<(u64, Result<Value, Failed>)>) -> Result<(), Bad> {
+    // At once, and not when the message is whole: until then any number could come.
+    if reader.descriptors.len() > usize::from(reader.stage == Stage::Hello) {
+        return Err(Bad("a descriptor that nobody asked for".into()));
+    }
     while let Some(range) = reader.buffer.next_frame().map_err(|e| Bad(e.to_string()))? {
         let message = Message::new(reader.buffer.bytes(range.clone()))?;
         match (reader.stage, message.kind) {
@@ -685,17 +707,17 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
                     engine.start_refused(key, "taking in a worker's lifeline", nix::errno::Errno::EMFILE.into());
                     continue;
                 }
-                let descriptor = reader.descriptors.pop().filter(|_| reader.descriptors.is_empty() && !reader.truncated);
-                let lifeline = descriptor.ok_or_else(|| Bad("a hello without its one descriptor".into()))?;
+                let lifeline = reader.descriptors.pop().filter(|_| !reader.truncated);
+                // Not every language can send one; what is lost without it is for that program to know.
+                if lifeline.is_none() && engine.config.program.is_none() {
+                    return Err(Bad("a hello without its one descriptor".into()));
+                }
                 reader.stage = Stage::Init;
                 reader.buffer.set_limit(engine.config.frame_limit);
                 engine.welcome(key, &hello, lifeline).inspect_err(|_| reader.stage = Stage::Hello)?;
             }
             (Stage::Init, kind::READY) => {
                 message.end()?;
-                if !reader.descriptors.is_empty() {
-                    return Err(Bad("a descriptor that nobody asked for".into()));
-                }
                 reader.stage = Stage::Ready;
                 engine.ready_for_work(key);
             }

@@ -18,9 +18,11 @@ use crate::error::{Error, TaskError, What, Why};
 use crate::process::{WorkerMemory, fork, steward, sys};
 use crate::sync::named::write_names;
 use crate::wire::claim::Claims;
+use crate::wire::message::Callee;
 use crate::wire::packet::Packet;
 use crate::wire::value::names;
 use crate::wire::{frame, message};
+use crate::worker;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::HashMap;
@@ -107,7 +109,10 @@ struct Deadline {
 impl Engine {
     /// A pool, without any process.
     pub(crate) fn new(config: Config) -> Result<Arc<Self>, Error> {
-        launch::check_program()?;
+        match config.program {
+            Some(_) => worker::check_host()?,
+            None => worker::check_program()?,
+        }
         let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
         steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making the pool's epoll descriptor"))?;
@@ -180,6 +185,10 @@ impl Engine {
             reply.settle(refuse(What::Forked));
             return Ticket { id, key: None };
         }
+        if matches!(task.callee, Callee::Name(_)) != self.config.program.is_some() {
+            reply.settle(refuse(What::UnknownTask { pid: None }));
+            return Ticket { id, key: None };
+        }
         if task.token.as_ref().is_some_and(|token| token.is_cancelled()) {
             reply.settle(refuse(What::Cancelled));
             return Ticket { id, key: None };
@@ -243,9 +252,9 @@ impl Engine {
         let start = frame::begin(&mut out);
         let timed = task.options.as_ref().is_some_and(|options| options.timeout.is_some());
         let flags = task.flags | if timed { message::FLAG_TIMED } else { 0 };
-        message::call(&mut out, id, flags, task.index, task.arity);
+        message::call(&mut out, id, flags, task.callee, task.arity);
         let args = out.len();
-        let left = self.config.frame_limit - (args - start);
+        let left = self.config.frame_limit.saturating_sub(args - start);
         let (encoded, things) = names::collecting(|| encode(&mut out, left));
         let result = encoded.and_then(|()| {
             if things.is_empty() {
@@ -255,7 +264,7 @@ impl Engine {
             // It is known only now that there are names, which stand before the arguments.
             let mut naming = Vec::with_capacity(out.len() + 32 * things.len());
             let start = frame::begin(&mut naming);
-            message::call(&mut naming, id, flags | message::FLAG_NAMES, task.index, task.arity + 1);
+            message::call(&mut naming, id, flags | message::FLAG_NAMES, task.callee, task.arity + 1);
             let too_large = |_| What::ArgumentTooLarge { limit: self.config.frame_limit };
             write_names(&things, &mut naming, start + self.config.frame_limit).map_err(too_large)?;
             naming.extend_from_slice(&out[args..]);

@@ -6,13 +6,15 @@ use super::spec::{Config, Surroundings};
 use crate::error::Error;
 use crate::process::{Child, Spawn, WorkerMemory, spawn, steward};
 use crate::worker::MARKER;
-pub(super) use crate::worker::check_program;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+
+/// What the variable holds for a worker that is another program: the version of the protocol.
+const PROTOCOL_MARKER: &str = "protocol-1";
 
 /// A process that has just been started.
 #[derive(Debug)]
@@ -60,9 +62,11 @@ fn launch(config: &Config) -> Result<Launched, Error> {
     let early_stderr = File::from(early);
     let memory = WorkerMemory::create(config.slots()).map_err(|e| Error::spawn("making a worker's memory", e))?;
     let stderr = early_stderr.try_clone().map_err(|e| Error::spawn("making a worker's first standard error", e))?;
-    let marker = (MARKER, OsStr::new(env!("CARGO_PKG_VERSION")));
+    // What is no version makes no worker of a program that happens to hold this crate.
+    let marker = if config.program.is_some() { PROTOCOL_MARKER } else { env!("CARGO_PKG_VERSION") };
     let Surroundings { env, env_clear, current_dir, group } = config.surroundings.clone();
-    let child = spawn(&Spawn { env, env_clear, current_dir, group }, theirs, stderr.into(), marker)
-        .map_err(|e| Error::spawn("starting a worker process", e))?;
+    let spawned = Spawn { program: config.program.clone(), env, env_clear, current_dir, group };
+    let child =
+        spawn(&spawned, theirs, stderr.into(), (MARKER, OsStr::new(marker))).map_err(|e| Error::spawn("starting a worker process", e))?;
     Ok(Launched { child, socket, memory: Arc::new(memory), early_stderr })
 }

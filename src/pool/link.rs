@@ -237,7 +237,7 @@ mod tests {
         for (slot, len) in [(1u16, 10), (515, 300), (65_535, 70_000), (7, 0), (8, 65_536), (9, 100_000), (2, 20)] {
             let mut bytes = Vec::new();
             let start = frame::begin(&mut bytes);
-            message::call(&mut bytes, 300, 0, 1, 1);
+            message::call(&mut bytes, 300, 0, message::Callee::Index(1), 1);
             bytes.extend(std::iter::repeat_n(5, len));
             frame::finish(&mut bytes, start);
             out.push_call(&Packet::copy_from(&bytes), slot, 3, None);

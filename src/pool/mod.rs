@@ -1,6 +1,6 @@
 //! The pool: its handle here, and behind it
 //!
-//! * `builder.rs`, `call.rs`: the options of a pool, and of one call;
+//! * `builder.rs`, `call.rs`: the options of a pool, and of one call; `named.rs`: a task of another program;
 //! * `spec.rs`: what both come to; `options.rs`: limits and retries of a call; `elsewhere.rs`: the engine of platforms without workers;
 //! * `join.rs`, `results.rs`: what a caller waits for; `reply.rs`: how it gets there;
 //! * `core.rs`: the rules, pure; `slots.rs`: its table; `loss.rs`: what a death cost;
@@ -18,12 +18,15 @@ mod engine;
 #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))))]
 #[path = "elsewhere.rs"]
 mod engine;
+#[cfg(all(test, target_os = "linux"))]
+mod hostile_workers;
 mod join;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod launch;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod link;
 mod loss;
+mod named;
 mod options;
 mod reply;
 mod results;
@@ -37,14 +40,19 @@ mod tokens;
 pub use builder::Builder;
 pub use call::Call;
 pub use join::{AbortHandle, JoinHandle};
+pub use named::Named;
 pub use results::{Results, TryResults};
 
+use self::core::Mode;
 use crate::error::Error;
 use crate::sync::Manager;
-use crate::task::{ArgsFor, Task, ZeroSized};
+use crate::task::{ArgsFor, ArgsTuple, Run, Task, ZeroSized, index_of};
+use crate::wire::message::Callee;
 use engine::Engine;
 use futures::Stream;
 use futures::stream::Iter;
+use serde::de::DeserializeOwned;
+use spec::TaskSpec;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -154,12 +162,38 @@ impl Pool {
     }
 
     /// A call with options.
-    pub fn call<F, Args, Marker>(&self, _function: F) -> Call<'_, F, Args, Marker>
+    pub fn call<F, Args, Marker>(&self, _function: F) -> Call<'_, Args, F::Output>
     where
         F: Task<Args, Marker>,
     {
         let () = ZeroSized::<F>::PROVEN;
-        Call::new(self)
+        let mode = match F::__entry().run {
+            Run::Async(_) => Mode::Async,
+            _ => Mode::Sync,
+        };
+        let callee = Callee::Index(index_of::<F, Args, Marker>().0);
+        let options = self.engine().config().options.clone();
+        let function = std::any::type_name::<F>();
+        Call::new(self, TaskSpec { callee, arity: F::__ARITY, mode, flags: 0, options, token: None, function })
+    }
+
+    /// A call of a task that another program serves by name: of a pool built with
+    /// [`Builder::program`], which shows an example.
+    ///
+    /// # Errors
+    ///
+    /// As for any task, and through the handle: that the program serves no task of this name, or that this pool's workers
+    /// are this program itself, whose tasks have no names, is
+    /// [`is_unknown_task`](crate::TaskError::is_unknown_task). What the program says of an error in its task comes as
+    /// [`is_panic`](crate::TaskError::is_panic).
+    pub fn call_named<Args, R>(&self, task: Named<Args, R>) -> Call<'_, Args, R>
+    where
+        Args: ArgsTuple,
+        R: DeserializeOwned,
+    {
+        let (callee, function) = (Callee::Name(task.name()), task.name());
+        let options = self.engine().config().options.clone();
+        Call::new(self, TaskSpec { callee, arity: Args::__ARITY, mode: Mode::Sync, flags: 0, options, token: None, function })
     }
 
     /// Runs the function over all items, and gives a stream of the results.

@@ -7,6 +7,7 @@ use super::stdio::{Kind, Stdio};
 use crate::error::{Error, Why};
 use crate::sync::named::write_names;
 use crate::task::{ArgsFor, Task, ZeroSized, encode_args, index_of};
+use crate::wire::message::Callee;
 use crate::wire::value::EncodeError;
 use crate::wire::value::names::{self, Thing};
 use crate::wire::{frame, message};
@@ -272,7 +273,7 @@ impl ProcessBuilder {
         let function = std::any::type_name::<F>();
         let mut call = Vec::new();
         let start = frame::begin(&mut call);
-        message::call(&mut call, CALL, 0, index_of::<F, Args, Marker>().0, F::__ARITY);
+        message::call(&mut call, CALL, 0, Callee::Index(index_of::<F, Args, Marker>().0), F::__ARITY);
         let limit = frame::BODY_MAX_DEFAULT;
         let room = limit - (call.len() - start);
         let why = |error| match error {
@@ -286,7 +287,7 @@ impl ProcessBuilder {
             // It is known only now that there are names, which stand before the arguments.
             let args = call.split_off(begun);
             call.truncate(start);
-            message::call(&mut call, CALL, message::FLAG_NAMES, index_of::<F, Args, Marker>().0, F::__ARITY + 1);
+            message::call(&mut call, CALL, message::FLAG_NAMES, Callee::Index(index_of::<F, Args, Marker>().0), F::__ARITY + 1);
             write_names(&things, &mut call, start + limit).map_err(why)?;
             call.extend(args);
             if call.len() - start > limit {

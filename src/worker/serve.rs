@@ -98,7 +98,7 @@ pub(super) fn lost(error: io::Error) -> String {
 fn shake_hands(socket: &OwnedFd, lifeline: OwnedFd) -> Result<(Welcome, &'static WorkerMemory), String> {
     let mut out = Vec::new();
     let start = frame::begin(&mut out);
-    let hello = Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: task::fingerprint() };
+    let hello = Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: Some(task::fingerprint()) };
     message::control(&mut out, kind::HELLO, &hello);
     frame::finish(&mut out, start);
     // The socket is new and empty: it takes a few bytes whole.
