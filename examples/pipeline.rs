@@ -54,7 +54,7 @@ fn consume(jobs: QueueReceiver<u64>, results: Map<u64, u64>, tally: [Value<u64>;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let pool = Pool::builder().workers(PRODUCERS as usize + CONSUMERS).build()?;
+    let pool = Pool::builder().workers(PRODUCERS as usize + CONSUMERS + 1).build()?; // nobody stands behind another
     let manager: &Manager = pool.manager();
     let (sender, receiver) = manager.queue::<u64>(64)?.split()?;
     let results = manager.map::<u64, u64>()?;
@@ -65,13 +65,17 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut consumers: Vec<_> = (0..CONSUMERS).map(|_| consumer()).collect();
 
     let mut killed = 0;
-    while killed < KILLS {
+    for n in 0..KILLS {
         tokio::time::sleep(Duration::from_millis(10)).await;
-        let at = killed as usize % CONSUMERS;
-        let Some(pid) = consumers[at].worker_pid().filter(|_| !consumers[at].is_finished()) else { continue };
-        let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
-        let next = consumer();
-        killed += u32::from(died(std::mem::replace(&mut consumers[at], next)).await?);
+        let victim = std::mem::replace(&mut consumers[n as usize % CONSUMERS], consumer());
+        while !victim.is_finished() {
+            // One that had not begun is not lost with its process, and runs in another: then that is killed.
+            if let Some(pid) = victim.worker_pid() {
+                let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        killed += u32::from(died(victim).await?);
     }
     for producer in producers {
         producer.await??;
