@@ -33,7 +33,7 @@ pub use sync::{
     QueueSender, QueueSink, QueueStream, Registered, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Served,
     channel, duplex,
 };
-pub use task::{ArgsFor, Init, Task, state};
+pub use task::{ArgsFor, Init, Task, attempt, is_cancelled, state};
 
 #[doc = include_str!("../docs/waiting.md")]
 pub mod waiting {}

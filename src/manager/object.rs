@@ -45,8 +45,6 @@
 //! [`Object::bytes`] is what the object holds, waiting requests and offers included. The manager refuses a request with
 //! a value that would pass its bound before the object sees it, and a client with too many open requests.
 
-#![expect(dead_code, reason = "its users come with the next commits")]
-
 use crate::wire::packet::Packet;
 use std::any::Any;
 use std::fmt;

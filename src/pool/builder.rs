@@ -3,6 +3,7 @@
 use super::Pool;
 use super::core::Rules;
 use super::engine::Engine;
+use super::options::Options;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
 use crate::sync::Manager;
@@ -13,6 +14,7 @@ use crate::wire::{frame, message};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A worker says hello in some milliseconds; one that has not after this long will not. Generous,
@@ -42,6 +44,7 @@ pub struct Builder {
     queue_limit: Option<usize>,
     frame_limit: usize,
     start_timeout: Option<Duration>,
+    timeout: Option<Duration>,
     init: Option<Result<Packet, String>>,
     manager: Option<Manager>,
     #[cfg(test)]
@@ -58,6 +61,7 @@ impl Default for Builder {
             queue_limit: None,
             frame_limit: frame::BODY_MAX_DEFAULT,
             start_timeout: None,
+            timeout: None,
             init: None,
             manager: None,
             #[cfg(test)]
@@ -142,6 +146,13 @@ impl Builder {
     /// least 1 KiB.
     pub fn frame_limit(mut self, bytes: usize) -> Self {
         self.frame_limit = bytes;
+        self
+    }
+
+    /// How long one run of a task may take, unless its call says otherwise; see [`Call::timeout`](crate::Call::timeout). Default:
+    /// no limit.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = Some(limit);
         self
     }
 
@@ -245,6 +256,7 @@ impl Builder {
             name,
             frame_limit: self.frame_limit,
             queue_limit: self.queue_limit,
+            options: self.timeout.map(|timeout| Arc::new(Options { timeout: Some(timeout), ..Options::default() })),
             init,
             #[cfg(test)]
             launcher: self.launcher,

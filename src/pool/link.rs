@@ -145,14 +145,15 @@ impl Outgoing {
         }
     }
 
-    /// Appends the frame of a call, with its slot filled in.
-    pub(crate) fn push_call(&mut self, frame: &Packet, slot: u16, things: &Things) {
+    /// Appends the frame of a call, with its slot and the number of its try filled in. If it names shared objects, those are lent
+    /// when it is sent.
+    pub(crate) fn push_call(&mut self, frame: &Packet, slot: u16, attempt: u8, things: Things) {
         /// All that is changed.
-        const HEAD: usize = frame::HEAD + message::SLOT_END;
+        const HEAD: usize = frame::HEAD + message::ADDRESS_END;
         if things.is_some() {
             let mut bytes = frame.to_vec();
-            message::set_slot(&mut bytes[frame::HEAD..HEAD], slot);
-            let naming = Naming { bytes, things: things.clone(), sockets: Vec::new() };
+            message::address(&mut bytes[frame::HEAD..HEAD], slot, attempt);
+            let naming = Naming { bytes, things, sockets: Vec::new() };
             return self.chunks.push_back(Chunk::Naming(Box::new(naming)));
         }
         let at = match frame {
@@ -169,7 +170,7 @@ impl Outgoing {
             Chunk::One(_) | Chunk::Naming(_) => None,
         });
         let bytes = gathered.expect("it has just been put there");
-        message::set_slot(&mut bytes[at + frame::HEAD..at + HEAD], slot);
+        message::address(&mut bytes[at + frame::HEAD..at + HEAD], slot, attempt);
     }
 
     /// Appends to what is gathered; gives the place in its last chunk.
@@ -239,8 +240,8 @@ mod tests {
             message::call(&mut bytes, 300, 0, 1, 1);
             bytes.extend(std::iter::repeat_n(5, len));
             frame::finish(&mut bytes, start);
-            out.push_call(&Packet::copy_from(&bytes), slot, &None);
-            message::set_slot(&mut bytes[frame::HEAD..], slot);
+            out.push_call(&Packet::copy_from(&bytes), slot, 3, None);
+            message::address(&mut bytes[frame::HEAD..], slot, 3);
             expected.extend(bytes);
         }
         let mut got: Vec<u8> = Vec::new();

@@ -358,14 +358,6 @@ impl Asking {
         }
     }
 
-    /// What has come so far, without waiting for it.
-    pub(crate) fn look(&mut self) -> Option<Result<Body, Error>> {
-        match Pin::new(self).poll(&mut Context::from_waker(std::task::Waker::noop())) {
-            Poll::Ready(result) => Some(result),
-            Poll::Pending => None,
-        }
-    }
-
     /// As polling it, but an offer is not taken by that: the caller says what it takes of it, and cancels the ticket, which
     /// comes with the answer, when it wants nothing more.
     pub(crate) fn poll_offer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(u64, Body), Error>> {

@@ -16,7 +16,7 @@ use crate::process::{WorkerMemory, fork, sys};
 use crate::sync::named::{self, Named};
 use crate::sync::stopping;
 use crate::task::{self, Run, RunAsync, RunError, RunSync};
-use crate::wire::claim::Claim;
+use crate::wire::claim::{Claim, Progress};
 use crate::wire::frame;
 use crate::wire::message::{self, Failed, Hello, InitFailed, Message, Welcome, kind};
 use crate::wire::value::names::{self, Thing};
@@ -58,6 +58,7 @@ pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String>
     }
     let _lifeline = lifeline;
     let mut worker = Worker { inbox: Inbox::new(socket, limit), memory, out: Vec::new(), bell: bell(), limit, runtime: None };
+    task::set_asked(Box::new(|slot, id| memory.claims().look(Claim { slot, id }) == Progress::Asked));
     if welcome.init {
         match worker.init()? {
             Ok(()) => panics::install(memory), // `init` may have put a hook of its own before ours
@@ -178,6 +179,9 @@ struct Async {
 /// A call, as its frame says it.
 pub(super) struct Call {
     pub(super) claim: Claim,
+    /// Which try of the task it is, from 1.
+    attempt: u8,
+    timed: bool,
     /// `None`: as the environment says.
     pub(super) backtrace: Option<bool>,
     pub(super) run: Run,
@@ -207,6 +211,7 @@ pub(super) fn read_call(body: &[u8]) -> Result<Call, String> {
         return Err(format!("a message of kind {} instead of a call", message.kind));
     }
     let slot = message.uint::<u16>().map_err(|e| e.to_string())?;
+    let attempt = message.uint::<u8>().map_err(|e| e.to_string())?;
     let mut number = || message.uint::<u64>().map_err(|e| e.to_string());
     let (id, flags, index) = (number()?, number()?, number()?);
     let entry = u32::try_from(index).ok().and_then(task::entry).ok_or_else(|| format!("a call of task {index}, which does not exist"))?;
@@ -219,7 +224,7 @@ pub(super) fn read_call(body: &[u8]) -> Result<Call, String> {
         args += len;
     }
     let backtrace = (has(message::FLAG_BACKTRACE) || has(message::FLAG_NO_BACKTRACE)).then(|| has(message::FLAG_BACKTRACE));
-    Ok(Call { claim: Claim { slot, id }, backtrace, run: entry.run, named, args })
+    Ok(Call { claim: Claim { slot, id }, attempt, timed: has(message::FLAG_TIMED), backtrace, run: entry.run, named, args })
 }
 
 /// After user code: a forked copy of the worker must not touch the socket.
@@ -320,7 +325,7 @@ impl Worker {
             match call.run {
                 Run::Sync(function) => {
                     let things = call.receive();
-                    if self.memory.claims().begin(call.claim) {
+                    if self.claim(&call) {
                         let args = range.start + call.args..range.end;
                         self.run_sync(&call, function, args, things);
                         self.commit(call.claim)?;
@@ -337,8 +342,18 @@ impl Worker {
         Ok(())
     }
 
+    /// Makes a task ours, unless the pool has taken it back.
+    fn claim(&self, call: &Call) -> bool {
+        let claims = self.memory.claims();
+        if call.timed {
+            claims.note_start(call.claim, sys::monotonic_nanos());
+        }
+        claims.begin(call.claim)
+    }
+
     fn run_sync(&mut self, call: &Call, function: RunSync, args: Range<usize>, things: Result<Vec<Thing>, Failed>) {
         panics::want_backtrace(call.backtrace);
+        task::set_current(call.claim.slot, call.claim.id, call.attempt);
         let start = frame::begin(&mut self.out);
         message::done(&mut self.out, call.claim.id);
         let head = self.out.len();
@@ -412,7 +427,7 @@ impl Worker {
                         return Ok(Some(range));
                     };
                     let things = call.receive();
-                    if !self.memory.claims().begin(call.claim) {
+                    if !self.claim(&call) {
                         continue;
                     }
                     let args = self.inbox.bytes(range.start + call.args..range.end);
@@ -515,6 +530,8 @@ pub(super) fn begin(
     let (claim, backtrace) = (call.claim, call.backtrace);
     // Decoding is user code as well. The head of a reply takes at most 16 bytes.
     panics::want_backtrace(backtrace);
+    let attempt = call.attempt;
+    task::set_current(claim.slot, claim.id, attempt);
     let made = things.map(|things| with_names(things, || catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16))))).0);
     let future = match made {
         Ok(Ok(future)) => future.map_err(why),
@@ -531,6 +548,7 @@ pub(super) fn begin(
         let mut named = Vec::new();
         let polled = std::future::poll_fn(|cx| {
             panics::want_backtrace(backtrace);
+            task::set_current(claim.slot, claim.id, attempt);
             // Its result is encoded within its last poll.
             let polled;
             (polled, named) = with_names(Vec::new(), || guarded.as_mut().poll(cx));

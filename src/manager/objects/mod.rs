@@ -1,5 +1,4 @@
 //! The shared objects' rules, one kind a file: requests in, answers out (see [`object`](super::object)).
-#![expect(dead_code, reason = "its users come with the next commits")]
 
 pub(crate) mod barrier;
 pub(crate) mod channel;

@@ -220,7 +220,7 @@ mod tests {
         Doors(Vec<Option<Door>>),
     }
 
-    fn through<T: Serialize + de::DeserializeOwned>(value: &T) -> (T, usize) {
+    fn through<T: Serialize + DeserializeOwned>(value: &T) -> (T, usize) {
         let mut out = Vec::new();
         let (result, things) = collecting(|| encode(value, &mut out, usize::MAX));
         result.expect("it can be encoded");
