@@ -215,6 +215,15 @@ async fn needs_python_a_task_is_stopped_with_its_process_and_what_that_had_start
     assert!(processes[0].is_gone());
     gone(&processes).await;
     serves(&pool).await;
+    // A limit, and retries: of that, and of a crash.
+    let sleep = Named::<(PathBuf,), ()>::new("sleep.v1");
+    let limited = pool.call_named(sleep).timeout(Duration::from_millis(100)).retries(1).spawn(dir.path().join("limited"));
+    let error = within("the limit", limited).await.unwrap_err();
+    assert!(error.is_timeout() && error.earlier_attempts().len() == 1, "{error:?}");
+    let crash = pool.call_named(Named::<(), ()>::new("crash.v1")).retries(2).spawn(());
+    let error = within("the crashes", crash).await.unwrap_err();
+    assert!(error.is_worker_died() && error.earlier_attempts().len() == 2, "{error:?}");
+    serves(&pool).await;
 }
 
 #[derive(Debug, PartialEq, Deserialize)]
