@@ -34,6 +34,8 @@
 //! 10. Nobody is idle while tasks stand behind another one in a worker: if that is worth it by the measured service time, or
 //!     the one in front has lasted for [`LONG`], they are taken back and go to whoever is free.
 //! 11. A worker without such memory (of another program) has one sync task in hand at a time, which counts as begun.
+//!
+//! How a pool ends is in `core_ending.rs`.
 
 use super::loss::Loss;
 use super::slots::{Key, Slots};
@@ -151,6 +153,8 @@ struct Task<T> {
     /// `None` while it waits in the queue.
     worker: Option<WorkerKey>,
     aborting: bool,
+    /// The pool's end has asked it to stop.
+    cut: bool,
     /// How often its worker died when it was next there, with nothing begun.
     moves: u8,
 }
@@ -347,6 +351,7 @@ pub(crate) struct Core<T, M> {
     deadline_moved: bool,
     starting: usize,
     failure: Option<Failure>,
+    ending: ending::Ending,
 }
 
 impl<T, M: Memory> Core<T, M> {
@@ -364,6 +369,7 @@ impl<T, M: Memory> Core<T, M> {
             deadline_moved: false,
             starting: 0,
             failure: None,
+            ending: ending::Ending::default(),
         }
     }
 
@@ -382,7 +388,7 @@ impl<T, M: Memory> Core<T, M> {
             return Err(Refused(cargo, Fate::StartFailed(cause.clone()))); // rule 9
         }
         let found_idle = !self.idle.is_empty();
-        let key = self.tasks.insert(Task { cargo, id, mode, large, worker: None, aborting: false, moves: 0 });
+        let key = self.tasks.insert(Task { cargo, id, mode, large, worker: None, aborting: false, cut: false, moves: 0 });
         self.queue.push_back(key);
         self.queued += 1;
         // Else the head cannot be placed, and this one changes nothing about it.
@@ -520,6 +526,10 @@ impl<T, M: Memory> Core<T, M> {
             let Some(task) = self.tasks.get_mut(flight.task) else { continue };
             let was_next = none_begun && (place == 0 || task.mode == Mode::Async);
             let fate = match (task.aborting, worker.look(flight.claim) == Progress::Queued) {
+                (true, _) if task.cut => {
+                    self.ending.cut_off.begun.push(task.id);
+                    Fate::Closed
+                }
                 (true, _) => Fate::Cancelled,
                 (false, true) if !(was_next && task.is_suspect()) => {
                     task.worker = None;
@@ -576,7 +586,7 @@ impl<T, M: Memory> Core<T, M> {
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let retry = self.failure.as_ref().and_then(|failure| failure.retry);
         let somebody_idle = !self.idle.is_empty();
-        self.workers.iter().filter_map(|(_, worker)| worker.deadline(somebody_idle)).chain(retry).min()
+        self.workers.iter().filter_map(|(_, worker)| worker.deadline(somebody_idle)).chain(retry).chain(self.cut_at()).min()
     }
 
     /// Whether [`Core::next_deadline`] has changed without an action that would tell.
@@ -601,6 +611,7 @@ impl<T, M: Memory> Core<T, M> {
         if let Some(failure) = &mut self.failure {
             failure.retry = failure.retry.filter(|retry| now < *retry);
         }
+        self.end_in_time(now, actions);
         self.go_on(now, actions);
     }
 
@@ -630,6 +641,9 @@ impl<T, M: Memory> Core<T, M> {
         self.queued = 0;
         for key in self.tasks.keys() {
             if let Some(task) = self.tasks.remove(key) {
+                let cut_off = &mut self.ending.cut_off;
+                let list = if task.worker.is_none() { &mut cut_off.unbegun } else { &mut cut_off.begun };
+                list.push(task.id);
                 actions.push(Action::Settle(task.cargo, Fate::Closed));
             }
         }
@@ -936,6 +950,9 @@ impl<T, M: Memory> Core<T, M> {
         }
     }
 }
+
+#[path = "core_ending.rs"]
+mod ending;
 
 #[cfg(test)]
 #[path = "core_sim.rs"]

@@ -117,11 +117,19 @@ pub(super) fn drive(engine: Arc<Engine>) -> io::Result<impl Future<Output = ()> 
 pub(super) struct Driver {
     readers: HashMap<WorkerKey, Reader>,
     replies: Vec<(u64, Result<Packet, Failed>)>,
-    settled: Vec<(Cargo, Result<Packet, Failed>)>,
+    settled: Vec<(Cargo, Answer)>,
     /// Workers that do not ring, because we look by ourselves.
     awake: Vec<WorkerKey>,
     /// What was taken out of an outbox.
     taken: Vec<u8>,
+}
+
+/// What becomes of a task whose reply has come.
+#[derive(Debug)]
+enum Answer {
+    Given(Result<Packet, Failed>),
+    /// It was dropped because the pool ends.
+    Closed,
 }
 
 /// How far a worker has come; what it may say depends on it.
@@ -408,7 +416,7 @@ impl Engine {
         key: WorkerKey,
         pid: u32,
         replies: &mut Vec<(u64, Result<Packet, Failed>)>,
-        settled: &mut Vec<(Cargo, Result<Packet, Failed>)>,
+        settled: &mut Vec<(Cargo, Answer)>,
     ) -> Result<(), Bad> {
         if replies.is_empty() {
             return Ok(());
@@ -418,7 +426,10 @@ impl Engine {
             let mut count = 0;
             for (id, outcome) in replies.drain(..) {
                 match state.core.replied(key, id) {
-                    Some(cargo) => settled.push((cargo, outcome)),
+                    Some(cargo) => {
+                        let cut = matches!(outcome, Err(Failed::Cancelled)) && state.core.was_cut_off(id);
+                        settled.push((cargo, if cut { Answer::Closed } else { Answer::Given(outcome) }));
+                    }
                     None => {
                         result = Err(Bad(format!("an answer to task {id}, which it was not to give")));
                         break;
@@ -430,7 +441,10 @@ impl Engine {
         });
         replies.clear();
         for (cargo, outcome) in settled.drain(..) {
-            let outcome = self.outcome(cargo.function, pid, outcome);
+            let outcome = match outcome {
+                Answer::Given(outcome) => self.outcome(cargo.function, pid, outcome),
+                Answer::Closed => Err(TaskError::new(What::PoolClosed, cargo.function)),
+            };
             cargo.reply.settle(outcome);
         }
         result

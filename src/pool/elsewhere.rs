@@ -1,11 +1,13 @@
 //! The engine where there are no workers: a pool cannot be built, and so nothing else is ever asked.
 
 use super::core::{Mode, TaskKey};
+use super::ending::CutOff;
 use super::reply::{Inlet, Reply};
 use super::spec::{Config, Room, TaskSpec, Ticket};
 use crate::error::{Error, What, Why};
 use std::sync::Arc;
-use tokio::sync::OwnedSemaphorePermit;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 /// There is none.
 #[derive(Debug)]
@@ -52,7 +54,19 @@ impl Engine {
         match *self {}
     }
 
-    pub(crate) async fn shutdown(&self) {
+    pub(crate) fn drain(&self, _: Option<Duration>) {
+        match *self {}
+    }
+
+    pub(crate) fn abort_unbegun(&self) -> usize {
+        match *self {}
+    }
+
+    pub(crate) fn ended(&self) -> watch::Receiver<bool> {
+        match *self {}
+    }
+
+    pub(crate) fn cut_off(&self) -> CutOff {
         match *self {}
     }
 

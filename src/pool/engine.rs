@@ -9,6 +9,7 @@
 
 use super::core::{Action, Call, Core, Fate, Memory, Mode, Refused, TaskKey, WorkerKey};
 use super::driver::{self, Driver};
+use super::ending::CutOff;
 use super::launch;
 use super::link::Link;
 use super::reply::{Cargo, Inlet, Reply, shielded};
@@ -24,7 +25,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
 
 /// News of starts, for those who wait for `ready()`.
@@ -306,32 +307,46 @@ impl Engine {
         }
     }
 
-    /// Takes no more tasks, and waits until those that are here have ended, and the workers with them.
-    pub(crate) async fn shutdown(&self) {
-        if fork::is_forked_copy() {
-            return;
-        }
-        let mut ended = self.ended.subscribe();
-        if let Some(room) = &self.room {
-            room.close();
-        }
-        self.apply(|state, now| state.core.drain(now, &mut state.actions));
-        shielded(|| self.starts.send_modify(|_| {}));
-        self.attend();
-        let _ = ended.wait_for(|ended| *ended).await;
+    /// Takes no more tasks; those that are here run to their end, but not beyond the limit.
+    pub(crate) fn drain(&self, limit: Option<Duration>) {
+        self.close(|state, now| match limit.and_then(|limit| now.checked_add(limit)) {
+            Some(until) => state.core.drain_by(until, now, &mut state.actions),
+            None => state.core.drain(now, &mut state.actions),
+        });
     }
 
     /// Ends everything now.
     pub(crate) fn kill(&self) {
+        self.close(|state, now| state.core.kill(now, &mut state.actions));
+    }
+
+    fn close(&self, how: impl FnOnce(&mut State, Instant)) {
         if fork::is_forked_copy() {
             return;
         }
         if let Some(room) = &self.room {
-            room.close();
+            shielded(|| room.close());
         }
-        self.apply(|state, now| state.core.kill(now, &mut state.actions));
+        self.apply(how);
         shielded(|| self.starts.send_modify(|_| {}));
         self.attend();
+    }
+
+    /// Aborts what has not begun; says how many tasks that were.
+    pub(crate) fn abort_unbegun(&self) -> usize {
+        if fork::is_forked_copy() {
+            return 0;
+        }
+        self.apply(|state, now| state.core.abort_unbegun(now, &mut state.actions))
+    }
+
+    pub(crate) fn ended(&self) -> watch::Receiver<bool> {
+        self.ended.subscribe()
+    }
+
+    /// Which tasks the end has cut off.
+    pub(crate) fn cut_off(&self) -> CutOff {
+        self.lock().core.cut_off().clone()
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -412,9 +427,7 @@ impl Engine {
             let at = if self.has_ended() { Some(now) } else { deadline.at };
             // A timer that cannot be set would be a bug of ours: its arguments are in range.
             let _ = match at.map(|at| at.saturating_duration_since(now)) {
-                Some(after) => {
-                    self.timer.set(Expiration::OneShot(after.max(std::time::Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty())
-                }
+                Some(after) => self.timer.set(Expiration::OneShot(after.max(Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty()),
                 None => self.timer.unset(),
             };
             let state = self.lock();
