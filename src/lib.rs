@@ -15,7 +15,7 @@ mod wire;
 mod worker;
 
 pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
-pub use pool::{AbortHandle, Builder, Call, CutOff, Ending, JoinHandle, Pool, Results, TryResults};
+pub use pool::{AbortHandle, Builder, Call, CutOff, Ending, Events, JoinHandle, Pool, Results, Stats, TryResults, WorkerEnd, WorkerEvent};
 pub use single::{ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder, Stdio, parent};
 pub use task::{ArgsFor, Init, Task, state};
 

@@ -35,10 +35,11 @@
 //!     the one in front has lasted for [`LONG`], they are taken back and go to whoever is free.
 //! 11. A worker without such memory (of another program) has one sync task in hand at a time, which counts as begun.
 //!
-//! How a pool ends is in `core_ending.rs`.
+//! How a pool ends is in `core_ending.rs`, who is on its staff in `core_staff.rs`.
 
 use super::loss::Loss;
 use super::slots::{Key, Slots};
+use super::stats::WorkerEnd;
 use crate::error::Error;
 use crate::wire::claim::{Claim, Claims, Progress};
 use std::collections::{BTreeSet, VecDeque};
@@ -218,6 +219,8 @@ struct Worker<M> {
     /// Its entry in `roomy`, and its part of `behind`.
     listed: Option<(Mode, usize)>,
     counted_behind: usize,
+    /// Why it goes, if that is known.
+    why: Option<WorkerEnd>,
 }
 
 impl<M: Memory> Worker<M> {
@@ -605,6 +608,10 @@ impl<T, M: Memory> Core<T, M> {
                 self.withdraw(key, State::Doomed);
                 actions.push(Action::TimeOut(key));
             } else {
+                // What was asked has not stopped, or what was to end has not: that has its reason already, if it is ours.
+                if worker.asked.front().is_some_and(|(by, _)| *by <= now) {
+                    self.blame(key, WorkerEnd::TaskStopped);
+                }
                 self.condemn(key, actions);
             }
         }
@@ -632,6 +639,7 @@ impl<T, M: Memory> Core<T, M> {
         }
         self.phase = Phase::Killed;
         for key in self.workers.keys() {
+            self.blame(key, WorkerEnd::Closed);
             self.condemn(key, actions);
             if let Some(worker) = self.workers.get_mut(key) {
                 worker.in_flight.clear();
@@ -868,6 +876,7 @@ impl<T, M: Memory> Core<T, M> {
             worker.asked.push_back((now + ABORT_GRACE, key));
             self.deadline_moved = true;
         } else {
+            self.blame(worker_key, WorkerEnd::TaskStopped);
             self.condemn(worker_key, actions);
         }
     }
@@ -916,6 +925,7 @@ impl<T, M: Memory> Core<T, M> {
             fruitless: None,
             listed: None,
             counted_behind: 0,
+            why: None,
         });
         self.starting += 1;
         actions.push(Action::Start(key));
@@ -931,6 +941,7 @@ impl<T, M: Memory> Core<T, M> {
                 if let Some(worker) = self.workers.get_mut(key) {
                     worker.state = State::Retiring;
                     worker.end_by = Some(now + RETIRE_GRACE);
+                    worker.why.get_or_insert(WorkerEnd::Closed);
                     actions.push(Action::Retire(key));
                 }
             }
@@ -940,6 +951,7 @@ impl<T, M: Memory> Core<T, M> {
                 // It was started for a task that is gone; it may hang in `init` for ever. (As long as
                 // a task is in flight it may come back to the queue, and want this worker.)
                 if self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. })) {
+                    self.blame(key, WorkerEnd::Closed);
                     self.condemn(key, actions);
                 }
             }
@@ -953,6 +965,9 @@ impl<T, M: Memory> Core<T, M> {
 
 #[path = "core_ending.rs"]
 mod ending;
+
+#[path = "core_staff.rs"]
+mod staff;
 
 #[cfg(test)]
 #[path = "core_sim.rs"]

@@ -11,6 +11,7 @@
 
 use super::{ABORT_GRACE, Action, Core, Fate, Memory, Mode, Phase, Progress, State};
 use crate::pool::ending::CutOff;
+use crate::pool::stats::WorkerEnd;
 use std::time::Instant;
 
 /// How far an end has come.
@@ -69,6 +70,7 @@ impl<T, M: Memory> Core<T, M> {
                 }
             }
             if matches!(worker.state, State::Starting { .. }) || (running && worker.mode == Mode::Sync) {
+                self.blame(key, WorkerEnd::Closed);
                 self.condemn(key, actions);
             }
         }

@@ -607,6 +607,26 @@ fn what_has_not_begun_is_aborted_at_once_wherever_it_is() {
     assert_eq!(bench.task(Mode::Sync).1, ["send 0 6"]);
 }
 
+#[test]
+fn a_worker_goes_for_a_reason() {
+    let (mut bench, w) = Bench::ready(3);
+    let key = bench.task(Mode::Sync).0;
+    bench.begin(w[2], &[0]);
+    assert_eq!(bench.core.why_ended(w[2]), None, "it would be its own doing");
+    bench.abort(key);
+    assert_eq!(bench.core.why_ended(w[2]), Some(WorkerEnd::TaskStopped));
+    let key = bench.task(Mode::Async).0;
+    bench.begin(w[1], &[1]);
+    bench.abort(key);
+    assert_eq!(bench.core.why_ended(w[1]), None, "it may yield");
+    bench.pass(ABORT_GRACE);
+    bench.tick();
+    assert_eq!(bench.core.why_ended(w[1]), Some(WorkerEnd::TaskStopped));
+    bench.does(|core, now, actions| core.kill(now, actions));
+    assert_eq!(bench.core.why_ended(w[0]), Some(WorkerEnd::Closed));
+    assert_eq!(bench.core.why_ended(w[2]), Some(WorkerEnd::TaskStopped), "the first reason counts");
+}
+
 /// Each step looks at no more than what it changes, so a hundred thousand are done in no time; and
 /// the queue does not keep what has gone.
 #[test]

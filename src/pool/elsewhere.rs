@@ -2,8 +2,10 @@
 
 use super::core::{Mode, TaskKey};
 use super::ending::CutOff;
+use super::events::Events;
 use super::reply::{Inlet, Reply};
 use super::spec::{Config, Room, TaskSpec, Ticket};
+use super::stats::Stats;
 use crate::error::{Error, What, Why};
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,6 +65,14 @@ impl Engine {
     }
 
     pub(crate) fn ended(&self) -> watch::Receiver<bool> {
+        match *self {}
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        match *self {}
+    }
+
+    pub(crate) fn events(&self) -> Events {
         match *self {}
     }
 

@@ -10,10 +10,12 @@
 use super::core::{Action, Call, Core, Fate, Memory, Mode, Refused, TaskKey, WorkerKey};
 use super::driver::{self, Driver};
 use super::ending::CutOff;
+use super::events::{Events, Feeds};
 use super::launch;
 use super::link::Link;
-use super::reply::{Cargo, Inlet, Reply, shielded};
+use super::reply::{Cargo, Inlet, Outcome, Reply, shielded};
 use super::spec::{Config, Room, TaskSpec, Ticket};
+use super::stats::{Stats, Tally};
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{WorkerMemory, fork, steward, sys};
 use crate::wire::claim::Claims;
@@ -59,6 +61,8 @@ pub(crate) struct Engine {
     next_id: AtomicU64,
     room: Option<Arc<Semaphore>>,
     starts: watch::Sender<StartNews>,
+    pub(super) tally: Tally,
+    pub(super) feeds: Feeds,
     this: Weak<Self>,
     ended: watch::Sender<bool>,
 }
@@ -135,6 +139,8 @@ impl Engine {
             next_id: AtomicU64::new(1),
             room: config.queue_limit.map(|limit| Arc::new(Semaphore::new(limit))),
             starts: watch::Sender::new(StartNews::default()),
+            tally: Tally::default(),
+            feeds: Feeds::new(),
             this: this.clone(),
             ended: watch::Sender::new(false),
             config,
@@ -168,9 +174,13 @@ impl Engine {
         room: Room,
     ) -> Ticket {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let refuse = |what| Err(TaskError::new(what, task.function));
+        let refuse = |reply, what| {
+            self.settle(reply, Err(TaskError::new(what, task.function)));
+            Ticket { id, key: None }
+        };
         if fork::is_forked_copy() {
-            reply.settle(refuse(What::Forked));
+            // Nothing is counted in the copy.
+            reply.settle(Err(TaskError::new(What::Forked, task.function)));
             return Ticket { id, key: None };
         }
         let room = match (&self.room, room) {
@@ -181,8 +191,7 @@ impl Engine {
                         TryAcquireError::NoPermits => What::QueueFull { limit: self.config.queue_limit.unwrap_or_default() },
                         TryAcquireError::Closed => What::PoolClosed,
                     };
-                    reply.settle(refuse(what));
-                    return Ticket { id, key: None };
+                    return refuse(reply, what);
                 }
             },
             (_, Room::Held(permit)) => permit,
@@ -190,10 +199,7 @@ impl Engine {
         };
         let frame = match self.encode(id, task, encode) {
             Ok(frame) => frame,
-            Err(what) => {
-                reply.settle(refuse(what));
-                return Ticket { id, key: None };
-            }
+            Err(what) => return refuse(reply, what),
         };
         let large = frame.len() > driver::LARGE;
         let cargo = Cargo { frame, reply, function: task.function, room };
@@ -204,7 +210,7 @@ impl Engine {
         match key {
             Ok(key) => Ticket { id, key: Some(key) },
             Err(Refused(cargo, fate)) => {
-                settle(cargo, fate);
+                self.settle_by(cargo, fate);
                 Ticket { id, key: None }
             }
         }
@@ -344,6 +350,23 @@ impl Engine {
         self.ended.subscribe()
     }
 
+    /// How it stands, and what it has done.
+    pub(crate) fn stats(&self) -> Stats {
+        if fork::is_forked_copy() {
+            return Stats::default();
+        }
+        let mut stats = self.lock().core.census();
+        self.tally.fill(&mut stats);
+        stats
+    }
+
+    pub(crate) fn events(&self) -> Events {
+        if fork::is_forked_copy() {
+            return Feeds::none();
+        }
+        self.feeds.subscribe(self.this.clone())
+    }
+
     /// Which tasks the end has cut off.
     pub(crate) fn cut_off(&self) -> CutOff {
         self.lock().core.cut_off().clone()
@@ -403,11 +426,12 @@ impl Engine {
                         let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write);
                     }
                 }
-                Action::Settle(cargo, fate) => settle(cargo, fate),
+                Action::Settle(cargo, fate) => self.settle_by(cargo, fate),
                 Action::Ended => {
                     shielded(|| {
                         self.ended.send_replace(true);
                     });
+                    self.feeds.close();
                     self.alone.store(true, Ordering::Release); // so that the steward forgets it
                     steward::look();
                 }
@@ -436,6 +460,25 @@ impl Engine {
             }
             deadline = Deadline { number: state.deadlines, at: state.core.next_deadline() };
         }
+    }
+
+    /// Tells the caller, and counts what failed. (What is done is counted by the batch.)
+    pub(super) fn settle(&self, reply: Reply, outcome: Outcome) {
+        if let Err(error) = &outcome {
+            self.tally.failed(error.kind());
+        }
+        reply.settle(outcome);
+    }
+
+    fn settle_by(&self, cargo: Cargo, fate: Fate) {
+        let function = cargo.function;
+        let error = match fate {
+            Fate::Cancelled => TaskError::new(What::Cancelled, function),
+            Fate::Closed => TaskError::new(What::PoolClosed, function),
+            Fate::StartFailed(cause) => TaskError::new(What::StartFailed(cause), function),
+            Fate::Lost(loss) => loss.error(function),
+        };
+        self.settle(cargo.reply, Err(error));
     }
 
     fn kill_worker(&self, key: WorkerKey, timed_out: bool) {
@@ -613,15 +656,4 @@ impl Todo {
             Some(_) => self.flush_more.push(key),
         }
     }
-}
-
-fn settle(cargo: Cargo, fate: Fate) {
-    let function = cargo.function;
-    let error = match fate {
-        Fate::Cancelled => TaskError::new(What::Cancelled, function),
-        Fate::Closed => TaskError::new(What::PoolClosed, function),
-        Fate::StartFailed(cause) => TaskError::new(What::StartFailed(cause), function),
-        Fate::Lost(loss) => loss.error(function),
-    };
-    cargo.reply.settle(Err(error));
 }

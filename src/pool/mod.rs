@@ -3,7 +3,8 @@
 //! * `builder.rs`, `call.rs`: the options of a pool, and of one call;
 //! * `spec.rs`: what both come to; `elsewhere.rs`: the engine of platforms without workers;
 //! * `join.rs`, `results.rs`, `ending.rs`: what a caller waits for; `reply.rs`: how it gets there;
-//! * `core.rs`: the rules, pure; `core_ending.rs`: those of the end; `slots.rs`: their table; `loss.rs`: what a death cost;
+//! * `core.rs`: the rules, pure; `core_ending.rs`: those of the end; `core_staff.rs`: those of who is there; `slots.rs`: their table; `loss.rs`: what a death cost;
+//! * `stats.rs`, `events.rs`: what is counted and told of it;
 //! * `engine.rs`: the rules under their lock, and the hands that do what they say;
 //! * `driver.rs`: what happens at the descriptors; `link.rs`: one worker's; `launch.rs`: its start.
 
@@ -18,6 +19,7 @@ mod engine;
 #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))))]
 #[path = "elsewhere.rs"]
 mod engine;
+mod events;
 mod join;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod launch;
@@ -28,14 +30,17 @@ mod reply;
 mod results;
 mod slots;
 mod spec;
+mod stats;
 #[cfg(all(test, target_os = "linux"))]
 mod strange_workers;
 
 pub use builder::Builder;
 pub use call::Call;
 pub use ending::{CutOff, Ending};
+pub use events::{Events, WorkerEvent};
 pub use join::{AbortHandle, JoinHandle};
 pub use results::{Results, TryResults};
+pub use stats::{Stats, WorkerEnd};
 
 use crate::error::Error;
 use crate::task::{ArgsFor, Task, ZeroSized};
@@ -241,6 +246,34 @@ impl Pool {
     /// Dropped, it no longer waits; the workers start all the same.
     pub async fn ready(&self) -> Result<(), Error> {
         self.engine().ready().await
+    }
+
+    /// How the pool stands, and what it has done so far: workers at work and idle, tasks that wait, tasks that failed and
+    /// how, workers that ended and why.
+    ///
+    /// It costs as much as there are workers.
+    pub fn stats(&self) -> Stats {
+        self.engine().stats()
+    }
+
+    /// What happens to the workers from now on, as a stream: which get ready, which go and why.
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use procpool::{Pool, WorkerEnd, WorkerEvent};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = Pool::builder().workers(1).build()?;
+    /// let mut events = pool.events();
+    /// pool.spawn(|| std::process::exit(7), ()).await.unwrap_err();
+    /// assert!(matches!(events.next().await, Some(WorkerEvent::Up { .. })));
+    /// assert!(matches!(events.next().await, Some(WorkerEvent::Down { why: WorkerEnd::Died, .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn events(&self) -> Events {
+        self.engine().events()
     }
 
     /// Closes the pool: takes no more tasks, and lets those that are here run to their end. What it gives is ready when
