@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! drain     takes nothing more; what is here runs to its end
-//! drain_by  the same, but at the limit it is cut short: what has not begun is settled, async tasks are asked (as by an
-//!           abort, with the same grace), and the workers of sync tasks are killed
+//! drain_by  the same, but at the limit it is cut short: what has not begun is settled, and what runs is stopped as by an
+//!           abort (rule 8), with the same grace
 //! kill      everything is settled at once, and every worker killed
 //! ```
 //!
 //! What was cut off is written down ([`CutOff`]); a task that answered in time is not.
 
-use super::{ABORT_GRACE, Action, Core, Fate, Memory, Mode, Phase, Progress, State};
+use super::{Action, Core, Fate, Memory, Phase, State, Stop};
 use crate::pool::ending::CutOff;
 use crate::pool::stats::WorkerEnd;
 use std::time::Instant;
@@ -53,23 +53,12 @@ impl<T, M: Memory> Core<T, M> {
         self.ending.cutting = true;
         self.deadline_moved = true;
         self.settle_unbegun(&Fate::Closed, actions);
+        // All that is left has begun, or counts as begun.
+        for key in self.tasks.keys() {
+            self.stop(key, Stop::Close, now, actions);
+        }
         for key in self.workers.keys() {
-            let Some(worker) = self.workers.get_mut(key) else { continue };
-            // All that is in its hand has begun, or counts as begun.
-            let mut running = false;
-            for flight in &worker.in_flight {
-                let Some(task) = self.tasks.get_mut(flight.task) else { continue };
-                task.cut = true;
-                running |= worker.look(flight.claim) != Progress::Done;
-                if std::mem::replace(&mut task.aborting, true) || worker.state == State::Doomed {
-                    continue; // it has been asked before, or is being killed
-                }
-                worker.asked.push_back((now + ABORT_GRACE, flight.task));
-                if worker.mode == Mode::Async {
-                    actions.push(Action::Cancel(key, flight.task));
-                }
-            }
-            if matches!(worker.state, State::Starting { .. }) || (running && worker.mode == Mode::Sync) {
+            if self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. })) {
                 self.blame(key, WorkerEnd::Closed);
                 self.condemn(key, actions);
             }
@@ -89,8 +78,9 @@ impl<T, M: Memory> Core<T, M> {
             self.take_back(key, usize::MAX);
         }
         let mut count = 0;
-        for key in std::mem::take(&mut self.queue) {
-            let Some(task) = self.tasks.remove(key) else { continue };
+        let delayed: Vec<_> = self.delayed.iter().map(|(_, key)| *key).collect();
+        for key in std::mem::take(&mut self.queue).into_iter().chain(delayed) {
+            let Some(task) = self.forget(key) else { continue };
             if matches!(fate, Fate::Closed) {
                 self.ending.cut_off.unbegun.push(task.id);
             }
@@ -99,14 +89,6 @@ impl<T, M: Memory> Core<T, M> {
         }
         self.queued = 0;
         count
-    }
-
-    /// An async task that was asked has answered that it was dropped: whether that was because of the end.
-    pub(crate) fn was_cut_off(&mut self, id: u64) -> bool {
-        if self.ending.cutting {
-            self.ending.cut_off.begun.push(id);
-        }
-        self.ending.cutting
     }
 
     /// What an end has cut off so far.
