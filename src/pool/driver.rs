@@ -7,10 +7,12 @@
 
 use super::core::{Answer, Replied, Stop, WorkerKey};
 use super::engine::{Engine, timed_out};
+use super::events::WorkerEvent;
 use super::launch::Launched;
 use super::link::{Link, Process};
 use super::loss::{Loss, Note};
 use super::reply::{Cargo, Encoded};
+use super::stats::WorkerEnd;
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{DeathNote, Exit, WorkerMemory, sys};
@@ -26,6 +28,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -282,6 +285,8 @@ impl Engine {
     }
 
     fn start_failed(&self, key: WorkerKey, cause: Error) {
+        let pid = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| process.child.pid());
+        self.tell_end(key, pid, WorkerEnd::StartFailed, None, Some(cause.clone()));
         let link = self.apply(|state, now| {
             state.timed = true;
             state.core.start_failed(key, cause.clone(), now, &mut state.actions);
@@ -479,6 +484,7 @@ impl Engine {
             state.core.refill(key, count, now, &mut state.actions);
         });
         replies.clear();
+        let mut done = 0;
         for (cargo, outcome, stop) in settled.drain(..) {
             let outcome = match outcome.map(|value| self.take_over(key, value)) {
                 Ok(Ok(encoded)) => Ok(encoded),
@@ -488,9 +494,11 @@ impl Engine {
                 }
                 Err(failed) => Err(self.failure(pid, failed, stop)),
             };
+            done += u64::from(outcome.is_ok());
             let function = cargo.function;
-            cargo.settle(outcome.map_err(|what| TaskError::new(what, function)));
+            self.settle(cargo, outcome.map_err(|what| TaskError::new(what, function)));
         }
+        self.tally.done(done);
         result
     }
 
@@ -512,6 +520,7 @@ impl Engine {
             Failed::Unknown => What::UnknownTask { pid: Some(pid) },
             Failed::Cancelled => match stop {
                 Some(Stop::TimedOut(limit)) => timed_out(limit),
+                Some(Stop::Close) => What::PoolClosed,
                 _ => What::Cancelled,
             },
         }
@@ -588,14 +597,22 @@ impl Engine {
     }
 
     fn ready_for_work(&self, key: WorkerKey) {
-        self.apply(|state, now| {
+        let pid = self.apply(|state, now| {
             state.timed = true;
+            let link = state.links.get(&key);
+            let process = link.and_then(|link| link.process.as_ref());
+            let pid = process.filter(|_| link.is_some_and(|link| !link.doomed)).map(|process| process.child.pid());
             // Another program claims nothing in it.
-            let process = state.links.get(&key).filter(|_| self.config.program.is_none()).and_then(|link| link.process.as_ref());
+            let process = process.filter(|_| self.config.program.is_none());
             let memory = process.map(|process| Arc::clone(&process.memory));
             state.core.ready(key, memory, now, &mut state.actions);
+            pid
         });
         self.tell_start(None);
+        if let Some(pid) = pid {
+            self.tally.started();
+            self.feeds.tell(&WorkerEvent::Up { pid });
+        }
     }
 
     fn init_failed(&self, key: WorkerKey, pid: u32, failed: InitFailed) {
@@ -633,6 +650,9 @@ impl Engine {
         });
         if stage == Stage::Ready {
             let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone() });
+            // First, since the pool may have ended with it.
+            let by_itself = if loss.bad_frame.is_some() { WorkerEnd::BadFrame } else { WorkerEnd::Died };
+            self.tell_end(key, Some(exit.pid), by_itself, exit.status, None);
             self.apply(|state, now| {
                 state.timed = true;
                 state.core.exited(key, &loss, now, &mut state.actions);
@@ -640,12 +660,20 @@ impl Engine {
             self.tell_start(None);
         } else {
             let cause = self.why_start_failed(&link, process, stage, &exit, note);
+            self.tell_end(key, Some(exit.pid), WorkerEnd::StartFailed, exit.status, Some(cause.clone()));
             self.apply(|state, now| {
                 state.timed = true;
                 state.core.start_failed(key, cause.clone(), now, &mut state.actions);
             });
             self.tell_start(Some(cause));
         }
+    }
+
+    /// A worker has gone, by itself unless the rules know better.
+    fn tell_end(&self, key: WorkerKey, pid: Option<u32>, by_itself: WorkerEnd, status: Option<ExitStatus>, cause: Option<Error>) {
+        let why = self.lock().core.why_ended(key).unwrap_or(by_itself);
+        self.tally.ended(why);
+        self.feeds.tell(&WorkerEvent::Down { pid, why, status, cause });
     }
 
     fn why_start_failed(&self, link: &Link, process: &Process, stage: Stage, exit: &Exit, note: Option<Note>) -> Error {

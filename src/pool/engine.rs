@@ -9,10 +9,13 @@
 
 use super::core::{Action, Call, Clock, Core, Fate, Limit, Memory, Mode, Refused, TaskKey, WorkerKey};
 use super::driver::{self, Driver};
+use super::ending::CutOff;
+use super::events::{Events, Feeds};
 use super::launch;
 use super::link::Link;
-use super::reply::{Cargo, Extra, Inlet, Reply, Things, shielded};
+use super::reply::{Cargo, Extra, Inlet, Outcome, Reply, Things, shielded};
 use super::spec::{Config, Room, TaskSpec, Ticket};
+use super::stats::{Stats, Tally};
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{WorkerMemory, fork, steward, sys};
@@ -29,7 +32,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
 
 /// News of starts, for those who wait for `ready()`.
@@ -64,6 +67,8 @@ pub(crate) struct Engine {
     next_id: AtomicU64,
     room: Option<Arc<Semaphore>>,
     starts: watch::Sender<StartNews>,
+    pub(super) tally: Tally,
+    pub(super) feeds: Feeds,
     this: Weak<Self>,
     ended: watch::Sender<bool>,
 }
@@ -147,6 +152,8 @@ impl Engine {
             next_id: AtomicU64::new(1),
             room: config.queue_limit.map(|limit| Arc::new(Semaphore::new(limit))),
             starts: watch::Sender::new(StartNews::default()),
+            tally: Tally::default(),
+            feeds: Feeds::new(),
             this: this.clone(),
             ended: watch::Sender::new(false),
             config,
@@ -180,18 +187,22 @@ impl Engine {
         room: Room,
     ) -> Ticket {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let refuse = |what| Err(TaskError::new(what, task.function));
+        let refuse = |reply: Reply, what| {
+            let error = TaskError::new(what, task.function);
+            self.tally.failed(error.kind());
+            reply.settle(Err(error));
+            Ticket { id, key: None }
+        };
         if fork::is_forked_copy() {
-            reply.settle(refuse(What::Forked));
+            // Nothing is counted in the copy.
+            reply.settle(Err(TaskError::new(What::Forked, task.function)));
             return Ticket { id, key: None };
         }
         if matches!(task.callee, Callee::Name(_)) != self.config.program.is_some() {
-            reply.settle(refuse(What::UnknownTask { pid: None }));
-            return Ticket { id, key: None };
+            return refuse(reply, What::UnknownTask { pid: None });
         }
         if task.token.as_ref().is_some_and(|token| token.is_cancelled()) {
-            reply.settle(refuse(What::Cancelled));
-            return Ticket { id, key: None };
+            return refuse(reply, What::Cancelled);
         }
         let room = match (&self.room, room) {
             (Some(semaphore), Room::Needed) => match Arc::clone(semaphore).try_acquire_owned() {
@@ -201,8 +212,7 @@ impl Engine {
                         TryAcquireError::NoPermits => What::QueueFull { limit: self.config.queue_limit.unwrap_or_default() },
                         TryAcquireError::Closed => What::PoolClosed,
                     };
-                    reply.settle(refuse(what));
-                    return Ticket { id, key: None };
+                    return refuse(reply, what);
                 }
             },
             (_, Room::Held(permit)) => permit,
@@ -210,10 +220,7 @@ impl Engine {
         };
         let (frame, things) = match self.encode(id, task, encode) {
             Ok(encoded) => encoded,
-            Err(what) => {
-                reply.settle(refuse(what));
-                return Ticket { id, key: None };
-            }
+            Err(what) => return refuse(reply, what),
         };
         let large = frame.len() > driver::LARGE;
         let token = task.token.as_ref().map(|token| self.tokens.register(token));
@@ -231,7 +238,7 @@ impl Engine {
                 Ticket { id, key: Some(key) }
             }
             Err(Refused(cargo, fate)) => {
-                settle(cargo, fate);
+                self.settle_by(cargo, fate);
                 Ticket { id, key: None }
             }
         }
@@ -357,32 +364,63 @@ impl Engine {
         }
     }
 
-    /// Takes no more tasks, and waits until those that are here have ended, and the workers with them.
-    pub(crate) async fn shutdown(&self) {
-        if fork::is_forked_copy() {
-            return;
-        }
-        let mut ended = self.ended.subscribe();
-        if let Some(room) = &self.room {
-            room.close();
-        }
-        self.apply(|state, now| state.core.drain(now, &mut state.actions));
-        shielded(|| self.starts.send_modify(|_| {}));
-        self.attend();
-        let _ = ended.wait_for(|ended| *ended).await;
+    /// Takes no more tasks; those that are here run to their end, but not beyond the limit.
+    pub(crate) fn drain(&self, limit: Option<Duration>) {
+        self.close(|state, now| match limit.and_then(|limit| now.checked_add(limit)) {
+            Some(until) => state.core.drain_by(until, now, &mut state.actions),
+            None => state.core.drain(now, &mut state.actions),
+        });
     }
 
     /// Ends everything now.
     pub(crate) fn kill(&self) {
+        self.close(|state, now| state.core.kill(now, &mut state.actions));
+    }
+
+    fn close(&self, how: impl FnOnce(&mut State, Instant)) {
         if fork::is_forked_copy() {
             return;
         }
         if let Some(room) = &self.room {
-            room.close();
+            shielded(|| room.close());
         }
-        self.apply(|state, now| state.core.kill(now, &mut state.actions));
+        self.apply(how);
         shielded(|| self.starts.send_modify(|_| {}));
         self.attend();
+    }
+
+    /// Aborts what has not begun; says how many tasks that were.
+    pub(crate) fn abort_unbegun(&self) -> usize {
+        if fork::is_forked_copy() {
+            return 0;
+        }
+        self.apply(|state, now| state.core.abort_unbegun(now, &mut state.actions))
+    }
+
+    pub(crate) fn ended(&self) -> watch::Receiver<bool> {
+        self.ended.subscribe()
+    }
+
+    /// How it stands, and what it has done.
+    pub(crate) fn stats(&self) -> Stats {
+        if fork::is_forked_copy() {
+            return Stats::default();
+        }
+        let mut stats = self.lock().core.census();
+        self.tally.fill(&mut stats);
+        stats
+    }
+
+    pub(crate) fn events(&self) -> Events {
+        if fork::is_forked_copy() {
+            return Feeds::none();
+        }
+        self.feeds.subscribe(self.this.clone())
+    }
+
+    /// Which tasks the end has cut off.
+    pub(crate) fn cut_off(&self) -> CutOff {
+        self.lock().core.cut_off().clone()
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -439,11 +477,12 @@ impl Engine {
                         let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write);
                     }
                 }
-                Action::Settle(cargo, fate) => settle(cargo, fate),
+                Action::Settle(cargo, fate) => self.settle_by(cargo, fate),
                 Action::Ended => {
                     shielded(|| {
                         self.ended.send_replace(true);
                     });
+                    self.feeds.close();
                     self.alone.store(true, Ordering::Release); // so that the steward forgets it
                     steward::look();
                 }
@@ -463,9 +502,7 @@ impl Engine {
             let at = if self.has_ended() { Some(now) } else { deadline.at };
             // A timer that cannot be set would be a bug of ours: its arguments are in range.
             let _ = match at.map(|at| at.saturating_duration_since(now)) {
-                Some(after) => {
-                    self.timer.set(Expiration::OneShot(after.max(std::time::Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty())
-                }
+                Some(after) => self.timer.set(Expiration::OneShot(after.max(Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty()),
                 None => self.timer.unset(),
             };
             let state = self.lock();
@@ -474,6 +511,19 @@ impl Engine {
             }
             deadline = Deadline { number: state.deadlines, at: state.core.next_deadline() };
         }
+    }
+
+    /// Tells the caller, and counts what failed. (What is done is counted by the batch.)
+    pub(super) fn settle(&self, cargo: Cargo, outcome: Outcome) {
+        if let Err(error) = &outcome {
+            self.tally.failed(error.kind());
+        }
+        cargo.settle(outcome);
+    }
+
+    fn settle_by(&self, cargo: Cargo, fate: Fate) {
+        let error = why(fate, cargo.function);
+        self.settle(cargo, Err(error));
     }
 
     fn kill_worker(&self, key: WorkerKey, timed_out: bool) {
@@ -661,11 +711,6 @@ impl Todo {
             Some(_) => self.flush_more.push(key),
         }
     }
-}
-
-fn settle(cargo: Cargo, fate: Fate) {
-    let error = why(fate, cargo.function);
-    cargo.settle(Err(error));
 }
 
 /// What a fate is to the one who waits.
