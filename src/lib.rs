@@ -5,6 +5,7 @@
 )]
 
 mod error;
+mod limits;
 mod pool;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod process;
@@ -15,6 +16,7 @@ mod wire;
 mod worker;
 
 pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
+pub use limits::Limits;
 pub use pool::{AbortHandle, Builder, Call, JoinHandle, Pool, Results, TryResults};
 pub use single::{ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder, Stdio, parent};
 pub use task::{ArgsFor, Init, Task, state};

@@ -20,7 +20,13 @@ pub struct TaskError {
 struct Inner {
     what: What,
     function: &'static str,
+    /// The process noted that it aborted for want of memory.
+    out_of_memory: bool,
 }
+
+/// `SIGABRT` and `SIGXCPU` on Linux, on all processors that there are workers for (signal(7)).
+const SIGABRT: i32 = 6;
+const SIGXCPU: i32 = 24;
 
 /// The kinds of [`TaskError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,7 +83,15 @@ pub(crate) enum What {
 
 impl TaskError {
     pub(crate) fn new(what: What, function: &'static str) -> Self {
-        Self { inner: Arc::new(Inner { what, function }), item: None }
+        Self { inner: Arc::new(Inner { what, function, out_of_memory: false }), item: None }
+    }
+
+    /// Whether the process noted, as it ended, that it aborted for want of memory.
+    pub(crate) fn out_of_memory(mut self, noted: bool) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.out_of_memory = noted;
+        }
+        self
     }
 
     /// Of which item of a `map` it tells.
@@ -165,6 +179,35 @@ impl TaskError {
         matches!(self.inner.what, What::WorkerDied { stack_overflow: true, .. })
     }
 
+    /// The worker ran out of memory (a [`WorkerDied`](TaskErrorKind::WorkerDied) told apart from other aborts): it ended by
+    /// SIGABRT, and the last thing that had failed in the thread that aborted was a request for memory (`ENOMEM`). That is how a
+    /// Rust program ends when an allocation fails, and a C++ program when nobody catches `std::bad_alloc`; an allocation fails under
+    /// [`Limits::memory`](crate::Limits::memory), or when more is asked for than the machine could ever have.
+    ///
+    /// With `RUST_BACKTRACE` set, recent versions of std print a backtrace before they abort, which hides that error; then it is
+    /// not told.
+    ///
+    /// A worker that the kernel kills because the machine or the cgroup has no memory left is not told so: it ended by
+    /// SIGKILL, and who sent that the kernel does not say.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.inner.out_of_memory && self.died_by(SIGABRT)
+    }
+
+    /// The worker ended by SIGXCPU: a limit on processor time has run out ([`Limits::task_cpu_time`](crate::Limits::task_cpu_time),
+    /// [`Limits::cpu_time`](crate::Limits::cpu_time), or one that the application was started with).
+    pub fn is_cpu_limit(&self) -> bool {
+        self.died_by(SIGXCPU)
+    }
+
+    fn died_by(&self, signal: i32) -> bool {
+        #[cfg(unix)]
+        if let What::WorkerDied { status: Some(status), .. } = &self.inner.what {
+            return std::os::unix::process::ExitStatusExt::signal(status) == Some(signal);
+        }
+        let _ = signal;
+        false
+    }
+
     /// The message of the panic, if the task panicked. A payload that is no string gives the
     /// fixed text `Box<dyn Any>`, as in std.
     pub fn panic_message(&self) -> Option<&str> {
@@ -243,7 +286,12 @@ impl fmt::Display for TaskError {
             What::Panicked { message, location: Some(location), .. } => write!(f, "task {function} panicked at {location}: {message}"),
             What::Panicked { message, .. } => write!(f, "task {function} panicked: {message}"),
             What::WorkerDied { pid, status, stack_overflow } => {
-                let how = if *stack_overflow { "its stack overflowed, " } else { "" };
+                let how = match () {
+                    () if *stack_overflow => "its stack overflowed, ",
+                    () if self.is_out_of_memory() => "out of memory, ",
+                    () if self.is_cpu_limit() => "its processor time ran out, ",
+                    () => "",
+                };
                 write!(f, "worker process {pid} died while it ran task {function} ({how}{})", Ending(*status))
             }
             What::Cancelled => write!(f, "task {function} was cancelled"),

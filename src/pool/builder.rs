@@ -5,6 +5,7 @@ use super::core::Rules;
 use super::engine::Engine;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
+use crate::limits::Limits;
 use crate::task::{ArgsFor, Init, ZeroSized, encode_args, index_of_init};
 use crate::wire::claim::SLOTS_MAX;
 use crate::wire::packet::Packet;
@@ -19,6 +20,9 @@ use std::time::Duration;
 const HELLO_LIMIT: Duration = Duration::from_secs(30);
 /// So many bytes of a process's name the kernel keeps (prctl(2), `PR_SET_NAME`).
 const NAME_MAX: usize = 15;
+/// What browsers take for the processes of their pages: enough to go before an application that uses a quarter of the memory
+/// more.
+const OOM_SCORE: u16 = 300;
 /// Async tasks side by side in one worker, unless said otherwise.
 const CONCURRENCY: usize = 128;
 
@@ -38,6 +42,7 @@ pub struct Builder {
     concurrency: usize,
     name: Option<String>,
     surroundings: Surroundings,
+    limits: Limits,
     queue_limit: Option<usize>,
     frame_limit: usize,
     start_timeout: Option<Duration>,
@@ -53,6 +58,7 @@ impl Default for Builder {
             concurrency: CONCURRENCY,
             name: None,
             surroundings: Surroundings { env: Vec::new(), env_clear: false, current_dir: None, group: true },
+            limits: Limits::new(),
             queue_limit: None,
             frame_limit: frame::BODY_MAX_DEFAULT,
             start_timeout: None,
@@ -120,6 +126,16 @@ impl Builder {
     /// a worker has started outlive it.
     pub fn process_group(mut self, own: bool) -> Self {
         self.surroundings.group = own;
+        self
+    }
+
+    /// What each worker may use of the machine. Default: what the application may; only that the kernel, when memory has run
+    /// out, kills a worker rather than the application ([`Limits::oom_score`]).
+    ///
+    /// Each worker sets its limits itself, before `init` and its first task. One that cannot (the system refuses it, in a sandbox)
+    /// ends, and its start has failed.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
         self
     }
 
@@ -217,6 +233,9 @@ impl Builder {
         if self.start_timeout == Some(Duration::ZERO) {
             return Err(invalid("start_timeout", "no worker starts in no time"));
         }
+        self.limits.check()?;
+        let mut limits = self.limits;
+        limits.asked.oom_score.get_or_insert(OOM_SCORE);
         let init = match self.init {
             Some(Ok(packet)) if packet.len() > self.frame_limit => {
                 return Err(invalid("init", "its arguments are larger than frame_limit"));
@@ -231,6 +250,7 @@ impl Builder {
             rules: Rules { workers, concurrency: self.concurrency, hello_limit: HELLO_LIMIT, start_limit: self.start_timeout },
             surroundings: self.surroundings,
             name,
+            limits: limits.into_message(),
             frame_limit: self.frame_limit,
             queue_limit: self.queue_limit,
             init,

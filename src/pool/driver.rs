@@ -473,6 +473,7 @@ impl Engine {
             slots: memory.slots(),
             ring: memory.ring_bytes(),
             name: self.config.name.clone(),
+            limits: self.config.limits.clone(),
             single: None,
         };
         message::control(&mut out, kind::WELCOME, &welcome);
@@ -562,6 +563,7 @@ impl Engine {
         let _ = self.epoll.delete(process.child.pidfd());
         let note = process.memory.note().read().map(|note| match note {
             DeathNote::StackOverflow => Note::StackOverflow,
+            DeathNote::OutOfMemory => Note::OutOfMemory,
             DeathNote::Panic { message, place } => Note::Panic { message, place },
         });
         if stage == Stage::Ready {

@@ -7,6 +7,7 @@ use std::process::ExitStatus;
 #[derive(Debug)]
 pub(crate) enum Note {
     StackOverflow,
+    OutOfMemory,
     Panic { message: String, place: String },
 }
 
@@ -33,6 +34,6 @@ impl Loss {
             }
             (None, note) => What::WorkerDied { pid, status, stack_overflow: matches!(note, Some(Note::StackOverflow)) },
         };
-        TaskError::new(what, function)
+        TaskError::new(what, function).out_of_memory(matches!(self.note, Some(Note::OutOfMemory)))
     }
 }

@@ -1,6 +1,7 @@
 //! What a pool is built with, and what a task is handed in with: plain data.
 
 use super::core::{Mode, Rules, TaskKey, WINDOW_MAX};
+use crate::wire::message;
 use crate::wire::packet::Packet;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,6 +13,8 @@ pub(crate) struct Config {
     pub(crate) rules: Rules,
     pub(crate) surroundings: Surroundings,
     pub(crate) name: String,
+    /// What each worker limits itself to.
+    pub(crate) limits: Option<message::Limits>,
     /// The largest body of a frame, in bytes.
     pub(crate) frame_limit: usize,
     /// Tasks that may wait for a worker.

@@ -227,6 +227,7 @@ impl Machine {
             slots: memory.slots(),
             ring: memory.ring_bytes(),
             name: order.name.unwrap_or_else(worker::program_name),
+            limits: order.limits,
             single: Some(Single { tied: order.tied, stdin: given.stdin.is_some(), umask: order.umask }),
         };
         let inside = Inside {
@@ -528,13 +529,17 @@ impl Machine {
                 Failed::TooLarge => What::ResultTooLarge { pid, limit: frame::BODY_MAX_DEFAULT },
                 Failed::Cancelled => What::BadFrame { pid, reason: "a call that nobody cancelled was".into() },
             })),
-            None if inside.stage == Stage::Running => Err(error(match (inside.bad, note) {
-                (Some(reason), _) => What::BadFrame { pid, reason },
-                (None, Some(DeathNote::Panic { message, place })) => {
-                    What::Panicked { message, location: Some(place), backtrace: None, pid, status }
-                }
-                (None, note) => What::WorkerDied { pid, status, stack_overflow: note == Some(DeathNote::StackOverflow) },
-            })),
+            None if inside.stage == Stage::Running => Err({
+                let is_out_of_memory = note == Some(DeathNote::OutOfMemory);
+                let what = match (inside.bad, note) {
+                    (Some(reason), _) => What::BadFrame { pid, reason },
+                    (None, Some(DeathNote::Panic { message, place })) => {
+                        What::Panicked { message, location: Some(place), backtrace: None, pid, status }
+                    }
+                    (None, note) => What::WorkerDied { pid, status, stack_overflow: note == Some(DeathNote::StackOverflow) },
+                };
+                error(what).out_of_memory(is_out_of_memory)
+            }),
             None => {
                 let cause = self.why_start_failed(&inside, status);
                 self.started.set(Err(cause.clone()));
