@@ -17,7 +17,7 @@ mod worker;
 
 pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
 pub use limits::Limits;
-pub use pool::{AbortHandle, Builder, Call, JoinHandle, Pool, Results, TryResults};
+pub use pool::{AbortHandle, Builder, Call, JoinHandle, Output, OutputLine, Pool, Results, TryResults};
 pub use single::{ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder, Stdio, parent};
 pub use task::{ArgsFor, Init, Task, state};
 

@@ -22,6 +22,8 @@ struct Inner {
     function: &'static str,
     /// The process noted that it aborted for want of memory.
     out_of_memory: bool,
+    /// The last of what it printed to its standard error.
+    stderr: Option<Arc<str>>,
 }
 
 /// `SIGABRT` and `SIGXCPU` on Linux, on all processors that there are workers for (signal(7)).
@@ -83,13 +85,13 @@ pub(crate) enum What {
 
 impl TaskError {
     pub(crate) fn new(what: What, function: &'static str) -> Self {
-        Self { inner: Arc::new(Inner { what, function, out_of_memory: false }), item: None }
+        Self { inner: Arc::new(Inner { what, function, out_of_memory: false, stderr: None }), item: None }
     }
 
-    /// Whether the process noted, as it ended, that it aborted for want of memory.
-    pub(crate) fn out_of_memory(mut self, noted: bool) -> Self {
+    /// What the process left behind as it ended: whether it noted an abort for want of memory, and the last that it printed.
+    pub(crate) fn last_words(mut self, out_of_memory: bool, stderr: Option<Arc<str>>) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.inner) {
-            inner.out_of_memory = noted;
+            (inner.out_of_memory, inner.stderr) = (out_of_memory, stderr);
         }
         self
     }
@@ -184,13 +186,14 @@ impl TaskError {
     /// Rust program ends when an allocation fails, and a C++ program when nobody catches `std::bad_alloc`; an allocation fails under
     /// [`Limits::memory`](crate::Limits::memory), or when more is asked for than the machine could ever have.
     ///
-    /// With `RUST_BACKTRACE` set, recent versions of std print a backtrace before they abort, which hides that error; then it is
-    /// not told.
+    /// With `RUST_BACKTRACE` set, recent versions of std print a backtrace before they abort, which hides that error. Then it is told
+    /// only if standard error is captured ([`Output::lines`](crate::Output::lines)), by std's own message in
+    /// [`stderr_tail`](Self::stderr_tail).
     ///
     /// A worker that the kernel kills because the machine or the cgroup has no memory left is not told so: it ended by
     /// SIGKILL, and who sent that the kernel does not say.
     pub fn is_out_of_memory(&self) -> bool {
-        self.inner.out_of_memory && self.died_by(SIGABRT)
+        self.died_by(SIGABRT) && (self.inner.out_of_memory || self.inner.stderr.as_deref().is_some_and(tells_want_of_memory))
     }
 
     /// The worker ended by SIGXCPU: a limit on processor time has run out ([`Limits::task_cpu_time`](crate::Limits::task_cpu_time),
@@ -259,6 +262,18 @@ impl TaskError {
         }
     }
 
+    /// The last of what the worker printed to its standard error before it ended, at most 16 KiB; empty if it printed nothing. Only
+    /// if that is captured ([`Output::lines`](crate::Output::lines)) and the task's worker ended; or if it failed to start, see
+    /// [`Error::stderr_tail`].
+    ///
+    /// It is what the *process* printed, in earlier tasks perhaps. It is not part of the error's text.
+    pub fn stderr_tail(&self) -> Option<&str> {
+        match &self.inner.what {
+            What::StartFailed(cause) => cause.stderr_tail(),
+            _ => self.inner.stderr.as_deref(),
+        }
+    }
+
     /// The limit that was passed, in bytes, if something was too large.
     pub fn size_limit(&self) -> Option<usize> {
         match self.inner.what {
@@ -277,6 +292,14 @@ impl TaskError {
     pub fn function(&self) -> &'static str {
         self.inner.function
     }
+}
+
+/// Whether std's message of [`std::alloc::handle_alloc_error`] is among these lines.
+fn tells_want_of_memory(text: &str) -> bool {
+    text.lines().any(|line| {
+        let bytes = line.strip_prefix("memory allocation of ").and_then(|rest| rest.strip_suffix(" bytes failed"));
+        bytes.is_some_and(|bytes| bytes.parse::<u64>().is_ok())
+    })
 }
 
 impl fmt::Display for TaskError {

@@ -3,6 +3,7 @@
 use super::Pool;
 use super::core::Rules;
 use super::engine::Engine;
+use super::output::Output;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
 use crate::limits::Limits;
@@ -43,6 +44,8 @@ pub struct Builder {
     name: Option<String>,
     surroundings: Surroundings,
     limits: Limits,
+    stdout: Output,
+    stderr: Output,
     queue_limit: Option<usize>,
     frame_limit: usize,
     start_timeout: Option<Duration>,
@@ -59,6 +62,8 @@ impl Default for Builder {
             name: None,
             surroundings: Surroundings { env: Vec::new(), env_clear: false, current_dir: None, group: true },
             limits: Limits::new(),
+            stdout: Output::inherit(),
+            stderr: Output::inherit(),
             queue_limit: None,
             frame_limit: frame::BODY_MAX_DEFAULT,
             start_timeout: None,
@@ -126,6 +131,24 @@ impl Builder {
     /// a worker has started outlive it.
     pub fn process_group(mut self, own: bool) -> Self {
         self.surroundings.group = own;
+        self
+    }
+
+    /// Where what the workers print to their standard output goes. Default: to the application's. (Answers do not travel by it:
+    /// whatever a task writes there disturbs nothing.)
+    pub fn stdout(mut self, output: impl Into<Output>) -> Self {
+        self.stdout = output.into();
+        self
+    }
+
+    /// Where what the workers print to their standard error goes, messages of panics among it. Default: to the
+    /// application's. If it is captured ([`Output::lines`]), the last of it is part of what a task is told whose worker died
+    /// ([`TaskError::stderr_tail`](crate::TaskError::stderr_tail)).
+    ///
+    /// What a worker prints before it has said hello (constructors of libraries may) comes there when it has; if it never
+    /// does, it is part of the error of the failed start.
+    pub fn stderr(mut self, output: impl Into<Output>) -> Self {
+        self.stderr = output.into();
         self
     }
 
@@ -251,6 +274,8 @@ impl Builder {
             surroundings: self.surroundings,
             name,
             limits: limits.into_message(),
+            stdout: self.stdout,
+            stderr: self.stderr,
             frame_limit: self.frame_limit,
             queue_limit: self.queue_limit,
             init,

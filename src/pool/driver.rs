@@ -214,7 +214,7 @@ impl Engine {
 
     /// The steward has started a process, or could not. Runs on its thread.
     pub(super) fn started(&self, key: WorkerKey, launched: Result<Launched, Error>) {
-        let Launched { child, socket, memory, early_stderr } = match launched {
+        let Launched { child, socket, memory, early_stderr, streams } = match launched {
             Ok(launched) => launched,
             Err(cause) => return self.start_failed(key, cause),
         };
@@ -227,6 +227,7 @@ impl Engine {
             memory,
             lifeline: None,
             early_stderr: Some(Arc::new(early_stderr)),
+            streams,
         };
         link.process = Some(process);
         let doomed = link.doomed;
@@ -483,10 +484,11 @@ impl Engine {
         let Some(Link { process: Some(process), out: outgoing, .. }) = state.links.get_mut(&key) else { return Ok(()) };
         process.lifeline = Some(lifeline);
         let (socket, early) = (Arc::clone(&process.socket), process.early_stderr.take());
+        let stderr = process.streams.their_stderr.take();
         // The socket is empty and nobody else writes to it: the welcome goes at once, and whole.
         outgoing.busy = true;
         drop(state);
-        let stderr = stderr_for_worker();
+        let stderr = stderr.map_or_else(stderr_for_worker, Ok);
         let sent = stderr.and_then(|stderr| sys::send_with_fds(socket.as_fd(), &[io::IoSlice::new(&out)], &[memory.fd(), stderr.as_fd()]));
         drop(early);
         match sent {
@@ -566,15 +568,16 @@ impl Engine {
             DeathNote::OutOfMemory => Note::OutOfMemory,
             DeathNote::Panic { message, place } => Note::Panic { message, place },
         });
+        let stderr = process.streams.end();
         if stage == Stage::Ready {
-            let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone() });
+            let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone(), stderr });
             self.apply(|state, now| {
                 state.timed = true;
                 state.core.exited(key, &loss, now, &mut state.actions);
             });
             self.tell_start(None);
         } else {
-            let cause = self.why_start_failed(&link, process, stage, &exit, note);
+            let cause = self.why_start_failed(&link, process, stage, &exit, note, stderr);
             self.apply(|state, now| {
                 state.timed = true;
                 state.core.start_failed(key, cause.clone(), now, &mut state.actions);
@@ -583,7 +586,15 @@ impl Engine {
         }
     }
 
-    fn why_start_failed(&self, link: &Link, process: &Process, stage: Stage, exit: &Exit, note: Option<Note>) -> Error {
+    fn why_start_failed(
+        &self,
+        link: &Link,
+        process: &Process,
+        stage: Stage,
+        exit: &Exit,
+        note: Option<Note>,
+        stderr: Option<Arc<str>>,
+    ) -> Error {
         if let Some(failure) = &link.failure {
             return failure.clone();
         }
@@ -604,11 +615,12 @@ impl Engine {
             (_, true) if link.hung_up => Why::NotAWorker { pid, reason: "it closed its socket in init".into(), stderr: String::new() },
             (_, true) => Why::InitTimeout { pid, limit: rules.start_limit.unwrap_or_default() },
             (_, false) if self.config.init.is_none() => {
-                Why::DiedAtStart { pid, status, stderr: process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default() }
+                let early = process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default();
+                Why::DiedAtStart { pid, status, stderr: stderr.map_or(early, |text| text.to_string()) }
             }
             (_, false) => match note {
                 Some(Note::Panic { message, place }) => Why::InitPanicked { pid, message, location: Some(place) },
-                _ => Why::InitDied { pid, status },
+                _ => Why::InitDied { pid, status, stderr },
             },
         };
         why.into()

@@ -7,6 +7,7 @@
 //!
 //! The other half, what happens at the descriptors, is in `driver.rs`.
 
+use super::capture::Capture;
 use super::core::{Action, Call, Core, Fate, Memory, Mode, Refused, TaskKey, WorkerKey};
 use super::driver::{self, Driver};
 use super::launch;
@@ -40,6 +41,8 @@ pub(crate) struct Engine {
     pub(super) config: Config,
     /// Held only to enter the rules; never over a system call, user code, or an await.
     state: Mutex<State>,
+    /// Reads what the workers print, if somebody wants it.
+    pub(super) capture: Option<Capture>,
     /// All descriptors of the pool.
     pub(super) epoll: Epoll,
     pub(super) timer: TimerFd,
@@ -113,6 +116,8 @@ impl Engine {
         };
         let (timer, nap) = (timer()?, timer()?);
         driver::register_timers(&epoll, &timer, &nap).map_err(step("registering the pool's timers"))?;
+        let capture = Capture::start(&config.stdout, &config.stderr);
+        let capture = capture.map_err(|e| Error::spawn("starting the thread that reads what workers print", e))?;
         let runtime = tokio::runtime::Handle::try_current().ok();
         let engine = Arc::new_cyclic(|this| Self {
             state: Mutex::new(State {
@@ -122,6 +127,7 @@ impl Engine {
                 timed: false,
                 deadlines: 0,
             }),
+            capture,
             epoll,
             timer,
             nap,
@@ -390,6 +396,9 @@ impl Engine {
                 }
                 Action::Settle(cargo, fate) => settle(cargo, fate),
                 Action::Ended => {
+                    if let Some(capture) = &self.capture {
+                        capture.close();
+                    }
                     shielded(|| {
                         self.ended.send_replace(true);
                     });

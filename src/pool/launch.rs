@@ -1,10 +1,11 @@
 //! Starting a worker, on the steward's thread.
 
+use super::capture::{Capture, Streams};
 use super::core::WorkerKey;
 use super::engine::Engine;
 use super::spec::{Config, Surroundings};
 use crate::error::Error;
-use crate::process::{Child, Spawn, WorkerMemory, spawn, steward};
+use crate::process::{Child, Spawn, WorkerMemory, spawn_with_stdout, steward};
 use crate::worker::MARKER;
 pub(super) use crate::worker::check_program;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -21,6 +22,7 @@ pub(crate) struct Launched {
     pub(super) socket: OwnedFd,
     pub(super) memory: Arc<WorkerMemory>,
     pub(super) early_stderr: File,
+    pub(super) streams: Streams,
 }
 
 /// Has the steward start a process for this worker, and tell the pool.
@@ -33,7 +35,7 @@ pub(super) fn order(engine: Option<Arc<Engine>>, key: WorkerKey) {
         if let Some(Launcher(launch)) = &engine.config.launcher {
             return engine.started(key, launch());
         }
-        let launched = launch(&engine.config);
+        let launched = launch(&engine.config, engine.capture.as_ref());
         engine.started(key, launched);
     });
 }
@@ -50,7 +52,7 @@ impl std::fmt::Debug for Launcher {
     }
 }
 
-fn launch(config: &Config) -> Result<Launched, Error> {
+fn launch(config: &Config, capture: Option<&Capture>) -> Result<Launched, Error> {
     let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
     let (socket, theirs) =
         socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).map_err(step("making a worker's socket"))?;
@@ -60,9 +62,13 @@ fn launch(config: &Config) -> Result<Launched, Error> {
     let early_stderr = File::from(early);
     let memory = WorkerMemory::create(config.slots()).map_err(|e| Error::spawn("making a worker's memory", e))?;
     let stderr = early_stderr.try_clone().map_err(|e| Error::spawn("making a worker's first standard error", e))?;
+    let mut streams =
+        Streams::open(capture, &config.stdout, &config.stderr).map_err(|e| Error::spawn("opening a worker's standard streams", e))?;
+    let stdout = streams.their_stdout.take();
     let marker = (MARKER, OsStr::new(env!("CARGO_PKG_VERSION")));
     let Surroundings { env, env_clear, current_dir, group } = config.surroundings.clone();
-    let child = spawn(&Spawn { env, env_clear, current_dir, group }, theirs, stderr.into(), marker)
+    let child = spawn_with_stdout(&Spawn { env, env_clear, current_dir, group }, theirs, stdout, stderr.into(), marker)
         .map_err(|e| Error::spawn("starting a worker process", e))?;
-    Ok(Launched { child, socket, memory: Arc::new(memory), early_stderr })
+    streams.watch(child.pid()).map_err(|e| Error::spawn("watching a worker's standard streams", e))?;
+    Ok(Launched { child, socket, memory: Arc::new(memory), early_stderr, streams })
 }

@@ -2,6 +2,7 @@
 
 use crate::error::{TaskError, What};
 use std::process::ExitStatus;
+use std::sync::Arc;
 
 /// What a dying worker wrote down.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub(crate) struct Loss {
     pub(crate) note: Option<Note>,
     /// We killed it because it broke the protocol.
     pub(crate) bad_frame: Option<String>,
+    /// The last of what it printed to its standard error, if that is captured.
+    pub(crate) stderr: Option<Arc<str>>,
 }
 
 impl Loss {
@@ -34,6 +37,6 @@ impl Loss {
             }
             (None, note) => What::WorkerDied { pid, status, stack_overflow: matches!(note, Some(Note::StackOverflow)) },
         };
-        TaskError::new(what, function).out_of_memory(matches!(self.note, Some(Note::OutOfMemory)))
+        TaskError::new(what, function).last_words(matches!(self.note, Some(Note::OutOfMemory)), self.stderr.clone())
     }
 }

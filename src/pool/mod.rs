@@ -4,11 +4,14 @@
 //! * `spec.rs`: what both come to; `elsewhere.rs`: the engine of platforms without workers;
 //! * `join.rs`, `results.rs`: what a caller waits for; `reply.rs`: how it gets there;
 //! * `core.rs`: the rules, pure; `slots.rs`: its table; `loss.rs`: what a death cost;
+//! * `output.rs`: where what workers print goes; `capture.rs`: how it gets there;
 //! * `engine.rs`: the rules under their lock, and the hands that do what they say;
 //! * `driver.rs`: what happens at the descriptors; `link.rs`: one worker's; `launch.rs`: its start.
 
 mod builder;
 mod call;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+mod capture;
 mod core;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod driver;
@@ -23,6 +26,7 @@ mod launch;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod link;
 mod loss;
+mod output;
 mod reply;
 mod results;
 mod slots;
@@ -33,6 +37,7 @@ mod strange_workers;
 pub use builder::Builder;
 pub use call::Call;
 pub use join::{AbortHandle, JoinHandle};
+pub use output::{Output, OutputLine};
 pub use results::{Results, TryResults};
 
 use crate::error::Error;

@@ -1,6 +1,7 @@
 //! What a pool is built with, and what a task is handed in with: plain data.
 
 use super::core::{Mode, Rules, TaskKey, WINDOW_MAX};
+use super::output::Output;
 use crate::wire::message;
 use crate::wire::packet::Packet;
 use std::ffi::OsString;
@@ -15,6 +16,9 @@ pub(crate) struct Config {
     pub(crate) name: String,
     /// What each worker limits itself to.
     pub(crate) limits: Option<message::Limits>,
+    /// Where what they print goes.
+    pub(crate) stdout: Output,
+    pub(crate) stderr: Output,
     /// The largest body of a frame, in bytes.
     pub(crate) frame_limit: usize,
     /// Tasks that may wait for a worker.

@@ -538,7 +538,7 @@ impl Machine {
                     }
                     (None, note) => What::WorkerDied { pid, status, stack_overflow: note == Some(DeathNote::StackOverflow) },
                 };
-                error(what).out_of_memory(is_out_of_memory)
+                error(what).last_words(is_out_of_memory, None)
             }),
             None => {
                 let cause = self.why_start_failed(&inside, status);
