@@ -19,7 +19,7 @@ pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
 pub use limits::Limits;
 pub use pool::{AbortHandle, Builder, Call, JoinHandle, Output, OutputLine, Pool, Results, TryResults};
 pub use single::{ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder, Stdio, parent};
-pub use task::{ArgsFor, Init, Task, state};
+pub use task::{ArgsFor, Init, Task, attempt, is_cancelled, state};
 
 #[doc = include_str!("../docs/waiting.md")]
 pub mod waiting {}

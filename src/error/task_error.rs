@@ -4,6 +4,7 @@ use super::{Ending, Error};
 use std::fmt;
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Why a task gave no value.
 ///
@@ -24,6 +25,8 @@ struct Inner {
     out_of_memory: bool,
     /// The last of what it printed to its standard error.
     stderr: Option<Arc<str>>,
+    /// How its earlier tries failed.
+    earlier: Vec<TaskError>,
 }
 
 /// `SIGABRT` and `SIGXCPU` on Linux, on all processors that there are workers for (signal(7)).
@@ -41,6 +44,8 @@ pub enum TaskErrorKind {
     WorkerDied,
     /// The task was aborted, and does not run any more.
     Cancelled,
+    /// A time limit was over, and the task does not run any more. See [`TaskError::time_limit`].
+    TimedOut,
     /// An argument could not be encoded. No worker has seen the task.
     ArgumentEncode,
     /// The worker could not decode the arguments.
@@ -70,6 +75,7 @@ pub(crate) enum What {
     Panicked { message: String, location: Option<String>, backtrace: Option<String>, pid: u32, status: Option<ExitStatus> },
     WorkerDied { pid: u32, status: Option<ExitStatus>, stack_overflow: bool },
     Cancelled,
+    TimedOut { limit: Duration, whole: bool },
     ArgumentEncode(String),
     ArgumentDecode { pid: u32, reason: String },
     ResultEncode { pid: u32, reason: String },
@@ -85,13 +91,23 @@ pub(crate) enum What {
 
 impl TaskError {
     pub(crate) fn new(what: What, function: &'static str) -> Self {
-        Self { inner: Arc::new(Inner { what, function, out_of_memory: false, stderr: None }), item: None }
+        Self { inner: Arc::new(Inner { what, function, out_of_memory: false, stderr: None, earlier: Vec::new() }), item: None }
     }
 
     /// What the process left behind as it ended: whether it noted an abort for want of memory, and the last that it printed.
     pub(crate) fn last_words(mut self, out_of_memory: bool, stderr: Option<Arc<str>>) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.inner) {
             (inner.out_of_memory, inner.stderr) = (out_of_memory, stderr);
+        }
+        self
+    }
+
+    /// What came before it, in order.
+    pub(crate) fn after(mut self, earlier: Vec<Self>) -> Self {
+        if !earlier.is_empty()
+            && let Some(inner) = Arc::get_mut(&mut self.inner)
+        {
+            inner.earlier = earlier;
         }
         self
     }
@@ -108,6 +124,7 @@ impl TaskError {
             What::Panicked { .. } => TaskErrorKind::Panicked,
             What::WorkerDied { .. } => TaskErrorKind::WorkerDied,
             What::Cancelled => TaskErrorKind::Cancelled,
+            What::TimedOut { .. } => TaskErrorKind::TimedOut,
             What::ArgumentEncode(_) => TaskErrorKind::ArgumentEncode,
             What::ArgumentDecode { .. } => TaskErrorKind::ArgumentDecode,
             What::ResultEncode { .. } => TaskErrorKind::ResultEncode,
@@ -136,6 +153,12 @@ impl TaskError {
     /// The task was aborted.
     pub fn is_cancelled(&self) -> bool {
         self.kind() == TaskErrorKind::Cancelled
+    }
+
+    /// A time limit was over: that of one run ([`Call::timeout`](crate::Call::timeout)) or that of the whole
+    /// ([`Call::deadline`](crate::Call::deadline)).
+    pub fn is_timeout(&self) -> bool {
+        self.kind() == TaskErrorKind::TimedOut
     }
 
     /// Arguments or result could not be encoded or decoded, on either side.
@@ -282,6 +305,20 @@ impl TaskError {
         }
     }
 
+    /// The time limit that was over, if one was.
+    pub fn time_limit(&self) -> Option<Duration> {
+        match self.inner.what {
+            What::TimedOut { limit, .. } => Some(limit),
+            _ => None,
+        }
+    }
+
+    /// How the earlier tries of the task failed, in order, if it had any ([`Call::retries`](crate::Call::retries)). This error
+    /// is how the last one did, or why there was no further one.
+    pub fn earlier_attempts(&self) -> &[Self] {
+        &self.inner.earlier
+    }
+
     /// Which item of a [`map`](crate::Pool::map) failed: its place in the input, counted from 0. `None` for a
     /// task that was spawned by itself. It tells items apart whose results come as they finish.
     pub fn item(&self) -> Option<u64> {
@@ -318,6 +355,8 @@ impl fmt::Display for TaskError {
                 write!(f, "worker process {pid} died while it ran task {function} ({how}{})", Ending(*status))
             }
             What::Cancelled => write!(f, "task {function} was cancelled"),
+            What::TimedOut { limit, whole: false } => write!(f, "task {function} ran longer than its limit of {limit:?}"),
+            What::TimedOut { limit, whole: true } => write!(f, "task {function} had not ended {limit:?} after it was handed in"),
             What::ArgumentEncode(reason) => write!(f, "an argument of task {function} cannot be encoded: {reason}"),
             What::ArgumentDecode { pid, reason } => {
                 write!(f, "worker process {pid} cannot decode the arguments of task {function}: {reason}")
@@ -342,6 +381,7 @@ impl fmt::Debug for TaskError {
             .field("kind", &self.kind())
             .field("function", &self.inner.function)
             .field("item", &self.item)
+            .field("earlier_attempts", &self.inner.earlier.len())
             .field("text", &self.to_string())
             .field("source", &std::error::Error::source(self).map(ToString::to_string))
             .finish()
