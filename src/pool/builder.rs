@@ -238,7 +238,7 @@ impl Builder {
     ///
     /// [`ErrorKind`](crate::ErrorKind) `InvalidOption`, and what would keep workers from starting as far
     /// as it can be known: `Unsupported`, `Secure`, `NotInProgram`, `InsideWorker`, `TooDeep`,
-    /// `Forked`; `Spawn` if descriptors or threads cannot be had, or `/proc` is not mounted.
+    /// `Forked`; `Spawn` if descriptors, pidfds or threads cannot be had, or `/proc` is not mounted.
     ///
     /// # Panics
     ///

@@ -460,9 +460,13 @@ impl Engine {
         link.timed_out |= timed_out;
         let child = link.process.as_ref().map(|process| Arc::clone(&process.child));
         drop(state);
-        if let Some(child) = child {
-            // If the kernel refuses (the worker has changed its user), its end is waited for.
-            let _ = child.kill();
+        if let Some(child) = child
+            && child.kill().is_err()
+        {
+            // We may not (it has become another user's, or we stand in a sandbox): then its lifeline does it, for which the worker
+            // itself has given the right. What has none yet, its end is waited for.
+            let lifeline = self.lock().links.get_mut(&key).and_then(|link| link.process.as_mut()?.lifeline.take());
+            drop(lifeline);
         }
     }
 

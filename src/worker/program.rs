@@ -2,7 +2,7 @@
 
 use super::start::{MARKER, depth, linked};
 use crate::error::{Error, Why};
-use crate::process::{find_program, fork, is_secure};
+use crate::process::{find_program, fork, is_secure, sys};
 use crate::task;
 use crate::wire::message::{self, Bad, Hello};
 use std::path::PathBuf;
@@ -28,6 +28,8 @@ pub(crate) fn check_program() -> Result<(), Error> {
     }
     // Rather now than when the first task needs a worker.
     find_program().map_err(|e| Error::spawn("finding the program", e))?;
+    // No child can be owned without one: an older kernel, a sandbox.
+    sys::pidfd_open(std::process::id()).map_err(|e| Error::spawn("opening a pidfd", e))?;
     task::in_main_executable().map_err(|object| Error::from(Why::NotInProgram { object }))?;
     if depth() >= DEPTH_MAX {
         return Err(Why::TooDeep { limit: DEPTH_MAX }.into());
