@@ -945,7 +945,7 @@ impl World {
             }
         }
         hand.in_flight.clear();
-        let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None });
+        let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
         self.core.exited(key, &loss, self.now, &mut self.actions);
         self.settle_up(true)?;
         ensure!(self.expected.settles.is_empty(), "tasks of a dead worker were not settled: {:?}", self.expected.settles);

@@ -133,7 +133,7 @@ impl Bench {
     }
 
     fn exit(&mut self, worker: WorkerKey) -> Vec<String> {
-        let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None });
+        let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
         self.does(|core, now, actions| core.exited(worker, &loss, now, actions))
     }
 

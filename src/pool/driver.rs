@@ -250,7 +250,7 @@ impl Engine {
 
     /// The steward has started a process, or could not. Runs on its thread.
     pub(super) fn started(&self, key: WorkerKey, launched: Result<Launched, Error>) {
-        let Launched { child, socket, memory, early_stderr } = match launched {
+        let Launched { child, socket, memory, early_stderr, streams } = match launched {
             Ok(launched) => launched,
             Err(cause) => return self.start_failed(key, cause),
         };
@@ -264,6 +264,7 @@ impl Engine {
             leases: Arc::default(),
             lifeline: None,
             early_stderr: Some(Arc::new(early_stderr)),
+            streams,
         };
         link.process = Some(process);
         let doomed = link.doomed;
@@ -545,6 +546,7 @@ impl Engine {
             slots: memory.slots(),
             ring: memory.ring_bytes(),
             name: self.config.name.clone(),
+            limits: self.config.limits.clone(),
             single: None,
         };
         message::control(&mut out, kind::WELCOME, &welcome);
@@ -554,12 +556,13 @@ impl Engine {
         let Some(Link { process: Some(process), out: outgoing, .. }) = state.links.get_mut(&key) else { return Ok(()) };
         process.lifeline = lifeline;
         let (socket, early) = (Arc::clone(&process.socket), process.early_stderr.take());
+        let stderr = process.streams.their_stderr.take();
         // The socket is empty and nobody else writes to it: the welcome goes at once, and whole.
         outgoing.busy = true;
         drop(state);
         // No further one is due. Older kernels do not know this, and close what comes, however long that takes.
         let _ = sys::refuse_descriptors(socket.as_fd());
-        let stderr = stderr_for_worker();
+        let stderr = stderr.map_or_else(stderr_for_worker, Ok);
         let sent = stderr.and_then(|stderr| sys::send_with_fds(socket.as_fd(), &[io::IoSlice::new(&out)], &[memory.fd(), stderr.as_fd()]));
         drop(early);
         match sent {
@@ -646,10 +649,12 @@ impl Engine {
         let _ = self.epoll.delete(process.child.pidfd());
         let note = process.memory.note().read().map(|note| match note {
             DeathNote::StackOverflow => Note::StackOverflow,
+            DeathNote::OutOfMemory => Note::OutOfMemory,
             DeathNote::Panic { message, place } => Note::Panic { message, place },
         });
+        let stderr = process.streams.end();
         if stage == Stage::Ready {
-            let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone() });
+            let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone(), stderr });
             // First, since the pool may have ended with it.
             let by_itself = if loss.bad_frame.is_some() { WorkerEnd::BadFrame } else { WorkerEnd::Died };
             self.tell_end(key, Some(exit.pid), by_itself, exit.status, None);
@@ -659,7 +664,7 @@ impl Engine {
             });
             self.tell_start(None);
         } else {
-            let cause = self.why_start_failed(&link, process, stage, &exit, note);
+            let cause = self.why_start_failed(&link, process, stage, &exit, note, stderr);
             self.tell_end(key, Some(exit.pid), WorkerEnd::StartFailed, exit.status, Some(cause.clone()));
             self.apply(|state, now| {
                 state.timed = true;
@@ -676,7 +681,15 @@ impl Engine {
         self.feeds.tell(&WorkerEvent::Down { pid, why, status, cause });
     }
 
-    fn why_start_failed(&self, link: &Link, process: &Process, stage: Stage, exit: &Exit, note: Option<Note>) -> Error {
+    fn why_start_failed(
+        &self,
+        link: &Link,
+        process: &Process,
+        stage: Stage,
+        exit: &Exit,
+        note: Option<Note>,
+        stderr: Option<Arc<str>>,
+    ) -> Error {
         if let Some(failure) = &link.failure {
             return failure.clone();
         }
@@ -697,11 +710,12 @@ impl Engine {
             (_, true) if link.hung_up => Why::NotAWorker { pid, reason: "it closed its socket in init".into(), stderr: String::new() },
             (_, true) => Why::InitTimeout { pid, limit: rules.start_limit.unwrap_or_default() },
             (_, false) if self.config.init.is_none() => {
-                Why::DiedAtStart { pid, status, stderr: process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default() }
+                let early = process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default();
+                Why::DiedAtStart { pid, status, stderr: stderr.map_or(early, |text| text.to_string()) }
             }
             (_, false) => match note {
                 Some(Note::Panic { message, place }) => Why::InitPanicked { pid, message, location: Some(place) },
-                _ => Why::InitDied { pid, status },
+                _ => Why::InitDied { pid, status, stderr },
             },
         };
         why.into()

@@ -7,6 +7,7 @@
 //!
 //! The other half, what happens at the descriptors, is in `driver.rs`.
 
+use super::capture::Capture;
 use super::core::{Action, Call, Clock, Core, Fate, Limit, Memory, Mode, Refused, TaskKey, WorkerKey};
 use super::driver::{self, Driver};
 use super::ending::CutOff;
@@ -48,6 +49,8 @@ pub(crate) struct Engine {
     pub(super) config: Config,
     /// Held only to enter the rules; never over a system call, user code, or an await.
     state: Mutex<State>,
+    /// Reads what the workers print, if somebody wants it.
+    pub(super) capture: Option<Capture>,
     /// All descriptors of the pool.
     pub(super) epoll: Epoll,
     pub(super) timer: TimerFd,
@@ -127,6 +130,8 @@ impl Engine {
         };
         let (timer, nap) = (timer()?, timer()?);
         driver::register_timers(&epoll, &timer, &nap).map_err(step("registering the pool's timers"))?;
+        let capture = Capture::start(&config.stdout, &config.stderr);
+        let capture = capture.map_err(|e| Error::spawn("starting the thread that reads what workers print", e))?;
         let tokens = Tokens::new().map_err(|e| Error::spawn("making the pool's eventfd", e))?;
         driver::register_tokens(&epoll, &tokens).map_err(step("registering the pool's eventfd"))?;
         let runtime = tokio::runtime::Handle::try_current().ok();
@@ -139,6 +144,7 @@ impl Engine {
                 timed: false,
                 deadlines: 0,
             }),
+            capture,
             epoll,
             timer,
             nap,
@@ -479,6 +485,9 @@ impl Engine {
                 }
                 Action::Settle(cargo, fate) => self.settle_by(cargo, fate),
                 Action::Ended => {
+                    if let Some(capture) = &self.capture {
+                        capture.close();
+                    }
                     shielded(|| {
                         self.ended.send_replace(true);
                     });
@@ -533,9 +542,13 @@ impl Engine {
         link.timed_out |= timed_out;
         let child = link.process.as_ref().map(|process| Arc::clone(&process.child));
         drop(state);
-        if let Some(child) = child {
-            // If the kernel refuses (the worker has changed its user), its end is waited for.
-            let _ = child.kill();
+        if let Some(child) = child
+            && child.kill().is_err()
+        {
+            // We may not (it has become another user's, or we stand in a sandbox): then its lifeline does it, for which the worker
+            // itself has given the right. What has none yet, its end is waited for.
+            let lifeline = self.lock().links.get_mut(&key).and_then(|link| link.process.as_mut()?.lifeline.take());
+            drop(lifeline);
         }
     }
 

@@ -5,12 +5,15 @@
 //! * `join.rs`, `results.rs`, `ending.rs`: what a caller waits for; `reply.rs`: how it gets there;
 //! * `core.rs`: the rules, pure; `core_ending.rs`: those of the end; `core_staff.rs`: those of who is there; `slots.rs`: their table; `loss.rs`: what a death cost;
 //! * `stats.rs`, `events.rs`: what is counted and told of it;
+//! * `output.rs`: where what workers print goes; `capture.rs`: how it gets there;
 //! * `tokens.rs`: the cancellation tokens that calls were given;
 //! * `engine.rs`: the rules under their lock, and the hands that do what they say;
 //! * `driver.rs`: what happens at the descriptors; `link.rs`: one worker's; `launch.rs`: its start.
 
 mod builder;
 mod call;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+mod capture;
 mod core;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod driver;
@@ -31,6 +34,7 @@ mod link;
 mod loss;
 mod named;
 mod options;
+mod output;
 mod reply;
 mod results;
 mod slots;
@@ -47,6 +51,7 @@ pub use ending::{CutOff, Ending};
 pub use events::{Events, WorkerEvent};
 pub use join::{AbortHandle, JoinHandle};
 pub use named::Named;
+pub use output::{Output, OutputLine};
 pub use results::{Results, TryResults};
 pub use stats::{Stats, WorkerEnd};
 
