@@ -69,25 +69,61 @@ pub enum TaskErrorKind {
     BadFrame,
     /// The call was made in a forked copy of the application, which has no pool.
     Forked,
+    /// The pool's workers have no such task: they are another program that serves none of this name, or one that knows
+    /// tasks by name only; or they are this program, whose tasks have no names.
+    UnknownTask,
 }
 
 /// The full space behind [`TaskErrorKind`].
 pub(crate) enum What {
-    Panicked { message: String, location: Option<String>, backtrace: Option<String>, pid: u32, status: Option<ExitStatus> },
-    WorkerDied { pid: u32, status: Option<ExitStatus>, stack_overflow: bool },
+    Panicked {
+        message: String,
+        location: Option<String>,
+        backtrace: Option<String>,
+        pid: u32,
+        status: Option<ExitStatus>,
+    },
+    WorkerDied {
+        pid: u32,
+        status: Option<ExitStatus>,
+        stack_overflow: bool,
+    },
     Cancelled,
-    TimedOut { limit: Duration, whole: bool },
+    TimedOut {
+        limit: Duration,
+        whole: bool,
+    },
     ArgumentEncode(String),
-    ArgumentDecode { pid: u32, reason: String },
-    ResultEncode { pid: u32, reason: String },
+    ArgumentDecode {
+        pid: u32,
+        reason: String,
+    },
+    ResultEncode {
+        pid: u32,
+        reason: String,
+    },
     ResultDecode(String),
-    ArgumentTooLarge { limit: usize },
-    ResultTooLarge { pid: u32, limit: usize },
-    QueueFull { limit: usize },
+    ArgumentTooLarge {
+        limit: usize,
+    },
+    ResultTooLarge {
+        pid: u32,
+        limit: usize,
+    },
+    QueueFull {
+        limit: usize,
+    },
     PoolClosed,
     StartFailed(Error),
-    BadFrame { pid: u32, reason: String },
+    BadFrame {
+        pid: u32,
+        reason: String,
+    },
     Forked,
+    /// Told by a worker, or known without asking one.
+    UnknownTask {
+        pid: Option<u32>,
+    },
 }
 
 impl TaskError {
@@ -138,6 +174,7 @@ impl TaskError {
             What::StartFailed(_) => TaskErrorKind::StartFailed,
             What::BadFrame { .. } => TaskErrorKind::BadFrame,
             What::Forked => TaskErrorKind::Forked,
+            What::UnknownTask { .. } => TaskErrorKind::UnknownTask,
         }
     }
 
@@ -191,6 +228,11 @@ impl TaskError {
     /// The task was handed in, or awaited, in a forked copy of the application.
     pub fn is_forked(&self) -> bool {
         self.kind() == TaskErrorKind::Forked
+    }
+
+    /// The pool's workers have no such task.
+    pub fn is_unknown_task(&self) -> bool {
+        self.kind() == TaskErrorKind::UnknownTask
     }
 
     /// No worker could be started, `init` included.
@@ -286,6 +328,7 @@ impl TaskError {
             | What::ResultEncode { pid, .. }
             | What::ResultTooLarge { pid, .. }
             | What::BadFrame { pid, .. } => Some(pid),
+            What::UnknownTask { pid } => pid,
             _ => None,
         }
     }
@@ -375,6 +418,10 @@ impl fmt::Display for TaskError {
             What::StartFailed(cause) if cause.is_init_failed() => write!(f, "no worker for task {function}: its init failed"),
             What::StartFailed(_) => write!(f, "no worker for task {function} could be started"),
             What::BadFrame { pid, reason } => write!(f, "worker process {pid} broke the protocol while it ran task {function}: {reason}"),
+            What::UnknownTask { pid: Some(pid) } => write!(f, "worker process {pid} serves no task {function}"),
+            What::UnknownTask { pid: None } => {
+                write!(f, "task {function} is unknown to this pool's workers: another program has tasks by name, this one has not")
+            }
             What::Forked => write!(f, "task {function} can be neither handed in nor awaited in a forked copy of the application"),
         }
     }

@@ -8,6 +8,7 @@ use super::output::Output;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
 use crate::limits::Limits;
+use crate::sync::Manager;
 use crate::task::{ArgsFor, Init, ZeroSized, encode_args, index_of_init};
 use crate::wire::claim::SLOTS_MAX;
 use crate::wire::packet::Packet;
@@ -53,6 +54,8 @@ pub struct Builder {
     start_timeout: Option<Duration>,
     timeout: Option<Duration>,
     init: Option<Result<Packet, String>>,
+    manager: Option<Manager>,
+    program: Option<(OsString, Vec<OsString>)>,
     #[cfg(test)]
     pub(super) launcher: Option<super::launch::Launcher>,
 }
@@ -72,6 +75,8 @@ impl Default for Builder {
             start_timeout: None,
             timeout: None,
             init: None,
+            manager: None,
+            program: None,
             #[cfg(test)]
             launcher: None,
         }
@@ -200,6 +205,15 @@ impl Builder {
         self
     }
 
+    /// The manager that [`Pool::manager`] gives: one that other pools, or the application itself, have as well. Default: the
+    /// pool has one of its own, which is started when it is first asked for.
+    ///
+    /// Handles of any manager may be given to the tasks of any pool; this is only about who keeps the manager.
+    pub fn manager(mut self, manager: &Manager) -> Self {
+        self.manager = Some(manager.clone());
+        self
+    }
+
     /// A function that every worker runs before its first task: the place for what `main` sets up in
     /// the application (logging, a crypto provider), and for what is dear to make (a model, a
     /// connection). Workers never run the program's `main`.
@@ -224,6 +238,35 @@ impl Builder {
             frame::finish(&mut out, start);
             Packet::from(&mut out)
         }));
+        self
+    }
+
+    /// Another program whose processes are the workers, in whatever language it is written, and its arguments. It
+    /// speaks the protocol of this crate (`docs/protocol.md`; `docs/other_languages.md` shows one in Python) and serves
+    /// tasks by name, which [`Pool::call_named`] calls.
+    ///
+    /// A program without a slash in its name is looked for in `PATH`, as [`std::process::Command::new`] does it. It is
+    /// given one task at a time. It has no [`init`](Self::init), which [`build`](Self::build) refuses: what it prepares
+    /// before it says that it is ready is its own affair. The other options hold for it as for any worker.
+    ///
+    /// ```no_run
+    /// use procpool::{Named, Pool};
+    ///
+    /// const RESIZE: Named<(Vec<u8>, u32), Vec<u8>> = Named::new("resize.v1");
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = Pool::builder().program("python3", ["thumbnails.py"]).build()?;
+    /// let small = pool.call_named(RESIZE).spawn((std::fs::read("large.png")?, 64)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn program<I>(mut self, program: impl Into<OsString>, args: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: Into<OsString>,
+    {
+        self.program = Some((program.into(), args.into_iter().map(Into::into).collect()));
         self
     }
 
@@ -274,13 +317,16 @@ impl Builder {
             Some(Ok(packet)) if packet.len() > self.frame_limit => {
                 return Err(invalid("init", "its arguments are larger than frame_limit"));
             }
+            Some(_) if self.program.is_some() => {
+                return Err(invalid("init", "the workers are another program, which has no function of this one"));
+            }
             Some(Err(reason)) => return Err(invalid("init", &format!("its arguments cannot be encoded: {reason}"))),
             Some(Ok(packet)) => Some(packet),
             None => None,
         };
         let mut name = self.name.unwrap_or_else(program_name);
         name.truncate((0..=name.len().min(NAME_MAX)).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0));
-        Ok(Pool::of(Engine::new(Config {
+        let engine = Engine::new(Config {
             rules: Rules { workers, concurrency: self.concurrency, hello_limit: HELLO_LIMIT, start_limit: self.start_timeout },
             surroundings: self.surroundings,
             name,
@@ -291,9 +337,11 @@ impl Builder {
             queue_limit: self.queue_limit,
             options: self.timeout.map(|timeout| Arc::new(Options { timeout: Some(timeout), ..Options::default() })),
             init,
+            program: self.program,
             #[cfg(test)]
             launcher: self.launcher,
-        })?))
+        })?;
+        Ok(Pool::of(engine, self.manager))
     }
 }
 

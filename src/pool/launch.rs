@@ -7,13 +7,15 @@ use super::spec::{Config, Surroundings};
 use crate::error::Error;
 use crate::process::{Child, Spawn, WorkerMemory, oom_kills, spawn_with_stdout, steward};
 use crate::worker::MARKER;
-pub(super) use crate::worker::check_program;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+
+/// What the variable holds for a worker that is another program: the version of the protocol.
+const PROTOCOL_MARKER: &str = "protocol-1";
 
 /// A process that has just been started.
 #[derive(Debug)]
@@ -67,9 +69,11 @@ fn launch(config: &Config, capture: Option<&Capture>) -> Result<Launched, Error>
         Streams::open(capture, &config.stdout, &config.stderr).map_err(|e| Error::spawn("opening a worker's standard streams", e))?;
     let stdout = streams.their_stdout.take();
     let oom_kills = oom_kills::count();
-    let marker = (MARKER, OsStr::new(env!("CARGO_PKG_VERSION")));
+    // What is no version makes no worker of a program that happens to hold this crate.
+    let marker = if config.program.is_some() { PROTOCOL_MARKER } else { env!("CARGO_PKG_VERSION") };
     let Surroundings { env, env_clear, current_dir, group } = config.surroundings.clone();
-    let child = spawn_with_stdout(&Spawn { env, env_clear, current_dir, group }, theirs, stdout, stderr.into(), marker)
+    let spawned = Spawn { program: config.program.clone(), env, env_clear, current_dir, group };
+    let child = spawn_with_stdout(&spawned, theirs, stdout, stderr.into(), (MARKER, OsStr::new(marker)))
         .map_err(|e| Error::spawn("starting a worker process", e))?;
     streams.watch(child.pid()).map_err(|e| Error::spawn("watching a worker's standard streams", e))?;
     Ok(Launched { child, socket, memory: Arc::new(memory), early_stderr, streams, oom_kills })

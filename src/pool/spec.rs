@@ -3,7 +3,7 @@
 use super::core::{Mode, Rules, TaskKey, WINDOW_MAX};
 use super::options::Options;
 use super::output::Output;
-use crate::wire::message;
+use crate::wire::message::{self, Callee};
 use crate::wire::packet::Packet;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -26,6 +26,8 @@ pub(crate) struct Config {
     pub(crate) frame_limit: usize,
     /// Tasks that may wait for a worker.
     pub(crate) queue_limit: Option<usize>,
+    /// Another program whose processes are the workers, and its arguments.
+    pub(crate) program: Option<(OsString, Vec<OsString>)>,
     /// What each call begins with.
     pub(crate) options: Option<Arc<Options>>,
     /// The whole `INIT` frame.
@@ -56,7 +58,7 @@ pub(crate) struct Surroundings {
 /// A task, as far as the engine needs to know it.
 #[derive(Clone, Debug)]
 pub(crate) struct TaskSpec {
-    pub(crate) index: u32,
+    pub(crate) callee: Callee,
     pub(crate) arity: u32,
     pub(crate) mode: Mode,
     pub(crate) flags: u8,

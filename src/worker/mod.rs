@@ -27,6 +27,6 @@ mod serve;
 mod start;
 
 pub(crate) use parent::{parent_pid, parent_pidfd};
-pub(crate) use program::{check_hello, check_program, program_name};
+pub(crate) use program::{check_hello, check_host, check_program, check_protocol, program_name};
 pub(crate) use readiness::watch_readable;
 pub(crate) use start::{DETACH, MARKER, depth};
