@@ -584,6 +584,13 @@ impl<T, M: Memory> Core<T, M> {
         std::mem::take(&mut self.deadline_moved)
     }
 
+    /// Workers that should have answered a task that was stopped by now (rule 8). What they have committed is to be taken in
+    /// before [`Core::tick`]: else one that did answer in time is killed, and with it a task that it has begun since.
+    pub(crate) fn overdue(&self, now: Instant) -> Vec<WorkerKey> {
+        let is_overdue = |worker: &Worker<M>| worker.state != State::Doomed && worker.asked.front().is_some_and(|(by, _)| *by <= now);
+        self.workers.iter().filter(|(_, worker)| is_overdue(worker)).map(|(key, _)| key).collect()
+    }
+
     /// Time has passed.
     pub(crate) fn tick(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         for key in self.workers.keys() {
