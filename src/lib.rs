@@ -17,7 +17,7 @@ mod worker;
 pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
 pub use pool::{AbortHandle, Builder, Call, JoinHandle, Pool, Results, TryResults};
 pub use single::{ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder, Stdio, parent};
-pub use task::{ArgsFor, Init, Task, state};
+pub use task::{ArgsFor, Init, Task, attempt, is_cancelled, state};
 
 #[doc = include_str!("../docs/waiting.md")]
 pub mod waiting {}

@@ -6,9 +6,13 @@ use std::process::Command;
 
 /// What it prints.
 fn run(name: &str) -> String {
+    run_with(name, &[])
+}
+
+fn run_with(name: &str, args: &[&str]) -> String {
     // A crash may leave a core file where it happens.
     let directory = tempfile::tempdir().expect("a directory");
-    let output = Command::new(example_binary::example(name)).current_dir(&directory).output().expect("it starts");
+    let output = Command::new(example_binary::example(name)).args(args).current_dir(&directory).output().expect("it starts");
     assert!(output.status.success(), "{name}: {output:?}");
     String::from_utf8(output.stdout).expect("text")
 }
@@ -52,4 +56,37 @@ fn contained_crash() {
     pids.dedup();
     assert_eq!(pids.len(), 4, "each death is one process's");
     assert_eq!(*last, "all 20 good tasks were right");
+}
+
+#[test]
+fn map_cores() {
+    let stdout = run_with("map_cores", &["50000", "3"]);
+    let lines: Vec<_> = stdout.lines().collect();
+    let [primes, order, processes, side_by_side, times, same, crash] = lines[..] else { panic!("not seven lines: {stdout}") };
+    assert_eq!(primes, "primes below 50000: 5133");
+    assert_eq!(order, "in the order of the input: true");
+    // That all three had something to do is likely, but nobody's promise.
+    assert!(processes.starts_with("worker processes: ") && processes.ends_with(", none of them this one: true"), "{processes}");
+    assert!(side_by_side.starts_with("blocks worked on side by side: "), "{side_by_side}");
+    assert!(times.starts_with("the blocks took ") && times.ends_with(" times as fast"), "{times}");
+    assert_eq!(same, "as they finish, the same results: true");
+    // There are 137 primes below 50000/64, in the block that is lost.
+    assert_eq!(crash, "with a crash in the last block: 1 lost, 63 blocks with 4996 primes");
+}
+
+#[test]
+fn ffi_crash() {
+    let stdout = run("ffi_crash");
+    let lines: Vec<_> = stdout.lines().collect();
+    let [good, large, again, good_after, silent, checked, good_checked, mapped] = lines[..] else { panic!("not eight lines: {stdout}") };
+    assert_eq!(good, "a good picture: 10");
+    // Which signal it is depends on the C library.
+    let died = |line: &str, what: &str| line.starts_with(&format!("{what}: WorkerDied, signal ")) && !line.ends_with("unknown");
+    assert!(died(large, "a picture that is too large"), "{large}");
+    assert!(died(again, "memory used after it was given back"), "{again}");
+    assert_eq!(good_after, "a good picture after both: 10, by a new worker");
+    assert_eq!(silent, "a good picture after silent corruption: 4");
+    assert!(died(checked, "the same, checked"), "{checked}");
+    assert_eq!(good_checked, "a good picture, checked, by a new worker: 10");
+    assert_eq!(mapped, "the library in this process: false");
 }

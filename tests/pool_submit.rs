@@ -91,6 +91,7 @@ async fn arguments_may_be_borrowed_and_confined_to_their_thread() {
     assert_eq!(within("&str", pool.spawn(|s: String| s.len(), text.as_str())).await.unwrap(), 8);
     assert_eq!(within("&[T]", pool.spawn(|v: Vec<u32>| v.len(), &[1_u32, 2, 3][..])).await.unwrap(), 3);
     assert!(within("&Path", pool.spawn(|p: PathBuf| p.is_absolute(), Path::new("/x"))).await.unwrap());
+    assert!(within("&str for a path", pool.spawn(|p: PathBuf| p == Path::new("/x"), "/x")).await.unwrap());
     let pair = (String::from("a"), 2);
     assert_eq!(within("&(A, B)", pool.spawn(|s: String, n: usize| s.repeat(n), &pair)).await.unwrap(), "aa");
     assert_eq!(within("a pair as one", pool.spawn(|(s, n): (String, usize)| s.repeat(n), &pair)).await.unwrap(), "aa");

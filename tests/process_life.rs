@@ -436,8 +436,9 @@ fn processes_that_were_dropped_unjoined_are_reaped_without_anybody_waiting() {
 fn own_process_dropped() {
     let Some(dir) = own_dir() else { return };
     let (log, gate) = (dir.join("log"), dir.join("gate"));
-    let before = processes::descriptors(pid());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // With the runtime's: where it is built with signals, it leaves two sockets to the process.
+    let before = processes::descriptors(pid());
     let mut all = Vec::new();
     runtime.block_on(async {
         let dead: Vec<_> = (0..10).map(|_| Process::spawn(|| (), ()).unwrap()).collect();
@@ -454,7 +455,7 @@ fn own_process_dropped() {
     let is_the_stewards = |what: &str| ["anon_inode:[eventfd]", "anon_inode:[eventpoll]"].contains(&what);
     wait_until("their descriptors are closed", || {
         let mut new = processes::descriptors(pid());
-        new.retain(|one| !before.contains(one));
+        new.retain(|one| !before.contains(one) && !one.1.ends_with("/fd")); // which is this very look
         new.len() <= 2 && new.iter().all(|(_, what)| is_the_stewards(what))
     });
 }

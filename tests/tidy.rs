@@ -1,4 +1,4 @@
-//! What no compiler checks: the direction of dependencies, the changelog, the list of scenarios.
+//! What no compiler checks: the direction of dependencies, the changelog, the list of scenarios, and that of traps.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -124,4 +124,22 @@ fn every_scenario_is_listed_and_shown_by_tests_that_exist() {
         assert!(seen.contains_key(&format!("G-{number:03}")), "G-{number:03} is missing");
     }
     assert_eq!(seen.len(), SCENARIOS as usize);
+}
+
+/// Each says which tests show it, or that none does; and those it names exist.
+#[test]
+fn every_trap_is_shown_by_tests_that_exist_or_says_that_it_is_not() {
+    let tests = tests_by_name();
+    let document = fs::read_to_string(root().join("docs/gotchas.md")).unwrap();
+    let traps: Vec<_> = document.split("\n### ").skip(1).collect();
+    assert!(traps.len() > 30, "{} traps", traps.len());
+    for trap in traps {
+        let name = trap.lines().next().unwrap();
+        let shown: Vec<_> = trap.split("Shown by: ").skip(1).flat_map(|by| by.split("\n\n").next().unwrap().split('`')).collect();
+        let named: Vec<_> = shown.into_iter().filter(|word| word.contains("::") && !word.contains(' ')).collect();
+        for test in &named {
+            assert!(tests.contains(*test), "{name:?} is shown by {test}, which does not exist");
+        }
+        assert!(!named.is_empty() || trap.contains("Not shown"), "{name:?} says neither what shows it, nor that nothing does");
+    }
 }

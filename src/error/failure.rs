@@ -10,15 +10,25 @@ use std::fmt;
 /// sources, in order.
 ///
 /// It deliberately is no [`std::error::Error`] itself, which is what allows the conversion from
-/// every type that is (`anyhow::Error` does the same).
+/// every type that is (`anyhow::Error` does the same). Where it arrives, `?` makes a boxed error of it;
+/// for anything else that wants an error there is [`into_error`](Self::into_error).
 ///
 /// ```
-/// use procpool::Failure;
+/// use procpool::{Failure, Pool};
 ///
 /// fn size(path: String) -> Result<u64, Failure> {
 ///     Ok(std::fs::metadata(path)?.len())
 /// }
-/// # assert!(size("/no/such/file".into()).unwrap_err().message().contains("No such file"));
+///
+/// async fn size_elsewhere(pool: &Pool, path: &str) -> Result<u64, Box<dyn std::error::Error>> {
+///     // The first `?` is for what befell the task, the second for its own error.
+///     Ok(pool.spawn(size, path).await??)
+/// }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// # let pool = Pool::builder().workers(1).build().unwrap();
+/// # assert!(size_elsewhere(&pool, "/no/such/file").await.unwrap_err().to_string().contains("No such file"));
+/// # }
 /// ```
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -32,6 +42,12 @@ impl Failure {
     pub fn msg(message: impl fmt::Display) -> Self {
         let message = message.to_string();
         Self { debug: message.clone(), message, sources: Vec::new() }
+    }
+
+    /// The same as a [`std::error::Error`]: with its texts, and its sources as
+    /// [`source`](std::error::Error::source)s.
+    pub fn into_error(self) -> impl std::error::Error + Send + Sync + 'static {
+        Arrived::from(self)
     }
 
     /// The error's `Display` text.
@@ -54,6 +70,58 @@ impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
         let sources = std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string).collect();
         Self { message: error.to_string(), debug: format!("{error:?}"), sources }
+    }
+}
+
+/// A failure where an error is wanted.
+struct Arrived {
+    message: String,
+    source: Option<Box<Arrived>>,
+}
+
+impl From<Failure> for Arrived {
+    fn from(failure: Failure) -> Self {
+        let source = failure.sources.into_iter().rev().fold(None, |source, message| Some(Box::new(Self { message, source })));
+        Self { message: failure.message, source }
+    }
+}
+
+impl std::error::Error for Arrived {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl fmt::Display for Arrived {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// What `main` prints of an error that it returns: as [`Failure`] has it.
+impl fmt::Debug for Arrived {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        let mut sources = std::iter::successors(self.source.as_deref(), |error| error.source.as_deref());
+        sources.try_for_each(|source| write!(f, "\n  caused by: {}", source.message))
+    }
+}
+
+impl From<Failure> for Box<dyn std::error::Error + Send + Sync> {
+    fn from(failure: Failure) -> Self {
+        Box::new(Arrived::from(failure))
+    }
+}
+
+impl From<Failure> for Box<dyn std::error::Error + Send> {
+    fn from(failure: Failure) -> Self {
+        Box::new(Arrived::from(failure))
+    }
+}
+
+impl From<Failure> for Box<dyn std::error::Error> {
+    fn from(failure: Failure) -> Self {
+        Box::new(Arrived::from(failure))
     }
 }
 
@@ -104,5 +172,25 @@ mod tests {
         assert_eq!(failure.message(), "outer");
         assert_eq!(failure.sources().collect::<Vec<_>>(), ["middle", "inner"]);
         assert_eq!(format!("{failure:#}"), "outer: middle: inner");
+    }
+
+    #[test]
+    fn becomes_an_error_where_one_is_wanted() {
+        let failure = || Failure::from(Link("outer", Some(Box::new(Link("middle", Some(Box::new(Link("inner", None))))))));
+        let boxed = || -> Result<(), Box<dyn std::error::Error>> { Err(failure())? };
+        let threaded = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> { Err(failure())? };
+        let errors: [Box<dyn std::error::Error>; 4] = [
+            boxed().expect_err("a failure"),
+            threaded().expect_err("a failure"),
+            Box::<dyn std::error::Error + Send>::from(failure()),
+            Box::new(failure().into_error()),
+        ];
+        for error in errors {
+            let chain: Vec<_> = std::iter::successors(Some(&*error), |error| error.source()).map(ToString::to_string).collect();
+            assert_eq!(chain, ["outer", "middle", "inner"]);
+            assert_eq!(format!("{error:?}"), "outer\n  caused by: middle\n  caused by: inner");
+        }
+        // And back: nothing is lost on the way.
+        assert_eq!(Failure::from(failure().into_error()).sources, failure().sources);
     }
 }

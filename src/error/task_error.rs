@@ -4,6 +4,7 @@ use super::{Ending, Error};
 use std::fmt;
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Why a task gave no value.
 ///
@@ -20,6 +21,8 @@ pub struct TaskError {
 struct Inner {
     what: What,
     function: &'static str,
+    /// How its earlier tries failed.
+    earlier: Vec<TaskError>,
 }
 
 /// The kinds of [`TaskError`].
@@ -33,6 +36,8 @@ pub enum TaskErrorKind {
     WorkerDied,
     /// The task was aborted, and does not run any more.
     Cancelled,
+    /// A time limit was over, and the task does not run any more. See [`TaskError::time_limit`].
+    TimedOut,
     /// An argument could not be encoded. No worker has seen the task.
     ArgumentEncode,
     /// The worker could not decode the arguments.
@@ -62,6 +67,7 @@ pub(crate) enum What {
     Panicked { message: String, location: Option<String>, backtrace: Option<String>, pid: u32, status: Option<ExitStatus> },
     WorkerDied { pid: u32, status: Option<ExitStatus>, stack_overflow: bool },
     Cancelled,
+    TimedOut { limit: Duration, whole: bool },
     ArgumentEncode(String),
     ArgumentDecode { pid: u32, reason: String },
     ResultEncode { pid: u32, reason: String },
@@ -77,7 +83,17 @@ pub(crate) enum What {
 
 impl TaskError {
     pub(crate) fn new(what: What, function: &'static str) -> Self {
-        Self { inner: Arc::new(Inner { what, function }), item: None }
+        Self { inner: Arc::new(Inner { what, function, earlier: Vec::new() }), item: None }
+    }
+
+    /// What came before it, in order.
+    pub(crate) fn after(mut self, earlier: Vec<Self>) -> Self {
+        if !earlier.is_empty()
+            && let Some(inner) = Arc::get_mut(&mut self.inner)
+        {
+            inner.earlier = earlier;
+        }
+        self
     }
 
     /// Of which item of a `map` it tells.
@@ -92,6 +108,7 @@ impl TaskError {
             What::Panicked { .. } => TaskErrorKind::Panicked,
             What::WorkerDied { .. } => TaskErrorKind::WorkerDied,
             What::Cancelled => TaskErrorKind::Cancelled,
+            What::TimedOut { .. } => TaskErrorKind::TimedOut,
             What::ArgumentEncode(_) => TaskErrorKind::ArgumentEncode,
             What::ArgumentDecode { .. } => TaskErrorKind::ArgumentDecode,
             What::ResultEncode { .. } => TaskErrorKind::ResultEncode,
@@ -120,6 +137,12 @@ impl TaskError {
     /// The task was aborted.
     pub fn is_cancelled(&self) -> bool {
         self.kind() == TaskErrorKind::Cancelled
+    }
+
+    /// A time limit was over: that of one run ([`Call::timeout`](crate::Call::timeout)) or that of the whole
+    /// ([`Call::deadline`](crate::Call::deadline)).
+    pub fn is_timeout(&self) -> bool {
+        self.kind() == TaskErrorKind::TimedOut
     }
 
     /// Arguments or result could not be encoded or decoded, on either side.
@@ -224,6 +247,20 @@ impl TaskError {
         }
     }
 
+    /// The time limit that was over, if one was.
+    pub fn time_limit(&self) -> Option<Duration> {
+        match self.inner.what {
+            What::TimedOut { limit, .. } => Some(limit),
+            _ => None,
+        }
+    }
+
+    /// How the earlier tries of the task failed, in order, if it had any ([`Call::retries`](crate::Call::retries)). This error
+    /// is how the last one did, or why there was no further one.
+    pub fn earlier_attempts(&self) -> &[Self] {
+        &self.inner.earlier
+    }
+
     /// Which item of a [`map`](crate::Pool::map) failed: its place in the input, counted from 0. `None` for a
     /// task that was spawned by itself. It tells items apart whose results come as they finish.
     pub fn item(&self) -> Option<u64> {
@@ -247,6 +284,8 @@ impl fmt::Display for TaskError {
                 write!(f, "worker process {pid} died while it ran task {function} ({how}{})", Ending(*status))
             }
             What::Cancelled => write!(f, "task {function} was cancelled"),
+            What::TimedOut { limit, whole: false } => write!(f, "task {function} ran longer than its limit of {limit:?}"),
+            What::TimedOut { limit, whole: true } => write!(f, "task {function} had not ended {limit:?} after it was handed in"),
             What::ArgumentEncode(reason) => write!(f, "an argument of task {function} cannot be encoded: {reason}"),
             What::ArgumentDecode { pid, reason } => {
                 write!(f, "worker process {pid} cannot decode the arguments of task {function}: {reason}")
@@ -271,6 +310,7 @@ impl fmt::Debug for TaskError {
             .field("kind", &self.kind())
             .field("function", &self.inner.function)
             .field("item", &self.item)
+            .field("earlier_attempts", &self.inner.earlier.len())
             .field("text", &self.to_string())
             .field("source", &std::error::Error::source(self).map(ToString::to_string))
             .finish()

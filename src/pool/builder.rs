@@ -3,6 +3,7 @@
 use super::Pool;
 use super::core::Rules;
 use super::engine::Engine;
+use super::options::Options;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
 use crate::task::{ArgsFor, Init, ZeroSized, encode_args, index_of_init};
@@ -12,6 +13,7 @@ use crate::wire::{frame, message};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A worker says hello in some milliseconds; one that has not after this long will not. Generous,
@@ -41,6 +43,7 @@ pub struct Builder {
     queue_limit: Option<usize>,
     frame_limit: usize,
     start_timeout: Option<Duration>,
+    timeout: Option<Duration>,
     init: Option<Result<Packet, String>>,
     #[cfg(test)]
     pub(super) launcher: Option<super::launch::Launcher>,
@@ -56,6 +59,7 @@ impl Default for Builder {
             queue_limit: None,
             frame_limit: frame::BODY_MAX_DEFAULT,
             start_timeout: None,
+            timeout: None,
             init: None,
             #[cfg(test)]
             launcher: None,
@@ -142,6 +146,13 @@ impl Builder {
         self
     }
 
+    /// How long one run of a task may take, unless its call says otherwise; see [`Call::timeout`](crate::Call::timeout). Default:
+    /// no limit.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = Some(limit);
+        self
+    }
+
     /// How long the start of a worker may take, `init` included. Then it is killed, and the start has
     /// failed. Default: 30 seconds until the process has said hello (which takes milliseconds), and no
     /// limit for `init`.
@@ -188,7 +199,7 @@ impl Builder {
     ///
     /// [`ErrorKind`](crate::ErrorKind) `InvalidOption`, and what would keep workers from starting as far
     /// as it can be known: `Unsupported`, `Secure`, `NotInProgram`, `InsideWorker`, `TooDeep`,
-    /// `Forked`; `Spawn` if descriptors or threads cannot be had.
+    /// `Forked`; `Spawn` if descriptors or threads cannot be had, or `/proc` is not mounted.
     ///
     /// # Panics
     ///
@@ -233,6 +244,7 @@ impl Builder {
             name,
             frame_limit: self.frame_limit,
             queue_limit: self.queue_limit,
+            options: self.timeout.map(|timeout| Arc::new(Options { timeout: Some(timeout), ..Options::default() })),
             init,
             #[cfg(test)]
             launcher: self.launcher,

@@ -3,6 +3,7 @@
 use super::Pool;
 use super::core::Mode;
 use super::join::JoinHandle;
+use super::options::{ATTEMPTS_MAX, Options};
 use super::reply::Reply;
 use super::results::{Results, TryResults, encode};
 use super::spec::{Room, TaskSpec, Ticket};
@@ -12,7 +13,10 @@ use futures::Stream;
 use futures::stream::{self, Iter};
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 /// A task with options, made by [`Pool::call`]; `spawn` or `map` hands it in.
 ///
@@ -46,7 +50,8 @@ where
             _ => Mode::Sync,
         };
         let index = index_of::<F, Args, Marker>().0;
-        let task = TaskSpec { index, arity: F::__ARITY, mode, flags: 0, function: std::any::type_name::<F>() };
+        let options = pool.engine().config().options.clone();
+        let task = TaskSpec { index, arity: F::__ARITY, mode, flags: 0, options, token: None, function: std::any::type_name::<F>() };
         Self { pool, task, task_type: PhantomData, args: PhantomData }
     }
 
@@ -54,6 +59,106 @@ where
     /// environment, which is the pool's own unless changed.
     pub fn backtrace(mut self, wanted: bool) -> Self {
         self.task.flags = if wanted { message::FLAG_BACKTRACE } else { message::FLAG_NO_BACKTRACE };
+        self
+    }
+
+    fn options(&mut self) -> &mut Options {
+        Arc::make_mut(self.task.options.get_or_insert_default())
+    }
+
+    /// How long one run of the task may take. Default: the pool's ([`Builder::timeout`](crate::Builder::timeout)), which by
+    /// default is none.
+    ///
+    /// It counts from the moment at which the task begins in its worker, not from submission, and anew for each
+    /// [retry](Self::retries). When it is over the task is stopped as by [`abort`](JoinHandle::abort): a sync task is killed
+    /// with its process (unless it has a [`grace`](Self::grace)), also one that spins, is stopped by a signal, or
+    /// ignores signals; an async one is dropped at its next await point, and if it reaches none in the grace, its process is
+    /// killed. Then the handle resolves to [`is_timeout`](crate::TaskError::is_timeout). A result that comes just before counts.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.options().timeout = Some(limit);
+        self
+    }
+
+    /// How long the whole may take, from submission: the wait in the queue, all retries, and the waits between them. Default:
+    /// no limit. A task that is over it is stopped as by [`timeout`](Self::timeout), with the same error; one that waits never
+    /// runs.
+    pub fn deadline(mut self, limit: Duration) -> Self {
+        self.options().deadline = Some(limit);
+        self
+    }
+
+    /// How long a task that is to stop (aborted, or its time limit over) has to do so by itself before its process is killed.
+    ///
+    /// A sync task finds out by [`is_cancelled`](crate::is_cancelled); what it returns then is its result. Default for
+    /// sync tasks: none, they are killed at once. An async task is dropped at its next await point, if it reaches one.
+    /// Default for async tasks: one second.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.options().grace = Some(grace);
+        self
+    }
+
+    /// Cancels the task when the token is cancelled, as [`abort`](JoinHandle::abort) does, whether or not anybody holds or polls
+    /// its handle. Of a `map` the token cancels every item that is in flight, and each one that is pulled afterwards.
+    ///
+    /// ```
+    /// use tokio_util::sync::CancellationToken;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let pool = procpool::Pool::builder().workers(1).build()?;
+    /// let token = CancellationToken::new();
+    /// let handle = pool.call(|| -> () { loop { std::thread::park() } }).cancel_on(&token).spawn(());
+    /// token.cancel();
+    /// assert!(handle.await.unwrap_err().is_cancelled());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn cancel_on(mut self, token: &CancellationToken) -> Self {
+        self.task.token = Some(token.clone());
+        self
+    }
+
+    /// The task has its worker to itself while it runs, and to stop it is always to kill that process: what it has left there
+    /// (threads, tokio tasks) ends with it. Default: async tasks share a worker.
+    pub fn isolated(mut self) -> Self {
+        self.options().isolated = true;
+        self
+    }
+
+    /// The task may be run twice. When its worker is killed only to stop another task in it (as it may be for async ones), it
+    /// runs again, and that counts as no attempt. Default: it is told that its worker died.
+    pub fn idempotent(mut self) -> Self {
+        self.options().idempotent = true;
+        self
+    }
+
+    /// How often the task is tried again after it has failed: when its worker died, when its [`timeout`](Self::timeout) was
+    /// over, and if [wanted](Self::retry_panics) when it panicked. Default: 0. At most 254.
+    ///
+    /// A task that has not begun when its worker dies runs elsewhere in any case, and that counts as no attempt. A task can tell
+    /// which try it is by [`attempt`](crate::attempt()); the error of the last try has those of the earlier ones in
+    /// [`earlier_attempts`](crate::TaskError::earlier_attempts).
+    pub fn retries(mut self, most: u32) -> Self {
+        self.options().retry.most = most.min(ATTEMPTS_MAX - 1);
+        self
+    }
+
+    /// Whether a panic is worth another try. Default: no.
+    pub fn retry_panics(mut self, wanted: bool) -> Self {
+        self.options().retry.panics = wanted;
+        self
+    }
+
+    /// Whether the end of the time limit is worth another try. Default: yes.
+    pub fn retry_timeouts(mut self, wanted: bool) -> Self {
+        self.options().retry.timeouts = wanted;
+        self
+    }
+
+    /// The wait before the first retry, doubled for each further one up to `most`. Default: none.
+    pub fn backoff(mut self, first: Duration, most: Duration) -> Self {
+        let retry = &mut self.options().retry;
+        (retry.wait_min, retry.wait_max) = (first, most.max(first));
         self
     }
 

@@ -27,15 +27,24 @@
 //! 8. To stop a task: what is not begun is taken back and never begins. A running async task is asked ([`Action::Cancel`]).
 //!    For a running sync task its worker is doomed first (given nothing more, and all that it has not begun taken back),
 //!    then the task is looked at once more, and only then the worker killed: so a kill never hits another task. A task
-//!    that is seen done, or was asked, must have been answered in [`ABORT_GRACE`], else its worker is killed. The task is
-//!    settled when the process has ended, or by the reply that came first.
+//!    that is seen done, or was asked, must have been answered in [`ABORT_GRACE`], else its worker is killed, again after
+//!    another look at it; and what was answered until then is taken in before ([`Core::overdue`]). The task is settled when the process has ended, or by the reply that came first.
 //! 9. If a start fails and no worker is left, or none has got ready through [`STARTS_MAX`] failed ones in a row, everything
 //!    queued fails with the cause; so does what is submitted while no worker is left and the back-off has not passed.
 //! 10. Nobody is idle while tasks stand behind another one in a worker: if that is worth it by the measured service time, or
 //!     the one in front has lasted for [`LONG`], they are taken back and go to whoever is free.
-//! 11. A worker without such memory (of another program) has one sync task in hand at a time, which counts as begun.
+//! 11. A time limit counts from the moment at which the task began, as its worker has noted it (but never from later than the
+//!     pool saw it begun). A task that has not begun is looked at again after as long as its limit, for it cannot be over
+//!     before. A limit for the whole, with queue and retries, is a deadline. When either is over the task is stopped as if
+//!     aborted (rule 8), and is told why.
+//! 12. A task that failed in a way that its retries are for goes to the end of the queue, at once or after its back-off. Each
+//!     failure is kept for the error that it may come to.
+//! 13. An isolated task, like a suspect one, is sent to an idle worker and nothing beside it; to stop it is always a kill.
+//!     What dies only because its worker was killed for another task's sake runs again if it is idempotent, uncounted.
+//! 14. A worker without such memory (of another program) has one sync task in hand at a time, which counts as begun.
 
 use super::loss::Loss;
+use super::options::{Options, Retry};
 use super::slots::{Key, Slots};
 use crate::error::Error;
 use crate::wire::claim::{Claim, Claims, Progress};
@@ -96,8 +105,8 @@ pub(crate) struct Rules {
 pub(crate) enum Action<T> {
     /// Start a process for this worker.
     Start(WorkerKey),
-    /// Send this task to this worker, which finds its word in this slot.
-    Send(WorkerKey, TaskKey, u16),
+    /// Send this task to this worker, which finds its word in this slot; it is its try of this number.
+    Send(WorkerKey, TaskKey, u16, u8),
     /// Tell this worker to drop this async task.
     Cancel(WorkerKey, TaskKey),
     /// Close this worker's intake; it ends by itself.
@@ -108,6 +117,8 @@ pub(crate) enum Action<T> {
     TimeOut(WorkerKey),
     /// A task has ended without a reply.
     Settle(T, Fate),
+    /// A task has failed like this, and will be tried again.
+    Note(TaskKey, Fate),
     /// The pool is closed, no task is open, no worker alive.
     Ended,
 }
@@ -116,9 +127,72 @@ pub(crate) enum Action<T> {
 #[derive(Clone, Debug)]
 pub(crate) enum Fate {
     Cancelled,
+    /// Its time is over: this limit's.
+    TimedOut(Limit),
     Closed,
     StartFailed(Error),
     Lost(Arc<Loss>),
+}
+
+/// A time limit that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// Of one run.
+    Timeout(Duration),
+    /// Of the whole.
+    Deadline(Duration),
+}
+
+/// Why a task is being stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    Abort,
+    TimedOut(Limit),
+}
+
+impl Stop {
+    pub(crate) fn fate(self) -> Fate {
+        match self {
+            Self::Abort => Fate::Cancelled,
+            Self::TimedOut(limit) => Fate::TimedOut(limit),
+        }
+    }
+}
+
+/// How a reply counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// A value, or a failure that nobody tries again.
+    Final,
+    /// The task was dropped, as it was asked to be.
+    Dropped,
+    Panicked,
+}
+
+/// What becomes of a task that was answered.
+#[derive(Debug)]
+pub(crate) enum Replied<T> {
+    /// It has ended; if it was being stopped, why.
+    Ended(T, Option<Stop>),
+    /// It is tried again.
+    Again(TaskKey, Option<Stop>),
+}
+
+/// The clock of the workers, set beside ours: nanoseconds of `CLOCK_MONOTONIC` at a moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    pub(crate) moment: Instant,
+    pub(crate) nanos: u64,
+}
+
+impl Clock {
+    /// The moment that a worker noted; `None` for what cannot be one.
+    fn at(&self, nanos: u64) -> Option<Instant> {
+        match nanos.checked_sub(self.nanos) {
+            Some(after) => self.moment.checked_add(Duration::from_nanos(after)),
+            None => self.moment.checked_sub(Duration::from_nanos(self.nanos - nanos)),
+        }
+    }
 }
 
 /// A task as it is handed in.
@@ -131,6 +205,8 @@ pub(crate) struct Call<T> {
     pub(crate) mode: Mode,
     /// Its frame is so long that nothing should wait behind it.
     pub(crate) large: bool,
+    /// `None`: none.
+    pub(crate) options: Option<Arc<Options>>,
 }
 
 /// A submission that was not taken; the cargo comes back.
@@ -148,9 +224,15 @@ struct Task<T> {
     id: u64,
     mode: Mode,
     large: bool,
+    options: Option<Arc<Options>>,
     /// `None` while it waits in the queue.
     worker: Option<WorkerKey>,
-    aborting: bool,
+    stopping: Option<Stop>,
+    /// It waits for its next try until then, and not in the queue.
+    delayed: Option<Instant>,
+    deadline: Option<Instant>,
+    /// Which try it is in, from 1.
+    attempt: u8,
     /// How often its worker died when it was next there, with nothing begun.
     moves: u8,
 }
@@ -159,6 +241,34 @@ impl<T> Task<T> {
     /// It may be what kills whoever reads it (rule 7).
     fn is_suspect(&self) -> bool {
         self.moves == MOVES_MAX
+    }
+
+    /// Nothing may stand beside it in its worker.
+    fn stands_alone(&self) -> bool {
+        self.is_suspect() || self.options.as_ref().is_some_and(|options| options.isolated)
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        self.options.as_ref()?.timeout
+    }
+
+    /// How long it has to stop by itself when it is asked; `None`: it is not asked.
+    fn grace(&self) -> Option<Duration> {
+        let options = self.options.as_ref();
+        if options.is_some_and(|options| options.isolated) {
+            return None;
+        }
+        match (self.mode, options.and_then(|options| options.grace)) {
+            (_, Some(grace)) => Some(grace),
+            (Mode::Async, None) => Some(ABORT_GRACE),
+            (Mode::Sync, None) => None,
+        }
+    }
+
+    /// Whether it is to be tried again after such a failure, and after how long.
+    fn again(&self, counts: impl Fn(&Retry) -> bool) -> Option<Duration> {
+        let retry = &self.options.as_ref()?.retry;
+        (u32::from(self.attempt) <= retry.most && counts(retry)).then(|| retry.wait(self.attempt))
     }
 }
 
@@ -181,6 +291,10 @@ enum State {
 struct Flight {
     claim: Claim,
     task: TaskKey,
+    /// When it was first seen to have begun.
+    begun: Option<Instant>,
+    /// It is to be stopped, and was seen to be done: its reply has a grace to come, and no other.
+    done: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -202,10 +316,13 @@ struct Worker<M> {
     busy_since: Instant,
     /// It has been given a task.
     used: bool,
-    /// It has a suspect task, and nothing may stand behind that.
-    suspected: bool,
-    /// Tasks that were asked to stop, or are done by their word, and when their time is up, in this order. The first
-    /// is still in flight.
+    /// Its task stands alone.
+    alone: bool,
+    /// It was killed to stop a task.
+    killed_for: Option<TaskKey>,
+    /// When the time limits of its tasks are to be looked at: not before any can be over.
+    look_at: Option<Instant>,
+    /// Tasks that were asked to stop, or are done by their word, and when their time is up, in this order.
     asked: VecDeque<(Instant, TaskKey)>,
     /// Then it must have ended, having hung up or been retired; else it is doomed.
     end_by: Option<Instant>,
@@ -232,7 +349,7 @@ impl<M: Memory> Worker<M> {
             Mode::Sync => self.window(),
             Mode::Async => concurrency,
         };
-        self.state == State::Ready && !self.suspected && (1..limit).contains(&self.in_flight.len())
+        self.state == State::Ready && !self.alone && (1..limit).contains(&self.in_flight.len())
     }
 
     /// How many sync tasks stand behind another.
@@ -273,6 +390,12 @@ impl<M: Memory> Worker<M> {
         self.memory.as_ref().map_or(Progress::Started, |memory| memory.claims().revoke(claim))
     }
 
+    /// A task must have been answered by then.
+    fn give_until(&mut self, by: Instant, task: TaskKey) {
+        let at = self.asked.partition_point(|(other, _)| *other <= by);
+        self.asked.insert(at, (by, task));
+    }
+
     /// It has begun none of the tasks in its hand.
     fn none_begun(&self) -> bool {
         self.in_flight.iter().all(|flight| self.look(flight.claim) == Progress::Queued)
@@ -282,7 +405,7 @@ impl<M: Memory> Worker<M> {
     fn let_go(&mut self, at: usize) -> Option<Flight> {
         let flight = self.in_flight.remove(at)?;
         self.free_slots.push(flight.claim.slot);
-        self.suspected &= !self.in_flight.is_empty();
+        self.alone &= !self.in_flight.is_empty();
         Some(flight)
     }
 
@@ -296,7 +419,9 @@ impl<M: Memory> Worker<M> {
         let share = (somebody_idle && self.behind() > 0).then(|| self.share_from());
         match self.state {
             State::Starting { until } => until,
-            State::Ready | State::Retiring => self.asked.front().map(|(by, _)| *by).into_iter().chain(self.end_by).chain(share).min(),
+            State::Ready | State::Retiring => {
+                self.asked.front().map(|(by, _)| *by).into_iter().chain(self.end_by).chain(self.look_at).chain(share).min()
+            }
             State::Doomed => None,
         }
     }
@@ -329,12 +454,17 @@ enum Phase {
 #[derive(Clone, Debug)]
 pub(crate) struct Core<T, M> {
     rules: Rules,
+    clock: Clock,
     phase: Phase,
     tasks: Slots<Task<T>>,
     /// Tasks without a worker. A key whose task was aborted stays until its turn, and is passed over.
     queue: VecDeque<TaskKey>,
     /// How many keys of `queue` still have their task.
     queued: usize,
+    /// Tasks that wait for their next try.
+    delayed: BTreeSet<(Instant, TaskKey)>,
+    /// Tasks with a deadline.
+    deadlines: BTreeSet<(Instant, TaskKey)>,
     workers: Slots<Worker<M>>,
     /// Ready workers without a task; the last used is the next used, for its caches are warm.
     idle: Vec<WorkerKey>,
@@ -350,13 +480,16 @@ pub(crate) struct Core<T, M> {
 }
 
 impl<T, M: Memory> Core<T, M> {
-    pub(crate) fn new(rules: Rules) -> Self {
+    pub(crate) fn new(rules: Rules, clock: Clock) -> Self {
         Self {
             rules,
+            clock,
             phase: Phase::Open,
             tasks: Slots::new(),
             queue: VecDeque::new(),
             queued: 0,
+            delayed: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
             workers: Slots::new(),
             idle: Vec::new(),
             roomy: [BTreeSet::new(), BTreeSet::new()],
@@ -371,7 +504,7 @@ impl<T, M: Memory> Core<T, M> {
 
     /// A task is handed in.
     pub(crate) fn submit(&mut self, call: Call<T>, now: Instant, actions: &mut Vec<Action<T>>) -> Result<TaskKey, Refused<T>> {
-        let Call { cargo, id, mode, large } = call;
+        let Call { cargo, id, mode, large, options } = call;
         if self.phase != Phase::Open {
             return Err(Refused(cargo, Fate::Closed));
         }
@@ -382,7 +515,13 @@ impl<T, M: Memory> Core<T, M> {
             return Err(Refused(cargo, Fate::StartFailed(cause.clone()))); // rule 9
         }
         let found_idle = !self.idle.is_empty();
-        let key = self.tasks.insert(Task { cargo, id, mode, large, worker: None, aborting: false, moves: 0 });
+        let deadline = options.as_ref().and_then(|options| now.checked_add(options.deadline?));
+        let task = Task { cargo, id, mode, large, options, worker: None, stopping: None, delayed: None, deadline, attempt: 1, moves: 0 };
+        let key = self.tasks.insert(task);
+        if let Some(deadline) = deadline {
+            self.deadlines.insert((deadline, key));
+            self.deadline_moved |= self.deadlines.first() == Some(&(deadline, key));
+        }
         self.queue.push_back(key);
         self.queued += 1;
         // Else the head cannot be placed, and this one changes nothing about it.
@@ -415,11 +554,25 @@ impl<T, M: Memory> Core<T, M> {
 
     /// A worker has answered a task: its cargo. `None` if that worker does not have that task: it breaks the protocol.
     /// Call [`Core::refill`] after the last reply of a batch.
-    pub(crate) fn replied(&mut self, worker: WorkerKey, id: u64) -> Option<T> {
+    pub(crate) fn replied(&mut self, worker: WorkerKey, id: u64, answer: Answer, now: Instant) -> Option<Replied<T>> {
         let worker = self.workers.get_mut(worker)?;
         let at = worker.in_flight.iter().position(|flight| flight.claim.id == id)?;
-        let flight = worker.let_go(at)?;
-        self.tasks.remove(flight.task).map(|task| task.cargo)
+        let key = worker.let_go(at)?.task;
+        let task = self.tasks.get(key)?;
+        let stop = task.stopping;
+        let wait = match (answer, stop) {
+            _ if self.phase == Phase::Killed => None,
+            (Answer::Panicked, None) => task.again(|retry| retry.panics),
+            (Answer::Dropped, Some(Stop::TimedOut(Limit::Timeout(_)))) => task.again(|retry| retry.timeouts),
+            _ => None,
+        };
+        match wait {
+            Some(wait) => {
+                self.try_again(key, wait, now);
+                Some(Replied::Again(key, stop))
+            }
+            None => self.forget(key).map(|task| Replied::Ended(task.cargo, stop)),
+        }
     }
 
     /// A worker has answered `replies` tasks: learn from it, and give it more.
@@ -434,8 +587,9 @@ impl<T, M: Memory> Core<T, M> {
         }
         worker.busy_since = now;
         worker.fruitless = None;
-        while worker.asked.front().is_some_and(|(_, task)| self.tasks.get(*task).is_none()) {
-            worker.asked.pop_front();
+        if !worker.asked.is_empty() {
+            // A task that is tried again may even be in this worker's hand anew.
+            worker.asked.retain(|(_, task)| self.tasks.get(*task).is_some_and(|task| task.stopping.is_some() && task.worker == Some(key)));
         }
         self.emptied(key);
         self.serve(now, actions);
@@ -443,9 +597,38 @@ impl<T, M: Memory> Core<T, M> {
         self.want_end(now, actions);
     }
 
+    /// A task goes to the end of the queue, after a while.
+    fn try_again(&mut self, key: TaskKey, wait: Duration, now: Instant) {
+        let Some(task) = self.tasks.get_mut(key) else { return };
+        task.worker = None;
+        task.stopping = None;
+        task.attempt += 1;
+        task.moves = 0;
+        let Some(until) = (!wait.is_zero()).then(|| now.checked_add(wait)).flatten() else {
+            self.queue.push_back(key);
+            self.queued += 1;
+            return;
+        };
+        task.delayed = Some(until);
+        self.delayed.insert((until, key));
+        self.deadline_moved |= self.delayed.first() == Some(&(until, key));
+    }
+
+    /// A task is taken out of the books, but for its key in the queue.
+    fn forget(&mut self, key: TaskKey) -> Option<Task<T>> {
+        let task = self.tasks.remove(key)?;
+        if let Some(deadline) = task.deadline {
+            self.deadlines.remove(&(deadline, key));
+        }
+        if let Some(until) = task.delayed {
+            self.delayed.remove(&(until, key));
+        }
+        Some(task)
+    }
+
     /// The caller does not want the task any more. Nothing happens if it has ended.
     pub(crate) fn abort(&mut self, key: TaskKey, now: Instant, actions: &mut Vec<Action<T>>) {
-        self.stop(key, now, actions);
+        self.stop(key, Stop::Abort, now, actions);
         self.go_on(now, actions); // it may have held back others
     }
 
@@ -453,7 +636,7 @@ impl<T, M: Memory> Core<T, M> {
     pub(crate) fn abort_where(&mut self, fits: impl Fn(&T) -> bool, now: Instant, actions: &mut Vec<Action<T>>) {
         let keys: Vec<_> = self.tasks.iter().filter(|(_, task)| fits(&task.cargo)).map(|(key, _)| key).collect();
         for key in keys {
-            self.stop(key, now, actions);
+            self.stop(key, Stop::Abort, now, actions);
         }
         // Only now: else tasks would be sent that are about to be aborted.
         self.go_on(now, actions);
@@ -519,18 +702,30 @@ impl<T, M: Memory> Core<T, M> {
         for (place, flight) in worker.in_flight.iter().enumerate() {
             let Some(task) = self.tasks.get_mut(flight.task) else { continue };
             let was_next = none_begun && (place == 0 || task.mode == Mode::Async);
-            let fate = match (task.aborting, worker.look(flight.claim) == Progress::Queued) {
-                (true, _) => Fate::Cancelled,
-                (false, true) if !(was_next && task.is_suspect()) => {
+            let unbegun = worker.look(flight.claim) == Progress::Queued && !(was_next && task.is_suspect());
+            let innocent =
+                worker.killed_for.is_some_and(|key| key != flight.task) && task.options.as_ref().is_some_and(|options| options.idempotent);
+            let (fate, wait) = match task.stopping {
+                None if unbegun || innocent => {
                     task.worker = None;
-                    task.moves += u8::from(was_next);
+                    task.moves += u8::from(unbegun && was_next);
                     back.push(flight.task);
                     continue;
                 }
-                (false, _) => Fate::Lost(Arc::clone(loss)),
+                None => (Fate::Lost(Arc::clone(loss)), task.again(|retry| retry.deaths)),
+                Some(stop @ Stop::TimedOut(Limit::Timeout(_))) => (stop.fate(), task.again(|retry| retry.timeouts)),
+                Some(stop) => (stop.fate(), None),
             };
-            if let Some(task) = self.tasks.remove(flight.task) {
-                actions.push(Action::Settle(task.cargo, fate));
+            match wait {
+                Some(wait) => {
+                    actions.push(Action::Note(flight.task, fate));
+                    self.try_again(flight.task, wait, now);
+                }
+                None => {
+                    if let Some(task) = self.forget(flight.task) {
+                        actions.push(Action::Settle(task.cargo, fate));
+                    }
+                }
             }
         }
         self.queued += back.len();
@@ -576,7 +771,8 @@ impl<T, M: Memory> Core<T, M> {
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let retry = self.failure.as_ref().and_then(|failure| failure.retry);
         let somebody_idle = !self.idle.is_empty();
-        self.workers.iter().filter_map(|(_, worker)| worker.deadline(somebody_idle)).chain(retry).min()
+        let tasks = [&self.delayed, &self.deadlines].into_iter().filter_map(|times| times.first()).map(|(at, _)| *at);
+        self.workers.iter().filter_map(|(_, worker)| worker.deadline(somebody_idle)).chain(retry).chain(tasks).min()
     }
 
     /// Whether [`Core::next_deadline`] has changed without an action that would tell.
@@ -593,7 +789,26 @@ impl<T, M: Memory> Core<T, M> {
 
     /// Time has passed.
     pub(crate) fn tick(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
+        while let Some((_, key)) = self.delayed.first().copied().filter(|(at, _)| *at <= now) {
+            self.delayed.pop_first();
+            if let Some(task) = self.tasks.get_mut(key) {
+                task.delayed = None;
+                self.queue.push_back(key);
+                self.queued += 1;
+            }
+        }
+        while let Some((at, key)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
+            self.deadlines.remove(&(at, key));
+            let limit = self.tasks.get_mut(key).and_then(|task| {
+                task.deadline = None;
+                task.options.as_ref()?.deadline
+            });
+            if let Some(limit) = limit {
+                self.stop(key, Stop::TimedOut(Limit::Deadline(limit)), now, actions);
+            }
+        }
         for key in self.workers.keys() {
+            self.look_at_limits(key, now, actions);
             let Some(worker) = self.workers.get(key) else { continue };
             if worker.deadline(false).is_none_or(|by| now < by) {
                 continue;
@@ -601,7 +816,7 @@ impl<T, M: Memory> Core<T, M> {
             if matches!(worker.state, State::Starting { .. }) {
                 self.withdraw(key, State::Doomed);
                 actions.push(Action::TimeOut(key));
-            } else {
+            } else if self.is_given_up(key, now) {
                 self.condemn(key, actions);
             }
         }
@@ -609,6 +824,63 @@ impl<T, M: Memory> Core<T, M> {
             failure.retry = failure.retry.filter(|retry| now < *retry);
         }
         self.go_on(now, actions);
+    }
+
+    /// A worker's time is over. `false`: the tasks that should have been answered have been done after all, just now; each
+    /// is given another grace, once, for its reply to come.
+    fn is_given_up(&mut self, key: WorkerKey, now: Instant) -> bool {
+        loop {
+            let Some(worker) = self.workers.get(key) else { return false };
+            let Some((_, task)) = worker.asked.front().copied().filter(|(by, _)| *by <= now) else {
+                return worker.deadline(false).is_some_and(|by| by <= now);
+            };
+            if worker.mode == Mode::Sync && worker.state != State::Doomed {
+                self.take_back(key, usize::MAX); // as in `stop`: what stands behind it begins if it is done now
+            }
+            let Some(worker) = self.workers.get_mut(key) else { return false };
+            let excused = worker.in_flight.iter().position(|flight| flight.task == task && !flight.done);
+            let Some(at) = excused.filter(|at| worker.look(worker.in_flight[*at].claim) == Progress::Done) else {
+                worker.killed_for = Some(task);
+                return true;
+            };
+            worker.in_flight[at].done = true;
+            worker.asked.pop_front();
+            worker.give_until(now + ABORT_GRACE, task);
+            self.deadline_moved = true;
+        }
+    }
+
+    /// Rule 11, for the tasks of one worker.
+    fn look_at_limits(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        if worker.look_at.is_none_or(|at| now < at) {
+            return;
+        }
+        let (mut over, mut next) = (Vec::new(), None::<Instant>);
+        for at in 0..worker.in_flight.len() {
+            let Flight { claim, task, begun, .. } = worker.in_flight[at];
+            let Some(task_in) = self.tasks.get(task).filter(|task| task.stopping.is_none()) else { continue };
+            let Some(timeout) = task_in.timeout() else { continue };
+            let ends = match worker.look(claim) {
+                Progress::Queued | Progress::Revoked => now + timeout,
+                Progress::Done => continue,
+                Progress::Started | Progress::Asked | Progress::Unknown => {
+                    let noted = worker.memory.as_ref().and_then(|memory| self.clock.at(memory.claims().started_at(claim)));
+                    let seen = begun.unwrap_or(now);
+                    worker.in_flight[at].begun = Some(seen);
+                    noted.map_or(seen, |noted| noted.min(seen)) + timeout
+                }
+            };
+            if ends <= now {
+                over.push((task, timeout));
+            } else {
+                next = Some(next.map_or(ends, |next| next.min(ends)));
+            }
+        }
+        worker.look_at = next;
+        for (task, timeout) in over {
+            self.stop(task, Stop::TimedOut(Limit::Timeout(timeout)), now, actions);
+        }
     }
 
     // ---- the end
@@ -636,7 +908,7 @@ impl<T, M: Memory> Core<T, M> {
         self.queue.clear();
         self.queued = 0;
         for key in self.tasks.keys() {
-            if let Some(task) = self.tasks.remove(key) {
+            if let Some(task) = self.forget(key) {
                 actions.push(Action::Settle(task.cargo, Fate::Closed));
             }
         }
@@ -688,7 +960,7 @@ impl<T, M: Memory> Core<T, M> {
     fn serve(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         while let Some(next) = self.queue.front().copied() {
             if let Some(task) = self.tasks.get(next) {
-                let needs_idle = task.is_suspect() || (task.large && task.mode == Mode::Sync);
+                let needs_idle = task.stands_alone() || (task.large && task.mode == Mode::Sync);
                 let Some(worker) = self.place(task.mode, needs_idle, now) else { return };
                 self.queued -= 1;
                 self.send(worker, next, now, actions);
@@ -741,14 +1013,24 @@ impl<T, M: Memory> Core<T, M> {
             worker.busy_since = now;
             worker.fruitless = None;
             worker.used = true;
-            worker.suspected = task.is_suspect();
+            worker.alone = task.stands_alone();
             self.idle.pop();
         }
         let claim = worker.claim(task.id);
-        worker.in_flight.push_back(Flight { claim, task: task_key });
+        // Without claims it is taken for begun as soon as it is sent.
+        let begun = worker.memory.is_none().then_some(now);
+        worker.in_flight.push_back(Flight { claim, task: task_key, begun, done: false });
         task.worker = Some(key);
+        if let Some(timeout) = task.timeout() {
+            let over = now + timeout;
+            if worker.look_at.is_none_or(|at| over < at) {
+                worker.look_at = Some(over);
+                self.deadline_moved = true;
+            }
+        }
+        let attempt = task.attempt;
         self.list(key);
-        actions.push(Action::Send(key, task_key, claim.slot));
+        actions.push(Action::Send(key, task_key, claim.slot, attempt));
     }
 
     /// Takes back what a worker has not begun, the last first, at most so many; they go to the head of the queue, in
@@ -830,26 +1112,35 @@ impl<T, M: Memory> Core<T, M> {
     }
 
     /// Settles a task that has not begun; has one stopped that runs (rule 8).
-    fn stop(&mut self, key: TaskKey, now: Instant, actions: &mut Vec<Action<T>>) {
+    fn stop(&mut self, key: TaskKey, stop: Stop, now: Instant, actions: &mut Vec<Action<T>>) {
         let Some(task) = self.tasks.get_mut(key) else { return };
-        let Some(worker_key) = task.worker else { return self.forget_queued(key, Fate::Cancelled, actions) };
-        let asked_before = std::mem::replace(&mut task.aborting, true);
+        let Some(worker_key) = task.worker else { return self.forget_queued(key, stop.fate(), actions) };
+        let stopping_before = task.stopping.is_some();
+        if !stopping_before || stop == Stop::Abort {
+            task.stopping = Some(stop); // what the caller wants counts more than a limit
+        }
+        let grace = task.grace();
         let Some(worker) = self.workers.get_mut(worker_key) else { return };
         let Some(at) = worker.in_flight.iter().position(|flight| flight.task == key) else { return };
         let claim = worker.in_flight[at].claim;
         if worker.revoke(claim) == Progress::Queued {
             worker.let_go(at);
-            if let Some(task) = self.tasks.remove(key) {
-                actions.push(Action::Settle(task.cargo, Fate::Cancelled));
+            if let Some(task) = self.forget(key) {
+                actions.push(Action::Settle(task.cargo, stop.fate()));
             }
             return self.emptied(worker_key);
         }
-        if asked_before || worker.state == State::Doomed {
+        if stopping_before || worker.state == State::Doomed {
             return;
         }
-        if worker.mode == Mode::Async {
-            worker.asked.push_back((now + ABORT_GRACE, key));
-            actions.push(Action::Cancel(worker_key, key));
+        if let Some(grace) = grace {
+            if worker.mode == Mode::Async {
+                actions.push(Action::Cancel(worker_key, key));
+            } else if let Some(memory) = &worker.memory {
+                memory.claims().ask(claim);
+            }
+            worker.give_until(now + grace, key);
+            self.deadline_moved = true;
             return;
         }
         if worker.look(claim) != Progress::Done {
@@ -858,17 +1149,19 @@ impl<T, M: Memory> Core<T, M> {
         let Some(worker) = self.workers.get_mut(worker_key) else { return };
         if worker.look(claim) == Progress::Done {
             // Its reply is on its way; one that only says so has until then.
-            worker.asked.push_back((now + ABORT_GRACE, key));
+            worker.in_flight.iter_mut().filter(|flight| flight.task == key).for_each(|flight| flight.done = true);
+            worker.give_until(now + ABORT_GRACE, key);
             self.deadline_moved = true;
         } else {
+            worker.killed_for = Some(key);
             self.condemn(worker_key, actions);
         }
     }
 
     /// A queued task ends without having been sent.
     fn forget_queued(&mut self, key: TaskKey, fate: Fate, actions: &mut Vec<Action<T>>) {
-        if let Some(task) = self.tasks.remove(key) {
-            self.queued -= 1;
+        if let Some(task) = self.forget(key) {
+            self.queued -= usize::from(task.delayed.is_none());
             actions.push(Action::Settle(task.cargo, fate));
         }
         if self.queue.len() > 32 && self.queued < self.queue.len() / 2 {
@@ -903,7 +1196,9 @@ impl<T, M: Memory> Core<T, M> {
             service: None,
             busy_since: now,
             used: false,
-            suspected: false,
+            alone: false,
+            killed_for: None,
+            look_at: None,
             asked: VecDeque::new(),
             end_by: None,
             fruitless: None,

@@ -41,12 +41,44 @@ struct Kind {
     mode: Mode,
     /// Its reply may also be one that goes by the socket.
     may_be_large: bool,
+    has: Has,
 }
 
-const SYNC: Kind = Kind { mode: Mode::Sync, may_be_large: false };
-const SYNC_ANY: Kind = Kind { mode: Mode::Sync, may_be_large: true };
-const ASYNC: Kind = Kind { mode: Mode::Async, may_be_large: false };
-const ASYNC_ANY: Kind = Kind { mode: Mode::Async, may_be_large: true };
+/// What options a task has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Has {
+    Nothing,
+    /// One retry after a death.
+    Retry,
+    /// A sync one is asked first, when it is to be stopped.
+    Grace,
+    /// A time limit of half a [`JUMP`].
+    Limit,
+    Idempotent,
+}
+
+const SYNC: Kind = Kind { mode: Mode::Sync, may_be_large: false, has: Has::Nothing };
+const ASYNC: Kind = Kind { mode: Mode::Async, ..SYNC };
+const SYNC_ANY: Kind = Kind { may_be_large: true, ..SYNC };
+const ASYNC_ANY: Kind = Kind { may_be_large: true, ..ASYNC };
+
+impl Kind {
+    const fn with(self, has: Has) -> Self {
+        Self { has, ..self }
+    }
+
+    fn options(self) -> Option<Arc<Options>> {
+        let mut options = Options::default();
+        match self.has {
+            Has::Nothing => return None,
+            Has::Retry => options.retry.most = 1,
+            Has::Grace => options.grace = Some(ABORT_GRACE),
+            Has::Limit => options.timeout = Some(JUMP / 2),
+            Has::Idempotent => options.idempotent = true,
+        }
+        Some(Arc::new(options))
+    }
+}
 
 /// The size of a search.
 #[derive(Clone, Debug)]
@@ -118,6 +150,8 @@ enum Flaw {
     RunAgain,
     /// Time is up before what has come meanwhile is taken in.
     TimeFirst,
+    /// A worker whose task has not stopped in its grace is killed without another look at it.
+    NoLookAtGrace,
 }
 
 // ---- choices
@@ -208,6 +242,7 @@ fn each_way(mut step: impl FnMut() -> bool, mut then: impl FnMut(&[u8])) {
 enum Told {
     Value,
     Cancelled,
+    TimedOut,
     Lost,
     Closed,
 }
@@ -219,7 +254,11 @@ struct Fact {
     begun: bool,
     committed: bool,
     aborted: bool,
-    /// The grace of its abort has passed, and it had not been answered.
+    /// It may have run for longer than its time limit.
+    over: bool,
+    /// It is tried again.
+    again: bool,
+    /// The grace of its stop has passed, and it had not been answered.
     late: bool,
     told: Option<Told>,
 }
@@ -227,6 +266,8 @@ struct Fact {
 #[derive(Debug, Default)]
 struct Facts {
     tasks: [Cell<Fact>; TASKS_MAX],
+    /// Since the beginning, as workers note it.
+    nanos: Cell<u64>,
     wrong: RefCell<Option<String>>,
 }
 
@@ -251,7 +292,7 @@ impl Facts {
 impl Clone for Facts {
     fn clone(&self) -> Self {
         let tasks = std::array::from_fn(|id| Cell::new(self.tasks[id].get()));
-        Self { tasks, wrong: RefCell::new(self.wrong.borrow().clone()) }
+        Self { tasks, nanos: self.nanos.clone(), wrong: RefCell::new(self.wrong.borrow().clone()) }
     }
 }
 
@@ -518,6 +559,9 @@ impl Hand {
                 if self.has(Flaw::AnyWord) {
                     word.id = self.words[usize::from(claim.slot)].load(Ordering::Relaxed) >> 3;
                 }
+                if self.plan.tasks[claim.id as usize].has == Has::Limit {
+                    self.words().note_start(claim, self.facts.nanos.get());
+                }
                 if self.words().begin(word) {
                     self.begin(process, claim, mode);
                 } else {
@@ -544,6 +588,7 @@ impl Hand {
         let fact = self.facts.get(claim.id);
         self.facts.ensure(!fact.begun, || format!("task {} runs twice", claim.id));
         self.facts.ensure(fact.told.is_none(), || format!("task {} begins, and was told as {:?}", claim.id, fact.told));
+        self.facts.ensure(!fact.committed, || format!("task {} begins, and has been answered", claim.id));
         self.facts.set(claim.id, |fact| fact.begun = true);
         match mode {
             Mode::Sync => process.at = At::Run(claim),
@@ -596,7 +641,8 @@ impl Hand {
         note("a kill that comes when nothing runs", process.at == At::Idle && process.running.is_empty());
         if let At::Run(claim) = process.at {
             note("a kill that ends its task", true);
-            self.facts.ensure(self.facts.get(claim.id).aborted, || format!("a kill ends task {}, which nobody wanted to stop", claim.id));
+            let fact = self.facts.get(claim.id);
+            self.facts.ensure(fact.aborted || fact.over, || format!("a kill ends task {}, which nobody wanted to stop", claim.id));
         }
         self.die(process);
     }
@@ -738,7 +784,7 @@ impl World {
         let rules = Rules { workers: plan.workers, concurrency: plan.concurrency, hello_limit: never, start_limit: None };
         let mut world = Self {
             facts: Rc::new(Facts::default()),
-            core: Core::new(rules),
+            core: Core::new(rules, Clock { moment: now, nanos: 0 }),
             readers: Vec::new(),
             stillborn: Vec::new(),
             ops: Vec::new(),
@@ -891,8 +937,13 @@ impl World {
             Step::Jump => {
                 self.jumps -= 1;
                 self.now += JUMP;
+                self.facts.nanos.set(self.facts.nanos.get() + JUMP.as_nanos() as u64);
                 for id in 0..self.submitted as u64 {
-                    self.facts.set(id, |fact| fact.late |= fact.aborted && !fact.committed);
+                    let has_limit = self.plan.tasks[id as usize].has == Has::Limit;
+                    self.facts.set(id, |fact| {
+                        fact.late |= (fact.aborted || fact.over) && !fact.committed;
+                        fact.over |= has_limit && fact.begun && !fact.committed;
+                    });
                 }
             }
         }
@@ -918,10 +969,10 @@ impl World {
 
     fn submit(&mut self) {
         let id = self.submitted as u64;
-        let mode = self.plan.tasks[id as usize].mode;
+        let (mode, options) = (self.plan.tasks[id as usize].mode, self.plan.tasks[id as usize].options());
         self.submitted += 1;
         let mut taken = None;
-        self.enter(|core, now, actions| taken = Some(core.submit(Call { cargo: id, id, mode, large: false }, now, actions)));
+        self.enter(|core, now, actions| taken = Some(core.submit(Call { cargo: id, id, mode, large: false, options }, now, actions)));
         match taken {
             Some(Ok(key)) => self.facts.set(id, |fact| fact.key = Some(key)),
             _ => self.tell(id, Told::Closed),
@@ -959,7 +1010,7 @@ impl World {
                     self.freed.retain(|free| usize::from(*free) != place);
                     self.generations[place] = generation;
                 }
-                Action::Send(key, task, slot) => {
+                Action::Send(key, task, slot, _) => {
                     let (Some(id), Some(at)) = (self.core.id_of(task), self.place(key)) else { continue };
                     note("sent again", self.facts.get(id).sent);
                     self.facts.set(id, |fact| fact.sent = true);
@@ -980,10 +1031,19 @@ impl World {
                     id,
                     match fate {
                         Fate::Cancelled => Told::Cancelled,
+                        Fate::TimedOut(_) => Told::TimedOut,
                         Fate::Lost(_) => Told::Lost,
                         Fate::Closed | Fate::StartFailed(_) => Told::Closed,
                     },
                 ),
+                Action::Note(task, fate) => {
+                    let Some(id) = self.core.id_of(task) else { continue };
+                    let fact = self.facts.get(id);
+                    note("tried again", true);
+                    let truth = matches!(fate, Fate::Lost(_)) && !fact.committed && (fact.begun || self.suspects.contains(&id));
+                    self.facts.ensure(truth && !fact.again, || format!("task {id} is tried again after {fate:?}: {fact:?}"));
+                    self.facts.set(id, |fact| (fact.again, fact.begun) = (true, false));
+                }
                 Action::Ended => self.ended = true,
             }
         }
@@ -1014,10 +1074,12 @@ impl World {
         note("lost", told == Told::Lost && fact.begun);
         note("a value, though it was to be stopped", told == Told::Value && fact.aborted);
         note("refused", told == Told::Closed);
+        note("over its limit", told == Told::TimedOut);
         self.facts.set(id, |fact| fact.told = Some(told));
         let truth = match told {
             Told::Value => fact.committed,
             Told::Cancelled => fact.aborted && !fact.committed,
+            Told::TimedOut => fact.over && !fact.committed,
             Told::Lost => !fact.committed && (fact.begun || self.suspects.contains(&id)),
             Told::Closed => self.drained,
         };
@@ -1044,8 +1106,9 @@ impl World {
                 let mut told = Vec::new();
                 self.enter(|core, now, actions| {
                     for id in &ids {
-                        match core.replied(key, *id) {
-                            Some(id) => told.push(id),
+                        match core.replied(key, *id, Answer::Final, now) {
+                            Some(Replied::Ended(id, _)) => told.push(id),
+                            Some(Replied::Again(..)) => facts.ensure(false, || format!("task {id} was answered, and is tried again")),
                             None => facts.ensure(false, || format!("an answer to task {id} from a worker that does not have it")),
                         }
                     }
@@ -1103,7 +1166,13 @@ impl World {
                 }
             },
             Op::Exited(key) => self.exited(key),
-            Op::Tick => self.enter(|core, now, actions| core.tick(now, actions)),
+            Op::Tick => {
+                let unseen = if self.has(Flaw::NoLookAtGrace) { self.core.overdue(self.now) } else { Vec::new() };
+                self.enter(|core, now, actions| {
+                    unseen.into_iter().for_each(|key| core.condemn(key, actions));
+                    core.tick(now, actions);
+                });
+            }
         }
     }
 
@@ -1151,6 +1220,16 @@ impl World {
             }
         }
         self.suspects = self.core.tasks.iter().filter(|(_, task)| task.is_suspect()).map(|(_, task)| task.id).collect();
+        // Neighbours of one that was killed may run again, if that does no harm (rule 13).
+        let worker = self.core.workers.get(key);
+        for flight in worker.filter(|worker| worker.killed_for.is_some()).into_iter().flat_map(|worker| &worker.in_flight) {
+            let id = flight.claim.id;
+            let fact = self.facts.get(id);
+            if self.plan.tasks[id as usize].has == Has::Idempotent && fact.begun && !fact.aborted {
+                note("a neighbour that runs again", true);
+                self.facts.set(id, |fact| fact.begun = false);
+            }
+        }
         let loss = Arc::clone(&self.loss);
         self.enter(|core, now, actions| core.exited(key, &loss, now, actions));
         self.suspects.clear();
@@ -1169,14 +1248,14 @@ impl World {
 /// `Core::abort`, broken.
 fn stop_badly(core: &mut Core<u64, Rc<Hand>>, key: TaskKey, flaw: Flaw, now: Instant, actions: &mut Vec<Action<u64>>) {
     let Some(task) = core.tasks.get(key) else { return };
-    let (Mode::Sync, Some(worker_key), false) = (task.mode, task.worker, task.aborting) else { return core.abort(key, now, actions) };
+    let (Mode::Sync, Some(worker_key), None) = (task.mode, task.worker, task.stopping) else { return core.abort(key, now, actions) };
     let Some(worker) = core.workers.get(worker_key).filter(|worker| worker.state == State::Ready) else { return };
     let Some(flight) = worker.in_flight.iter().find(|flight| flight.task == key) else { return };
     if matches!(worker.look(flight.claim), Progress::Queued | Progress::Done) {
         return core.abort(key, now, actions);
     }
     if let Some(task) = core.tasks.get_mut(key) {
-        task.aborting = true;
+        task.stopping = Some(Stop::Abort);
     }
     if flaw == Flaw::KillFirst {
         core.withdraw(worker_key, State::Doomed);
@@ -1186,6 +1265,14 @@ fn stop_badly(core: &mut Core<u64, Rc<Hand>>, key: TaskKey, flaw: Flaw, now: Ins
         core.condemn(worker_key, actions);
     }
     core.go_on(now, actions);
+}
+
+fn stop_code(stop: Option<Stop>) -> u8 {
+    match stop {
+        None => 0,
+        Some(Stop::Abort) => 1,
+        Some(Stop::TimedOut(_)) => 2,
+    }
 }
 
 /// Place and generation of a key.
@@ -1260,10 +1347,18 @@ impl World {
         for id in 0..self.submitted as u64 {
             let fact = self.facts.get(id);
             let task = fact.key.and_then(|key| core.tasks.get(key));
-            let task = task.map_or(0xff, |task| task.moves << 2 | u8::from(task.aborting) << 1 | u8::from(task.worker.is_some()));
+            let task = task
+                .map_or(0xff, |task| task.moves << 1 | u8::from(task.worker.is_some()) | stop_code(task.stopping) << 4 | task.attempt << 6);
             out.push(match fact.told {
                 Some(_) => 0xff, // how does not matter any more
-                None => u8::from(fact.begun) | u8::from(fact.committed) << 1 | u8::from(fact.aborted) << 2 | u8::from(fact.late) << 3,
+                None => {
+                    u8::from(fact.begun)
+                        | u8::from(fact.committed) << 1
+                        | u8::from(fact.aborted) << 2
+                        | u8::from(fact.late) << 3
+                        | u8::from(fact.over) << 4
+                        | u8::from(fact.again) << 5
+                }
             });
             out.push(task);
         }
@@ -1280,19 +1375,25 @@ impl World {
         out.extend(self.freed.iter().chain(&self.generations[..self.plan.workers]));
         for (at, worker) in core.workers.iter() {
             out.extend([0xf2, key(at)]);
+            let hand_start = |claim| worker.memory.as_ref().map_or(0, |hand| hand.words().started_at(claim));
             out.push(match worker.state {
                 State::Starting { .. } => 0,
                 State::Ready => 1,
                 State::Retiring => 2,
                 State::Doomed => 3,
             });
-            out.extend([worker.mode as u8 | u8::from(worker.used) << 1 | u8::from(worker.suspected) << 2, worker.slots_used as u8]);
+            out.extend([worker.mode as u8 | u8::from(worker.used) << 1 | u8::from(worker.alone) << 2, worker.slots_used as u8]);
             out.extend(time(worker.busy_since).to_le_bytes());
             out.extend(when(worker.end_by));
             out.extend(when(worker.fruitless));
+            out.extend(when(worker.look_at));
+            out.push(worker.killed_for.map_or(0xfe, |task| self.number(task)));
             out.push(worker.listed.map_or(0xff, |(mode, load)| (mode as u8) << 4 | load as u8));
             for flight in &worker.in_flight {
-                out.extend([claim(flight.claim), self.fact_of(flight.task)]);
+                out.extend([claim(flight.claim), self.number(flight.task)]);
+                out.extend(when(flight.begun));
+                out.push(u8::from(flight.done));
+                out.push((hand_start(flight.claim) / JUMP.as_nanos() as u64) as u8);
             }
             out.push(0xf3);
             out.extend(worker.free_slots.iter().map(|slot| *slot as u8));
@@ -1380,7 +1481,7 @@ impl World {
     }
 
     /// Which task a key is, while it is there.
-    fn fact_of(&self, key: TaskKey) -> u8 {
+    fn number(&self, key: TaskKey) -> u8 {
         self.core.id_of(key).map_or(0xff, |id| id as u8)
     }
 
@@ -1539,14 +1640,35 @@ fn a_pool_that_drains() {
     clean(Plan { crashes: 1, drain: true, ..Plan::new(2, &[SYNC, SYNC]) }, &["lost"]);
 }
 
+#[test]
+fn tasks_with_options() {
+    let one = |kinds: &[Kind]| Plan::new(1, kinds);
+    clean(Plan { crashes: 2, ..one(&[SYNC.with(Has::Retry), SYNC]) }, &["tried again", "lost"]);
+    clean(
+        Plan { crashes: 1, aborts: 1, jumps: 1, ..one(&[SYNC.with(Has::Grace), SYNC]) },
+        &["a grace that is over", "a kill that ends its task"],
+    );
+    clean(
+        Plan { jumps: 1, aborts: 1, ..one(&[SYNC.with(Has::Limit), SYNC.with(Has::Limit)]) },
+        &["over its limit", "a kill that ends its task"],
+    );
+    clean(
+        Plan { jumps: 2, ..one(&[ASYNC.with(Has::Limit), ASYNC.with(Has::Idempotent)]) },
+        &["a grace that is over", "a neighbour that runs again"],
+    );
+    let two = Plan::new(2, &[SYNC.with(Has::Retry), SYNC.with(Has::Retry)]);
+    clean(Plan { crashes: 2, service: 100 * US, ..two }, &["tried again"]);
+}
+
 /// Minutes in an optimised build, and some gigabytes.
 #[test]
 #[ignore = "takes minutes"]
 fn long_search() {
+    let (retry, grace, limit) = (SYNC.with(Has::Retry), SYNC.with(Has::Grace), SYNC.with(Has::Limit));
     clean(Plan { crashes: 1, aborts: 1, service: 100 * US, ..Plan::new(2, &[SYNC, SYNC, SYNC]) }, &[]);
-    clean(Plan { aborts: 1, jumps: 1, ..Plan::new(1, &[ASYNC, ASYNC_ANY, ASYNC]) }, &[]);
-    clean(Plan { crashes: 1, aborts: 1, jumps: 1, naps: true, held: true, ..Plan::new(1, &[ASYNC_ANY, ASYNC, ASYNC]) }, &[]);
     clean(Plan { crashes: 2, aborts: 1, jumps: 1, later: true, drain: true, ..Plan::new(1, &[SYNC, ASYNC, SYNC]) }, &[]);
+    clean(Plan { crashes: 1, aborts: 1, jumps: 2, later: true, ..Plan::new(1, &[retry, grace, limit]) }, &[]);
+    clean(Plan { crashes: 1, aborts: 1, jumps: 1, naps: true, held: true, ..Plan::new(1, &[ASYNC_ANY, ASYNC, ASYNC]) }, &[]);
     clean(Plan { crashes: 1, aborts: 2, jumps: 1, naps: true, later: true, ..Plan::new(1, &[SYNC_ANY, SYNC_ANY, SYNC]) }, &[]);
     clean(Plan { crashes: 1, aborts: 1, jumps: 1, service: 100 * US, ..Plan::new(2, &[SYNC, SYNC, SYNC]) }, &[]);
 }
@@ -1608,7 +1730,13 @@ fn what_had_begun_and_runs_again_is_found() {
 }
 
 #[test]
+fn a_kill_at_the_end_of_a_grace_without_another_look_is_found() {
+    let plan = Plan { aborts: 1, jumps: 1, ..Plan::new(1, &[SYNC.with(Has::Grace), SYNC]) };
+    found(Flaw::NoLookAtGrace, "which nobody wanted to stop", plan);
+}
+
+#[test]
 fn a_grace_that_is_over_before_what_came_is_read_is_found() {
     found(Flaw::TimeFirst, "which nobody wanted to stop", Plan { aborts: 1, jumps: 1, ..Plan::new(1, &[SYNC, SYNC]) });
-    found(Flaw::TimeFirst, "though none is late", Plan { aborts: 1, jumps: 1, ..Plan::new(1, &[ASYNC, ASYNC]) });
+    found(Flaw::TimeFirst, "though none is late", Plan { aborts: 1, jumps: 2, ..Plan::new(1, &[ASYNC, ASYNC]) });
 }

@@ -399,7 +399,7 @@ impl World {
             _ => {}
         }
         let mut world = Self {
-            core: Core::new(rules),
+            core: Core::new(rules, Clock { moment: now, nanos: 0 }),
             error: Error::spawn("simulating", std::io::Error::other("no")),
             rng,
             flaw,
@@ -587,7 +587,7 @@ impl World {
             let dead_pool = self.hands.is_empty() && self.failed_at.is_some_and(|at| self.now < at + BACKOFF_MAX);
             self.jobs.push(job);
             let large = large && self.flaw != Some(Flaw::Large);
-            let call = Call { cargo: BASE_ID + id, id: BASE_ID + id, mode, large };
+            let call = Call { cargo: BASE_ID + id, id: BASE_ID + id, mode, large, options: None };
             match self.core.submit(call, self.now, &mut self.actions) {
                 Ok(key) => {
                     ensure!(!refusing, "a closed pool took a task");
@@ -764,7 +764,10 @@ impl World {
         }
         let mut count = 0;
         for id in replies {
-            let cargo = self.core.replied(key, BASE_ID + id);
+            let cargo = self.core.replied(key, BASE_ID + id, Answer::Final, self.now).map(|replied| match replied {
+                Replied::Ended(cargo, _) => cargo,
+                Replied::Again(..) => 0,
+            });
             if self.killed {
                 ensure!(cargo.is_none(), "an answer after the kill was taken");
                 continue;
@@ -794,7 +797,7 @@ impl World {
         let broken = !self.killed && self.rng.rarely(self.plan.nonsense);
         if broken && let Some(hand) = self.hands.get_mut(&key) {
             hand.silent = true;
-            ensure!(self.core.replied(key, 7).is_none(), "an answer to nothing was taken");
+            ensure!(self.core.replied(key, 7, Answer::Final, self.now).is_none(), "an answer to nothing was taken");
         }
         self.core.refill(key, count, self.now, &mut self.actions);
         self.settle_up(false)?;
@@ -955,6 +958,8 @@ impl World {
         self.see(match &action {
             Action::Start(_) => "Start",
             Action::Send(..) => "Send",
+            Action::Note(..) => "Note",
+            Action::Settle(_, Fate::TimedOut(_)) => "TimedOut",
             Action::Cancel(..) => "Cancel",
             Action::Retire(_) => "Retire",
             Action::Kill(_) => "Kill",
@@ -967,7 +972,8 @@ impl World {
         });
         match action {
             Action::Start(key) => self.do_start(key),
-            Action::Send(key, task, slot) => self.do_send(key, task, slot),
+            Action::Send(key, task, slot, _) => self.do_send(key, task, slot),
+            Action::Note(task, fate) => Err(format!("{task:?} fails and is tried again: {fate:?}")),
             Action::Cancel(key, task) => {
                 let id = self.core.cargo_mut(task).map(|id| *id - BASE_ID).ok_or("a cancel of nothing")?;
                 let job = &self.jobs[id as usize];
@@ -1153,6 +1159,7 @@ impl World {
         };
         let truth = match fate {
             Fate::Cancelled => job.aborted && (queued || lost == Some(false)),
+            Fate::TimedOut(_) => false,
             Fate::Closed => self.killed,
             Fate::StartFailed(_) => queued && self.expected.start_failed && self.hands.values().all(|hand| hand.life != Life::Ready),
             Fate::Lost(_) => lost == Some(true),
@@ -1272,7 +1279,7 @@ impl World {
             Some(Flaw::Unaborted) => {
                 for key in core.tasks.keys() {
                     if let Some(task) = core.tasks.get_mut(key) {
-                        task.aborting = false;
+                        task.stopping = None;
                     }
                 }
             }

@@ -7,13 +7,15 @@ use super::*;
 struct Bench {
     core: Core<u64, TestMemory>,
     now: Instant,
+    start: Instant,
     next: u64,
 }
 
 impl Bench {
     fn new(workers: usize) -> Self {
         let rules = Rules { workers, concurrency: 3, hello_limit: Duration::from_secs(30), start_limit: Some(Duration::from_secs(60)) };
-        Self { core: Core::new(rules), now: Instant::now(), next: 0 }
+        let now = Instant::now();
+        Self { core: Core::new(rules, Clock { moment: now, nanos: 0 }), now, start: now, next: 0 }
     }
 
     /// All workers are there and idle; the last is the next to be used.
@@ -57,12 +59,18 @@ impl Bench {
         let place = |key: WorkerKey| key.to_u64() & u64::from(u32::MAX);
         let words = actions.into_iter().map(|action| match action {
             Action::Start(key) => format!("start {}", place(key)),
-            Action::Send(key, task, _) => format!("send {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
+            Action::Send(key, task, ..) => format!("send {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
             Action::Cancel(key, task) => format!("cancel {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
             Action::Retire(key) => format!("retire {}", place(key)),
             Action::Kill(key) => format!("kill {}", place(key)),
             Action::TimeOut(key) => format!("time out {}", place(key)),
             Action::Settle(id, Fate::Cancelled) => format!("cancelled {id}"),
+            Action::Settle(id, Fate::TimedOut(limit)) => format!("timed out {id} {limit:?}"),
+            Action::Note(key, Fate::Lost(_)) => format!("noted lost {:?}", self.core.id_of(key)).replace("Some(", "").replace(')', ""),
+            Action::Note(key, Fate::TimedOut(_)) => {
+                format!("noted timed out {:?}", self.core.id_of(key)).replace("Some(", "").replace(')', "")
+            }
+            Action::Note(_, fate) => format!("noted {fate:?}"),
             Action::Settle(id, Fate::Closed) => format!("closed {id}"),
             Action::Settle(id, Fate::StartFailed(_)) => format!("start failed {id}"),
             Action::Settle(id, Fate::Lost(_)) => format!("lost {id}"),
@@ -72,10 +80,20 @@ impl Bench {
     }
 
     fn submit(&mut self, mode: Mode, large: bool) -> (Option<TaskKey>, Vec<String>) {
+        self.submit_with(mode, large, None)
+    }
+
+    fn with(&mut self, mode: Mode, options: Options) -> (TaskKey, Vec<String>) {
+        let (key, words) = self.submit_with(mode, false, Some(Arc::new(options)));
+        (key.expect("it is taken"), words)
+    }
+
+    fn submit_with(&mut self, mode: Mode, large: bool, options: Option<Arc<Options>>) -> (Option<TaskKey>, Vec<String>) {
         let id = self.next;
         self.next += 1;
         let mut key = None;
-        let words = self.does(|core, now, actions| key = core.submit(Call { cargo: id, id, mode, large }, now, actions).ok());
+        let words = self
+            .does(|core, now, actions| key = core.submit(Call { cargo: id, id, mode, large, options: options.clone() }, now, actions).ok());
         (key, words)
     }
 
@@ -86,9 +104,32 @@ impl Bench {
 
     fn reply(&mut self, worker: WorkerKey, ids: &[u64]) -> Vec<String> {
         self.does(|core, now, actions| {
-            ids.iter().for_each(|id| assert_eq!(core.replied(worker, *id), Some(*id)));
+            for id in ids {
+                let replied = core.replied(worker, *id, Answer::Final, now);
+                assert!(matches!(replied, Some(Replied::Ended(cargo, _)) if cargo == *id), "{id}: {replied:?}");
+            }
             core.refill(worker, ids.len() as u32, now, actions);
         })
+    }
+
+    /// Answers a task in this way; whether it is tried again.
+    fn answer(&mut self, worker: WorkerKey, id: u64, answer: Answer) -> (bool, Vec<String>) {
+        let mut again = false;
+        let words = self.does(|core, now, actions| {
+            let replied = core.replied(worker, id, answer, now).expect("it has the task");
+            again = matches!(replied, Replied::Again(..));
+            core.refill(worker, 1, now, actions);
+        });
+        (again, words)
+    }
+
+    /// The worker begins a task and notes when.
+    fn begin_timed(&self, worker: WorkerKey, id: u64) {
+        let nanos = (self.now - self.start).as_nanos() as u64;
+        self.each(worker, &[id], |claims, claim| {
+            claims.note_start(claim, nanos);
+            assert!(claims.begin(claim));
+        });
     }
 
     fn exit(&mut self, worker: WorkerKey) -> Vec<String> {
@@ -212,7 +253,7 @@ fn rule_7_a_task_does_not_go_back_for_ever() {
         worker = bench.core.workers.keys()[0];
         assert_eq!(bench.ready_now(worker), ["send 0 1"]);
     }
-    assert_eq!(bench.core.workers.get(worker).map(|worker| worker.suspected), Some(true));
+    assert_eq!(bench.core.workers.get(worker).map(|worker| worker.alone), Some(true));
     assert_eq!(bench.exit(worker), ["lost 1", "start 0"]);
     worker = bench.core.workers.keys()[0];
     assert_eq!(bench.ready_now(worker), ["send 0 2"], "the one behind it is not charged");
@@ -299,7 +340,7 @@ fn rule_10_a_worker_that_gets_ready_takes_its_share_and_so_does_one_in_a_pool_th
 }
 
 #[test]
-fn rule_11_without_memory_one_sync_task_is_in_hand_and_counts_as_begun() {
+fn rule_14_without_memory_one_sync_task_is_in_hand_and_counts_as_begun() {
     let mut bench = Bench::new(1);
     let (first, _) = bench.task(Mode::Sync);
     let worker = bench.core.workers.keys()[0];
@@ -551,4 +592,186 @@ fn a_hundred_thousand_are_aborted_one_by_one() {
         }
         assert_eq!(bench.core.queued(), 0);
     }
+}
+
+fn timeout(limit: Duration) -> Options {
+    Options { timeout: Some(limit), ..Options::default() }
+}
+
+#[test]
+fn rule_11_a_limit_counts_from_the_true_start() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 100);
+    bench.with(Mode::Sync, timeout(50 * MS));
+    bench.with(Mode::Sync, timeout(50 * MS));
+    bench.begin_timed(w[0], 1);
+    assert!(bench.core.deadline_moved());
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + 50 * MS));
+    bench.pass(40 * MS);
+    assert_eq!(bench.reply(w[0], &[1]), [""; 0]);
+    bench.pass(5 * MS);
+    bench.begin_timed(w[0], 2);
+    bench.pass(5 * MS);
+    assert_eq!(bench.tick(), [""; 0], "it has run for 5 ms");
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + 45 * MS));
+    bench.pass(45 * MS);
+    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.exit(w[0]), ["timed out 2 Timeout(50ms)", "start 0"]);
+}
+
+#[test]
+fn rule_11_what_has_not_begun_is_not_over_and_is_looked_at_again() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.with(Mode::Sync, timeout(50 * MS));
+    bench.pass(50 * MS);
+    assert_eq!(bench.tick(), [""; 0]);
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + 50 * MS));
+    bench.pass(10 * MS);
+    bench.begin_timed(w[0], 0);
+    bench.pass(40 * MS);
+    assert_eq!(bench.tick(), [""; 0]);
+    bench.pass(10 * MS);
+    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.reply(w[0], &[0]), [""; 0], "the reply that came first counts");
+}
+
+#[test]
+fn rule_11_a_worker_that_lies_about_the_start_gains_one_limit_at_most() {
+    for lie in [0, u64::MAX, 1 << 60] {
+        let (mut bench, w) = Bench::ready(1);
+        bench.with(Mode::Sync, timeout(50 * MS));
+        bench.each(w[0], &[0], |claims, claim| {
+            claims.note_start(claim, lie);
+            assert!(claims.begin(claim));
+        });
+        bench.pass(50 * MS);
+        if bench.tick().is_empty() {
+            bench.pass(50 * MS);
+            assert_eq!(bench.tick(), ["kill 0"], "{lie}");
+        }
+    }
+}
+
+#[test]
+fn rule_11_a_deadline_ends_what_waits_what_runs_and_what_is_tried_again() {
+    let deadline = Options { deadline: Some(50 * MS), ..Options::default() };
+    let (mut bench, w) = Bench::ready(1);
+    bench.with(Mode::Sync, deadline.clone());
+    bench.begin(w[0], &[0]);
+    bench.with(Mode::Sync, deadline.clone());
+    bench.pass(50 * MS);
+    assert_eq!(bench.tick(), ["kill 0", "timed out 1 Deadline(50ms)"]);
+    assert_eq!(bench.exit(w[0]), ["timed out 0 Deadline(50ms)", "start 0"]);
+
+    let (mut bench, w) = Bench::ready(1);
+    let retry = Retry { most: 9, panics: true, wait_min: 80 * MS, wait_max: 80 * MS, ..Retry::default() };
+    bench.with(Mode::Sync, Options { retry, ..deadline });
+    bench.begin(w[0], &[0]);
+    assert_eq!(bench.answer(w[0], 0, Answer::Panicked), (true, vec![]));
+    bench.pass(50 * MS);
+    assert_eq!(bench.tick(), ["timed out 0 Deadline(50ms)"]);
+    assert_eq!(bench.core.next_deadline(), None);
+}
+
+#[test]
+fn rule_8_a_sync_task_with_a_grace_is_asked_before_it_is_killed() {
+    let (mut bench, w) = Bench::ready(1);
+    let (key, _) = bench.with(Mode::Sync, Options { grace: Some(20 * MS), ..Options::default() });
+    bench.begin(w[0], &[0]);
+    assert_eq!(bench.abort(key), [""; 0]);
+    bench.each(w[0], &[0], |claims, claim| assert_eq!(claims.look(claim), Progress::Asked));
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + 20 * MS));
+    bench.pass(20 * MS);
+    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.exit(w[0]), ["cancelled 0", "start 0"]);
+}
+
+#[test]
+fn rule_8_a_task_that_is_done_when_its_grace_is_over_costs_nobody_else() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 100);
+    let (key, _) = bench.with(Mode::Sync, Options { grace: Some(20 * MS), ..Options::default() });
+    bench.task(Mode::Sync);
+    bench.task(Mode::Sync);
+    bench.begin(w[0], &[1]);
+    assert_eq!(bench.abort(key), [""; 0]);
+    bench.finish(w[0], &[1]);
+    bench.begin(w[0], &[2]);
+    bench.pass(20 * MS);
+    assert_eq!(bench.core.overdue(bench.now), w, "what it has answered is to be taken in");
+    assert_eq!(bench.tick(), [""; 0], "its reply may be on its way");
+    bench.pass(ABORT_GRACE);
+    assert_eq!(bench.tick(), ["kill 0"], "or it only says so");
+    assert_eq!(bench.exit(w[0])[..2], ["cancelled 1", "lost 2"]);
+}
+
+#[test]
+fn rule_12_what_failed_is_tried_again_after_its_back_off_and_not_for_ever() {
+    let retry = Retry { most: 2, wait_min: 10 * MS, wait_max: 100 * MS, ..Retry::default() };
+    let (mut bench, w) = Bench::ready(1);
+    bench.with(Mode::Sync, Options { retry, ..timeout(50 * MS) });
+    bench.begin_timed(w[0], 0);
+    assert_eq!(bench.exit(w[0]), ["noted lost 0", "start 0"]);
+    let again = bench.core.workers.keys()[0];
+    assert_eq!(bench.ready_now(again), [""; 0]);
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + 10 * MS));
+    bench.pass(10 * MS);
+    assert_eq!(bench.tick(), ["send 0 0"]);
+    bench.begin_timed(again, 0);
+    bench.pass(50 * MS);
+    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.exit(again), ["noted timed out 0", "start 0"]);
+    let again = bench.core.workers.keys()[0];
+    bench.ready_now(again);
+    bench.pass(20 * MS);
+    assert_eq!(bench.tick(), ["send 0 0"]);
+    bench.begin_timed(again, 0);
+    assert_eq!(bench.exit(again), ["lost 0", "start 0"], "its third");
+}
+
+#[test]
+fn rule_12_only_what_its_retries_are_for_is_tried_again() {
+    for panics in [false, true] {
+        let (mut bench, w) = Bench::ready(1);
+        let retry = Retry { most: 1, panics, ..Retry::default() };
+        bench.with(Mode::Sync, Options { retry, ..Options::default() });
+        bench.begin(w[0], &[0]);
+        let words = if panics { vec!["send 0 0".to_string()] } else { vec![] };
+        assert_eq!(bench.answer(w[0], 0, Answer::Panicked), (panics, words));
+    }
+    // Nobody wants it any more.
+    let (mut bench, w) = Bench::ready(1);
+    let retry = Retry { most: 9, ..Retry::default() };
+    let (key, _) = bench.with(Mode::Sync, Options { retry, ..Options::default() });
+    bench.begin(w[0], &[0]);
+    assert_eq!(bench.abort(key), ["kill 0"]);
+    assert_eq!(bench.exit(w[0]), ["cancelled 0", "start 0"]);
+}
+
+#[test]
+fn rule_13_an_isolated_task_is_alone_and_is_killed_at_once() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.task(Mode::Async);
+    let isolated = Options { isolated: true, ..Options::default() };
+    let (key, words) = bench.with(Mode::Async, isolated);
+    assert_eq!(words, [""; 0]);
+    assert_eq!(bench.task(Mode::Async).1, [""; 0], "it holds back the next");
+    assert_eq!(bench.reply(w[0], &[0]), ["send 0 1"]);
+    bench.begin(w[0], &[1]);
+    assert_eq!(bench.abort(key), ["kill 0"]);
+    assert_eq!(bench.exit(w[0]), ["cancelled 1", "start 0"]);
+}
+
+#[test]
+fn rule_13_an_idempotent_neighbour_runs_again() {
+    let (mut bench, w) = Bench::ready(1);
+    let (key, _) = bench.task(Mode::Async);
+    bench.with(Mode::Async, Options { idempotent: true, ..Options::default() });
+    bench.task(Mode::Async);
+    bench.begin(w[0], &[0, 1, 2]);
+    bench.abort(key);
+    bench.pass(ABORT_GRACE);
+    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.exit(w[0]), ["cancelled 0", "lost 2", "start 0"]);
+    assert_eq!(bench.core.queued(), 1);
 }

@@ -5,12 +5,13 @@
 //! [`drive`] runs in the pool's own runtime, or the steward when that runtime does not turn. One
 //! turns at a time.
 
-use super::core::WorkerKey;
-use super::engine::Engine;
+use super::core::{Answer, Replied, Stop, WorkerKey};
+use super::engine::{Engine, timed_out};
 use super::launch::Launched;
 use super::link::{Link, Process};
 use super::loss::{Loss, Note};
-use super::reply::{Cargo, Outcome};
+use super::reply::Cargo;
+use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{DeathNote, Exit, WorkerMemory, sys};
 use crate::wire::frame::{self, FrameBuffer};
@@ -74,6 +75,13 @@ pub(super) fn register_timers(epoll: &Epoll, timer: &TimerFd, nap: &TimerFd) -> 
     epoll.add(nap, EpollEvent::new(EpollFlags::EPOLLIN, NAPPED | !3))
 }
 
+/// Tells tokens from the pool's timer: no worker has such a key either.
+const TOKENS: u64 = TIMER | (!3 << 1);
+
+pub(super) fn register_tokens(epoll: &Epoll, tokens: &Tokens) -> nix::Result<()> {
+    epoll.add(tokens.bell(), EpollEvent::new(EpollFlags::EPOLLIN, TOKENS))
+}
+
 /// The worker's socket is full; its event shall go on writing.
 pub(super) fn want_room(epoll: &Epoll, socket: BorrowedFd<'_>, key: WorkerKey) {
     // It fails only if the socket has just been taken out, and then nobody writes any more.
@@ -117,12 +125,15 @@ pub(super) fn drive(engine: Arc<Engine>) -> io::Result<impl Future<Output = ()> 
 pub(super) struct Driver {
     readers: HashMap<WorkerKey, Reader>,
     replies: Vec<(u64, Result<Packet, Failed>)>,
-    settled: Vec<(Cargo, Result<Packet, Failed>)>,
+    settled: Vec<Settled>,
     /// Workers that do not ring, because we look by ourselves.
     awake: Vec<WorkerKey>,
     /// What was taken out of an outbox.
     taken: Vec<u8>,
 }
+
+/// A task that was answered; and if it was being stopped, why.
+type Settled = (Cargo, Result<Packet, Failed>, Option<Stop>);
 
 /// How far a worker has come; what it may say depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +174,7 @@ impl Engine {
             for event in &events[..n] {
                 let (key, what) = (key_of(event.data()), event.data() & 3);
                 match what {
+                    TIMER if event.data() == TOKENS => self.tokens.cancelled().into_iter().for_each(|task| self.abort(task)),
                     TIMER => self.time_has_passed(driver),
                     NAPPED => napped = true,
                     ENDED => self.process_ended(driver, key),
@@ -414,7 +426,7 @@ impl Engine {
         key: WorkerKey,
         pid: u32,
         replies: &mut Vec<(u64, Result<Packet, Failed>)>,
-        settled: &mut Vec<(Cargo, Result<Packet, Failed>)>,
+        settled: &mut Vec<Settled>,
     ) -> Result<(), Bad> {
         if replies.is_empty() {
             return Ok(());
@@ -423,8 +435,18 @@ impl Engine {
         self.apply(|state, now| {
             let mut count = 0;
             for (id, outcome) in replies.drain(..) {
-                match state.core.replied(key, id) {
-                    Some(cargo) => settled.push((cargo, outcome)),
+                let answer = match &outcome {
+                    Err(Failed::Panicked { .. }) => Answer::Panicked,
+                    Err(Failed::Cancelled) => Answer::Dropped,
+                    _ => Answer::Final,
+                };
+                match state.core.replied(key, id, answer, now) {
+                    Some(Replied::Ended(cargo, stop)) => settled.push((cargo, outcome, stop)),
+                    Some(Replied::Again(task, stop)) => {
+                        if let (Some(cargo), Err(failed)) = (state.core.cargo_mut(task), outcome) {
+                            cargo.failed(TaskError::new(self.failure(pid, failed, stop), cargo.function));
+                        }
+                    }
                     None => {
                         result = Err(Bad(format!("an answer to task {id}, which it was not to give")));
                         break;
@@ -435,24 +457,24 @@ impl Engine {
             state.core.refill(key, count, now, &mut state.actions);
         });
         replies.clear();
-        for (cargo, outcome) in settled.drain(..) {
-            let outcome = self.outcome(cargo.function, pid, outcome);
-            cargo.reply.settle(outcome);
+        for (cargo, outcome, stop) in settled.drain(..) {
+            let outcome = outcome.map_err(|failed| TaskError::new(self.failure(pid, failed, stop), cargo.function));
+            cargo.settle(outcome);
         }
         result
     }
 
-    fn outcome(&self, function: &'static str, pid: u32, outcome: Result<Packet, Failed>) -> Outcome {
-        outcome.map_err(|failed| {
-            let what = match failed {
-                Failed::Panicked { message, location, backtrace } => What::Panicked { message, location, backtrace, pid, status: None },
-                Failed::Arguments { reason } => What::ArgumentDecode { pid, reason },
-                Failed::Result { reason } => What::ResultEncode { pid, reason },
-                Failed::TooLarge => What::ResultTooLarge { pid, limit: self.config.frame_limit },
-                Failed::Cancelled => What::Cancelled,
-            };
-            TaskError::new(what, function)
-        })
+    fn failure(&self, pid: u32, failed: Failed, stop: Option<Stop>) -> What {
+        match failed {
+            Failed::Panicked { message, location, backtrace } => What::Panicked { message, location, backtrace, pid, status: None },
+            Failed::Arguments { reason } => What::ArgumentDecode { pid, reason },
+            Failed::Result { reason } => What::ResultEncode { pid, reason },
+            Failed::TooLarge => What::ResultTooLarge { pid, limit: self.config.frame_limit },
+            Failed::Cancelled => match stop {
+                Some(Stop::TimedOut(limit)) => timed_out(limit),
+                _ => What::Cancelled,
+            },
+        }
     }
 
     /// The hello has come: keep the lifeline, and answer.

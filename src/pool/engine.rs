@@ -7,12 +7,13 @@
 //!
 //! The other half, what happens at the descriptors, is in `driver.rs`.
 
-use super::core::{Action, Call, Core, Fate, Memory, Mode, Refused, TaskKey, WorkerKey};
+use super::core::{Action, Call, Clock, Core, Fate, Limit, Memory, Mode, Refused, TaskKey, WorkerKey};
 use super::driver::{self, Driver};
 use super::launch;
 use super::link::Link;
-use super::reply::{Cargo, Inlet, Reply, shielded};
+use super::reply::{Cargo, Extra, Inlet, Reply, shielded};
 use super::spec::{Config, Room, TaskSpec, Ticket};
+use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{WorkerMemory, fork, steward, sys};
 use crate::wire::claim::Claims;
@@ -45,6 +46,7 @@ pub(crate) struct Engine {
     pub(super) timer: TimerFd,
     /// Ends a nap of the driver.
     pub(super) nap: TimerFd,
+    pub(super) tokens: Arc<Tokens>,
     /// Held by whoever turns; nobody waits for it, see [`Engine::turn_now`].
     driver: Mutex<Driver>,
     /// Turns that were asked for and not yet made.
@@ -113,10 +115,13 @@ impl Engine {
         };
         let (timer, nap) = (timer()?, timer()?);
         driver::register_timers(&epoll, &timer, &nap).map_err(step("registering the pool's timers"))?;
+        let tokens = Tokens::new().map_err(|e| Error::spawn("making the pool's eventfd", e))?;
+        driver::register_tokens(&epoll, &tokens).map_err(step("registering the pool's eventfd"))?;
         let runtime = tokio::runtime::Handle::try_current().ok();
+        let clock = Clock { moment: Instant::now(), nanos: sys::monotonic_nanos() };
         let engine = Arc::new_cyclic(|this| Self {
             state: Mutex::new(State {
-                core: Core::new(config.rules.clone()),
+                core: Core::new(config.rules.clone(), clock),
                 actions: Vec::new(),
                 links: HashMap::new(),
                 timed: false,
@@ -125,6 +130,7 @@ impl Engine {
             epoll,
             timer,
             nap,
+            tokens: Arc::new(tokens),
             driver: Mutex::new(Driver::default()),
             wanted: AtomicU32::new(0),
             turns: AtomicU64::new(0),
@@ -172,6 +178,10 @@ impl Engine {
             reply.settle(refuse(What::Forked));
             return Ticket { id, key: None };
         }
+        if task.token.as_ref().is_some_and(|token| token.is_cancelled()) {
+            reply.settle(refuse(What::Cancelled));
+            return Ticket { id, key: None };
+        }
         let room = match (&self.room, room) {
             (Some(semaphore), Room::Needed) => match Arc::clone(semaphore).try_acquire_owned() {
                 Ok(permit) => Some(permit),
@@ -195,13 +205,20 @@ impl Engine {
             }
         };
         let large = frame.len() > driver::LARGE;
-        let cargo = Cargo { frame, reply, function: task.function, room };
+        let token = task.token.as_ref().map(|token| self.tokens.register(token));
+        let watched = token.as_ref().map(|token| token.number());
+        let cargo = Cargo { frame, reply, function: task.function, extra: token.map(Extra::watched), room };
         let key = self.apply(|state, now| {
-            let call = Call { cargo, id, mode: task.mode, large };
+            let call = Call { cargo, id, mode: task.mode, large, options: task.options.clone() };
             state.core.submit(call, now, &mut state.actions)
         });
         match key {
-            Ok(key) => Ticket { id, key: Some(key) },
+            Ok(key) => {
+                if watched.is_some_and(|number| self.tokens.arm(number, key)) {
+                    self.abort(key);
+                }
+                Ticket { id, key: Some(key) }
+            }
             Err(Refused(cargo, fate)) => {
                 settle(cargo, fate);
                 Ticket { id, key: None }
@@ -217,7 +234,9 @@ impl Engine {
         let mut out = SCRATCH.try_with(std::cell::Cell::take).unwrap_or_default();
         out.clear();
         let start = frame::begin(&mut out);
-        message::call(&mut out, id, task.flags, task.index, task.arity);
+        let timed = task.options.as_ref().is_some_and(|options| options.timeout.is_some());
+        let flags = task.flags | if timed { message::FLAG_TIMED } else { 0 };
+        message::call(&mut out, id, flags, task.index, task.arity);
         let left = self.config.frame_limit - (out.len() - start);
         let result = encode(&mut out, left).map(|()| {
             frame::finish(&mut out, start);
@@ -396,7 +415,7 @@ impl Engine {
                     self.alone.store(true, Ordering::Release); // so that the steward forgets it
                     steward::look();
                 }
-                Action::Send(..) | Action::Cancel(..) => unreachable!("done under the lock"),
+                Action::Send(..) | Action::Cancel(..) | Action::Note(..) => unreachable!("done under the lock"),
             }
         }
         if let Some(deadline) = todo.deadline {
@@ -556,11 +575,16 @@ impl State {
         let mut actions = std::mem::take(&mut self.actions);
         for action in actions.drain(..) {
             match action {
-                Action::Send(worker, task, slot) => {
+                Action::Send(worker, task, slot, attempt) => {
                     let (Some(cargo), Some(link)) = (self.core.cargo_mut(task), self.links.get_mut(&worker)) else { continue };
-                    link.out.push_call(&cargo.frame, slot);
+                    link.out.push_call(&cargo.frame, slot, attempt);
                     todo.rooms.extend(cargo.room.take());
                     todo.want_flush(worker, link);
+                }
+                Action::Note(task, fate) => {
+                    timed = true;
+                    let Some(cargo) = self.core.cargo_mut(task) else { continue };
+                    cargo.failed(why(fate, cargo.function));
                 }
                 Action::Cancel(worker, task) => {
                     timed = true;
@@ -603,12 +627,25 @@ impl Todo {
 }
 
 fn settle(cargo: Cargo, fate: Fate) {
-    let function = cargo.function;
-    let error = match fate {
-        Fate::Cancelled => TaskError::new(What::Cancelled, function),
-        Fate::Closed => TaskError::new(What::PoolClosed, function),
-        Fate::StartFailed(cause) => TaskError::new(What::StartFailed(cause), function),
-        Fate::Lost(loss) => loss.error(function),
+    let error = why(fate, cargo.function);
+    cargo.settle(Err(error));
+}
+
+/// What a fate is to the one who waits.
+fn why(fate: Fate, function: &'static str) -> TaskError {
+    let what = match fate {
+        Fate::Cancelled => What::Cancelled,
+        Fate::TimedOut(limit) => timed_out(limit),
+        Fate::Closed => What::PoolClosed,
+        Fate::StartFailed(cause) => What::StartFailed(cause),
+        Fate::Lost(loss) => return loss.error(function),
     };
-    cargo.reply.settle(Err(error));
+    TaskError::new(what, function)
+}
+
+pub(super) fn timed_out(limit: Limit) -> What {
+    match limit {
+        Limit::Timeout(limit) => What::TimedOut { limit, whole: false },
+        Limit::Deadline(limit) => What::TimedOut { limit, whole: true },
+    }
 }

@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 /// # Drop
 ///
 /// Detaches: the task runs on, and its result is thrown away, as with tokio's `JoinHandle`. Use
-/// [`abort`](Self::abort) to stop it.
+/// [`abort`](Self::abort) to stop it, or [`abort_on_drop`](Self::abort_on_drop) to have that done.
 ///
 /// # Cancel safety
 ///
@@ -38,13 +38,14 @@ use tokio::sync::oneshot;
 pub struct JoinHandle<R> {
     outcome: oneshot::Receiver<Outcome>,
     abort: AbortHandle,
+    on_drop: Option<AbortOnDrop>,
     /// Never an `R` inside: the handle may go where `R` may not.
     result: PhantomData<fn() -> R>,
 }
 
 impl<R: DeserializeOwned> JoinHandle<R> {
     pub(super) fn new(engine: &Arc<Engine>, ticket: Ticket, function: &'static str, outcome: oneshot::Receiver<Outcome>) -> Self {
-        Self { outcome, abort: AbortHandle { engine: Arc::downgrade(engine), ticket, function }, result: PhantomData }
+        Self { outcome, abort: AbortHandle { engine: Arc::downgrade(engine), ticket, function }, on_drop: None, result: PhantomData }
     }
 
     /// Asks whether the task has ended, and never waits: `None` while it has not.
@@ -86,7 +87,7 @@ impl<R: DeserializeOwned> JoinHandle<R> {
         if let Some(engine) = self.abort.engine.upgrade() {
             engine.attend_blocking();
         }
-        let Self { outcome, abort, .. } = self;
+        let Self { outcome, abort, on_drop: _on_drop, .. } = self;
         decode(outcome.blocking_recv().map_err(|_| ()), abort.function)
     }
 
@@ -118,6 +119,15 @@ impl<R> JoinHandle<R> {
     /// has resolved, the task does not run any more.
     pub fn abort(&self) {
         self.abort.abort();
+    }
+
+    /// From now on, dropping the handle before the task has ended stops the task, as [`abort`](Self::abort) does. Default:
+    /// dropping it detaches.
+    ///
+    /// So a task ends with the future that awaits it: in a `select!`, under `tokio::time::timeout`, or when a client goes away.
+    pub fn abort_on_drop(mut self) -> Self {
+        self.on_drop = Some(AbortOnDrop(self.abort.clone()));
+        self
     }
 
     /// A handle that can stop the task, and nothing else.
@@ -161,6 +171,15 @@ impl<R: DeserializeOwned> Future for JoinHandle<R> {
 impl<R> fmt::Debug for JoinHandle<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JoinHandle").field("id", &self.id()).field("function", &self.abort.function).finish_non_exhaustive()
+    }
+}
+
+/// Stops its task when it is dropped; one that has ended is not touched.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -86,10 +86,10 @@ impl Outgoing {
         }
     }
 
-    /// Appends the frame of a call, with its slot filled in.
-    pub(crate) fn push_call(&mut self, frame: &Packet, slot: u16) {
+    /// Appends the frame of a call, with its slot and the number of its try filled in.
+    pub(crate) fn push_call(&mut self, frame: &Packet, slot: u16, attempt: u8) {
         /// All that is changed.
-        const HEAD: usize = frame::HEAD + message::SLOT_END;
+        const HEAD: usize = frame::HEAD + message::ADDRESS_END;
         let at = match frame {
             // Not copied, but for its head.
             Packet::Large(bytes) if bytes.len() > CHUNK => {
@@ -104,7 +104,7 @@ impl Outgoing {
             Chunk::One(_) => None,
         });
         let bytes = gathered.expect("it has just been put there");
-        message::set_slot(&mut bytes[at + frame::HEAD..at + HEAD], slot);
+        message::address(&mut bytes[at + frame::HEAD..at + HEAD], slot, attempt);
     }
 
     /// Appends to what is gathered; gives the place in its last chunk.
@@ -174,8 +174,8 @@ mod tests {
             message::call(&mut bytes, 300, 0, 1, 1);
             bytes.extend(std::iter::repeat_n(5, len));
             frame::finish(&mut bytes, start);
-            out.push_call(&Packet::copy_from(&bytes), slot);
-            message::set_slot(&mut bytes[frame::HEAD..], slot);
+            out.push_call(&Packet::copy_from(&bytes), slot, 3);
+            message::address(&mut bytes[frame::HEAD..], slot, 3);
             expected.extend(bytes);
         }
         let mut got: Vec<u8> = Vec::new();

@@ -1,9 +1,10 @@
 //! The pool: its handle here, and behind it
 //!
 //! * `builder.rs`, `call.rs`: the options of a pool, and of one call;
-//! * `spec.rs`: what both come to; `elsewhere.rs`: the engine of platforms without workers;
+//! * `spec.rs`: what both come to; `options.rs`: limits and retries of a call; `elsewhere.rs`: the engine of platforms without workers;
 //! * `join.rs`, `results.rs`: what a caller waits for; `reply.rs`: how it gets there;
 //! * `core.rs`: the rules, pure; `slots.rs`: its table; `loss.rs`: what a death cost;
+//! * `tokens.rs`: the cancellation tokens that calls were given;
 //! * `engine.rs`: the rules under their lock, and the hands that do what they say;
 //! * `driver.rs`: what happens at the descriptors; `link.rs`: one worker's; `launch.rs`: its start.
 
@@ -23,12 +24,15 @@ mod launch;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod link;
 mod loss;
+mod options;
 mod reply;
 mod results;
 mod slots;
 mod spec;
 #[cfg(all(test, target_os = "linux"))]
 mod strange_workers;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+mod tokens;
 
 pub use builder::Builder;
 pub use call::Call;

@@ -17,8 +17,42 @@ pub(crate) struct Cargo {
     pub(crate) frame: Packet,
     pub(crate) reply: Reply,
     pub(crate) function: &'static str,
+    /// What few tasks have.
+    pub(crate) extra: Option<Box<Extra>>,
     /// A place in the bounded backlog, held until the task is sent.
     pub(crate) room: Option<OwnedSemaphorePermit>,
+}
+
+/// What few tasks have, apart, so that the many are small.
+#[derive(Debug, Default)]
+pub(crate) struct Extra {
+    /// How its earlier tries failed.
+    earlier: Vec<TaskError>,
+    /// Watches over the token that cancels it, as long as this lives.
+    #[expect(dead_code, reason = "its drop is what it is for")]
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+    token: Option<super::tokens::Registration>,
+}
+
+impl Extra {
+    /// What a task has whose token is watched.
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+    pub(crate) fn watched(token: super::tokens::Registration) -> Box<Self> {
+        Box::new(Self { earlier: Vec::new(), token: Some(token) })
+    }
+}
+
+impl Cargo {
+    /// A try has failed, and another follows.
+    pub(crate) fn failed(&mut self, error: TaskError) {
+        self.extra.get_or_insert_default().earlier.push(error);
+    }
+
+    /// Gives the task its outcome; an error brings along those of the earlier tries.
+    pub(crate) fn settle(self, outcome: Outcome) {
+        let earlier = self.extra.map(|mut extra| std::mem::take(&mut extra.earlier)).unwrap_or_default();
+        self.reply.settle(outcome.map_err(|error| error.after(earlier)));
+    }
 }
 
 /// Who waits for a task.

@@ -1,10 +1,13 @@
 //! What a pool is built with, and what a task is handed in with: plain data.
 
 use super::core::{Mode, Rules, TaskKey, WINDOW_MAX};
+use super::options::Options;
 use crate::wire::packet::Packet;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 
 /// What a pool was built with.
 #[derive(Debug)]
@@ -16,6 +19,8 @@ pub(crate) struct Config {
     pub(crate) frame_limit: usize,
     /// Tasks that may wait for a worker.
     pub(crate) queue_limit: Option<usize>,
+    /// What each call begins with.
+    pub(crate) options: Option<Arc<Options>>,
     /// The whole `INIT` frame.
     pub(crate) init: Option<Packet>,
     /// What is started instead of this program: tests play a worker themselves.
@@ -42,12 +47,15 @@ pub(crate) struct Surroundings {
 }
 
 /// A task, as far as the engine needs to know it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct TaskSpec {
     pub(crate) index: u32,
     pub(crate) arity: u32,
     pub(crate) mode: Mode,
     pub(crate) flags: u8,
+    pub(crate) options: Option<Arc<Options>>,
+    /// Cancels it.
+    pub(crate) token: Option<CancellationToken>,
     pub(crate) function: &'static str,
 }
 

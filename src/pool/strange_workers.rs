@@ -110,7 +110,9 @@ impl Player {
         let body = self.hear();
         let mut message = Message::new(&body).unwrap();
         assert_eq!(message.kind, kind::CALL);
-        Claim { slot: message.uint().unwrap(), id: message.uint().unwrap() }
+        let slot = message.uint().unwrap();
+        assert_eq!(message.uint::<u8>().unwrap(), 1, "the first try");
+        Claim { slot, id: message.uint().unwrap() }
     }
 
     /// The number of the next call, which has begun.

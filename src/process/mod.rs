@@ -30,6 +30,6 @@ mod testing;
 
 pub(crate) use child::{Child, Exit};
 pub(crate) use death_note::DeathNote;
-pub(crate) use spawn::{Spawn, spawn, spawn_with_stdout};
+pub(crate) use spawn::{Spawn, find_program, spawn, spawn_with_stdout};
 pub(crate) use sys::is_secure;
 pub(crate) use worker_memory::WorkerMemory;

@@ -126,6 +126,18 @@ pub(crate) fn spawn_with_stdout(
     })
 }
 
+/// Looks whether there is the program that [`spawn`] would start.
+///
+/// # Errors
+///
+/// As `spawn`'s: without `/proc` no process can be started.
+pub(crate) fn find_program() -> io::Result<()> {
+    std::fs::symlink_metadata(THIS_PROGRAM).map(drop).map_err(|error| {
+        let (kind, source) = (error.kind(), error.into());
+        io::Error::new(kind, SpawnError { step: SpawnStep::NoProc, program: THIS_PROGRAM.into(), source })
+    })
+}
+
 fn start(
     program: &Path,
     spawn: &Spawn,

@@ -391,6 +391,13 @@ fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
+/// The time that workers note, in nanoseconds of `CLOCK_MONOTONIC`, which is one for the whole machine (clock_gettime(2)).
+pub(crate) fn monotonic_nanos() -> u64 {
+    use nix::time::{ClockId, clock_gettime};
+    // It fails for clocks only that do not exist.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};

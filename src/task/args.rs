@@ -15,7 +15,7 @@ use crate::wire::value::{self, EncodeError};
 /// | the task takes        | it is given                                                                   |
 /// |-----------------------|-------------------------------------------------------------------------------|
 /// | nothing               | `()`                                                                          |
-/// | one `A`               | `A` or `&A`; `&str` for a `String`, `&[T]` for a `Vec<T>`, `&Path` for a `PathBuf` |
+/// | one `A`               | `A` or `&A`; `&[T]` for a `Vec<T>`, `&str` for a `String`, `&Path` or `&str` for a `PathBuf` |
 /// | two to eight: `A, B`  | the tuple `(A, B)`, or a reference to it                                      |
 ///
 /// So `map` spreads an iterator over tuples `(A, B)` over the two arguments of a function, and a function whose only
@@ -39,7 +39,7 @@ use crate::wire::value::{self, EncodeError};
     message = "`{Self}` does not fit a task whose arguments are `{Args}`",
     label = "these arguments do not fit the task",
     note = "a task without arguments takes `()`; a task of one argument takes it bare, or a reference to it (`&str` \
-            for a `String`, `&[T]` for a `Vec<T>`, `&Path` for a `PathBuf`)",
+            for a `String`, `&[T]` for a `Vec<T>`, `&Path` or `&str` for a `PathBuf`)",
     note = "a task of two to eight arguments takes a tuple of just as many owned values, or a reference to one"
 )]
 pub trait ArgsFor<Args> {
@@ -105,6 +105,12 @@ impl<T: Serialize> ArgsFor<(Vec<T>,)> for &[T] {
 }
 
 impl ArgsFor<(PathBuf,)> for &Path {
+    fn __encode(&self, encoder: &mut Encoder<'_>) {
+        encoder.put(*self);
+    }
+}
+
+impl ArgsFor<(PathBuf,)> for &str {
     fn __encode(&self, encoder: &mut Encoder<'_>) {
         encoder.put(*self);
     }

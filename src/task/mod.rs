@@ -9,6 +9,7 @@
 //! Nothing here knows of processes, sockets or pools. Panics pass through: whoever runs one catches them.
 
 mod args;
+mod current;
 mod entry;
 mod function;
 mod init;
@@ -18,11 +19,13 @@ mod table;
 mod tests;
 
 pub use args::ArgsFor;
+pub use current::{attempt, is_cancelled};
 pub use function::Task;
 pub use init::Init;
 pub use state::state;
 
 pub(crate) use args::encode_args;
+pub(crate) use current::{set_asked, set_current};
 pub(crate) use entry::{Run, RunAsync, RunError, RunSync};
 pub(crate) use state::keep;
 pub(crate) use table::{ZeroSized, entry, fingerprint, in_main_executable, index_of, index_of_init, supported};

@@ -33,6 +33,8 @@ pub(crate) mod kind {
 /// Flags of a call: send a backtrace with a panic, or send none. Without either the worker's environment decides.
 pub(crate) const FLAG_BACKTRACE: u8 = 1;
 pub(crate) const FLAG_NO_BACKTRACE: u8 = 2;
+/// The task has a time limit: note when it begins.
+pub(crate) const FLAG_TIMED: u8 = 4;
 
 /// The worker's first words. A descriptor goes with it: the pool's end of the lifeline.
 #[derive(Debug, Serialize, Deserialize)]
@@ -154,7 +156,7 @@ fn head(out: &mut Vec<u8>, kind: u8, len: u32) {
 }
 
 fn array_head(out: &mut Vec<u8>, len: u32) {
-    debug_assert!(len < 16, "the longest message has thirteen elements");
+    debug_assert!(len < 16, "the longest message has fourteen elements");
     out.push(0x90 | len as u8); // a fixarray
 }
 
@@ -162,23 +164,25 @@ fn uint(out: &mut Vec<u8>, value: u64) {
     rmp::encode::write_uint(out, value).expect("a Vec takes every byte");
 }
 
-/// Where the slot stands in the body of a call: it is filled in when the task is sent.
+/// Where the slot stands in the body of a call, and behind it the number of the try: they are filled in when the task is sent.
 const SLOT_AT: usize = 2;
-/// So many bytes of a call's body hold all that [`set_slot`] changes.
-pub(crate) const SLOT_END: usize = SLOT_AT + 3;
+const ATTEMPT_AT: usize = SLOT_AT + 3;
+/// So many bytes of a call's body hold all that [`address`] changes.
+pub(crate) const ADDRESS_END: usize = ATTEMPT_AT + 2;
 
-/// A call, up to its arguments, of which there are `arity`; its slot is 0 for now.
+/// A call, up to its arguments, of which there are `arity`; its slot is 0 and its try the first for now.
 pub(crate) fn call(out: &mut Vec<u8>, id: u64, flags: u8, task: u32, arity: u32) {
-    head(out, kind::CALL, 4 + arity);
-    out.extend([0xcd, 0, 0]); // always a uint 16
+    head(out, kind::CALL, 5 + arity);
+    out.extend([0xcd, 0, 0, 0xcc, 1]); // always a uint 16 and a uint 8
     uint(out, id);
     out.push(flags);
     uint(out, u64::from(task));
 }
 
-/// Fills in the slot of a call, of whose body these are the first bytes.
-pub(crate) fn set_slot(body: &mut [u8], slot: u16) {
-    body[SLOT_AT + 1..SLOT_END].copy_from_slice(&slot.to_be_bytes());
+/// Fills in the slot and the number of the try of a call, of whose body these are the first bytes.
+pub(crate) fn address(body: &mut [u8], slot: u16, attempt: u8) {
+    body[SLOT_AT + 1..ATTEMPT_AT].copy_from_slice(&slot.to_be_bytes());
+    body[ATTEMPT_AT + 1] = attempt;
 }
 
 /// The `init` call, up to its arguments.
@@ -293,10 +297,11 @@ mod tests {
         let mut out = Vec::new();
         call(&mut out, u64::MAX, FLAG_BACKTRACE, 70_000, 2);
         out.extend([1, 2]);
-        set_slot(&mut out[..SLOT_END], 0x1234);
+        address(&mut out[..ADDRESS_END], 0x1234, 7);
         let mut message = Message::new(&out).expect("it is a message");
         assert_eq!(message.kind, kind::CALL);
         assert_eq!(message.uint::<u16>().expect("the slot"), 0x1234);
+        assert_eq!(message.uint::<u8>().expect("the try"), 7);
         assert_eq!(message.uint::<u64>().expect("the id"), u64::MAX);
         assert_eq!(message.uint::<u8>().expect("the flags"), FLAG_BACKTRACE);
         assert_eq!(message.uint::<u32>().expect("the task"), 70_000);

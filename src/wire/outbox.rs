@@ -42,7 +42,7 @@ impl Ring<'_> {
     }
 
     fn place(&self, position: u64) -> usize {
-        position as usize / WORD & (self.words.len() - 1)
+        (position as usize / WORD) & (self.words.len() - 1)
     }
 
     // ---- the worker

@@ -2,7 +2,7 @@
 
 use super::start::{MARKER, depth, linked};
 use crate::error::{Error, Why};
-use crate::process::{fork, is_secure};
+use crate::process::{find_program, fork, is_secure};
 use crate::task;
 use crate::wire::message::{self, Bad, Hello};
 use std::path::PathBuf;
@@ -26,6 +26,8 @@ pub(crate) fn check_program() -> Result<(), Error> {
     if std::env::var_os(MARKER).is_some() {
         return Err(Why::InsideWorker.into());
     }
+    // Rather now than when the first task needs a worker.
+    find_program().map_err(|e| Error::spawn("finding the program", e))?;
     task::in_main_executable().map_err(|object| Error::from(Why::NotInProgram { object }))?;
     if depth() >= DEPTH_MAX {
         return Err(Why::TooDeep { limit: DEPTH_MAX }.into());

@@ -86,18 +86,27 @@ static STACK_END: AtomicUsize = AtomicUsize::new(0);
 const GAP: usize = 1 << 20;
 /// For the frames of a handler with the widest vector registers, and some more.
 const ALTERNATE_STACK: usize = 64 << 10;
+/// The alternate stack: the kernel's pointer alone would make it a leak, to those who look for leaks.
+static ALTERNATE: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+const FAULTS: [c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
+/// What the faults did before: a sanitizer's or a crash reporter's handler, or the default.
+static BEFORE: [AtomicPtr<libc::sigaction>; FAULTS.len()] = [const { AtomicPtr::new(ptr::null_mut()) }; FAULTS.len()];
 
-/// Notes a stack overflow of the calling thread in `memory`, and lets it kill as before.
+/// Notes a stack overflow of the calling thread in `memory`, and lets it do what it did before.
 pub(super) fn note_stack_overflow(memory: &'static WorkerMemory) -> io::Result<()> {
     STACK_END.store(own_stack_end()?, Ordering::Relaxed);
     MEMORY.store(ptr::from_ref(memory).cast_mut(), Ordering::Release);
-    let alternate: &'static mut [u8] = Box::leak(vec![0; ALTERNATE_STACK].into_boxed_slice());
+    let alternate = Box::leak(vec![0; ALTERNATE_STACK].into_boxed_slice()).as_mut_ptr();
+    ALTERNATE.store(alternate, Ordering::Relaxed);
     // SAFETY: the alternate stack lives for ever and belongs to this thread alone; the handler is
-    // async-signal-safe; the rest of the struct is valid as zeros.
+    // async-signal-safe; the rest of the structs is valid as zeros.
     unsafe {
-        let stack = libc::stack_t { ss_sp: alternate.as_mut_ptr().cast(), ss_flags: 0, ss_size: alternate.len() };
+        let stack = libc::stack_t { ss_sp: alternate.cast(), ss_flags: 0, ss_size: ALTERNATE_STACK };
         check(libc::sigaltstack(&raw const stack, ptr::null_mut()))?;
-        for signal in [libc::SIGSEGV, libc::SIGBUS] {
+        for (signal, before) in FAULTS.into_iter().zip(&BEFORE) {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            check(libc::sigaction(signal, ptr::null(), &raw mut action))?;
+            before.store(Box::leak(Box::new(action)), Ordering::Release);
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_fault as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
@@ -127,8 +136,8 @@ fn own_stack_end() -> io::Result<usize> {
 }
 
 extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
-    // SAFETY: the kernel gives a valid info; reading it, atomics, signal(2) and raise(3) are
-    // async-signal-safe. The memory is never unmapped.
+    // SAFETY: the kernel gives a valid info; reading it, atomics, sigaction(2), signal(2) and raise(3) are
+    // async-signal-safe. The memory is never unmapped, and an action that was stored never changes.
     unsafe {
         let address = (*info).si_addr() as usize;
         let is_fault = (*info).si_code > 0; // else somebody sent it (sigaction(2))
@@ -139,8 +148,11 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void
         {
             memory.note().write_stack_overflow();
         }
-        // Then it kills: the access is tried again, with the default action.
-        libc::signal(signal, libc::SIG_DFL);
+        // Then it kills, as a rule: the access is tried again, with the action that was there before.
+        match FAULTS.iter().position(|fault| *fault == signal).and_then(|at| BEFORE[at].load(Ordering::Acquire).as_ref()) {
+            Some(before) => _ = libc::sigaction(signal, before, ptr::null_mut()),
+            None => _ = libc::signal(signal, libc::SIG_DFL),
+        }
         if !is_fault {
             libc::raise(signal);
         }

@@ -14,7 +14,7 @@ use super::readiness::watch_readable;
 use super::{lifeline, once, panics, raw, start};
 use crate::process::{WorkerMemory, fork, sys};
 use crate::task::{self, Run, RunAsync, RunError, RunSync};
-use crate::wire::claim::Claim;
+use crate::wire::claim::{Claim, Progress};
 use crate::wire::frame;
 use crate::wire::message::{self, Failed, Hello, InitFailed, Message, Welcome, kind};
 use futures::FutureExt;
@@ -55,6 +55,7 @@ pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String>
     }
     let _lifeline = lifeline;
     let mut worker = Worker { inbox: Inbox::new(socket, limit), memory, out: Vec::new(), bell: bell(), limit, runtime: None };
+    task::set_asked(Box::new(|slot, id| memory.claims().look(Claim { slot, id }) == Progress::Asked));
     if welcome.init {
         match worker.init()? {
             Ok(()) => panics::install(memory), // `init` may have put a hook of its own before ours
@@ -175,6 +176,9 @@ struct Async {
 /// A call, as its frame says it.
 pub(super) struct Call {
     pub(super) claim: Claim,
+    /// Which try of the task it is, from 1.
+    attempt: u8,
+    timed: bool,
     /// `None`: as the environment says.
     pub(super) backtrace: Option<bool>,
     pub(super) run: Run,
@@ -189,13 +193,14 @@ pub(super) fn read_call(body: &[u8]) -> Result<Call, String> {
         return Err(format!("a message of kind {} instead of a call", message.kind));
     }
     let slot = message.uint::<u16>().map_err(|e| e.to_string())?;
+    let attempt = message.uint::<u8>().map_err(|e| e.to_string())?;
     let mut number = || message.uint::<u64>().map_err(|e| e.to_string());
     let (id, flags, index) = (number()?, number()?, number()?);
     let entry = u32::try_from(index).ok().and_then(task::entry).ok_or_else(|| format!("a call of task {index}, which does not exist"))?;
     let (_, args) = message.rest();
     let has = |flag: u8| flags & u64::from(flag) != 0;
     let backtrace = (has(message::FLAG_BACKTRACE) || has(message::FLAG_NO_BACKTRACE)).then(|| has(message::FLAG_BACKTRACE));
-    Ok(Call { claim: Claim { slot, id }, backtrace, run: entry.run, args })
+    Ok(Call { claim: Claim { slot, id }, attempt, timed: has(message::FLAG_TIMED), backtrace, run: entry.run, args })
 }
 
 /// After user code: a forked copy of the worker must not touch the socket.
@@ -238,7 +243,7 @@ impl Worker {
             let call = read_call(self.inbox.bytes(range.clone()))?;
             match call.run {
                 Run::Sync(function) => {
-                    if self.memory.claims().begin(call.claim) {
+                    if self.claim(&call) {
                         let args = range.start + call.args..range.end;
                         self.run_sync(&call, function, args);
                         self.commit(call.claim)?;
@@ -255,8 +260,18 @@ impl Worker {
         Ok(())
     }
 
+    /// Makes a task ours, unless the pool has taken it back.
+    fn claim(&self, call: &Call) -> bool {
+        let claims = self.memory.claims();
+        if call.timed {
+            claims.note_start(call.claim, sys::monotonic_nanos());
+        }
+        claims.begin(call.claim)
+    }
+
     fn run_sync(&mut self, call: &Call, function: RunSync, args: Range<usize>) {
         panics::want_backtrace(call.backtrace);
+        task::set_current(call.claim.slot, call.claim.id, call.attempt);
         let start = frame::begin(&mut self.out);
         message::done(&mut self.out, call.claim.id);
         let (bytes, out) = (self.inbox.bytes(args), &mut self.out);
@@ -323,7 +338,7 @@ impl Worker {
                         }
                         return Ok(Some(range));
                     };
-                    if !self.memory.claims().begin(call.claim) {
+                    if !self.claim(&call) {
                         continue;
                     }
                     let args = self.inbox.bytes(range.start + call.args..range.end);
@@ -434,6 +449,8 @@ pub(super) fn begin(
     let (claim, backtrace) = (call.claim, call.backtrace);
     // Decoding is user code as well. The head of a reply takes at most 16 bytes.
     panics::want_backtrace(backtrace);
+    let attempt = call.attempt;
+    task::set_current(claim.slot, claim.id, attempt);
     let future = match catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16)))) {
         Ok(future) => future.map_err(why),
         // Now, before another task panics: the hook keeps the last panic only.
@@ -447,6 +464,7 @@ pub(super) fn begin(
         };
         let polled = std::future::poll_fn(|cx| {
             panics::want_backtrace(backtrace);
+            task::set_current(claim.slot, claim.id, attempt);
             let polled = guarded.as_mut().poll(cx);
             guard_against_fork();
             polled

@@ -21,6 +21,28 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Builds all of the package with a profile (`dev` or `release`, as its manifest sets them up); gives the
 /// directory in which its programs and libraries lie.
 pub(crate) fn build(package: &str, profile: &str) -> PathBuf {
+    cargo(package, |command| {
+        command.args(["build", "--profile", profile]);
+    })
+    .join(if profile == "dev" { "debug" } else { profile })
+}
+
+/// Builds one program of the package `ways` with the compiler's flags given. They are for the program
+/// alone: what it depends on is the same as for all others, and need not be built again.
+pub(crate) fn build_with(program: &str, flags: &[&str]) -> PathBuf {
+    let wrapper = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ways/nightly-flags");
+    let target = cargo("ways", |command| {
+        command.args(["rustc", "--bin", program]);
+        if flags.iter().any(|flag| flag.starts_with("-Z")) {
+            command.env("RUSTC_WORKSPACE_WRAPPER", wrapper);
+        }
+        command.arg("--").args(flags);
+    });
+    target.join("debug").join(program)
+}
+
+/// Runs cargo on a package; gives the directory that all are built into.
+fn cargo(package: &str, arguments: impl FnOnce(&mut Command)) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let source = root.join("tests/fixtures").join(package);
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fixtures");
@@ -30,17 +52,18 @@ pub(crate) fn build(package: &str, profile: &str) -> PathBuf {
     let lock = File::create(target.join(format!(".{package}"))).unwrap();
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
     fs::copy(root.join("Cargo.lock"), source.join("Cargo.lock")).unwrap();
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--offline", "--quiet", "--profile", profile, "--manifest-path"])
-        .arg(source.join("Cargo.toml"))
-        .arg("--target-dir")
-        .arg(&target)
+    let mut command = Command::new(env!("CARGO"));
+    command
+        .env("CARGO_TARGET_DIR", &target)
         .env_remove("CARGO_BUILD_TARGET") // it would be one more directory
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+        .env("CARGO_NET_OFFLINE", "true")
+        .env("CARGO_TERM_QUIET", "true")
+        .current_dir(&source)
+        .stdin(Stdio::null());
+    arguments(&mut command);
+    let built = command.output().unwrap();
     assert!(built.status.success(), "{package} does not build:\n{}", String::from_utf8_lossy(&built.stderr));
-    target.join(if profile == "dev" { "debug" } else { profile })
+    target
 }
 
 /// What a program did.
