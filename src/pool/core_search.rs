@@ -12,7 +12,7 @@
 //! workers, change nothing that the rules look at there, so it is enough to try them before and after.
 //!
 //! What is checked: [`World::check`], [`World::tell`], [`World::enter`], [`Hand::begin`], [`Hand::killed`] and
-//! [`World::waits_for_ever`]. That the checks find what is broken is shown by breaking it here ([`Flaw`]).
+//! [`World::waits`]. That the checks find what is broken is shown by breaking it here ([`Flaw`]).
 //!
 //! What is left out: memory is as if all saw one order (`outbox.rs` argues its fences, and is tested with threads); what a
 //! worker writes there that no function of ours would (`strange_workers.rs`); starts that fail (`core_sim.rs`).
@@ -1330,7 +1330,7 @@ impl World {
             (place as u8) << 4 | generation
         };
         let time = |at: Instant| ((at + Duration::from_secs(1000)).duration_since(self.began)).as_secs() as u16;
-        let when = |at: Option<Instant>| at.map_or(0, |at| time(at)).to_le_bytes();
+        let when = |at: Option<Instant>| at.map_or(0, time).to_le_bytes();
         let claim = |claim: Claim| (claim.slot as u8) << 4 | claim.id as u8;
         let core = &self.core;
 
@@ -1569,7 +1569,7 @@ fn clean(plan: Plan, comes_up: &[&str]) {
     CHOICES.with_borrow_mut(|choices| choices.seen.clear());
     let started = Instant::now();
     match search(plan.clone()) {
-        Ok(states) => println!("{states} states in {:?}: {plan:?}", started.elapsed()),
+        Ok(states) => eprintln!("{states} states in {:?}: {plan:?}", started.elapsed()),
         Err(wrong) => panic!("{wrong}\n{plan:?}"),
     }
     CHOICES.with_borrow(|choices| {
