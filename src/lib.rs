@@ -5,19 +5,45 @@
 )]
 
 mod error;
+mod limits;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+mod manager;
 mod pool;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod process;
 mod single;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+mod sync;
+#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))))]
+#[path = "sync/elsewhere.rs"]
+mod sync;
 mod task;
 mod wire;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod worker;
 
-pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
-pub use pool::{AbortHandle, Builder, Call, JoinHandle, Pool, Results, TryResults};
+pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
+pub use limits::Limits;
+pub use pool::{
+    AbortHandle, Builder, Call, CutOff, Ending, Events, JoinHandle, Named, Output, OutputLine, Pool, Results, Stats, TryResults, WorkerEnd,
+    WorkerEvent,
+};
 pub use single::{ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder, Stdio, parent};
-pub use task::{ArgsFor, Init, Task, attempt, is_cancelled, state};
+pub use sync::Manager;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+pub use sync::{Array, Atomic, Element, Mutex, MutexGuard, OwnedMutexGuard, Value};
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+pub use sync::{
+    Barrier, BarrierWaitResult, Channel, Condvar, Delivery, Event, Exchanged, List, Map, MapChange, MapWatch, Queue, QueueReceiver,
+    QueueSender, QueueSink, QueueStream, Registered, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Served,
+    channel, duplex,
+};
+pub use task::{ArgsFor, ArgsTuple, Init, Task, attempt, is_cancelled, state};
 
 #[doc = include_str!("../docs/waiting.md")]
 pub mod waiting {}
+
+/// The programs of the documentation are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/other_languages.md")]
+struct OtherLanguages;

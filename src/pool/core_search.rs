@@ -673,7 +673,8 @@ enum Op {
     /// Those workers are still to be looked at; those do not ring.
     Look(VecDeque<WorkerKey>, Vec<WorkerKey>),
     Exited(WorkerKey),
-    Tick,
+    /// Of the moment at which the driver has looked for what is overdue.
+    Tick(Instant),
 }
 
 /// The pool's side of one worker.
@@ -793,7 +794,7 @@ impl World {
             napping: false,
             began: now,
             now,
-            loss: Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None }),
+            loss: Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None }),
             submitted: 0,
             crashes: plan.crashes,
             aborts: plan.aborts,
@@ -896,7 +897,7 @@ impl World {
                 self.turning = true;
             }
             Step::Timer => {
-                self.ops.push(Op::Tick);
+                self.ops.push(Op::Tick(self.now));
                 if !self.has(Flaw::TimeFirst) {
                     for key in self.core.overdue(self.now) {
                         note("a grace that is over", true);
@@ -1166,9 +1167,9 @@ impl World {
                 }
             },
             Op::Exited(key) => self.exited(key),
-            Op::Tick => {
-                let unseen = if self.has(Flaw::NoLookAtGrace) { self.core.overdue(self.now) } else { Vec::new() };
-                self.enter(|core, now, actions| {
+            Op::Tick(now) => {
+                let unseen = if self.has(Flaw::NoLookAtGrace) { self.core.overdue(now) } else { Vec::new() };
+                self.enter(|core, _, actions| {
                     unseen.into_iter().for_each(|key| core.condemn(key, actions));
                     core.tick(now, actions);
                 });
@@ -1272,6 +1273,7 @@ fn stop_code(stop: Option<Stop>) -> u8 {
         None => 0,
         Some(Stop::Abort) => 1,
         Some(Stop::TimedOut(_)) => 2,
+        Some(Stop::Close) => 3,
     }
 }
 
@@ -1475,7 +1477,10 @@ impl World {
                     out.extend(awake.iter().map(|at| key(*at)));
                 }
                 Op::Exited(at) => out.extend([7, key(*at)]),
-                Op::Tick => out.push(8),
+                Op::Tick(now) => {
+                    out.push(8);
+                    out.extend(time(*now).to_le_bytes());
+                }
             }
         }
     }

@@ -7,13 +7,16 @@
 
 use super::core::{Answer, Replied, Stop, WorkerKey};
 use super::engine::{Engine, timed_out};
+use super::events::WorkerEvent;
 use super::launch::Launched;
 use super::link::{Link, Process};
 use super::loss::{Loss, Note};
-use super::reply::Cargo;
+use super::reply::{Cargo, Encoded};
+use super::stats::WorkerEnd;
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{DeathNote, Exit, WorkerMemory, sys};
+use crate::sync::named::Named;
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
 use crate::wire::outbox::Intake;
@@ -25,6 +28,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -124,7 +128,7 @@ pub(super) fn drive(engine: Arc<Engine>) -> io::Result<impl Future<Output = ()> 
 #[derive(Debug, Default)]
 pub(super) struct Driver {
     readers: HashMap<WorkerKey, Reader>,
-    replies: Vec<(u64, Result<Packet, Failed>)>,
+    replies: Vec<(u64, Result<Value, Failed>)>,
     settled: Vec<Settled>,
     /// Workers that do not ring, because we look by ourselves.
     awake: Vec<WorkerKey>,
@@ -132,8 +136,16 @@ pub(super) struct Driver {
     taken: Vec<u8>,
 }
 
+/// A task's result, as it came.
+#[derive(Debug)]
+pub(super) struct Value {
+    packet: Packet,
+    /// The shared objects that it names.
+    named: Option<Named>,
+}
+
 /// A task that was answered; and if it was being stopped, why.
-type Settled = (Cargo, Result<Packet, Failed>, Option<Stop>);
+type Settled = (Cargo, Result<Value, Failed>, Option<Stop>);
 
 /// How far a worker has come; what it may say depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +153,17 @@ enum Stage {
     Hello,
     Init,
     Ready,
+}
+
+/// How long a worker is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// For a while; others have their turn.
+    OthersWait,
+    /// To the end, for it has closed its side.
+    End,
+    /// It has ended: what it had sent by then, and no more.
+    WhatItSent,
 }
 
 /// The incoming side of one worker.
@@ -182,7 +205,8 @@ impl Engine {
                         if event.events().contains(EpollFlags::EPOLLOUT) {
                             self.has_room(key);
                         }
-                        self.read(driver, key, event.events().intersects(CLOSED));
+                        let until = if event.events().intersects(CLOSED) { Until::End } else { Until::OthersWait };
+                        self.read(driver, key, until);
                     }
                 }
             }
@@ -202,13 +226,15 @@ impl Engine {
         }
         let mut expirations = [0; 8];
         let _ = nix::unistd::read(self.timer.as_fd(), &mut expirations);
-        // An answer that was given in time counts, though we come to read it late, or nobody has rung.
-        let overdue = self.lock().core.overdue(Instant::now());
+        // An answer that was given in time counts, though we come to read it late, or nobody has rung. Nothing else is overdue
+        // at that same moment, however long the reading takes.
+        let now = Instant::now();
+        let overdue = self.lock().core.overdue(now);
         for key in overdue {
-            self.read(driver, key, false);
+            self.read(driver, key, Until::OthersWait);
             self.empty_outbox(driver, key);
         }
-        self.apply(|state, now| {
+        self.apply(|state, _| {
             state.timed = true;
             state.core.tick(now, &mut state.actions);
         });
@@ -232,7 +258,7 @@ impl Engine {
 
     /// The steward has started a process, or could not. Runs on its thread.
     pub(super) fn started(&self, key: WorkerKey, launched: Result<Launched, Error>) {
-        let Launched { child, socket, memory, early_stderr } = match launched {
+        let Launched { child, socket, memory, early_stderr, streams } = match launched {
             Ok(launched) => launched,
             Err(cause) => return self.start_failed(key, cause),
         };
@@ -243,8 +269,10 @@ impl Engine {
             child: Arc::clone(&child),
             socket: Arc::clone(&socket),
             memory,
+            leases: Arc::default(),
             lifeline: None,
             early_stderr: Some(Arc::new(early_stderr)),
+            streams,
         };
         link.process = Some(process);
         let doomed = link.doomed;
@@ -266,6 +294,8 @@ impl Engine {
     }
 
     fn start_failed(&self, key: WorkerKey, cause: Error) {
+        let pid = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| process.child.pid());
+        self.tell_end(key, pid, WorkerEnd::StartFailed, None, Some(cause.clone()));
         let link = self.apply(|state, now| {
             state.timed = true;
             state.core.start_failed(key, cause.clone(), now, &mut state.actions);
@@ -277,8 +307,8 @@ impl Engine {
 
     // ---- reading
 
-    /// Reads what has come from a worker; `to_end`: until nothing is left for certain.
-    fn read(&self, driver: &mut Driver, key: WorkerKey, to_end: bool) {
+    /// Reads what has come from a worker.
+    fn read(&self, driver: &mut Driver, key: WorkerKey, until: Until) {
         let reader = match driver.readers.entry(key) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
@@ -300,9 +330,14 @@ impl Engine {
             }
         };
         let mut readings = 0;
-        while !reader.closed {
+        let mut left = match until {
+            // Whoever else holds its end, a grandchild say, may write for ever.
+            Until::WhatItSent => sys::queued(reader.socket.as_fd()).unwrap_or(usize::MAX),
+            _ => usize::MAX,
+        };
+        while !reader.closed && left > 0 {
             readings += 1;
-            if readings > READINGS && !to_end {
+            if readings > READINGS && until == Until::OthersWait {
                 // Others have their turn first; the socket is reported anew, for it is still readable. Whoever waits for
                 // room in it must not be forgotten by this.
                 let _ = self.epoll.modify(reader.socket.as_fd(), &mut EpollEvent::new(READ_WRITE, token(key, SOCKET)));
@@ -327,6 +362,7 @@ impl Engine {
                     self.hung_up(key);
                 }
                 Ok(n) => {
+                    left -= n.min(left);
                     reader.buffer.filled(n);
                     let result = take_frames(self, key, reader, &mut driver.replies);
                     if std::mem::take(&mut reader.rang) && !driver.awake.contains(&key) {
@@ -337,7 +373,7 @@ impl Engine {
                         (reader.closed, reader.silenced) = (true, true);
                         self.broke_protocol(key, reader.stage, reader.pid, bad);
                     }
-                    if n < len && !to_end && !may_be_short {
+                    if n < len && until == Until::OthersWait && !may_be_short {
                         return;
                     }
                 }
@@ -425,7 +461,7 @@ impl Engine {
         &self,
         key: WorkerKey,
         pid: u32,
-        replies: &mut Vec<(u64, Result<Packet, Failed>)>,
+        replies: &mut Vec<(u64, Result<Value, Failed>)>,
         settled: &mut Vec<Settled>,
     ) -> Result<(), Bad> {
         if replies.is_empty() {
@@ -457,11 +493,31 @@ impl Engine {
             state.core.refill(key, count, now, &mut state.actions);
         });
         replies.clear();
+        let mut done = 0;
         for (cargo, outcome, stop) in settled.drain(..) {
-            let outcome = outcome.map_err(|failed| TaskError::new(self.failure(pid, failed, stop), cargo.function));
-            cargo.settle(outcome);
+            let outcome = match outcome.map(|value| self.take_over(key, value)) {
+                Ok(Ok(encoded)) => Ok(encoded),
+                Ok(Err(Bad(reason))) => {
+                    result = Err(Bad(reason.clone()));
+                    Err(What::BadFrame { pid, reason })
+                }
+                Err(failed) => Err(self.failure(pid, failed, stop)),
+            };
+            done += u64::from(outcome.is_ok());
+            let function = cargo.function;
+            self.settle(cargo, outcome.map_err(|what| TaskError::new(what, function)));
         }
+        self.tally.done(done);
         result
+    }
+
+    /// Takes over the shared objects that a result names.
+    fn take_over(&self, key: WorkerKey, Value { packet, named }: Value) -> Result<Encoded, Bad> {
+        let Some(named) = named else { return Ok(Encoded { value: packet, things: None }) };
+        let leases = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.leases));
+        let taken = leases.ok_or_else(|| "objects that nobody lent it".to_owned()).and_then(|leases| leases.take(&named));
+        let things = taken.map_err(|reason| Bad(format!("a result that names {reason}")))?;
+        Ok(Encoded { value: packet, things: Some(Arc::new(things)) })
     }
 
     fn failure(&self, pid: u32, failed: Failed, stop: Option<Stop>) -> What {
@@ -470,23 +526,20 @@ impl Engine {
             Failed::Arguments { reason } => What::ArgumentDecode { pid, reason },
             Failed::Result { reason } => What::ResultEncode { pid, reason },
             Failed::TooLarge => What::ResultTooLarge { pid, limit: self.config.frame_limit },
+            Failed::Unknown => What::UnknownTask { pid: Some(pid) },
             Failed::Cancelled => match stop {
                 Some(Stop::TimedOut(limit)) => timed_out(limit),
+                Some(Stop::Close) => What::PoolClosed,
                 _ => What::Cancelled,
             },
         }
     }
 
     /// The hello has come: keep the lifeline, and answer.
-    fn welcome(&self, key: WorkerKey, hello: &Hello, lifeline: OwnedFd) -> Result<(), Bad> {
-        if hello.protocol != message::PROTOCOL {
-            return Err(Bad(format!("it speaks version {} of the protocol, not {}", hello.protocol, message::PROTOCOL)));
-        }
-        if hello.version != env!("CARGO_PKG_VERSION") {
-            return Err(Bad(format!("it has version {} of this crate, not {}", hello.version, env!("CARGO_PKG_VERSION"))));
-        }
-        if hello.fingerprint != crate::task::fingerprint() {
-            return Err(Bad("it is another build of this program: its task table is not ours".into()));
+    fn welcome(&self, key: WorkerKey, hello: &Hello, lifeline: Option<OwnedFd>) -> Result<(), Bad> {
+        match self.config.program {
+            Some(_) => crate::worker::check_protocol(hello)?,
+            None => crate::worker::check_hello(hello)?,
         }
         let memory = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.memory));
         let Some(memory) = memory else { return Ok(()) };
@@ -501,6 +554,7 @@ impl Engine {
             slots: memory.slots(),
             ring: memory.ring_bytes(),
             name: self.config.name.clone(),
+            limits: self.config.limits.clone(),
             single: None,
         };
         message::control(&mut out, kind::WELCOME, &welcome);
@@ -508,12 +562,15 @@ impl Engine {
 
         let mut state = self.lock();
         let Some(Link { process: Some(process), out: outgoing, .. }) = state.links.get_mut(&key) else { return Ok(()) };
-        process.lifeline = Some(lifeline);
+        process.lifeline = lifeline;
         let (socket, early) = (Arc::clone(&process.socket), process.early_stderr.take());
+        let stderr = process.streams.their_stderr.take();
         // The socket is empty and nobody else writes to it: the welcome goes at once, and whole.
         outgoing.busy = true;
         drop(state);
-        let stderr = stderr_for_worker();
+        // No further one is due. Older kernels do not know this, and close what comes, however long that takes.
+        let _ = sys::refuse_descriptors(socket.as_fd());
+        let stderr = stderr.map_or_else(stderr_for_worker, Ok);
         let sent = stderr.and_then(|stderr| sys::send_with_fds(socket.as_fd(), &[io::IoSlice::new(&out)], &[memory.fd(), stderr.as_fd()]));
         drop(early);
         match sent {
@@ -551,12 +608,22 @@ impl Engine {
     }
 
     fn ready_for_work(&self, key: WorkerKey) {
-        self.apply(|state, now| {
+        let pid = self.apply(|state, now| {
             state.timed = true;
-            let memory = state.links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.memory));
+            let link = state.links.get(&key);
+            let process = link.and_then(|link| link.process.as_ref());
+            let pid = process.filter(|_| link.is_some_and(|link| !link.doomed)).map(|process| process.child.pid());
+            // Another program claims nothing in it.
+            let process = process.filter(|_| self.config.program.is_none());
+            let memory = process.map(|process| Arc::clone(&process.memory));
             state.core.ready(key, memory, now, &mut state.actions);
+            pid
         });
         self.tell_start(None);
+        if let Some(pid) = pid {
+            self.tally.started();
+            self.feeds.tell(&WorkerEvent::Up { pid });
+        }
     }
 
     fn init_failed(&self, key: WorkerKey, pid: u32, failed: InitFailed) {
@@ -578,7 +645,7 @@ impl Engine {
         // It is given nothing more: what follows its last answers must not be charged to it.
         self.apply(|state, _| state.core.ending(key));
         // What it sent and committed before it ended still counts, all of it; only then its claims are judged.
-        self.read(driver, key, true);
+        self.read(driver, key, Until::WhatItSent);
         self.empty_outbox(driver, key);
         let child = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.child));
         let Some(exit) = child.as_ref().and_then(|child| child.try_reap()) else { return };
@@ -590,17 +657,23 @@ impl Engine {
         let _ = self.epoll.delete(process.child.pidfd());
         let note = process.memory.note().read().map(|note| match note {
             DeathNote::StackOverflow => Note::StackOverflow,
+            DeathNote::OutOfMemory => Note::OutOfMemory,
             DeathNote::Panic { message, place } => Note::Panic { message, place },
         });
+        let stderr = process.streams.end();
         if stage == Stage::Ready {
-            let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone() });
+            let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone(), stderr });
+            // First, since the pool may have ended with it.
+            let by_itself = if loss.bad_frame.is_some() { WorkerEnd::BadFrame } else { WorkerEnd::Died };
+            self.tell_end(key, Some(exit.pid), by_itself, exit.status, None);
             self.apply(|state, now| {
                 state.timed = true;
                 state.core.exited(key, &loss, now, &mut state.actions);
             });
             self.tell_start(None);
         } else {
-            let cause = self.why_start_failed(&link, process, stage, &exit, note);
+            let cause = self.why_start_failed(&link, process, stage, &exit, note, stderr);
+            self.tell_end(key, Some(exit.pid), WorkerEnd::StartFailed, exit.status, Some(cause.clone()));
             self.apply(|state, now| {
                 state.timed = true;
                 state.core.start_failed(key, cause.clone(), now, &mut state.actions);
@@ -609,7 +682,22 @@ impl Engine {
         }
     }
 
-    fn why_start_failed(&self, link: &Link, process: &Process, stage: Stage, exit: &Exit, note: Option<Note>) -> Error {
+    /// A worker has gone, by itself unless the rules know better.
+    fn tell_end(&self, key: WorkerKey, pid: Option<u32>, by_itself: WorkerEnd, status: Option<ExitStatus>, cause: Option<Error>) {
+        let why = self.lock().core.why_ended(key).unwrap_or(by_itself);
+        self.tally.ended(why);
+        self.feeds.tell(&WorkerEvent::Down { pid, why, status, cause });
+    }
+
+    fn why_start_failed(
+        &self,
+        link: &Link,
+        process: &Process,
+        stage: Stage,
+        exit: &Exit,
+        note: Option<Note>,
+        stderr: Option<Arc<str>>,
+    ) -> Error {
         if let Some(failure) = &link.failure {
             return failure.clone();
         }
@@ -630,11 +718,12 @@ impl Engine {
             (_, true) if link.hung_up => Why::NotAWorker { pid, reason: "it closed its socket in init".into(), stderr: String::new() },
             (_, true) => Why::InitTimeout { pid, limit: rules.start_limit.unwrap_or_default() },
             (_, false) if self.config.init.is_none() => {
-                Why::DiedAtStart { pid, status, stderr: process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default() }
+                let early = process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default();
+                Why::DiedAtStart { pid, status, stderr: stderr.map_or(early, |text| text.to_string()) }
             }
             (_, false) => match note {
                 Some(Note::Panic { message, place }) => Why::InitPanicked { pid, message, location: Some(place) },
-                _ => Why::InitDied { pid, status },
+                _ => Why::InitDied { pid, status, stderr },
             },
         };
         why.into()
@@ -642,13 +731,17 @@ impl Engine {
 }
 
 /// Takes whole frames out of a worker's buffer: replies are gathered, other messages are answered.
-fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &mut Vec<(u64, Result<Packet, Failed>)>) -> Result<(), Bad> {
+fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &mut Vec<(u64, Result<Value, Failed>)>) -> Result<(), Bad> {
+    // At once, and not when the message is whole: until then any number could come.
+    if reader.descriptors.len() > usize::from(reader.stage == Stage::Hello) {
+        return Err(Bad("a descriptor that nobody asked for".into()));
+    }
     while let Some(range) = reader.buffer.next_frame().map_err(|e| Bad(e.to_string()))? {
         let message = Message::new(reader.buffer.bytes(range.clone()))?;
         match (reader.stage, message.kind) {
-            (Stage::Ready, kind::DONE | kind::FAILED) => {
-                let reply = match read_reply(message)? {
-                    (id, Ok(at)) => (id, Ok(reader.buffer.take(range.start + at..range.end))),
+            (Stage::Ready, kind::DONE | kind::FAILED | kind::DONE_NAMING) => {
+                let reply = match read_reply(message, reader.buffer.bytes(range.clone()))? {
+                    (id, Ok((at, named))) => (id, Ok(Value { packet: reader.buffer.take(range.start + at..range.end), named })),
                     (id, Err(failed)) => (id, Err(failed)),
                 };
                 replies.push(reply);
@@ -664,17 +757,17 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
                     engine.start_refused(key, "taking in a worker's lifeline", nix::errno::Errno::EMFILE.into());
                     continue;
                 }
-                let descriptor = reader.descriptors.pop().filter(|_| reader.descriptors.is_empty() && !reader.truncated);
-                let lifeline = descriptor.ok_or_else(|| Bad("a hello without its one descriptor".into()))?;
+                let lifeline = reader.descriptors.pop().filter(|_| !reader.truncated);
+                // Not every language can send one; what is lost without it is for that program to know.
+                if lifeline.is_none() && engine.config.program.is_none() {
+                    return Err(Bad("a hello without its one descriptor".into()));
+                }
                 reader.stage = Stage::Init;
                 reader.buffer.set_limit(engine.config.frame_limit);
                 engine.welcome(key, &hello, lifeline).inspect_err(|_| reader.stage = Stage::Hello)?;
             }
             (Stage::Init, kind::READY) => {
                 message.end()?;
-                if !reader.descriptors.is_empty() {
-                    return Err(Bad("a descriptor that nobody asked for".into()));
-                }
                 reader.stage = Stage::Ready;
                 engine.ready_for_work(key);
             }
@@ -686,30 +779,38 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
 }
 
 /// Takes the replies out of what lay in an outbox: whole frames, each padded to a multiple of 8 bytes.
-pub(super) fn take_replies(mut bytes: &[u8], limit: usize, replies: &mut Vec<(u64, Result<Packet, Failed>)>) -> Result<(), Bad> {
+pub(super) fn take_replies(mut bytes: &[u8], limit: usize, replies: &mut Vec<(u64, Result<Value, Failed>)>) -> Result<(), Bad> {
     while let Some(head) = bytes.first_chunk::<{ frame::HEAD }>() {
         let len = u32::from_le_bytes(*head) as usize;
         let body = bytes.get(frame::HEAD..frame::HEAD + len).filter(|_| len <= limit);
         let body = body.ok_or_else(|| Bad(format!("a frame of {len} bytes in an outbox that has {}", bytes.len())))?;
         let message = Message::new(body)?;
-        if !matches!(message.kind, kind::DONE | kind::FAILED) {
+        if !matches!(message.kind, kind::DONE | kind::FAILED | kind::DONE_NAMING) {
             return Err(Bad(format!("a message of kind {} in an outbox", message.kind)));
         }
-        let (id, outcome) = read_reply(message)?;
-        replies.push((id, outcome.map(|at| Packet::copy_from(&body[at..]))));
+        let (id, outcome) = read_reply(message, body)?;
+        replies.push((id, outcome.map(|(at, named)| Value { packet: Packet::copy_from(&body[at..]), named })));
         bytes = &bytes[(frame::HEAD + len).next_multiple_of(size_of::<u64>()).min(bytes.len())..];
     }
     Ok(())
 }
 
-/// The number of a task that was answered, and where in the body its result begins, or why it has none.
-fn read_reply(mut message: Message<'_>) -> Result<(u64, Result<usize, Failed>), Bad> {
+/// The number of a task that was answered, and where in the body its result begins and what it names, or why it has none.
+#[expect(clippy::type_complexity, reason = "it is taken apart at once")]
+fn read_reply(mut message: Message<'_>, body: &[u8]) -> Result<(u64, Result<(usize, Option<Named>), Failed>), Bad> {
     let id = message.uint()?;
+    let naming = message.kind == kind::DONE_NAMING;
     if message.kind == kind::FAILED {
         return Ok((id, Err(message.map()?)));
     }
-    let (1, at) = message.rest() else { return Err(Bad("a result that is not one value".into())) };
-    Ok((id, Ok(at)))
+    match message.rest() {
+        (1, at) if !naming => Ok((id, Ok((at, None)))),
+        (2, at) if naming => {
+            let (named, len) = Named::read(&body[at..]).map_err(|e| Bad(format!("the names of a result: {e}")))?;
+            Ok((id, Ok((at + len, Some(named)))))
+        }
+        _ => Err(Bad("a result that is not one value".into())),
+    }
 }
 
 /// A copy of our standard error for a worker, or of nothing if we have none.

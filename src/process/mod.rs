@@ -26,10 +26,11 @@ pub(crate) mod sys;
 mod worker_memory;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub(crate) use child::{Child, Exit};
 pub(crate) use death_note::DeathNote;
-pub(crate) use spawn::{Spawn, find_program, spawn, spawn_with_stdout};
+pub(crate) use memory::{MemoryError, SharedMemory};
+pub(crate) use spawn::{Spawn, find_program, spawn_with_stdout};
 pub(crate) use sys::is_secure;
 pub(crate) use worker_memory::WorkerMemory;

@@ -9,7 +9,7 @@
 //! * pidfds (`pidfd_open(2)`, `pidfd_send_signal(2)`, the `PIDFD_GET_INFO` ioctl) are not there at all.
 //!
 //! Nothing here keeps state. Every descriptor goes in as a [`BorrowedFd`] and comes out as an [`OwnedFd`], with
-//! close-on-exec set. No call blocks: the socket calls carry `MSG_DONTWAIT`, so the `O_NONBLOCK` flag, which belongs to
+//! close-on-exec set. No call blocks unless it is told to ([`Patience`]): the socket calls carry `MSG_DONTWAIT`, so the `O_NONBLOCK` flag, which belongs to
 //! the file description and would be shared with another process, is left alone.
 
 #![expect(unsafe_code, reason = "system calls that nix does not wrap")]
@@ -101,6 +101,15 @@ pub(crate) enum ExitInfo {
     Present,
     /// The kernel cannot tell: it is older than Linux 6.15, or did not keep it.
     Unknown,
+}
+
+/// Whether a call waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// Not at all: `WouldBlock`.
+    None,
+    /// Until there is something.
+    Waits,
 }
 
 /// What one [`recv_with_fds`] brought.
@@ -253,6 +262,33 @@ pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usiz
     retry(|| Ok(socket::recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?))
 }
 
+/// How many bytes can be received at this moment (`FIONREAD`, unix(7) `SIOCINQ`).
+pub(crate) fn queued(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: c_int = 0;
+    // SAFETY: the request writes one integer.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut bytes) }.into())?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// From now on, whoever sends a descriptor to this socket is told that he may not (EPERM).
+///
+/// To close a descriptor may take as long as who made it likes: a TCP socket with unsent data and SO_LINGER (socket(7)),
+/// say. That is so as well when the kernel closes those that a reader does not want, before the reading returns.
+///
+/// # Errors
+///
+/// `ENOPROTOOPT` before Linux 6.16.
+pub(crate) fn refuse_descriptors(socket: BorrowedFd<'_>) -> io::Result<()> {
+    /// include/uapi/asm-generic/socket.h
+    const SO_PASSRIGHTS: c_int = 83;
+    let off: c_int = 0;
+    // SAFETY: the option is one integer, which the kernel reads.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, (&raw const off).cast(), size_of::<c_int>() as _) };
+    check(result.into())?;
+    Ok(())
+}
+
 /// Sends as much as there is room for, without waiting and without SIGPIPE (send(2)).
 ///
 /// # Errors
@@ -300,6 +336,11 @@ pub(crate) fn send_with_fds(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>], fds:
 ///
 /// `WouldBlock` when nothing is there. No descriptor is lost or left open by an error.
 pub(crate) fn recv_with_fds(socket: BorrowedFd<'_>, buffer: &mut [u8], fds_max: usize) -> io::Result<Received> {
+    recv_with_fds_or_wait(socket, buffer, fds_max, Patience::None)
+}
+
+/// As [`recv_with_fds`], and waits for something to come, if it is to.
+pub(crate) fn recv_with_fds_or_wait(socket: BorrowedFd<'_>, buffer: &mut [u8], fds_max: usize, patience: Patience) -> io::Result<Received> {
     /// Room for one control message with [`MESSAGE_FDS_MAX`] descriptors, aligned as a `cmsghdr` has to be.
     #[repr(C)]
     union Control {
@@ -320,7 +361,11 @@ pub(crate) fn recv_with_fds(socket: BorrowedFd<'_>, buffer: &mut [u8], fds_max: 
         // `control_buffer_holds_a_full_message` checks.
         message.msg_controllen = unsafe { libc::CMSG_LEN(4 * fds_max as u32) } as _;
     }
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let flags = libc::MSG_CMSG_CLOEXEC
+        | match patience {
+            Patience::None => libc::MSG_DONTWAIT,
+            Patience::Waits => 0,
+        };
     let bytes = retry(|| {
         // SAFETY: `message` points to one slice over `buffer` and to `control`, both valid for writes of the lengths
         // given and alive; an interrupted call (which alone is repeated) has changed nothing.
@@ -418,6 +463,16 @@ mod tests {
     fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> Errno {
         let error = result.expect_err("should fail");
         Errno::from_raw(error.raw_os_error().expect("an error of the kernel"))
+    }
+
+    #[test]
+    fn what_is_queued_is_counted_over_all_messages() {
+        let (a, b) = pair();
+        assert_eq!(queued(b.as_fd()).expect("count"), 0);
+        for bytes in [&[1; 10][..], &[2; 300]] {
+            (&a).write_all(bytes).expect("write");
+        }
+        assert_eq!(queued(b.as_fd()).expect("count"), 310);
     }
 
     #[test]

@@ -5,8 +5,12 @@ use super::detached::Detaching;
 use super::machine;
 use super::stdio::{Kind, Stdio};
 use crate::error::{Error, Why};
+use crate::limits::Limits;
+use crate::sync::named::write_names;
 use crate::task::{ArgsFor, Task, ZeroSized, encode_args, index_of};
+use crate::wire::message::Callee;
 use crate::wire::value::EncodeError;
+use crate::wire::value::names::{self, Thing};
 use crate::wire::{frame, message};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -44,6 +48,7 @@ pub struct ProcessBuilder {
     stderr: Option<Stdio>,
     daemon: bool,
     umask: Option<u32>,
+    limits: Limits,
     kill_on_drop: bool,
 }
 
@@ -63,9 +68,12 @@ pub(super) struct Order {
     pub(super) tied: bool,
     pub(super) detach: bool,
     pub(super) umask: Option<u32>,
+    pub(super) limits: Option<message::Limits>,
     pub(super) function: &'static str,
     /// The whole `CALL` frame.
     pub(super) call: Vec<u8>,
+    /// The shared objects that it names.
+    pub(super) things: Vec<Thing>,
 }
 
 impl Default for ProcessBuilder {
@@ -81,6 +89,7 @@ impl Default for ProcessBuilder {
             stderr: None,
             daemon: true,
             umask: None,
+            limits: Limits::new(),
             kill_on_drop: false,
         }
     }
@@ -182,6 +191,13 @@ impl ProcessBuilder {
         self
     }
 
+    /// What the process may use of the machine. Default: what the application may. It sets its limits itself, before its function
+    /// runs; see [`Limits`].
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// Whether dropping the handle kills the process. Default: false, it runs on. See [`Process`], *Drop*.
     pub fn kill_on_drop(mut self, kill: bool) -> Self {
         self.kill_on_drop = kill;
@@ -257,6 +273,7 @@ impl ProcessBuilder {
         if self.umask.is_some_and(|mask| mask > 0o777) {
             return invalid("umask", "a mask has nine bits");
         }
+        self.limits.check()?;
         if detach && self.kill_on_drop {
             return invalid("kill_on_drop", "a detached process has no handle");
         }
@@ -268,13 +285,27 @@ impl ProcessBuilder {
         let function = std::any::type_name::<F>();
         let mut call = Vec::new();
         let start = frame::begin(&mut call);
-        message::call(&mut call, CALL, 0, index_of::<F, Args, Marker>().0, F::__ARITY);
+        message::call(&mut call, CALL, 0, Callee::Index(index_of::<F, Args, Marker>().0), F::__ARITY);
         let limit = frame::BODY_MAX_DEFAULT;
         let room = limit - (call.len() - start);
-        encode_args(args, &mut call, room).map_err(|error| match error {
+        let why = |error| match error {
             EncodeError::TooLarge { .. } => Why::ArgumentTooLarge { function, limit },
             error => Why::ArgumentEncode { function, reason: error.to_string() },
-        })?;
+        };
+        let begun = call.len();
+        let (encoded, things) = names::collecting(|| encode_args(args, &mut call, room));
+        encoded.map_err(why)?;
+        if !things.is_empty() {
+            // It is known only now that there are names, which stand before the arguments.
+            let args = call.split_off(begun);
+            call.truncate(start);
+            message::call(&mut call, CALL, message::FLAG_NAMES, Callee::Index(index_of::<F, Args, Marker>().0), F::__ARITY + 1);
+            write_names(&things, &mut call, start + limit).map_err(why)?;
+            call.extend(args);
+            if call.len() - start > limit {
+                return Err(Why::ArgumentTooLarge { function, limit }.into());
+            }
+        }
         frame::finish(&mut call, start);
         let output = || if detach { Stdio::null() } else { Stdio::inherit() };
         Ok(Order {
@@ -289,8 +320,10 @@ impl ProcessBuilder {
             tied: self.daemon && !detach,
             detach,
             umask: self.umask,
+            limits: self.limits.into_message(),
             function,
             call,
+            things,
         })
     }
 }

@@ -22,9 +22,10 @@ use super::handover::Handover;
 use super::streams::{Streams, open_streams};
 use crate::error::{Error, ErrorKind, TaskError, What, Why};
 use crate::process::{Child, DeathNote, Spawn, WorkerMemory, fork, spawn_with_stdout, standard, steward, sys};
+use crate::sync::named::{Leases, Named};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, Message, Single, Welcome, kind};
-use crate::wire::packet::Packet;
+use crate::wire::value::names::{Encoded, Thing};
 use crate::worker::{self, DETACH, MARKER};
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -56,7 +57,7 @@ pub(super) struct Ended {
     /// `None`: it is not known.
     pub(super) status: Option<ExitStatus>,
     /// The encoded result.
-    pub(super) outcome: Result<Packet, TaskError>,
+    pub(super) outcome: Result<Encoded, TaskError>,
 }
 
 /// One process, and what is said to it and by it.
@@ -102,13 +103,17 @@ struct Inside {
     /// The call, and how much of it has been written.
     out: Vec<u8>,
     written: usize,
+    /// The shared objects that the call names, until they are lent; sockets to their managers go with its first byte.
+    things: Vec<Thing>,
+    sockets: Vec<OwnedFd>,
+    leases: Leases,
     /// It has closed its socket before it had all of the call.
     is_deaf: bool,
     buffer: FrameBuffer,
     /// Descriptors that came before the welcome.
     received: Vec<OwnedFd>,
     truncated: bool,
-    answer: Option<Result<Packet, Failed>>,
+    answer: Option<Result<Encoded, Failed>>,
     /// Why we ended its start.
     refused: Option<Error>,
     /// How it broke the protocol.
@@ -173,6 +178,7 @@ fn launch(ready: Ready, started: Arc<Coming<Result<u32, Error>>>) -> Result<Arc<
     let version = env!("CARGO_PKG_VERSION");
     let marker = OsString::from(if order.detach { format!("{version}{DETACH}") } else { version.into() });
     let surroundings = Spawn {
+        program: None,
         env: std::mem::take(&mut order.env),
         env_clear: order.env_clear,
         current_dir: order.current_dir.take(),
@@ -227,6 +233,7 @@ impl Machine {
             slots: memory.slots(),
             ring: memory.ring_bytes(),
             name: order.name.unwrap_or_else(worker::program_name),
+            limits: order.limits,
             single: Some(Single { tied: order.tied, stdin: given.stdin.is_some(), umask: order.umask }),
         };
         let inside = Inside {
@@ -241,6 +248,9 @@ impl Machine {
             early_stderr: Some(early_stderr),
             out: order.call,
             written: 0,
+            things: order.things,
+            sockets: Vec::new(),
+            leases: Leases::default(),
             is_deaf: false,
             buffer: FrameBuffer::new(HELLO_MAX),
             received: Vec::new(),
@@ -327,7 +337,13 @@ impl Machine {
 
     fn read(&self, inside: &mut Inside, to_end: bool) {
         let mut steps = 0;
-        while let Some(socket) = inside.socket.as_ref().filter(|_| to_end || steps < STEPS) {
+        // To the end of what it sent itself: whoever else holds its end, a grandchild say, may write for ever. (Of a
+        // detached process it is a grandchild that speaks.)
+        let mut left = match inside.socket.as_ref().filter(|_| to_end && !self.detach) {
+            Some(socket) => sys::queued(socket.as_fd()).unwrap_or(usize::MAX),
+            None => usize::MAX,
+        };
+        while let Some(socket) = inside.socket.as_ref().filter(|_| left > 0 && (to_end || steps < STEPS)) {
             steps += 1;
             let space = inside.buffer.space();
             let read = if inside.stage < Stage::Running {
@@ -343,6 +359,7 @@ impl Machine {
             match read {
                 Ok(0) => self.close_socket(inside),
                 Ok(n) => {
+                    left -= n.min(left);
                     inside.buffer.filled(n);
                     if let Err(Bad(reason)) = self.take_frames(inside) {
                         inside.bad.get_or_insert(reason);
@@ -367,6 +384,10 @@ impl Machine {
     }
 
     fn take_frames(&self, inside: &mut Inside) -> Result<(), Bad> {
+        // At once, and not when the message is whole: until then any number could come.
+        if inside.received.len() > usize::from(inside.stage == Stage::Hello) {
+            return Err(Bad("a descriptor that nobody asked for".into()));
+        }
         while let Some(range) = inside.buffer.next_frame().map_err(|e| Bad(e.to_string()))? {
             let mut message = Message::new(inside.buffer.bytes(range.clone()))?;
             match (inside.stage, message.kind) {
@@ -386,7 +407,20 @@ impl Machine {
                 (Stage::Running, kind::DONE) => {
                     let id: u64 = message.uint()?;
                     let (1, at) = message.rest() else { return Err(Bad("a result that is not one value".into())) };
-                    self.answered(inside, id, |inside| Ok(inside.buffer.take(range.start + at..range.end)))?;
+                    self.answered(inside, id, |inside| {
+                        Ok(Encoded { value: inside.buffer.take(range.start + at..range.end), things: None })
+                    })?;
+                }
+                (Stage::Running, kind::DONE_NAMING) => {
+                    let id: u64 = message.uint()?;
+                    let (2, at) = message.rest() else { return Err(Bad("a result that is not one value".into())) };
+                    let names = &inside.buffer.bytes(range.clone())[at..];
+                    let (named, len) = Named::read(names).map_err(|e| Bad(format!("the names of a result: {e}")))?;
+                    let things = inside.leases.take(&named).map_err(|reason| Bad(format!("a result that names {reason}")))?;
+                    let things = Some(Arc::new(things));
+                    self.answered(inside, id, |inside| {
+                        Ok(Encoded { value: inside.buffer.take(range.start + at + len..range.end), things })
+                    })?;
                 }
                 (Stage::Running, kind::FAILED) => {
                     let id: u64 = message.uint()?;
@@ -400,7 +434,7 @@ impl Machine {
     }
 
     fn ready(&self, inside: &mut Inside) -> Result<(), Bad> {
-        if !inside.received.is_empty() || inside.truncated {
+        if inside.truncated {
             return Err(Bad("a descriptor that nobody asked for".into()));
         }
         inside.stage = Stage::Running;
@@ -414,7 +448,7 @@ impl Machine {
         }
     }
 
-    fn answered(&self, inside: &mut Inside, id: u64, answer: impl FnOnce(&mut Inside) -> Result<Packet, Failed>) -> Result<(), Bad> {
+    fn answered(&self, inside: &mut Inside, id: u64, answer: impl FnOnce(&mut Inside) -> Result<Encoded, Failed>) -> Result<(), Bad> {
         if id != CALL || !inside.out.is_empty() {
             return Err(Bad(format!("an answer to call {id}, which it was not to give now")));
         }
@@ -432,11 +466,13 @@ impl Machine {
             self.refuse(inside, Error::spawn("taking in a process's lifeline", nix::errno::Errno::EMFILE.into()));
             return Ok(());
         }
-        let lifeline = inside.received.pop().filter(|_| inside.received.is_empty() && !inside.truncated);
+        let lifeline = inside.received.pop().filter(|_| !inside.truncated);
         inside.lifeline = Some(lifeline.ok_or_else(|| Bad("a hello without its one descriptor".into()))?);
         inside.stage = Stage::Welcomed;
         inside.buffer.set_limit(frame::BODY_MAX_DEFAULT);
         let Some(socket) = &inside.socket else { return Ok(()) };
+        // No further one is due. Older kernels do not know this, and close what comes, however long that takes.
+        let _ = sys::refuse_descriptors(socket.as_fd());
 
         let mut out = Vec::new();
         let start = frame::begin(&mut out);
@@ -472,6 +508,24 @@ impl Machine {
 
     // ---- writing
 
+    /// Lends the process what its call names, and announces the managers. If that cannot be done, the call goes all the same:
+    /// it is answered that its arguments could not be decoded.
+    fn lend(&self, inside: &mut Inside) {
+        let things = std::mem::take(&mut inside.things);
+        // What detaches itself is another process than the one that we have started.
+        let process = (!self.detach).then(|| self.child.pidfd());
+        let Ok(sockets) = inside.leases.lend(&things, process) else { return };
+        let mut out = Vec::new();
+        for (manager, socket) in sockets {
+            let start = frame::begin(&mut out);
+            message::attach(&mut out, manager);
+            frame::finish(&mut out, start);
+            inside.sockets.push(socket);
+        }
+        out.append(&mut inside.out);
+        inside.out = out;
+    }
+
     fn write(&self, inside: &mut Inside) {
         if inside.stage == Stage::Hello {
             return;
@@ -481,7 +535,21 @@ impl Machine {
             if inside.out.is_empty() {
                 return;
             }
-            match sys::send(socket.as_fd(), &inside.out[inside.written..]) {
+            if !inside.things.is_empty() {
+                self.lend(inside);
+                continue;
+            }
+            let rest = &inside.out[inside.written..];
+            let sent = if inside.sockets.is_empty() {
+                sys::send(socket.as_fd(), rest)
+            } else {
+                let sockets: Vec<_> = inside.sockets.iter().map(AsFd::as_fd).collect();
+                sys::send_with_fds(socket.as_fd(), &[IoSlice::new(rest)], &sockets)
+            };
+            if sent.is_ok() {
+                inside.sockets.clear();
+            }
+            match sent {
                 Ok(n) => inside.written += n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // It does not read any more; what it has to say comes all the same.
@@ -520,21 +588,26 @@ impl Machine {
         let note = inside.memory.note().read();
         let error = |what| TaskError::new(what, self.function);
         let outcome = match inside.answer {
-            Some(Ok(packet)) => Ok(packet),
+            Some(Ok(encoded)) => Ok(encoded),
             Some(Err(failed)) => Err(error(match failed {
                 Failed::Panicked { message, location, backtrace } => What::Panicked { message, location, backtrace, pid, status },
                 Failed::Arguments { reason } => What::ArgumentDecode { pid, reason },
                 Failed::Result { reason } => What::ResultEncode { pid, reason },
                 Failed::TooLarge => What::ResultTooLarge { pid, limit: frame::BODY_MAX_DEFAULT },
                 Failed::Cancelled => What::BadFrame { pid, reason: "a call that nobody cancelled was".into() },
+                Failed::Unknown => What::BadFrame { pid, reason: "a function of its own program is unknown to it".into() },
             })),
-            None if inside.stage == Stage::Running => Err(error(match (inside.bad, note) {
-                (Some(reason), _) => What::BadFrame { pid, reason },
-                (None, Some(DeathNote::Panic { message, place })) => {
-                    What::Panicked { message, location: Some(place), backtrace: None, pid, status }
-                }
-                (None, note) => What::WorkerDied { pid, status, stack_overflow: note == Some(DeathNote::StackOverflow) },
-            })),
+            None if inside.stage == Stage::Running => Err({
+                let is_out_of_memory = note == Some(DeathNote::OutOfMemory);
+                let what = match (inside.bad, note) {
+                    (Some(reason), _) => What::BadFrame { pid, reason },
+                    (None, Some(DeathNote::Panic { message, place })) => {
+                        What::Panicked { message, location: Some(place), backtrace: None, pid, status }
+                    }
+                    (None, note) => What::WorkerDied { pid, status, stack_overflow: note == Some(DeathNote::StackOverflow) },
+                };
+                error(what).last_words(is_out_of_memory, None)
+            }),
             None => {
                 let cause = self.why_start_failed(&inside, status);
                 self.started.set(Err(cause.clone()));
