@@ -30,7 +30,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Frames longer than this, in bytes, are sent to idle workers only (design 6).
 pub(crate) const LARGE: usize = 64 << 10;
@@ -198,7 +198,7 @@ impl Engine {
                 let (key, what) = (key_of(event.data()), event.data() & 3);
                 match what {
                     TIMER if event.data() == TOKENS => self.tokens.cancelled().into_iter().for_each(|task| self.abort(task)),
-                    TIMER => self.time_has_passed(),
+                    TIMER => self.time_has_passed(driver),
                     NAPPED => napped = true,
                     ENDED => self.process_ended(driver, key),
                     _ => {
@@ -220,13 +220,21 @@ impl Engine {
         }
     }
 
-    fn time_has_passed(&self) {
+    fn time_has_passed(&self, driver: &mut Driver) {
         if self.has_ended() {
             return; // it stays readable: whoever has not seen it yet will
         }
         let mut expirations = [0; 8];
         let _ = nix::unistd::read(self.timer.as_fd(), &mut expirations);
-        self.apply(|state, now| {
+        // An answer that was given in time counts, though we come to read it late, or nobody has rung. Nothing else is overdue
+        // at that same moment, however long the reading takes.
+        let now = Instant::now();
+        let overdue = self.lock().core.overdue(now);
+        for key in overdue {
+            self.read(driver, key, Until::OthersWait);
+            self.empty_outbox(driver, key);
+        }
+        self.apply(|state, _| {
             state.timed = true;
             state.core.tick(now, &mut state.actions);
         });
@@ -778,7 +786,7 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
 }
 
 /// Takes the replies out of what lay in an outbox: whole frames, each padded to a multiple of 8 bytes.
-fn take_replies(mut bytes: &[u8], limit: usize, replies: &mut Vec<(u64, Result<Value, Failed>)>) -> Result<(), Bad> {
+pub(super) fn take_replies(mut bytes: &[u8], limit: usize, replies: &mut Vec<(u64, Result<Value, Failed>)>) -> Result<(), Bad> {
     while let Some(head) = bytes.first_chunk::<{ frame::HEAD }>() {
         let len = u32::from_le_bytes(*head) as usize;
         let body = bytes.get(frame::HEAD..frame::HEAD + len).filter(|_| len <= limit);
