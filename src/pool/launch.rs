@@ -74,8 +74,8 @@ fn launch(config: &Config, capture: Option<&Capture>) -> Result<Launched, Error>
     let marker = (MARKER, OsStr::new(marker));
     let Surroundings { env, env_clear, current_dir, group } = config.surroundings.clone();
     let spawned = Spawn { program: config.program.clone(), env, env_clear, current_dir, group };
-    let child = spawn_with_stdout(&spawned, theirs, stdout, stderr.into(), marker)
-        .map_err(|e| Error::spawn("starting a worker process", e))?;
+    let child =
+        spawn_with_stdout(&spawned, theirs, stdout, stderr.into(), marker).map_err(|e| Error::spawn("starting a worker process", e))?;
     streams.watch(child.pid()).map_err(|e| Error::spawn("watching a worker's standard streams", e))?;
     Ok(Launched { child, socket, memory: Arc::new(memory), early_stderr, streams, oom_kills })
 }

@@ -265,7 +265,6 @@ fn write_message(message: &Read) -> Vec<u8> {
 }
 
 pub(crate) fn messages() -> Vec<Vec<u8>> {
-    let limits = crate::wire::message::Limits { memory: Some(1 << 40), oom_score: Some(300), ..Default::default() };
     let text = || "a text".to_owned();
     let all = [
         Read::Hello(Hello { protocol: 1, version: "0.1.0".into(), fingerprint: Some(u64::MAX) }),
