@@ -16,6 +16,8 @@ mod w10;
 mod w2;
 mod w3;
 mod w5;
+mod w8;
+mod w9;
 
 use report::Report;
 use std::error::Error;
@@ -26,8 +28,16 @@ type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 /// A workload's name, and what measures it.
 type Workload = (&'static str, fn(&Options, &Report) -> Result<()>);
 
-const WORKLOADS: [Workload; 6] =
-    [("W1", w1::anywhere), ("W1@1cpu", w1::on_one_cpu), ("W2", w2::run), ("W3", w3::run), ("W5", w5::run), ("W10", w10::run)];
+const WORKLOADS: [Workload; 8] = [
+    ("W1", w1::anywhere),
+    ("W1@1cpu", w1::on_one_cpu),
+    ("W2", w2::run),
+    ("W3", w3::run),
+    ("W5", w5::run),
+    ("W8", w8::run),
+    ("W9", w9::run),
+    ("W10", w10::run),
+];
 
 /// The first argument of a process that measures one workload, named by the second.
 const MEASURE: &str = "--measure";
