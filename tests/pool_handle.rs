@@ -10,7 +10,7 @@ mod facts;
 use facts::{FUSE, Scene, gone, holdings, is_pending, mark, pass, until, within};
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
-use procpool::{AbortHandle, Builder, Call, Error, Failure, JoinHandle, Pool, Results, TaskError, TryResults};
+use procpool::{AbortHandle, Builder, Call, Error, Failure, JoinHandle, Named, Pool, Results, TaskError, TryResults};
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -297,7 +297,7 @@ fn handles_go_where_they_should() {
     macro_rules! all {
         ($($type:ty),+ $(,)?) => { $( send::<$type>(); sync::<$type>(); unpin::<$type>(); lives_for_ever::<$type>(); )+ };
     }
-    all!(Pool, Builder, AbortHandle, Error, TaskError, Failure, Call<'static, fn(), (), ()>);
+    all!(Pool, Builder, AbortHandle, Error, TaskError, Failure, Call<'static, (), ()>, Named<(), ()>);
     // The handle holds no result, so it goes where the result may not.
     all!(JoinHandle<u32>, JoinHandle<Cell<u32>>, JoinHandle<Rc<u32>>, JoinHandle<*const u8>);
     type Over<S> = Results<S, (u32,), Rc<u32>>;

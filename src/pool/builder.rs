@@ -4,8 +4,10 @@ use super::Pool;
 use super::core::Rules;
 use super::engine::Engine;
 use super::options::Options;
+use super::output::Output;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
+use crate::limits::Limits;
 use crate::sync::Manager;
 use crate::task::{ArgsFor, Init, ZeroSized, encode_args, index_of_init};
 use crate::wire::claim::SLOTS_MAX;
@@ -22,6 +24,9 @@ use std::time::Duration;
 const HELLO_LIMIT: Duration = Duration::from_secs(30);
 /// So many bytes of a process's name the kernel keeps (prctl(2), `PR_SET_NAME`).
 const NAME_MAX: usize = 15;
+/// What browsers take for the processes of their pages: enough to go before an application that uses a quarter of the memory
+/// more.
+const OOM_SCORE: u16 = 300;
 /// Async tasks side by side in one worker, unless said otherwise.
 const CONCURRENCY: usize = 128;
 
@@ -41,12 +46,16 @@ pub struct Builder {
     concurrency: usize,
     name: Option<String>,
     surroundings: Surroundings,
+    limits: Limits,
+    stdout: Output,
+    stderr: Output,
     queue_limit: Option<usize>,
     frame_limit: usize,
     start_timeout: Option<Duration>,
     timeout: Option<Duration>,
     init: Option<Result<Packet, String>>,
     manager: Option<Manager>,
+    program: Option<(OsString, Vec<OsString>)>,
     #[cfg(test)]
     pub(super) launcher: Option<super::launch::Launcher>,
 }
@@ -58,12 +67,16 @@ impl Default for Builder {
             concurrency: CONCURRENCY,
             name: None,
             surroundings: Surroundings { env: Vec::new(), env_clear: false, current_dir: None, group: true },
+            limits: Limits::new(),
+            stdout: Output::inherit(),
+            stderr: Output::inherit(),
             queue_limit: None,
             frame_limit: frame::BODY_MAX_DEFAULT,
             start_timeout: None,
             timeout: None,
             init: None,
             manager: None,
+            program: None,
             #[cfg(test)]
             launcher: None,
         }
@@ -127,6 +140,34 @@ impl Builder {
     /// a worker has started outlive it.
     pub fn process_group(mut self, own: bool) -> Self {
         self.surroundings.group = own;
+        self
+    }
+
+    /// Where what the workers print to their standard output goes. Default: to the application's. (Answers do not travel by it:
+    /// whatever a task writes there disturbs nothing.)
+    pub fn stdout(mut self, output: impl Into<Output>) -> Self {
+        self.stdout = output.into();
+        self
+    }
+
+    /// Where what the workers print to their standard error goes, messages of panics among it. Default: to the
+    /// application's. If it is captured ([`Output::lines`]), the last of it is part of what a task is told whose worker died
+    /// ([`TaskError::stderr_tail`](crate::TaskError::stderr_tail)).
+    ///
+    /// What a worker prints before it has said hello (constructors of libraries may) comes there when it has; if it never
+    /// does, it is part of the error of the failed start.
+    pub fn stderr(mut self, output: impl Into<Output>) -> Self {
+        self.stderr = output.into();
+        self
+    }
+
+    /// What each worker may use of the machine. Default: what the application may; only that the kernel, when memory has run
+    /// out, kills a worker rather than the application ([`Limits::oom_score`]).
+    ///
+    /// Each worker sets its limits itself, before `init` and its first task. One that cannot (the system refuses it, in a sandbox)
+    /// ends, and its start has failed.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
         self
     }
 
@@ -200,6 +241,35 @@ impl Builder {
         self
     }
 
+    /// Another program whose processes are the workers, in whatever language it is written, and its arguments. It
+    /// speaks the protocol of this crate (`docs/protocol.md`; `docs/other_languages.md` shows one in Python) and serves
+    /// tasks by name, which [`Pool::call_named`] calls.
+    ///
+    /// A program without a slash in its name is looked for in `PATH`, as [`std::process::Command::new`] does it. It is
+    /// given one task at a time. It has no [`init`](Self::init), which [`build`](Self::build) refuses: what it prepares
+    /// before it says that it is ready is its own affair. The other options hold for it as for any worker.
+    ///
+    /// ```no_run
+    /// use procpool::{Named, Pool};
+    ///
+    /// const RESIZE: Named<(Vec<u8>, u32), Vec<u8>> = Named::new("resize.v1");
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = Pool::builder().program("python3", ["thumbnails.py"]).build()?;
+    /// let small = pool.call_named(RESIZE).spawn((std::fs::read("large.png")?, 64)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn program<I>(mut self, program: impl Into<OsString>, args: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: Into<OsString>,
+    {
+        self.program = Some((program.into(), args.into_iter().map(Into::into).collect()));
+        self
+    }
+
     /// Builds the pool. It starts no process: workers start as calls need them, or all at
     /// [`Pool::ready`].
     ///
@@ -211,7 +281,7 @@ impl Builder {
     ///
     /// [`ErrorKind`](crate::ErrorKind) `InvalidOption`, and what would keep workers from starting as far
     /// as it can be known: `Unsupported`, `Secure`, `NotInProgram`, `InsideWorker`, `TooDeep`,
-    /// `Forked`; `Spawn` if descriptors or threads cannot be had, or `/proc` is not mounted.
+    /// `Forked`; `Spawn` if descriptors, pidfds or threads cannot be had, or `/proc` is not mounted.
     ///
     /// # Panics
     ///
@@ -240,9 +310,15 @@ impl Builder {
         if self.start_timeout == Some(Duration::ZERO) {
             return Err(invalid("start_timeout", "no worker starts in no time"));
         }
+        self.limits.check()?;
+        let mut limits = self.limits;
+        limits.asked.oom_score.get_or_insert(OOM_SCORE);
         let init = match self.init {
             Some(Ok(packet)) if packet.len() > self.frame_limit => {
                 return Err(invalid("init", "its arguments are larger than frame_limit"));
+            }
+            Some(_) if self.program.is_some() => {
+                return Err(invalid("init", "the workers are another program, which has no function of this one"));
             }
             Some(Err(reason)) => return Err(invalid("init", &format!("its arguments cannot be encoded: {reason}"))),
             Some(Ok(packet)) => Some(packet),
@@ -254,10 +330,14 @@ impl Builder {
             rules: Rules { workers, concurrency: self.concurrency, hello_limit: HELLO_LIMIT, start_limit: self.start_timeout },
             surroundings: self.surroundings,
             name,
+            limits: limits.into_message(),
+            stdout: self.stdout,
+            stderr: self.stderr,
             frame_limit: self.frame_limit,
             queue_limit: self.queue_limit,
             options: self.timeout.map(|timeout| Arc::new(Options { timeout: Some(timeout), ..Options::default() })),
             init,
+            program: self.program,
             #[cfg(test)]
             launcher: self.launcher,
         })?;

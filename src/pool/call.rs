@@ -1,16 +1,16 @@
 //! One call with options of its own.
 
 use super::Pool;
-use super::core::Mode;
 use super::join::JoinHandle;
 use super::options::{ATTEMPTS_MAX, Options};
 use super::reply::Reply;
 use super::results::{Results, TryResults, encode};
 use super::spec::{Room, TaskSpec, Ticket};
-use crate::task::{ArgsFor, Run, Task, index_of};
+use crate::task::ArgsFor;
 use crate::wire::message;
 use futures::Stream;
 use futures::stream::{self, Iter};
+use serde::de::DeserializeOwned;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -18,7 +18,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-/// A task with options, made by [`Pool::call`]; `spawn` or `map` hands it in.
+/// A task with options, made by [`Pool::call`] or [`Pool::call_named`]; `spawn` or `map` hands it in.
+///
+/// `Args` is the tuple of the task's arguments, `R` its result.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -33,26 +35,18 @@ use tokio_util::sync::CancellationToken;
 /// # }
 /// ```
 #[must_use = "a call does nothing until it is spawned or mapped"]
-pub struct Call<'pool, F, Args, Marker> {
+pub struct Call<'pool, Args, R> {
     pool: &'pool Pool,
     task: TaskSpec,
-    task_type: PhantomData<fn(F)>,
-    args: PhantomData<fn(Args, Marker)>,
+    types: PhantomData<fn(Args) -> R>,
 }
 
-impl<'pool, F, Args, Marker> Call<'pool, F, Args, Marker>
+impl<'pool, Args, R> Call<'pool, Args, R>
 where
-    F: Task<Args, Marker>,
+    R: DeserializeOwned,
 {
-    pub(super) fn new(pool: &'pool Pool) -> Self {
-        let mode = match F::__entry().run {
-            Run::Async(_) => Mode::Async,
-            _ => Mode::Sync,
-        };
-        let index = index_of::<F, Args, Marker>().0;
-        let options = pool.engine().config().options.clone();
-        let task = TaskSpec { index, arity: F::__ARITY, mode, flags: 0, options, token: None, function: std::any::type_name::<F>() };
-        Self { pool, task, task_type: PhantomData, args: PhantomData }
+    pub(super) fn new(pool: &'pool Pool, task: TaskSpec) -> Self {
+        Self { pool, task, types: PhantomData }
     }
 
     /// Whether a panic brings its backtrace along. Default: as `RUST_BACKTRACE` says in the worker's
@@ -163,18 +157,18 @@ where
     }
 
     /// As [`Pool::spawn`].
-    pub fn spawn<P: ArgsFor<Args>>(self, args: P) -> JoinHandle<F::Output> {
+    pub fn spawn<P: ArgsFor<Args>>(self, args: P) -> JoinHandle<R> {
         self.submit(&args, Room::Needed)
     }
 
     /// As [`Pool::spawn_wait`].
-    pub async fn spawn_wait<P: ArgsFor<Args>>(self, args: P) -> JoinHandle<F::Output> {
+    pub async fn spawn_wait<P: ArgsFor<Args>>(self, args: P) -> JoinHandle<R> {
         let room = self.pool.engine().room().await;
         self.submit(&args, Room::Held(room))
     }
 
     /// As [`Pool::map`].
-    pub fn map<I>(self, items: I) -> Results<Iter<I::IntoIter>, Args, F::Output>
+    pub fn map<I>(self, items: I) -> Results<Iter<I::IntoIter>, Args, R>
     where
         I: IntoIterator,
         I::Item: ArgsFor<Args>,
@@ -183,7 +177,7 @@ where
     }
 
     /// As [`Pool::map_stream`].
-    pub fn map_stream<S>(self, items: S) -> Results<S, Args, F::Output>
+    pub fn map_stream<S>(self, items: S) -> Results<S, Args, R>
     where
         S: Stream,
         S::Item: ArgsFor<Args>,
@@ -192,7 +186,7 @@ where
     }
 
     /// As [`Pool::try_map_stream`].
-    pub fn try_map_stream<S, P, E>(self, items: S) -> TryResults<S, E, Args, F::Output>
+    pub fn try_map_stream<S, P, E>(self, items: S) -> TryResults<S, E, Args, R>
     where
         S: Stream<Item = Result<P, E>>,
         P: ArgsFor<Args>,
@@ -200,14 +194,14 @@ where
         TryResults::new(self.pool.engine(), self.task, items)
     }
 
-    fn submit<P: ArgsFor<Args>>(&self, args: &P, room: Room) -> JoinHandle<F::Output> {
+    fn submit<P: ArgsFor<Args>>(&self, args: &P, room: Room) -> JoinHandle<R> {
         let (sender, outcome) = oneshot::channel();
         let ticket: Ticket = self.pool.engine().submit(&self.task, |out, limit| encode(args, out, limit), Reply::Join(sender), room);
         JoinHandle::new(self.pool.engine(), ticket, self.task.function, outcome)
     }
 }
 
-impl<F, Args, Marker> fmt::Debug for Call<'_, F, Args, Marker> {
+impl<Args, R> fmt::Debug for Call<'_, Args, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Call").field("task", &self.task).finish_non_exhaustive()
     }

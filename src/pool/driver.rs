@@ -7,10 +7,12 @@
 
 use super::core::{Answer, Replied, Stop, WorkerKey};
 use super::engine::{Engine, timed_out};
+use super::events::WorkerEvent;
 use super::launch::Launched;
 use super::link::{Link, Process};
 use super::loss::{Loss, Note};
 use super::reply::{Cargo, Encoded};
+use super::stats::WorkerEnd;
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{DeathNote, Exit, WorkerMemory, sys};
@@ -26,6 +28,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -152,6 +155,17 @@ enum Stage {
     Ready,
 }
 
+/// How long a worker is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// For a while; others have their turn.
+    OthersWait,
+    /// To the end, for it has closed its side.
+    End,
+    /// It has ended: what it had sent by then, and no more.
+    WhatItSent,
+}
+
 /// The incoming side of one worker.
 #[derive(Debug)]
 struct Reader {
@@ -191,7 +205,8 @@ impl Engine {
                         if event.events().contains(EpollFlags::EPOLLOUT) {
                             self.has_room(key);
                         }
-                        self.read(driver, key, event.events().intersects(CLOSED));
+                        let until = if event.events().intersects(CLOSED) { Until::End } else { Until::OthersWait };
+                        self.read(driver, key, until);
                     }
                 }
             }
@@ -235,7 +250,7 @@ impl Engine {
 
     /// The steward has started a process, or could not. Runs on its thread.
     pub(super) fn started(&self, key: WorkerKey, launched: Result<Launched, Error>) {
-        let Launched { child, socket, memory, early_stderr } = match launched {
+        let Launched { child, socket, memory, early_stderr, streams } = match launched {
             Ok(launched) => launched,
             Err(cause) => return self.start_failed(key, cause),
         };
@@ -249,6 +264,7 @@ impl Engine {
             leases: Arc::default(),
             lifeline: None,
             early_stderr: Some(Arc::new(early_stderr)),
+            streams,
         };
         link.process = Some(process);
         let doomed = link.doomed;
@@ -270,6 +286,8 @@ impl Engine {
     }
 
     fn start_failed(&self, key: WorkerKey, cause: Error) {
+        let pid = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| process.child.pid());
+        self.tell_end(key, pid, WorkerEnd::StartFailed, None, Some(cause.clone()));
         let link = self.apply(|state, now| {
             state.timed = true;
             state.core.start_failed(key, cause.clone(), now, &mut state.actions);
@@ -281,8 +299,8 @@ impl Engine {
 
     // ---- reading
 
-    /// Reads what has come from a worker; `to_end`: until nothing is left for certain.
-    fn read(&self, driver: &mut Driver, key: WorkerKey, to_end: bool) {
+    /// Reads what has come from a worker.
+    fn read(&self, driver: &mut Driver, key: WorkerKey, until: Until) {
         let reader = match driver.readers.entry(key) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
@@ -304,9 +322,14 @@ impl Engine {
             }
         };
         let mut readings = 0;
-        while !reader.closed {
+        let mut left = match until {
+            // Whoever else holds its end, a grandchild say, may write for ever.
+            Until::WhatItSent => sys::queued(reader.socket.as_fd()).unwrap_or(usize::MAX),
+            _ => usize::MAX,
+        };
+        while !reader.closed && left > 0 {
             readings += 1;
-            if readings > READINGS && !to_end {
+            if readings > READINGS && until == Until::OthersWait {
                 // Others have their turn first; the socket is reported anew, for it is still readable. Whoever waits for
                 // room in it must not be forgotten by this.
                 let _ = self.epoll.modify(reader.socket.as_fd(), &mut EpollEvent::new(READ_WRITE, token(key, SOCKET)));
@@ -331,6 +354,7 @@ impl Engine {
                     self.hung_up(key);
                 }
                 Ok(n) => {
+                    left -= n.min(left);
                     reader.buffer.filled(n);
                     let result = take_frames(self, key, reader, &mut driver.replies);
                     if std::mem::take(&mut reader.rang) && !driver.awake.contains(&key) {
@@ -341,7 +365,7 @@ impl Engine {
                         (reader.closed, reader.silenced) = (true, true);
                         self.broke_protocol(key, reader.stage, reader.pid, bad);
                     }
-                    if n < len && !to_end && !may_be_short {
+                    if n < len && until == Until::OthersWait && !may_be_short {
                         return;
                     }
                 }
@@ -461,6 +485,7 @@ impl Engine {
             state.core.refill(key, count, now, &mut state.actions);
         });
         replies.clear();
+        let mut done = 0;
         for (cargo, outcome, stop) in settled.drain(..) {
             let outcome = match outcome.map(|value| self.take_over(key, value)) {
                 Ok(Ok(encoded)) => Ok(encoded),
@@ -470,9 +495,11 @@ impl Engine {
                 }
                 Err(failed) => Err(self.failure(pid, failed, stop)),
             };
+            done += u64::from(outcome.is_ok());
             let function = cargo.function;
-            cargo.settle(outcome.map_err(|what| TaskError::new(what, function)));
+            self.settle(cargo, outcome.map_err(|what| TaskError::new(what, function)));
         }
+        self.tally.done(done);
         result
     }
 
@@ -491,23 +518,20 @@ impl Engine {
             Failed::Arguments { reason } => What::ArgumentDecode { pid, reason },
             Failed::Result { reason } => What::ResultEncode { pid, reason },
             Failed::TooLarge => What::ResultTooLarge { pid, limit: self.config.frame_limit },
+            Failed::Unknown => What::UnknownTask { pid: Some(pid) },
             Failed::Cancelled => match stop {
                 Some(Stop::TimedOut(limit)) => timed_out(limit),
+                Some(Stop::Close) => What::PoolClosed,
                 _ => What::Cancelled,
             },
         }
     }
 
     /// The hello has come: keep the lifeline, and answer.
-    fn welcome(&self, key: WorkerKey, hello: &Hello, lifeline: OwnedFd) -> Result<(), Bad> {
-        if hello.protocol != message::PROTOCOL {
-            return Err(Bad(format!("it speaks version {} of the protocol, not {}", hello.protocol, message::PROTOCOL)));
-        }
-        if hello.version != env!("CARGO_PKG_VERSION") {
-            return Err(Bad(format!("it has version {} of this crate, not {}", hello.version, env!("CARGO_PKG_VERSION"))));
-        }
-        if hello.fingerprint != crate::task::fingerprint() {
-            return Err(Bad("it is another build of this program: its task table is not ours".into()));
+    fn welcome(&self, key: WorkerKey, hello: &Hello, lifeline: Option<OwnedFd>) -> Result<(), Bad> {
+        match self.config.program {
+            Some(_) => crate::worker::check_protocol(hello)?,
+            None => crate::worker::check_hello(hello)?,
         }
         let memory = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.memory));
         let Some(memory) = memory else { return Ok(()) };
@@ -522,6 +546,7 @@ impl Engine {
             slots: memory.slots(),
             ring: memory.ring_bytes(),
             name: self.config.name.clone(),
+            limits: self.config.limits.clone(),
             single: None,
         };
         message::control(&mut out, kind::WELCOME, &welcome);
@@ -529,12 +554,15 @@ impl Engine {
 
         let mut state = self.lock();
         let Some(Link { process: Some(process), out: outgoing, .. }) = state.links.get_mut(&key) else { return Ok(()) };
-        process.lifeline = Some(lifeline);
+        process.lifeline = lifeline;
         let (socket, early) = (Arc::clone(&process.socket), process.early_stderr.take());
+        let stderr = process.streams.their_stderr.take();
         // The socket is empty and nobody else writes to it: the welcome goes at once, and whole.
         outgoing.busy = true;
         drop(state);
-        let stderr = stderr_for_worker();
+        // No further one is due. Older kernels do not know this, and close what comes, however long that takes.
+        let _ = sys::refuse_descriptors(socket.as_fd());
+        let stderr = stderr.map_or_else(stderr_for_worker, Ok);
         let sent = stderr.and_then(|stderr| sys::send_with_fds(socket.as_fd(), &[io::IoSlice::new(&out)], &[memory.fd(), stderr.as_fd()]));
         drop(early);
         match sent {
@@ -572,12 +600,22 @@ impl Engine {
     }
 
     fn ready_for_work(&self, key: WorkerKey) {
-        self.apply(|state, now| {
+        let pid = self.apply(|state, now| {
             state.timed = true;
-            let memory = state.links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.memory));
+            let link = state.links.get(&key);
+            let process = link.and_then(|link| link.process.as_ref());
+            let pid = process.filter(|_| link.is_some_and(|link| !link.doomed)).map(|process| process.child.pid());
+            // Another program claims nothing in it.
+            let process = process.filter(|_| self.config.program.is_none());
+            let memory = process.map(|process| Arc::clone(&process.memory));
             state.core.ready(key, memory, now, &mut state.actions);
+            pid
         });
         self.tell_start(None);
+        if let Some(pid) = pid {
+            self.tally.started();
+            self.feeds.tell(&WorkerEvent::Up { pid });
+        }
     }
 
     fn init_failed(&self, key: WorkerKey, pid: u32, failed: InitFailed) {
@@ -599,7 +637,7 @@ impl Engine {
         // It is given nothing more: what follows its last answers must not be charged to it.
         self.apply(|state, _| state.core.ending(key));
         // What it sent and committed before it ended still counts, all of it; only then its claims are judged.
-        self.read(driver, key, true);
+        self.read(driver, key, Until::WhatItSent);
         self.empty_outbox(driver, key);
         let child = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.child));
         let Some(exit) = child.as_ref().and_then(|child| child.try_reap()) else { return };
@@ -611,17 +649,23 @@ impl Engine {
         let _ = self.epoll.delete(process.child.pidfd());
         let note = process.memory.note().read().map(|note| match note {
             DeathNote::StackOverflow => Note::StackOverflow,
+            DeathNote::OutOfMemory => Note::OutOfMemory,
             DeathNote::Panic { message, place } => Note::Panic { message, place },
         });
+        let stderr = process.streams.end();
         if stage == Stage::Ready {
-            let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone() });
+            let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone(), stderr });
+            // First, since the pool may have ended with it.
+            let by_itself = if loss.bad_frame.is_some() { WorkerEnd::BadFrame } else { WorkerEnd::Died };
+            self.tell_end(key, Some(exit.pid), by_itself, exit.status, None);
             self.apply(|state, now| {
                 state.timed = true;
                 state.core.exited(key, &loss, now, &mut state.actions);
             });
             self.tell_start(None);
         } else {
-            let cause = self.why_start_failed(&link, process, stage, &exit, note);
+            let cause = self.why_start_failed(&link, process, stage, &exit, note, stderr);
+            self.tell_end(key, Some(exit.pid), WorkerEnd::StartFailed, exit.status, Some(cause.clone()));
             self.apply(|state, now| {
                 state.timed = true;
                 state.core.start_failed(key, cause.clone(), now, &mut state.actions);
@@ -630,7 +674,22 @@ impl Engine {
         }
     }
 
-    fn why_start_failed(&self, link: &Link, process: &Process, stage: Stage, exit: &Exit, note: Option<Note>) -> Error {
+    /// A worker has gone, by itself unless the rules know better.
+    fn tell_end(&self, key: WorkerKey, pid: Option<u32>, by_itself: WorkerEnd, status: Option<ExitStatus>, cause: Option<Error>) {
+        let why = self.lock().core.why_ended(key).unwrap_or(by_itself);
+        self.tally.ended(why);
+        self.feeds.tell(&WorkerEvent::Down { pid, why, status, cause });
+    }
+
+    fn why_start_failed(
+        &self,
+        link: &Link,
+        process: &Process,
+        stage: Stage,
+        exit: &Exit,
+        note: Option<Note>,
+        stderr: Option<Arc<str>>,
+    ) -> Error {
         if let Some(failure) = &link.failure {
             return failure.clone();
         }
@@ -651,11 +710,12 @@ impl Engine {
             (_, true) if link.hung_up => Why::NotAWorker { pid, reason: "it closed its socket in init".into(), stderr: String::new() },
             (_, true) => Why::InitTimeout { pid, limit: rules.start_limit.unwrap_or_default() },
             (_, false) if self.config.init.is_none() => {
-                Why::DiedAtStart { pid, status, stderr: process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default() }
+                let early = process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default();
+                Why::DiedAtStart { pid, status, stderr: stderr.map_or(early, |text| text.to_string()) }
             }
             (_, false) => match note {
                 Some(Note::Panic { message, place }) => Why::InitPanicked { pid, message, location: Some(place) },
-                _ => Why::InitDied { pid, status },
+                _ => Why::InitDied { pid, status, stderr },
             },
         };
         why.into()
@@ -664,6 +724,10 @@ impl Engine {
 
 /// Takes whole frames out of a worker's buffer: replies are gathered, other messages are answered.
 fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &mut Vec<(u64, Result<Value, Failed>)>) -> Result<(), Bad> {
+    // At once, and not when the message is whole: until then any number could come.
+    if reader.descriptors.len() > usize::from(reader.stage == Stage::Hello) {
+        return Err(Bad("a descriptor that nobody asked for".into()));
+    }
     while let Some(range) = reader.buffer.next_frame().map_err(|e| Bad(e.to_string()))? {
         let message = Message::new(reader.buffer.bytes(range.clone()))?;
         match (reader.stage, message.kind) {
@@ -685,17 +749,17 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
                     engine.start_refused(key, "taking in a worker's lifeline", nix::errno::Errno::EMFILE.into());
                     continue;
                 }
-                let descriptor = reader.descriptors.pop().filter(|_| reader.descriptors.is_empty() && !reader.truncated);
-                let lifeline = descriptor.ok_or_else(|| Bad("a hello without its one descriptor".into()))?;
+                let lifeline = reader.descriptors.pop().filter(|_| !reader.truncated);
+                // Not every language can send one; what is lost without it is for that program to know.
+                if lifeline.is_none() && engine.config.program.is_none() {
+                    return Err(Bad("a hello without its one descriptor".into()));
+                }
                 reader.stage = Stage::Init;
                 reader.buffer.set_limit(engine.config.frame_limit);
                 engine.welcome(key, &hello, lifeline).inspect_err(|_| reader.stage = Stage::Hello)?;
             }
             (Stage::Init, kind::READY) => {
                 message.end()?;
-                if !reader.descriptors.is_empty() {
-                    return Err(Bad("a descriptor that nobody asked for".into()));
-                }
                 reader.stage = Stage::Ready;
                 engine.ready_for_work(key);
             }

@@ -2,6 +2,8 @@
 
 use super::core::{Mode, Rules, TaskKey, WINDOW_MAX};
 use super::options::Options;
+use super::output::Output;
+use crate::wire::message::{self, Callee};
 use crate::wire::packet::Packet;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,10 +17,17 @@ pub(crate) struct Config {
     pub(crate) rules: Rules,
     pub(crate) surroundings: Surroundings,
     pub(crate) name: String,
+    /// What each worker limits itself to.
+    pub(crate) limits: Option<message::Limits>,
+    /// Where what they print goes.
+    pub(crate) stdout: Output,
+    pub(crate) stderr: Output,
     /// The largest body of a frame, in bytes.
     pub(crate) frame_limit: usize,
     /// Tasks that may wait for a worker.
     pub(crate) queue_limit: Option<usize>,
+    /// Another program whose processes are the workers, and its arguments.
+    pub(crate) program: Option<(OsString, Vec<OsString>)>,
     /// What each call begins with.
     pub(crate) options: Option<Arc<Options>>,
     /// The whole `INIT` frame.
@@ -49,7 +58,7 @@ pub(crate) struct Surroundings {
 /// A task, as far as the engine needs to know it.
 #[derive(Clone, Debug)]
 pub(crate) struct TaskSpec {
-    pub(crate) index: u32,
+    pub(crate) callee: Callee,
     pub(crate) arity: u32,
     pub(crate) mode: Mode,
     pub(crate) flags: u8,

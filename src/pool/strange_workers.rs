@@ -6,8 +6,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::zombie_processes, reason = "the pool reaps what it is given")]
 
+use super::capture::Streams;
 use super::launch::{Launched, Launcher};
-use super::{Builder, Pool};
+use super::{Builder, Named, Pool};
 use crate::error::{Error, ErrorKind, TaskErrorKind};
 use crate::process::{Child, WorkerMemory, sys};
 use crate::task;
@@ -26,21 +27,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Only a hang takes this long.
-const HANG: Duration = Duration::from_secs(30);
+pub(super) const HANG: Duration = Duration::from_secs(30);
 
 /// What is started: `command`, with one end of a socket pair as its standard input. Gives the pool's end, and beside
 /// it what a player of that process needs: a copy of its own end, and its memory.
-fn launch(command: &mut Command) -> (Launched, UnixStream, Arc<WorkerMemory>) {
+pub(super) fn launch(command: &mut Command) -> (Launched, UnixStream, Arc<WorkerMemory>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let early_stderr = File::from(memfd_create(c"stderr", MFdFlags::MFD_CLOEXEC).unwrap());
     command.stdin(OwnedFd::from(theirs.try_clone().unwrap())).stderr(early_stderr.try_clone().unwrap()).stdout(Stdio::null());
     let child = command.process_group(0).spawn().unwrap();
     let child = Child::adopt(child.id(), true).unwrap();
     let memory = Arc::new(WorkerMemory::create(1024).unwrap());
-    (Launched { child, socket: ours.into(), memory: Arc::clone(&memory), early_stderr }, theirs, memory)
+    (Launched { child, socket: ours.into(), memory: Arc::clone(&memory), early_stderr, streams: Streams::default() }, theirs, memory)
 }
 
-fn builder(launcher: impl Fn() -> Result<Launched, Error> + Send + Sync + 'static) -> Builder {
+pub(super) fn builder(launcher: impl Fn() -> Result<Launched, Error> + Send + Sync + 'static) -> Builder {
     let mut builder = Pool::builder().workers(1);
     builder.launcher = Some(Launcher(Arc::new(launcher)));
     builder
@@ -58,14 +59,14 @@ fn pool_of_shells(script: &'static str) -> Pool {
 }
 
 /// A worker that is played by a thread of the test.
-struct Player {
-    socket: UnixStream,
-    memory: Arc<WorkerMemory>,
-    incoming: FrameBuffer,
+pub(super) struct Player {
+    pub(super) socket: UnixStream,
+    pub(super) memory: Arc<WorkerMemory>,
+    pub(super) incoming: FrameBuffer,
 }
 
 impl Player {
-    fn new(socket: UnixStream, memory: Arc<WorkerMemory>) -> Self {
+    pub(super) fn new(socket: UnixStream, memory: Arc<WorkerMemory>) -> Self {
         Self { socket, memory, incoming: FrameBuffer::new(1 << 20) }
     }
 
@@ -76,11 +77,15 @@ impl Player {
 
     fn say_with(&mut self, descriptors: &[BorrowedFd<'_>], write: impl FnOnce(&mut Vec<u8>)) {
         let bytes = framed(write);
-        assert_eq!(sys::send_with_fds(self.socket.as_fd(), &[IoSlice::new(&bytes)], descriptors).unwrap(), bytes.len());
+        match sys::send_with_fds(self.socket.as_fd(), &[IoSlice::new(&bytes)], descriptors) {
+            // The pool has had the kernel refuse them.
+            Err(error) if error.raw_os_error() == Some(nix::libc::EPERM) => self.socket.write_all(&bytes).unwrap(),
+            sent => assert_eq!(sent.unwrap(), bytes.len()),
+        }
     }
 
     /// The body of the next frame; empty when the pool has closed.
-    fn hear(&mut self) -> Vec<u8> {
+    pub(super) fn hear(&mut self) -> Vec<u8> {
         loop {
             if let Some(range) = self.incoming.next_frame().unwrap() {
                 return self.incoming.bytes(range).to_vec();
@@ -92,21 +97,21 @@ impl Player {
         }
     }
 
-    fn hello(&mut self, change: impl FnOnce(&mut Hello)) {
+    pub(super) fn hello(&mut self, change: impl FnOnce(&mut Hello)) {
         let mut hello = hello();
         change(&mut hello);
         let (_kept, lifeline) = UnixStream::pair().unwrap();
         self.say_with(&[lifeline.as_fd()], |out| message::control(out, kind::HELLO, &hello));
     }
 
-    fn become_ready(&mut self) {
+    pub(super) fn become_ready(&mut self) {
         self.hello(|_| {});
         assert_eq!(Message::new(&self.hear()).unwrap().kind, kind::WELCOME);
         self.say(message::ready);
     }
 
     /// The next call, not claimed.
-    fn unclaimed(&mut self) -> Claim {
+    pub(super) fn unclaimed(&mut self) -> Claim {
         let body = self.hear();
         let mut message = Message::new(&body).unwrap();
         assert_eq!(message.kind, kind::CALL);
@@ -116,13 +121,13 @@ impl Player {
     }
 
     /// The number of the next call, which has begun.
-    fn call(&mut self) -> u64 {
+    pub(super) fn call(&mut self) -> u64 {
         let claim = self.unclaimed();
         assert!(self.memory.claims().begin(claim));
         claim.id
     }
 
-    fn answer(&mut self, id: u64, value: u8) {
+    pub(super) fn answer(&mut self, id: u64, value: u8) {
         self.say(|out| {
             message::done(out, id);
             out.push(value);
@@ -130,16 +135,16 @@ impl Player {
     }
 
     /// Until the pool has done with us.
-    fn wait(&mut self) {
+    pub(super) fn wait(&mut self) {
         while !self.hear().is_empty() {}
     }
 }
 
-fn hello() -> Hello {
-    Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: task::fingerprint() }
+pub(super) fn hello() -> Hello {
+    Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: Some(task::fingerprint()) }
 }
 
-fn framed(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+pub(super) fn framed(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut out = Vec::new();
     let start = frame::begin(&mut out);
     write(&mut out);
@@ -148,7 +153,7 @@ fn framed(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 /// A pool whose n-th worker (from 0) is played by `play(n, …)`.
-fn played(play: impl Fn(usize, &mut Player) + Send + Sync + 'static) -> Builder {
+pub(super) fn played(play: impl Fn(usize, &mut Player) + Send + Sync + 'static) -> Builder {
     let (play, started) = (Arc::new(play), AtomicUsize::new(0));
     builder(move || {
         let (launched, socket, memory) = launch(Command::new("sleep").arg("1000"));
@@ -162,7 +167,7 @@ fn echo(n: u8) -> u8 {
     n
 }
 
-async fn start_error(pool: &Pool) -> Error {
+pub(super) async fn start_error(pool: &Pool) -> Error {
     tokio::time::timeout(HANG, pool.ready()).await.expect("it hangs").expect_err("that is no worker")
 }
 
@@ -218,7 +223,7 @@ async fn another_version_protocol_or_build_is_refused_with_the_reason() {
     let changes: [(Change, &str); 3] = [
         (|hello| hello.protocol += 1, "version 2 of the protocol"),
         (|hello| hello.version = "0.0.1".into(), "version 0.0.1 of this crate"),
-        (|hello| hello.fingerprint ^= 1, "another build"),
+        (|hello| hello.fingerprint = Some(1), "another build"),
     ];
     for (change, reason) in changes {
         let pool = played(move |_, player| {
@@ -285,6 +290,47 @@ async fn a_played_worker_serves() {
     .unwrap();
     for n in 0..3 {
         assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 9)).await.expect("it hangs").unwrap(), n);
+    }
+}
+
+/// The least that another program says, in a language that knows neither descriptors nor shared memory.
+#[tokio::test]
+async fn a_worker_of_another_program_is_given_one_task_at_a_time_and_dies_of_that_one() {
+    const ECHO: Named<(u8,), u8> = Named::new("echo.v1");
+    let pool = played(|n, player| {
+        let least = Hello { protocol: message::PROTOCOL, version: String::new(), fingerprint: None };
+        player.say(|out| message::control(out, kind::HELLO, &least));
+        assert_eq!(Message::new(&player.hear()).unwrap().kind, kind::WELCOME);
+        player.say(message::ready);
+        for round in 0..200 {
+            let body = player.hear();
+            let Ok(mut message) = Message::new(&body) else { return };
+            let (slot, attempt) = (message.uint::<u16>().unwrap(), message.uint::<u8>().unwrap());
+            let (id, flags) = (message.uint().unwrap(), message.uint::<u8>().unwrap());
+            assert_eq!((slot, attempt, flags, message.rest().0), (0, 1, 0, 2));
+            assert!(body[message.rest().1..].starts_with(b"\xa7echo.v1"), "{body:?}");
+            if round % 50 == 49 {
+                // Whatever its pace was so far: there is nothing behind it.
+                std::thread::sleep(Duration::from_millis(5));
+                assert_eq!(sys::queued(player.socket.as_fd()).unwrap(), 0);
+                assert!(player.incoming.next_frame().unwrap().is_none());
+            }
+            if n == 0 && round == 150 {
+                break; // with this one unanswered
+            }
+            player.answer(id, *body.last().unwrap());
+        }
+        player.socket.shutdown(std::net::Shutdown::Both).unwrap();
+    })
+    .program("another", ["program"])
+    .build()
+    .unwrap();
+    let handles: Vec<_> = (0..300).map(|n| (n, pool.call_named(ECHO).spawn(n as u8 & 0x7f))).collect();
+    for (n, handle) in handles {
+        match tokio::time::timeout(HANG, handle).await.expect("it hangs") {
+            Ok(value) => assert_eq!((value, n == 150), (n as u8 & 0x7f, false)),
+            Err(error) => assert_eq!((error.kind(), n), (TaskErrorKind::WorkerDied, 150), "{error}"),
+        }
     }
 }
 

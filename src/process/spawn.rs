@@ -1,4 +1,4 @@
-//! Starts this very program afresh.
+//! Starts this very program afresh (or another one).
 //!
 //! `/proc/self/exe` and not a path: it is the running program even after its file was replaced or removed (proc(5)).
 //! Nothing here needs code between fork and exec, so `std` takes `posix_spawn`, which neither copies page tables nor
@@ -32,6 +32,8 @@ const BUSY_TRIES: u64 = 10;
 /// How a worker is started: what its environment is, where it stands.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Spawn {
+    /// Another program instead of this one, looked for as a shell does, and its arguments.
+    pub(crate) program: Option<(OsString, Vec<OsString>)>,
     /// Variables to set, or to remove (`None`); of several for one name, the last counts.
     pub(crate) env: Vec<(OsString, Option<OsString>)>,
     /// Whether it starts with an empty environment rather than with ours.
@@ -96,11 +98,13 @@ impl Error for SpawnError {
 
 /// Starts this program afresh, with the same name (`argv[0]`), no other argument, and the standard output of ours.
 /// See [`spawn_with_stdout`].
-pub(crate) fn spawn(spawn: &Spawn, stdin: OwnedFd, stderr: OwnedFd, marker: (&str, &OsStr)) -> io::Result<Child> {
+#[cfg(test)]
+fn spawn(spawn: &Spawn, stdin: OwnedFd, stderr: OwnedFd, marker: (&str, &OsStr)) -> io::Result<Child> {
     spawn_with_stdout(spawn, stdin, None, stderr, marker)
 }
 
-/// Starts this program afresh, with the same name (`argv[0]`) and no other argument; `stdout` is ours if `None`.
+/// Starts this program afresh, with the same name (`argv[0]`) and no other argument, or the program that is asked for;
+/// `stdout` is ours if `None`.
 ///
 /// `stdin` is the worker's end of the socket pair; `marker` a variable that tells it what it is. The marker is set
 /// last, so `env` can neither change nor remove it.
@@ -119,7 +123,11 @@ pub(crate) fn spawn_with_stdout(
     stderr: OwnedFd,
     marker: (&str, &OsStr),
 ) -> io::Result<Child> {
-    start(Path::new(THIS_PROGRAM), spawn, stdin, stdout, stderr, marker).map_err(|(kind, error)| {
+    let program = spawn.program.as_ref().map_or(Path::new(THIS_PROGRAM), |(program, _)| Path::new(program));
+    start(program, spawn, stdin, stdout, stderr, marker).map_err(|(kind, error)| {
+        if spawn.program.is_some() {
+            return io::Error::new(kind, error);
+        }
         // Rather by its own name, where that can be found out.
         let program = std::fs::read_link(THIS_PROGRAM).unwrap_or_else(|_| THIS_PROGRAM.into());
         io::Error::new(kind, SpawnError { program, ..error })
@@ -166,8 +174,9 @@ fn start(
             None => command.env_remove(name),
         };
     }
-    if let Some(name) = std::env::args_os().next() {
-        command.arg0(name);
+    match &spawn.program {
+        Some((_, args)) => drop(command.args(args)),
+        None => drop(std::env::args_os().next().map(|name| command.arg0(name))),
     }
     if let Some(path) = &spawn.current_dir {
         command.current_dir(path);

@@ -262,6 +262,33 @@ pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usiz
     retry(|| Ok(socket::recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?))
 }
 
+/// How many bytes can be received at this moment (`FIONREAD`, unix(7) `SIOCINQ`).
+pub(crate) fn queued(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: c_int = 0;
+    // SAFETY: the request writes one integer.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut bytes) }.into())?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// From now on, whoever sends a descriptor to this socket is told that he may not (EPERM).
+///
+/// To close a descriptor may take as long as who made it likes: a TCP socket with unsent data and SO_LINGER (socket(7)),
+/// say. That is so as well when the kernel closes those that a reader does not want, before the reading returns.
+///
+/// # Errors
+///
+/// `ENOPROTOOPT` before Linux 6.16.
+pub(crate) fn refuse_descriptors(socket: BorrowedFd<'_>) -> io::Result<()> {
+    /// include/uapi/asm-generic/socket.h
+    const SO_PASSRIGHTS: c_int = 83;
+    let off: c_int = 0;
+    // SAFETY: the option is one integer, which the kernel reads.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, (&raw const off).cast(), size_of::<c_int>() as _) };
+    check(result.into())?;
+    Ok(())
+}
+
 /// Sends as much as there is room for, without waiting and without SIGPIPE (send(2)).
 ///
 /// # Errors
@@ -436,6 +463,16 @@ mod tests {
     fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> Errno {
         let error = result.expect_err("should fail");
         Errno::from_raw(error.raw_os_error().expect("an error of the kernel"))
+    }
+
+    #[test]
+    fn what_is_queued_is_counted_over_all_messages() {
+        let (a, b) = pair();
+        assert_eq!(queued(b.as_fd()).expect("count"), 0);
+        for bytes in [&[1; 10][..], &[2; 300]] {
+            (&a).write_all(bytes).expect("write");
+        }
+        assert_eq!(queued(b.as_fd()).expect("count"), 310);
     }
 
     #[test]

@@ -5,8 +5,10 @@ use super::detached::Detaching;
 use super::machine;
 use super::stdio::{Kind, Stdio};
 use crate::error::{Error, Why};
+use crate::limits::Limits;
 use crate::sync::named::write_names;
 use crate::task::{ArgsFor, Task, ZeroSized, encode_args, index_of};
+use crate::wire::message::Callee;
 use crate::wire::value::EncodeError;
 use crate::wire::value::names::{self, Thing};
 use crate::wire::{frame, message};
@@ -46,6 +48,7 @@ pub struct ProcessBuilder {
     stderr: Option<Stdio>,
     daemon: bool,
     umask: Option<u32>,
+    limits: Limits,
     kill_on_drop: bool,
 }
 
@@ -65,6 +68,7 @@ pub(super) struct Order {
     pub(super) tied: bool,
     pub(super) detach: bool,
     pub(super) umask: Option<u32>,
+    pub(super) limits: Option<message::Limits>,
     pub(super) function: &'static str,
     /// The whole `CALL` frame.
     pub(super) call: Vec<u8>,
@@ -85,6 +89,7 @@ impl Default for ProcessBuilder {
             stderr: None,
             daemon: true,
             umask: None,
+            limits: Limits::new(),
             kill_on_drop: false,
         }
     }
@@ -186,6 +191,13 @@ impl ProcessBuilder {
         self
     }
 
+    /// What the process may use of the machine. Default: what the application may. It sets its limits itself, before its function
+    /// runs; see [`Limits`].
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// Whether dropping the handle kills the process. Default: false, it runs on. See [`Process`], *Drop*.
     pub fn kill_on_drop(mut self, kill: bool) -> Self {
         self.kill_on_drop = kill;
@@ -261,6 +273,7 @@ impl ProcessBuilder {
         if self.umask.is_some_and(|mask| mask > 0o777) {
             return invalid("umask", "a mask has nine bits");
         }
+        self.limits.check()?;
         if detach && self.kill_on_drop {
             return invalid("kill_on_drop", "a detached process has no handle");
         }
@@ -272,7 +285,7 @@ impl ProcessBuilder {
         let function = std::any::type_name::<F>();
         let mut call = Vec::new();
         let start = frame::begin(&mut call);
-        message::call(&mut call, CALL, 0, index_of::<F, Args, Marker>().0, F::__ARITY);
+        message::call(&mut call, CALL, 0, Callee::Index(index_of::<F, Args, Marker>().0), F::__ARITY);
         let limit = frame::BODY_MAX_DEFAULT;
         let room = limit - (call.len() - start);
         let why = |error| match error {
@@ -286,7 +299,7 @@ impl ProcessBuilder {
             // It is known only now that there are names, which stand before the arguments.
             let args = call.split_off(begun);
             call.truncate(start);
-            message::call(&mut call, CALL, message::FLAG_NAMES, index_of::<F, Args, Marker>().0, F::__ARITY + 1);
+            message::call(&mut call, CALL, message::FLAG_NAMES, Callee::Index(index_of::<F, Args, Marker>().0), F::__ARITY + 1);
             write_names(&things, &mut call, start + limit).map_err(why)?;
             call.extend(args);
             if call.len() - start > limit {
@@ -307,6 +320,7 @@ impl ProcessBuilder {
             tied: self.daemon && !detach,
             detach,
             umask: self.umask,
+            limits: self.limits.into_message(),
             function,
             call,
             things,

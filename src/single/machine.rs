@@ -178,6 +178,7 @@ fn launch(ready: Ready, started: Arc<Coming<Result<u32, Error>>>) -> Result<Arc<
     let version = env!("CARGO_PKG_VERSION");
     let marker = OsString::from(if order.detach { format!("{version}{DETACH}") } else { version.into() });
     let surroundings = Spawn {
+        program: None,
         env: std::mem::take(&mut order.env),
         env_clear: order.env_clear,
         current_dir: order.current_dir.take(),
@@ -232,6 +233,7 @@ impl Machine {
             slots: memory.slots(),
             ring: memory.ring_bytes(),
             name: order.name.unwrap_or_else(worker::program_name),
+            limits: order.limits,
             single: Some(Single { tied: order.tied, stdin: given.stdin.is_some(), umask: order.umask }),
         };
         let inside = Inside {
@@ -335,7 +337,13 @@ impl Machine {
 
     fn read(&self, inside: &mut Inside, to_end: bool) {
         let mut steps = 0;
-        while let Some(socket) = inside.socket.as_ref().filter(|_| to_end || steps < STEPS) {
+        // To the end of what it sent itself: whoever else holds its end, a grandchild say, may write for ever. (Of a
+        // detached process it is a grandchild that speaks.)
+        let mut left = match inside.socket.as_ref().filter(|_| to_end && !self.detach) {
+            Some(socket) => sys::queued(socket.as_fd()).unwrap_or(usize::MAX),
+            None => usize::MAX,
+        };
+        while let Some(socket) = inside.socket.as_ref().filter(|_| left > 0 && (to_end || steps < STEPS)) {
             steps += 1;
             let space = inside.buffer.space();
             let read = if inside.stage < Stage::Running {
@@ -351,6 +359,7 @@ impl Machine {
             match read {
                 Ok(0) => self.close_socket(inside),
                 Ok(n) => {
+                    left -= n.min(left);
                     inside.buffer.filled(n);
                     if let Err(Bad(reason)) = self.take_frames(inside) {
                         inside.bad.get_or_insert(reason);
@@ -375,6 +384,10 @@ impl Machine {
     }
 
     fn take_frames(&self, inside: &mut Inside) -> Result<(), Bad> {
+        // At once, and not when the message is whole: until then any number could come.
+        if inside.received.len() > usize::from(inside.stage == Stage::Hello) {
+            return Err(Bad("a descriptor that nobody asked for".into()));
+        }
         while let Some(range) = inside.buffer.next_frame().map_err(|e| Bad(e.to_string()))? {
             let mut message = Message::new(inside.buffer.bytes(range.clone()))?;
             match (inside.stage, message.kind) {
@@ -421,7 +434,7 @@ impl Machine {
     }
 
     fn ready(&self, inside: &mut Inside) -> Result<(), Bad> {
-        if !inside.received.is_empty() || inside.truncated {
+        if inside.truncated {
             return Err(Bad("a descriptor that nobody asked for".into()));
         }
         inside.stage = Stage::Running;
@@ -453,11 +466,13 @@ impl Machine {
             self.refuse(inside, Error::spawn("taking in a process's lifeline", nix::errno::Errno::EMFILE.into()));
             return Ok(());
         }
-        let lifeline = inside.received.pop().filter(|_| inside.received.is_empty() && !inside.truncated);
+        let lifeline = inside.received.pop().filter(|_| !inside.truncated);
         inside.lifeline = Some(lifeline.ok_or_else(|| Bad("a hello without its one descriptor".into()))?);
         inside.stage = Stage::Welcomed;
         inside.buffer.set_limit(frame::BODY_MAX_DEFAULT);
         let Some(socket) = &inside.socket else { return Ok(()) };
+        // No further one is due. Older kernels do not know this, and close what comes, however long that takes.
+        let _ = sys::refuse_descriptors(socket.as_fd());
 
         let mut out = Vec::new();
         let start = frame::begin(&mut out);
@@ -580,14 +595,19 @@ impl Machine {
                 Failed::Result { reason } => What::ResultEncode { pid, reason },
                 Failed::TooLarge => What::ResultTooLarge { pid, limit: frame::BODY_MAX_DEFAULT },
                 Failed::Cancelled => What::BadFrame { pid, reason: "a call that nobody cancelled was".into() },
+                Failed::Unknown => What::BadFrame { pid, reason: "a function of its own program is unknown to it".into() },
             })),
-            None if inside.stage == Stage::Running => Err(error(match (inside.bad, note) {
-                (Some(reason), _) => What::BadFrame { pid, reason },
-                (None, Some(DeathNote::Panic { message, place })) => {
-                    What::Panicked { message, location: Some(place), backtrace: None, pid, status }
-                }
-                (None, note) => What::WorkerDied { pid, status, stack_overflow: note == Some(DeathNote::StackOverflow) },
-            })),
+            None if inside.stage == Stage::Running => Err({
+                let is_out_of_memory = note == Some(DeathNote::OutOfMemory);
+                let what = match (inside.bad, note) {
+                    (Some(reason), _) => What::BadFrame { pid, reason },
+                    (None, Some(DeathNote::Panic { message, place })) => {
+                        What::Panicked { message, location: Some(place), backtrace: None, pid, status }
+                    }
+                    (None, note) => What::WorkerDied { pid, status, stack_overflow: note == Some(DeathNote::StackOverflow) },
+                };
+                error(what).last_words(is_out_of_memory, None)
+            }),
             None => {
                 let cause = self.why_start_failed(&inside, status);
                 self.started.set(Err(cause.clone()));

@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, TaskErrorKind};
 use crate::process::{Child, standard, steward::Turn, sys};
 use crate::task;
 use crate::wire::frame;
-use crate::wire::message::{self, Failed, Hello, kind};
+use crate::wire::message::{self, Callee, Failed, Hello, kind};
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -55,8 +55,9 @@ impl Played {
             tied: true,
             detach,
             umask: None,
+            limits: None,
             function: "a function",
-            call: framed(|out| message::call(out, 1, 0, 0, 0)),
+            call: framed(|out| message::call(out, 1, 0, Callee::Index(0), 0)),
             things: Vec::new(),
         };
         let given = Given { stdin: None, stderr: standard::null().unwrap(), handover: None };
@@ -81,7 +82,8 @@ impl Played {
 
     /// A hello with so many descriptors.
     fn hello(&mut self, descriptors: usize, change: impl FnOnce(&mut Hello)) {
-        let mut hello = Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: task::fingerprint() };
+        let mut hello =
+            Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: Some(task::fingerprint()) };
         change(&mut hello);
         let (_kept, lifeline) = UnixStream::pair().unwrap();
         let bytes = framed(|out| message::control(out, kind::HELLO, &hello));
@@ -158,7 +160,7 @@ fn a_good_one_is_served() {
     // The welcome and the call have come, and then the end.
     let mut all = Vec::new();
     played.socket.as_mut().unwrap().read_to_end(&mut all).unwrap();
-    assert!(all.ends_with(&framed(|out| message::call(out, 1, 0, 0, 0))));
+    assert!(all.ends_with(&framed(|out| message::call(out, 1, 0, Callee::Index(0), 0))));
 }
 
 #[test]
@@ -175,7 +177,7 @@ fn nothing_is_said_to_what_has_not_said_hello() {
 
 #[test]
 fn a_hello_of_another_kind_is_refused() {
-    let changes: [fn(&mut Hello); 3] = [|h| h.protocol += 1, |h| h.version.push('x'), |h| h.fingerprint ^= 1];
+    let changes: [fn(&mut Hello); 3] = [|h| h.protocol += 1, |h| h.version.push('x'), |h| h.fingerprint = Some(1)];
     for change in changes {
         let mut played = Played::sleeping();
         played.hello(1, change);

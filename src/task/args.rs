@@ -47,6 +47,16 @@ pub trait ArgsFor<Args> {
     fn __encode(&self, encoder: &mut Encoder<'_>);
 }
 
+/// A tuple of the arguments of a task, of none to eight: what [`Named`](crate::Named) names them by.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no tuple of arguments",
+    note = "a task without arguments has `()`, a task of one argument `(A,)`"
+)]
+pub trait ArgsTuple {
+    #[doc(hidden)]
+    const __ARITY: u32;
+}
+
 /// Takes the arguments of one call, one after another.
 #[derive(Debug)]
 pub struct Encoder<'a> {
@@ -142,3 +152,15 @@ macro_rules! args {
     };
 }
 for_each_arity!(args);
+
+macro_rules! tuple {
+    ($($Arg:ident $arg:ident),*) => {
+        impl<$($Arg),*> ArgsTuple for ($($Arg,)*) {
+            const __ARITY: u32 = {
+                const NAMES: &[&str] = &[$(stringify!($arg)),*];
+                NAMES.len() as u32
+            };
+        }
+    };
+}
+for_each_arity!(tuple);

@@ -18,7 +18,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use args::ArgsFor;
+pub use args::{ArgsFor, ArgsTuple};
 pub use current::{attempt, is_cancelled};
 pub use function::Task;
 pub use init::Init;

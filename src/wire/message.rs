@@ -3,7 +3,8 @@
 //! Calls and results stand in the frame in place, and are written and read by hand, for they are
 //! most of the traffic; everything else is a map with names, so that fields can be added.
 
-use serde::de::DeserializeOwned;
+use super::value::Reader;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -46,10 +47,12 @@ pub(crate) const FLAG_NAMES: u8 = 8;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Hello {
     pub(crate) protocol: u32,
-    /// The version of the crate.
+    /// The version of the crate; of another program, whatever it likes to say.
+    #[serde(default)]
     pub(crate) version: String,
-    /// Of the task table: parent and child must be the same build.
-    pub(crate) fingerprint: u64,
+    /// Of the task table: parent and child must be the same build. Another program has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) fingerprint: Option<u64>,
 }
 
 /// The pool's answer. Two descriptors go with it: the worker's memory, and its standard error.
@@ -66,9 +69,42 @@ pub(crate) struct Welcome {
     pub(crate) ring: u32,
     /// The main thread's name.
     pub(crate) name: String,
+    /// What it limits itself to, before it does anything else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) limits: Option<Limits>,
     /// It is no worker of a pool: it gets one call, and ends with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) single: Option<Single>,
+}
+
+/// What a process limits itself to; what is absent stays as it was inherited.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Limits {
+    /// Bytes of address space.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) memory: Option<u64>,
+    /// Seconds of processor time in its whole life.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cpu_time: Option<u64>,
+    /// Nanoseconds of processor time for each sync task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) task_cpu_time: Option<u64>,
+    /// Bytes of a file that it writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) file_size: Option<u64>,
+    /// Descriptors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) open_files: Option<u64>,
+    /// Processes and threads of its user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) processes: Option<u64>,
+    /// Bytes of a core dump.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) core_size: Option<u64>,
+    /// What is added to its `oom_score_adj`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) oom_score: Option<u16>,
 }
 
 /// What a process of one function is told beside.
@@ -93,11 +129,21 @@ pub(crate) enum InitFailed {
 /// Why a task has no result, told by its worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Failed {
-    Panicked { message: String, location: Option<String>, backtrace: Option<String> },
-    Arguments { reason: String },
-    Result { reason: String },
+    Panicked {
+        message: String,
+        location: Option<String>,
+        backtrace: Option<String>,
+    },
+    Arguments {
+        reason: String,
+    },
+    Result {
+        reason: String,
+    },
     TooLarge,
     Cancelled,
+    /// The worker serves no task of this name.
+    Unknown,
 }
 
 impl InitFailed {
@@ -116,7 +162,7 @@ impl Failed {
         match self {
             Self::Panicked { message, location, backtrace } => cut([Some(message), location.as_mut(), backtrace.as_mut()], limit),
             Self::Arguments { reason } | Self::Result { reason } => cut([Some(reason)], limit),
-            Self::TooLarge | Self::Cancelled => {}
+            Self::TooLarge | Self::Cancelled | Self::Unknown => {}
         }
     }
 }
@@ -170,6 +216,15 @@ fn uint(out: &mut Vec<u8>, value: u64) {
     rmp::encode::write_uint(out, value).expect("a Vec takes every byte");
 }
 
+/// What a call is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Callee {
+    /// A place in the table of tasks, which both sides have.
+    Index(u32),
+    /// What another program serves under this name.
+    Name(&'static str),
+}
+
 /// Where the slot stands in the body of a call, and behind it the number of the try: they are filled in when the task is sent.
 const SLOT_AT: usize = 2;
 const ATTEMPT_AT: usize = SLOT_AT + 3;
@@ -177,12 +232,15 @@ const ATTEMPT_AT: usize = SLOT_AT + 3;
 pub(crate) const ADDRESS_END: usize = ATTEMPT_AT + 2;
 
 /// A call, up to its arguments, of which there are `arity`; its slot is 0 and its try the first for now.
-pub(crate) fn call(out: &mut Vec<u8>, id: u64, flags: u8, task: u32, arity: u32) {
+pub(crate) fn call(out: &mut Vec<u8>, id: u64, flags: u8, task: Callee, arity: u32) {
     head(out, kind::CALL, 5 + arity);
     out.extend([0xcd, 0, 0, 0xcc, 1]); // always a uint 16 and a uint 8
     uint(out, id);
     out.push(flags);
-    uint(out, u64::from(task));
+    match task {
+        Callee::Index(index) => uint(out, u64::from(index)),
+        Callee::Name(name) => rmp::encode::write_str(out, name).expect("a Vec takes every byte"),
+    }
 }
 
 /// Fills in the slot and the number of the try of a call, of whose body these are the first bytes.
@@ -289,7 +347,12 @@ impl<'a> Message<'a> {
         if self.len != 1 {
             return Err(bad(format!("a message of kind {} with {} elements", self.kind, self.len)));
         }
-        rmp_serde::from_slice(&self.body[self.at..]).map_err(|e| bad(format!("a message of kind {}: {e}", self.kind)))
+        let body = &self.body[self.at..];
+        // One value, of a nesting that no stack need fear, and nothing behind it: none of that is looked at below.
+        let mut reader = Reader::new(body);
+        let whole = reader.next::<IgnoredAny>().and_then(|_| reader.finish());
+        whole.map_err(|e| bad(format!("a message of kind {}: {e}", self.kind)))?;
+        rmp_serde::from_slice(body).map_err(|e| bad(format!("a message of kind {}: {e}", self.kind)))
     }
 
     /// The elements that are left, unread: how many, and where in the body they begin.
@@ -313,7 +376,7 @@ mod tests {
     #[test]
     fn a_call_is_read_as_written() {
         let mut out = Vec::new();
-        call(&mut out, u64::MAX, FLAG_BACKTRACE, 70_000, 2);
+        call(&mut out, u64::MAX, FLAG_BACKTRACE, Callee::Index(70_000), 2);
         out.extend([1, 2]);
         address(&mut out[..ADDRESS_END], 0x1234, 7);
         let mut message = Message::new(&out).expect("it is a message");
@@ -340,6 +403,25 @@ mod tests {
     }
 
     #[test]
+    fn a_map_is_all_of_the_message_and_not_nested_without_end() {
+        let mut out = Vec::new();
+        control(&mut out, kind::HELLO, &Hello { protocol: 1, version: "1".into(), fingerprint: Some(1) });
+        let hello = |bytes: &[u8]| Message::new(bytes).expect("it is a message").map::<Hello>();
+        hello(&out).expect("it is a hello");
+        let behind = [&out[..], &[0xc0]].concat();
+        assert!(hello(&behind).is_err(), "something follows it");
+        // A name that is not known is passed over, but for that it has to be a value.
+        for (depth, is_read) in [(250, true), (1000, false), (60_000, false)] {
+            let mut deep = out.clone();
+            deep[2] += 1;
+            deep.extend([0xa1, b'x']);
+            deep.extend(vec![0x91; depth]);
+            deep.push(0xc0);
+            assert_eq!(hello(&deep).is_ok(), is_read, "{depth} levels");
+        }
+    }
+
+    #[test]
     fn texts_are_cut_to_fit_a_frame_and_only_then() {
         let text = |len: usize| "é".repeat(len / 2);
         for len in [0, 10, 300, 448, 900, 1024, 5000] {
@@ -363,6 +445,7 @@ mod tests {
             Failed::Arguments { reason: "r".into() },
             Failed::TooLarge,
             Failed::Cancelled,
+            Failed::Unknown,
         ] {
             let mut out = Vec::new();
             failed(&mut out, 1, &why);

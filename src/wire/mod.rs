@@ -5,7 +5,11 @@
 //! has a socket fills a [`FrameBuffer`](frame::FrameBuffer) from it and empties a packet into it.
 
 pub(crate) mod claim;
+#[cfg(test)]
+pub(crate) mod counting;
 pub(crate) mod frame;
+#[cfg(test)]
+pub(crate) mod fuzz;
 pub(crate) mod message;
 pub(crate) mod outbox;
 pub(crate) mod packet;

@@ -2,7 +2,7 @@
 
 use super::start::{MARKER, depth, linked};
 use crate::error::{Error, Why};
-use crate::process::{find_program, fork, is_secure};
+use crate::process::{find_program, fork, is_secure, sys};
 use crate::task;
 use crate::wire::message::{self, Bad, Hello};
 use std::path::PathBuf;
@@ -11,8 +11,16 @@ use std::path::PathBuf;
 /// submits itself comes to an end here.
 const DEPTH_MAX: u32 = 8;
 
-/// What can be known before a worker is started.
+/// What can be known before a fresh start of this program is made.
 pub(crate) fn check_program() -> Result<(), Error> {
+    check_host()?;
+    // Rather now than when the first task needs a worker.
+    find_program().map_err(|e| Error::spawn("finding the program", e))?;
+    task::in_main_executable().map_err(|object| Error::from(Why::NotInProgram { object }))
+}
+
+/// What can be known before any process is started, of whatever program.
+pub(crate) fn check_host() -> Result<(), Error> {
     if !task::supported() || !linked() {
         return Err(Why::Unsupported.into());
     }
@@ -26,24 +34,29 @@ pub(crate) fn check_program() -> Result<(), Error> {
     if std::env::var_os(MARKER).is_some() {
         return Err(Why::InsideWorker.into());
     }
-    // Rather now than when the first task needs a worker.
-    find_program().map_err(|e| Error::spawn("finding the program", e))?;
-    task::in_main_executable().map_err(|object| Error::from(Why::NotInProgram { object }))?;
+    // No child can be owned without one: an older kernel, a sandbox.
+    sys::pidfd_open(std::process::id()).map_err(|e| Error::spawn("opening a pidfd", e))?;
     if depth() >= DEPTH_MAX {
         return Err(Why::TooDeep { limit: DEPTH_MAX }.into());
     }
     Ok(())
 }
 
-/// Whether this is the hello of a fresh start of this very program.
-pub(crate) fn check_hello(hello: &Hello) -> Result<(), Bad> {
+/// Whether this is the hello of a process that speaks our version of the protocol.
+pub(crate) fn check_protocol(hello: &Hello) -> Result<(), Bad> {
     if hello.protocol != message::PROTOCOL {
         return Err(Bad(format!("it speaks version {} of the protocol, not {}", hello.protocol, message::PROTOCOL)));
     }
+    Ok(())
+}
+
+/// Whether this is the hello of a fresh start of this very program.
+pub(crate) fn check_hello(hello: &Hello) -> Result<(), Bad> {
+    check_protocol(hello)?;
     if hello.version != env!("CARGO_PKG_VERSION") {
         return Err(Bad(format!("it has version {} of this crate, not {}", hello.version, env!("CARGO_PKG_VERSION"))));
     }
-    if hello.fingerprint != task::fingerprint() {
+    if hello.fingerprint != Some(task::fingerprint()) {
         return Err(Bad("it is another build of this program: its task table is not ours".into()));
     }
     Ok(())

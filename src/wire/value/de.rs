@@ -5,7 +5,7 @@ use std::str;
 use serde::de::{self, Deserialize, DeserializeSeed, Error as _, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::{DEPTH_MAX, DecodeError, EXT_BYTES, EXT_I128, EXT_SOME, EXT_U128, SOME};
+use super::{DEPTH_MAX, DecodeError, EXT_BYTES, EXT_I128, EXT_SOME, EXT_U128};
 
 type Result<T> = std::result::Result<T, DecodeError>;
 
@@ -19,7 +19,7 @@ impl<'de> Reader<'de> {
     /// Reads from the start of `bytes`.
     #[inline]
     pub(crate) fn new(bytes: &'de [u8]) -> Self {
-        Self { input: Decoder { rest: bytes, length: bytes.len(), begun: bytes.len(), depth: DEPTH_MAX } }
+        Self { input: Decoder { rest: bytes, length: bytes.len(), begun: bytes.len(), owed: 0, depth: DEPTH_MAX } }
     }
 
     /// Reads the next value. After an error, what follows cannot be read.
@@ -70,6 +70,9 @@ pub(super) struct Decoder<'de> {
     length: usize,
     /// How many bytes were left at the beginning of the value that was begun last.
     begun: usize,
+    /// How many bytes the open arrays and maps need at least for what they still have to come. No header may claim
+    /// these: else each of many within each other could claim, and be given room for, all that is left.
+    owed: usize,
     /// How many levels may still be opened.
     depth: usize,
 }
@@ -122,14 +125,15 @@ impl<'de> Decoder<'de> {
 
     #[cold]
     fn claim(&self, needed: u64) -> DecodeError {
-        DecodeError::Claim { at: self.length - self.begun, needed, left: self.rest.len() }
+        DecodeError::Claim { at: self.length - self.begun, needed, left: self.rest.len().saturating_sub(self.owed) }
     }
 
     /// Makes sure that `count` entries of at least `each` bytes can follow.
     #[inline]
     fn check(&self, count: usize, each: u64) -> Result<()> {
         let needed = count as u64 * each;
-        if needed > self.rest.len() as u64 { Err(self.claim(needed)) } else { Ok(()) }
+        // More may be owed than there is: a string has taken it, and what it was owed to will find nothing.
+        if needed > self.rest.len().saturating_sub(self.owed) as u64 { Err(self.claim(needed)) } else { Ok(()) }
     }
 
     #[inline]
@@ -159,12 +163,36 @@ impl<'de> Decoder<'de> {
         DecodeError::Excess { at: self.at(), count }
     }
 
-    /// Skips the markers of `Some` before a value for a type that is no option.
+    /// If a marked `Some` comes, reads it and gives its content, which is to be read by [`inside`](Self::inside).
     #[inline]
-    fn skip_some(&mut self) {
-        while let Some(rest) = self.rest.strip_prefix(&SOME) {
-            self.rest = rest;
+    fn some_if(&mut self) -> Result<Option<&'de [u8]>> {
+        match self.rest {
+            [0xc7..=0xc9 | 0xd4..=0xd8, ..] => self.some_if_extension(),
+            _ => Ok(None),
         }
+    }
+
+    fn some_if_extension(&mut self) -> Result<Option<&'de [u8]>> {
+        let before = self.rest;
+        let marker = self.marker()?;
+        if let (EXT_SOME, content) = self.extension(marker)? {
+            return Ok(Some(content));
+        }
+        self.rest = before;
+        Ok(None)
+    }
+
+    /// Reads the one value that the content of a marked `Some` is.
+    fn inside<T>(&mut self, content: &'de [u8], read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.enter()?;
+        let mut inside = Decoder { rest: content, length: self.at(), begun: content.len(), owed: 0, depth: self.depth };
+        let result = read(&mut inside);
+        let left = inside.rest.len();
+        self.depth += 1;
+        if left != 0 && result.is_ok() {
+            return Err(DecodeError::Trailing { at: self.at() - left, count: left });
+        }
+        result
     }
 
     #[inline]
@@ -211,9 +239,12 @@ impl<'de> Decoder<'de> {
     fn array<V: Visitor<'de>>(&mut self, count: usize, visitor: V) -> Result<V::Value> {
         self.check(count, 1)?;
         self.enter()?;
+        let owed = self.owed;
+        self.owed += count;
         let mut elements = Elements { input: self, left: count };
         let result = visitor.visit_seq(&mut elements);
         let left = elements.left;
+        self.owed = owed;
         self.depth += 1;
         if left != 0 && result.is_ok() {
             return Err(self.excess(left));
@@ -225,12 +256,15 @@ impl<'de> Decoder<'de> {
     fn map<V: Visitor<'de>>(&mut self, count: usize, visitor: V) -> Result<V::Value> {
         self.check(count, 2)?;
         self.enter()?;
-        let mut entries = Entries { input: self, halves: count as u64 * 2 };
+        let owed = self.owed;
+        self.owed += count * 2; // no more than there is, so it does not overflow
+        let mut entries = Entries { input: self, halves: count * 2 };
         let result = visitor.visit_map(&mut entries);
         let left = entries.halves;
+        self.owed = owed;
         self.depth += 1;
         if left != 0 && result.is_ok() {
-            return Err(self.excess(left.div_ceil(2) as usize));
+            return Err(self.excess(left.div_ceil(2)));
         }
         result
     }
@@ -287,12 +321,9 @@ impl<'de> Decoder<'de> {
     fn extended<V: Visitor<'de>>(&mut self, marker: u8, hint: Hint, visitor: V) -> Result<V::Value> {
         let (code, content) = self.extension(marker)?;
         match (code, content.len(), hint) {
-            (EXT_SOME, 0, _) => {
-                self.enter()?;
-                let result = visitor.visit_some(&mut *self);
-                self.depth += 1;
-                result
-            }
+            (EXT_SOME, _, Hint::Any) => self.inside(content, |inside| visitor.visit_some(inside)),
+            // A type that is no option is given what is in it.
+            (EXT_SOME, ..) => self.inside(content, |inside| inside.any(hint, visitor)),
             (EXT_BYTES, _, Hint::List) => self.list(content, visitor),
             (EXT_BYTES, ..) => visitor.visit_borrowed_bytes(content),
             (EXT_I128 | EXT_U128, 16, Hint::Integer) => Wide::from_bytes(code == EXT_I128, content).visit_shortest(visitor),
@@ -302,9 +333,6 @@ impl<'de> Decoder<'de> {
     }
 
     fn any<V: Visitor<'de>>(&mut self, hint: Hint, visitor: V) -> Result<V::Value> {
-        if hint != Hint::Any {
-            self.skip_some();
-        }
         let marker = self.marker()?;
         match marker {
             0x00..=0x7f => visitor.visit_u8(marker),
@@ -363,7 +391,9 @@ impl<'de> Decoder<'de> {
     /// Reads an integer of any width, if one comes. A string of 16 bytes is one as well: MessagePack itself has no
     /// integers of 128 bits, and other encoders write them so.
     fn wide(&mut self, signed: bool) -> Result<Option<Wide>> {
-        self.skip_some();
+        if let Some(content) = self.some_if()? {
+            return self.inside(content, |inside| inside.wide(signed));
+        }
         let before = self.rest;
         let marker = self.marker()?;
         Ok(Some(match marker {
@@ -399,7 +429,6 @@ impl<'de> Decoder<'de> {
 
     /// Reads past one value.
     fn skip(&mut self) -> Result<()> {
-        self.skip_some();
         let marker = self.marker()?;
         let (count, each) = match marker {
             0x00..=0x7f | 0xe0..=0xff | 0xc0 | 0xc2 | 0xc3 => return Ok(()),
@@ -630,9 +659,8 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
             self.rest = rest;
             return visitor.visit_none();
         }
-        if let Some(rest) = self.rest.strip_prefix(&SOME) {
-            self.begun = self.rest.len();
-            self.rest = rest;
+        if let Some(content) = self.some_if()? {
+            return self.inside(content, |inside| visitor.visit_some(inside));
         }
         self.enter()?;
         let result = visitor.visit_some(&mut *self);
@@ -646,7 +674,6 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
 
     /// An empty array will do as well; other encoders write one.
     fn deserialize_unit_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value> {
-        self.skip_some();
         if self.rest.first() == Some(&0x90) {
             self.marker()?;
             return visitor.visit_unit();
@@ -696,8 +723,10 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
         }
     }
 
-    fn deserialize_enum<V: Visitor<'de>>(self, _name: &'static str, _variants: &'static [&'static str], visitor: V) -> Result<V::Value> {
-        self.skip_some();
+    fn deserialize_enum<V: Visitor<'de>>(self, name: &'static str, variants: &'static [&'static str], visitor: V) -> Result<V::Value> {
+        if let Some(content) = self.some_if()? {
+            return self.inside(content, |inside| inside.deserialize_enum(name, variants, visitor));
+        }
         match self.map_if()? {
             None => visitor.visit_enum(Unit { input: self }),
             Some(1) => {
@@ -737,6 +766,7 @@ impl<'de> de::SeqAccess<'de> for &mut Elements<'_, 'de> {
             return Ok(None);
         }
         self.left -= 1;
+        self.input.owed -= 1;
         seed.deserialize(&mut *self.input).map(Some)
     }
 
@@ -750,7 +780,7 @@ impl<'de> de::SeqAccess<'de> for &mut Elements<'_, 'de> {
 struct Entries<'a, 'de> {
     input: &'a mut Decoder<'de>,
     /// How many keys and values are left.
-    halves: u64,
+    halves: usize,
 }
 
 #[cold]
@@ -770,6 +800,7 @@ impl<'de> de::MapAccess<'de> for &mut Entries<'_, 'de> {
             return Err(out_of_order());
         }
         self.halves -= 1;
+        self.input.owed -= 1;
         seed.deserialize(&mut *self.input).map(Some)
     }
 
@@ -779,12 +810,13 @@ impl<'de> de::MapAccess<'de> for &mut Entries<'_, 'de> {
             return Err(out_of_order());
         }
         self.halves -= 1;
+        self.input.owed -= 1;
         seed.deserialize(&mut *self.input)
     }
 
     #[inline]
     fn size_hint(&self) -> Option<usize> {
-        Some((self.halves / 2).min(self.input.rest.len() as u64 / 2) as usize)
+        Some((self.halves / 2).min(self.input.rest.len() / 2))
     }
 }
 

@@ -51,7 +51,7 @@ pub(crate) enum DecodeError {
         at: usize,
         /// How many bytes its content takes at least.
         needed: u64,
-        /// How many bytes follow the header.
+        /// How many bytes follow the header, without those that what it stands in still needs.
         left: usize,
     },
     /// The value is nested deeper than [`DEPTH_MAX`].
@@ -119,7 +119,7 @@ impl Display for DecodeError {
         match self {
             Self::End { at } => write!(f, "the bytes end within a value, at byte {at}"),
             Self::Claim { at, needed, left } => {
-                write!(f, "the header at byte {at} claims at least {needed} bytes of content, {left} are left")
+                write!(f, "the header at byte {at} claims at least {needed} bytes of content, {left} are left for it")
             }
             Self::TooDeep { at } => write!(f, "the value is nested deeper than {DEPTH_MAX} levels, at byte {at}"),
             Self::Marker { at, found } => write!(f, "no value begins with {found:#04x}, found at byte {at}"),

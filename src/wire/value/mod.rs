@@ -4,8 +4,8 @@
 //! what was sent. A plain MessagePack encoder breaks it in two places, and both are mended here:
 //!
 //! * **Options.** `Some(x)` is written as `x`, which is right until `x` is itself written as nil: then `Some(None)`,
-//!   `Some(())` and `None` would look the same. In exactly that case (and when `x` already begins with the marker) the
-//!   marker [`EXT_SOME`] stands before `x`.
+//!   `Some(())` and `None` would look the same. In exactly that case (and when `x` is itself such a `Some`) it is
+//!   written as the extension [`EXT_SOME`], whose content is `x`.
 //! * **Bytes.** serde has two kinds: a list whose elements are `u8` (`Vec<u8>`, `[u8; 16]`) and a byte string
 //!   (`serialize_bytes`, used by `serde_bytes`, `bytes`, `uuid`). A type that is decoded without knowing what it will
 //!   meet (`untagged`, `flatten`, tagged enums) has to see the kind that was sent. Lists of `u8` travel as `bin`, byte
@@ -23,7 +23,7 @@
 //! | `char`, `str`                           | `str`                                                                  |
 //! | `bytes`                                 | ext, type [`EXT_BYTES`]                                                |
 //! | `()`, unit struct, `None`               | nil                                                                    |
-//! | `Some(x)`                               | `x`; after `c7 00 01` if `x` is nil or itself begins with `c7 00 01`   |
+//! | `Some(x)`                               | `x`; if `x` is nil or such an ext itself, ext, type [`EXT_SOME`]       |
 //! | newtype struct                          | its content                                                            |
 //! | sequence, tuple                         | `bin` if it has elements and each is a `u8`, else array                |
 //! | tuple struct                            | array                                                                  |
@@ -40,7 +40,7 @@ mod error;
 pub(crate) mod names;
 mod ser;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -51,7 +51,7 @@ pub(crate) use self::error::{DecodeError, EncodeError};
 /// How deep a value may be nested, both when it is encoded and when it is decoded.
 pub(crate) const DEPTH_MAX: usize = 256;
 
-/// Extension type of the marker (length 0) before the content of a `Some` that would otherwise read as `None`.
+/// Extension type of a `Some` that would otherwise read as `None`. Its content is what is in the `Some`, one value.
 pub(crate) const EXT_SOME: u8 = 1;
 /// Extension type of a byte string.
 pub(crate) const EXT_BYTES: u8 = 2;
@@ -59,9 +59,6 @@ pub(crate) const EXT_BYTES: u8 = 2;
 pub(crate) const EXT_I128: u8 = 3;
 /// Extension type of a `u128`.
 pub(crate) const EXT_U128: u8 = 4;
-
-/// The three bytes of the marker: `ext 8`, length 0, type [`EXT_SOME`].
-const SOME: [u8; 3] = [0xc7, 0, EXT_SOME];
 
 /// Appends `value` to `out`.
 ///

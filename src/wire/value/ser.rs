@@ -5,7 +5,7 @@ use serde::ser::{
     SerializeTupleVariant,
 };
 
-use super::{DEPTH_MAX, EXT_BYTES, EXT_I128, EXT_U128, EncodeError, SOME, names};
+use super::{DEPTH_MAX, EXT_BYTES, EXT_I128, EXT_SOME, EXT_U128, EncodeError, names};
 
 type Result<T = ()> = std::result::Result<T, EncodeError>;
 
@@ -184,11 +184,11 @@ impl Output<'_> {
         self.depth += 1;
     }
 
-    /// Puts the marker before the content of a `Some` if it would be read as `None`, or as the content's content.
+    /// Marks a `Some` whose content, from `start` on, would be read as `None`, or as that content's own content.
     #[inline]
     fn mark_some(&mut self, start: usize) -> Result {
         match self.bytes.get(start) {
-            Some(0xc0 | 0xc7) => self.mark_some_rarely(start),
+            Some(0xc0 | 0xc7 | 0xc8 | 0xd4) => self.mark_some_rarely(start),
             _ => Ok(()),
         }
     }
@@ -196,10 +196,20 @@ impl Output<'_> {
     #[cold]
     fn mark_some_rarely(&mut self, start: usize) -> Result {
         let content = &self.bytes[start..];
-        if content == [0xc0] || content.starts_with(&SOME) {
-            self.room(SOME.len())?;
-            self.bytes.splice(start..start, SOME);
+        let length = content.len();
+        match content {
+            [0xc0] | [0xd4, EXT_SOME, ..] | [0xc7, _, EXT_SOME, ..] | [0xc8, _, _, EXT_SOME, ..] => {}
+            _ => return Ok(()),
         }
+        // One level takes at most four bytes, and there are at most `DEPTH_MAX`.
+        let [high, low] = (length as u16).to_be_bytes();
+        let head: &[u8] = match length {
+            1 => &[0xd4, EXT_SOME],
+            ..=0xff => &[0xc7, low, EXT_SOME],
+            _ => &[0xc8, high, low, EXT_SOME],
+        };
+        self.room(head.len())?;
+        self.bytes.splice(start..start, head.iter().copied());
         Ok(())
     }
 }

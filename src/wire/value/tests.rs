@@ -13,7 +13,8 @@ use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_bytes::ByteBuf;
 
-use super::{DEPTH_MAX, DecodeError, EncodeError, Reader, SOME, decode, encode};
+use super::super::counting::peak_of;
+use super::{DEPTH_MAX, DecodeError, EncodeError, Reader, decode, encode};
 
 fn bytes_of<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     let mut out = Vec::new();
@@ -45,7 +46,7 @@ fn same<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: T) {
 
 /// Like a UUID: written by `serialize_bytes`, accepts nothing but `visit_bytes`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Id([u8; 16]);
+pub(in crate::wire) struct Id([u8; 16]);
 
 impl Serialize for Id {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -70,10 +71,10 @@ impl<'de> Deserialize<'de> for Id {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-struct UnitStruct;
+pub(in crate::wire) struct UnitStruct;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-enum Key {
+pub(in crate::wire) enum Key {
     Unit,
     New(u8),
     Tuple(i8, char),
@@ -82,7 +83,7 @@ enum Key {
 
 /// Floats are equal when their bits are.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Floats(f32, f64);
+pub(in crate::wire) struct Floats(f32, f64);
 
 impl PartialEq for Floats {
     fn eq(&self, other: &Self) -> bool {
@@ -91,10 +92,10 @@ impl PartialEq for Floats {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct New<T>(T);
+pub(in crate::wire) struct New<T>(T);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-enum Rich {
+pub(in crate::wire) enum Rich {
     Unit,
     Nil(()),
     Nothing(UnitStruct),
@@ -188,7 +189,7 @@ fn floats() -> impl Strategy<Value = Floats> {
         .prop_map(|(a, b)| Floats(f32::from_bits(a), f64::from_bits(b)))
 }
 
-fn rich() -> impl Strategy<Value = Rich> {
+pub(in crate::wire) fn rich() -> impl Strategy<Value = Rich> {
     let leaf = prop_oneof![
         Just(Rich::Unit),
         Just(Rich::Nil(())),
@@ -235,7 +236,7 @@ fn rich() -> impl Strategy<Value = Rich> {
 
 /// What every container below holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Parts {
+pub(in crate::wire) struct Parts {
     nested: Option<Option<u16>>,
     unit: Option<Option<()>>,
     list: Vec<u8>,
@@ -247,7 +248,7 @@ struct Parts {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Flat {
+pub(in crate::wire) struct Flat {
     first: u8,
     #[serde(flatten)]
     parts: Parts,
@@ -258,14 +259,14 @@ struct Flat {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Other {
+pub(in crate::wire) struct Other {
     other_id: Id,
     other: Option<Option<Vec<u8>>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-enum Untagged {
+pub(in crate::wire) enum Untagged {
     Parts(Parts),
     Flat {
         name: String,
@@ -286,7 +287,7 @@ enum Untagged {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "tag")]
-enum Internal {
+pub(in crate::wire) enum Internal {
     Unit,
     Parts(Parts),
     Nothing(UnitStruct),
@@ -305,7 +306,7 @@ enum Internal {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", content = "c")]
-enum Adjacent {
+pub(in crate::wire) enum Adjacent {
     Unit,
     Parts(Parts),
     List(Vec<u8>),
@@ -317,7 +318,7 @@ enum Adjacent {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Attributes {
+pub(in crate::wire) struct Attributes {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     left_out: Option<Option<u8>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -335,7 +336,7 @@ struct Attributes {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-enum Derived {
+pub(in crate::wire) enum Derived {
     Flat(Flat),
     Untagged(Vec<Untagged>),
     Internal(Internal),
@@ -423,7 +424,7 @@ fn adjacent() -> impl Strategy<Value = Adjacent> {
     })
 }
 
-fn derived() -> impl Strategy<Value = Derived> {
+pub(in crate::wire) fn derived() -> impl Strategy<Value = Derived> {
     prop_oneof![
         flat().prop_map(Derived::Flat),
         prop::collection::vec(untagged(), 0..3).prop_map(Derived::Untagged),
@@ -451,7 +452,7 @@ fn rmp_brings_back<T: Serialize + DeserializeOwned + PartialEq>(value: &T) -> bo
 /// but what `rmp-serde` brings back has to come back here.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-enum Ambiguous {
+pub(in crate::wire) enum Ambiguous {
     Byte(u8),
     Maybe(Option<i8>),
     Pair(u8, u8),
@@ -472,7 +473,7 @@ enum Ambiguous {
     Words(BTreeMap<String, Option<Option<Vec<u8>>>>),
 }
 
-fn ambiguous() -> impl Strategy<Value = Ambiguous> {
+pub(in crate::wire) fn ambiguous() -> impl Strategy<Value = Ambiguous> {
     let leaf = prop_oneof![
         any::<u8>().prop_map(Ambiguous::Byte),
         option(any::<i8>()).prop_map(Ambiguous::Maybe),
@@ -525,7 +526,8 @@ fn noise() -> impl Strategy<Value = Vec<u8>> {
         any::<u8>().prop_map(|byte| vec![byte]),
         (0x80u8..0xa8).prop_map(|byte| vec![byte]),
         (0xc0u8..0xe0, any::<u8>()).prop_map(|(a, b)| vec![a, b % 20]),
-        Just(SOME.to_vec()),
+        (0u8..4).prop_map(|length| vec![0xc7, length, 1]),
+        Just(vec![0xd4, 1, 0xc0]),
         Just(vec![0xd8, 2]),
         prop::sample::select(vec!["Unit", "Struct", "tag", "t", "c", "Nested", "list", "Seq", "Ints", "Wide", "Id"]).prop_map(bytes_of),
     ];
@@ -659,12 +661,12 @@ fn scalars() {
 fn options() {
     hex(&None::<u8>, "c0");
     hex(&Some(5u8), "05");
-    hex(&Some(()), "c7 00 01 c0");
-    hex(&Some(UnitStruct), "c7 00 01 c0");
-    hex(&Some(None::<u8>), "c7 00 01 c0");
-    hex(&Some(Some(())), "c7 00 01 c7 00 01 c0");
+    hex(&Some(()), "d4 01 c0");
+    hex(&Some(UnitStruct), "d4 01 c0");
+    hex(&Some(None::<u8>), "d4 01 c0");
+    hex(&Some(Some(())), "c7 03 01 d4 01 c0");
     hex(&Some(Some(5u8)), "05");
-    hex(&Some(New(None::<u8>)), "c7 00 01 c0");
+    hex(&Some(New(None::<u8>)), "d4 01 c0");
     hex(&Some(ByteBuf::new()), "c7 00 02");
     hex(&vec![Some(1u8), None], "92 01 c0");
 }
@@ -859,7 +861,7 @@ fn several_values() {
     reader.finish().unwrap();
     let mut reader = Reader::new(&bytes);
     reader.next::<u64>().unwrap();
-    assert_eq!(reader.finish(), Err(DecodeError::Trailing { at: 1, count: 6 }));
+    assert_eq!(reader.finish(), Err(DecodeError::Trailing { at: 1, count: 5 }));
     assert_eq!(decode::<u8>(&[]), Err(DecodeError::End { at: 0 }));
 }
 
@@ -871,7 +873,10 @@ fn errors_say_where() {
     }
     says::<(u8, u8)>(&[0x92, 1, 0xcd, 1, 0], "invalid value: integer `256`, expected u8, at byte 2");
     says::<Vec<u8>>(&[0x92, 1, 0xa1, b'x'], "invalid type: string \"x\", expected u8, at byte 2");
-    says::<Vec<u8>>(&[0xdd, 0xff, 0xff, 0xff, 0xff, 0], "the header at byte 0 claims at least 4294967295 bytes of content, 1 are left");
+    says::<Vec<u8>>(
+        &[0xdd, 0xff, 0xff, 0xff, 0xff, 0],
+        "the header at byte 0 claims at least 4294967295 bytes of content, 1 are left for it",
+    );
     says::<String>(&[0x91, 0xd9], "invalid type: sequence, expected a string, at byte 0");
     says::<String>(&[0xd9], "the bytes end within a value, at byte 1");
     says::<String>(&[0xa3, b'a', 0xff, b'b'], "a string is not UTF-8 at byte 2");
@@ -887,7 +892,7 @@ fn errors_say_where() {
 
 /// A type whose values take much room on the stack while they are read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Fat {
+pub(in crate::wire) struct Fat {
     a: [u64; 16],
     b: Option<[u64; 16]>,
     c: (String, String, [u64; 8]),
@@ -896,20 +901,20 @@ struct Fat {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-enum FatEnum {
+pub(in crate::wire) enum FatEnum {
     None,
     Struct { a: [u64; 32], next: Box<Fat> },
     Tuple([u64; 32], Box<FatEnum>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Chain(Option<Box<Chain>>);
+pub(in crate::wire) struct Chain(Option<Box<Chain>>);
 
 #[derive(Debug, Deserialize)]
 struct Endless(#[expect(dead_code, reason = "it cannot be made")] Box<Endless>);
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Tree(Vec<Tree>);
+pub(in crate::wire) struct Tree(Vec<Tree>);
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -919,7 +924,7 @@ enum UntaggedTree {
     Maybe(Option<Box<UntaggedTree>>),
 }
 
-fn fat(levels: usize) -> Fat {
+pub(in crate::wire) fn fat(levels: usize) -> Fat {
     let mut fat = Fat { a: [1; 16], b: None, c: Default::default(), d: None, e: FatEnum::None };
     for level in 0..levels {
         let mut outer = fat.clone();
@@ -952,7 +957,7 @@ fn depth() {
         bytes.insert(0, 0x91);
         assert_eq!(decode::<serde::de::IgnoredAny>(&bytes).unwrap_err(), DecodeError::TooDeep { at: DEPTH_MAX });
 
-        for unit in [&[0x91][..], &[0x81, 0xa1, b'd'], &SOME, &[0x92, 0x00]] {
+        for unit in [&[0x91][..], &[0x81, 0xa1, b'd'], &[0x92, 0x00]] {
             let mut bytes = unit.repeat(100_000);
             bytes.push(0xc0);
             decode::<UntaggedTree>(&bytes).unwrap_err();
@@ -964,9 +969,6 @@ fn depth() {
                 assert!(matches!(decode::<Tree>(&bytes), Err(DecodeError::TooDeep { .. })));
                 assert!(matches!(decode::<UntaggedTree>(&bytes), Err(DecodeError::TooDeep { .. })));
                 assert!(matches!(decode::<serde::de::IgnoredAny>(&bytes), Err(DecodeError::TooDeep { .. })));
-            }
-            if unit == SOME {
-                assert!(matches!(decode::<Chain>(&bytes), Err(DecodeError::TooDeep { .. })));
             }
         }
         // Types without end, which take no bytes for a level.
@@ -1001,6 +1003,57 @@ fn nothing_is_allocated_for_a_false_claim() {
     assert!(matches!(decode::<ByteBuf>(&[0xdd, 0xff, 0xff, 0xff, 0xff]), Err(DecodeError::Claim { .. })));
     assert!(matches!(decode::<serde::de::IgnoredAny>(&[0xdd, 0xff, 0xff, 0xff, 0xff]), Err(DecodeError::Claim { .. })));
     assert!(matches!(decode::<Key>(&[0x81]), Err(DecodeError::Claim { .. })));
+    // What an outer array still needs an inner one cannot have.
+    assert!(matches!(decode::<Vec<Vec<u64>>>(&[0x92, 0x91, 0xc0]), Err(DecodeError::Claim { needed: 1, left: 0, at: 1 })));
+    same(vec![vec![1u64 << 40], vec![]]);
+}
+
+#[test]
+fn claims_within_each_other_are_given_room_once() {
+    // Each of a hundred arrays, one in the other, claims all that follows.
+    let count = 1 << 16;
+    let mut bytes: Vec<u8> = [[0xdd, 0, 0, 0xff, 0]; 100].concat();
+    bytes.resize(count, 0xc0);
+    let (result, peak) = peak_of(|| decode::<Tree>(&bytes));
+    assert!(matches!(result, Err(DecodeError::Claim { .. })));
+    // One array's worth, and not a hundred.
+    assert!(peak <= 2 * count * size_of::<Tree>(), "{peak}");
+}
+
+#[test]
+fn a_marked_some_is_read_in_every_form() {
+    for head in [&[0xd4, 1][..], &[0xc7, 1, 1], &[0xc8, 0, 1, 1], &[0xc9, 0, 0, 0, 1, 1]] {
+        let some = [head, &[0xc0]].concat();
+        assert_eq!(decode::<Option<()>>(&some), Ok(Some(())));
+        assert_eq!(decode::<Option<Option<u8>>>(&some), Ok(Some(None)));
+        assert_eq!(decode::<Option<u8>>(&[head, &[5]].concat()), Ok(Some(5)));
+        assert_eq!(decode::<u8>(&[head, &[5]].concat()), Ok(5));
+        decode::<()>(&some).unwrap();
+        let list = [&[0x92], &some[..], &[7]].concat();
+        assert!(decode::<serde::de::IgnoredAny>(&list).is_ok());
+        assert_eq!(decode::<(Option<()>, u8)>(&list), Ok((Some(()), 7)));
+    }
+    let some = |content: &[u8]| [&[0xc7, content.len() as u8, 1], content].concat();
+    assert_eq!(decode::<Key>(&some(&bytes_of(&Key::New(5)))), Ok(Key::New(5)));
+    assert_eq!(decode::<i128>(&some(&some(&bytes_of(&i128::MIN)))), Ok(i128::MIN));
+    assert_eq!(decode::<Vec<u8>>(&some(&bytes_of(&vec![1u8]))), Ok(vec![1]));
+    // What is in it is one value.
+    assert_eq!(decode::<Option<u8>>(&[0xd5, 1, 5, 6]), Err(DecodeError::Trailing { at: 3, count: 1 }));
+    assert_eq!(decode::<Option<u8>>(&[0xc7, 0, 1]), Err(DecodeError::End { at: 3 }));
+    assert!(decode::<Option<String>>(&[0xd4, 1, 0xa1, b'x']).is_err());
+}
+
+#[test]
+fn marked_somes_within_each_other() {
+    let chain = |levels: usize| (0..levels).fold(Chain(None), |chain, _| Chain(Some(Box::new(chain))));
+    for levels in 0..DEPTH_MAX / 2 {
+        let bytes = bytes_of(&chain(levels));
+        assert!(bytes.len() <= 1 + 4 * levels);
+        assert_eq!(bytes_of(&decode::<Chain>(&bytes).unwrap()), bytes, "{levels} levels");
+        // It is one value for whoever knows nothing of options.
+        assert!(rmp_serde::from_slice::<serde::de::IgnoredAny>(&bytes).is_ok());
+    }
+    assert_eq!(encode(&chain(DEPTH_MAX / 2 + 1), &mut Vec::new(), 9999), Err(EncodeError::TooDeep));
 }
 
 #[test]
