@@ -5,18 +5,34 @@
 )]
 
 mod error;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+mod manager;
 mod pool;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod process;
 mod single;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+mod sync;
+#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))))]
+#[path = "sync/elsewhere.rs"]
+mod sync;
 mod task;
 mod wire;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod worker;
 
-pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
+pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
 pub use pool::{AbortHandle, Builder, Call, JoinHandle, Named, Pool, Results, TryResults};
 pub use single::{ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder, Stdio, parent};
+pub use sync::Manager;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+pub use sync::{Array, Atomic, Element, Mutex, MutexGuard, OwnedMutexGuard, Value};
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+pub use sync::{
+    Barrier, BarrierWaitResult, Channel, Condvar, Delivery, Event, Exchanged, List, Map, MapChange, MapWatch, Queue, QueueReceiver,
+    QueueSender, QueueSink, QueueStream, Registered, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Served,
+    channel, duplex,
+};
 pub use task::{ArgsFor, ArgsTuple, Init, Task, attempt, is_cancelled, state};
 
 #[doc = include_str!("../docs/waiting.md")]

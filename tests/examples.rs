@@ -59,6 +59,16 @@ fn contained_crash() {
 }
 
 #[test]
+fn shared_counter() {
+    let stdout = run("shared_counter");
+    let lines: Vec<_> = stdout.lines().collect();
+    let [deaths, sum, last] = lines[..] else { panic!("not three lines: {stdout}") };
+    assert_eq!(deaths, "3 processes died with the lock in their hands; the mark of that is there: true");
+    assert!(sum.ends_with("the application added 4001; the sum is 4001"), "{sum}");
+    assert_eq!(last, "4001 of 4001 additions counted");
+}
+
+#[test]
 fn map_cores() {
     let stdout = run_with("map_cores", &["50000", "3"]);
     let lines: Vec<_> = stdout.lines().collect();

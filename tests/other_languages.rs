@@ -11,7 +11,7 @@ mod facts;
 
 use facts::{FUSE, Proc, gone, until, within};
 use futures::StreamExt;
-use procpool::{Builder, ErrorKind, Named, Pool, TaskErrorKind};
+use procpool::{Builder, ErrorKind, Mutex, Named, Pool, TaskErrorKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -332,6 +332,15 @@ async fn what_is_no_task_of_these_workers_is_told_without_asking_one() {
     while let Some(result) = within("an error", errors.next()).await {
         assert!(result.unwrap_err().is_unknown_task());
     }
+}
+
+#[tokio::test]
+async fn another_program_is_given_no_shared_objects() {
+    let pool = Pool::builder().program("/nonexistent/program", [""; 0]).build().unwrap();
+    let total = pool.manager().mutex(0u64).unwrap();
+    let error = within("an error", pool.call_named(Named::<(Mutex<u64>,), ()>::new("add.v1")).spawn(&total)).await.unwrap_err();
+    assert_eq!(error.kind(), TaskErrorKind::ArgumentEncode);
+    assert!(error.to_string().contains("another program"), "{error}");
 }
 
 #[tokio::test]

@@ -5,10 +5,12 @@
 
 mod failure;
 mod pool_error;
+mod send_error;
 mod task_error;
 
 pub use failure::Failure;
 pub use pool_error::{Error, ErrorKind};
+pub use send_error::SendError;
 pub use task_error::{TaskError, TaskErrorKind};
 
 pub(crate) use pool_error::Why;

@@ -6,6 +6,7 @@ use super::engine::Engine;
 use super::options::Options;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
+use crate::sync::Manager;
 use crate::task::{ArgsFor, Init, ZeroSized, encode_args, index_of_init};
 use crate::wire::claim::SLOTS_MAX;
 use crate::wire::packet::Packet;
@@ -46,6 +47,7 @@ pub struct Builder {
     timeout: Option<Duration>,
     init: Option<Result<Packet, String>>,
     program: Option<(OsString, Vec<OsString>)>,
+    manager: Option<Manager>,
     #[cfg(test)]
     pub(super) launcher: Option<super::launch::Launcher>,
 }
@@ -63,6 +65,7 @@ impl Default for Builder {
             timeout: None,
             init: None,
             program: None,
+            manager: None,
             #[cfg(test)]
             launcher: None,
         }
@@ -160,6 +163,15 @@ impl Builder {
     /// limit for `init`.
     pub fn start_timeout(mut self, limit: Duration) -> Self {
         self.start_timeout = Some(limit);
+        self
+    }
+
+    /// The manager that [`Pool::manager`] gives: one that other pools, or the application itself, have as well. Default: the
+    /// pool has one of its own, which is started when it is first asked for.
+    ///
+    /// Handles of any manager may be given to the tasks of any pool; this is only about who keeps the manager.
+    pub fn manager(mut self, manager: &Manager) -> Self {
+        self.manager = Some(manager.clone());
         self
     }
 
@@ -272,7 +284,7 @@ impl Builder {
         };
         let mut name = self.name.unwrap_or_else(program_name);
         name.truncate((0..=name.len().min(NAME_MAX)).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0));
-        Ok(Pool::of(Engine::new(Config {
+        let engine = Engine::new(Config {
             rules: Rules { workers, concurrency: self.concurrency, hello_limit: HELLO_LIMIT, start_limit: self.start_timeout },
             surroundings: self.surroundings,
             name,
@@ -283,7 +295,8 @@ impl Builder {
             program: self.program,
             #[cfg(test)]
             launcher: self.launcher,
-        })?))
+        })?;
+        Ok(Pool::of(engine, self.manager))
     }
 }
 

@@ -10,10 +10,11 @@ use super::engine::{Engine, timed_out};
 use super::launch::Launched;
 use super::link::{Link, Process};
 use super::loss::{Loss, Note};
-use super::reply::Cargo;
+use super::reply::{Cargo, Encoded};
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{DeathNote, Exit, WorkerMemory, sys};
+use crate::sync::named::Named;
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
 use crate::wire::outbox::Intake;
@@ -124,7 +125,7 @@ pub(super) fn drive(engine: Arc<Engine>) -> io::Result<impl Future<Output = ()> 
 #[derive(Debug, Default)]
 pub(super) struct Driver {
     readers: HashMap<WorkerKey, Reader>,
-    replies: Vec<(u64, Result<Packet, Failed>)>,
+    replies: Vec<(u64, Result<Value, Failed>)>,
     settled: Vec<Settled>,
     /// Workers that do not ring, because we look by ourselves.
     awake: Vec<WorkerKey>,
@@ -132,8 +133,16 @@ pub(super) struct Driver {
     taken: Vec<u8>,
 }
 
+/// A task's result, as it came.
+#[derive(Debug)]
+pub(super) struct Value {
+    packet: Packet,
+    /// The shared objects that it names.
+    named: Option<Named>,
+}
+
 /// A task that was answered; and if it was being stopped, why.
-type Settled = (Cargo, Result<Packet, Failed>, Option<Stop>);
+type Settled = (Cargo, Result<Value, Failed>, Option<Stop>);
 
 /// How far a worker has come; what it may say depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,6 +258,7 @@ impl Engine {
             child: Arc::clone(&child),
             socket: Arc::clone(&socket),
             memory,
+            leases: Arc::default(),
             lifeline: None,
             early_stderr: Some(Arc::new(early_stderr)),
         };
@@ -437,7 +447,7 @@ impl Engine {
         &self,
         key: WorkerKey,
         pid: u32,
-        replies: &mut Vec<(u64, Result<Packet, Failed>)>,
+        replies: &mut Vec<(u64, Result<Value, Failed>)>,
         settled: &mut Vec<Settled>,
     ) -> Result<(), Bad> {
         if replies.is_empty() {
@@ -470,10 +480,27 @@ impl Engine {
         });
         replies.clear();
         for (cargo, outcome, stop) in settled.drain(..) {
-            let outcome = outcome.map_err(|failed| TaskError::new(self.failure(pid, failed, stop), cargo.function));
-            cargo.settle(outcome);
+            let outcome = match outcome.map(|value| self.take_over(key, value)) {
+                Ok(Ok(encoded)) => Ok(encoded),
+                Ok(Err(Bad(reason))) => {
+                    result = Err(Bad(reason.clone()));
+                    Err(What::BadFrame { pid, reason })
+                }
+                Err(failed) => Err(self.failure(pid, failed, stop)),
+            };
+            let function = cargo.function;
+            cargo.settle(outcome.map_err(|what| TaskError::new(what, function)));
         }
         result
+    }
+
+    /// Takes over the shared objects that a result names.
+    fn take_over(&self, key: WorkerKey, Value { packet, named }: Value) -> Result<Encoded, Bad> {
+        let Some(named) = named else { return Ok(Encoded { value: packet, things: None }) };
+        let leases = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.leases));
+        let taken = leases.ok_or_else(|| "objects that nobody lent it".to_owned()).and_then(|leases| leases.take(&named));
+        let things = taken.map_err(|reason| Bad(format!("a result that names {reason}")))?;
+        Ok(Encoded { value: packet, things: Some(Arc::new(things)) })
     }
 
     fn failure(&self, pid: u32, failed: Failed, stop: Option<Stop>) -> What {
@@ -654,7 +681,7 @@ impl Engine {
 }
 
 /// Takes whole frames out of a worker's buffer: replies are gathered, other messages are answered.
-fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &mut Vec<(u64, Result<Packet, Failed>)>) -> Result<(), Bad> {
+fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &mut Vec<(u64, Result<Value, Failed>)>) -> Result<(), Bad> {
     // At once, and not when the message is whole: until then any number could come.
     if reader.descriptors.len() > usize::from(reader.stage == Stage::Hello) {
         return Err(Bad("a descriptor that nobody asked for".into()));
@@ -662,9 +689,9 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
     while let Some(range) = reader.buffer.next_frame().map_err(|e| Bad(e.to_string()))? {
         let message = Message::new(reader.buffer.bytes(range.clone()))?;
         match (reader.stage, message.kind) {
-            (Stage::Ready, kind::DONE | kind::FAILED) => {
-                let reply = match read_reply(message)? {
-                    (id, Ok(at)) => (id, Ok(reader.buffer.take(range.start + at..range.end))),
+            (Stage::Ready, kind::DONE | kind::FAILED | kind::DONE_NAMING) => {
+                let reply = match read_reply(message, reader.buffer.bytes(range.clone()))? {
+                    (id, Ok((at, named))) => (id, Ok(Value { packet: reader.buffer.take(range.start + at..range.end), named })),
                     (id, Err(failed)) => (id, Err(failed)),
                 };
                 replies.push(reply);
@@ -702,30 +729,38 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
 }
 
 /// Takes the replies out of what lay in an outbox: whole frames, each padded to a multiple of 8 bytes.
-fn take_replies(mut bytes: &[u8], limit: usize, replies: &mut Vec<(u64, Result<Packet, Failed>)>) -> Result<(), Bad> {
+fn take_replies(mut bytes: &[u8], limit: usize, replies: &mut Vec<(u64, Result<Value, Failed>)>) -> Result<(), Bad> {
     while let Some(head) = bytes.first_chunk::<{ frame::HEAD }>() {
         let len = u32::from_le_bytes(*head) as usize;
         let body = bytes.get(frame::HEAD..frame::HEAD + len).filter(|_| len <= limit);
         let body = body.ok_or_else(|| Bad(format!("a frame of {len} bytes in an outbox that has {}", bytes.len())))?;
         let message = Message::new(body)?;
-        if !matches!(message.kind, kind::DONE | kind::FAILED) {
+        if !matches!(message.kind, kind::DONE | kind::FAILED | kind::DONE_NAMING) {
             return Err(Bad(format!("a message of kind {} in an outbox", message.kind)));
         }
-        let (id, outcome) = read_reply(message)?;
-        replies.push((id, outcome.map(|at| Packet::copy_from(&body[at..]))));
+        let (id, outcome) = read_reply(message, body)?;
+        replies.push((id, outcome.map(|(at, named)| Value { packet: Packet::copy_from(&body[at..]), named })));
         bytes = &bytes[(frame::HEAD + len).next_multiple_of(size_of::<u64>()).min(bytes.len())..];
     }
     Ok(())
 }
 
-/// The number of a task that was answered, and where in the body its result begins, or why it has none.
-fn read_reply(mut message: Message<'_>) -> Result<(u64, Result<usize, Failed>), Bad> {
+/// The number of a task that was answered, and where in the body its result begins and what it names, or why it has none.
+#[expect(clippy::type_complexity, reason = "it is taken apart at once")]
+fn read_reply(mut message: Message<'_>, body: &[u8]) -> Result<(u64, Result<(usize, Option<Named>), Failed>), Bad> {
     let id = message.uint()?;
+    let naming = message.kind == kind::DONE_NAMING;
     if message.kind == kind::FAILED {
         return Ok((id, Err(message.map()?)));
     }
-    let (1, at) = message.rest() else { return Err(Bad("a result that is not one value".into())) };
-    Ok((id, Ok(at)))
+    match message.rest() {
+        (1, at) if !naming => Ok((id, Ok((at, None)))),
+        (2, at) if naming => {
+            let (named, len) = Named::read(&body[at..]).map_err(|e| Bad(format!("the names of a result: {e}")))?;
+            Ok((id, Ok((at + len, Some(named)))))
+        }
+        _ => Err(Bad("a result that is not one value".into())),
+    }
 }
 
 /// A copy of our standard error for a worker, or of nothing if we have none.

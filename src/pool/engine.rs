@@ -11,14 +11,16 @@ use super::core::{Action, Call, Clock, Core, Fate, Limit, Memory, Mode, Refused,
 use super::driver::{self, Driver};
 use super::launch;
 use super::link::Link;
-use super::reply::{Cargo, Extra, Inlet, Reply, shielded};
+use super::reply::{Cargo, Extra, Inlet, Reply, Things, shielded};
 use super::spec::{Config, Room, TaskSpec, Ticket};
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{WorkerMemory, fork, steward, sys};
+use crate::sync::named::write_names;
 use crate::wire::claim::Claims;
 use crate::wire::message::Callee;
 use crate::wire::packet::Packet;
+use crate::wire::value::names;
 use crate::wire::{frame, message};
 use crate::worker;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
@@ -206,8 +208,8 @@ impl Engine {
             (_, Room::Held(permit)) => permit,
             _ => None,
         };
-        let frame = match self.encode(id, task, encode) {
-            Ok(frame) => frame,
+        let (frame, things) = match self.encode(id, task, encode) {
+            Ok(encoded) => encoded,
             Err(what) => {
                 reply.settle(refuse(what));
                 return Ticket { id, key: None };
@@ -216,7 +218,7 @@ impl Engine {
         let large = frame.len() > driver::LARGE;
         let token = task.token.as_ref().map(|token| self.tokens.register(token));
         let watched = token.as_ref().map(|token| token.number());
-        let cargo = Cargo { frame, reply, function: task.function, extra: token.map(Extra::watched), room };
+        let cargo = Cargo { frame, reply, function: task.function, extra: Extra::of(token, things), room };
         let key = self.apply(|state, now| {
             let call = Call { cargo, id, mode: task.mode, large, options: task.options.clone() };
             state.core.submit(call, now, &mut state.actions)
@@ -235,7 +237,12 @@ impl Engine {
         }
     }
 
-    fn encode(&self, id: u64, task: &TaskSpec, encode: impl FnOnce(&mut Vec<u8>, usize) -> Result<(), What>) -> Result<Packet, What> {
+    fn encode(
+        &self,
+        id: u64,
+        task: &TaskSpec,
+        encode: impl FnOnce(&mut Vec<u8>, usize) -> Result<(), What>,
+    ) -> Result<(Packet, Things), What> {
         thread_local! {
             static SCRATCH: std::cell::Cell<Vec<u8>> = const { std::cell::Cell::new(Vec::new()) };
         }
@@ -246,10 +253,29 @@ impl Engine {
         let timed = task.options.as_ref().is_some_and(|options| options.timeout.is_some());
         let flags = task.flags | if timed { message::FLAG_TIMED } else { 0 };
         message::call(&mut out, id, flags, task.callee, task.arity);
-        let left = self.config.frame_limit.saturating_sub(out.len() - start);
-        let result = encode(&mut out, left).map(|()| {
-            frame::finish(&mut out, start);
-            Packet::from(&mut out)
+        let args = out.len();
+        let left = self.config.frame_limit.saturating_sub(args - start);
+        let (encoded, things) = names::collecting(|| encode(&mut out, left));
+        let result = encoded.and_then(|()| {
+            if things.is_empty() {
+                frame::finish(&mut out, start);
+                return Ok((Packet::from(&mut out), None));
+            }
+            if matches!(task.callee, Callee::Name(_)) {
+                return Err(What::ArgumentEncode("shared objects cannot be handed to another program".into()));
+            }
+            // It is known only now that there are names, which stand before the arguments.
+            let mut naming = Vec::with_capacity(out.len() + 32 * things.len());
+            let start = frame::begin(&mut naming);
+            message::call(&mut naming, id, flags | message::FLAG_NAMES, task.callee, task.arity + 1);
+            let too_large = |_| What::ArgumentTooLarge { limit: self.config.frame_limit };
+            write_names(&things, &mut naming, start + self.config.frame_limit).map_err(too_large)?;
+            naming.extend_from_slice(&out[args..]);
+            if naming.len() - start > self.config.frame_limit {
+                return Err(What::ArgumentTooLarge { limit: self.config.frame_limit });
+            }
+            frame::finish(&mut naming, start);
+            Ok((Packet::from(&mut naming), Some(Arc::new(things))))
         });
         if out.capacity() <= driver::LARGE {
             let _ = SCRATCH.try_with(|scratch| scratch.set(out)); // the memory of a large one is not kept
@@ -480,8 +506,13 @@ impl Engine {
                 return;
             };
             let socket = Arc::clone(&process.socket);
+            let lends = chunk.lends().then(|| (Arc::clone(&process.leases), Arc::clone(&process.child)));
             drop(state);
-            match sys::send(socket.as_fd(), &chunk.bytes()[from..]) {
+            let mut chunk = chunk;
+            if let Some((leases, child)) = lends {
+                chunk.lend(&leases, &child);
+            }
+            match chunk.send(socket.as_fd(), from) {
                 Ok(len) => written = Some((chunk, from, len)),
                 Err(error) => {
                     let mut state = self.lock();
@@ -586,7 +617,7 @@ impl State {
             match action {
                 Action::Send(worker, task, slot, attempt) => {
                     let (Some(cargo), Some(link)) = (self.core.cargo_mut(task), self.links.get_mut(&worker)) else { continue };
-                    link.out.push_call(&cargo.frame, slot, attempt);
+                    link.out.push_call(&cargo.frame, slot, attempt, cargo.things());
                     todo.rooms.extend(cargo.room.take());
                     todo.want_flush(worker, link);
                 }

@@ -4,7 +4,6 @@ use super::engine::Engine;
 use super::reply::Outcome;
 use super::spec::Ticket;
 use crate::error::{TaskError, What};
-use crate::wire::value;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::future::Future;
@@ -103,8 +102,8 @@ impl<R: DeserializeOwned> JoinHandle<R> {
 
 fn decode<R: DeserializeOwned>(outcome: Result<Outcome, ()>, function: &'static str) -> Result<R, TaskError> {
     // Whoever has the other end settles it, always; else the pool itself has been torn down.
-    let packet = outcome.unwrap_or_else(|()| Err(TaskError::new(What::PoolClosed, function)))?;
-    value::decode(&packet).map_err(|e| TaskError::new(What::ResultDecode(e.to_string()), function))
+    let encoded = outcome.unwrap_or_else(|()| Err(TaskError::new(What::PoolClosed, function)))?;
+    encoded.decode().map_err(|e| TaskError::new(What::ResultDecode(e.to_string()), function))
 }
 
 impl<R> JoinHandle<R> {

@@ -1,14 +1,17 @@
 //! What the pool holds of one worker: its process, its socket, its memory, and the bytes that are
 //! on their way to it.
 
+use super::reply::Things;
 use crate::error::Error;
-use crate::process::{Child, WorkerMemory};
+use crate::process::{Child, WorkerMemory, sys};
+use crate::sync::named::Leases;
 use crate::wire::frame;
 use crate::wire::message;
 use crate::wire::packet::Packet;
 use std::collections::VecDeque;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// Small frames are gathered into chunks of about this size, in bytes.
@@ -38,17 +41,30 @@ pub(crate) struct Process {
     pub(crate) child: Arc<Child>,
     pub(crate) socket: Arc<OwnedFd>,
     pub(crate) memory: Arc<WorkerMemory>,
+    /// The shared objects that it was lent.
+    pub(crate) leases: Arc<Leases>,
     /// Our end of the lifeline: when it closes, the kernel kills the worker. It came with the hello.
     pub(crate) lifeline: Option<OwnedFd>,
     /// Where the worker's standard error goes until it has said hello.
     pub(crate) early_stderr: Option<Arc<File>>,
 }
 
-/// A piece of what is to be written: gathered small frames, or one large one.
+/// A piece of what is to be written: gathered small frames, or one large one, or a call that names shared objects.
 #[derive(Debug)]
 pub(crate) enum Chunk {
     Gathered(Vec<u8>),
     One(Packet),
+    Naming(Box<Naming>),
+}
+
+/// A call that names shared objects.
+#[derive(Debug)]
+pub(crate) struct Naming {
+    bytes: Vec<u8>,
+    /// They are lent to the worker just before the first byte is sent.
+    things: Things,
+    /// Sockets to managers that the worker has not known so far; they go with the first byte.
+    sockets: Vec<OwnedFd>,
 }
 
 impl Chunk {
@@ -56,6 +72,49 @@ impl Chunk {
         match self {
             Self::Gathered(bytes) => bytes,
             Self::One(packet) => packet,
+            Self::Naming(naming) => &naming.bytes,
+        }
+    }
+
+    /// Whether something is to be lent before it is sent.
+    pub(crate) fn lends(&self) -> bool {
+        matches!(self, Self::Naming(naming) if naming.things.is_some())
+    }
+
+    /// Lends the worker what its call names, and announces the managers that it does not know. If that cannot be done (there
+    /// is no descriptor to be had, say), the call goes all the same: the worker answers that it cannot decode its arguments.
+    pub(crate) fn lend(&mut self, leases: &Leases, worker: &Child) {
+        let Self::Naming(naming) = self else { return };
+        let Some(things) = naming.things.take() else { return };
+        let Ok(sockets) = leases.lend(&things, Some(worker.pidfd())) else { return };
+        if sockets.is_empty() {
+            return;
+        }
+        let mut bytes = Vec::with_capacity(naming.bytes.len() + 16 * sockets.len());
+        for (manager, _) in &sockets {
+            let start = frame::begin(&mut bytes);
+            message::attach(&mut bytes, *manager);
+            frame::finish(&mut bytes, start);
+        }
+        bytes.append(&mut naming.bytes);
+        naming.bytes = bytes;
+        naming.sockets = sockets.into_iter().map(|(_, socket)| socket).collect();
+    }
+
+    /// Sends as much of it as there is room for.
+    pub(crate) fn send(&self, socket: BorrowedFd<'_>, from: usize) -> io::Result<usize> {
+        let bytes = &self.bytes()[from..];
+        match self {
+            Self::Naming(naming) if from == 0 && !naming.sockets.is_empty() => {
+                let sockets: Vec<_> = naming.sockets.iter().map(|socket| socket.as_fd()).collect();
+                let sent = sys::send_with_fds(socket, &[IoSlice::new(bytes)], &sockets);
+                // Too many descriptors are in flight (unix(7)): as if the socket were full.
+                sent.map_err(|error| match error.raw_os_error() {
+                    Some(nix::libc::ETOOMANYREFS) => io::ErrorKind::WouldBlock.into(),
+                    _ => error,
+                })
+            }
+            _ => sys::send(socket, bytes),
         }
     }
 }
@@ -86,10 +145,17 @@ impl Outgoing {
         }
     }
 
-    /// Appends the frame of a call, with its slot and the number of its try filled in.
-    pub(crate) fn push_call(&mut self, frame: &Packet, slot: u16, attempt: u8) {
+    /// Appends the frame of a call, with its slot and the number of its try filled in. If it names shared objects, those are lent
+    /// when it is sent.
+    pub(crate) fn push_call(&mut self, frame: &Packet, slot: u16, attempt: u8, things: Things) {
         /// All that is changed.
         const HEAD: usize = frame::HEAD + message::ADDRESS_END;
+        if things.is_some() {
+            let mut bytes = frame.to_vec();
+            message::address(&mut bytes[frame::HEAD..HEAD], slot, attempt);
+            let naming = Naming { bytes, things, sockets: Vec::new() };
+            return self.chunks.push_back(Chunk::Naming(Box::new(naming)));
+        }
         let at = match frame {
             // Not copied, but for its head.
             Packet::Large(bytes) if bytes.len() > CHUNK => {
@@ -101,7 +167,7 @@ impl Outgoing {
         };
         let gathered = self.chunks.iter_mut().rev().find_map(|chunk| match chunk {
             Chunk::Gathered(bytes) => Some(bytes),
-            Chunk::One(_) => None,
+            Chunk::One(_) | Chunk::Naming(_) => None,
         });
         let bytes = gathered.expect("it has just been put there");
         message::address(&mut bytes[at + frame::HEAD..at + HEAD], slot, attempt);
@@ -174,7 +240,7 @@ mod tests {
             message::call(&mut bytes, 300, 0, message::Callee::Index(1), 1);
             bytes.extend(std::iter::repeat_n(5, len));
             frame::finish(&mut bytes, start);
-            out.push_call(&Packet::copy_from(&bytes), slot, 3);
+            out.push_call(&Packet::copy_from(&bytes), slot, 3, None);
             message::address(&mut bytes[frame::HEAD..], slot, 3);
             expected.extend(bytes);
         }

@@ -45,6 +45,7 @@ pub use results::{Results, TryResults};
 
 use self::core::Mode;
 use crate::error::Error;
+use crate::sync::Manager;
 use crate::task::{ArgsFor, ArgsTuple, Run, Task, ZeroSized, index_of};
 use crate::wire::message::Callee;
 use engine::Engine;
@@ -53,7 +54,7 @@ use futures::stream::Iter;
 use serde::de::DeserializeOwned;
 use spec::TaskSpec;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A pool of worker processes.
 ///
@@ -85,6 +86,7 @@ pub struct Pool {
 /// Held by the handles alone, so that the last one to go is seen.
 struct Last {
     engine: Arc<Engine>,
+    manager: OnceLock<Manager>,
 }
 
 impl Drop for Last {
@@ -109,8 +111,8 @@ impl Pool {
         Builder::default()
     }
 
-    fn of(engine: Arc<Engine>) -> Self {
-        Self { last: Arc::new(Last { engine }) }
+    fn of(engine: Arc<Engine>, manager: Option<Manager>) -> Self {
+        Self { last: Arc::new(Last { engine, manager: manager.map(OnceLock::from).unwrap_or_default() }) }
     }
 
     fn engine(&self) -> &Arc<Engine> {
@@ -246,6 +248,24 @@ impl Pool {
     {
         let () = ZeroSized::<F>::PROVEN;
         self.call(function).try_map_stream(items)
+    }
+
+    /// The manager of this pool: the owner of objects that its tasks share. It is the one that the pool was built with
+    /// ([`Builder::manager`]), else one that is started now, the first time that it is asked for.
+    ///
+    /// If it cannot be started, what is made by it says why.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let pool = procpool::Pool::builder().workers(2).build()?;
+    /// let total = pool.manager().mutex(0u64)?;
+    /// *total.lock().await? += 1;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn manager(&self) -> &Manager {
+        self.last.manager.get_or_init(Manager::of_pool)
     }
 
     /// Starts all workers and waits until they are ready, `init` included.

@@ -2,13 +2,14 @@
 
 use crate::error::TaskError;
 use crate::wire::packet::Packet;
+pub(crate) use crate::wire::value::names::{Encoded, Things};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// The encoded result of a task, or why there is none.
-pub(crate) type Outcome = Result<Packet, TaskError>;
+pub(crate) type Outcome = Result<Encoded, TaskError>;
 
 /// What the scheduler carries for each task.
 #[derive(Debug)]
@@ -32,17 +33,24 @@ pub(crate) struct Extra {
     #[expect(dead_code, reason = "its drop is what it is for")]
     #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
     token: Option<super::tokens::Registration>,
+    /// The references to shared objects that its arguments name: kept until it has ended, to be sent again should it move.
+    things: Things,
 }
 
 impl Extra {
-    /// What a task has whose token is watched.
+    /// What a task has whose token is watched, or whose arguments name shared objects.
     #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
-    pub(crate) fn watched(token: super::tokens::Registration) -> Box<Self> {
-        Box::new(Self { earlier: Vec::new(), token: Some(token) })
+    pub(crate) fn of(token: Option<super::tokens::Registration>, things: Things) -> Option<Box<Self>> {
+        (token.is_some() || things.is_some()).then(|| Box::new(Self { earlier: Vec::new(), token, things }))
     }
 }
 
 impl Cargo {
+    /// The references to shared objects that its arguments name.
+    pub(crate) fn things(&self) -> Things {
+        self.extra.as_ref().and_then(|extra| extra.things.clone())
+    }
+
     /// A try has failed, and another follows.
     pub(crate) fn failed(&mut self, error: TaskError) {
         self.extra.get_or_insert_default().earlier.push(error);

@@ -330,7 +330,7 @@ impl<R: DeserializeOwned> Sink<R> {
         self.in_flight -= 1;
         let function = self.task.function;
         outcome
-            .and_then(|packet| value::decode(&packet).map_err(|e| TaskError::new(What::ResultDecode(e.to_string()), function)))
+            .and_then(|encoded| encoded.decode().map_err(|e| TaskError::new(What::ResultDecode(e.to_string()), function)))
             .map_err(|error| error.of_item(place))
     }
 }

@@ -29,7 +29,7 @@ use std::slice;
 use std::sync::atomic::AtomicU64;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
@@ -157,6 +157,21 @@ impl SharedMemory {
         Ok(memory)
     }
 
+    /// Takes all its pages from the kernel now (fallocate(2)): else each is taken by whoever touches it first, and killed
+    /// by a SIGBUS if there is none.
+    ///
+    /// # Errors
+    ///
+    /// When there is not enough memory.
+    pub(crate) fn reserve(&self) -> io::Result<()> {
+        loop {
+            match fallocate(&self.fd, FallocateFlags::empty(), 0, self.len.get() as libc::off_t) {
+                Err(Errno::EINTR) => {}
+                result => return Ok(result?),
+            }
+        }
+    }
+
     /// Its descriptor, to be sent to the other side.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -171,6 +186,12 @@ impl SharedMemory {
         // whole words. Whatever bits are there are an AtomicU64. Everybody in this process uses atomics; another
         // process may do anything, which for an atomic is just another value.
         unsafe { slice::from_raw_parts(self.start.cast().as_ptr(), self.len.get() / WORD_BYTES) }
+    }
+}
+
+impl AsFd for SharedMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd()
     }
 }
 
@@ -216,8 +237,6 @@ fn create_memfd() -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
-
-    use nix::fcntl::{FallocateFlags, fallocate};
 
     use super::*;
     use crate::process::testing::{forked, in_own_process, is_own_process};

@@ -30,8 +30,7 @@ pub(crate) mod testing;
 
 pub(crate) use child::{Child, Exit};
 pub(crate) use death_note::DeathNote;
-#[cfg(test)]
-pub(crate) use memory::SharedMemory;
+pub(crate) use memory::{MemoryError, SharedMemory};
 pub(crate) use spawn::{Spawn, find_program, spawn, spawn_with_stdout};
 pub(crate) use sys::is_secure;
 pub(crate) use worker_memory::WorkerMemory;

@@ -9,7 +9,7 @@
 //! * pidfds (`pidfd_open(2)`, `pidfd_send_signal(2)`, the `PIDFD_GET_INFO` ioctl) are not there at all.
 //!
 //! Nothing here keeps state. Every descriptor goes in as a [`BorrowedFd`] and comes out as an [`OwnedFd`], with
-//! close-on-exec set. No call blocks: the socket calls carry `MSG_DONTWAIT`, so the `O_NONBLOCK` flag, which belongs to
+//! close-on-exec set. No call blocks unless it is told to ([`Patience`]): the socket calls carry `MSG_DONTWAIT`, so the `O_NONBLOCK` flag, which belongs to
 //! the file description and would be shared with another process, is left alone.
 
 #![expect(unsafe_code, reason = "system calls that nix does not wrap")]
@@ -101,6 +101,15 @@ pub(crate) enum ExitInfo {
     Present,
     /// The kernel cannot tell: it is older than Linux 6.15, or did not keep it.
     Unknown,
+}
+
+/// Whether a call waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// Not at all: `WouldBlock`.
+    None,
+    /// Until there is something.
+    Waits,
 }
 
 /// What one [`recv_with_fds`] brought.
@@ -327,6 +336,11 @@ pub(crate) fn send_with_fds(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>], fds:
 ///
 /// `WouldBlock` when nothing is there. No descriptor is lost or left open by an error.
 pub(crate) fn recv_with_fds(socket: BorrowedFd<'_>, buffer: &mut [u8], fds_max: usize) -> io::Result<Received> {
+    recv_with_fds_or_wait(socket, buffer, fds_max, Patience::None)
+}
+
+/// As [`recv_with_fds`], and waits for something to come, if it is to.
+pub(crate) fn recv_with_fds_or_wait(socket: BorrowedFd<'_>, buffer: &mut [u8], fds_max: usize, patience: Patience) -> io::Result<Received> {
     /// Room for one control message with [`MESSAGE_FDS_MAX`] descriptors, aligned as a `cmsghdr` has to be.
     #[repr(C)]
     union Control {
@@ -347,7 +361,11 @@ pub(crate) fn recv_with_fds(socket: BorrowedFd<'_>, buffer: &mut [u8], fds_max: 
         // `control_buffer_holds_a_full_message` checks.
         message.msg_controllen = unsafe { libc::CMSG_LEN(4 * fds_max as u32) } as _;
     }
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let flags = libc::MSG_CMSG_CLOEXEC
+        | match patience {
+            Patience::None => libc::MSG_DONTWAIT,
+            Patience::Waits => 0,
+        };
     let bytes = retry(|| {
         // SAFETY: `message` points to one slice over `buffer` and to `control`, both valid for writes of the lengths
         // given and alive; an interrupted call (which alone is repeated) has changed nothing.

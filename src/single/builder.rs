@@ -5,9 +5,11 @@ use super::detached::Detaching;
 use super::machine;
 use super::stdio::{Kind, Stdio};
 use crate::error::{Error, Why};
+use crate::sync::named::write_names;
 use crate::task::{ArgsFor, Task, ZeroSized, encode_args, index_of};
 use crate::wire::message::Callee;
 use crate::wire::value::EncodeError;
+use crate::wire::value::names::{self, Thing};
 use crate::wire::{frame, message};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -67,6 +69,8 @@ pub(super) struct Order {
     pub(super) function: &'static str,
     /// The whole `CALL` frame.
     pub(super) call: Vec<u8>,
+    /// The shared objects that it names.
+    pub(super) things: Vec<Thing>,
 }
 
 impl Default for ProcessBuilder {
@@ -272,10 +276,24 @@ impl ProcessBuilder {
         message::call(&mut call, CALL, 0, Callee::Index(index_of::<F, Args, Marker>().0), F::__ARITY);
         let limit = frame::BODY_MAX_DEFAULT;
         let room = limit - (call.len() - start);
-        encode_args(args, &mut call, room).map_err(|error| match error {
+        let why = |error| match error {
             EncodeError::TooLarge { .. } => Why::ArgumentTooLarge { function, limit },
             error => Why::ArgumentEncode { function, reason: error.to_string() },
-        })?;
+        };
+        let begun = call.len();
+        let (encoded, things) = names::collecting(|| encode_args(args, &mut call, room));
+        encoded.map_err(why)?;
+        if !things.is_empty() {
+            // It is known only now that there are names, which stand before the arguments.
+            let args = call.split_off(begun);
+            call.truncate(start);
+            message::call(&mut call, CALL, message::FLAG_NAMES, Callee::Index(index_of::<F, Args, Marker>().0), F::__ARITY + 1);
+            write_names(&things, &mut call, start + limit).map_err(why)?;
+            call.extend(args);
+            if call.len() - start > limit {
+                return Err(Why::ArgumentTooLarge { function, limit }.into());
+            }
+        }
         frame::finish(&mut call, start);
         let output = || if detach { Stdio::null() } else { Stdio::inherit() };
         Ok(Order {
@@ -292,6 +310,7 @@ impl ProcessBuilder {
             umask: self.umask,
             function,
             call,
+            things,
         })
     }
 }

@@ -3,7 +3,7 @@
 use super::builder::Order;
 use super::coming::Coming;
 use crate::error::{Error, TaskError, Why};
-use crate::wire::packet::Packet;
+use crate::wire::value::names::Encoded;
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 #[derive(Clone, Debug)]
 pub(super) struct Ended {
     pub(super) status: Option<ExitStatus>,
-    pub(super) outcome: Result<Packet, TaskError>,
+    pub(super) outcome: Result<Encoded, TaskError>,
 }
 
 /// There is none.

@@ -22,9 +22,10 @@ use super::handover::Handover;
 use super::streams::{Streams, open_streams};
 use crate::error::{Error, ErrorKind, TaskError, What, Why};
 use crate::process::{Child, DeathNote, Spawn, WorkerMemory, fork, spawn_with_stdout, standard, steward, sys};
+use crate::sync::named::{Leases, Named};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, Message, Single, Welcome, kind};
-use crate::wire::packet::Packet;
+use crate::wire::value::names::{Encoded, Thing};
 use crate::worker::{self, DETACH, MARKER};
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -56,7 +57,7 @@ pub(super) struct Ended {
     /// `None`: it is not known.
     pub(super) status: Option<ExitStatus>,
     /// The encoded result.
-    pub(super) outcome: Result<Packet, TaskError>,
+    pub(super) outcome: Result<Encoded, TaskError>,
 }
 
 /// One process, and what is said to it and by it.
@@ -102,13 +103,17 @@ struct Inside {
     /// The call, and how much of it has been written.
     out: Vec<u8>,
     written: usize,
+    /// The shared objects that the call names, until they are lent; sockets to their managers go with its first byte.
+    things: Vec<Thing>,
+    sockets: Vec<OwnedFd>,
+    leases: Leases,
     /// It has closed its socket before it had all of the call.
     is_deaf: bool,
     buffer: FrameBuffer,
     /// Descriptors that came before the welcome.
     received: Vec<OwnedFd>,
     truncated: bool,
-    answer: Option<Result<Packet, Failed>>,
+    answer: Option<Result<Encoded, Failed>>,
     /// Why we ended its start.
     refused: Option<Error>,
     /// How it broke the protocol.
@@ -242,6 +247,9 @@ impl Machine {
             early_stderr: Some(early_stderr),
             out: order.call,
             written: 0,
+            things: order.things,
+            sockets: Vec::new(),
+            leases: Leases::default(),
             is_deaf: false,
             buffer: FrameBuffer::new(HELLO_MAX),
             received: Vec::new(),
@@ -398,7 +406,20 @@ impl Machine {
                 (Stage::Running, kind::DONE) => {
                     let id: u64 = message.uint()?;
                     let (1, at) = message.rest() else { return Err(Bad("a result that is not one value".into())) };
-                    self.answered(inside, id, |inside| Ok(inside.buffer.take(range.start + at..range.end)))?;
+                    self.answered(inside, id, |inside| {
+                        Ok(Encoded { value: inside.buffer.take(range.start + at..range.end), things: None })
+                    })?;
+                }
+                (Stage::Running, kind::DONE_NAMING) => {
+                    let id: u64 = message.uint()?;
+                    let (2, at) = message.rest() else { return Err(Bad("a result that is not one value".into())) };
+                    let names = &inside.buffer.bytes(range.clone())[at..];
+                    let (named, len) = Named::read(names).map_err(|e| Bad(format!("the names of a result: {e}")))?;
+                    let things = inside.leases.take(&named).map_err(|reason| Bad(format!("a result that names {reason}")))?;
+                    let things = Some(Arc::new(things));
+                    self.answered(inside, id, |inside| {
+                        Ok(Encoded { value: inside.buffer.take(range.start + at + len..range.end), things })
+                    })?;
                 }
                 (Stage::Running, kind::FAILED) => {
                     let id: u64 = message.uint()?;
@@ -426,7 +447,7 @@ impl Machine {
         }
     }
 
-    fn answered(&self, inside: &mut Inside, id: u64, answer: impl FnOnce(&mut Inside) -> Result<Packet, Failed>) -> Result<(), Bad> {
+    fn answered(&self, inside: &mut Inside, id: u64, answer: impl FnOnce(&mut Inside) -> Result<Encoded, Failed>) -> Result<(), Bad> {
         if id != CALL || !inside.out.is_empty() {
             return Err(Bad(format!("an answer to call {id}, which it was not to give now")));
         }
@@ -486,6 +507,24 @@ impl Machine {
 
     // ---- writing
 
+    /// Lends the process what its call names, and announces the managers. If that cannot be done, the call goes all the same:
+    /// it is answered that its arguments could not be decoded.
+    fn lend(&self, inside: &mut Inside) {
+        let things = std::mem::take(&mut inside.things);
+        // What detaches itself is another process than the one that we have started.
+        let process = (!self.detach).then(|| self.child.pidfd());
+        let Ok(sockets) = inside.leases.lend(&things, process) else { return };
+        let mut out = Vec::new();
+        for (manager, socket) in sockets {
+            let start = frame::begin(&mut out);
+            message::attach(&mut out, manager);
+            frame::finish(&mut out, start);
+            inside.sockets.push(socket);
+        }
+        out.append(&mut inside.out);
+        inside.out = out;
+    }
+
     fn write(&self, inside: &mut Inside) {
         if inside.stage == Stage::Hello {
             return;
@@ -495,7 +534,21 @@ impl Machine {
             if inside.out.is_empty() {
                 return;
             }
-            match sys::send(socket.as_fd(), &inside.out[inside.written..]) {
+            if !inside.things.is_empty() {
+                self.lend(inside);
+                continue;
+            }
+            let rest = &inside.out[inside.written..];
+            let sent = if inside.sockets.is_empty() {
+                sys::send(socket.as_fd(), rest)
+            } else {
+                let sockets: Vec<_> = inside.sockets.iter().map(AsFd::as_fd).collect();
+                sys::send_with_fds(socket.as_fd(), &[IoSlice::new(rest)], &sockets)
+            };
+            if sent.is_ok() {
+                inside.sockets.clear();
+            }
+            match sent {
                 Ok(n) => inside.written += n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // It does not read any more; what it has to say comes all the same.
@@ -534,7 +587,7 @@ impl Machine {
         let note = inside.memory.note().read();
         let error = |what| TaskError::new(what, self.function);
         let outcome = match inside.answer {
-            Some(Ok(packet)) => Ok(packet),
+            Some(Ok(encoded)) => Ok(encoded),
             Some(Err(failed)) => Err(error(match failed {
                 Failed::Panicked { message, location, backtrace } => What::Panicked { message, location, backtrace, pid, status },
                 Failed::Arguments { reason } => What::ArgumentDecode { pid, reason },

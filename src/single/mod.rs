@@ -35,7 +35,6 @@ pub use streams::{ChildStderr, ChildStdin, ChildStdout};
 
 use crate::error::{Error, TaskError, What, Why};
 use crate::task::{ArgsFor, Task, ZeroSized};
-use crate::wire::value;
 use machine::{Ended, Machine};
 use serde::de::DeserializeOwned;
 use std::fmt;
@@ -359,7 +358,7 @@ impl<R: DeserializeOwned> Process<R> {
     }
 
     fn decode(&self, ended: Ended) -> Result<R, TaskError> {
-        value::decode(&ended.outcome?).map_err(|e| TaskError::new(What::ResultDecode(e.to_string()), self.machine.function()))
+        ended.outcome?.decode().map_err(|e| TaskError::new(What::ResultDecode(e.to_string()), self.machine.function()))
     }
 
     /// Whoever would tell is in the original process.

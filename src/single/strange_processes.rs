@@ -57,6 +57,7 @@ impl Played {
             umask: None,
             function: "a function",
             call: framed(|out| message::call(out, 1, 0, Callee::Index(0), 0)),
+            things: Vec::new(),
         };
         let given = Given { stdin: None, stderr: standard::null().unwrap(), handover: None };
         let started = Arc::new(Coming::new());

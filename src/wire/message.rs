@@ -24,11 +24,15 @@ pub(crate) mod kind {
     pub(crate) const BELL: u8 = 6;
     /// In the place of READY, from a process that has detached itself: its number follows.
     pub(crate) const DETACHED: u8 = 7;
+    /// As DONE, with a value that names shared objects.
+    pub(crate) const DONE_NAMING: u8 = 8;
     // From the pool.
     pub(crate) const WELCOME: u8 = 32;
     pub(crate) const INIT: u8 = 33;
     pub(crate) const CALL: u8 = 34;
     pub(crate) const CANCEL: u8 = 35;
+    /// A socket to a manager of shared objects comes with it; the manager's number follows.
+    pub(crate) const ATTACH: u8 = 36;
 }
 
 /// Flags of a call: send a backtrace with a panic, or send none. Without either the worker's environment decides.
@@ -36,6 +40,8 @@ pub(crate) const FLAG_BACKTRACE: u8 = 1;
 pub(crate) const FLAG_NO_BACKTRACE: u8 = 2;
 /// The task has a time limit: note when it begins.
 pub(crate) const FLAG_TIMED: u8 = 4;
+/// Flag of a call whose arguments name shared objects: which, stands before them.
+pub(crate) const FLAG_NAMES: u8 = 8;
 
 /// The worker's first words. A descriptor goes with it: the pool's end of the lifeline.
 #[derive(Debug, Serialize, Deserialize)]
@@ -220,6 +226,18 @@ pub(crate) fn init(out: &mut Vec<u8>, task: u32, arity: u32) {
 pub(crate) fn done(out: &mut Vec<u8>, id: u64) {
     head(out, kind::DONE, 2);
     uint(out, id);
+}
+
+/// A result whose value names shared objects, up to their names; the value follows on these.
+pub(crate) fn done_naming(out: &mut Vec<u8>, id: u64) {
+    head(out, kind::DONE_NAMING, 3);
+    uint(out, id);
+}
+
+/// A socket to this manager comes with it.
+pub(crate) fn attach(out: &mut Vec<u8>, manager: u64) {
+    head(out, kind::ATTACH, 1);
+    uint(out, manager);
 }
 
 /// A failure of one task.

@@ -25,6 +25,13 @@ impl Packet {
     }
 }
 
+/// No bytes.
+impl Default for Packet {
+    fn default() -> Self {
+        Self::Small(0, [0; SMALL])
+    }
+}
+
 /// Keeps the allocation of a long one, and leaves a short one's to be used again.
 impl From<&mut Vec<u8>> for Packet {
     fn from(bytes: &mut Vec<u8>) -> Self {
@@ -46,6 +53,20 @@ impl Deref for Packet {
             Self::Small(len, bytes) => &bytes[..usize::from(*len)],
             Self::Large(bytes) => bytes,
         }
+    }
+}
+
+impl PartialEq for Packet {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Packet {}
+
+impl std::hash::Hash for Packet {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
     }
 }
 

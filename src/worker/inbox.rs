@@ -4,6 +4,7 @@ use crate::process::sys;
 use crate::wire::frame::FrameBuffer;
 use nix::errno::Errno;
 use nix::sys::socket::{self, MsgFlags};
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -13,7 +14,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 pub(super) struct Inbox {
     pub(super) socket: OwnedFd,
     buffer: FrameBuffer,
+    /// They came with a frame that is to be read.
+    descriptors: VecDeque<OwnedFd>,
 }
+
+/// Descriptors that are taken in with one reading, at most.
+const DESCRIPTORS_MAX: usize = 64;
 
 /// What a look into the socket brought.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,7 +33,7 @@ pub(super) enum Next {
 
 impl Inbox {
     pub(super) fn new(socket: OwnedFd, frame_limit: usize) -> Self {
-        Self { socket, buffer: FrameBuffer::new(frame_limit) }
+        Self { socket, buffer: FrameBuffer::new(frame_limit), descriptors: VecDeque::new() }
     }
 
     /// The next frame; waits for it. `None`: the pool has closed its side.
@@ -36,11 +42,8 @@ impl Inbox {
             if let Some(range) = self.buffered()? {
                 return Ok(Some(range));
             }
-            match socket::recv(self.socket.as_raw_fd(), self.buffer.space(), MsgFlags::empty()) {
-                Ok(0) => return Ok(None),
-                Ok(n) => self.buffer.filled(n),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
+            if self.take_in(sys::Patience::Waits)? == 0 {
+                return Ok(None);
             }
         }
     }
@@ -51,13 +54,25 @@ impl Inbox {
             if let Some(range) = self.buffered()? {
                 return Ok(Next::Frame(range));
             }
-            match sys::recv(self.socket.as_fd(), self.buffer.space()) {
+            match self.take_in(sys::Patience::None) {
                 Ok(0) => return Ok(Next::End),
-                Ok(n) => self.buffer.filled(n),
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Next::Nothing),
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    fn take_in(&mut self, patience: sys::Patience) -> io::Result<usize> {
+        let received = sys::recv_with_fds_or_wait(self.socket.as_fd(), self.buffer.space(), DESCRIPTORS_MAX, patience)?;
+        self.buffer.filled(received.bytes);
+        self.descriptors.extend(received.fds);
+        Ok(received.bytes)
+    }
+
+    /// The next descriptor that has come. `None`: there is none, or it could not be taken in.
+    pub(super) fn descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptors.pop_front()
     }
 
     /// The bytes of a frame, until the next look.

@@ -3,10 +3,11 @@
 use super::inbox::Inbox;
 use super::lifeline::{self, Lifeline};
 use super::panics;
-use super::serve::{self, Call, Outcome, lost};
+use super::serve::{self, Call, Encoded, Outcome, lost};
 use crate::task::{Run, RunSync};
 use crate::wire::frame;
 use crate::wire::message::{self, Failed, Single};
+use crate::wire::value::names::Thing;
 use futures::future::AbortHandle;
 use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -36,16 +37,21 @@ pub(super) fn serve(mut inbox: Inbox, limit: usize, lifeline: Lifeline, single: 
     };
     let ready = in_frame(|out| if is_detached { message::detached(out, std::process::id()) } else { message::ready(out) });
     inbox.send(&ready).map_err(lost)?;
-    let range = inbox.wait().map_err(lost)?.ok_or("whoever started it has gone, without a word of what to run")?;
-    let call = serve::read_call(inbox.bytes(range.clone()))?;
+    let range = loop {
+        let range = inbox.wait().map_err(lost)?.ok_or("whoever started it has gone, without a word of what to run")?;
+        if !serve::attached(&mut inbox, &range)? {
+            break range;
+        }
+    };
+    let mut call = serve::read_call(inbox.bytes(range.clone()))?;
     let args = range.start + call.args..range.end;
     let (inbox, outcome) = if is_detached {
         // A daemon holds nothing of whoever started it, and answers nobody.
         let args = inbox.bytes(args).to_vec();
         drop(inbox);
-        (None, run(&call, &args, limit)?)
+        (None, run(&mut call, &args, limit)?)
     } else {
-        let outcome = run(&call, inbox.bytes(args), limit)?;
+        let outcome = run(&mut call, inbox.bytes(args), limit)?;
         (Some(inbox), outcome)
     };
     let code = match &outcome {
@@ -54,16 +60,7 @@ pub(super) fn serve(mut inbox: Inbox, limit: usize, lifeline: Lifeline, single: 
         Err(_) => EXIT_UNSPEAKABLE,
     };
     if let Some(inbox) = inbox {
-        let answer = in_frame(|out| match outcome {
-            Ok(value) => {
-                message::done(out, call.claim.id);
-                out.extend(value);
-            }
-            Err(mut failed) => {
-                failed.cut(limit);
-                message::failed(out, call.claim.id, &failed);
-            }
-        });
+        let answer = in_frame(|out| serve::write_outcome(out, call.claim.id, outcome, limit));
         // If nobody is there any more to read it, so be it: this is how a process ends that outlives its parent.
         let _ = inbox.send(&answer);
     }
@@ -80,15 +77,16 @@ fn in_frame(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     out
 }
 
-fn run(call: &Call, args: &[u8], limit: usize) -> Result<Outcome, String> {
+fn run(call: &mut Call, args: &[u8], limit: usize) -> Result<Outcome, String> {
+    let things = call.receive();
     match call.run {
-        Run::Sync(function) => Ok(run_sync(call, function, args, limit)),
+        Run::Sync(function) => Ok(run_sync(call, function, args, limit, things)),
         Run::Async(function) => {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("making a runtime: {e}"))?;
             let local = LocalSet::new();
             let (_, registration) = AbortHandle::new_pair();
-            let (_, outcome) = local.block_on(&runtime, async { serve::begin(call, function, args, limit, registration).await });
+            let (_, outcome) = local.block_on(&runtime, async { serve::begin(call, function, args, limit, registration, things).await });
             // What it has left running ends with the process: dropped, the runtime would wait for its blocking threads.
             std::mem::forget((runtime, local));
             Ok(outcome)
@@ -97,13 +95,14 @@ fn run(call: &Call, args: &[u8], limit: usize) -> Result<Outcome, String> {
     }
 }
 
-fn run_sync(call: &Call, function: RunSync, args: &[u8], limit: usize) -> Outcome {
+fn run_sync(call: &Call, function: RunSync, args: &[u8], limit: usize, things: Result<Vec<Thing>, Failed>) -> Outcome {
     panics::want_backtrace(call.backtrace);
     let mut out = Vec::new();
-    let result = catch_unwind(AssertUnwindSafe(|| function(args, &mut out, limit.saturating_sub(HEAD))));
+    let run = || catch_unwind(AssertUnwindSafe(|| function(args, &mut out, limit.saturating_sub(HEAD))));
+    let (result, named) = serve::with_names(things?, run);
     serve::guard_against_fork();
     match result {
-        Ok(Ok(())) => Ok(out),
+        Ok(Ok(())) => Ok(Encoded { value: out, named }),
         Ok(Err(error)) => Err(serve::why(error)),
         Err(payload) => Err(serve::caught(payload)),
     }

@@ -13,10 +13,13 @@ use super::inbox::{Inbox, Next};
 use super::readiness::watch_readable;
 use super::{lifeline, once, panics, raw, start};
 use crate::process::{WorkerMemory, fork, sys};
+use crate::sync::named::{self, Named};
+use crate::sync::stopping;
 use crate::task::{self, Run, RunAsync, RunError, RunSync};
 use crate::wire::claim::{Claim, Progress};
 use crate::wire::frame;
 use crate::wire::message::{self, Failed, Hello, InitFailed, Message, Welcome, kind};
+use crate::wire::value::names::{self, Thing};
 use futures::FutureExt;
 use futures::future::{AbortHandle, Abortable, Aborted, Either, select};
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -182,8 +185,23 @@ pub(super) struct Call {
     /// `None`: as the environment says.
     pub(super) backtrace: Option<bool>,
     pub(super) run: Run,
+    /// The shared objects that its arguments name.
+    named: Option<Named>,
     /// Where in the frame the arguments begin.
     pub(super) args: usize,
+}
+
+impl Call {
+    /// The references that came with it: counted for this process, so they are to be taken once, also if it is not run.
+    pub(super) fn receive(&mut self) -> Result<Vec<Thing>, Failed> {
+        self.named.take().map_or(Ok(Vec::new()), named::received).map_err(|reason| Failed::Arguments { reason })
+    }
+}
+
+/// An encoded result, and the references that it names.
+pub(super) struct Encoded {
+    pub(super) value: Vec<u8>,
+    pub(super) named: Vec<Thing>,
 }
 
 /// A call that breaks the protocol is no call: the worker ends.
@@ -197,10 +215,16 @@ pub(super) fn read_call(body: &[u8]) -> Result<Call, String> {
     let mut number = || message.uint::<u64>().map_err(|e| e.to_string());
     let (id, flags, index) = (number()?, number()?, number()?);
     let entry = u32::try_from(index).ok().and_then(task::entry).ok_or_else(|| format!("a call of task {index}, which does not exist"))?;
-    let (_, args) = message.rest();
+    let (_, mut args) = message.rest();
     let has = |flag: u8| flags & u64::from(flag) != 0;
+    let mut named = None;
+    if has(message::FLAG_NAMES) {
+        let (names, len) = Named::read(&body[args..]).map_err(|e| format!("the names of a call: {e}"))?;
+        named = Some(names);
+        args += len;
+    }
     let backtrace = (has(message::FLAG_BACKTRACE) || has(message::FLAG_NO_BACKTRACE)).then(|| has(message::FLAG_BACKTRACE));
-    Ok(Call { claim: Claim { slot, id }, attempt, timed: has(message::FLAG_TIMED), backtrace, run: entry.run, args })
+    Ok(Call { claim: Claim { slot, id }, attempt, timed: has(message::FLAG_TIMED), backtrace, run: entry.run, named, args })
 }
 
 /// After user code: a forked copy of the worker must not touch the socket.
@@ -225,7 +249,61 @@ pub(super) fn why(error: RunError) -> Failed {
     }
 }
 
-pub(super) type Outcome = Result<Vec<u8>, Failed>;
+pub(super) type Outcome = Result<Encoded, Failed>;
+/// Whether the frame was the announcement of a manager, whose socket has come with it. Without it (this process could not
+/// take it in), calls that name its objects cannot decode their arguments.
+pub(super) fn attached(inbox: &mut Inbox, range: &Range<usize>) -> Result<bool, String> {
+    let mut message = Message::new(inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
+    if message.kind != kind::ATTACH {
+        return Ok(false);
+    }
+    let manager = message.uint().map_err(|e| e.to_string())?;
+    message.end().map_err(|e| e.to_string())?;
+    if let Some(socket) = inbox.descriptor() {
+        named::given(manager, socket);
+    }
+    Ok(true)
+}
+
+/// Runs a task's code: handles in what it decodes are found among the references that came with the call. Gives those that its
+/// result names.
+pub(super) fn with_names<R>(things: Vec<Thing>, run: impl FnOnce() -> R) -> (R, Vec<Thing>) {
+    if things.is_empty() {
+        return names::collecting(run); // as nearly always
+    }
+    names::resolving(things, || names::collecting(run))
+}
+
+/// Appends the reply to a call, at most `limit` bytes. What the result names is handed over to its managers.
+pub(super) fn write_outcome(out: &mut Vec<u8>, id: u64, outcome: Outcome, limit: usize) {
+    let start = out.len();
+    let failed = match outcome {
+        Ok(Encoded { value, named }) if named.is_empty() => {
+            message::done(out, id);
+            out.extend(value);
+            return;
+        }
+        Ok(Encoded { value, named }) => {
+            message::done_naming(out, id);
+            let written = named::write_names(&named, out, start.saturating_add(limit));
+            out.extend(value);
+            if written.is_err() || out.len() - start > limit {
+                Failed::TooLarge
+            } else {
+                match named::parcel(&named) {
+                    Ok(()) => return,
+                    Err(error) => Failed::Result { reason: error.to_string() },
+                }
+            }
+        }
+        Err(failed) => failed,
+    };
+    out.truncate(start);
+    let mut failed = failed;
+    failed.cut(limit);
+    message::failed(out, id, &failed);
+}
+
 pub(super) type Answer = Pin<Box<dyn Future<Output = (Claim, Outcome)>>>;
 
 impl Worker {
@@ -240,12 +318,16 @@ impl Worker {
                 }
             };
             let Some(range) = range else { break };
-            let call = read_call(self.inbox.bytes(range.clone()))?;
+            if attached(&mut self.inbox, &range)? {
+                continue;
+            }
+            let mut call = read_call(self.inbox.bytes(range.clone()))?;
             match call.run {
                 Run::Sync(function) => {
+                    let things = call.receive();
                     if self.claim(&call) {
                         let args = range.start + call.args..range.end;
-                        self.run_sync(&call, function, args);
+                        self.run_sync(&call, function, args, things);
                         self.commit(call.claim)?;
                     }
                 }
@@ -269,26 +351,29 @@ impl Worker {
         claims.begin(call.claim)
     }
 
-    fn run_sync(&mut self, call: &Call, function: RunSync, args: Range<usize>) {
+    fn run_sync(&mut self, call: &Call, function: RunSync, args: Range<usize>, things: Result<Vec<Thing>, Failed>) {
         panics::want_backtrace(call.backtrace);
         task::set_current(call.claim.slot, call.claim.id, call.attempt);
         let start = frame::begin(&mut self.out);
         message::done(&mut self.out, call.claim.id);
+        let head = self.out.len();
         let (bytes, out) = (self.inbox.bytes(args), &mut self.out);
         let limit = self.limit.saturating_sub(out.len() - start);
         // Its own state is lost with a panic, ours is only the buffer, which is cut back.
-        let result = catch_unwind(AssertUnwindSafe(|| function(bytes, out, limit)));
+        let ran = things.map(|things| with_names(things, || catch_unwind(AssertUnwindSafe(|| function(bytes, out, limit)))));
         guard_against_fork();
-        let failed = match result {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(why(error)),
-            Err(payload) => Some(caught(payload)),
+        let outcome = match ran {
+            Ok((Ok(Ok(())), named)) if named.is_empty() => {
+                frame::finish(&mut self.out, start);
+                return;
+            }
+            Ok((Ok(Ok(())), named)) => Ok(Encoded { value: self.out.split_off(head), named }),
+            Ok((Ok(Err(error)), _)) => Err(why(error)),
+            Ok((Err(payload), _)) => Err(caught(payload)),
+            Err(failed) => Err(failed),
         };
-        if let Some(mut failed) = failed {
-            failed.cut(self.limit);
-            self.out.truncate(start);
-            message::failed(&mut self.out, call.claim.id, &failed);
-        }
+        self.out.truncate(start);
+        write_outcome(&mut self.out, call.claim.id, outcome, self.limit);
         frame::finish(&mut self.out, start);
     }
 
@@ -331,20 +416,24 @@ impl Worker {
                         }
                         continue;
                     }
-                    let call = read_call(self.inbox.bytes(range.clone()))?;
+                    if attached(&mut self.inbox, &range)? {
+                        continue;
+                    }
+                    let mut call = read_call(self.inbox.bytes(range.clone()))?;
                     let Run::Async(function) = call.run else {
                         if !running.is_empty() {
                             return Err("a sync call while async tasks run".into());
                         }
                         return Ok(Some(range));
                     };
+                    let things = call.receive();
                     if !self.claim(&call) {
                         continue;
                     }
                     let args = self.inbox.bytes(range.start + call.args..range.end);
                     let (abort, registration) = AbortHandle::new_pair();
                     aborts.insert(call.claim.id, abort);
-                    running.push(begin(&call, function, args, self.limit, registration));
+                    running.push(begin(&call, function, args, self.limit, registration, things));
                 }
                 let finished = if running.is_empty() {
                     readiness.readable().await.map_err(lost)?.clear_ready();
@@ -371,16 +460,7 @@ impl Worker {
 
     fn answer(&mut self, id: u64, outcome: Outcome) {
         let start = frame::begin(&mut self.out);
-        match outcome {
-            Ok(value) => {
-                message::done(&mut self.out, id);
-                self.out.extend(value);
-            }
-            Err(mut failed) => {
-                failed.cut(self.limit);
-                message::failed(&mut self.out, id, &failed);
-            }
-        }
+        write_outcome(&mut self.out, id, outcome, self.limit);
         frame::finish(&mut self.out, start);
     }
 
@@ -445,16 +525,19 @@ pub(super) fn begin(
     args: &[u8],
     limit: usize,
     registration: futures::future::AbortRegistration,
+    things: Result<Vec<Thing>, Failed>,
 ) -> Answer {
     let (claim, backtrace) = (call.claim, call.backtrace);
     // Decoding is user code as well. The head of a reply takes at most 16 bytes.
     panics::want_backtrace(backtrace);
     let attempt = call.attempt;
     task::set_current(claim.slot, claim.id, attempt);
-    let future = match catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16)))) {
-        Ok(future) => future.map_err(why),
+    let made = things.map(|things| with_names(things, || catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16))))).0);
+    let future = match made {
+        Ok(Ok(future)) => future.map_err(why),
         // Now, before another task panics: the hook keeps the last panic only.
-        Err(payload) => Err(caught(payload)),
+        Ok(Err(payload)) => Err(caught(payload)),
+        Err(failed) => Err(failed),
     };
     guard_against_fork();
     Box::pin(async move {
@@ -462,22 +545,26 @@ pub(super) fn begin(
             Ok(future) => Box::pin(AssertUnwindSafe(future).catch_unwind()),
             Err(failed) => return (claim, Err(failed)),
         };
+        let mut named = Vec::new();
         let polled = std::future::poll_fn(|cx| {
             panics::want_backtrace(backtrace);
             task::set_current(claim.slot, claim.id, attempt);
-            let polled = guarded.as_mut().poll(cx);
+            // Its result is encoded within its last poll.
+            let polled;
+            (polled, named) = with_names(Vec::new(), || guarded.as_mut().poll(cx));
             guard_against_fork();
             polled
         });
         let outcome = match Abortable::new(polled, registration).await {
             Err(Aborted) => {
                 panics::want_backtrace(backtrace);
-                // What it owns may panic as it is dropped: that is told, as tokio does, and costs no other task.
-                let dropped = catch_unwind(AssertUnwindSafe(|| drop(guarded)));
+                // What it owns may panic as it is dropped: that is told, as tokio does, and costs no other task. Guards of
+                // shared objects roll back.
+                let dropped = catch_unwind(AssertUnwindSafe(|| stopping::drop_stopped(guarded)));
                 guard_against_fork();
                 Err(dropped.map_or_else(caught, |()| Failed::Cancelled))
             }
-            Ok(Ok(Ok(value))) => Ok(value),
+            Ok(Ok(Ok(value))) => Ok(Encoded { value, named }),
             Ok(Ok(Err(error))) => Err(why(error)),
             Ok(Err(payload)) => Err(caught(payload)),
         };

@@ -32,6 +32,11 @@ impl<'de> Reader<'de> {
         }
     }
 
+    /// What has not been read.
+    pub(crate) fn rest(&self) -> &'de [u8] {
+        self.input.rest
+    }
+
     /// Makes sure that nothing is left.
     #[inline]
     pub(crate) fn finish(self) -> Result<()> {

@@ -37,6 +37,7 @@
 
 mod de;
 mod error;
+pub(crate) mod names;
 mod ser;
 #[cfg(test)]
 pub(super) mod tests;

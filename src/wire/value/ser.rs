@@ -5,7 +5,7 @@ use serde::ser::{
     SerializeTupleVariant,
 };
 
-use super::{DEPTH_MAX, EXT_BYTES, EXT_I128, EXT_SOME, EXT_U128, EncodeError};
+use super::{DEPTH_MAX, EXT_BYTES, EXT_I128, EXT_SOME, EXT_U128, EncodeError, names};
 
 type Result<T = ()> = std::result::Result<T, EncodeError>;
 
@@ -492,9 +492,14 @@ impl<'s, 'o> ser::Serializer for Serializer<'s, 'o> {
     }
 
     #[inline]
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _name: &'static str, value: &T) -> Result {
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, name: &'static str, value: &T) -> Result {
         self.output.enter()?;
-        value.serialize(Serializer { output: &mut *self.output, list: self.list })?;
+        let content = Serializer { output: &mut *self.output, list: self.list };
+        if std::ptr::eq(name, names::HANDLE) {
+            names::behind_the_gate(|| value.serialize(content))?;
+        } else {
+            value.serialize(content)?;
+        }
         self.output.leave();
         Ok(())
     }

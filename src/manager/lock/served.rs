@@ -1,0 +1,258 @@
+//! A lock as the manager serves it: its waiters over its memory, their limits, late grants, and values that have no room.
+//!
+//! Besides what clients tell, it is looked at from time to time while somebody waits: a process may have been stopped
+//! between leaving the lock to the manager and saying so, or may not want to say so. The pause between two looks doubles
+//! from [`LATE`] to a second.
+
+use super::waiters::{Broken, Grant, Waiters, Waiting};
+use super::word::{self, Owner, always};
+use crate::manager::message::Refusal;
+use crate::manager::object::{Caller, Client, Held};
+use crate::manager::segments::Allocated;
+use crate::wire::packet::Packet;
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+/// A grant that has not been accepted for so long is taken back, if others wait: the process is stopped, or hardly gets
+/// to run.
+const LATE: Duration = Duration::from_millis(10);
+/// The longest pause between two looks.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+impl Waiting for Caller {
+    fn owner(self) -> Owner {
+        owner_of(self.client)
+    }
+}
+
+/// How a client is called in a lock's word.
+pub(crate) fn owner_of(client: Client) -> Owner {
+    Owner::new(client.seat, client.generation)
+}
+
+/// What is to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    Granted(Caller, u64),
+    Refused(Caller, Refusal),
+}
+
+/// See the module.
+pub(crate) struct Lock {
+    memory: Allocated,
+    waiters: Waiters<Caller>,
+    limits: BTreeSet<(Instant, Caller)>,
+    /// The value, if the manager keeps it: in the place of the buffer that is the value's.
+    outside: [Option<(Packet, Held)>; 2],
+    broken: bool,
+    /// Grants that were taken back because they came too late.
+    late: u64,
+    /// When the last grant was given.
+    granted_at: Option<Instant>,
+    look_at: Option<Instant>,
+    pause: Duration,
+}
+
+type Step = Result<Result<Option<Grant<Caller>>, Broken>, Infallible>;
+
+impl Lock {
+    /// A free lock with a value.
+    pub(crate) fn new(memory: Allocated, value: Packet, held: Held) -> Self {
+        let fits = held.is_none() && value.len() <= word::capacity(memory.words().len());
+        let outside = if fits {
+            word::init(memory.words(), Some(&value));
+            None
+        } else {
+            word::init(memory.words(), None);
+            Some((value, held))
+        };
+        Self {
+            memory,
+            waiters: Waiters::new(),
+            limits: BTreeSet::new(),
+            outside: [outside, None],
+            broken: false,
+            late: 0,
+            granted_at: None,
+            look_at: None,
+            pause: LATE,
+        }
+    }
+
+    pub(crate) fn memory(&self) -> &Allocated {
+        &self.memory
+    }
+
+    /// What it holds, in bytes, roughly.
+    pub(crate) fn bytes(&self) -> usize {
+        let outside = self.outside.iter().flatten().map(|(value, _)| value.len()).sum::<usize>();
+        self.memory.words().len() * 8 + outside + self.waiters.queue().len() * 64
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiters.queue().len()
+    }
+
+    /// How many grants were taken back because they were not accepted in time.
+    #[cfg(test)]
+    pub(crate) fn late(&self) -> u64 {
+        self.late
+    }
+
+    /// Whose process has it, if one has.
+    pub(crate) fn holder(&self) -> Option<Owner> {
+        let word = always(word::look(self.memory.words()));
+        (!word.is_nobodys()).then(|| word.owner())
+    }
+
+    /// Somebody wants it, until then.
+    pub(crate) fn park(&mut self, caller: Caller, until: Option<Instant>, now: Instant, told: &mut Vec<Told>) {
+        if self.broken {
+            return told.push(Told::Refused(caller, Refusal::Broken));
+        }
+        if let Some(until) = until {
+            self.limits.insert((until, caller));
+        }
+        self.step(now, told, |waiters, memory| waiters.park(memory, caller));
+        // One that came earlier may have been late already, with nobody to mind.
+        self.take_back_late(now, told);
+    }
+
+    /// Somebody waits no longer.
+    pub(crate) fn cancel(&mut self, caller: Caller, now: Instant, told: &mut Vec<Told>) {
+        self.limits.retain(|(_, waiting)| *waiting != caller);
+        self.step(now, told, |waiters, memory| waiters.cancel(memory, caller));
+    }
+
+    /// It was left to the manager.
+    pub(crate) fn rang(&mut self, now: Instant, told: &mut Vec<Told>) {
+        self.step(now, told, |waiters, memory| waiters.pump(memory));
+    }
+
+    /// A client has ended.
+    pub(crate) fn gone(&mut self, client: Client, now: Instant, told: &mut Vec<Told>) {
+        self.limits.retain(|(_, waiting)| waiting.client != client);
+        self.step(now, told, |waiters, memory| waiters.died(memory, owner_of(client)));
+    }
+
+    /// A holder leaves it, with a value. What it replaces comes back, to be dropped elsewhere.
+    pub(crate) fn commit(
+        &mut self,
+        client: Client,
+        recovered: Option<bool>,
+        value: Packet,
+        held: Held,
+        now: Instant,
+        told: &mut Vec<Told>,
+    ) -> [Option<(Packet, Held)>; 2] {
+        if self.broken {
+            return [Some((value, held)), None];
+        }
+        let fits = held.is_none() && value.len() <= word::capacity(self.memory.words().len());
+        let mut buffer = None;
+        let here = fits.then_some(&value[..]);
+        let step = self.waiters.commit(self.memory.words(), owner_of(client), recovered, here, |at| buffer = Some(at));
+        let Some(buffer) = buffer else {
+            return [Some((value, held)), None]; // it did not hold it: its own mistake, and nobody else's
+        };
+        let mut old = std::mem::take(&mut self.outside);
+        if fits {
+            old[buffer] = Some((value, held));
+        } else {
+            self.outside[buffer] = Some((value, held));
+        }
+        self.tell(step, now, told);
+        old
+    }
+
+    /// The value that the manager keeps, if it does at this version.
+    pub(crate) fn outside(&self) -> Option<&(Packet, Held)> {
+        let word = always(word::look(self.memory.words()));
+        match always(word::stored(self.memory.words(), word)) {
+            word::Stored::Outside => self.outside[1 - word.other_buffer()].as_ref(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.limits.first().map(|(at, _)| *at).into_iter().chain(self.look_at).min()
+    }
+
+    pub(crate) fn tick(&mut self, now: Instant, is_client: impl Fn(Owner) -> bool, told: &mut Vec<Told>) {
+        while let Some((at, caller)) = self.limits.first().copied()
+            && at <= now
+        {
+            self.limits.pop_first();
+            // One that has accepted has it.
+            let waits = self.waiters.queue().any(|waiting| waiting == caller)
+                || self.waiters.granted() == Some(caller) && always(self.waiters.is_pending(self.memory.words()));
+            if waits {
+                told.push(Told::Refused(caller, Refusal::TimedOut));
+                self.step(now, told, |waiters, memory| waiters.cancel(memory, caller));
+            }
+        }
+        if self.look_at.is_some_and(|at| at <= now) {
+            let pause = (self.pause * 2).min(PAUSE_MAX);
+            self.take_back_late(now, told);
+            self.check_owner(is_client, told);
+            self.step(now, told, |waiters, memory| waiters.pump(memory));
+            (self.pause, self.look_at) = (pause, self.look_at.map(|_| now + pause));
+        }
+    }
+
+    /// An owner that is no client has been written there by somebody who must not.
+    pub(crate) fn check_owner(&mut self, is_client: impl Fn(Owner) -> bool, told: &mut Vec<Told>) {
+        if self.holder().is_some_and(|owner| !is_client(owner)) {
+            self.break_up(told);
+        }
+    }
+
+    /// The manager closes: nobody may have it any more.
+    pub(crate) fn close(&mut self, told: &mut Vec<Told>) {
+        self.broken = true;
+        let waiting = always(self.waiters.break_up(self.memory.words()));
+        told.extend(waiting.into_iter().map(|caller| Told::Refused(caller, Refusal::Closed)));
+        (self.look_at, self.limits) = (None, BTreeSet::new());
+    }
+
+    fn break_up(&mut self, told: &mut Vec<Told>) {
+        self.broken = true;
+        let waiting = always(self.waiters.break_up(self.memory.words()));
+        told.extend(waiting.into_iter().map(|caller| Told::Refused(caller, Refusal::Broken)));
+        (self.look_at, self.limits) = (None, BTreeSet::new());
+    }
+
+    fn take_back_late(&mut self, now: Instant, told: &mut Vec<Told>) {
+        if self.granted_at.is_some_and(|at| now >= at + LATE) && !self.waiters.is_empty() && !self.broken {
+            self.granted_at = None;
+            self.late += u64::from(always(self.waiters.is_pending(self.memory.words())));
+            self.step(now, told, |waiters, memory| waiters.revoke(memory));
+        }
+    }
+
+    fn step(
+        &mut self,
+        now: Instant,
+        told: &mut Vec<Told>,
+        step: impl FnOnce(&mut Waiters<Caller>, &[std::sync::atomic::AtomicU64]) -> Step,
+    ) {
+        if !self.broken {
+            let step = step(&mut self.waiters, self.memory.words());
+            self.tell(step, now, told);
+        }
+    }
+
+    fn tell(&mut self, step: Step, now: Instant, told: &mut Vec<Told>) {
+        match always(step) {
+            Ok(Some(Grant { to, version })) => {
+                self.granted_at = Some(now);
+                told.push(Told::Granted(to, version));
+            }
+            Ok(None) => {}
+            Err(Broken) => self.break_up(told),
+        }
+        self.pause = LATE;
+        self.look_at = (!self.waiters.is_empty()).then(|| now + LATE);
+    }
+}

@@ -1,0 +1,21 @@
+//! The owner of shared objects, in the application.
+//!
+//! * `object.rs`: the seam between the objects' rules (`objects/`) and the plumbing that serves them;
+//! * `state.rs`: who has references to what, pure; `held.rs`: references within kept values;
+//! * `server.rs`: the rules under their lock, and the sockets of clients;
+//! * `segments.rs`: the memory that it shares with its clients; `lock/`: the lock that lives in shared memory;
+//! * `message.rs`: what clients and manager say to each other; `outgoing.rs`: what is to be written to a socket;
+//! * `mail.rs`: where a client's answers arrive.
+//!
+//! The handles stand in `sync/`.
+
+pub(crate) mod held;
+pub(crate) mod lock;
+pub(crate) mod mail;
+pub(crate) mod message;
+pub(crate) mod object;
+pub(crate) mod objects;
+pub(crate) mod outgoing;
+pub(crate) mod segments;
+pub(crate) mod server;
+pub(crate) mod state;

@@ -1,0 +1,369 @@
+//! A map from keys to values, both encoded: two keys are the same when their encodings are.
+//!
+//! The rules, by number:
+//!
+//! 1. Each request is one step; nobody sees half of one. Entries stand in the order of their first insertion, as in
+//!    Python's `dict`.
+//! 2. Every value has a version, and no two have the same. A request that names one is refused when it is no longer there,
+//!    and told what is: so a caller can read, think, and write in one step, again and again until it was not disturbed.
+//! 3. Who watches is told every change since it began, in order, in answers to its own requests: nothing is lost when one
+//!    of those is given up. The changes not yet fetched are kept up to [`LOG_MAX`] and [`LOG_BYTES`]; who is further
+//!    behind is told so, and goes on from now.
+
+use super::code::{Message, Pack, Wait, messages, unpack};
+use super::line::{Line, WAITER_BYTES};
+use super::when::When;
+use crate::manager::held::join;
+use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Held, Object};
+use crate::wire::packet::Packet;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Instant;
+
+messages!(
+    /// What a map is asked.
+    Ask {
+        1 Get { key: Packet },
+        /// The tail is the value.
+        2 Insert { key: Packet, when: When },
+        3 Remove { key: Packet, when: When },
+        4 Contains { key: Packet },
+        5 Len,
+        6 Clear,
+        /// All entries, packed: keys and values by turns, or keys alone.
+        7 Snapshot { values: bool },
+        /// The tail holds keys and values by turns.
+        8 Extend,
+        /// From now on; the ticket stands for the watch. With a key, only that one's changes.
+        9 Watch { key: Option<Packet> },
+        /// The changes after that position, as soon as there are some.
+        10 Next { watch: u64, after: u64, wait: Wait },
+    }
+);
+
+messages!(
+    /// What a map answers. A value, if there is one, is the tail.
+    Reply {
+        /// There is no such key.
+        1 Absent,
+        /// Found or taken out; of an insertion, what was there before.
+        2 Value { version: u64 },
+        /// Inserted, where nothing was.
+        3 Inserted { version: u64 },
+        /// The condition did not hold, and this is there.
+        4 Refused { version: u64 },
+        /// The condition did not hold, and nothing is there.
+        5 RefusedAbsent,
+        6 Len { len: u64 },
+        7 Entries,
+        8 Watching { position: u64 },
+        /// Packed, three by three: the key, 1 or 0 (whether it has a value now), the value. `lost`: there were more.
+        9 Changes { position: u64, lost: bool },
+        10 TimedOut,
+        11 NotWatching,
+    }
+);
+
+/// What an entry costs beside its key and its value, in bytes, roughly.
+const ENTRY_BYTES: usize = 240;
+/// Changes kept for watchers, at most.
+const LOG_MAX: usize = 4096;
+/// Their keys and values, in bytes, at most (but always one).
+const LOG_BYTES: usize = 4 << 20;
+/// Changes in one answer, in bytes, at most (but always one).
+const BATCH_BYTES: usize = 256 << 10;
+
+struct Entry {
+    order: u64,
+    value: Packet,
+    held: Held,
+    version: u64,
+}
+
+struct Change {
+    key: Packet,
+    value: Option<(Packet, Held)>,
+}
+
+impl Change {
+    fn bytes(&self) -> usize {
+        self.key.len() + self.value.as_ref().map_or(0, |(value, _)| value.len()) + size_of::<Self>()
+    }
+}
+
+/// The changes that some watcher may still fetch.
+#[derive(Default)]
+struct Log {
+    changes: VecDeque<Change>,
+    /// How many there were before the first of `changes`.
+    first: u64,
+    bytes: usize,
+}
+
+impl Log {
+    fn end(&self) -> u64 {
+        self.first + self.changes.len() as u64
+    }
+
+    fn push(&mut self, change: Change) {
+        self.bytes += change.bytes();
+        self.changes.push_back(change);
+        while self.changes.len() > LOG_MAX || self.bytes > LOG_BYTES && self.changes.len() > 1 {
+            self.pop();
+        }
+    }
+
+    fn pop(&mut self) {
+        if let Some(change) = self.changes.pop_front() {
+            self.bytes -= change.bytes();
+            self.first += 1;
+        }
+    }
+}
+
+struct Watch {
+    key: Option<Packet>,
+    /// What it is known to have.
+    after: u64,
+}
+
+/// The state of one map.
+#[derive(Default)]
+pub(crate) struct Map {
+    entries: HashMap<Packet, Entry>,
+    order: BTreeMap<u64, Packet>,
+    next: u64,
+    version: u64,
+    bytes: usize,
+    watches: BTreeMap<Caller, Watch>,
+    log: Log,
+    /// Who waits for changes: its watch.
+    line: Line<(Caller, Wait)>,
+}
+
+impl Map {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    fn body(head: &Reply, value: &Packet, held: &Held) -> Body {
+        Body::with_value(head.packet(), value.clone(), held.clone())
+    }
+
+    fn note(&mut self, key: &Packet, value: Option<(&Packet, &Held)>) {
+        if !self.watches.is_empty() {
+            self.log.push(Change { key: key.clone(), value: value.map(|(value, held)| (value.clone(), held.clone())) });
+        }
+    }
+
+    /// Whether the condition holds, or else what there is to say.
+    fn check(&self, key: &Packet, when: &When) -> Result<(), Body> {
+        let entry = self.entries.get(key);
+        if when.holds(entry.map(|entry| (&entry.value, entry.version))) {
+            return Ok(());
+        }
+        Err(match entry {
+            Some(entry) => Self::body(&Reply::Refused { version: entry.version }, &entry.value, &entry.held),
+            None => Reply::RefusedAbsent.body(),
+        })
+    }
+
+    fn insert(&mut self, key: Packet, value: Packet, held: Held) -> Body {
+        self.version += 1;
+        let version = self.version;
+        self.note(&key, Some((&value, &held)));
+        self.bytes += value.len();
+        match self.entries.get_mut(&key) {
+            Some(entry) => {
+                let value = std::mem::replace(&mut entry.value, value);
+                let held = std::mem::replace(&mut entry.held, held);
+                entry.version = version;
+                self.bytes -= value.len();
+                Self::body(&Reply::Value { version }, &value, &held)
+            }
+            None => {
+                self.bytes += ENTRY_BYTES + 2 * key.len();
+                self.order.insert(self.next, key.clone());
+                self.entries.insert(key, Entry { order: self.next, value, held, version });
+                self.next += 1;
+                Reply::Inserted { version }.body()
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &Packet) -> Body {
+        let Some(entry) = self.entries.remove(key) else { return Reply::Absent.body() };
+        self.order.remove(&entry.order);
+        self.bytes -= ENTRY_BYTES + 2 * key.len() + entry.value.len();
+        self.note(key, None);
+        Self::body(&Reply::Value { version: entry.version }, &entry.value, &entry.held)
+    }
+
+    fn snapshot(&self, values: bool) -> Body {
+        let (mut pack, mut held) = (Pack::default(), Vec::new());
+        for key in self.order.values() {
+            pack.push(key);
+            if values {
+                let entry = &self.entries[key];
+                pack.push(&entry.value);
+                held.push(entry.held.clone());
+            }
+        }
+        Body::with_value(Reply::Entries.packet(), pack.finish(), join(held))
+    }
+
+    /// What a watcher has not seen yet; `None` if that is nothing.
+    fn changes(&mut self, watch: Caller) -> Option<Body> {
+        let watch = self.watches.get_mut(&watch)?;
+        let lost = watch.after < self.log.first;
+        let mut position = watch.after.max(self.log.first);
+        let (mut pack, mut held) = (Pack::default(), Vec::new());
+        for change in self.log.changes.range((position - self.log.first) as usize..) {
+            if watch.key.as_ref().is_none_or(|key| *key == change.key) {
+                if pack.len() > 0 && pack.len() + change.bytes() > BATCH_BYTES {
+                    break;
+                }
+                pack.push(&change.key);
+                pack.push(&[u8::from(change.value.is_some())]);
+                pack.push(change.value.as_ref().map_or(&[], |(value, _)| value));
+                held.push(change.value.as_ref().and_then(|(_, held)| held.clone()));
+            }
+            position += 1;
+        }
+        if pack.len() == 0 && !lost {
+            watch.after = position; // nothing of what it has passed over is for it
+            return None;
+        }
+        Some(Body::with_value(Reply::Changes { position, lost }.packet(), pack.finish(), join(held)))
+    }
+
+    fn expire(&mut self, now: Instant, answers: &mut Vec<Answer>) {
+        if self.log.end() > self.log.first {
+            for (caller, watch) in self.line.iter().map(|(caller, (watch, _))| (caller, *watch)).collect::<Vec<_>>() {
+                if let Some(body) = self.changes(watch) {
+                    self.line.remove(caller);
+                    answers.push(Answer::new(caller, body));
+                }
+            }
+            self.trim();
+        }
+        for (caller, _) in self.line.expire(now) {
+            answers.push(Answer::new(caller, Reply::TimedOut.body()));
+        }
+    }
+
+    /// Forgets the changes that everybody has.
+    fn trim(&mut self) {
+        let needed = self.watches.values().map(|watch| watch.after).min().unwrap_or(u64::MAX);
+        while self.log.first < needed.min(self.log.end()) {
+            self.log.pop();
+        }
+    }
+
+    fn unwatch(&mut self, watch: Caller) {
+        if self.watches.remove(&watch).is_some() {
+            let waiting: Vec<Caller> = self.line.iter().filter(|(_, (of, _))| *of == watch).map(|(caller, _)| caller).collect();
+            for caller in waiting {
+                self.line.remove(caller);
+            }
+            self.trim();
+        }
+    }
+
+    fn answer(&mut self, caller: Caller, body: Body, now: Instant) -> Result<Option<Body>, Bad> {
+        Ok(Some(match Ask::read(&body.head)? {
+            Ask::Get { key } => match self.entries.get(&key) {
+                Some(entry) => Self::body(&Reply::Value { version: entry.version }, &entry.value, &entry.held),
+                None => Reply::Absent.body(),
+            },
+            Ask::Insert { key, when } => match self.check(&key, &when) {
+                Ok(()) => self.insert(key, body.tail, body.held),
+                Err(refused) => refused,
+            },
+            Ask::Remove { key, when } => match self.check(&key, &when) {
+                Ok(()) => self.remove(&key),
+                Err(refused) => refused,
+            },
+            Ask::Contains { key } => match self.entries.get(&key) {
+                Some(entry) => Reply::Value { version: entry.version }.body(),
+                None => Reply::Absent.body(),
+            },
+            Ask::Len => Reply::Len { len: self.entries.len() as u64 }.body(),
+            Ask::Clear => {
+                for key in std::mem::take(&mut self.order).into_values() {
+                    self.remove(&key);
+                }
+                Reply::Len { len: 0 }.body()
+            }
+            Ask::Snapshot { values } => self.snapshot(values),
+            Ask::Extend => {
+                let mut values = unpack(&body.tail)?.into_iter();
+                while let Some(key) = values.next() {
+                    let value = values.next().ok_or_else(|| Bad("a key without a value".into()))?;
+                    self.insert(key, value, body.held.clone());
+                }
+                Reply::Len { len: self.entries.len() as u64 }.body()
+            }
+            Ask::Watch { key } => {
+                let position = self.log.end();
+                self.watches.insert(caller, Watch { key, after: position });
+                Reply::Watching { position }.body()
+            }
+            Ask::Next { watch, after, wait } => {
+                let watch = Caller { client: caller.client, ticket: watch };
+                let end = self.log.end();
+                match self.watches.get_mut(&watch) {
+                    Some(known) => known.after = after.clamp(known.after, end),
+                    None => return Ok(Some(Reply::NotWatching.body())),
+                }
+                match self.changes(watch) {
+                    Some(body) => body,
+                    None => {
+                        self.line.push(caller, wait.until(now), (watch, wait));
+                        return Ok(None);
+                    }
+                }
+            }
+        }))
+    }
+}
+
+impl Object for Map {
+    fn request(&mut self, caller: Caller, body: Body, now: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
+        if self.watches.contains_key(&caller) || self.line.contains(caller) {
+            return Err(Bad(format!("ticket {} is used twice", caller.ticket)));
+        }
+        if let Some(body) = self.answer(caller, body, now)? {
+            answers.push(Answer::new(caller, body));
+        }
+        self.expire(now, answers);
+        Ok(())
+    }
+
+    fn cancel(&mut self, caller: Caller, _: Instant, _: &mut Vec<Answer>) {
+        self.line.remove(caller);
+        self.unwatch(caller);
+    }
+
+    fn gone(&mut self, client: Client, _: Gone, _: Instant, _: &mut Vec<Answer>) {
+        self.line.remove_client(client);
+        for watch in super::line::of_client(&self.watches, client).collect::<Vec<_>>() {
+            self.unwatch(watch);
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.line.next_deadline()
+    }
+
+    fn tick(&mut self, now: Instant, answers: &mut Vec<Answer>) {
+        self.expire(now, answers);
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes + self.log.bytes + self.line.len() * WAITER_BYTES + self.watches.len() * 100
+    }
+}
+
+#[cfg(test)]
+#[path = "map_sim.rs"]
+mod sim;

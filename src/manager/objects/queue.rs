@@ -1,0 +1,502 @@
+//! A queue: many producers, many consumers, bounded or not.
+//!
+//! The rules, by number:
+//!
+//! 1. Items leave in the order in which they came in; so each producer's keep theirs. Producers that wait for room come
+//!    in in the order in which they asked, and nobody passes them.
+//! 2. An item that `recv` takes is an offer until its caller says that it is taken (see [`object`](crate::manager::object)).
+//!    What was not taken goes back to where it was, before everything that came in later.
+//! 3. A leased item stays the queue's until it is acknowledged. It goes back to its place when it is rejected, when its
+//!    lease has run out, when its holder has died, and when the answer was cancelled before anybody saw it. Each delivery
+//!    is counted, but for the last kind.
+//! 4. The bound counts what is ready or on offer. What is leased is not counted, so that a consumer that sends to its own
+//!    queue before it acknowledges cannot block itself; an item that comes back from a lease may pass the bound.
+//! 5. A closed queue takes nothing more; those who wait for room are told. Consumers get what is left, then they are
+//!    told: not before the last lease has ended, for its item may come back.
+//! 6. With its last sender a queue closes; with its last receiver it closes, and what is in it is dropped.
+//! 7. `join` waits until nothing is left: ready, on offer or leased.
+
+use super::code::{Message, Pack, Wait, messages, unpack};
+use super::line::{Line, WAITER_BYTES, of_client};
+use crate::manager::held::join;
+use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Held, Object, Part};
+use crate::wire::packet::Packet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+messages!(
+    /// What a queue is asked.
+    Ask {
+        /// With one value.
+        1 Send { wait: Wait },
+        /// With several, packed. They come in one by one, as there is room.
+        2 SendMany { wait: Wait },
+        /// At most so many at once, at least one.
+        3 Recv { wait: Wait, max: u32 },
+        /// One item under a lease; without a limit it lasts until it is ended.
+        4 Lease { wait: Wait, limit: Option<Duration> },
+        5 Acknowledge { lease: u64 },
+        6 Reject { lease: u64 },
+        /// From now on the lease lasts so long.
+        7 Extend { lease: u64, limit: Option<Duration> },
+        8 Join { wait: Wait },
+        9 Close,
+        10 Status,
+        /// So many more of the items that this `Recv` was offered are taken. The rest stays on offer.
+        11 Taken { recv: u64, count: u32 },
+    }
+);
+
+messages!(
+    /// What a queue answers.
+    Reply {
+        /// All that was asked is done.
+        1 Done,
+        /// One item.
+        2 Item { deliveries: u32 },
+        /// Several, packed.
+        3 Items,
+        /// There was no room, for a sender that does not wait. Of many, so many came in.
+        4 Full { accepted: u32 },
+        5 Empty,
+        6 TimedOut { accepted: u32 },
+        7 Closed { accepted: u32 },
+        /// There is no such lease (any more).
+        8 NotHeld,
+        9 Status { ready: u64, leased: u64, capacity: Option<u64>, closed: bool },
+    }
+);
+
+/// What an item costs beside its value, in bytes, roughly.
+const ITEM_BYTES: usize = 96;
+/// No more values than this, in bytes, are put into one answer (but always one).
+const BATCH_BYTES: usize = 256 << 10;
+
+#[derive(Debug)]
+struct Item {
+    /// Its place: items are ordered by it for ever.
+    place: u64,
+    value: Packet,
+    held: HeldItem,
+    deliveries: u32,
+}
+
+/// `Held` has no `Debug`.
+#[derive(Clone)]
+struct HeldItem(Held);
+
+impl std::fmt::Debug for HeldItem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "held" } else { "-" })
+    }
+}
+
+impl Item {
+    fn bytes(&self) -> usize {
+        self.value.len() + ITEM_BYTES
+    }
+}
+
+#[derive(Debug)]
+struct Lease {
+    item: Item,
+    until: Option<Instant>,
+}
+
+/// Values that wait for room.
+#[derive(Debug)]
+struct Sending {
+    values: VecDeque<Packet>,
+    held: HeldItem,
+    accepted: u32,
+    wait: Wait,
+}
+
+impl Sending {
+    fn bytes(&self) -> usize {
+        WAITER_BYTES + self.values.iter().map(|value| value.len() + size_of::<Packet>()).sum::<usize>()
+    }
+}
+
+/// What somebody who waits for an item wants.
+#[derive(Clone, Copy, Debug)]
+struct Want {
+    how: How,
+    wait: Wait,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum How {
+    Recv { max: u32 },
+    Lease { limit: Option<Duration> },
+}
+
+/// The state of one queue.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    capacity: Option<usize>,
+    /// In the order of their places.
+    ready: VecDeque<Item>,
+    offers: BTreeMap<Caller, VecDeque<Item>>,
+    /// How many items are in `offers`.
+    offered: usize,
+    leases: BTreeMap<Caller, Lease>,
+    limits: BTreeSet<(Instant, Caller)>,
+    senders: Line<Sending>,
+    receivers: Line<Want>,
+    joiners: Line<Wait>,
+    closed: bool,
+    /// The last receiver has gone: nothing is kept any more.
+    deaf: bool,
+    /// Which parts are held by somebody.
+    parts: BTreeSet<Part>,
+    next: u64,
+    /// Of all items and of what waits for room.
+    bytes: usize,
+}
+
+impl Queue {
+    /// `capacity`: how many items may be ready or on offer; `None` is any number. At least 1.
+    pub(crate) fn new(capacity: Option<usize>) -> Self {
+        debug_assert_ne!(capacity, Some(0), "nothing could ever be sent");
+        Self {
+            capacity,
+            ready: VecDeque::new(),
+            offers: BTreeMap::new(),
+            offered: 0,
+            leases: BTreeMap::new(),
+            limits: BTreeSet::new(),
+            senders: Line::new(),
+            receivers: Line::new(),
+            joiners: Line::new(),
+            closed: false,
+            deaf: false,
+            parts: BTreeSet::new(),
+            next: 0,
+            bytes: 0,
+        }
+    }
+
+    fn send(&mut self, caller: Caller, values: VecDeque<Packet>, held: Held, wait: Wait, now: Instant, answers: &mut Vec<Answer>) {
+        if self.closed {
+            answers.push(Answer::new(caller, Reply::Closed { accepted: 0 }.body()));
+            return;
+        }
+        let sending = Sending { values, held: HeldItem(held), accepted: 0, wait };
+        let bytes = sending.bytes();
+        self.senders.push(caller, wait.until(now), sending);
+        self.bytes += bytes;
+    }
+
+    /// Whether the caller stands anywhere already.
+    fn knows(&self, caller: Caller) -> bool {
+        self.senders.contains(caller)
+            || self.receivers.contains(caller)
+            || self.joiners.contains(caller)
+            || self.offers.contains_key(&caller)
+            || self.leases.contains_key(&caller)
+    }
+
+    fn has_room(&self) -> bool {
+        self.capacity.is_none_or(|capacity| self.ready.len() + self.offered < capacity)
+    }
+
+    fn is_drained(&self) -> bool {
+        self.ready.is_empty() && self.offered == 0 && self.leases.is_empty()
+    }
+
+    /// Everything that can go on goes on.
+    fn turn(&mut self, now: Instant, answers: &mut Vec<Answer>) {
+        loop {
+            self.deliver(now, answers);
+            if !self.accept(answers) {
+                break;
+            }
+        }
+        if self.is_drained() {
+            for (caller, _) in self.joiners.drain() {
+                answers.push(Answer::new(caller, Reply::Done.body()));
+            }
+            if self.closed {
+                for (caller, _) in self.receivers.drain() {
+                    answers.push(Answer::new(caller, Reply::Closed { accepted: 0 }.body()));
+                }
+            }
+        }
+    }
+
+    /// Lets in what there is room for. Says whether anything came in.
+    fn accept(&mut self, answers: &mut Vec<Answer>) -> bool {
+        let mut some = false;
+        while self.has_room()
+            && let Some((caller, sending)) = self.senders.front_mut()
+        {
+            if let Some(value) = sending.values.pop_front() {
+                sending.accepted += 1;
+                let item = Item { place: self.next, value, held: sending.held.clone(), deliveries: 0 };
+                self.next += 1;
+                self.bytes = self.bytes + item.bytes() - item.value.len() - size_of::<Packet>();
+                self.ready.push_back(item);
+                some = true;
+            }
+            if sending.values.is_empty() {
+                self.senders.pop();
+                self.bytes -= WAITER_BYTES;
+                answers.push(Answer::new(caller, Reply::Done.body()));
+            }
+        }
+        some
+    }
+
+    fn deliver(&mut self, now: Instant, answers: &mut Vec<Answer>) {
+        while !self.ready.is_empty()
+            && let Some((caller, want)) = self.receivers.pop()
+        {
+            match want.how {
+                How::Recv { max } => self.offer(caller, max, answers),
+                How::Lease { limit } => self.lease(caller, limit, now, answers),
+            }
+        }
+    }
+
+    fn offer(&mut self, caller: Caller, max: u32, answers: &mut Vec<Answer>) {
+        let (mut items, mut bytes) = (VecDeque::new(), 0);
+        while items.len() < max.max(1) as usize
+            && let Some(item) = self.ready.front()
+            && (items.is_empty() || bytes + item.value.len() <= BATCH_BYTES)
+        {
+            bytes += item.value.len();
+            items.extend(self.ready.pop_front());
+        }
+        let body = match items.iter().collect::<Vec<_>>()[..] {
+            [item] => Body::with_value(Reply::Item { deliveries: item.deliveries }.packet(), item.value.clone(), item.held.0.clone()),
+            ref items => {
+                let (mut pack, mut held) = (Pack::default(), Vec::new());
+                for item in items {
+                    pack.push(&item.value);
+                    held.push(item.held.0.clone());
+                }
+                Body::with_value(Reply::Items.packet(), pack.finish(), join(held))
+            }
+        };
+        self.offered += items.len();
+        self.offers.insert(caller, items);
+        answers.push(Answer::offer(caller, body));
+    }
+
+    fn lease(&mut self, caller: Caller, limit: Option<Duration>, now: Instant, answers: &mut Vec<Answer>) {
+        let Some(mut item) = self.ready.pop_front() else { return };
+        item.deliveries = item.deliveries.saturating_add(1);
+        let reply = Reply::Item { deliveries: item.deliveries };
+        answers.push(Answer::new(caller, Body::with_value(reply.packet(), item.value.clone(), item.held.0.clone())));
+        let until = limit.and_then(|limit| now.checked_add(limit));
+        self.limits.extend(until.map(|until| (until, caller)));
+        self.leases.insert(caller, Lease { item, until });
+    }
+
+    /// A lease ends; its item is the caller's to put back or to drop.
+    fn end_lease(&mut self, caller: Caller) -> Option<Item> {
+        let Lease { item, until } = self.leases.remove(&caller)?;
+        if let Some(until) = until {
+            self.limits.remove(&(until, caller));
+        }
+        Some(item)
+    }
+
+    /// Back to its place.
+    fn put_back(&mut self, item: Item) {
+        if self.deaf {
+            self.bytes -= item.bytes();
+            return;
+        }
+        let at = self.ready.partition_point(|other| other.place < item.place);
+        self.ready.insert(at, item);
+    }
+
+    fn put_back_offer(&mut self, caller: Caller) {
+        for item in self.offers.remove(&caller).into_iter().flatten() {
+            self.offered -= 1;
+            self.put_back(item);
+        }
+    }
+
+    /// So many items of an offer have left for ever.
+    fn take(&mut self, caller: Caller, count: usize) {
+        let Some(items) = self.offers.get_mut(&caller) else { return };
+        for item in items.drain(..count.min(items.len())) {
+            self.offered -= 1;
+            self.bytes -= item.bytes();
+        }
+        if items.is_empty() {
+            self.offers.remove(&caller);
+        }
+    }
+
+    /// It takes nothing more.
+    fn shut(&mut self, answers: &mut Vec<Answer>) {
+        self.closed = true;
+        for (caller, sending) in self.senders.drain() {
+            self.bytes -= sending.bytes();
+            answers.push(Answer::new(caller, Reply::Closed { accepted: sending.accepted }.body()));
+        }
+    }
+
+    fn forget_sender(&mut self, caller: Caller) -> bool {
+        let sending = self.senders.remove(caller);
+        if let Some(sending) = &sending {
+            self.bytes -= sending.bytes();
+        }
+        sending.is_some()
+    }
+
+    fn expire(&mut self, now: Instant, answers: &mut Vec<Answer>) {
+        while let Some((until, caller)) = self.limits.first().copied()
+            && until <= now
+        {
+            let item = self.end_lease(caller).expect("each limit is that of a lease");
+            self.put_back(item);
+        }
+        self.turn(now, answers);
+        for (caller, sending) in self.senders.expire(now) {
+            self.bytes -= sending.bytes();
+            let accepted = sending.accepted;
+            let reply = if sending.wait == Wait::No { Reply::Full { accepted } } else { Reply::TimedOut { accepted } };
+            answers.push(Answer::new(caller, reply.body()));
+        }
+        for (caller, want) in self.receivers.expire(now) {
+            answers.push(Answer::new(caller, nothing(want.wait).body()));
+        }
+        for (caller, wait) in self.joiners.expire(now) {
+            answers.push(Answer::new(caller, nothing(wait).body()));
+        }
+    }
+}
+
+/// What is said to one who has waited in vain.
+fn nothing(wait: Wait) -> Reply {
+    if wait == Wait::No { Reply::Empty } else { Reply::TimedOut { accepted: 0 } }
+}
+
+impl Object for Queue {
+    fn request(&mut self, caller: Caller, body: Body, now: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
+        let own = |ticket| Caller { client: caller.client, ticket };
+        let answer = |reply: Reply| Answer::new(caller, reply.body());
+        if self.knows(caller) {
+            return Err(Bad(format!("ticket {} is used twice", caller.ticket)));
+        }
+        match Ask::read(&body.head)? {
+            Ask::Send { wait } => self.send(caller, VecDeque::from([body.tail]), body.held, wait, now, answers),
+            Ask::SendMany { wait } => self.send(caller, unpack(&body.tail)?.into(), body.held, wait, now, answers),
+            Ask::Recv { wait, max } => self.receivers.push(caller, wait.until(now), Want { how: How::Recv { max }, wait }),
+            Ask::Lease { wait, limit } => self.receivers.push(caller, wait.until(now), Want { how: How::Lease { limit }, wait }),
+            Ask::Acknowledge { lease } => match self.end_lease(own(lease)) {
+                Some(item) => {
+                    self.bytes -= item.bytes();
+                    answers.push(answer(Reply::Done));
+                }
+                None => answers.push(answer(Reply::NotHeld)),
+            },
+            Ask::Reject { lease } => match self.end_lease(own(lease)) {
+                Some(item) => {
+                    self.put_back(item);
+                    answers.push(answer(Reply::Done));
+                }
+                None => answers.push(answer(Reply::NotHeld)),
+            },
+            Ask::Extend { lease, limit } => match self.end_lease(own(lease)) {
+                Some(item) => {
+                    let until = limit.and_then(|limit| now.checked_add(limit));
+                    self.limits.extend(until.map(|until| (until, own(lease))));
+                    self.leases.insert(own(lease), Lease { item, until });
+                    answers.push(answer(Reply::Done));
+                }
+                None => answers.push(answer(Reply::NotHeld)),
+            },
+            Ask::Join { wait } => self.joiners.push(caller, wait.until(now), wait),
+            Ask::Close => {
+                self.shut(answers);
+                answers.push(answer(Reply::Done));
+            }
+            Ask::Status => answers.push(answer(Reply::Status {
+                ready: (self.ready.len() + self.offered) as u64,
+                leased: self.leases.len() as u64,
+                capacity: self.capacity.map(|capacity| capacity as u64),
+                closed: self.closed,
+            })),
+            Ask::Taken { recv, count } => self.take(own(recv), count as usize),
+        }
+        self.expire(now, answers);
+        Ok(())
+    }
+
+    fn taken(&mut self, caller: Caller, now: Instant, answers: &mut Vec<Answer>) {
+        self.take(caller, usize::MAX);
+        self.turn(now, answers);
+    }
+
+    fn cancel(&mut self, caller: Caller, now: Instant, answers: &mut Vec<Answer>) {
+        if !self.forget_sender(caller) && self.receivers.remove(caller).is_none() && self.joiners.remove(caller).is_none() {
+            self.put_back_offer(caller);
+            if let Some(mut item) = self.end_lease(caller) {
+                item.deliveries -= 1;
+                self.put_back(item);
+            }
+        }
+        self.turn(now, answers);
+    }
+
+    fn gone(&mut self, client: Client, _: Gone, now: Instant, answers: &mut Vec<Answer>) {
+        for (_, sending) in self.senders.remove_client(client) {
+            self.bytes -= sending.bytes();
+        }
+        self.receivers.remove_client(client);
+        self.joiners.remove_client(client);
+        for caller in of_client(&self.offers, client).collect::<Vec<_>>() {
+            self.put_back_offer(caller);
+        }
+        for caller in of_client(&self.leases, client).collect::<Vec<_>>() {
+            let item = self.end_lease(caller).expect("it was just found");
+            self.put_back(item);
+        }
+        self.turn(now, answers);
+    }
+
+    fn held(&mut self, part: Part, held: bool, now: Instant, answers: &mut Vec<Answer>) {
+        if held {
+            self.parts.insert(part);
+            return;
+        }
+        self.parts.remove(&part);
+        if self.parts.contains(&Part::WHOLE) {
+            return;
+        }
+        if !self.parts.contains(&Part::SENDER) {
+            self.shut(answers);
+        }
+        if !self.parts.contains(&Part::RECEIVER) {
+            self.shut(answers);
+            self.deaf = true;
+            for item in std::mem::take(&mut self.ready) {
+                self.bytes -= item.bytes();
+            }
+        }
+        self.turn(now, answers);
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let lease = self.limits.first().map(|(until, _)| *until);
+        [lease, self.senders.next_deadline(), self.receivers.next_deadline(), self.joiners.next_deadline()].into_iter().flatten().min()
+    }
+
+    fn tick(&mut self, now: Instant, answers: &mut Vec<Answer>) {
+        self.expire(now, answers);
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes + (self.receivers.len() + self.joiners.len()) * WAITER_BYTES
+    }
+}
+
+#[cfg(test)]
+#[path = "queue_sim.rs"]
+mod sim;

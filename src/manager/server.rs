@@ -1,0 +1,861 @@
+//! The hands of a manager: the rules ([`State`]) under one short lock, and the sockets of its clients.
+//!
+//! Whoever has news enters by [`Server::apply`]: a handle in the application, directly and from any thread; the steward
+//! with what clients have written. What comes out is done after the lock has been released: what is for the application
+//! is put into its mail, what is for a client is written to its socket (whoever finds nobody writing writes).
+//!
+//! The steward turns it, and no runtime ever: all descriptors are in one epoll set.
+//!
+//! A client is a process at the other end of a socket. It has ended when the socket has (the kernel closes a dead
+//! process's files only when none of its threads runs any more), or when its pidfd says so: a process that it has
+//! forked may hold the socket still. Then what it had written is read to the end, and only then its objects are told.
+//! One that does not keep to the protocol is cut off in the same way.
+
+use super::held::Dropped;
+use super::lock::served::Lock;
+use super::lock::word::words_for;
+use super::mail::{Arrived, Mail, shielded};
+use super::message::{FRAME_MAX, Kind, Name, Refusal, ToClient, ToManager};
+use super::object::{Answer, Body, Caller, Client, Held, Part};
+use super::outgoing::{Fd, Outgoing, write_out};
+use super::segments::Segments;
+use super::state::{Action, BYTES_MAX, LOCAL, State, What};
+use super::{held, object};
+use crate::error::{Error, Why};
+use crate::process::{SharedMemory, steward, sys};
+use crate::wire::frame::FrameBuffer;
+use crate::wire::packet::Packet;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// A client that does not read its answers is not listened to any more, from so many bytes on.
+const BACKLOG_MAX: u64 = 4 << 20;
+/// Readings of one client's socket in one go, at most, so that nobody else waits for long.
+const READINGS: u32 = 16;
+/// Clients that one client has introduced, at most.
+const INTRODUCED_MAX: usize = 1024;
+/// Descriptors that have come from a client and that no message has claimed, at most.
+const DESCRIPTORS_MAX: usize = 4;
+
+/// Words of a lock whose value has hardly room.
+const LEAST: usize = 8;
+
+/// What a token of the epoll set stands for, in its two lowest bits.
+const SOCKET: u64 = 0;
+const ENDED: u64 = 1;
+const TIMER: u64 = 2;
+
+const READ: EpollFlags = EpollFlags::EPOLLIN;
+const READ_WRITE: EpollFlags = READ.union(EpollFlags::EPOLLOUT);
+
+fn token(client: Client, what: u64) -> u64 {
+    u64::from(client.generation) << 32 | u64::from(client.seat) << 2 | what
+}
+
+fn client_of(token: u64) -> Client {
+    Client { seat: (token as u32) >> 2, generation: (token >> 32) as u32 }
+}
+
+/// One manager.
+pub(crate) struct Server {
+    /// Tells managers apart, in all processes.
+    id: u64,
+    /// Held only to enter the rules; never over a system call, user code, or an await.
+    inside: Mutex<Inside>,
+    epoll: Epoll,
+    timer: TimerFd,
+    /// What only the one who turns uses.
+    driver: Mutex<Driver>,
+    /// Turns that were asked for and not yet made.
+    wanted: AtomicU32,
+    /// The application's answers.
+    mail: Arc<Mail>,
+    /// References of values that were dropped: whoever has the lock looks here before he lets it go, and after.
+    dropped: Mutex<Vec<(u64, Part)>>,
+    segments: Arc<Segments>,
+    ended: AtomicBool,
+    // What the steward asks of those that have a runtime.
+    turns: AtomicU64,
+    unattended: AtomicBool,
+}
+
+struct Inside {
+    state: State,
+    links: HashMap<Client, Link>,
+    /// Clients that other clients have introduced, as those call them; and by whom each was.
+    introduced: HashMap<(Client, u64), Client>,
+    introducers: HashMap<Client, Client>,
+    /// What the timer is set to, or is about to be.
+    deadline: Option<Instant>,
+    /// Counts the times that it changed.
+    deadlines: u64,
+}
+
+/// A client's socket, as whoever writes needs it.
+struct Link {
+    socket: Arc<OwnedFd>,
+    pidfd: Option<OwnedFd>,
+    out: Outgoing,
+}
+
+#[derive(Default)]
+struct Driver {
+    readers: HashMap<Client, Reader>,
+}
+
+/// The incoming side of a client.
+struct Reader {
+    socket: Arc<OwnedFd>,
+    buffer: FrameBuffer,
+    descriptors: Vec<OwnedFd>,
+}
+
+/// What is to be done when the lock has been released.
+#[derive(Default)]
+struct Todo {
+    local: Vec<(u64, Arrived)>,
+    flush: Vec<Client>,
+    deadline: Option<(Option<Instant>, u64)>,
+    remains: Vec<What>,
+    /// What clients have been sent: the values' references are dropped without the lock.
+    sent: Vec<Body>,
+}
+
+impl Server {
+    /// A manager without objects. The steward turns it until it is [closed](Self::close).
+    pub(crate) fn start() -> Result<Arc<Self>, Error> {
+        let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
+        crate::process::fork::arm().map_err(|e| Error::spawn("arming the fork guard", e))?;
+        steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making a manager's epoll descriptor"))?;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
+            .map_err(step("making a manager's timer"))?;
+        epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)).map_err(step("registering a manager's timer"))?;
+        let server = Arc::new_cyclic(|this: &Weak<Self>| Self {
+            id: new_id(),
+            inside: Mutex::new(Inside {
+                state: State::new(this.clone()),
+                links: HashMap::new(),
+                introduced: HashMap::new(),
+                introducers: HashMap::new(),
+                deadline: None,
+                deadlines: 0,
+            }),
+            epoll,
+            timer,
+            driver: Mutex::new(Driver::default()),
+            wanted: AtomicU32::new(0),
+            mail: Arc::new(Mail::default()),
+            dropped: Mutex::new(Vec::new()),
+            segments: Arc::default(),
+            ended: AtomicBool::new(false),
+            turns: AtomicU64::new(0),
+            unattended: AtomicBool::new(false),
+        });
+        steward::watch(Arc::clone(&server) as Arc<dyn steward::Turn>);
+        Ok(server)
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn mail(&self) -> &Arc<Mail> {
+        &self.mail
+    }
+
+    /// How many objects there are.
+    pub(crate) fn objects(&self) -> usize {
+        self.lock().state.len()
+    }
+
+    // ---- for the application's handles
+
+    pub(crate) fn create(&self, kind: Kind, what: What, name: Option<String>, part: Part) -> Result<Name, Refusal> {
+        self.apply(|state, now| state.create(kind, what, name, part, now))
+    }
+
+    /// Makes a lock, whose place has so many bytes for its value.
+    pub(crate) fn create_lock(
+        &self,
+        kind: Kind,
+        capacity: usize,
+        value: Packet,
+        names: &[Name],
+        name: Option<String>,
+    ) -> Result<Name, Error> {
+        let held = self.apply(|state, now| state.hold(LOCAL, names, now)).map_err(|_| Error::from(Why::ForeignHandle))?;
+        // Better a lock whose values are all kept here than none.
+        let words = words_for(capacity);
+        let memory =
+            self.segments.allocate(words).or_else(|error| if words > LEAST { self.segments.allocate(LEAST) } else { Err(error) })?;
+        let lock = What::Lock(Box::new(Lock::new(memory, value, held)));
+        self.create(kind, lock, name, Part::WHOLE).map_err(refused)
+    }
+
+    /// Makes atomics with these values.
+    pub(crate) fn create_cells(&self, kind: Kind, values: impl ExactSizeIterator<Item = u64>, name: Option<String>) -> Result<Name, Error> {
+        let len = u32::try_from(values.len()).map_err(|_| Error::from(Why::ManagerFull))?;
+        if values.len() * 8 > BYTES_MAX {
+            return Err(Why::ManagerFull.into());
+        }
+        let memory = self.segments.allocate(values.len().max(1))?;
+        for (word, value) in memory.words().iter().zip(values) {
+            word.store(value, Ordering::Relaxed);
+        }
+        self.create(kind, What::Cells(memory, len), name, Part::WHOLE).map_err(refused)
+    }
+
+    /// A segment of the memory, as the application itself has it.
+    pub(crate) fn memory(&self, segment: u32) -> Option<Arc<SharedMemory>> {
+        self.segments.memory(segment)
+    }
+
+    pub(crate) fn park(&self, object: u64, ticket: u64, limit: Option<Duration>) {
+        self.apply(|state, now| state.park(Caller { client: LOCAL, ticket }, object, limit, now));
+    }
+
+    pub(crate) fn rang(&self, object: u64) {
+        self.apply(|state, now| state.rang(LOCAL, object, now));
+    }
+
+    pub(crate) fn commit(&self, object: u64, unmark: bool, value: Packet, names: &[Name]) {
+        self.apply(|state, now| {
+            let held: Held = state.hold(LOCAL, names, now).unwrap_or_default();
+            state.commit(LOCAL, object, unmark, value, held, now);
+        });
+    }
+
+    pub(crate) fn fetch(&self, object: u64, ticket: u64) {
+        self.apply(|state, _| state.fetch(Caller { client: LOCAL, ticket }, object));
+    }
+
+    pub(crate) fn find(&self, kind: Kind, name: &str, part: Part) -> Option<Name> {
+        self.apply(|state, now| state.find(kind, name, part, now))
+    }
+
+    /// Asks an object; the answer comes by mail. `names` are the references that the body's value names.
+    pub(crate) fn request(&self, object: u64, ticket: u64, mut body: Body, names: &[Name]) {
+        let caller = Caller { client: LOCAL, ticket };
+        self.apply(|state, now| match state.hold(LOCAL, names, now) {
+            Ok(held) => {
+                body.held = held;
+                if state.request(caller, object, body, now).is_err() {
+                    state.actions.push(Action::Refuse(caller, Refusal::NotYours));
+                }
+            }
+            Err(why) => state.actions.push(Action::Refuse(caller, why)),
+        });
+    }
+
+    pub(crate) fn taken(&self, object: u64, ticket: u64) {
+        self.apply(|state, now| state.taken(Caller { client: LOCAL, ticket }, object, now));
+    }
+
+    pub(crate) fn cancel(&self, object: u64, ticket: u64) {
+        self.apply(|state, now| state.cancel(Caller { client: LOCAL, ticket }, object, now));
+    }
+
+    /// One reference more for the application. `None`: there is no such object (any more).
+    pub(crate) fn acquire(&self, object: u64, part: Part) -> Option<Name> {
+        self.apply(|state, now| state.lend(LOCAL, object, part, now))
+    }
+
+    pub(crate) fn release(&self, object: u64, part: Part) {
+        self.apply(|state, now| state.release(LOCAL, object, part, 1, now));
+    }
+
+    // ---- clients
+
+    /// Makes a client; gives it and the socket that is its own. With a pidfd its end is known even if another process
+    /// holds the socket.
+    pub(crate) fn connect(&self, pidfd: Option<OwnedFd>) -> io::Result<(Client, OwnedFd)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        Ok((self.adopt(ours.into(), pidfd)?, theirs.into()))
+    }
+
+    /// As [`connect`](Self::connect), with a socket that somebody else has made.
+    fn adopt(&self, socket: OwnedFd, pidfd: Option<OwnedFd>) -> io::Result<Client> {
+        let socket = Arc::new(socket);
+        let full = || io::Error::other("the manager has as many clients as it can have, or is closed");
+        let client = self.apply(|state, _| state.seat()).ok_or_else(full)?;
+        let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+        let reader = Reader { socket: Arc::clone(&socket), buffer: FrameBuffer::new(FRAME_MAX), descriptors: Vec::new() };
+        driver.readers.insert(client, reader);
+        drop(driver);
+        let watched = pidfd.as_ref().map_or(Ok(()), |pidfd| self.epoll.add(pidfd, EpollEvent::new(READ, token(client, ENDED))));
+        let mut inside = self.lock();
+        let mut out = Outgoing::default();
+        out.push(Vec::new(), |body| ToClient::Welcome { seat: client.seat, generation: client.generation }.write(body));
+        inside.links.insert(client, Link { socket: Arc::clone(&socket), pidfd, out });
+        drop(inside);
+        self.flush(client);
+        if let Err(errno) = watched.and_then(|()| self.epoll.add(socket.as_fd(), EpollEvent::new(READ, token(client, SOCKET)))) {
+            self.end(client);
+            return Err(errno.into());
+        }
+        Ok(client)
+    }
+
+    /// Gives a client a reference to an object that the application has one to.
+    pub(crate) fn lend(&self, client: Client, object: u64, part: Part) -> Option<Name> {
+        self.apply(|state, now| state.lend(client, object, part, now))
+    }
+
+    /// Takes over for the application what a client has put into a result.
+    pub(crate) fn take(&self, from: Client, object: u64, part: Part) -> Option<Name> {
+        self.apply(|state, now| state.take(LOCAL, from, object, part, now))
+    }
+
+    /// No more results of this client will be taken.
+    pub(crate) fn dismiss(&self, client: Client) {
+        self.apply(|state, now| state.dismiss(client, now));
+    }
+
+    // ---- the end
+
+    /// Ends it: everyone who waits is told, and every later call as well.
+    pub(crate) fn close(&self) {
+        self.apply(|state, now| state.close(now));
+        self.mail.close();
+        self.ended.store(true, Ordering::Release);
+        // It is ready from now on, so that the steward turns it once more, and forgets it.
+        let _ = self.timer.set(Expiration::OneShot(Duration::from_nanos(1).into()), TimerSetTimeFlags::empty());
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    // ---- entering the rules
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters the rules with some news, and then does what they say.
+    fn apply<R>(&self, news: impl FnOnce(&mut State, Instant) -> R) -> R {
+        let now = Instant::now();
+        let mut inside = self.lock();
+        let result = news(&mut inside.state, now);
+        let todo = self.sort(&mut inside, now);
+        drop(inside);
+        self.perform(todo);
+        self.sweep();
+        result
+    }
+
+    /// Does what belongs under the lock, and says what is to be done outside.
+    fn sort(&self, inside: &mut Inside, now: Instant) -> Todo {
+        let mut todo = Todo::default();
+        loop {
+            let dropped = std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));
+            if dropped.is_empty() {
+                break;
+            }
+            for (object, part) in dropped {
+                inside.state.unhold(object, part, now);
+            }
+        }
+        let Inside { state, links, deadline, deadlines, .. } = inside;
+        let mut actions = std::mem::take(&mut state.actions);
+        for action in actions.drain(..) {
+            match action {
+                Action::Answer(Answer { to, descriptor: Some(descriptor), .. }) if to.client == LOCAL => {
+                    // Nobody else has it, so no call is needed.
+                    let owned = Arc::try_unwrap(descriptor).or_else(|shared| shared.try_clone());
+                    let arrived = owned.map_or(Arrived::Refused(Refusal::NoMemory), Arrived::Mapped);
+                    todo.local.push((to.ticket, arrived));
+                }
+                Action::Answer(Answer { to, descriptor: Some(descriptor), .. }) => {
+                    let Some(link) = links.get_mut(&to.client) else { continue };
+                    link.out.push(vec![descriptor as Fd], |out| ToClient::Mapped { ticket: to.ticket }.write(out));
+                    todo.flush.push(to.client);
+                }
+                Action::Answer(answer) if answer.to.client == LOCAL => {
+                    todo.local.push((answer.to.ticket, Arrived::Answer { body: answer.body, offer: answer.offer }));
+                }
+                Action::Refuse(caller, why) if caller.client == LOCAL => todo.local.push((caller.ticket, Arrived::Refused(why))),
+                Action::Answer(Answer { to, body, offer, descriptor: None }) => {
+                    let Some(link) = links.get_mut(&to.client) else { continue };
+                    let names = held::names(&body.held);
+                    let names: Vec<_> = names.into_iter().filter_map(|(object, part)| state.lend(to.client, object, part, now)).collect();
+                    let (head, tail) = (&body.head[..], &body.tail[..]);
+                    let answer = ToClient::Answer { ticket: to.ticket, offer, names, head, tail };
+                    link.out.push(Vec::new(), |out| answer.write(out));
+                    todo.flush.push(to.client);
+                    todo.sent.push(body);
+                }
+                Action::Grant(caller, version) if caller.client == LOCAL => todo.local.push((caller.ticket, Arrived::Granted(version))),
+                Action::Map(caller, segment) => {
+                    let Some(link) = links.get_mut(&caller.client) else { continue };
+                    match self.segments.memory(segment) {
+                        Some(memory) => {
+                            link.out.push(vec![memory as Fd], |out| ToClient::Mapped { ticket: caller.ticket }.write(out));
+                        }
+                        None => {
+                            let why = Refusal::NoMemory;
+                            link.out.push(Vec::new(), |out| ToClient::Refused { ticket: caller.ticket, why }.write(out));
+                        }
+                    }
+                    todo.flush.push(caller.client);
+                }
+                Action::Refuse(caller, _) | Action::Grant(caller, _) => {
+                    let Some(link) = links.get_mut(&caller.client) else { continue };
+                    let ticket = caller.ticket;
+                    let message = match action {
+                        Action::Grant(_, version) => ToClient::Granted { ticket, version },
+                        Action::Refuse(_, why) => ToClient::Refused { ticket, why },
+                        _ => unreachable!("one of the two"),
+                    };
+                    link.out.push(Vec::new(), |out| message.write(out));
+                    todo.flush.push(caller.client);
+                }
+            }
+        }
+        debug_assert!(state.actions.is_empty(), "lending answers nobody");
+        state.actions = actions; // keeps its memory
+        todo.remains = std::mem::take(&mut state.remains);
+        let next = state.next_deadline();
+        if next != *deadline {
+            *deadline = next;
+            *deadlines += 1;
+            todo.deadline = Some((next, *deadlines));
+        }
+        todo
+    }
+
+    fn perform(&self, mut todo: Todo) {
+        for (ticket, arrived) in todo.local {
+            drop(self.mail.deliver(ticket, arrived));
+        }
+        todo.flush.dedup();
+        for client in todo.flush {
+            self.flush(client);
+        }
+        if let Some((at, number)) = todo.deadline {
+            self.set_timer(at, number);
+        }
+    }
+
+    /// Lets go what values held that were dropped while somebody else had the lock.
+    fn sweep(&self) {
+        while !self.dropped.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            // Whoever has the lock comes here after he has let it go.
+            let Ok(mut inside) = self.inside.try_lock() else { return };
+            let todo = self.sort(&mut inside, Instant::now());
+            drop(inside);
+            self.perform(todo);
+        }
+    }
+
+    /// Sets the timer, and looks again: another thread may have set it to something older meanwhile.
+    fn set_timer(&self, mut at: Option<Instant>, mut number: u64) {
+        while !self.is_closed() {
+            // A timer that cannot be set would be a bug of ours: its arguments are in range.
+            let _ = match at.map(|at| at.saturating_duration_since(Instant::now())) {
+                Some(after) => self.timer.set(Expiration::OneShot(after.max(Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty()),
+                None => self.timer.unset(),
+            };
+            let inside = self.lock();
+            if inside.deadlines == number {
+                return;
+            }
+            (at, number) = (inside.deadline, inside.deadlines);
+        }
+    }
+
+    /// Writes what there is for a client, unless somebody is at it.
+    fn flush(&self, client: Client) {
+        let mut inside = self.lock();
+        let Some(link) = inside.links.get_mut(&client) else { return };
+        if !link.out.want_to_write() {
+            return;
+        }
+        let socket = Arc::clone(&link.socket);
+        drop(inside);
+        self.write(client, &socket);
+    }
+
+    /// Only for whom the outgoing has told to write.
+    fn write(&self, client: Client, socket: &OwnedFd) {
+        let (full, wake) = write_out(socket.as_fd(), |act| self.lock().links.get_mut(&client).map(|link| act(&mut link.out)));
+        wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
+        if full {
+            self.watch(client);
+        }
+    }
+
+    /// Watches a client's socket for what is wanted of it now: something to read, unless it does not read itself; room.
+    fn watch(&self, client: Client) {
+        let inside = self.lock();
+        let Some(link) = inside.links.get(&client) else { return };
+        let flags = match (link.out.is_blocked(), link.out.backlog() > BACKLOG_MAX) {
+            (true, true) => EpollFlags::EPOLLOUT,
+            (true, false) => READ_WRITE,
+            (false, _) => READ,
+        };
+        let socket = Arc::clone(&link.socket);
+        drop(inside);
+        // It fails only if the socket has just been taken out.
+        let _ = self.epoll.modify(socket.as_fd(), &mut EpollEvent::new(flags, token(client, SOCKET)));
+    }
+
+    // ---- turning
+
+    /// Turns, unless somebody is at it; who then goes round once more.
+    fn turn_now(&self) {
+        let mut wanted = self.wanted.fetch_add(1, Ordering::AcqRel) + 1;
+        if wanted > 1 {
+            return;
+        }
+        loop {
+            self.turn_once();
+            match self.wanted.compare_exchange(wanted, 0, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(more) => wanted = more,
+            }
+        }
+    }
+
+    fn turn_once(&self) {
+        let mut events = [EpollEvent::empty(); 64];
+        let n = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
+        for event in &events[..n] {
+            let client = client_of(event.data());
+            match event.data() & 3 {
+                TIMER => self.time_has_passed(),
+                ENDED => {
+                    // All that it wrote is there by now.
+                    for _ in 0..READINGS {
+                        if !self.read(client, true) {
+                            break;
+                        }
+                    }
+                    self.end(client);
+                }
+                _ => {
+                    if event.events().contains(EpollFlags::EPOLLOUT) {
+                        self.has_room(client);
+                    }
+                    // With an end there is something to read, too; without, READ has asked for it.
+                    if event.events().intersects(READ | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+                        self.read(client, false);
+                    }
+                }
+            }
+        }
+    }
+
+    fn time_has_passed(&self) {
+        if self.is_closed() {
+            return; // it stays readable: the steward forgets it
+        }
+        let _ = nix::unistd::read(self.timer.as_fd(), &mut [0; 8]);
+        let now = Instant::now();
+        let mut inside = self.lock();
+        inside.deadline = None; // it is to be set again, also to the same
+        inside.state.tick(now);
+        let todo = self.sort(&mut inside, now);
+        drop(inside);
+        self.perform(todo);
+        self.sweep();
+    }
+
+    fn has_room(&self, client: Client) {
+        let mut inside = self.lock();
+        let Some(link) = inside.links.get_mut(&client) else { return };
+        if !link.out.has_room() {
+            return;
+        }
+        let socket = Arc::clone(&link.socket);
+        drop(inside);
+        self.write(client, &socket);
+        self.watch(client);
+    }
+
+    /// Reads what a client has written, `even` if it does not read its answers. Gives whether there may be more.
+    fn read(&self, client: Client, even: bool) -> bool {
+        let Some(mut reader) = self.driver.lock().unwrap_or_else(PoisonError::into_inner).readers.remove(&client) else { return false };
+        let mut end = false;
+        let mut more = false;
+        for reading in 0..READINGS {
+            more = false;
+            match sys::recv_with_fds(reader.socket.as_fd(), reader.buffer.space(), DESCRIPTORS_MAX) {
+                Ok(received) => {
+                    reader.buffer.filled(received.bytes);
+                    reader.descriptors.extend(received.fds);
+                    end = received.bytes == 0 || received.truncated || reader.descriptors.len() > DESCRIPTORS_MAX;
+                    // What its introducer has lent it may still be in his socket, but not later than its own words.
+                    let introducer = self.lock().introducers.get(&client).copied();
+                    if let Some(introducer) = introducer {
+                        self.read(introducer, true);
+                    }
+                    if end || self.frames(client, &mut reader).is_err() {
+                        end = true;
+                        break;
+                    }
+                    more = reading + 1 == READINGS;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => {
+                    end = true;
+                    break;
+                }
+            }
+        }
+        if end {
+            drop(reader);
+            self.end(client);
+            return false;
+        }
+        self.driver.lock().unwrap_or_else(PoisonError::into_inner).readers.insert(client, reader);
+        if !even && self.lock().links.get(&client).is_some_and(|link| link.out.backlog() > BACKLOG_MAX) {
+            self.watch(client);
+            return false;
+        }
+        more
+    }
+
+    /// Does what the whole frames say.
+    fn frames(&self, client: Client, reader: &mut Reader) -> Result<(), object::Bad> {
+        loop {
+            let mut inside = self.lock();
+            let now = Instant::now();
+            // Some at a time, so that others get the lock as well.
+            let (mut some, mut introduced) = (0, None);
+            let result = loop {
+                if some == 64 {
+                    break Ok(true);
+                }
+                some += 1;
+                match reader.buffer.next_frame() {
+                    Ok(Some(range)) => match ToManager::read(reader.buffer.bytes(range)) {
+                        Ok(ToManager::Introduce { client: number, process }) => {
+                            introduced = Some((number, process));
+                            break Ok(true);
+                        }
+                        Ok(message) => {
+                            if let Err(bad) = inside.obey(client, message, now) {
+                                break Err(bad);
+                            }
+                        }
+                        Err(bad) => break Err(bad),
+                    },
+                    Ok(None) => break Ok(false),
+                    Err(too_long) => break Err(object::Bad(too_long.to_string())),
+                }
+            };
+            let todo = self.sort(&mut inside, now);
+            drop(inside);
+            self.perform(todo);
+            self.sweep();
+            if let Some((number, process)) = introduced {
+                self.introduce(client, number, process, &mut reader.descriptors)?;
+            }
+            if !result? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A client has made a client of its own; with the message came its socket, and perhaps its process.
+    fn introduce(&self, by: Client, number: u64, process: bool, descriptors: &mut Vec<OwnedFd>) -> Result<(), object::Bad> {
+        let due = 1 + usize::from(process);
+        if descriptors.len() < due {
+            return Err(object::Bad("a client without its descriptors".into()));
+        }
+        let mut descriptors = descriptors.drain(..due);
+        let (socket, pidfd) = (descriptors.next(), descriptors.next());
+        let mut inside = self.lock();
+        if inside.introduced.keys().filter(|(introducer, _)| *introducer == by).count() >= INTRODUCED_MAX {
+            return Err(object::Bad("too many clients of a client".into()));
+        }
+        drop(inside);
+        // If it cannot be watched (what came need not be what it should be), it is gone at once.
+        let Some(client) = socket.and_then(|socket| self.adopt(socket, pidfd).ok()) else { return Ok(()) };
+        inside = self.lock();
+        inside.introduced.insert((by, number), client);
+        inside.introducers.insert(client, by);
+        Ok(())
+    }
+
+    /// A client has ended, and what it had written has been read.
+    fn end(&self, client: Client) {
+        self.driver.lock().unwrap_or_else(PoisonError::into_inner).readers.remove(&client);
+        let mut inside = self.lock();
+        let now = Instant::now();
+        let link = inside.links.remove(&client);
+        inside.introducers.remove(&client);
+        inside.state.client_gone(client, now);
+        // Nobody takes the results of those that it has introduced.
+        let its_own: Vec<_> = inside.introduced.extract_if(|(introducer, _), _| *introducer == client).map(|(_, own)| own).collect();
+        for own in its_own {
+            inside.introducers.remove(&own);
+            inside.state.dismiss(own, now);
+        }
+        let todo = self.sort(&mut inside, now);
+        drop(inside);
+        if let Some(Link { socket, pidfd, mut out }) = link {
+            let _ = self.epoll.delete(socket.as_fd());
+            if let Some(pidfd) = pidfd {
+                let _ = self.epoll.delete(pidfd.as_fd());
+            }
+            // Somebody may be writing, and holds the socket still: the other end shall see it now.
+            let _ = nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(&*socket), nix::sys::socket::Shutdown::Both);
+            out.kill().into_iter().for_each(|waker| shielded(|| waker.wake()));
+        }
+        self.perform(todo);
+        self.sweep();
+    }
+
+    fn end_all(&self) {
+        let clients: Vec<_> = self.lock().links.keys().copied().collect();
+        clients.into_iter().for_each(|client| self.end(client));
+    }
+}
+
+/// Why an object cannot be made.
+fn refused(why: Refusal) -> Error {
+    match why {
+        Refusal::Full => Why::ManagerFull.into(),
+        _ => Why::ManagerClosed.into(),
+    }
+}
+
+impl Inside {
+    /// Does what a client's message says. An error means that it does not keep to the protocol.
+    fn obey(&mut self, client: Client, message: ToManager<'_>, now: Instant) -> Result<(), object::Bad> {
+        let Self { state, introduced, introducers, .. } = self;
+        match message {
+            ToManager::Request { object, ticket, names, head, tail } => {
+                let caller = Caller { client, ticket };
+                match state.hold(client, &names, now) {
+                    Ok(held) => {
+                        let body = Body { head: Packet::copy_from(head), tail: Packet::copy_from(tail), held };
+                        state.request(caller, object, body, now)?;
+                    }
+                    Err(why) => state.actions.push(Action::Refuse(caller, why)),
+                }
+            }
+            ToManager::Taken { object, ticket } => state.taken(Caller { client, ticket }, object, now),
+            ToManager::Cancel { object, ticket } => state.cancel(Caller { client, ticket }, object, now),
+            ToManager::Release { object, part, count } => state.release(client, object, part, count, now),
+            ToManager::Acquire { object, part } => drop(state.acquire(client, object, part, now)),
+            ToManager::Parcel { names } => state.parcel(client, &names, now),
+            ToManager::Park { object, ticket, limit } => {
+                let limit = (limit > 0).then(|| Duration::from_nanos(limit));
+                state.park(Caller { client, ticket }, object, limit, now);
+            }
+            ToManager::Rang { object } => state.rang(client, object, now),
+            ToManager::Commit { object, unmark, names, value } => {
+                let held = state.hold(client, &names, now).map_err(|_| object::Bad("a value with a handle that is not its own".into()))?;
+                state.commit(client, object, unmark, Packet::copy_from(value), held, now);
+            }
+            ToManager::Fetch { object, ticket } => state.fetch(Caller { client, ticket }, object),
+            ToManager::Map { ticket, segment } => state.map(Caller { client, ticket }, segment),
+            ToManager::Introduce { .. } => return Err(object::Bad("an introduction out of place".into())),
+            ToManager::Lend { client: number, names } => {
+                if let Some(to) = introduced.get(&(client, number)) {
+                    for name in names {
+                        if state.has(client, name.object) {
+                            state.lend(*to, name.object, name.part, now);
+                        }
+                    }
+                }
+            }
+            ToManager::Take { client: number, names } => {
+                if let Some(from) = introduced.get(&(client, number)) {
+                    for name in names {
+                        state.take(client, *from, name.object, name.part, now);
+                    }
+                }
+            }
+            ToManager::Dismiss { client: number } => {
+                if let Some(own) = introduced.remove(&(client, number)) {
+                    introducers.remove(&own);
+                    state.dismiss(own, now);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Server {
+    /// How many clients there are, beside the application.
+    pub(crate) fn clients(&self) -> usize {
+        self.lock().links.len()
+    }
+
+    /// How many grants of a lock came too late.
+    pub(crate) fn late(&self, object: u64) -> u64 {
+        self.lock().state.look_at(object).late()
+    }
+
+    /// How many wait for a lock.
+    pub(crate) fn waiting(&self, object: u64) -> usize {
+        self.lock().state.look_at(object).waiting()
+    }
+}
+
+impl Dropped for Server {
+    fn dropped(&self, names: Vec<(u64, Part)>) {
+        self.dropped.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
+        self.sweep();
+    }
+}
+
+impl steward::Turn for Server {
+    fn ready_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+
+    fn turn(&self) -> bool {
+        self.turn_now();
+        if self.is_closed() {
+            self.end_all();
+        }
+        !self.is_closed()
+    }
+
+    fn turns(&self) -> &AtomicU64 {
+        &self.turns
+    }
+
+    fn unattended(&self) -> &AtomicBool {
+        &self.unattended
+    }
+
+    fn is_turning(&self) -> bool {
+        self.wanted.load(Ordering::Acquire) > 0
+    }
+
+    fn is_alone(&self) -> bool {
+        true
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// A number that no other manager has, in this process or another: hash keys of std are random.
+fn new_id() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let mut hasher = std::hash::RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    hasher.write_u64(COUNT.fetch_add(1, Ordering::Relaxed));
+    hasher.finish()
+}

@@ -1,0 +1,595 @@
+//! What a manager knows: its clients, its objects, and who has references to which.
+//!
+//! A plain struct without I/O and clock: messages go in by methods, [`Action`]s come out, `now` is an argument. The
+//! objects' own rules are theirs ([`Object`]); here stand those that they share:
+//!
+//! 1. A client may name only what it has a reference to. (The application itself is trusted.)
+//! 2. References are counted by object, part and client, and those of values kept in other objects by object and part.
+//!    An object lives as long as any is left.
+//! 3. All references of a client end with it; what it had put into the results of tasks ([`State::parcel`]) stays until
+//!    these are taken or given up.
+//! 4. A request whose value would pass the manager's bound, and one too many of a client, are refused.
+//! 5. Nobody is told of an object that has gone in the same call: what is left of it is dropped by the caller, who
+//!    holds no lock then.
+
+use super::held::HeldNames;
+use super::lock::served::{Lock, Told};
+use super::lock::word::Owner;
+use super::message::{Kind, Name, Place, Refusal};
+use super::object::{Answer, Bad, Body, Caller, Client, Gone, Held, NO_ANSWER, Object, Part};
+use super::segments::Allocated;
+use crate::wire::packet::Packet;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Weak;
+use std::time::{Duration, Instant};
+
+/// Requests of one client that wait for an answer, at most.
+const OPEN_MAX: usize = 1 << 16;
+/// Clients at a time: as many seats as a lock's word can name, less those with a meaning of their own.
+const SEATS: u32 = 4096;
+/// What all objects may hold, in bytes, unless the manager is told otherwise.
+pub(crate) const BYTES_MAX: usize = 1 << 30;
+/// What an object costs beside its content, in bytes, roughly.
+const OBJECT_BYTES: usize = 512;
+
+/// The application itself. The seats below it mean something else in a lock's word.
+pub(crate) const LOCAL: Client = Client { seat: 2, generation: 0 };
+
+/// What is to be told, in this order.
+#[derive(Debug)]
+pub(crate) enum Action {
+    Answer(Answer),
+    Refuse(Caller, Refusal),
+    /// A lock is granted, at this version.
+    Grant(Caller, u64),
+    /// This segment of the memory.
+    Map(Caller, u32),
+}
+
+type Parts = [u64; Part::COUNT as usize];
+
+#[derive(Debug, Default)]
+struct ClientState {
+    /// References by object.
+    references: HashMap<u64, Parts>,
+    /// Tickets that wait for an answer.
+    open: HashSet<u64>,
+    /// References in results that nobody has taken yet; negative where one was taken before we had heard of it.
+    parcels: HashMap<(u64, Part), i64>,
+    /// It has ended; its parcels may still be taken.
+    gone: bool,
+    /// Nobody will take its parcels.
+    dismissed: bool,
+}
+
+/// What an object is.
+pub(crate) enum What {
+    Served(Box<dyn Object>),
+    Lock(Box<Lock>),
+    /// So many atomics, with which the manager has nothing to do.
+    Cells(Allocated, u32),
+}
+
+impl What {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Served(object) => object.bytes(),
+            Self::Lock(lock) => lock.bytes(),
+            Self::Cells(memory, _) => memory.words().len() * 8,
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Served(object) => object.next_deadline(),
+            Self::Lock(lock) => lock.next_deadline(),
+            Self::Cells(..) => None,
+        }
+    }
+
+    fn place(&self) -> Option<Place> {
+        match self {
+            Self::Served(_) => None,
+            Self::Lock(lock) => Some(lock.memory().place()),
+            Self::Cells(memory, len) => Some(Place { len: *len, ..memory.place() }),
+        }
+    }
+}
+
+/// One object.
+struct Entry {
+    kind: Kind,
+    what: What,
+    /// References of all clients and kept values.
+    counts: Parts,
+    name: Option<String>,
+    deadline: Option<Instant>,
+    bytes: usize,
+}
+
+/// See the module.
+pub(crate) struct State {
+    clients: HashMap<Client, ClientState>,
+    /// The next generation of each seat from [`LOCAL`] on, and whether it is taken.
+    seats: Vec<(u32, bool)>,
+    objects: HashMap<u64, Entry>,
+    names: HashMap<(Kind, String), u64>,
+    next_object: u64,
+    deadlines: BTreeSet<(Instant, u64)>,
+    bytes: usize,
+    bytes_max: usize,
+    closed: bool,
+    /// What keeps values tells of their end through this.
+    dropped: Weak<dyn super::held::Dropped>,
+    pub(crate) actions: Vec<Action>,
+    answers: Vec<Answer>,
+    told: Vec<Told>,
+    /// What is left of objects that have gone: to be dropped without the lock.
+    pub(crate) remains: Vec<What>,
+}
+
+impl State {
+    pub(crate) fn new(dropped: Weak<dyn super::held::Dropped>) -> Self {
+        Self {
+            clients: HashMap::from([(LOCAL, ClientState::default())]),
+            seats: vec![(0, true)],
+            objects: HashMap::new(),
+            names: HashMap::new(),
+            next_object: 1,
+            deadlines: BTreeSet::new(),
+            bytes: 0,
+            bytes_max: BYTES_MAX,
+            closed: false,
+            dropped,
+            actions: Vec::new(),
+            answers: Vec::new(),
+            told: Vec::new(),
+            remains: Vec::new(),
+        }
+    }
+
+    /// How many objects there are.
+    pub(crate) fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn look_at(&self, object: u64) -> &Lock {
+        match self.objects.get(&object).map(|entry| &entry.what) {
+            Some(What::Lock(lock)) => lock,
+            _ => panic!("no lock"),
+        }
+    }
+
+    // ---- clients
+
+    /// Gives a new client a seat; `None` if all are taken.
+    pub(crate) fn seat(&mut self) -> Option<Client> {
+        if self.closed {
+            return None;
+        }
+        let index = self.seats.iter().position(|(_, taken)| !taken).unwrap_or(self.seats.len());
+        if index as u32 + LOCAL.seat >= SEATS {
+            return None;
+        }
+        if index == self.seats.len() {
+            self.seats.push((0, false));
+        }
+        let (generation, taken) = &mut self.seats[index];
+        *taken = true;
+        let client = Client { seat: index as u32 + LOCAL.seat, generation: *generation };
+        self.clients.insert(client, ClientState::default());
+        Some(client)
+    }
+
+    /// A client has ended: all that it had written has been read.
+    pub(crate) fn client_gone(&mut self, client: Client, now: Instant) {
+        let Some(state) = self.clients.get_mut(&client).filter(|state| !state.gone) else { return };
+        state.gone = true;
+        state.open.clear();
+        let mut objects: Vec<_> = state.references.drain().collect();
+        objects.sort_unstable_by_key(|(object, _)| *object);
+        // All of them: it has the memory of some to which it has no reference. And before its seat is given away.
+        let locks: Vec<_> = self.objects.iter().filter(|(_, entry)| matches!(entry.what, What::Lock(_))).map(|(n, _)| *n).collect();
+        for lock in locks {
+            self.lock(lock, |lock, _, told| lock.gone(client, now, told));
+        }
+        for (object, parts) in objects {
+            self.served(object, now, |object, answers| object.gone(client, Gone::Died, now, answers));
+            for (part, count) in (0..).map(Part).zip(parts) {
+                self.uncount(object, part, count, now);
+            }
+        }
+        if let Some((generation, taken)) = self.seats.get_mut((client.seat - LOCAL.seat) as usize) {
+            *generation += 1;
+            *taken = false;
+        }
+        self.forget(client, now);
+    }
+
+    /// The results of a client are taken or given up, all of them: whoever introduced it, waits for no more.
+    pub(crate) fn dismiss(&mut self, client: Client, now: Instant) {
+        if let Some(state) = self.clients.get_mut(&client) {
+            state.dismissed = true;
+            self.forget(client, now);
+        }
+    }
+
+    fn forget(&mut self, client: Client, now: Instant) {
+        if !self.clients.get(&client).is_some_and(|state| state.gone && state.dismissed) {
+            return;
+        }
+        let parcels = self.clients.remove(&client).map(|state| state.parcels);
+        for ((object, part), count) in parcels.into_iter().flatten() {
+            self.uncount(object, part, count.max(0) as u64, now);
+        }
+    }
+
+    // ---- references
+
+    /// Whether a client has a reference to an object.
+    pub(crate) fn has(&self, client: Client, object: u64) -> bool {
+        client == LOCAL || self.clients.get(&client).is_some_and(|state| state.references.contains_key(&object))
+    }
+
+    fn count(&mut self, object: u64, part: Part, count: u64, now: Instant) {
+        let Some(entry) = self.objects.get_mut(&object) else { return };
+        let counted = &mut entry.counts[part.0 as usize];
+        let before = *counted;
+        *counted += count;
+        if before == 0 && count > 0 {
+            self.served(object, now, |object, answers| object.held(part, true, now, answers));
+        }
+    }
+
+    fn uncount(&mut self, object: u64, part: Part, count: u64, now: Instant) {
+        let Some(entry) = self.objects.get_mut(&object) else { return };
+        let counted = &mut entry.counts[part.0 as usize];
+        let before = *counted;
+        *counted = counted.saturating_sub(count);
+        if before == 0 || *counted > 0 {
+            return;
+        }
+        self.served(object, now, |object, answers| object.held(part, false, now, answers));
+        if self.objects.get(&object).is_some_and(|entry| entry.counts == Parts::default()) {
+            self.remove(object);
+        }
+    }
+
+    fn remove(&mut self, object: u64) {
+        let Some(entry) = self.objects.remove(&object) else { return };
+        if let Some(name) = entry.name {
+            self.names.remove(&(entry.kind, name));
+        }
+        if let Some(deadline) = entry.deadline {
+            self.deadlines.remove(&(deadline, object));
+        }
+        self.bytes -= entry.bytes;
+        self.remains.push(entry.what);
+    }
+
+    /// Gives a client a reference, which must not be one too many: somebody else's keeps the object alive. Gives what its
+    /// holder has to know; `None` if there is no such object.
+    pub(crate) fn lend(&mut self, client: Client, object: u64, part: Part, now: Instant) -> Option<Name> {
+        let entry = self.objects.get(&object)?;
+        let name = Name { object, part, kind: entry.kind, place: entry.what.place() };
+        let state = self.clients.get_mut(&client).filter(|state| !state.gone)?;
+        state.references.entry(object).or_default()[part.0 as usize] += 1;
+        self.count(object, part, 1, now);
+        Some(name)
+    }
+
+    /// A client has one reference more, beside one that it has.
+    pub(crate) fn acquire(&mut self, client: Client, object: u64, part: Part, now: Instant) -> Option<Name> {
+        if self.has(client, object) { self.lend(client, object, part, now) } else { None }
+    }
+
+    /// A client has dropped some references. Those that it did not have are passed over.
+    pub(crate) fn release(&mut self, client: Client, object: u64, part: Part, count: u64, now: Instant) {
+        let Some(state) = self.clients.get_mut(&client) else { return };
+        let Some(parts) = state.references.get_mut(&object) else { return };
+        let had = &mut parts[part.0 as usize];
+        let count = count.min(*had);
+        *had -= count;
+        if *parts == Parts::default() {
+            state.references.remove(&object);
+            self.served(object, now, |object, answers| object.gone(client, Gone::Left, now, answers));
+        }
+        self.uncount(object, part, count, now);
+    }
+
+    /// The references that a value names, which `client` hands in: they are held until what comes back is dropped.
+    pub(crate) fn hold(&mut self, client: Client, names: &[Name], now: Instant) -> Result<Held, Refusal> {
+        if names.is_empty() {
+            return Ok(None);
+        }
+        if !names.iter().all(|name| self.objects.contains_key(&name.object) && self.has(client, name.object)) {
+            return Err(Refusal::NotYours);
+        }
+        for name in names {
+            self.count(name.object, name.part, 1, now);
+        }
+        Ok(HeldNames::new(self.dropped.clone(), names.iter().map(|name| (name.object, name.part))))
+    }
+
+    /// A value is kept no longer.
+    pub(crate) fn unhold(&mut self, object: u64, part: Part, now: Instant) {
+        self.uncount(object, part, 1, now);
+    }
+
+    /// A client has put some of its references into a result.
+    pub(crate) fn parcel(&mut self, client: Client, names: &[Name], now: Instant) {
+        for name in names {
+            if !self.has(client, name.object) || !self.objects.contains_key(&name.object) {
+                continue;
+            }
+            let Some(state) = self.clients.get_mut(&client) else { return };
+            let parcels = state.parcels.entry((name.object, name.part)).or_default();
+            *parcels += 1;
+            let known = *parcels > 0; // else it has been taken before
+            if *parcels == 0 {
+                state.parcels.remove(&(name.object, name.part));
+            }
+            if known {
+                self.count(name.object, name.part, 1, now);
+            }
+        }
+    }
+
+    /// Takes over a reference from a result of `from`. It may be that we have not heard of it yet (that comes by another
+    /// socket); then `from` has its own still, for it drops that later. `None`: neither.
+    pub(crate) fn take(&mut self, to: Client, from: Client, object: u64, part: Part, now: Instant) -> Option<Name> {
+        let has = self.has(from, object) && from != LOCAL;
+        let state = self.clients.get_mut(&from)?;
+        let parcels = state.parcels.entry((object, part)).or_default();
+        let known = *parcels > 0;
+        if !known && !has {
+            if *parcels == 0 {
+                state.parcels.remove(&(object, part));
+            }
+            return None;
+        }
+        *parcels -= 1;
+        if *parcels == 0 {
+            state.parcels.remove(&(object, part));
+        }
+        let name = self.lend(to, object, part, now);
+        if known {
+            self.uncount(object, part, 1, now);
+        }
+        name
+    }
+
+    // ---- objects
+
+    /// Makes an object; its maker, the application, has the reference that comes back.
+    pub(crate) fn create(&mut self, kind: Kind, what: What, name: Option<String>, part: Part, now: Instant) -> Result<Name, Refusal> {
+        if self.closed {
+            self.remains.push(what);
+            return Err(Refusal::Closed);
+        }
+        let bytes = what.bytes() + OBJECT_BYTES;
+        if self.bytes + bytes > self.bytes_max {
+            self.remains.push(what);
+            return Err(Refusal::Full);
+        }
+        let number = self.next_object;
+        self.next_object += 1;
+        self.bytes += bytes;
+        if let Some(name) = &name {
+            self.names.insert((kind, name.clone()), number);
+        }
+        self.objects.insert(number, Entry { kind, what, counts: Parts::default(), name, deadline: None, bytes });
+        Ok(self.lend(LOCAL, number, part, now).expect("it has just been made"))
+    }
+
+    /// The application wants a reference to the object of this kind and name.
+    pub(crate) fn find(&mut self, kind: Kind, name: &str, part: Part, now: Instant) -> Option<Name> {
+        let number = *self.names.get(&(kind, name.to_owned()))?;
+        self.lend(LOCAL, number, part, now)
+    }
+
+    pub(crate) fn request(&mut self, caller: Caller, object: u64, body: Body, now: Instant) -> Result<(), Bad> {
+        let refusal = if self.closed {
+            Some(Refusal::Closed)
+        } else if !self.objects.contains_key(&object) || !self.has(caller.client, object) {
+            Some(Refusal::NotYours)
+        } else if !body.tail.is_empty() && self.bytes + body.tail.len() > self.bytes_max {
+            Some(Refusal::Full)
+        } else {
+            let state = self.clients.get_mut(&caller.client).ok_or_else(|| Bad("a client that has gone".into()))?;
+            if caller.ticket == NO_ANSWER {
+                None // what is answered goes nowhere, for it is not open
+            } else if state.open.len() >= OPEN_MAX {
+                Some(Refusal::TooMany)
+            } else if !state.open.insert(caller.ticket) {
+                return Err(Bad("a ticket that is in use".into()));
+            } else {
+                None
+            }
+        };
+        if let Some(why) = refusal {
+            self.actions.push(Action::Refuse(caller, why));
+            return Ok(());
+        }
+        let asked = self.served(object, now, |object, answers| object.request(caller, body, now, answers));
+        asked.unwrap_or_else(|| Err(Bad("a request to what answers none".into())))
+    }
+
+    pub(crate) fn taken(&mut self, caller: Caller, object: u64, now: Instant) {
+        if self.has(caller.client, object) {
+            self.served(object, now, |object, answers| object.taken(caller, now, answers));
+        }
+    }
+
+    pub(crate) fn cancel(&mut self, caller: Caller, object: u64, now: Instant) {
+        if let Some(state) = self.clients.get_mut(&caller.client) {
+            state.open.remove(&caller.ticket);
+        }
+        if self.has(caller.client, object) {
+            self.with(object, |what, answers, told| match what {
+                What::Served(object) => object.cancel(caller, now, answers),
+                What::Lock(lock) => lock.cancel(caller, now, told),
+                What::Cells(..) => {}
+            });
+        }
+    }
+
+    // ---- locks and memory
+
+    /// Wants a lock, for at most so long.
+    pub(crate) fn park(&mut self, caller: Caller, object: u64, limit: Option<Duration>, now: Instant) {
+        let refusal = if self.closed {
+            Refusal::Closed
+        } else if !self.has(caller.client, object) {
+            Refusal::NotYours
+        } else {
+            let until = limit.and_then(|limit| now.checked_add(limit));
+            let parked = self.lock(object, |lock, is_client, told| {
+                if lock.waiting() >= OPEN_MAX {
+                    return Some(Refusal::TooMany);
+                }
+                lock.check_owner(is_client, told);
+                lock.park(caller, until, now, told);
+                None
+            });
+            match parked {
+                Some(None) => return,
+                Some(Some(refusal)) => refusal,
+                None => Refusal::NotYours,
+            }
+        };
+        self.actions.push(Action::Refuse(caller, refusal));
+    }
+
+    /// A lock was left to the manager.
+    pub(crate) fn rang(&mut self, client: Client, object: u64, now: Instant) {
+        if self.has(client, object) {
+            self.lock(object, |lock, _, told| lock.rang(now, told));
+        }
+    }
+
+    /// A lock is left with a value, by way of the manager.
+    pub(crate) fn commit(&mut self, client: Client, object: u64, unmark: bool, value: Packet, held: Held, now: Instant) {
+        if self.has(client, object) {
+            let recovered = unmark.then_some(false);
+            let old = self.lock(object, |lock, _, told| lock.commit(client, recovered, value, held, now, told));
+            drop(old); // what it held is let go when the lock has been released (see `Dropped`)
+        }
+    }
+
+    /// Wants the value of a lock that the manager keeps. The answer has none if the value is in its place.
+    pub(crate) fn fetch(&mut self, caller: Caller, object: u64) {
+        let lock = self.objects.get(&object).filter(|_| self.has(caller.client, object)).map(|entry| &entry.what);
+        self.actions.push(match lock {
+            _ if self.closed => Action::Refuse(caller, Refusal::Closed),
+            Some(What::Lock(lock)) => {
+                let (value, held) = lock.outside().cloned().unwrap_or_default();
+                Action::Answer(Answer::new(caller, Body { head: Packet::default(), tail: value, held }))
+            }
+            _ => Action::Refuse(caller, Refusal::NotYours),
+        });
+    }
+
+    /// Wants a segment of the memory: one in which something lies that it has a reference to.
+    pub(crate) fn map(&mut self, caller: Caller, segment: u32) {
+        let lies =
+            |object: &u64| self.objects.get(object).and_then(|entry| entry.what.place()).is_some_and(|place| place.segment == segment);
+        let may = self.clients.get(&caller.client).is_some_and(|state| state.references.keys().any(lies));
+        let why = if self.closed { Refusal::Closed } else { Refusal::NotYours };
+        self.actions.push(if may { Action::Map(caller, segment) } else { Action::Refuse(caller, why) });
+    }
+
+    fn lock<R>(&mut self, object: u64, call: impl FnOnce(&mut Lock, &dyn Fn(Owner) -> bool, &mut Vec<Told>) -> R) -> Option<R> {
+        let seats = std::mem::take(&mut self.seats);
+        let is_client = |owner: Owner| is_client(&seats, owner);
+        let result = self.with(object, |what, _, told| match what {
+            What::Lock(lock) => Some(call(lock, &is_client, told)),
+            _ => None,
+        });
+        self.seats = seats;
+        result.flatten()
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    pub(crate) fn tick(&mut self, now: Instant) {
+        let due: Vec<_> = self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, object)| *object).collect();
+        for object in due {
+            let seats = std::mem::take(&mut self.seats);
+            self.with(object, |what, answers, told| match what {
+                What::Served(object) => object.tick(now, answers),
+                What::Lock(lock) => lock.tick(now, |owner| is_client(&seats, owner), told),
+                What::Cells(..) => {}
+            });
+            self.seats = seats;
+        }
+    }
+
+    /// Everyone who waits is told, and nothing is asked any more.
+    pub(crate) fn close(&mut self, now: Instant) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        let objects: Vec<_> = self.objects.keys().copied().collect();
+        for object in objects {
+            self.with(object, |what, answers, told| match what {
+                What::Served(object) => object.close(now, answers),
+                What::Lock(lock) => lock.close(told),
+                What::Cells(..) => {}
+            });
+            self.remove(object);
+        }
+        self.deadlines.clear();
+    }
+
+    /// Calls an object that answers requests.
+    fn served<R>(&mut self, number: u64, _: Instant, call: impl FnOnce(&mut dyn Object, &mut Vec<Answer>) -> R) -> Option<R> {
+        self.with(number, |what, answers, _| match what {
+            What::Served(object) => Some(call(&mut **object, answers)),
+            What::Lock(_) | What::Cells(..) => None,
+        })
+        .flatten()
+    }
+
+    /// Calls an object, and takes note of what has changed.
+    fn with<R>(&mut self, number: u64, call: impl FnOnce(&mut What, &mut Vec<Answer>, &mut Vec<Told>) -> R) -> Option<R> {
+        let entry = self.objects.get_mut(&number)?;
+        let result = call(&mut entry.what, &mut self.answers, &mut self.told);
+        let bytes = entry.what.bytes() + OBJECT_BYTES;
+        self.bytes = self.bytes - entry.bytes + bytes;
+        entry.bytes = bytes;
+        let deadline = entry.what.next_deadline();
+        if deadline != entry.deadline {
+            if let Some(old) = entry.deadline {
+                self.deadlines.remove(&(old, number));
+            }
+            if let Some(new) = deadline {
+                self.deadlines.insert((new, number));
+            }
+            entry.deadline = deadline;
+        }
+        for answer in self.answers.drain(..) {
+            // Only what is waited for: an object's mistake must not count as an answer to something else.
+            if let Some(client) = self.clients.get_mut(&answer.to.client)
+                && client.open.remove(&answer.to.ticket)
+            {
+                self.actions.push(Action::Answer(answer));
+            }
+        }
+        self.actions.extend(self.told.drain(..).map(|told| match told {
+            Told::Granted(caller, version) => Action::Grant(caller, version),
+            Told::Refused(caller, why) => Action::Refuse(caller, why),
+        }));
+        Some(result)
+    }
+}
+
+/// Whether the owner of a lock is a client that has not ended.
+fn is_client(seats: &[(u32, bool)], owner: Owner) -> bool {
+    let (seat, _) = owner.seat();
+    let index = seat.checked_sub(LOCAL.seat).map(|index| index as usize);
+    index.and_then(|index| seats.get(index)).is_some_and(|(generation, taken)| *taken && owner.is(seat, *generation))
+}

@@ -1,0 +1,30 @@
+//! Where there are no workers, there is nobody to share objects with.
+
+use crate::error::{Error, Why};
+
+/// The owner of shared objects. On this platform there is none.
+#[derive(Clone, Debug)]
+pub struct Manager(());
+
+impl Manager {
+    /// # Errors
+    ///
+    /// Always: [`Unsupported`](crate::ErrorKind::Unsupported).
+    pub fn new() -> Result<Self, Error> {
+        Err(Why::Unsupported.into())
+    }
+
+    pub(crate) fn of_pool() -> Self {
+        unreachable!("there is no pool")
+    }
+}
+
+pub(crate) mod named {
+    use crate::wire::value::EncodeError;
+    use crate::wire::value::names::Thing;
+
+    /// There are no handles that could be named.
+    pub(crate) fn write_names(_: &[Thing], _: &mut Vec<u8>, _: usize) -> Result<(), EncodeError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! The public face of the owner of shared objects.
+//!
+//! What makes an object of some kind (`mutex`, `queue`, …) stands with that kind, in an `impl Manager` of its file.
+
+use super::connection::Connection;
+use crate::error::Error;
+use std::fmt;
+use std::sync::Arc;
+
+/// The owner of shared objects: what processes share, they share through a manager.
+///
+/// It lives in the application, and serves its objects from a thread of the crate's own, never from the application's
+/// runtime. Every pool has one ([`Pool::manager`](crate::Pool::manager), started on first use); one that is made by
+/// itself may be given to several pools ([`Builder::manager`](crate::Builder::manager)).
+///
+/// It is a cheap handle: clones are the same manager. It goes on as long as any of its objects' handles, any clone, or
+/// any pool that has it is left in the application; what its objects hold is bounded (1 GiB).
+///
+/// # Drop
+///
+/// With the last of those the manager is closed, as by [`close`](Self::close).
+#[derive(Clone)]
+pub struct Manager {
+    connection: Arc<Connection>,
+}
+
+impl Manager {
+    /// A manager without objects.
+    ///
+    /// # Errors
+    ///
+    /// [`Spawn`](crate::ErrorKind::Spawn) when the thread or a descriptor that it needs is not to be had;
+    /// [`Forked`](crate::ErrorKind::Forked) in a forked copy of the application.
+    pub fn new() -> Result<Self, Error> {
+        Ok(Self { connection: Connection::start()? })
+    }
+
+    /// The manager of a pool. If it cannot be started, every call that needs it says why.
+    pub(crate) fn of_pool() -> Self {
+        Self { connection: Connection::start_or_fail() }
+    }
+
+    pub(crate) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// How many objects there are: those to which a handle is left in any process, in a task that has not ended, or in a
+    /// value of another object.
+    pub fn objects(&self) -> usize {
+        self.connection.server().map_or(0, |server| server.objects())
+    }
+
+    /// Ends it: all objects are gone. Whoever waits for one, in any process, is told
+    /// [`is_manager_closed`](Error::is_manager_closed), and so is every later call. Another one may be made.
+    pub fn close(&self) {
+        self.connection.close();
+    }
+}
+
+impl fmt::Debug for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manager").field("id", &self.connection.manager()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,60 @@
+//! The handles of shared objects, and how they reach their manager.
+//!
+//! * `handle.rs`: what all handles have in common; its documentation shows how a new kind is added;
+//! * `connection.rs`: the manager as one process sees it; `remote.rs`: one in another process;
+//! * `named.rs`: references that travel beside calls and results;
+//! * `manager.rs`: the public owner of them all;
+//! * `cell.rs`: an object's part of the manager's memory;
+//! * `mutex.rs`: the lock; `value.rs`: atomics;
+//! * `wait.rs`: waiting by blocking the thread; `stopping.rs`: whether a task is being aborted.
+
+mod barrier;
+mod cell;
+mod channel;
+mod condvar;
+pub(crate) mod connection;
+mod delivery;
+mod event;
+pub(crate) mod handle;
+mod list;
+mod manager;
+mod map;
+mod map_watch;
+mod mutex;
+#[cfg(test)]
+mod mutex_tests;
+pub(crate) mod named;
+#[cfg(test)]
+mod named_tests;
+#[cfg(test)]
+mod object_tests;
+mod queue;
+mod queue_flow;
+mod registered;
+mod remote;
+mod rwlock;
+mod semaphore;
+pub(crate) mod stopping;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod value;
+pub(crate) mod wait;
+
+pub use barrier::{Barrier, BarrierWaitResult};
+pub use channel::{Channel, channel, duplex};
+pub use condvar::Condvar;
+pub use delivery::Delivery;
+pub use event::Event;
+pub use list::List;
+pub use manager::Manager;
+pub use map::{Exchanged, Map};
+pub use map_watch::{MapChange, MapWatch};
+pub use mutex::{Mutex, MutexGuard, OwnedMutexGuard};
+pub use queue::{Queue, QueueReceiver, QueueSender};
+pub use queue_flow::{QueueSink, QueueStream};
+pub use registered::{Registered, Served};
+pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub use semaphore::{Semaphore, SemaphorePermit};
+pub use value::{Array, Atomic, Element, Value};

@@ -1,0 +1,223 @@
+//! References that travel beside a call or a result: which objects of which managers a value names.
+//!
+//! * The sender encodes, and finds out which ([`encode`]). Who sends a call keeps them until its task has ended, and has
+//!   each *lent* to the worker that gets it ([`Leases`]): the worker then has a reference that is counted for it, and
+//!   drops it itself. The first time that a worker is lent something of a manager, it gets a socket of its own to it.
+//! * The receiver makes handles of them ([`Received`]), among which the values that it decodes find theirs
+//!   ([`crate::wire::value::names::resolving`]).
+//! * What a worker puts into a result it hands over to the manager first ([`parcel`]), where whoever gets the result
+//!   takes it over ([`Leases::take`]). So it does not matter that the worker drops its own right away, or dies.
+
+use super::connection::Connection;
+use super::handle::Inner;
+use crate::error::{Error, Why};
+use crate::manager::message::{Kind, Name, Place};
+use crate::manager::object::{Client, Part};
+use crate::wire::value::names::Thing;
+use crate::wire::value::{self, DecodeError, EncodeError, Reader};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A name of an object in some manager, as it is written.
+type Written = (u64, u64, u8, u8, Option<(u32, u32, u32)>);
+
+fn written(manager: u64, name: &Name) -> Written {
+    let place = name.place.map(|place| (place.segment, place.offset, place.len));
+    (manager, name.object, name.part.0, name.kind.0, place)
+}
+
+fn read((manager, object, part, kind, place): Written) -> Option<(u64, Name)> {
+    let place = place.map(|(segment, offset, len)| Place { segment, offset, len });
+    (part < Part::COUNT).then_some((manager, Name { object, part: Part(part), kind: Kind(kind), place }))
+}
+
+/// Appends the names of these references: one value.
+pub(crate) fn write_names(things: &[Thing], out: &mut Vec<u8>, limit: usize) -> Result<(), EncodeError> {
+    let names: Vec<_> = inners(things).map(|inner| written(inner.connection().manager(), inner.name())).collect();
+    value::encode(&names, out, limit)
+}
+
+/// Names that came with a call or a result.
+#[derive(Debug)]
+pub(crate) struct Named(Vec<(u64, Name)>);
+
+impl Named {
+    /// Reads them from the beginning of `bytes`; gives where they end.
+    pub(crate) fn read(bytes: &[u8]) -> Result<(Self, usize), DecodeError> {
+        let mut reader = Reader::new(bytes);
+        let names: Vec<Written> = reader.next()?;
+        let end = bytes.len() - reader.rest().len();
+        let wrong = || DecodeError::Message { at: Some(0), text: "a name that no object has".into() };
+        let names: Option<_> = names.into_iter().map(read).collect();
+        Ok((Self(names.ok_or_else(wrong)?), end))
+    }
+}
+
+fn inners(things: &[Thing]) -> impl Iterator<Item = &Inner> {
+    things.iter().filter_map(|thing| thing.downcast_ref())
+}
+
+// ---- whoever has a worker
+
+/// What one worker was lent, by manager. Dropped when the worker has ended and what it sent has been read.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    /// Held only to look.
+    leases: Mutex<HashMap<u64, Lease>>,
+}
+
+#[derive(Clone, Debug)]
+struct Lease {
+    connection: Arc<Connection>,
+    worker: Borrower,
+}
+
+/// How a worker is called at the manager.
+#[derive(Clone, Copy, Debug)]
+enum Borrower {
+    /// In the application.
+    Client(Client),
+    /// By another client, which has introduced it.
+    Introduced(u64),
+}
+
+impl Leases {
+    fn of(&self, manager: u64) -> Option<Lease> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner).get(&manager).cloned()
+    }
+
+    /// Lends a worker what a call names that it is about to be sent. One at a time does so. Gives the managers that it has not known so far, each
+    /// with a socket to it: they must be sent before the call. (If the call is never sent, they are lost with the worker.)
+    ///
+    /// With a pidfd its end is known even if another process holds its socket.
+    ///
+    /// # Errors
+    ///
+    /// When there is no descriptor to be had for such a socket, or the manager is closed. Nothing has been lent then.
+    pub(crate) fn lend(&self, things: &[Thing], worker: Option<BorrowedFd<'_>>) -> io::Result<Vec<(u64, OwnedFd)>> {
+        let (mut sockets, mut new) = (Vec::new(), HashMap::new());
+        for inner in inners(things) {
+            let manager = inner.connection().manager();
+            if new.contains_key(&manager) || self.of(manager).is_some() {
+                continue;
+            }
+            let connection = Arc::clone(inner.connection());
+            let (worker, socket) = match connection.server() {
+                Some(server) => {
+                    let (client, socket) = server.connect(worker.map(|worker| worker.try_clone_to_owned()).transpose()?)?;
+                    (Borrower::Client(client), socket)
+                }
+                None => {
+                    let (number, socket) = connection.introduce(worker)?;
+                    (Borrower::Introduced(number), socket)
+                }
+            };
+            new.insert(manager, Lease { connection, worker });
+            sockets.push((manager, socket));
+        }
+        // Only now: those whose sockets are not sent end with these.
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner).extend(new);
+        for inner in inners(things) {
+            if let Some(lease) = self.of(inner.connection().manager()) {
+                let Name { object, part, .. } = *inner.name();
+                match lease.worker {
+                    // `None`: the manager is closed, which the worker will see by itself.
+                    Borrower::Client(client) => drop(lease.connection.server().and_then(|server| server.lend(client, object, part))),
+                    Borrower::Introduced(number) => lease.connection.lend(number, inner.name()),
+                }
+            }
+        }
+        Ok(sockets)
+    }
+
+    /// Takes over what a worker's result names.
+    ///
+    /// # Errors
+    ///
+    /// When the worker names what it did not hand over.
+    pub(crate) fn take(&self, named: &Named) -> Result<Vec<Thing>, String> {
+        let take = |(manager, name): &(u64, Name)| {
+            let lease = self.of(*manager).ok_or_else(|| format!("an object of manager {manager:x}, which it does not know"))?;
+            let taken = match (lease.worker, lease.connection.server()) {
+                (Borrower::Client(client), Some(server)) => server.take(client, name.object, name.part),
+                (Borrower::Introduced(number), _) => Some(lease.connection.take(number, *name)),
+                _ => None,
+            };
+            if taken.is_none() && !lease.connection.mail().is_closed() {
+                return Err(format!("object {}, to which it has no reference", name.object));
+            }
+            // Of a closed manager: the handle says so itself.
+            let name = taken.unwrap_or(*name);
+            Ok(Arc::new(Inner::new(Arc::clone(&lease.connection), name)) as Thing)
+        };
+        named.0.iter().map(take).collect()
+    }
+}
+
+impl Drop for Leases {
+    fn drop(&mut self) {
+        if crate::process::fork::is_forked_copy() {
+            return;
+        }
+        let leases = std::mem::take(self.leases.get_mut().unwrap_or_else(PoisonError::into_inner));
+        for lease in leases.values() {
+            match (lease.worker, lease.connection.server()) {
+                (Borrower::Client(client), Some(server)) => server.dismiss(client),
+                (Borrower::Introduced(number), _) => lease.connection.dismiss(number),
+                _ => {}
+            }
+        }
+    }
+}
+
+// ---- a worker
+
+/// The managers that this process has been given sockets to. For ever, or until a manager is closed: whoever lends us
+/// something sends the socket only once.
+static GIVEN: Mutex<Option<HashMap<u64, Arc<Connection>>>> = Mutex::new(None);
+
+/// This process has been given a socket to this manager.
+pub(crate) fn given(manager: u64, socket: OwnedFd) {
+    let connection = Connection::remote(manager, socket);
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let given = given.get_or_insert_default();
+    given.retain(|_, connection| !connection.mail().is_closed());
+    given.insert(manager, connection);
+}
+
+/// The references that came with a call. Each was counted for this process: what no value takes is dropped here.
+///
+/// # Errors
+///
+/// When one is of a manager to which no socket has been given.
+pub(crate) fn received(named: Named) -> Result<Vec<Thing>, String> {
+    let given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let handle = |(manager, name): (u64, Name)| {
+        let connection = given.as_ref().and_then(|given| given.get(&manager));
+        let connection = connection.ok_or_else(|| format!("an object of manager {manager:x}, which is not known"))?;
+        Ok(Arc::new(Inner::new(Arc::clone(connection), name)) as Thing)
+    };
+    named.0.into_iter().map(handle).collect()
+}
+
+/// Hands over to their managers what a result names; it must not be sent before. Waits while a manager does not read.
+///
+/// # Errors
+///
+/// When one belongs to a manager of this very process: nobody could reach it where the result goes.
+pub(crate) fn parcel(things: &[Thing]) -> Result<(), Error> {
+    for inner in inners(things) {
+        if inner.connection().server().is_some() {
+            return Err(Why::ForeignHandle.into());
+        }
+    }
+    for inner in inners(things) {
+        inner.connection().parcel(inner.name());
+    }
+    for inner in inners(things) {
+        inner.connection().flush();
+    }
+    Ok(())
+}

@@ -1,0 +1,250 @@
+//! Maps and lists across processes, objects of one's own, and channels.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "common/processes.rs"]
+mod processes;
+
+use processes::soon;
+use procpool::{Channel, ErrorKind, List, Map, MapChange, Pool, Registered, Served, channel};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+fn pool(workers: usize) -> Pool {
+    Pool::builder().workers(workers).build().unwrap()
+}
+
+/// What one process did, in its order: what it asked, and what it was answered.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum Done {
+    Insert { key: u8, value: u32, before: Option<u32> },
+    Remove { key: u8, before: Option<u32> },
+    Get { key: u8, found: Option<u32> },
+    Push(u32),
+    Pop { front: bool, got: Option<u32> },
+}
+
+/// Random operations; every value is written once by one process.
+fn operate(map: Map<u8, u32>, list: List<u32>, process: u32, times: u32) -> Vec<Done> {
+    let mut random = u64::from(process) + 1;
+    let mut below = |n: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % n
+    };
+    let mut done = Vec::new();
+    for n in 0..times {
+        let (key, value) = (below(4) as u8, process * times + n);
+        done.push(match below(7) {
+            0 | 1 => Done::Insert { key, value, before: map.blocking_insert(key, value).unwrap() },
+            2 => Done::Remove { key, before: map.blocking_remove(&key).unwrap() },
+            3 => Done::Get { key, found: map.blocking_get(&key).unwrap() },
+            4 | 5 => {
+                list.blocking_push(value).unwrap();
+                Done::Push(value)
+            }
+            _ => {
+                let front = below(2) == 0;
+                let got = if front { list.blocking_pop_front() } else { list.blocking_pop() };
+                Done::Pop { front, got: got.unwrap() }
+            }
+        });
+    }
+    done
+}
+
+#[tokio::test]
+async fn operations_from_four_processes_are_as_if_done_one_after_another() {
+    const PROCESSES: u32 = 4;
+    const TIMES: u32 = 500;
+    let pool = pool(4);
+    let (map, list) = (pool.manager().map().unwrap(), pool.manager().list().unwrap());
+    let tasks: Vec<_> = (0..PROCESSES).map(|n| pool.spawn(operate, (map.clone(), list.clone(), n, TIMES))).collect();
+    let mut histories = Vec::new();
+    for task in tasks {
+        histories.push(soon(task).await.unwrap());
+    }
+    // An operation that met a value came after the one that wrote it, and before the one that took it away; and each process
+    // did its own in their order. If that is possible at once, there is an order that explains every answer.
+    let mut after: HashMap<(usize, usize), HashSet<(usize, usize)>> = HashMap::new();
+    let (mut wrote, mut took, mut met) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+    for (process, history) in histories.iter().enumerate() {
+        for (n, done) in history.iter().enumerate() {
+            let me = (process, n);
+            after.entry(me).or_default().extend(n.checked_sub(1).map(|before| (process, before)));
+            let (written, taken) = match *done {
+                Done::Insert { value, before, .. } => (Some(value), before),
+                Done::Remove { before, .. } => (None, before),
+                Done::Push(value) => (Some(value), None),
+                Done::Pop { got, .. } => (None, got),
+                Done::Get { found, .. } => {
+                    met.extend(found.map(|value| (value, me)));
+                    (None, None)
+                }
+            };
+            if let Some(value) = written {
+                wrote.insert(value, me);
+            }
+            if let Some(value) = taken {
+                assert_eq!(took.insert(value, me), None, "{value} was taken twice");
+                met.push((value, me));
+            }
+        }
+    }
+    for (value, me) in met {
+        let writer = *wrote.get(&value).unwrap_or_else(|| panic!("{value} was never written"));
+        after.entry(me).or_default().insert(writer);
+        if let Some(taker) = took.get(&value).filter(|taker| **taker != me) {
+            after.entry(*taker).or_default().insert(me);
+        }
+    }
+    while !after.is_empty() {
+        let free: Vec<_> = after.iter().filter(|(_, before)| before.is_empty()).map(|(me, _)| *me).collect();
+        assert!(!free.is_empty(), "no order explains the answers: {} operations wait for each other", after.len());
+        for me in free {
+            after.remove(&me);
+        }
+        let left: HashSet<_> = after.keys().copied().collect();
+        after.values_mut().for_each(|before| before.retain(|other| left.contains(other)));
+    }
+    // What was written and not taken is what is there.
+    let mut there: Vec<u32> = map.entries().await.unwrap().into_iter().map(|(_, value)| value).collect();
+    there.extend(list.snapshot().await.unwrap());
+    there.sort_unstable();
+    let expected: Vec<u32> = wrote.keys().copied().filter(|value| !took.contains_key(value)).collect();
+    assert_eq!(there, expected);
+    // Each process's own pushes stand in its order, unless popped.
+    let left = list.snapshot().await.unwrap();
+    for process in 0..PROCESSES {
+        assert!(left.iter().filter(|value| **value / TIMES == process).is_sorted());
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_told_to_the_one_who_asked_and_harms_nobody() {
+    let pool = pool(1);
+    let (map, list) = (pool.manager().map::<String, u32>().unwrap(), pool.manager().list::<u32>().unwrap());
+    map.insert("a".into(), 1).await.unwrap();
+    list.push(1).await.unwrap();
+    let ask = |map: Map<String, u32>, list: List<u32>| {
+        assert_eq!(map.blocking_get("b").unwrap(), None);
+        assert_eq!(map.blocking_remove("b").unwrap(), None);
+        assert_eq!(map.blocking_compare_exchange("b".into(), Some(&1), Some(&2)).unwrap(), Err(None));
+        assert_eq!(list.blocking_get(1).unwrap(), None);
+        let errors = [
+            list.blocking_set(1, 0).unwrap_err(),
+            list.blocking_remove(1).unwrap_err(),
+            list.blocking_insert(3, 0).unwrap_err(),
+            list.blocking_swap(0, 1).unwrap_err(),
+            list.blocking_update(1, |n| n).unwrap_err(),
+        ];
+        assert!(errors.iter().all(|error| error.kind() == ErrorKind::OutOfRange));
+        assert_eq!(list.blocking_pop().unwrap(), Some(1));
+        assert_eq!(list.blocking_pop().unwrap(), None);
+        assert_eq!(list.blocking_pop_front().unwrap(), None);
+        list.blocking_push(2).unwrap();
+    };
+    soon(pool.spawn(ask, (map.clone(), list.clone()))).await.unwrap();
+    assert_eq!(map.entries().await.unwrap(), [("a".to_owned(), 1)]);
+    assert_eq!(list.snapshot().await.unwrap(), [2]);
+}
+
+#[tokio::test]
+async fn a_watcher_sees_what_other_processes_change() {
+    let pool = pool(2);
+    let map = pool.manager().map::<String, u32>().unwrap();
+    let mut watch = map.watch().await.unwrap();
+    let write = |map: Map<String, u32>, n: u32| {
+        for _ in 0..100 {
+            map.blocking_update(format!("key {n}"), |value| Some(value.unwrap_or(0) + 1)).unwrap();
+        }
+    };
+    let writers: Vec<_> = (0..2).map(|n| pool.spawn(write, (map.clone(), n))).collect();
+    let mut seen = BTreeMap::<String, u32>::new();
+    for _ in 0..200 {
+        let MapChange::Set { key, value } = soon(watch.changed()).await.unwrap() else { panic!("nothing was removed") };
+        let before = seen.insert(key, value).unwrap_or(0);
+        assert_eq!(value, before + 1);
+    }
+    for writer in writers {
+        soon(writer).await.unwrap();
+    }
+    assert_eq!(seen.values().copied().collect::<Vec<_>>(), [100, 100]);
+}
+
+struct Counter(u64);
+
+#[derive(Serialize, Deserialize)]
+enum Call {
+    Add(u64),
+    Fail,
+}
+
+impl Served for Counter {
+    type Call = Call;
+    type Reply = u64;
+
+    async fn call(&mut self, call: Call) -> u64 {
+        match call {
+            Call::Add(n) => {
+                let before = self.0;
+                tokio::task::yield_now().await; // nobody comes between
+                self.0 = before + n;
+                self.0
+            }
+            Call::Fail => panic!("as asked"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_object_of_ones_own_is_called_by_many_processes_one_after_another() {
+    let pool = pool(3);
+    let counter = pool.manager().register(Counter(0)).unwrap();
+    let add = |counter: Registered<Counter>, times: u64| {
+        for _ in 0..times {
+            counter.blocking_call(Call::Add(1)).unwrap();
+        }
+        let error = counter.blocking_call(Call::Fail).unwrap_err();
+        error.panic_message().unwrap().to_owned()
+    };
+    let tasks: Vec<_> = (0..3).map(|_| pool.spawn(add, (counter.clone(), 100))).collect();
+    for task in tasks {
+        assert_eq!(soon(task).await.unwrap(), "as asked");
+    }
+    assert_eq!(soon(counter.call(Call::Add(0))).await.unwrap(), 300);
+}
+
+#[tokio::test]
+async fn the_ends_of_a_channel_go_to_two_workers_and_end_with_them() {
+    let pool = pool(2);
+    let echo = |end: Channel<u32>| {
+        let mut count = 0;
+        while let Some(n) = end.blocking_recv().unwrap() {
+            end.blocking_send(n + 1).unwrap();
+            count += 1;
+        }
+        count
+    };
+    async fn count(end: Channel<u32>, times: u32) -> u32 {
+        let mut n = 0;
+        for _ in 0..times {
+            end.send(n).await.unwrap();
+            n = end.recv().await.unwrap().unwrap();
+        }
+        n
+    }
+    let (here, there) = channel().unwrap();
+    let (one, two) = (pool.spawn(echo, here), pool.spawn(count, (there, 1_000)));
+    assert_eq!(soon(two).await.unwrap(), 1_000);
+    assert_eq!(soon(one).await.unwrap(), 1_000, "the end of one ends the other");
+
+    let (here, there) = channel::<u32>().unwrap();
+    let dies = |end: Channel<u32>| -> () {
+        end.blocking_send(1).unwrap();
+        std::process::abort()
+    };
+    assert!(soon(pool.spawn(dies, there)).await.unwrap_err().is_worker_died());
+    assert_eq!(soon(here.recv()).await.unwrap(), Some(1));
+    assert_eq!(soon(here.recv()).await.unwrap(), None);
+    assert!(soon(here.send(2)).await.unwrap_err().error().is_closed());
+}

@@ -1,0 +1,338 @@
+//! The manager, the lock and atomics across processes: what is left behind, stopped holders, and processes that are killed at any
+//! instant.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "common/processes.rs"]
+mod processes;
+
+use futures::StreamExt;
+use nix::sys::signal::Signal;
+use processes::{Seen, children, in_own_process, own_dir, own_process, pid, soon, until, wait_until};
+use procpool::{Barrier, Event, List, Manager, Map, Mutex, Pool, Queue, RwLock, Semaphore, Value};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+fn pool(workers: usize) -> Pool {
+    Pool::builder().workers(workers).build().unwrap()
+}
+
+/// Reads, pauses, writes: right only if nobody comes between.
+fn add_slowly(total: Mutex<u64>, inside: Value<u32>, times: u64) -> bool {
+    let mut alone = true;
+    for n in 0..times {
+        let mut guard = total.blocking_lock().unwrap();
+        alone &= inside.fetch_add(1).unwrap() == 0;
+        let before = *guard;
+        if n % 64 == 0 {
+            std::thread::yield_now();
+        }
+        *guard = before + 1;
+        inside.fetch_sub(1).unwrap();
+    }
+    alone
+}
+
+#[tokio::test]
+async fn eight_processes_add_by_read_pause_write_and_nothing_is_lost() {
+    let pool = pool(8);
+    let total = pool.manager().mutex(0u64).unwrap();
+    let inside = pool.manager().value(0u32).unwrap();
+    let adding = pool.map(add_slowly, (0..8).map(|_| (total.clone(), inside.clone(), 500)));
+    let alone: Vec<_> = soon(adding.collect()).await;
+    assert!(alone.into_iter().all(|alone| alone.unwrap()));
+    assert_eq!(total.get().await.unwrap(), 4000);
+}
+
+#[tokio::test]
+async fn while_a_holder_is_stopped_nobody_else_enters() {
+    let pool = pool(3);
+    let manager = pool.manager();
+    let total = manager.mutex(0u64).unwrap();
+    let (inside, holder) = (manager.value(0u32).unwrap(), manager.value(0u32).unwrap());
+    let go_on = manager.event().unwrap();
+    let holds = |total: Mutex<u64>, inside: Value<u32>, holder: Value<u32>, go_on: Event| {
+        let mut guard = total.blocking_lock().unwrap();
+        inside.fetch_add(1).unwrap();
+        holder.store(std::process::id()).unwrap();
+        go_on.blocking_wait().unwrap();
+        *guard += 1;
+        inside.fetch_sub(1).unwrap();
+    };
+    let held = pool.spawn(holds, (total.clone(), inside.clone(), holder.clone(), go_on.clone()));
+    until("it holds", || holder.load().unwrap() != 0).await;
+    let stopped = holder.load().unwrap();
+    processes::stop(stopped);
+    let adding: Vec<_> = (0..2).map(|_| pool.spawn(add_slowly, (total.clone(), inside.clone(), 100))).collect();
+    // A whole second, as the scenario has it: nobody gets in.
+    assert!(total.lock_timeout(Duration::from_secs(1)).await.unwrap_err().is_timeout());
+    assert_eq!((inside.load().unwrap(), total.get().await.unwrap()), (1, 0));
+    processes::signal(stopped, Signal::SIGCONT);
+    go_on.set().unwrap();
+    soon(held).await.unwrap();
+    for adding in adding {
+        assert!(soon(adding).await.unwrap());
+    }
+    assert_eq!(total.get().await.unwrap(), 201);
+}
+
+#[tokio::test]
+async fn a_handle_that_has_been_everywhere_is_gone_when_all_have_dropped_it() {
+    let pool = pool(2);
+    let manager = pool.manager();
+    let list: List<Mutex<u64>> = manager.list().unwrap();
+    let before = manager.objects();
+    let lock = manager.mutex(7u64).unwrap();
+    // To a child, which puts it into the shared list, and sends it back.
+    let stores = |lock: Mutex<u64>, list: List<Mutex<u64>>| {
+        list.blocking_push(lock.clone()).unwrap();
+        lock
+    };
+    let back = soon(pool.spawn(stores, (lock, list.clone()))).await.unwrap();
+    drop(back);
+    assert_eq!(manager.objects(), before + 1, "the list keeps it");
+    let takes = |list: List<Mutex<u64>>| *list.blocking_pop().unwrap().unwrap().blocking_lock().unwrap();
+    assert_eq!(soon(pool.spawn(takes, &list)).await.unwrap(), 7);
+    until("nobody has it any more", || manager.objects() == before).await;
+}
+
+// ---- what is left behind
+
+/// All that has a name where shared memory, semaphores and temporary files have theirs.
+fn named_things(temporary: &Path) -> BTreeSet<String> {
+    let files = |dir: &Path| -> Vec<String> {
+        let entries = dir.read_dir().into_iter().flatten().filter_map(Result::ok);
+        entries.map(|entry| entry.path().display().to_string()).collect()
+    };
+    let kernel = ["/dev/shm", "/dev/mqueue"].into_iter().flat_map(|dir| files(Path::new(dir)));
+    // Other programs have theirs there.
+    kernel.filter(|path| path.contains("procpool")).chain(files(temporary)).collect()
+}
+
+#[test]
+fn a_program_that_is_killed_with_every_kind_of_object_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let temporary = dir.path().join("tmp");
+    std::fs::create_dir(&temporary).unwrap();
+    let before = named_things(&temporary);
+    let program = std::env::current_exe().unwrap();
+    let mut command = own_process(&program, "own_process_uses_everything", dir.path());
+    let mut child = command.env("TMPDIR", &temporary).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let log = dir.path().join("ready");
+    wait_until("it uses everything", || log.exists());
+    let workers: Vec<_> = children(child.id()).into_iter().filter_map(Seen::now).collect();
+    assert!(workers.len() >= 2);
+    assert_eq!(named_things(&temporary), before, "nothing has a name even while it runs");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_until("its workers have gone", || workers.iter().all(|worker| worker.has_ended()));
+    assert_eq!(named_things(&temporary), before);
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_uses_everything() {
+    let Some(dir) = own_dir() else { return };
+    let pool = pool(2);
+    let manager = pool.manager();
+    let lock = manager.mutex(vec![0u8; 100_000]).unwrap();
+    let waits = |lock: Mutex<Vec<u8>>, event: Event, semaphore: Semaphore, rwlock: RwLock<u64>| {
+        let _guard = lock.blocking_lock().unwrap();
+        let _permit = semaphore.blocking_acquire().unwrap();
+        let _writer = rwlock.blocking_write().unwrap();
+        event.blocking_wait().unwrap();
+    };
+    let semaphore = manager.semaphore(1).unwrap();
+    let rwlock = manager.rwlock(1u64).unwrap();
+    let event = manager.event().unwrap();
+    let calls: Vec<_> = (0..2).map(|_| pool.spawn(waits, (lock.clone(), event.clone(), semaphore.clone(), rwlock.clone()))).collect();
+    let queue: Queue<Value<u64>> = manager.queue(5).unwrap();
+    queue.blocking_send(manager.value(1).unwrap()).unwrap();
+    let map: Map<u32, String> = manager.map().unwrap();
+    map.blocking_insert(1, "one".into()).unwrap();
+    let _barrier: Barrier = manager.barrier(2).unwrap();
+    let _array = manager.array(&[0u64; 1000]).unwrap();
+    wait_until("they hold and wait", || semaphore.available_permits().unwrap() == 0);
+    std::fs::write(dir.join("ready"), b"").unwrap();
+    calls.into_iter().for_each(|call| drop(call.blocking_join()));
+}
+
+// ---- limits
+
+#[test]
+fn objects_work_where_files_and_address_space_are_limited() {
+    in_own_process("own_process_with_limits");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_with_limits() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if own_dir().is_none() {
+        return;
+    }
+    let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+    let pool = pool(1);
+    soon_blocking(pool.spawn(pid, ()));
+    // Too low for the segments that many objects share, and for large values.
+    setrlimit(Resource::RLIMIT_FSIZE, 16 << 10, hard).unwrap();
+    let manager = Manager::new().unwrap();
+    let number = manager.mutex(1u64).unwrap();
+    let large = manager.mutex(vec![1u8; 200_000]).unwrap();
+    *number.blocking_lock().unwrap() += 1;
+    large.blocking_lock().unwrap().push(2);
+    let reads = |number: Mutex<u64>, large: Mutex<Vec<u8>>| (number.blocking_get().unwrap(), large.blocking_get().unwrap().len());
+    let seen = soon_blocking(pool.spawn(reads, (number.clone(), large.clone())));
+    assert_eq!(seen, (2, 200_001));
+    assert_eq!(manager.array(&[0u8; 100_000]).unwrap_err().kind(), procpool::ErrorKind::Memory);
+    assert_eq!(*number.blocking_lock().unwrap(), 2);
+}
+
+fn soon_blocking<R: serde::de::DeserializeOwned>(handle: procpool::JoinHandle<R>) -> R {
+    handle.blocking_join().unwrap()
+}
+
+// ---- torture
+
+/// Everything that one item does, each part of it once, however often it is begun: parts that were done are passed over.
+fn handle_item(item: u64, sum: Mutex<(u64, BTreeSet<u64>)>, stock: RwLock<(u64, BTreeSet<u64>)>, permits: Semaphore, seen: Map<u64, u32>) {
+    let _permit = permits.blocking_acquire().unwrap();
+    {
+        let mut guard = sum.blocking_lock().unwrap();
+        if guard.1.insert(item) {
+            guard.0 += item;
+        }
+    }
+    {
+        let mut guard = stock.blocking_write().unwrap();
+        if guard.1.insert(item) {
+            guard.0 += 1;
+        }
+        guard.blocking_commit().unwrap();
+    }
+    seen.blocking_update(item, |times| Some(times.unwrap_or(0) + 1)).unwrap();
+}
+
+type Objects = (Queue<u64>, Mutex<(u64, BTreeSet<u64>)>, RwLock<(u64, BTreeSet<u64>)>, Semaphore, Map<u64, u32>);
+
+/// Takes items until there are none; what it had when it died is delivered to another.
+fn consume((queue, sum, stock, permits, seen): Objects) {
+    while let Some(mut item) = queue.blocking_lease().unwrap() {
+        handle_item(*item, sum.clone(), stock.clone(), permits.clone(), seen.clone());
+        item.blocking_ack().unwrap();
+    }
+}
+
+#[test]
+fn processes_that_are_killed_at_random_instants_lose_and_double_nothing() {
+    in_own_process("own_process_torture");
+}
+
+#[test]
+#[ignore = "minutes"]
+fn the_same_for_long() {
+    in_own_process("own_process_torture_for_long");
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_torture() {
+    if own_dir().is_some() {
+        torture(4, 400, 40, 1).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_torture_for_long() {
+    if own_dir().is_some() {
+        for seed in 0..20 {
+            torture(6, 3000, 300, seed).await;
+        }
+    }
+}
+
+/// Kills children of this process, of whatever test.
+async fn torture(workers: usize, items: u64, kills: u32, seed: u64) {
+    let mut random = {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        move |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        }
+    };
+    let pool = pool(workers);
+    let manager = pool.manager();
+    let queue: Queue<u64> = manager.queue(16).unwrap();
+    let objects: Objects = (
+        queue.clone(),
+        manager.mutex((0, BTreeSet::new())).unwrap(),
+        manager.rwlock((0, BTreeSet::new())).unwrap(),
+        manager.semaphore(3).unwrap(),
+        manager.map().unwrap(),
+    );
+    let consumers = tokio::spawn({
+        let (pool, objects) = (pool.clone(), objects.clone());
+        async move {
+            // As many as there are workers, each begun again when it was killed.
+            let again = |_| {
+                let (pool, objects) = (pool.clone(), objects.clone());
+                async move {
+                    let mut deaths = 0u32;
+                    while let Err(error) = pool.spawn(consume, objects.clone()).await {
+                        assert!(error.is_worker_died(), "{error}");
+                        deaths += 1;
+                    }
+                    deaths
+                }
+            };
+            futures::future::join_all((0..workers).map(again)).await.into_iter().sum::<u32>()
+        }
+    });
+    let producer = tokio::spawn({
+        let queue = queue.clone();
+        async move {
+            for item in 0..items {
+                queue.send(item).await.unwrap();
+            }
+        }
+    });
+    let mut killed = 0;
+    while killed < kills && !producer.is_finished() {
+        tokio::time::sleep(Duration::from_micros(random(6000))).await;
+        let alive = children(std::process::id());
+        let Some(victim) = alive.get(random(alive.len().max(1) as u64) as usize) else { continue };
+        if random(4) == 0 {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*victim as i32), Signal::SIGSTOP);
+            tokio::time::sleep(Duration::from_micros(random(15_000))).await;
+        }
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*victim as i32), Signal::SIGKILL);
+        killed += 1;
+    }
+    soon(producer).await.unwrap();
+    soon(queue.join()).await.unwrap();
+    queue.close().await.unwrap();
+    let deaths = soon(consumers).await.unwrap();
+    assert!(deaths > 0, "nobody was hit");
+
+    let (_, sum, stock, permits, seen) = &objects;
+    let all: BTreeSet<_> = (0..items).collect();
+    let guard = soon(sum.lock()).await.unwrap();
+    assert_eq!(guard.0, items * (items - 1) / 2);
+    assert_eq!(guard.1, all);
+    drop(guard);
+    let guard = soon(stock.write()).await.unwrap();
+    assert_eq!((guard.0, &guard.1), (items, &all));
+    guard.rollback();
+    until("every permit is back", || permits.available_permits().unwrap() == 3).await;
+    let seen = seen.entries().await.unwrap();
+    assert_eq!(seen.len() as u64, items);
+    assert!(seen.iter().all(|(_, times)| *times >= 1));
+    // What was begun again is no more than the dead had in hand.
+    let again: u32 = seen.iter().map(|(_, times)| times - 1).sum();
+    assert!(again <= killed, "{again} of {killed}");
+    drop((objects, queue));
+    until("no reference is left", || manager.objects() == 0).await;
+}

@@ -1,0 +1,241 @@
+//! Handles of shared objects as arguments and results of tasks.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "common/processes.rs"]
+mod processes;
+
+use futures::StreamExt;
+use nix::sys::signal::Signal;
+use processes::{soon, until};
+use procpool::{Manager, Mutex, Pool, Process, Value};
+use std::time::Duration;
+
+fn add(total: Mutex<u64>, times: u64) -> u64 {
+    for _ in 0..times {
+        *total.blocking_lock().unwrap() += 1;
+    }
+    times
+}
+
+async fn add_async(total: Mutex<u64>, times: u64) -> u64 {
+    for _ in 0..times {
+        *total.lock().await.unwrap() += 1;
+    }
+    times
+}
+
+fn pool(workers: usize) -> Pool {
+    Pool::builder().workers(workers).build().unwrap()
+}
+
+#[tokio::test]
+async fn sync_and_async_tasks_of_many_workers_share_a_lock_and_the_sum_is_exact() {
+    let pool = pool(4);
+    let total = pool.manager().mutex(0u64).unwrap();
+    let sync = pool.map(add, (0..20).map(|_| (total.clone(), 50)));
+    let sync: Vec<_> = soon(sync.collect()).await;
+    assert!(sync.into_iter().all(|done| done.unwrap() == 50));
+    let calls: Vec<_> = (0..20).map(|_| pool.spawn(add_async, (total.clone(), 50))).collect();
+    for call in calls {
+        soon(call).await.unwrap();
+    }
+    *total.lock().await.unwrap() += 1;
+    assert_eq!(total.get().await.unwrap(), 2001);
+}
+
+#[tokio::test]
+async fn handles_come_back_in_results_and_all_are_counted() {
+    let pool = pool(2);
+    let manager = pool.manager();
+    let total = manager.mutex(5u64).unwrap();
+    let pass = |total: Mutex<u64>, n: u64| {
+        *total.blocking_lock().unwrap() += n;
+        (total.clone(), vec![Some(total)])
+    };
+    for _ in 0..10 {
+        let (back, more) = soon(pool.spawn(pass, (total.clone(), 1))).await.unwrap();
+        assert_eq!(more.len(), 1);
+        drop((back, more));
+    }
+    async fn pass_async(total: Mutex<u64>) -> Result<Mutex<u64>, String> {
+        tokio::task::yield_now().await;
+        Ok(total)
+    }
+    let back = soon(pool.spawn(pass_async, &total)).await.unwrap().unwrap();
+    assert_eq!(back.get().await.unwrap(), 15);
+    // One that nobody takes, and one whose task is aborted before it begins.
+    drop(pool.spawn(pass_async, &total));
+    let value = manager.value(0u64).unwrap();
+    assert_eq!(manager.objects(), 2);
+    drop((total, back, value));
+    until("all references are gone", || manager.objects() == 0).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_is_killed_gives_back_what_it_holds_and_has() {
+    let pool = pool(1);
+    let manager = pool.manager();
+    let lock = manager.mutex(1u64).unwrap();
+    // A hundred handles, and one that is held.
+    let handles: Vec<_> = (0..100).map(|n| manager.value(n).unwrap()).collect();
+    let holds = |lock: Mutex<u64>, handles: Vec<Value<u64>>, ready: Value<u32>| -> usize {
+        let mut guard = lock.blocking_lock().unwrap();
+        *guard = 99;
+        ready.store(std::process::id()).unwrap();
+        while !handles.is_empty() {
+            std::thread::park();
+        }
+        handles.len()
+    };
+    let ready = manager.value(0u32).unwrap();
+    let task = pool.spawn(holds, (lock.clone(), handles, ready.clone()));
+    until("it holds", || ready.load().unwrap() != 0).await;
+    assert_eq!(manager.objects(), 102);
+    assert!(lock.try_lock().unwrap().is_none());
+    processes::signal(ready.load().unwrap(), Signal::SIGKILL);
+    let guard = soon(lock.lock()).await.unwrap();
+    assert_eq!((*guard, guard.recovered()), (1, true));
+    drop(guard);
+    assert!(soon(task).await.unwrap_err().is_worker_died());
+    until("the hundred are gone", || manager.objects() == 2).await;
+    assert_eq!(soon(pool.spawn(add, (lock, 3))).await.unwrap(), 3);
+}
+
+#[tokio::test]
+async fn an_async_task_that_is_aborted_rolls_back_and_its_waiting_ends() {
+    let pool = pool(1);
+    let lock = pool.manager().mutex(1u64).unwrap();
+    let begun = pool.manager().value(0u32).unwrap();
+    async fn holds(lock: Mutex<u64>, begun: Value<u32>) {
+        let mut guard = lock.lock().await.unwrap();
+        *guard = 99;
+        begun.fetch_add(1).unwrap();
+        std::future::pending().await
+    }
+    let holder = pool.spawn(holds, (lock.clone(), begun.clone()));
+    until("it holds", || begun.load().unwrap() == 1).await;
+    let waiter = pool.spawn(holds, (lock.clone(), begun.clone()));
+    tokio::time::sleep(Duration::from_millis(20)).await; // as a rule it waits by now, and if not, it is as good
+    waiter.abort();
+    assert!(soon(waiter).await.unwrap_err().is_cancelled());
+    holder.abort();
+    assert!(soon(holder).await.unwrap_err().is_cancelled());
+    let guard = soon(lock.lock()).await.unwrap();
+    assert_eq!((*guard, guard.recovered()), (1, true));
+}
+
+#[tokio::test]
+async fn two_pools_share_a_manager_and_it_outlives_either() {
+    let manager = Manager::new().unwrap();
+    let build = || Pool::builder().workers(1).manager(&manager).build().unwrap();
+    let (one, other) = (build(), build());
+    let total = one.manager().mutex(0u64).unwrap();
+    soon(one.spawn(add, (total.clone(), 10))).await.unwrap();
+    drop(one);
+    soon(other.spawn(add, (total.clone(), 10))).await.unwrap();
+    // And any pool takes a handle of any manager.
+    let stranger = pool(1);
+    soon(stranger.spawn(add, (total.clone(), 10))).await.unwrap();
+    drop((other, stranger, manager));
+    assert_eq!(total.get().await.unwrap(), 30);
+}
+
+#[tokio::test]
+async fn workers_pass_handles_on_to_workers_of_their_own() {
+    let pool = pool(2);
+    let total = pool.manager().mutex(0u64).unwrap();
+    async fn outer(total: Mutex<u64>) -> Mutex<u64> {
+        let pool = Pool::builder().workers(2).build().unwrap();
+        let inner = |total: Mutex<u64>| {
+            *total.blocking_lock().unwrap() += 1;
+            total
+        };
+        let calls: Vec<_> = (0..10).map(|_| pool.spawn(inner, &total)).collect();
+        let mut back = None;
+        for call in calls {
+            back = Some(call.await.unwrap());
+        }
+        let back = back.unwrap();
+        *back.lock().await.unwrap() += 100;
+        back
+    }
+    let back = soon(pool.spawn(outer, &total)).await.unwrap();
+    assert_eq!(back.get().await.unwrap(), 110);
+    drop(total);
+    assert_eq!(*back.lock().await.unwrap(), 110);
+    drop(back);
+    until("all references are gone", || pool.manager().objects() == 0).await;
+}
+
+#[tokio::test]
+async fn a_manager_of_a_worker_stays_in_it() {
+    let pool = pool(1);
+    let own = |n: u64| {
+        let manager = Manager::new().unwrap();
+        let total = manager.mutex(n).unwrap();
+        *total.blocking_lock().unwrap() += 1;
+        total.blocking_get().unwrap()
+    };
+    assert_eq!(soon(pool.spawn(own, 1)).await.unwrap(), 2);
+    let sends_it_home = || Manager::new().unwrap().mutex(1u64).unwrap();
+    let error = soon(pool.spawn(sends_it_home, ())).await.unwrap_err();
+    assert_eq!(error.kind(), procpool::TaskErrorKind::ResultEncode, "{error}");
+}
+
+#[tokio::test]
+async fn after_the_manager_is_closed_every_worker_says_so() {
+    let pool = pool(2);
+    let total = pool.manager().mutex(0u64).unwrap();
+    soon(pool.spawn(add, (total.clone(), 1))).await.unwrap();
+    async fn waits(total: Mutex<u64>, begun: Value<u32>) -> String {
+        begun.fetch_add(1).unwrap();
+        total.lock().await.unwrap_err().to_string()
+    }
+    let begun = pool.manager().value(0u32).unwrap();
+    let guard = total.lock().await.unwrap();
+    let waiting: Vec<_> = (0..4).map(|_| pool.spawn(waits, (total.clone(), begun.clone()))).collect();
+    until("they have begun", || begun.load().unwrap() == 4).await;
+    pool.manager().close();
+    for waiting in waiting {
+        assert!(soon(waiting).await.unwrap().contains("closed"));
+    }
+    drop(guard);
+    assert!(total.lock().await.unwrap_err().is_manager_closed());
+    let manager = Manager::new().unwrap();
+    let again = manager.mutex(0u64).unwrap();
+    soon(pool.spawn(add, (again.clone(), 2))).await.unwrap();
+    assert_eq!(again.get().await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn a_process_of_its_own_gets_handles_and_gives_them_back() {
+    let manager = Manager::new().unwrap();
+    let total = manager.mutex(0u64).unwrap();
+    let pass = |total: Mutex<u64>| {
+        *total.blocking_lock().unwrap() += 5;
+        total
+    };
+    let child = Process::spawn(pass, &total).unwrap();
+    let back = soon(child).await.unwrap();
+    drop(total);
+    assert_eq!(back.get().await.unwrap(), 5);
+    // One that is killed while it holds the lock.
+    let holds = |total: Mutex<u64>, begun: Value<u32>| -> () {
+        let mut guard = total.blocking_lock().unwrap();
+        *guard = 99;
+        begun.store(1).unwrap();
+        loop {
+            std::thread::park();
+        }
+    };
+    let begun = manager.value(0u32).unwrap();
+    let child = Process::spawn(holds, (back.clone(), begun.clone())).unwrap();
+    until("it holds", || begun.load().unwrap() == 1).await;
+    child.kill().unwrap();
+    let guard = soon(back.lock()).await.unwrap();
+    assert_eq!((*guard, guard.recovered()), (5, true));
+    drop(guard);
+    drop((back, begun, child));
+    until("all references are gone", || manager.objects() == 0).await;
+}

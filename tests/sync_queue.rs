@@ -1,0 +1,317 @@
+//! Queues across processes.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "common/processes.rs"]
+mod processes;
+
+use futures::{FutureExt, SinkExt, StreamExt};
+use nix::sys::signal::Signal;
+use processes::{signal, soon, until};
+use procpool::{Delivery, ErrorKind, Event, Pool, Queue, QueueReceiver, QueueSender, Value};
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+const SHORT: Duration = Duration::from_millis(100);
+
+fn pool(workers: usize) -> Pool {
+    Pool::builder().workers(workers).build().unwrap()
+}
+
+fn take_all(queue: Queue<u32>) -> Vec<u32> {
+    let mut got = Vec::new();
+    while let Some(item) = queue.blocking_recv().unwrap() {
+        got.push(item);
+    }
+    got
+}
+
+fn take_one(queue: Queue<u32>) -> Option<u32> {
+    queue.blocking_recv().unwrap()
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_or_waits_and_a_get_elsewhere_lets_one_in() {
+    let pool = pool(1);
+    let queue = pool.manager().queue(6).unwrap();
+    for n in 0..6 {
+        queue.try_send(n).unwrap();
+    }
+    let full = queue.try_send(6).unwrap_err();
+    assert!(full.error().is_full());
+    assert_eq!(full.into_inner(), 6, "it is given back");
+    let begun = Instant::now();
+    let late = soon(queue.send_timeout(6, SHORT)).await.unwrap_err();
+    assert!(late.error().is_timeout() && begun.elapsed() >= SHORT);
+    assert_eq!((queue.len().unwrap(), queue.capacity().unwrap()), (6, Some(6)));
+    // The same from another process.
+    let there = |queue: Queue<u32>| {
+        let full = queue.try_send(6).unwrap_err().error().is_full();
+        let late = queue.blocking_send_timeout(6, SHORT).unwrap_err().error().is_timeout();
+        full && late
+    };
+    assert!(soon(pool.spawn(there, &queue)).await.unwrap());
+    assert_eq!(queue.len().unwrap(), 6);
+    let waiting = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.send(6).await }
+    });
+    assert_eq!(soon(pool.spawn(take_one, &queue)).await.unwrap(), Some(0));
+    soon(waiting).await.unwrap().unwrap();
+    assert_eq!(soon(queue.recv_many(100)).await.unwrap(), [1, 2, 3, 4, 5, 6]);
+    let there = |queue: Queue<u32>| {
+        let empty = queue.try_recv().unwrap_err().is_empty();
+        let begun = Instant::now();
+        let late = queue.blocking_recv_timeout(SHORT).unwrap_err().is_timeout();
+        empty && late && begun.elapsed() >= SHORT
+    };
+    assert!(soon(pool.spawn(there, &queue)).await.unwrap());
+}
+
+#[tokio::test]
+async fn gets_that_are_cancelled_at_any_moment_lose_nothing() {
+    const ITEMS: u32 = 3_000;
+    let pool = pool(3);
+    let queue = pool.manager().queue(16).unwrap();
+    let send = |queue: Queue<u32>, items: u32| {
+        for n in 1..=items {
+            queue.blocking_send(n).unwrap();
+        }
+        queue.blocking_close().unwrap();
+    };
+    let readers: Vec<_> = (0..2).map(|_| pool.spawn(take_all, &queue)).collect();
+    let sender = pool.spawn(send, (queue.clone(), ITEMS));
+    let (mut got, mut cancelled) = (Vec::new(), 0);
+    let mut wait = 0;
+    loop {
+        wait = (wait * 7 + 13) % 300;
+        // The timer is in milliseconds: shorter waits are some turns of the runtime.
+        let patience = async {
+            for _ in 0..wait {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = patience => cancelled += 1,
+            item = queue.recv() => match item.unwrap() {
+                Some(item) => got.push(item),
+                None => break,
+            },
+        }
+    }
+    soon(sender).await.unwrap();
+    for reader in readers {
+        got.extend(soon(reader).await.unwrap());
+    }
+    got.sort_unstable();
+    assert_eq!(got, (1..=ITEMS).collect::<Vec<_>>());
+    assert!(cancelled >= 1_000, "{cancelled} were cancelled");
+    soon(pool.shutdown()).await;
+}
+
+#[tokio::test]
+async fn a_reader_that_is_killed_while_it_waits_takes_no_item_along() {
+    let pool = pool(2);
+    let queue = pool.manager().queue(6).unwrap();
+    let ready = pool.manager().value(0u32).unwrap();
+    let waits = |queue: Queue<u32>, ready: Value<u32>| {
+        ready.store(std::process::id()).unwrap();
+        queue.blocking_recv().unwrap()
+    };
+    let doomed = pool.spawn(waits, (queue.clone(), ready.clone()));
+    until("it waits", || ready.load().unwrap() != 0).await;
+    let other = pool.spawn(take_one, &queue);
+    signal(ready.load().unwrap(), Signal::SIGKILL);
+    assert!(soon(doomed).await.unwrap_err().is_worker_died());
+    queue.send(7).await.unwrap();
+    assert_eq!(soon(other).await.unwrap(), Some(7));
+}
+
+#[tokio::test]
+async fn what_a_producer_sent_before_it_exited_arrives_and_then_the_end() {
+    let pool = pool(2);
+    let (sender, receiver) = pool.manager().queue::<u32>(2_000).unwrap().split().unwrap();
+    let produce = |sender: QueueSender<u32>| -> () {
+        for n in 0..1_000 {
+            sender.blocking_send(n).unwrap();
+        }
+        std::process::exit(0)
+    };
+    let consume = |receiver: QueueReceiver<u32>| {
+        let mut got = Vec::new();
+        while let Some(item) = receiver.blocking_recv().unwrap() {
+            got.push(item);
+        }
+        got
+    };
+    let consumer = pool.spawn(consume, &receiver);
+    let producer = pool.spawn(produce, &sender);
+    drop(sender);
+    let died: Result<(), _> = soon(producer).await;
+    assert!(died.unwrap_err().is_worker_died());
+    assert_eq!(soon(consumer).await.unwrap(), (0..1_000).collect::<Vec<_>>());
+
+    let (sender, receiver) = pool.manager().queue::<String>(6).unwrap().split().unwrap();
+    let dies = |receiver: QueueReceiver<String>| -> () {
+        receiver.blocking_recv().unwrap();
+        std::process::abort()
+    };
+    let died = pool.spawn(dies, &receiver);
+    drop(receiver);
+    sender.send("first".into()).await.unwrap();
+    assert!(soon(died).await.unwrap_err().is_worker_died());
+    until("there is no consumer any more", || sender.is_closed().unwrap()).await;
+    let back = soon(sender.send("second".into())).await.unwrap_err();
+    assert!(back.error().is_closed());
+    assert_eq!(back.into_inner(), "second");
+}
+
+#[tokio::test]
+async fn an_item_that_cannot_be_encoded_is_refused_and_takes_no_room() {
+    #[derive(Debug)]
+    struct Item(Option<u32>);
+    impl Serialize for Item {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            self.0.ok_or_else(|| serde::ser::Error::custom("not this one"))?.serialize(serializer)
+        }
+    }
+    let pool = pool(1);
+    let queue = pool.manager().queue_named::<Item>("items", 1).unwrap();
+    for _ in 0..2 {
+        let refused = queue.send(Item(None)).await.unwrap_err();
+        assert_eq!(refused.error().kind(), ErrorKind::Encode);
+        assert!(refused.into_inner().0.is_none() && queue.is_empty().unwrap());
+    }
+    queue.send(Item(Some(7))).await.unwrap();
+    let numbers = pool.manager().queue_named::<u32>("items", 1).unwrap();
+    assert_eq!(soon(pool.spawn(take_one, numbers)).await.unwrap(), Some(7));
+}
+
+#[tokio::test]
+async fn join_waits_for_the_last_acknowledgement_and_one_too_many_is_an_error() {
+    let pool = pool(4);
+    let queue = pool.manager().queue::<u32>(20).unwrap();
+    soon(queue.join()).await.unwrap();
+    for n in 0..10 {
+        queue.send(n).await.unwrap();
+    }
+    let mut last = soon(queue.lease()).await.unwrap().unwrap();
+    let work = |queue: Queue<u32>| {
+        let mut done = 0;
+        while let Ok(Some(mut item)) = queue.try_lease() {
+            item.blocking_ack().unwrap();
+            assert!(item.blocking_ack().unwrap_err().is_not_held());
+            done += 1;
+        }
+        done
+    };
+    let workers: Vec<_> = (0..4).map(|_| pool.spawn(work, &queue)).collect();
+    let mut done = 0;
+    for worker in workers {
+        done += soon(worker).await.unwrap();
+    }
+    assert_eq!(done, 9);
+    assert!(queue.join().now_or_never().is_none());
+    last.ack().await.unwrap();
+    soon(queue.join()).await.unwrap();
+    assert!(last.ack().await.unwrap_err().is_not_held());
+    soon(queue.join()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_dead_process_had_leased_is_delivered_again_and_counted() {
+    let pool = pool(1);
+    let queue = pool.manager().queue::<String>(6).unwrap();
+    queue.send("deadly".into()).await.unwrap();
+    let dies = |queue: Queue<String>| -> u32 {
+        let item = queue.blocking_lease().unwrap().unwrap();
+        assert_eq!(&**item, "deadly");
+        std::process::abort()
+    };
+    for _ in 0..3 {
+        assert!(soon(pool.spawn(dies, &queue)).await.unwrap_err().is_worker_died());
+    }
+    let mut item: Delivery<String> = soon(queue.lease()).await.unwrap().unwrap();
+    assert_eq!(item.deliveries(), 4);
+    item.ack().await.unwrap();
+    assert!(queue.is_empty().unwrap());
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_stopped_loses_its_lease_in_time() {
+    let pool = pool(1);
+    let queue = pool.manager().queue::<u32>(6).unwrap();
+    let ready = pool.manager().value(0u32).unwrap();
+    let go_on = pool.manager().event().unwrap();
+    let slow = |queue: Queue<u32>, ready: Value<u32>, go_on: Event| {
+        let mut item = queue.blocking_lease_for(SHORT).unwrap().unwrap();
+        ready.store(std::process::id()).unwrap();
+        go_on.blocking_wait().unwrap();
+        item.blocking_ack().unwrap_err().is_not_held()
+    };
+    queue.send(1).await.unwrap();
+    let task = pool.spawn(slow, (queue.clone(), ready.clone(), go_on.clone()));
+    until("it has the item", || ready.load().unwrap() != 0).await;
+    signal(ready.load().unwrap(), Signal::SIGSTOP);
+    let mut mine = soon(queue.lease()).await.unwrap().unwrap();
+    assert_eq!((*mine, mine.deliveries()), (1, 2));
+    mine.ack().await.unwrap();
+    signal(ready.load().unwrap(), Signal::SIGCONT);
+    go_on.set().unwrap();
+    assert!(soon(task).await.unwrap());
+}
+
+#[tokio::test]
+async fn streams_and_sinks_carry_many_items_in_few_messages() {
+    const ITEMS: u64 = 100_000;
+    let pool = pool(2);
+    let (sender, receiver) = pool.manager().queue::<u64>(10_000).unwrap().split().unwrap();
+    async fn produce(sender: QueueSender<u64>, items: u64) {
+        let mut sink = sender.sink();
+        for n in 0..items {
+            sink.feed(n).await.unwrap();
+        }
+        sink.close().await.unwrap();
+    }
+    async fn consume(receiver: QueueReceiver<u64>) -> (u64, bool) {
+        let (mut sum, mut last, mut sorted) = (0, None, true);
+        let mut items = receiver.stream().prefetch(256);
+        while let Some(item) = items.next().await {
+            let item = item.unwrap();
+            sorted &= last < Some(item);
+            last = Some(item);
+            sum += item;
+        }
+        (sum, sorted)
+    }
+    let consumer = pool.spawn(consume, receiver);
+    let producer = pool.spawn(produce, (sender.clone(), ITEMS));
+    drop(sender);
+    soon(producer).await.unwrap();
+    assert_eq!(soon(consumer).await.unwrap(), (ITEMS * (ITEMS - 1) / 2, true));
+}
+
+#[tokio::test]
+async fn large_items_and_handles_travel_through_a_queue() {
+    let pool = pool(1);
+    let queue = pool.manager().queue::<(Vec<u8>, Queue<usize>)>(2).unwrap();
+    let serve = |queue: Queue<(Vec<u8>, Queue<usize>)>| {
+        while let Some((bytes, answers)) = queue.blocking_recv().unwrap() {
+            answers.blocking_send(bytes.iter().map(|byte| usize::from(*byte)).sum()).unwrap();
+        }
+    };
+    let server = pool.spawn(serve, &queue);
+    for size in [10, 1_000_000, 16_000_000] {
+        let answers = pool.manager().queue(1).unwrap();
+        queue.send((vec![1; size], answers.clone())).await.unwrap();
+        assert_eq!(soon(answers.recv()).await.unwrap(), Some(size));
+    }
+    let answers = pool.manager().queue(1).unwrap();
+    let refused = queue.send((vec![1; 17 << 20], answers)).await.unwrap_err();
+    assert_eq!((refused.error().kind(), refused.error().size_limit()), (ErrorKind::TooLarge, Some(16 << 20)));
+    queue.close().await.unwrap();
+    soon(server).await.unwrap();
+    drop((queue, refused));
+    until("nothing is left", || pool.manager().objects() == 0).await;
+}
