@@ -5,6 +5,7 @@
 )]
 
 mod error;
+mod limits;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod manager;
 mod pool;
@@ -22,7 +23,11 @@ mod wire;
 mod worker;
 
 pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
-pub use pool::{AbortHandle, Builder, Call, JoinHandle, Named, Pool, Results, TryResults};
+pub use limits::Limits;
+pub use pool::{
+    AbortHandle, Builder, Call, CutOff, Ending, Events, JoinHandle, Named, Output, OutputLine, Pool, Results, Stats, TryResults, WorkerEnd,
+    WorkerEvent,
+};
 pub use single::{ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder, Stdio, parent};
 pub use sync::Manager;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]

@@ -100,3 +100,26 @@ fn ffi_crash() {
     assert_eq!(good_checked, "a good picture, checked, by a new worker: 10");
     assert_eq!(mapped, "the library in this process: false");
 }
+
+#[test]
+fn manager() {
+    let stdout = run("manager");
+    let lines: Vec<_> = stdout.lines().collect();
+    let [dict, list, queue, maths, last] = lines[..] else { panic!("not five lines: {stdout}") };
+    assert_eq!(dict, r#"[("one", Some(1)), ("two", Some(2)), ("a quarter", None)]"#);
+    assert_eq!(list, "[9, 8, 7, 6, 5, 4, 3, 2, 1, 0]");
+    assert_eq!(queue, r#"[Number(42), Nothing, Text("hello")]"#);
+    assert_eq!(maths, "4 + 3 = 7, 7 * 8 = 56, and this is call 3");
+    assert!(last.starts_with("right: true; objects: "), "{last}");
+}
+
+#[test]
+fn pipeline() {
+    let stdout = run("pipeline");
+    let lines: Vec<_> = stdout.lines().collect();
+    let [killed, deliveries, last] = lines[..] else { panic!("not three lines: {stdout}") };
+    assert_eq!(killed, "15 consumers were killed");
+    let deliveries: u64 = deliveries.split(' ').next().and_then(|count| count.parse().ok()).expect("a number");
+    assert!(deliveries >= 2_000, "{deliveries} deliveries");
+    assert_eq!(last, "2000 jobs, 2000 results, all right, none lost: true");
+}

@@ -11,7 +11,7 @@ mod facts;
 
 use facts::{FUSE, Proc, gone, until, within};
 use futures::StreamExt;
-use procpool::{Builder, ErrorKind, Mutex, Named, Pool, TaskErrorKind};
+use procpool::{Builder, ErrorKind, Limits, Mutex, Named, Pool, TaskErrorKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -366,7 +366,11 @@ fn prepare() -> Result<(), String> {
 }
 
 #[test]
-fn another_program_has_no_init_of_this_one() {
+fn another_program_has_no_init_of_this_one_and_does_not_limit_itself() {
+    let limits = Limits::new().memory(1 << 30);
+    let error = Pool::builder().program("true", [""; 0]).limits(limits).build().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidOption);
+    assert!(error.to_string().contains("limits"), "{error}");
     let error = Pool::builder().program("true", [""; 0]).init(prepare, ()).build().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidOption);
     assert!(error.to_string().contains("init"), "{error}");

@@ -112,7 +112,7 @@ pub(crate) enum Why {
     InitTimeout { pid: u32, limit: Duration },
     InitError { pid: u32, message: String },
     InitPanicked { pid: u32, message: String, location: Option<String> },
-    InitDied { pid: u32, status: Option<ExitStatus> },
+    InitDied { pid: u32, status: Option<ExitStatus>, stderr: Option<Arc<str>> },
     PoolClosed,
     ManagerClosed,
     TimedOut,
@@ -300,10 +300,12 @@ impl Error {
     }
 
     /// The last of what the process wrote to its standard error before it failed to start (at most
-    /// 4 KiB); empty if it wrote nothing.
+    /// 4 KiB); empty if it wrote nothing. From when it has said hello, which is before `init`, only if standard error is captured
+    /// ([`Output::lines`](crate::Output::lines)).
     pub fn stderr_tail(&self) -> Option<&str> {
         match &*self.why {
             Why::DiedAtStart { stderr, .. } | Why::NotAWorker { stderr, .. } | Why::HelloTimeout { stderr, .. } => Some(stderr),
+            Why::InitDied { stderr, .. } => stderr.as_deref(),
             _ => None,
         }
     }
@@ -352,7 +354,7 @@ impl fmt::Display for Error {
             Why::InitError { pid, message } => write!(f, "init failed in worker process {pid}: {message}"),
             Why::InitPanicked { pid, message, location: Some(at) } => write!(f, "init panicked in worker process {pid} at {at}: {message}"),
             Why::InitPanicked { pid, message, location: None } => write!(f, "init panicked in worker process {pid}: {message}"),
-            Why::InitDied { pid, status } => write!(f, "worker process {pid} ended in init ({})", Ending(*status)),
+            Why::InitDied { pid, status, .. } => write!(f, "worker process {pid} ended in init ({})", Ending(*status)),
             Why::PoolClosed => f.write_str("the pool is closed"),
             Why::ManagerClosed => f.write_str("the manager of the shared object is closed"),
             Why::TimedOut => f.write_str("the time was up before the shared object was to be had"),

@@ -21,9 +21,17 @@ pub struct TaskError {
 struct Inner {
     what: What,
     function: &'static str,
+    /// The process noted that it aborted for want of memory.
+    out_of_memory: bool,
+    /// The last of what it printed to its standard error.
+    stderr: Option<Arc<str>>,
     /// How its earlier tries failed.
     earlier: Vec<TaskError>,
 }
+
+/// `SIGABRT` and `SIGXCPU` on Linux, on all processors that there are workers for (signal(7)).
+const SIGABRT: i32 = 6;
+const SIGXCPU: i32 = 24;
 
 /// The kinds of [`TaskError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -119,7 +127,15 @@ pub(crate) enum What {
 
 impl TaskError {
     pub(crate) fn new(what: What, function: &'static str) -> Self {
-        Self { inner: Arc::new(Inner { what, function, earlier: Vec::new() }), item: None }
+        Self { inner: Arc::new(Inner { what, function, out_of_memory: false, stderr: None, earlier: Vec::new() }), item: None }
+    }
+
+    /// What the process left behind as it ended: whether it noted an abort for want of memory, and the last that it printed.
+    pub(crate) fn last_words(mut self, out_of_memory: bool, stderr: Option<Arc<str>>) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            (inner.out_of_memory, inner.stderr) = (out_of_memory, stderr);
+        }
+        self
     }
 
     /// What came before it, in order.
@@ -230,6 +246,36 @@ impl TaskError {
         matches!(self.inner.what, What::WorkerDied { stack_overflow: true, .. })
     }
 
+    /// The worker ran out of memory (a [`WorkerDied`](TaskErrorKind::WorkerDied) told apart from other aborts): it ended by
+    /// SIGABRT, and the last thing that had failed in the thread that aborted was a request for memory (`ENOMEM`). That is how a
+    /// Rust program ends when an allocation fails, and a C++ program when nobody catches `std::bad_alloc`; an allocation fails under
+    /// [`Limits::memory`](crate::Limits::memory), or when more is asked for than the machine could ever have.
+    ///
+    /// With `RUST_BACKTRACE` set, recent versions of std print a backtrace before they abort, which hides that error. Then it is told
+    /// only if standard error is captured ([`Output::lines`](crate::Output::lines)), by std's own message in
+    /// [`stderr_tail`](Self::stderr_tail).
+    ///
+    /// A worker that the kernel kills because the machine or the cgroup has no memory left is not told so: it ended by
+    /// SIGKILL, and who sent that the kernel does not say.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.died_by(SIGABRT) && (self.inner.out_of_memory || self.inner.stderr.as_deref().is_some_and(tells_want_of_memory))
+    }
+
+    /// The worker ended by SIGXCPU: a limit on processor time has run out ([`Limits::task_cpu_time`](crate::Limits::task_cpu_time),
+    /// [`Limits::cpu_time`](crate::Limits::cpu_time), or one that the application was started with).
+    pub fn is_cpu_limit(&self) -> bool {
+        self.died_by(SIGXCPU)
+    }
+
+    fn died_by(&self, signal: i32) -> bool {
+        #[cfg(unix)]
+        if let What::WorkerDied { status: Some(status), .. } = &self.inner.what {
+            return std::os::unix::process::ExitStatusExt::signal(status) == Some(signal);
+        }
+        let _ = signal;
+        false
+    }
+
     /// The message of the panic, if the task panicked. A payload that is no string gives the
     /// fixed text `Box<dyn Any>`, as in std.
     pub fn panic_message(&self) -> Option<&str> {
@@ -282,6 +328,18 @@ impl TaskError {
         }
     }
 
+    /// The last of what the worker printed to its standard error before it ended, at most 16 KiB; empty if it printed nothing. Only
+    /// if that is captured ([`Output::lines`](crate::Output::lines)) and the task's worker ended; or if it failed to start, see
+    /// [`Error::stderr_tail`].
+    ///
+    /// It is what the *process* printed, in earlier tasks perhaps. It is not part of the error's text.
+    pub fn stderr_tail(&self) -> Option<&str> {
+        match &self.inner.what {
+            What::StartFailed(cause) => cause.stderr_tail(),
+            _ => self.inner.stderr.as_deref(),
+        }
+    }
+
     /// The limit that was passed, in bytes, if something was too large.
     pub fn size_limit(&self) -> Option<usize> {
         match self.inner.what {
@@ -316,6 +374,14 @@ impl TaskError {
     }
 }
 
+/// Whether std's message of [`std::alloc::handle_alloc_error`] is among these lines.
+fn tells_want_of_memory(text: &str) -> bool {
+    text.lines().any(|line| {
+        let bytes = line.strip_prefix("memory allocation of ").and_then(|rest| rest.strip_suffix(" bytes failed"));
+        bytes.is_some_and(|bytes| bytes.parse::<u64>().is_ok())
+    })
+}
+
 impl fmt::Display for TaskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let function = self.inner.function;
@@ -323,7 +389,12 @@ impl fmt::Display for TaskError {
             What::Panicked { message, location: Some(location), .. } => write!(f, "task {function} panicked at {location}: {message}"),
             What::Panicked { message, .. } => write!(f, "task {function} panicked: {message}"),
             What::WorkerDied { pid, status, stack_overflow } => {
-                let how = if *stack_overflow { "its stack overflowed, " } else { "" };
+                let how = match () {
+                    () if *stack_overflow => "its stack overflowed, ",
+                    () if self.is_out_of_memory() => "out of memory, ",
+                    () if self.is_cpu_limit() => "its processor time ran out, ",
+                    () => "",
+                };
                 write!(f, "worker process {pid} died while it ran task {function} ({how}{})", Ending(*status))
             }
             What::Cancelled => write!(f, "task {function} was cancelled"),

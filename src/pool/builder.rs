@@ -4,8 +4,10 @@ use super::Pool;
 use super::core::Rules;
 use super::engine::Engine;
 use super::options::Options;
+use super::output::Output;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
+use crate::limits::Limits;
 use crate::sync::Manager;
 use crate::task::{ArgsFor, Init, ZeroSized, encode_args, index_of_init};
 use crate::wire::claim::SLOTS_MAX;
@@ -22,6 +24,9 @@ use std::time::Duration;
 const HELLO_LIMIT: Duration = Duration::from_secs(30);
 /// So many bytes of a process's name the kernel keeps (prctl(2), `PR_SET_NAME`).
 const NAME_MAX: usize = 15;
+/// What browsers take for the processes of their pages: enough to go before an application that uses a quarter of the memory
+/// more.
+const OOM_SCORE: u16 = 300;
 /// Async tasks side by side in one worker, unless said otherwise.
 const CONCURRENCY: usize = 128;
 
@@ -41,13 +46,16 @@ pub struct Builder {
     concurrency: usize,
     name: Option<String>,
     surroundings: Surroundings,
+    limits: Limits,
+    stdout: Output,
+    stderr: Output,
     queue_limit: Option<usize>,
     frame_limit: usize,
     start_timeout: Option<Duration>,
     timeout: Option<Duration>,
     init: Option<Result<Packet, String>>,
-    program: Option<(OsString, Vec<OsString>)>,
     manager: Option<Manager>,
+    program: Option<(OsString, Vec<OsString>)>,
     #[cfg(test)]
     pub(super) launcher: Option<super::launch::Launcher>,
 }
@@ -59,13 +67,16 @@ impl Default for Builder {
             concurrency: CONCURRENCY,
             name: None,
             surroundings: Surroundings { env: Vec::new(), env_clear: false, current_dir: None, group: true },
+            limits: Limits::new(),
+            stdout: Output::inherit(),
+            stderr: Output::inherit(),
             queue_limit: None,
             frame_limit: frame::BODY_MAX_DEFAULT,
             start_timeout: None,
             timeout: None,
             init: None,
-            program: None,
             manager: None,
+            program: None,
             #[cfg(test)]
             launcher: None,
         }
@@ -129,6 +140,34 @@ impl Builder {
     /// a worker has started outlive it.
     pub fn process_group(mut self, own: bool) -> Self {
         self.surroundings.group = own;
+        self
+    }
+
+    /// Where what the workers print to their standard output goes. Default: to the application's. (Answers do not travel by it:
+    /// whatever a task writes there disturbs nothing.)
+    pub fn stdout(mut self, output: impl Into<Output>) -> Self {
+        self.stdout = output.into();
+        self
+    }
+
+    /// Where what the workers print to their standard error goes, messages of panics among it. Default: to the
+    /// application's. If it is captured ([`Output::lines`]), the last of it is part of what a task is told whose worker died
+    /// ([`TaskError::stderr_tail`](crate::TaskError::stderr_tail)).
+    ///
+    /// What a worker prints before it has said hello (constructors of libraries may) comes there when it has; if it never
+    /// does, it is part of the error of the failed start.
+    pub fn stderr(mut self, output: impl Into<Output>) -> Self {
+        self.stderr = output.into();
+        self
+    }
+
+    /// What each worker may use of the machine. Default: what the application may; only that the kernel, when memory has run
+    /// out, kills a worker rather than the application ([`Limits::oom_score`]).
+    ///
+    /// Each worker sets its limits itself, before `init` and its first task. One that cannot (the system refuses it, in a sandbox)
+    /// ends, and its start has failed.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
         self
     }
 
@@ -207,8 +246,10 @@ impl Builder {
     /// tasks by name, which [`Pool::call_named`] calls.
     ///
     /// A program without a slash in its name is looked for in `PATH`, as [`std::process::Command::new`] does it. It is
-    /// given one task at a time. It has no [`init`](Self::init), which [`build`](Self::build) refuses: what it prepares
-    /// before it says that it is ready is its own affair. The other options hold for it as for any worker.
+    /// given one task at a time. It has no [`init`](Self::init): what it prepares before it says that it is ready is its own
+    /// affair. Nor does it take [`limits`](Self::limits), which each worker sets for itself: a program that is to be
+    /// limited is started by one that does it (`prlimit`, `systemd-run`). [`build`](Self::build) refuses both. The other
+    /// options hold for it as for any worker.
     ///
     /// ```no_run
     /// use procpool::{Named, Pool};
@@ -242,7 +283,7 @@ impl Builder {
     ///
     /// [`ErrorKind`](crate::ErrorKind) `InvalidOption`, and what would keep workers from starting as far
     /// as it can be known: `Unsupported`, `Secure`, `NotInProgram`, `InsideWorker`, `TooDeep`,
-    /// `Forked`; `Spawn` if descriptors or threads cannot be had, or `/proc` is not mounted.
+    /// `Forked`; `Spawn` if descriptors, pidfds or threads cannot be had, or `/proc` is not mounted.
     ///
     /// # Panics
     ///
@@ -271,6 +312,14 @@ impl Builder {
         if self.start_timeout == Some(Duration::ZERO) {
             return Err(invalid("start_timeout", "no worker starts in no time"));
         }
+        self.limits.check()?;
+        if self.program.is_some() && self.limits != Limits::new() {
+            return Err(invalid("limits", "each worker limits itself, which another program cannot be relied on to do"));
+        }
+        let mut limits = self.limits;
+        if self.program.is_none() {
+            limits.asked.oom_score.get_or_insert(OOM_SCORE);
+        }
         let init = match self.init {
             Some(Ok(packet)) if packet.len() > self.frame_limit => {
                 return Err(invalid("init", "its arguments are larger than frame_limit"));
@@ -288,6 +337,9 @@ impl Builder {
             rules: Rules { workers, concurrency: self.concurrency, hello_limit: HELLO_LIMIT, start_limit: self.start_timeout },
             surroundings: self.surroundings,
             name,
+            limits: limits.into_message(),
+            stdout: self.stdout,
+            stderr: self.stderr,
             frame_limit: self.frame_limit,
             queue_limit: self.queue_limit,
             options: self.timeout.map(|timeout| Arc::new(Options { timeout: Some(timeout), ..Options::default() })),

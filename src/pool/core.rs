@@ -42,10 +42,13 @@
 //! 13. An isolated task, like a suspect one, is sent to an idle worker and nothing beside it; to stop it is always a kill.
 //!     What dies only because its worker was killed for another task's sake runs again if it is idempotent, uncounted.
 //! 14. A worker without such memory (of another program) has one sync task in hand at a time, which counts as begun.
+//!
+//! How a pool ends is in `core_ending.rs`, who is on its staff in `core_staff.rs`.
 
 use super::loss::Loss;
 use super::options::{Options, Retry};
 use super::slots::{Key, Slots};
+use super::stats::WorkerEnd;
 use crate::error::Error;
 use crate::wire::claim::{Claim, Claims, Progress};
 use std::collections::{BTreeSet, VecDeque};
@@ -148,6 +151,8 @@ pub(crate) enum Limit {
 pub(crate) enum Stop {
     Abort,
     TimedOut(Limit),
+    /// The pool ends.
+    Close,
 }
 
 impl Stop {
@@ -155,6 +160,7 @@ impl Stop {
         match self {
             Self::Abort => Fate::Cancelled,
             Self::TimedOut(limit) => Fate::TimedOut(limit),
+            Self::Close => Fate::Closed,
         }
     }
 }
@@ -329,6 +335,8 @@ struct Worker<M> {
     /// Its entry in `roomy`, and its part of `behind`.
     listed: Option<(Mode, usize)>,
     counted_behind: usize,
+    /// Why it goes, if that is known.
+    why: Option<WorkerEnd>,
 }
 
 impl<M: Memory> Worker<M> {
@@ -475,6 +483,7 @@ pub(crate) struct Core<T, M> {
     deadline_moved: bool,
     starting: usize,
     failure: Option<Failure>,
+    ending: ending::Ending,
 }
 
 impl<T, M: Memory> Core<T, M> {
@@ -495,6 +504,7 @@ impl<T, M: Memory> Core<T, M> {
             deadline_moved: false,
             starting: 0,
             failure: None,
+            ending: ending::Ending::default(),
         }
     }
 
@@ -569,7 +579,12 @@ impl<T, M: Memory> Core<T, M> {
                 self.try_again(key, wait, now);
                 Some(Replied::Again(key, stop))
             }
-            None => self.forget(key).map(|task| Replied::Ended(task.cargo, stop)),
+            None => {
+                if (answer, stop) == (Answer::Dropped, Some(Stop::Close)) {
+                    self.ending.cut_off.begun.push(id);
+                }
+                self.forget(key).map(|task| Replied::Ended(task.cargo, stop))
+            }
         }
     }
 
@@ -721,6 +736,9 @@ impl<T, M: Memory> Core<T, M> {
                 }
                 None => {
                     if let Some(task) = self.forget(flight.task) {
+                        if matches!(fate, Fate::Closed) {
+                            self.ending.cut_off.begun.push(task.id);
+                        }
                         actions.push(Action::Settle(task.cargo, fate));
                     }
                 }
@@ -770,7 +788,7 @@ impl<T, M: Memory> Core<T, M> {
         let retry = self.failure.as_ref().and_then(|failure| failure.retry);
         let somebody_idle = !self.idle.is_empty();
         let tasks = [&self.delayed, &self.deadlines].into_iter().filter_map(|times| times.first()).map(|(at, _)| *at);
-        self.workers.iter().filter_map(|(_, worker)| worker.deadline(somebody_idle)).chain(retry).chain(tasks).min()
+        self.workers.iter().filter_map(|(_, worker)| worker.deadline(somebody_idle)).chain(retry).chain(tasks).chain(self.cut_at()).min()
     }
 
     /// Whether [`Core::next_deadline`] has changed without an action that would tell.
@@ -810,6 +828,9 @@ impl<T, M: Memory> Core<T, M> {
             } else {
                 if let Some(worker) = self.workers.get_mut(key) {
                     worker.killed_for = worker.asked.front().filter(|(by, _)| *by <= now).map(|(_, task)| *task);
+                    if worker.killed_for.is_some() {
+                        worker.why.get_or_insert(WorkerEnd::TaskStopped);
+                    }
                 }
                 self.condemn(key, actions);
             }
@@ -817,6 +838,7 @@ impl<T, M: Memory> Core<T, M> {
         if let Some(failure) = &mut self.failure {
             failure.retry = failure.retry.filter(|retry| now < *retry);
         }
+        self.end_in_time(now, actions);
         self.go_on(now, actions);
     }
 
@@ -870,6 +892,7 @@ impl<T, M: Memory> Core<T, M> {
         }
         self.phase = Phase::Killed;
         for key in self.workers.keys() {
+            self.blame(key, WorkerEnd::Closed);
             self.condemn(key, actions);
             if let Some(worker) = self.workers.get_mut(key) {
                 worker.in_flight.clear();
@@ -879,6 +902,9 @@ impl<T, M: Memory> Core<T, M> {
         self.queued = 0;
         for key in self.tasks.keys() {
             if let Some(task) = self.forget(key) {
+                let cut_off = &mut self.ending.cut_off;
+                let list = if task.worker.is_none() { &mut cut_off.unbegun } else { &mut cut_off.begun };
+                list.push(task.id);
                 actions.push(Action::Settle(task.cargo, Fate::Closed));
             }
         }
@@ -1086,8 +1112,9 @@ impl<T, M: Memory> Core<T, M> {
         let Some(task) = self.tasks.get_mut(key) else { return };
         let Some(worker_key) = task.worker else { return self.forget_queued(key, stop.fate(), actions) };
         let stopping_before = task.stopping.is_some();
-        if !stopping_before || stop == Stop::Abort {
-            task.stopping = Some(stop); // what the caller wants counts more than a limit
+        // What the caller wants counts more than the end, and that more than a limit.
+        if !stopping_before || stop == Stop::Abort || (stop == Stop::Close && task.stopping != Some(Stop::Abort)) {
+            task.stopping = Some(stop);
         }
         let grace = task.grace();
         let Some(worker) = self.workers.get_mut(worker_key) else { return };
@@ -1123,6 +1150,7 @@ impl<T, M: Memory> Core<T, M> {
             self.deadline_moved = true;
         } else {
             worker.killed_for = Some(key);
+            self.blame(worker_key, WorkerEnd::TaskStopped);
             self.condemn(worker_key, actions);
         }
     }
@@ -1173,6 +1201,7 @@ impl<T, M: Memory> Core<T, M> {
             fruitless: None,
             listed: None,
             counted_behind: 0,
+            why: None,
         });
         self.starting += 1;
         actions.push(Action::Start(key));
@@ -1188,6 +1217,7 @@ impl<T, M: Memory> Core<T, M> {
                 if let Some(worker) = self.workers.get_mut(key) {
                     worker.state = State::Retiring;
                     worker.end_by = Some(now + RETIRE_GRACE);
+                    worker.why.get_or_insert(WorkerEnd::Closed);
                     actions.push(Action::Retire(key));
                 }
             }
@@ -1197,6 +1227,7 @@ impl<T, M: Memory> Core<T, M> {
                 // It was started for a task that is gone; it may hang in `init` for ever. (As long as
                 // a task is in flight it may come back to the queue, and want this worker.)
                 if self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. })) {
+                    self.blame(key, WorkerEnd::Closed);
                     self.condemn(key, actions);
                 }
             }
@@ -1207,6 +1238,12 @@ impl<T, M: Memory> Core<T, M> {
         }
     }
 }
+
+#[path = "core_ending.rs"]
+mod ending;
+
+#[path = "core_staff.rs"]
+mod staff;
 
 #[cfg(test)]
 #[path = "core_sim.rs"]

@@ -10,6 +10,7 @@
 //! `PROCPOOL_SEED` runs one seed, `PROCPOOL_ROUNDS` so many; the ignored test is the long run.
 
 use super::*;
+use crate::pool::ending::CutOff;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -114,6 +115,9 @@ struct Plan {
     /// How it ends.
     kill: bool,
     end_early: bool,
+    /// A drain is cut short after that.
+    limit: Option<Duration>,
+    abort_unbegun: u64,
     /// Looks over everything after one event in so many.
     thorough: u64,
 }
@@ -152,7 +156,9 @@ impl Plan {
             abort_where: often(rng, 100),
             start_all: rng.chance(20),
             kill: rng.chance(30),
-            end_early: rng.chance(30),
+            end_early: rng.chance(40),
+            limit: [None, Some(Duration::ZERO), Some(rng.micros(3_000)), Some(rng.micros(300_000))][rng.below(4) as usize],
+            abort_unbegun: often(rng, 200),
             thorough: 1,
         }
     }
@@ -210,9 +216,15 @@ enum Flaw {
     EndTwice,
     /// The end is not told.
     Endless,
+    /// A drain is not cut short.
+    NoLimit,
+    /// What the end has stopped counts as aborted by its caller.
+    Misnamed,
+    /// A task that was cut off is not written down.
+    Unwritten,
 }
 
-const FLAWS: [Flaw; 24] = [
+const FLAWS: [Flaw; 27] = [
     Flaw::Order,
     Flaw::Forget,
     Flaw::Window,
@@ -237,6 +249,9 @@ const FLAWS: [Flaw; 24] = [
     Flaw::Starting,
     Flaw::EndTwice,
     Flaw::Endless,
+    Flaw::NoLimit,
+    Flaw::Misnamed,
+    Flaw::Unwritten,
 ];
 
 // ---- the model's books
@@ -260,6 +275,8 @@ struct Job {
     large: bool,
     place: Place,
     aborted: bool,
+    /// The end of the pool has stopped it.
+    cut: bool,
     /// A process has begun it.
     begun: bool,
     /// It has ended there, and its reply is committed.
@@ -318,6 +335,7 @@ enum Event {
     Submit,
     Abort(u64),
     AbortWhere(u64),
+    AbortUnbegun,
     StartAll,
     Drain,
     Kill,
@@ -363,6 +381,10 @@ struct World {
     draining: bool,
     killed: bool,
     ended: bool,
+    /// When a drain is to be cut short, and whether it was; what the end has cut off.
+    cut_at: Option<Instant>,
+    cut: bool,
+    cut_off: CutOff,
     expected: Expected,
     /// The core has been told to doom this one.
     told: Option<WorkerKey>,
@@ -419,6 +441,9 @@ impl World {
             draining: false,
             killed: false,
             ended: false,
+            cut_at: None,
+            cut: false,
+            cut_off: CutOff::default(),
             expected: Expected::default(),
             told: None,
             shuffled: false,
@@ -460,6 +485,11 @@ impl World {
         ensure!(self.open == 0, "{} tasks wait for ever in a pool that was closed", self.open);
         ensure!(self.hands.is_empty(), "{} workers are left", self.hands.len());
         ensure!(self.ended, "the end was not told");
+        let (mut told, mut true_one) = (self.core.cut_off().clone(), std::mem::take(&mut self.cut_off));
+        for list in [&mut told.unbegun, &mut told.begun, &mut true_one.unbegun, &mut true_one.begun] {
+            list.sort_unstable();
+        }
+        ensure!(told == true_one, "cut off were {true_one:?}, told is {told:?}");
         Ok(())
     }
 
@@ -470,6 +500,7 @@ impl World {
                 (None, None) => return Ok(()),
                 (next, Some(deadline)) if next.is_none_or(|at| deadline <= at) => {
                     self.now = self.now.max(deadline);
+                    self.cut_in_time();
                     self.core.tick(self.now, &mut self.actions);
                     self.settle_up(true)?;
                     ensure!(self.deadline.is_none_or(|next| next > self.now), "the same deadline again, after its tick");
@@ -478,6 +509,8 @@ impl World {
                 (_, _) => {
                     let Some(Reverse((at, _, event))) = self.events.pop() else { return Ok(()) };
                     self.now = at;
+                    let late = self.cut_at.is_some_and(|limit| limit < at) && !self.cut && !self.ended && !self.killed;
+                    ensure!(!late, "the drain was not cut short");
                     self.event(event)?;
                 }
             }
@@ -494,12 +527,23 @@ impl World {
             Event::AbortWhere(rest) => {
                 for (id, job) in self.jobs.iter_mut().enumerate() {
                     job.aborted |= job.place != Place::Settled && id as u64 % 4 == rest;
+                    job.cut &= id as u64 % 4 != rest;
                 }
                 let asked: Vec<_> =
                     self.jobs.iter().enumerate().filter(|(id, _)| *id as u64 % 4 == rest).map(|(id, _)| id as u64).collect();
                 asked.into_iter().for_each(|id| self.ask(id));
                 self.core.abort_where(|id| (id - BASE_ID) % 4 == rest, self.now, &mut self.actions);
                 return self.settle_up(false);
+            }
+            Event::AbortUnbegun => {
+                let unbegun = self.jobs.iter_mut().filter(|job| job.place != Place::Settled && !job.begun);
+                let count = unbegun.map(|job| job.aborted = true).count();
+                let told = self.core.abort_unbegun(self.now, &mut self.actions);
+                self.settle_up(false)?;
+                ensure!(told == count, "{told} are said to be aborted, {count} had not begun");
+                let left = self.jobs.iter().find(|job| job.place != Place::Settled && !job.begun);
+                ensure!(left.is_none(), "{left:?} was left");
+                return Ok(());
             }
             Event::StartAll => {
                 self.expected.start_all = true;
@@ -510,7 +554,14 @@ impl World {
             }
             Event::Drain => {
                 self.draining = true;
-                self.core.drain(self.now, &mut self.actions);
+                match self.plan.limit {
+                    None => self.core.drain(self.now, &mut self.actions),
+                    Some(limit) => {
+                        self.cut_at = Some(self.now + limit);
+                        self.cut_in_time();
+                        self.core.drain_by(self.now + limit, self.now, &mut self.actions);
+                    }
+                }
                 self.settle_up(false)?;
                 if self.plan.kill {
                     let delay = self.rng.micros(50_000);
@@ -575,6 +626,7 @@ impl World {
                 large,
                 place: Place::Queued(turn),
                 aborted: false,
+                cut: false,
                 begun: false,
                 done: false,
                 service,
@@ -623,6 +675,9 @@ impl World {
             if self.rng.rarely(500) {
                 self.after(soon, Event::StartAll);
             }
+            if self.rng.rarely(self.plan.abort_unbegun) {
+                self.after(soon, Event::AbortUnbegun);
+            }
         }
         let pause = self.rng.micros(self.plan.pace.as_micros() as u64 * burst);
         self.after(pause, Event::Submit);
@@ -633,6 +688,7 @@ impl World {
         let job = &mut self.jobs[id as usize];
         if let Some(key) = job.key {
             job.aborted |= job.place != Place::Settled;
+            job.cut = false; // what the caller wants counts more
             self.ask(id);
             self.core.abort(key, self.now, &mut self.actions);
         }
@@ -649,6 +705,21 @@ impl World {
             && hand.asked.iter().all(|(_, other)| *other != id)
         {
             hand.asked.push((self.now + ABORT_GRACE, id));
+        }
+    }
+
+    /// The limit of a drain has passed, perhaps: whatever runs is stopped.
+    fn cut_in_time(&mut self) {
+        if self.cut || self.killed || self.ended || self.cut_at.is_none_or(|limit| limit > self.now) {
+            return;
+        }
+        self.cut = true;
+        for id in 0..self.jobs.len() as u64 {
+            let job = &mut self.jobs[id as usize];
+            if job.place != Place::Settled && job.begun {
+                (job.aborted, job.cut) = (true, job.cut || !job.aborted);
+                self.ask(id);
+            }
         }
     }
 
@@ -874,7 +945,7 @@ impl World {
             }
         }
         hand.in_flight.clear();
-        let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None });
+        let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
         self.core.exited(key, &loss, self.now, &mut self.actions);
         self.settle_up(true)?;
         ensure!(self.expected.settles.is_empty(), "tasks of a dead worker were not settled: {:?}", self.expected.settles);
@@ -1131,7 +1202,7 @@ impl World {
         let excused = hand.in_flight.len() == unbegun && (unbegun <= 1 || self.jobs[hand.in_flight[0] as usize].mode == Mode::Async);
         ensure!(unbegun == 0 || excused || self.killed, "{unbegun} tasks that had not begun are killed with {key:?}: {hand:?}");
         let overdue = hand.asked.iter().any(|(by, _)| *by <= now) || matches!(hand.life, Life::Leaving { by } if by <= now);
-        let unwanted = self.draining && self.open == 0 && matches!(hand.life, Life::Starting { .. });
+        let unwanted = self.draining && (self.open == 0 || self.cut) && matches!(hand.life, Life::Starting { .. });
         let told = self.told == Some(key);
         ensure!(hand.life != Life::Doomed, "{key:?} is killed twice");
         ensure!(self.killed || stopped || overdue || unwanted || told, "{hand:?} is killed for nothing");
@@ -1158,9 +1229,9 @@ impl World {
             _ => false,
         };
         let truth = match fate {
-            Fate::Cancelled => job.aborted && (queued || lost == Some(false)),
+            Fate::Cancelled => job.aborted && !job.cut && (queued || lost == Some(false)),
             Fate::TimedOut(_) => false,
-            Fate::Closed => self.killed,
+            Fate::Closed => self.killed || (self.cut && (queued || (job.cut && lost == Some(false)))),
             Fate::StartFailed(_) => queued && self.expected.start_failed && self.hands.values().all(|hand| hand.life != Life::Ready),
             Fate::Lost(_) => lost == Some(true),
         };
@@ -1168,6 +1239,11 @@ impl World {
         ensure!(!queued || !job.begun, "{id} had begun and was queued");
         job.place = Place::Settled;
         self.open -= 1;
+        if matches!(fate, Fate::Closed) {
+            let list = if queued { &mut self.cut_off.unbegun } else { &mut self.cut_off.begun };
+            list.push(BASE_ID + id);
+            self.see(if queued { "cut off in the queue" } else { "cut off at work" });
+        }
         Ok(())
     }
 
@@ -1276,6 +1352,15 @@ impl World {
                     }
                 }
             }
+            Some(Flaw::NoLimit) => core.ending = ending::Ending::default(),
+            Some(Flaw::Unwritten) => core.ending.cut_off = CutOff::default(),
+            Some(Flaw::Misnamed) => {
+                for key in core.tasks.keys() {
+                    if let Some(task) = core.tasks.get_mut(key) {
+                        task.stopping = task.stopping.map(|_| Stop::Abort);
+                    }
+                }
+            }
             Some(Flaw::Unaborted) => {
                 for key in core.tasks.keys() {
                     if let Some(task) = core.tasks.get_mut(key) {
@@ -1367,6 +1452,8 @@ fn everything_comes_up() {
         "refused",
         "taken back",
         "passed over",
+        "cut off in the queue",
+        "cut off at work",
     ] {
         assert!(seen.get(what).is_some_and(|count| *count > 50), "{what} is rare: {seen:?}");
     }

@@ -133,7 +133,7 @@ impl Bench {
     }
 
     fn exit(&mut self, worker: WorkerKey) -> Vec<String> {
-        let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None });
+        let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
         self.does(|core, now, actions| core.exited(worker, &loss, now, actions))
     }
 
@@ -574,6 +574,97 @@ fn a_kill_settles_everything_at_once() {
     assert_eq!(bench.exit(w[0]), [""; 0]);
     assert_eq!(bench.fail(w[1]), ["ended"]);
     assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), [""; 0]);
+}
+
+#[test]
+fn a_drain_is_cut_short_at_its_limit() {
+    let (mut bench, w) = Bench::ready(2);
+    bench.teach(w[1], MS / 100);
+    let id = bench.next;
+    let sent: Vec<_> = (0..3).map(|_| bench.task(Mode::Sync).1.concat()).collect();
+    assert_eq!(sent.iter().filter(|words| words.starts_with("send")).count(), 3);
+    let both = [w[0], w[1]].map(|key| {
+        let hand = bench.core.workers.get(key).expect("it lives");
+        (key, hand.in_flight.iter().map(|flight| flight.claim.id).collect::<Vec<_>>())
+    });
+    for (worker, ids) in &both {
+        bench.begin(*worker, &ids[..1]);
+    }
+    let (limit, now) = (bench.now + MS, bench.now);
+    assert_eq!(bench.does(|core, _, actions| core.drain_by(limit, now, actions)), [""; 0]);
+    assert_eq!(bench.core.next_deadline(), Some(limit));
+    bench.pass(MS);
+    let mut words = bench.tick();
+    words.sort();
+    assert_eq!(words, [format!("closed {}", id + 2), "kill 0".into(), "kill 1".into()]);
+    // One of them answers before it dies: that counts.
+    assert_eq!(bench.reply(both[0].0, &both[0].1[..1]), [""; 0]);
+    assert_eq!(bench.exit(both[0].0), [""; 0]);
+    assert_eq!(bench.exit(both[1].0), [format!("closed {}", both[1].1[0]), "ended".into()]);
+    let cut_off = bench.core.cut_off();
+    assert_eq!((cut_off.unbegun(), cut_off.begun()), (&[id + 2][..], &both[1].1[..1]));
+}
+
+#[test]
+fn an_end_asks_async_tasks_and_waits_for_them_no_longer_than_an_abort_does() {
+    let (mut bench, w) = Bench::ready(1);
+    (0..4).for_each(|_| drop(bench.task(Mode::Async)));
+    bench.begin(w[0], &[0, 1]);
+    let now = bench.now;
+    assert_eq!(bench.does(|core, _, actions| core.drain_by(now, now, actions)), ["closed 2", "closed 3", "cancel 0 0", "cancel 0 1"]);
+    assert_eq!(bench.answer(w[0], 0, Answer::Dropped), (false, vec![]));
+    bench.pass(ABORT_GRACE);
+    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.exit(w[0]), ["closed 1", "ended"]);
+    assert_eq!((bench.core.cut_off().unbegun(), bench.core.cut_off().begun()), (&[2, 3][..], &[0, 1][..]));
+}
+
+#[test]
+fn of_several_limits_the_earliest_counts_and_a_kill_overtakes_them_all() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.task(Mode::Sync);
+    bench.begin(w[0], &[0]);
+    let now = bench.now;
+    for limit in [5, 2, 3] {
+        assert_eq!(bench.does(|core, _, actions| core.drain_by(now + limit * MS, now, actions)), [""; 0]);
+    }
+    assert_eq!(bench.core.next_deadline(), Some(now + 2 * MS));
+    assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), ["kill 0", "closed 0"]);
+    assert_eq!(bench.core.next_deadline(), None);
+    assert_eq!(bench.exit(w[0]), ["ended"]);
+}
+
+#[test]
+fn what_has_not_begun_is_aborted_at_once_wherever_it_is() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 10);
+    (0..5).for_each(|_| drop(bench.task(Mode::Sync)));
+    bench.begin(w[0], &[1]);
+    let mut count = 0;
+    let words = bench.does(|core, now, actions| count = core.abort_unbegun(now, actions));
+    assert_eq!((words.len(), count), (4, 4), "{words:?}");
+    assert_eq!(bench.reply(w[0], &[1]), [""; 0]);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 6"]);
+}
+
+#[test]
+fn a_worker_goes_for_a_reason() {
+    let (mut bench, w) = Bench::ready(3);
+    let key = bench.task(Mode::Sync).0;
+    bench.begin(w[2], &[0]);
+    assert_eq!(bench.core.why_ended(w[2]), None, "it would be its own doing");
+    bench.abort(key);
+    assert_eq!(bench.core.why_ended(w[2]), Some(WorkerEnd::TaskStopped));
+    let key = bench.task(Mode::Async).0;
+    bench.begin(w[1], &[1]);
+    bench.abort(key);
+    assert_eq!(bench.core.why_ended(w[1]), None, "it may yield");
+    bench.pass(ABORT_GRACE);
+    bench.tick();
+    assert_eq!(bench.core.why_ended(w[1]), Some(WorkerEnd::TaskStopped));
+    bench.does(|core, now, actions| core.kill(now, actions));
+    assert_eq!(bench.core.why_ended(w[0]), Some(WorkerEnd::Closed));
+    assert_eq!(bench.core.why_ended(w[2]), Some(WorkerEnd::TaskStopped), "the first reason counts");
 }
 
 /// Each step looks at no more than what it changes, so a hundred thousand are done in no time; and

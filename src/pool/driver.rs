@@ -7,10 +7,12 @@
 
 use super::core::{Answer, Replied, Stop, WorkerKey};
 use super::engine::{Engine, timed_out};
+use super::events::WorkerEvent;
 use super::launch::Launched;
 use super::link::{Link, Process};
 use super::loss::{Loss, Note};
 use super::reply::{Cargo, Encoded};
+use super::stats::WorkerEnd;
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{DeathNote, Exit, WorkerMemory, sys};
@@ -26,6 +28,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -247,7 +250,7 @@ impl Engine {
 
     /// The steward has started a process, or could not. Runs on its thread.
     pub(super) fn started(&self, key: WorkerKey, launched: Result<Launched, Error>) {
-        let Launched { child, socket, memory, early_stderr } = match launched {
+        let Launched { child, socket, memory, early_stderr, streams } = match launched {
             Ok(launched) => launched,
             Err(cause) => return self.start_failed(key, cause),
         };
@@ -261,6 +264,7 @@ impl Engine {
             leases: Arc::default(),
             lifeline: None,
             early_stderr: Some(Arc::new(early_stderr)),
+            streams,
         };
         link.process = Some(process);
         let doomed = link.doomed;
@@ -282,6 +286,8 @@ impl Engine {
     }
 
     fn start_failed(&self, key: WorkerKey, cause: Error) {
+        let pid = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| process.child.pid());
+        self.tell_end(key, pid, WorkerEnd::StartFailed, None, Some(cause.clone()));
         let link = self.apply(|state, now| {
             state.timed = true;
             state.core.start_failed(key, cause.clone(), now, &mut state.actions);
@@ -479,6 +485,7 @@ impl Engine {
             state.core.refill(key, count, now, &mut state.actions);
         });
         replies.clear();
+        let mut done = 0;
         for (cargo, outcome, stop) in settled.drain(..) {
             let outcome = match outcome.map(|value| self.take_over(key, value)) {
                 Ok(Ok(encoded)) => Ok(encoded),
@@ -488,9 +495,11 @@ impl Engine {
                 }
                 Err(failed) => Err(self.failure(pid, failed, stop)),
             };
+            done += u64::from(outcome.is_ok());
             let function = cargo.function;
-            cargo.settle(outcome.map_err(|what| TaskError::new(what, function)));
+            self.settle(cargo, outcome.map_err(|what| TaskError::new(what, function)));
         }
+        self.tally.done(done);
         result
     }
 
@@ -512,6 +521,7 @@ impl Engine {
             Failed::Unknown => What::UnknownTask { pid: Some(pid) },
             Failed::Cancelled => match stop {
                 Some(Stop::TimedOut(limit)) => timed_out(limit),
+                Some(Stop::Close) => What::PoolClosed,
                 _ => What::Cancelled,
             },
         }
@@ -536,6 +546,7 @@ impl Engine {
             slots: memory.slots(),
             ring: memory.ring_bytes(),
             name: self.config.name.clone(),
+            limits: self.config.limits.clone(),
             single: None,
         };
         message::control(&mut out, kind::WELCOME, &welcome);
@@ -545,12 +556,13 @@ impl Engine {
         let Some(Link { process: Some(process), out: outgoing, .. }) = state.links.get_mut(&key) else { return Ok(()) };
         process.lifeline = lifeline;
         let (socket, early) = (Arc::clone(&process.socket), process.early_stderr.take());
+        let stderr = process.streams.their_stderr.take();
         // The socket is empty and nobody else writes to it: the welcome goes at once, and whole.
         outgoing.busy = true;
         drop(state);
         // No further one is due. Older kernels do not know this, and close what comes, however long that takes.
         let _ = sys::refuse_descriptors(socket.as_fd());
-        let stderr = stderr_for_worker();
+        let stderr = stderr.map_or_else(stderr_for_worker, Ok);
         let sent = stderr.and_then(|stderr| sys::send_with_fds(socket.as_fd(), &[io::IoSlice::new(&out)], &[memory.fd(), stderr.as_fd()]));
         drop(early);
         match sent {
@@ -588,14 +600,22 @@ impl Engine {
     }
 
     fn ready_for_work(&self, key: WorkerKey) {
-        self.apply(|state, now| {
+        let pid = self.apply(|state, now| {
             state.timed = true;
+            let link = state.links.get(&key);
+            let process = link.and_then(|link| link.process.as_ref());
+            let pid = process.filter(|_| link.is_some_and(|link| !link.doomed)).map(|process| process.child.pid());
             // Another program claims nothing in it.
-            let process = state.links.get(&key).filter(|_| self.config.program.is_none()).and_then(|link| link.process.as_ref());
+            let process = process.filter(|_| self.config.program.is_none());
             let memory = process.map(|process| Arc::clone(&process.memory));
             state.core.ready(key, memory, now, &mut state.actions);
+            pid
         });
         self.tell_start(None);
+        if let Some(pid) = pid {
+            self.tally.started();
+            self.feeds.tell(&WorkerEvent::Up { pid });
+        }
     }
 
     fn init_failed(&self, key: WorkerKey, pid: u32, failed: InitFailed) {
@@ -629,17 +649,23 @@ impl Engine {
         let _ = self.epoll.delete(process.child.pidfd());
         let note = process.memory.note().read().map(|note| match note {
             DeathNote::StackOverflow => Note::StackOverflow,
+            DeathNote::OutOfMemory => Note::OutOfMemory,
             DeathNote::Panic { message, place } => Note::Panic { message, place },
         });
+        let stderr = process.streams.end();
         if stage == Stage::Ready {
-            let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone() });
+            let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone(), stderr });
+            // First, since the pool may have ended with it.
+            let by_itself = if loss.bad_frame.is_some() { WorkerEnd::BadFrame } else { WorkerEnd::Died };
+            self.tell_end(key, Some(exit.pid), by_itself, exit.status, None);
             self.apply(|state, now| {
                 state.timed = true;
                 state.core.exited(key, &loss, now, &mut state.actions);
             });
             self.tell_start(None);
         } else {
-            let cause = self.why_start_failed(&link, process, stage, &exit, note);
+            let cause = self.why_start_failed(&link, process, stage, &exit, note, stderr);
+            self.tell_end(key, Some(exit.pid), WorkerEnd::StartFailed, exit.status, Some(cause.clone()));
             self.apply(|state, now| {
                 state.timed = true;
                 state.core.start_failed(key, cause.clone(), now, &mut state.actions);
@@ -648,7 +674,22 @@ impl Engine {
         }
     }
 
-    fn why_start_failed(&self, link: &Link, process: &Process, stage: Stage, exit: &Exit, note: Option<Note>) -> Error {
+    /// A worker has gone, by itself unless the rules know better.
+    fn tell_end(&self, key: WorkerKey, pid: Option<u32>, by_itself: WorkerEnd, status: Option<ExitStatus>, cause: Option<Error>) {
+        let why = self.lock().core.why_ended(key).unwrap_or(by_itself);
+        self.tally.ended(why);
+        self.feeds.tell(&WorkerEvent::Down { pid, why, status, cause });
+    }
+
+    fn why_start_failed(
+        &self,
+        link: &Link,
+        process: &Process,
+        stage: Stage,
+        exit: &Exit,
+        note: Option<Note>,
+        stderr: Option<Arc<str>>,
+    ) -> Error {
         if let Some(failure) = &link.failure {
             return failure.clone();
         }
@@ -669,11 +710,12 @@ impl Engine {
             (_, true) if link.hung_up => Why::NotAWorker { pid, reason: "it closed its socket in init".into(), stderr: String::new() },
             (_, true) => Why::InitTimeout { pid, limit: rules.start_limit.unwrap_or_default() },
             (_, false) if self.config.init.is_none() => {
-                Why::DiedAtStart { pid, status, stderr: process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default() }
+                let early = process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default();
+                Why::DiedAtStart { pid, status, stderr: stderr.map_or(early, |text| text.to_string()) }
             }
             (_, false) => match note {
                 Some(Note::Panic { message, place }) => Why::InitPanicked { pid, message, location: Some(place) },
-                _ => Why::InitDied { pid, status },
+                _ => Why::InitDied { pid, status, stderr },
             },
         };
         why.into()

@@ -1,11 +1,15 @@
 //! The engine where there are no workers: a pool cannot be built, and so nothing else is ever asked.
 
 use super::core::{Mode, TaskKey};
+use super::ending::CutOff;
+use super::events::Events;
 use super::reply::{Inlet, Reply};
 use super::spec::{Config, Room, TaskSpec, Ticket};
+use super::stats::Stats;
 use crate::error::{Error, What, Why};
 use std::sync::Arc;
-use tokio::sync::OwnedSemaphorePermit;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 /// There is none.
 #[derive(Debug)]
@@ -52,7 +56,27 @@ impl Engine {
         match *self {}
     }
 
-    pub(crate) async fn shutdown(&self) {
+    pub(crate) fn drain(&self, _: Option<Duration>) {
+        match *self {}
+    }
+
+    pub(crate) fn abort_unbegun(&self) -> usize {
+        match *self {}
+    }
+
+    pub(crate) fn ended(&self) -> watch::Receiver<bool> {
+        match *self {}
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        match *self {}
+    }
+
+    pub(crate) fn events(&self) -> Events {
+        match *self {}
+    }
+
+    pub(crate) fn cut_off(&self) -> CutOff {
         match *self {}
     }
 

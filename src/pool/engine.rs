@@ -7,12 +7,16 @@
 //!
 //! The other half, what happens at the descriptors, is in `driver.rs`.
 
+use super::capture::Capture;
 use super::core::{Action, Call, Clock, Core, Fate, Limit, Memory, Mode, Refused, TaskKey, WorkerKey};
 use super::driver::{self, Driver};
+use super::ending::CutOff;
+use super::events::{Events, Feeds};
 use super::launch;
 use super::link::Link;
-use super::reply::{Cargo, Extra, Inlet, Reply, Things, shielded};
+use super::reply::{Cargo, Extra, Inlet, Outcome, Reply, Things, shielded};
 use super::spec::{Config, Room, TaskSpec, Ticket};
+use super::stats::{Stats, Tally};
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{WorkerMemory, fork, steward, sys};
@@ -29,7 +33,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
 
 /// News of starts, for those who wait for `ready()`.
@@ -45,6 +49,8 @@ pub(crate) struct Engine {
     pub(super) config: Config,
     /// Held only to enter the rules; never over a system call, user code, or an await.
     state: Mutex<State>,
+    /// Reads what the workers print, if somebody wants it.
+    pub(super) capture: Option<Capture>,
     /// All descriptors of the pool.
     pub(super) epoll: Epoll,
     pub(super) timer: TimerFd,
@@ -64,6 +70,8 @@ pub(crate) struct Engine {
     next_id: AtomicU64,
     room: Option<Arc<Semaphore>>,
     starts: watch::Sender<StartNews>,
+    pub(super) tally: Tally,
+    pub(super) feeds: Feeds,
     this: Weak<Self>,
     ended: watch::Sender<bool>,
 }
@@ -122,6 +130,8 @@ impl Engine {
         };
         let (timer, nap) = (timer()?, timer()?);
         driver::register_timers(&epoll, &timer, &nap).map_err(step("registering the pool's timers"))?;
+        let capture = Capture::start(&config.stdout, &config.stderr);
+        let capture = capture.map_err(|e| Error::spawn("starting the thread that reads what workers print", e))?;
         let tokens = Tokens::new().map_err(|e| Error::spawn("making the pool's eventfd", e))?;
         driver::register_tokens(&epoll, &tokens).map_err(step("registering the pool's eventfd"))?;
         let runtime = tokio::runtime::Handle::try_current().ok();
@@ -134,6 +144,7 @@ impl Engine {
                 timed: false,
                 deadlines: 0,
             }),
+            capture,
             epoll,
             timer,
             nap,
@@ -147,6 +158,8 @@ impl Engine {
             next_id: AtomicU64::new(1),
             room: config.queue_limit.map(|limit| Arc::new(Semaphore::new(limit))),
             starts: watch::Sender::new(StartNews::default()),
+            tally: Tally::default(),
+            feeds: Feeds::new(),
             this: this.clone(),
             ended: watch::Sender::new(false),
             config,
@@ -180,18 +193,22 @@ impl Engine {
         room: Room,
     ) -> Ticket {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let refuse = |what| Err(TaskError::new(what, task.function));
+        let refuse = |reply: Reply, what| {
+            let error = TaskError::new(what, task.function);
+            self.tally.failed(error.kind());
+            reply.settle(Err(error));
+            Ticket { id, key: None }
+        };
         if fork::is_forked_copy() {
-            reply.settle(refuse(What::Forked));
+            // Nothing is counted in the copy.
+            reply.settle(Err(TaskError::new(What::Forked, task.function)));
             return Ticket { id, key: None };
         }
         if matches!(task.callee, Callee::Name(_)) != self.config.program.is_some() {
-            reply.settle(refuse(What::UnknownTask { pid: None }));
-            return Ticket { id, key: None };
+            return refuse(reply, What::UnknownTask { pid: None });
         }
         if task.token.as_ref().is_some_and(|token| token.is_cancelled()) {
-            reply.settle(refuse(What::Cancelled));
-            return Ticket { id, key: None };
+            return refuse(reply, What::Cancelled);
         }
         let room = match (&self.room, room) {
             (Some(semaphore), Room::Needed) => match Arc::clone(semaphore).try_acquire_owned() {
@@ -201,8 +218,7 @@ impl Engine {
                         TryAcquireError::NoPermits => What::QueueFull { limit: self.config.queue_limit.unwrap_or_default() },
                         TryAcquireError::Closed => What::PoolClosed,
                     };
-                    reply.settle(refuse(what));
-                    return Ticket { id, key: None };
+                    return refuse(reply, what);
                 }
             },
             (_, Room::Held(permit)) => permit,
@@ -210,10 +226,7 @@ impl Engine {
         };
         let (frame, things) = match self.encode(id, task, encode) {
             Ok(encoded) => encoded,
-            Err(what) => {
-                reply.settle(refuse(what));
-                return Ticket { id, key: None };
-            }
+            Err(what) => return refuse(reply, what),
         };
         let large = frame.len() > driver::LARGE;
         let token = task.token.as_ref().map(|token| self.tokens.register(token));
@@ -231,7 +244,7 @@ impl Engine {
                 Ticket { id, key: Some(key) }
             }
             Err(Refused(cargo, fate)) => {
-                settle(cargo, fate);
+                self.settle_by(cargo, fate);
                 Ticket { id, key: None }
             }
         }
@@ -360,32 +373,63 @@ impl Engine {
         }
     }
 
-    /// Takes no more tasks, and waits until those that are here have ended, and the workers with them.
-    pub(crate) async fn shutdown(&self) {
-        if fork::is_forked_copy() {
-            return;
-        }
-        let mut ended = self.ended.subscribe();
-        if let Some(room) = &self.room {
-            room.close();
-        }
-        self.apply(|state, now| state.core.drain(now, &mut state.actions));
-        shielded(|| self.starts.send_modify(|_| {}));
-        self.attend();
-        let _ = ended.wait_for(|ended| *ended).await;
+    /// Takes no more tasks; those that are here run to their end, but not beyond the limit.
+    pub(crate) fn drain(&self, limit: Option<Duration>) {
+        self.close(|state, now| match limit.and_then(|limit| now.checked_add(limit)) {
+            Some(until) => state.core.drain_by(until, now, &mut state.actions),
+            None => state.core.drain(now, &mut state.actions),
+        });
     }
 
     /// Ends everything now.
     pub(crate) fn kill(&self) {
+        self.close(|state, now| state.core.kill(now, &mut state.actions));
+    }
+
+    fn close(&self, how: impl FnOnce(&mut State, Instant)) {
         if fork::is_forked_copy() {
             return;
         }
         if let Some(room) = &self.room {
-            room.close();
+            shielded(|| room.close());
         }
-        self.apply(|state, now| state.core.kill(now, &mut state.actions));
+        self.apply(how);
         shielded(|| self.starts.send_modify(|_| {}));
         self.attend();
+    }
+
+    /// Aborts what has not begun; says how many tasks that were.
+    pub(crate) fn abort_unbegun(&self) -> usize {
+        if fork::is_forked_copy() {
+            return 0;
+        }
+        self.apply(|state, now| state.core.abort_unbegun(now, &mut state.actions))
+    }
+
+    pub(crate) fn ended(&self) -> watch::Receiver<bool> {
+        self.ended.subscribe()
+    }
+
+    /// How it stands, and what it has done.
+    pub(crate) fn stats(&self) -> Stats {
+        if fork::is_forked_copy() {
+            return Stats::default();
+        }
+        let mut stats = self.lock().core.census();
+        self.tally.fill(&mut stats);
+        stats
+    }
+
+    pub(crate) fn events(&self) -> Events {
+        if fork::is_forked_copy() {
+            return Feeds::none();
+        }
+        self.feeds.subscribe(self.this.clone())
+    }
+
+    /// Which tasks the end has cut off.
+    pub(crate) fn cut_off(&self) -> CutOff {
+        self.lock().core.cut_off().clone()
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -442,11 +486,15 @@ impl Engine {
                         let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write);
                     }
                 }
-                Action::Settle(cargo, fate) => settle(cargo, fate),
+                Action::Settle(cargo, fate) => self.settle_by(cargo, fate),
                 Action::Ended => {
+                    if let Some(capture) = &self.capture {
+                        capture.close();
+                    }
                     shielded(|| {
                         self.ended.send_replace(true);
                     });
+                    self.feeds.close();
                     self.alone.store(true, Ordering::Release); // so that the steward forgets it
                     steward::look();
                 }
@@ -466,9 +514,7 @@ impl Engine {
             let at = if self.has_ended() { Some(now) } else { deadline.at };
             // A timer that cannot be set would be a bug of ours: its arguments are in range.
             let _ = match at.map(|at| at.saturating_duration_since(now)) {
-                Some(after) => {
-                    self.timer.set(Expiration::OneShot(after.max(std::time::Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty())
-                }
+                Some(after) => self.timer.set(Expiration::OneShot(after.max(Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty()),
                 None => self.timer.unset(),
             };
             let state = self.lock();
@@ -479,6 +525,19 @@ impl Engine {
         }
     }
 
+    /// Tells the caller, and counts what failed. (What is done is counted by the batch.)
+    pub(super) fn settle(&self, cargo: Cargo, outcome: Outcome) {
+        if let Err(error) = &outcome {
+            self.tally.failed(error.kind());
+        }
+        cargo.settle(outcome);
+    }
+
+    fn settle_by(&self, cargo: Cargo, fate: Fate) {
+        let error = why(fate, cargo.function);
+        self.settle(cargo, Err(error));
+    }
+
     fn kill_worker(&self, key: WorkerKey, timed_out: bool) {
         let mut state = self.lock();
         let Some(link) = state.links.get_mut(&key) else { return };
@@ -486,9 +545,13 @@ impl Engine {
         link.timed_out |= timed_out;
         let child = link.process.as_ref().map(|process| Arc::clone(&process.child));
         drop(state);
-        if let Some(child) = child {
-            // If the kernel refuses (the worker has changed its user), its end is waited for.
-            let _ = child.kill();
+        if let Some(child) = child
+            && child.kill().is_err()
+        {
+            // We may not (it has become another user's, or we stand in a sandbox): then its lifeline does it, for which the worker
+            // itself has given the right. What has none yet, its end is waited for.
+            let lifeline = self.lock().links.get_mut(&key).and_then(|link| link.process.as_mut()?.lifeline.take());
+            drop(lifeline);
         }
     }
 
@@ -664,11 +727,6 @@ impl Todo {
             Some(_) => self.flush_more.push(key),
         }
     }
-}
-
-fn settle(cargo: Cargo, fate: Fate) {
-    let error = why(fate, cargo.function);
-    cargo.settle(Err(error));
 }
 
 /// What a fate is to the one who waits.

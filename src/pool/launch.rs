@@ -1,10 +1,11 @@
 //! Starting a worker, on the steward's thread.
 
+use super::capture::{Capture, Streams};
 use super::core::WorkerKey;
 use super::engine::Engine;
 use super::spec::{Config, Surroundings};
 use crate::error::Error;
-use crate::process::{Child, Spawn, WorkerMemory, spawn, steward};
+use crate::process::{Child, Spawn, WorkerMemory, spawn_with_stdout, steward};
 use crate::worker::MARKER;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -23,6 +24,7 @@ pub(crate) struct Launched {
     pub(super) socket: OwnedFd,
     pub(super) memory: Arc<WorkerMemory>,
     pub(super) early_stderr: File,
+    pub(super) streams: Streams,
 }
 
 /// Has the steward start a process for this worker, and tell the pool.
@@ -35,7 +37,7 @@ pub(super) fn order(engine: Option<Arc<Engine>>, key: WorkerKey) {
         if let Some(Launcher(launch)) = &engine.config.launcher {
             return engine.started(key, launch());
         }
-        let launched = launch(&engine.config);
+        let launched = launch(&engine.config, engine.capture.as_ref());
         engine.started(key, launched);
     });
 }
@@ -52,7 +54,7 @@ impl std::fmt::Debug for Launcher {
     }
 }
 
-fn launch(config: &Config) -> Result<Launched, Error> {
+fn launch(config: &Config, capture: Option<&Capture>) -> Result<Launched, Error> {
     let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
     let (socket, theirs) =
         socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).map_err(step("making a worker's socket"))?;
@@ -62,11 +64,16 @@ fn launch(config: &Config) -> Result<Launched, Error> {
     let early_stderr = File::from(early);
     let memory = WorkerMemory::create(config.slots()).map_err(|e| Error::spawn("making a worker's memory", e))?;
     let stderr = early_stderr.try_clone().map_err(|e| Error::spawn("making a worker's first standard error", e))?;
+    let mut streams =
+        Streams::open(capture, &config.stdout, &config.stderr).map_err(|e| Error::spawn("opening a worker's standard streams", e))?;
+    let stdout = streams.their_stdout.take();
     // What is no version makes no worker of a program that happens to hold this crate.
     let marker = if config.program.is_some() { PROTOCOL_MARKER } else { env!("CARGO_PKG_VERSION") };
+    let marker = (MARKER, OsStr::new(marker));
     let Surroundings { env, env_clear, current_dir, group } = config.surroundings.clone();
     let spawned = Spawn { program: config.program.clone(), env, env_clear, current_dir, group };
     let child =
-        spawn(&spawned, theirs, stderr.into(), (MARKER, OsStr::new(marker))).map_err(|e| Error::spawn("starting a worker process", e))?;
-    Ok(Launched { child, socket, memory: Arc::new(memory), early_stderr })
+        spawn_with_stdout(&spawned, theirs, stdout, stderr.into(), marker).map_err(|e| Error::spawn("starting a worker process", e))?;
+    streams.watch(child.pid()).map_err(|e| Error::spawn("watching a worker's standard streams", e))?;
+    Ok(Launched { child, socket, memory: Arc::new(memory), early_stderr, streams })
 }

@@ -1,6 +1,7 @@
 //! What the pool holds of one worker: its process, its socket, its memory, and the bytes that are
 //! on their way to it.
 
+use super::capture::Streams;
 use super::reply::Things;
 use crate::error::Error;
 use crate::process::{Child, WorkerMemory, sys};
@@ -47,6 +48,8 @@ pub(crate) struct Process {
     pub(crate) lifeline: Option<OwnedFd>,
     /// Where the worker's standard error goes until it has said hello.
     pub(crate) early_stderr: Option<Arc<File>>,
+    /// What it prints, as far as it does not go to the application's own streams.
+    pub(super) streams: Streams,
 }
 
 /// A piece of what is to be written: gathered small frames, or one large one, or a call that names shared objects.

@@ -2,11 +2,13 @@
 
 use crate::error::{TaskError, What};
 use std::process::ExitStatus;
+use std::sync::Arc;
 
 /// What a dying worker wrote down.
 #[derive(Debug)]
 pub(crate) enum Note {
     StackOverflow,
+    OutOfMemory,
     Panic { message: String, place: String },
 }
 
@@ -20,6 +22,8 @@ pub(crate) struct Loss {
     pub(crate) note: Option<Note>,
     /// We killed it because it broke the protocol.
     pub(crate) bad_frame: Option<String>,
+    /// The last of what it printed to its standard error, if that is captured.
+    pub(crate) stderr: Option<Arc<str>>,
 }
 
 impl Loss {
@@ -33,6 +37,6 @@ impl Loss {
             }
             (None, note) => What::WorkerDied { pid, status, stack_overflow: matches!(note, Some(Note::StackOverflow)) },
         };
-        TaskError::new(what, function)
+        TaskError::new(what, function).last_words(matches!(self.note, Some(Note::OutOfMemory)), self.stderr.clone())
     }
 }

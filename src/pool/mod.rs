@@ -2,22 +2,28 @@
 //!
 //! * `builder.rs`, `call.rs`: the options of a pool, and of one call; `named.rs`: a task of another program;
 //! * `spec.rs`: what both come to; `options.rs`: limits and retries of a call; `elsewhere.rs`: the engine of platforms without workers;
-//! * `join.rs`, `results.rs`: what a caller waits for; `reply.rs`: how it gets there;
-//! * `core.rs`: the rules, pure; `slots.rs`: its table; `loss.rs`: what a death cost;
+//! * `join.rs`, `results.rs`, `ending.rs`: what a caller waits for; `reply.rs`: how it gets there;
+//! * `core.rs`: the rules, pure; `core_ending.rs`: those of the end; `core_staff.rs`: those of who is there; `slots.rs`: their table; `loss.rs`: what a death cost;
+//! * `stats.rs`, `events.rs`: what is counted and told of it;
+//! * `output.rs`: where what workers print goes; `capture.rs`: how it gets there;
 //! * `tokens.rs`: the cancellation tokens that calls were given;
 //! * `engine.rs`: the rules under their lock, and the hands that do what they say;
 //! * `driver.rs`: what happens at the descriptors; `link.rs`: one worker's; `launch.rs`: its start.
 
 mod builder;
 mod call;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+mod capture;
 mod core;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod driver;
+mod ending;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod engine;
 #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))))]
 #[path = "elsewhere.rs"]
 mod engine;
+mod events;
 #[cfg(all(test, target_os = "linux"))]
 mod hostile_workers;
 mod join;
@@ -28,10 +34,12 @@ mod link;
 mod loss;
 mod named;
 mod options;
+mod output;
 mod reply;
 mod results;
 mod slots;
 mod spec;
+mod stats;
 #[cfg(all(test, target_os = "linux"))]
 mod strange_workers;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
@@ -39,9 +47,13 @@ mod tokens;
 
 pub use builder::Builder;
 pub use call::Call;
+pub use ending::{CutOff, Ending};
+pub use events::{Events, WorkerEvent};
 pub use join::{AbortHandle, JoinHandle};
 pub use named::Named;
+pub use output::{Output, OutputLine};
 pub use results::{Results, TryResults};
+pub use stats::{Stats, WorkerEnd};
 
 use self::core::Mode;
 use crate::error::Error;
@@ -55,6 +67,7 @@ use serde::de::DeserializeOwned;
 use spec::TaskSpec;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// A pool of worker processes.
 ///
@@ -74,9 +87,26 @@ use std::sync::{Arc, OnceLock};
 /// # }
 /// ```
 ///
+/// # How a pool ends
+///
+/// | | new tasks | tasks that wait | tasks that run | the processes |
+/// |---|---|---|---|---|
+/// | [`shutdown()`](Self::shutdown) | refused | run | run to their end | end when nothing is left to do; what exit handlers they have run |
+/// | `shutdown()` and [`abort_queued()`](Self::abort_queued) | refused | cancelled | run to their end | the same |
+/// | [`shutdown_within(limit)`](Self::shutdown_within) | refused | run; at the limit closed | the same; at the limit async ones are dropped at an await point, sync ones die with their process | end, or are killed at the limit (a second later where an async task does not yield) |
+/// | [`kill()`](Self::kill) | refused | closed at once | closed at once | are killed |
+/// | the last `Pool` is dropped | | as by `kill()` | as by `kill()` | as by `kill()` |
+/// | the runtime that built it ends | taken | run | run | go on; a thread of the crate's own drives the pool |
+/// | `main` returns, `std::process::exit`, a panic that ends the program, SIGTERM, SIGINT, SIGKILL | | | | are killed by the kernel, spinning and stopped ones, too |
+/// | a fork of the application | refused in the copy | unharmed | unharmed | belong to the original alone |
+///
+/// *Refused* and *closed* tasks resolve to [`is_pool_closed`](crate::TaskError::is_pool_closed), *cancelled* ones to
+/// [`is_cancelled`](crate::TaskError::is_cancelled). What kills a worker kills its process group with it
+/// ([`Builder::process_group`]). Each way overtakes the ones above it: one may `kill` what is being shut down.
+///
 /// # Drop
 ///
-/// Dropping the last handle kills the workers; tasks that have not ended resolve to
+/// Dropping the last handle kills the workers, without waiting for that; handles of tasks that have not ended resolve to
 /// [`is_pool_closed`](crate::TaskError::is_pool_closed). [`shutdown`](Self::shutdown) lets them end first.
 #[derive(Clone)]
 pub struct Pool {
@@ -281,18 +311,71 @@ impl Pool {
         self.engine().ready().await
     }
 
-    /// Closes the pool: takes no more tasks, lets those that are here run to their end, and waits for
-    /// that and for the end of every worker process.
+    /// How the pool stands, and what it has done so far: workers at work and idle, tasks that wait, tasks that failed and
+    /// how, workers that ended and why.
     ///
-    /// It may be called more than once, and by several at a time: all return when the pool has ended.
-    /// Tasks handed in meanwhile are [`is_pool_closed`](crate::TaskError::is_pool_closed). It waits as
-    /// long as the tasks take; to cut that short, drop the pool.
+    /// It costs as much as there are workers.
+    pub fn stats(&self) -> Stats {
+        self.engine().stats()
+    }
+
+    /// What happens to the workers from now on, as a stream: which get ready, which go and why.
     ///
-    /// # Cancel safety
+    /// ```
+    /// use futures::StreamExt;
+    /// use procpool::{Pool, WorkerEnd, WorkerEvent};
     ///
-    /// Dropped, it no longer waits; the pool stays closed and ends all the same.
-    pub async fn shutdown(&self) {
-        self.engine().shutdown().await;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = Pool::builder().workers(1).build()?;
+    /// let mut events = pool.events();
+    /// pool.spawn(|| std::process::exit(7), ()).await.unwrap_err();
+    /// assert!(matches!(events.next().await, Some(WorkerEvent::Up { .. })));
+    /// assert!(matches!(events.next().await, Some(WorkerEvent::Down { why: WorkerEnd::Died, .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn events(&self) -> Events {
+        self.engine().events()
+    }
+
+    /// Closes the pool: takes no more tasks, and lets those that are here run to their end. What it gives is ready when
+    /// that is so and every worker process has gone.
+    ///
+    /// The pool is closed by the call itself; whether one awaits the [`Ending`] is all the same to it. It may be called
+    /// more than once, and by several at a time. Tasks handed in afterwards are
+    /// [`is_pool_closed`](crate::TaskError::is_pool_closed). It takes as long as the tasks take, and for ever if one hangs
+    /// or its process is stopped; [`shutdown_within`](Self::shutdown_within) does not.
+    pub fn shutdown(&self) -> Ending {
+        self.engine().drain(None);
+        Ending::of(self.engine())
+    }
+
+    /// As [`shutdown`](Self::shutdown), but what has not ended by then is cut off, and told in the [`CutOff`].
+    ///
+    /// At the limit, what waits is resolved; async tasks that run are asked to stop, as by an abort, and their process is
+    /// killed if they do not within a second; the processes of sync tasks are killed. All of these tasks are
+    /// [`is_pool_closed`](crate::TaskError::is_pool_closed). It counts from the call; of several calls the earliest limit
+    /// counts. A limit beyond what the clock can hold is none.
+    pub fn shutdown_within(&self, limit: Duration) -> Ending {
+        self.engine().drain(Some(limit));
+        Ending::of(self.engine())
+    }
+
+    /// Ends the pool at once: all tasks that have not ended resolve to
+    /// [`is_pool_closed`](crate::TaskError::is_pool_closed), and all workers are killed. What it gives is ready when they
+    /// have gone.
+    ///
+    /// The kill is in the call itself; whether one awaits the [`Ending`] is all the same to it.
+    pub fn kill(&self) -> Ending {
+        self.engine().kill();
+        Ending::of(self.engine())
+    }
+
+    /// Aborts every task that has not begun, and says how many that were. What runs is left alone. Together with
+    /// [`shutdown`](Self::shutdown) it drops the queue.
+    pub fn abort_queued(&self) -> usize {
+        self.engine().abort_unbegun()
     }
 }
 

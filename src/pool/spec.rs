@@ -2,7 +2,8 @@
 
 use super::core::{Mode, Rules, TaskKey, WINDOW_MAX};
 use super::options::Options;
-use crate::wire::message::Callee;
+use super::output::Output;
+use crate::wire::message::{self, Callee};
 use crate::wire::packet::Packet;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -16,6 +17,11 @@ pub(crate) struct Config {
     pub(crate) rules: Rules,
     pub(crate) surroundings: Surroundings,
     pub(crate) name: String,
+    /// What each worker limits itself to.
+    pub(crate) limits: Option<message::Limits>,
+    /// Where what they print goes.
+    pub(crate) stdout: Output,
+    pub(crate) stderr: Output,
     /// The largest body of a frame, in bytes.
     pub(crate) frame_limit: usize,
     /// Tasks that may wait for a worker.

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::zombie_processes, reason = "the pool reaps what it is given")]
 
+use super::capture::Streams;
 use super::launch::{Launched, Launcher};
 use super::{Builder, Named, Pool};
 use crate::error::{Error, ErrorKind, TaskErrorKind};
@@ -37,7 +38,7 @@ pub(super) fn launch(command: &mut Command) -> (Launched, UnixStream, Arc<Worker
     let child = command.process_group(0).spawn().unwrap();
     let child = Child::adopt(child.id(), true).unwrap();
     let memory = Arc::new(WorkerMemory::create(1024).unwrap());
-    (Launched { child, socket: ours.into(), memory: Arc::clone(&memory), early_stderr }, theirs, memory)
+    (Launched { child, socket: ours.into(), memory: Arc::clone(&memory), early_stderr, streams: Streams::default() }, theirs, memory)
 }
 
 pub(super) fn builder(launcher: impl Fn() -> Result<Launched, Error> + Send + Sync + 'static) -> Builder {

@@ -12,14 +12,15 @@
 //!         state        message bytes  (low 32 bits)    message              place: file:line:column
 //!                      place bytes   (high 32 bits)    1536 bytes           496 bytes
 //!
-//! state   0 empty   1 stack overflow   2 panic   3 a panic that is being written; any other: no note
+//! state   0 empty   1 stack overflow   2 panic   3 a panic that is being written   4 out of memory; any other: no note
 //! ```
 //!
 //! States, with the transitions of one process (a note is never handed to another):
 //!
 //! ```text
-//! empty ──(panic: the first thread wins)──> writing ──> panic
-//!   └───────────(stack overflow, also from writing and panic)──────────> stack overflow
+//! empty ──(an abort for want of memory)──> out of memory
+//!   ├─────(panic: the first thread wins)──> writing ──> panic
+//!   └───────────(stack overflow, also from any other)─────────────────> stack overflow
 //! ```
 
 use std::fmt::{self, Display, Write};
@@ -29,6 +30,7 @@ const EMPTY: u64 = 0;
 const STACK_OVERFLOW: u64 = 1;
 const PANIC: u64 = 2;
 const WRITING: u64 = 3;
+const OUT_OF_MEMORY: u64 = 4;
 
 /// How long a message may be; the rest is cut off. With what stands around it, a note is half a page.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 1536;
@@ -51,6 +53,8 @@ const _: () = assert!(NOTE_WORDS == 256, "the layout above is the protocol's");
 pub(crate) enum DeathNote {
     /// A thread's stack overflowed.
     StackOverflow,
+    /// It aborted, and the last thing that had failed in the thread that did was a request for memory.
+    OutOfMemory,
     /// A panic that was not caught.
     Panic {
         /// What it said, perhaps cut off at [`MESSAGE_BYTES_MAX`].
@@ -80,6 +84,13 @@ impl<'a> NotePage<'a> {
         self.words[0].store(STACK_OVERFLOW, Ordering::Release);
     }
 
+    /// Notes that the process aborts for want of memory, unless something has been noted already.
+    ///
+    /// Async-signal-safe: one atomic operation.
+    pub(crate) fn write_out_of_memory(&self) {
+        let _ = self.words[0].compare_exchange(EMPTY, OUT_OF_MEMORY, Ordering::Release, Ordering::Relaxed);
+    }
+
     /// Notes a panic, unless something has been noted already: the first one is the cause.
     ///
     /// Allocates nothing itself. What is too long is cut off, at a whole character.
@@ -103,6 +114,7 @@ impl<'a> NotePage<'a> {
     pub(crate) fn read(&self) -> Option<DeathNote> {
         match self.words[0].load(Ordering::Acquire) {
             STACK_OVERFLOW => Some(DeathNote::StackOverflow),
+            OUT_OF_MEMORY => Some(DeathNote::OutOfMemory),
             PANIC => {
                 let lengths = self.words[1].load(Ordering::Relaxed);
                 let (message, place) = self.texts();
@@ -268,16 +280,28 @@ mod tests {
     }
 
     #[test]
+    fn want_of_memory_is_noted_only_where_nothing_is() {
+        let words = words();
+        let page = NotePage::new(&words).expect("long enough");
+        page.write_out_of_memory();
+        page.write_panic("", "");
+        assert_eq!(page.read(), Some(DeathNote::OutOfMemory));
+        page.write_stack_overflow();
+        page.write_out_of_memory();
+        assert_eq!(page.read(), Some(DeathNote::StackOverflow));
+    }
+
+    #[test]
     fn no_bytes_are_believed() {
         let words = words();
-        for state in [0, 1, 2, 3, 4, u64::MAX] {
+        for state in [0, 1, 2, 3, 4, 5, u64::MAX] {
             for fill in [0, 1, 0x8080_8080_8080_8080, u64::MAX, 0xffff_ffff, 1 << 63] {
                 for word in &words {
                     word.store(fill, Ordering::Relaxed);
                 }
                 words[0].store(state, Ordering::Relaxed);
                 let note = NotePage::new(&words).expect("long enough").read();
-                assert_eq!(note.is_some(), state == 1 || state == 2);
+                assert_eq!(note.is_some(), matches!(state, 1 | 2 | 4));
                 if let Some(DeathNote::Panic { message, place }) = note {
                     assert!(message.chars().count() <= MESSAGE_BYTES_MAX);
                     assert!(place.chars().count() <= PLACE_BYTES_MAX);

@@ -31,6 +31,6 @@ pub(crate) mod testing;
 pub(crate) use child::{Child, Exit};
 pub(crate) use death_note::DeathNote;
 pub(crate) use memory::{MemoryError, SharedMemory};
-pub(crate) use spawn::{Spawn, find_program, spawn, spawn_with_stdout};
+pub(crate) use spawn::{Spawn, find_program, spawn_with_stdout};
 pub(crate) use sys::is_secure;
 pub(crate) use worker_memory::WorkerMemory;

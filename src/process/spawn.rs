@@ -98,7 +98,8 @@ impl Error for SpawnError {
 
 /// Starts this program afresh, with the same name (`argv[0]`), no other argument, and the standard output of ours.
 /// See [`spawn_with_stdout`].
-pub(crate) fn spawn(spawn: &Spawn, stdin: OwnedFd, stderr: OwnedFd, marker: (&str, &OsStr)) -> io::Result<Child> {
+#[cfg(test)]
+fn spawn(spawn: &Spawn, stdin: OwnedFd, stderr: OwnedFd, marker: (&str, &OsStr)) -> io::Result<Child> {
     spawn_with_stdout(spawn, stdin, None, stderr, marker)
 }
 

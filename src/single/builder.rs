@@ -5,6 +5,7 @@ use super::detached::Detaching;
 use super::machine;
 use super::stdio::{Kind, Stdio};
 use crate::error::{Error, Why};
+use crate::limits::Limits;
 use crate::sync::named::write_names;
 use crate::task::{ArgsFor, Task, ZeroSized, encode_args, index_of};
 use crate::wire::message::Callee;
@@ -47,6 +48,7 @@ pub struct ProcessBuilder {
     stderr: Option<Stdio>,
     daemon: bool,
     umask: Option<u32>,
+    limits: Limits,
     kill_on_drop: bool,
 }
 
@@ -66,6 +68,7 @@ pub(super) struct Order {
     pub(super) tied: bool,
     pub(super) detach: bool,
     pub(super) umask: Option<u32>,
+    pub(super) limits: Option<message::Limits>,
     pub(super) function: &'static str,
     /// The whole `CALL` frame.
     pub(super) call: Vec<u8>,
@@ -86,6 +89,7 @@ impl Default for ProcessBuilder {
             stderr: None,
             daemon: true,
             umask: None,
+            limits: Limits::new(),
             kill_on_drop: false,
         }
     }
@@ -187,6 +191,13 @@ impl ProcessBuilder {
         self
     }
 
+    /// What the process may use of the machine. Default: what the application may. It sets its limits itself, before its function
+    /// runs; see [`Limits`].
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// Whether dropping the handle kills the process. Default: false, it runs on. See [`Process`], *Drop*.
     pub fn kill_on_drop(mut self, kill: bool) -> Self {
         self.kill_on_drop = kill;
@@ -262,6 +273,7 @@ impl ProcessBuilder {
         if self.umask.is_some_and(|mask| mask > 0o777) {
             return invalid("umask", "a mask has nine bits");
         }
+        self.limits.check()?;
         if detach && self.kill_on_drop {
             return invalid("kill_on_drop", "a detached process has no handle");
         }
@@ -308,6 +320,7 @@ impl ProcessBuilder {
             tied: self.daemon && !detach,
             detach,
             umask: self.umask,
+            limits: self.limits.into_message(),
             function,
             call,
             things,

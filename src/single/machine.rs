@@ -233,6 +233,7 @@ impl Machine {
             slots: memory.slots(),
             ring: memory.ring_bytes(),
             name: order.name.unwrap_or_else(worker::program_name),
+            limits: order.limits,
             single: Some(Single { tied: order.tied, stdin: given.stdin.is_some(), umask: order.umask }),
         };
         let inside = Inside {
@@ -596,13 +597,17 @@ impl Machine {
                 Failed::Cancelled => What::BadFrame { pid, reason: "a call that nobody cancelled was".into() },
                 Failed::Unknown => What::BadFrame { pid, reason: "a function of its own program is unknown to it".into() },
             })),
-            None if inside.stage == Stage::Running => Err(error(match (inside.bad, note) {
-                (Some(reason), _) => What::BadFrame { pid, reason },
-                (None, Some(DeathNote::Panic { message, place })) => {
-                    What::Panicked { message, location: Some(place), backtrace: None, pid, status }
-                }
-                (None, note) => What::WorkerDied { pid, status, stack_overflow: note == Some(DeathNote::StackOverflow) },
-            })),
+            None if inside.stage == Stage::Running => Err({
+                let is_out_of_memory = note == Some(DeathNote::OutOfMemory);
+                let what = match (inside.bad, note) {
+                    (Some(reason), _) => What::BadFrame { pid, reason },
+                    (None, Some(DeathNote::Panic { message, place })) => {
+                        What::Panicked { message, location: Some(place), backtrace: None, pid, status }
+                    }
+                    (None, note) => What::WorkerDied { pid, status, stack_overflow: note == Some(DeathNote::StackOverflow) },
+                };
+                error(what).last_words(is_out_of_memory, None)
+            }),
             None => {
                 let cause = self.why_start_failed(&inside, status);
                 self.started.set(Err(cause.clone()));

@@ -55,6 +55,7 @@ impl Played {
             tied: true,
             detach,
             umask: None,
+            limits: None,
             function: "a function",
             call: framed(|out| message::call(out, 1, 0, Callee::Index(0), 0)),
             things: Vec::new(),

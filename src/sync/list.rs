@@ -175,6 +175,28 @@ impl<T> List<T> {
         length(self.ask(&Ask::Truncate { len: len as u64 }).settle()).map(drop)
     }
 
+    /// Turns it round.
+    ///
+    /// # Errors
+    ///
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    ///
+    /// # Cancel safety
+    ///
+    /// It is done once this was polled.
+    pub async fn reverse(&self) -> Result<(), Error> {
+        length(self.ask(&Ask::Reverse).await).map(drop)
+    }
+
+    /// As [`reverse`](Self::reverse).
+    ///
+    /// # Errors
+    ///
+    /// As `reverse`.
+    pub fn blocking_reverse(&self) -> Result<(), Error> {
+        length(self.ask(&Ask::Reverse).settle()).map(drop)
+    }
+
     /// Exchanges two elements.
     ///
     /// # Errors

@@ -278,7 +278,7 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
         Read::Failed(1 << 40, Failed::Result { reason: String::new() }),
         Read::Failed(0, Failed::TooLarge),
         Read::Failed(5, Failed::Cancelled),
-        Read::Welcome(Welcome { frame_limit: 1 << 30, depth: 1, init: true, slots: 8, ring: 64, name: text(), single: None }),
+        Read::Welcome(Welcome { frame_limit: 1 << 30, depth: 1, init: true, slots: 8, ring: 64, name: text(), limits: None, single: None }),
         Read::Init(70_000, 2, vec![5, 0xc0]),
         Read::Call((1000, 3), 300, 1, 7, 8, vec![1, 2, 3, 4, 5, 6, 7, 8]),
         Read::Call((0, 1), 0, 0, 0, 0, vec![]),

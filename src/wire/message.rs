@@ -69,9 +69,42 @@ pub(crate) struct Welcome {
     pub(crate) ring: u32,
     /// The main thread's name.
     pub(crate) name: String,
+    /// What it limits itself to, before it does anything else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) limits: Option<Limits>,
     /// It is no worker of a pool: it gets one call, and ends with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) single: Option<Single>,
+}
+
+/// What a process limits itself to; what is absent stays as it was inherited.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Limits {
+    /// Bytes of address space.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) memory: Option<u64>,
+    /// Seconds of processor time in its whole life.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cpu_time: Option<u64>,
+    /// Nanoseconds of processor time for each sync task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) task_cpu_time: Option<u64>,
+    /// Bytes of a file that it writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) file_size: Option<u64>,
+    /// Descriptors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) open_files: Option<u64>,
+    /// Processes and threads of its user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) processes: Option<u64>,
+    /// Bytes of a core dump.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) core_size: Option<u64>,
+    /// What is added to its `oom_score_adj`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) oom_score: Option<u16>,
 }
 
 /// What a process of one function is told beside.

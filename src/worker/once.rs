@@ -2,6 +2,7 @@
 
 use super::inbox::Inbox;
 use super::lifeline::{self, Lifeline};
+use super::limits::TaskClock;
 use super::panics;
 use super::serve::{self, Call, Encoded, Outcome, lost};
 use crate::task::{Run, RunSync};
@@ -24,7 +25,14 @@ const EXIT_UNSPEAKABLE: c_int = 1;
 const HEAD: usize = 16;
 
 /// Says that it is ready, runs the call that comes, and answers; gives the exit code.
-pub(super) fn serve(mut inbox: Inbox, limit: usize, lifeline: Lifeline, single: &Single, is_detached: bool) -> Result<c_int, String> {
+pub(super) fn serve(
+    mut inbox: Inbox,
+    limit: usize,
+    lifeline: Lifeline,
+    single: &Single,
+    is_detached: bool,
+    mut clock: TaskClock,
+) -> Result<c_int, String> {
     if let Some(mask) = single.umask {
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
     }
@@ -49,11 +57,14 @@ pub(super) fn serve(mut inbox: Inbox, limit: usize, lifeline: Lifeline, single: 
         // A daemon holds nothing of whoever started it, and answers nobody.
         let args = inbox.bytes(args).to_vec();
         drop(inbox);
+        clock.start();
         (None, run(&mut call, &args, limit)?)
     } else {
+        clock.start();
         let outcome = run(&mut call, inbox.bytes(args), limit)?;
         (Some(inbox), outcome)
     };
+    clock.stop();
     let code = match &outcome {
         Ok(_) => EXIT_RETURNED,
         Err(Failed::Panicked { .. }) => EXIT_PANICKED,

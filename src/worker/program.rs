@@ -2,7 +2,7 @@
 
 use super::start::{MARKER, depth, linked};
 use crate::error::{Error, Why};
-use crate::process::{find_program, fork, is_secure};
+use crate::process::{find_program, fork, is_secure, sys};
 use crate::task;
 use crate::wire::message::{self, Bad, Hello};
 use std::path::PathBuf;
@@ -34,6 +34,8 @@ pub(crate) fn check_host() -> Result<(), Error> {
     if std::env::var_os(MARKER).is_some() {
         return Err(Why::InsideWorker.into());
     }
+    // No child can be owned without one: an older kernel, a sandbox.
+    sys::pidfd_open(std::process::id()).map_err(|e| Error::spawn("opening a pidfd", e))?;
     if depth() >= DEPTH_MAX {
         return Err(Why::TooDeep { limit: DEPTH_MAX }.into());
     }

@@ -116,6 +116,67 @@ pub(super) fn note_stack_overflow(memory: &'static WorkerMemory) -> io::Result<(
     Ok(())
 }
 
+/// What an abort did before.
+static BEFORE_ABORT: AtomicPtr<libc::sigaction> = AtomicPtr::new(ptr::null_mut());
+
+/// Notes in `memory` when the process aborts for want of memory, and lets it do what it did before.
+///
+/// What std does when memory cannot be had (and C++, when nobody catches `bad_alloc`) is an abort like any other. But it comes
+/// right after a request that failed, so in the thread that aborts the last error is `ENOMEM`.
+pub(super) fn note_out_of_memory(memory: &'static WorkerMemory) -> io::Result<()> {
+    MEMORY.store(ptr::from_ref(memory).cast_mut(), Ordering::Release);
+    // SAFETY: the handler is async-signal-safe, and the struct valid as zeros.
+    unsafe {
+        let mut before: libc::sigaction = std::mem::zeroed();
+        check(libc::sigaction(libc::SIGABRT, ptr::null(), &raw mut before))?;
+        BEFORE_ABORT.store(Box::leak(Box::new(before)), Ordering::Release);
+        set_action(libc::SIGABRT, on_abort as *const () as usize)
+    }
+}
+
+extern "C" fn on_abort(signal: c_int) {
+    // Before anything else can change it.
+    let is_out_of_memory = io::Error::last_os_error().raw_os_error() == Some(libc::ENOMEM);
+    // SAFETY: atomics, sigaction(2), signal(2) and raise(3) are async-signal-safe. The memory is never unmapped, and an action that
+    // was stored never changes.
+    unsafe {
+        if is_out_of_memory && let Some(memory) = MEMORY.load(Ordering::Acquire).as_ref() {
+            memory.note().write_out_of_memory();
+        }
+        // Then it kills, as a rule, as soon as this returns.
+        match BEFORE_ABORT.load(Ordering::Acquire).as_ref() {
+            Some(before) => _ = libc::sigaction(signal, before, ptr::null_mut()),
+            None => _ = libc::signal(signal, libc::SIG_DFL),
+        }
+        libc::raise(signal);
+    }
+}
+
+/// From now on, this signal does what it does by default.
+pub(super) fn reset_signal(signal: c_int) -> io::Result<()> {
+    // SAFETY: no handler.
+    unsafe { set_action(signal, libc::SIG_DFL) }
+}
+
+/// From now on, this signal does nothing.
+pub(super) fn ignore_signal(signal: c_int) -> io::Result<()> {
+    // SAFETY: no handler.
+    unsafe { set_action(signal, libc::SIG_IGN) }
+}
+
+/// # Safety
+///
+/// `action` is `SIG_DFL`, `SIG_IGN` or a handler of one argument that is async-signal-safe.
+unsafe fn set_action(signal: c_int, action: usize) -> io::Result<()> {
+    // SAFETY: as the caller says; the rest of the struct is valid as zeros.
+    unsafe {
+        let mut new: libc::sigaction = std::mem::zeroed();
+        new.sa_sigaction = action;
+        new.sa_flags = libc::SA_ONSTACK;
+        check(libc::sigaction(signal, &raw const new, ptr::null_mut()))
+    }
+}
+
 /// The lowest address that the calling thread's stack may grow to.
 fn own_stack_end() -> io::Result<usize> {
     // SAFETY: the attributes are initialised by pthread_getattr_np before they are read, and destroyed.

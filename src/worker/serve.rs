@@ -10,6 +10,7 @@
 //! if the process dies, the pool knows of each task whether it had begun and whether it had been answered.
 
 use super::inbox::{Inbox, Next};
+use super::limits::{self, TaskClock};
 use super::readiness::watch_readable;
 use super::{lifeline, once, panics, raw, start};
 use crate::process::{WorkerMemory, fork, sys};
@@ -23,6 +24,7 @@ use crate::wire::value::names::{self, Thing};
 use futures::FutureExt;
 use futures::future::{AbortHandle, Abortable, Aborted, Either, select};
 use futures::stream::{FuturesUnordered, StreamExt};
+use nix::errno::Errno;
 use std::collections::HashMap;
 use std::ffi::c_int;
 use std::fs::File;
@@ -51,13 +53,18 @@ pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String>
     panics::install(memory);
     // Without it an overflow is a plain SIGSEGV: no reason not to work.
     let _ = raw::note_stack_overflow(memory);
+    let _ = raw::note_out_of_memory(memory);
+    let clock = match &welcome.limits {
+        Some(limits) => limits::apply(limits).map_err(|e| format!("limiting itself: {e}"))?,
+        None => TaskClock::unlimited(),
+    };
 
     let limit = welcome.frame_limit as usize;
     if let Some(single) = &welcome.single {
-        return once::serve(Inbox::new(socket, limit), limit, lifeline, single, is_detached);
+        return once::serve(Inbox::new(socket, limit), limit, lifeline, single, is_detached, clock);
     }
     let _lifeline = lifeline;
-    let mut worker = Worker { inbox: Inbox::new(socket, limit), memory, out: Vec::new(), bell: bell(), limit, runtime: None };
+    let mut worker = Worker { inbox: Inbox::new(socket, limit), memory, out: Vec::new(), bell: bell(), limit, clock, runtime: None };
     task::set_asked(Box::new(|slot, id| memory.claims().look(Claim { slot, id }) == Progress::Asked));
     if welcome.init {
         match worker.init()? {
@@ -166,6 +173,8 @@ struct Worker {
     /// A whole frame.
     bell: Vec<u8>,
     limit: usize,
+    /// Limits each sync task.
+    clock: TaskClock,
     /// Made by the first async function.
     runtime: Option<Async>,
 }
@@ -360,8 +369,10 @@ impl Worker {
         let (bytes, out) = (self.inbox.bytes(args), &mut self.out);
         let limit = self.limit.saturating_sub(out.len() - start);
         // Its own state is lost with a panic, ours is only the buffer, which is cut back.
+        self.clock.start();
         let ran = things.map(|things| with_names(things, || catch_unwind(AssertUnwindSafe(|| function(bytes, out, limit)))));
         guard_against_fork();
+        self.clock.stop();
         let outcome = match ran {
             Ok((Ok(Ok(())), named)) if named.is_empty() => {
                 frame::finish(&mut self.out, start);
@@ -548,6 +559,7 @@ pub(super) fn begin(
         let mut named = Vec::new();
         let polled = std::future::poll_fn(|cx| {
             panics::want_backtrace(backtrace);
+            Errno::clear(); // what another task failed in is not this one's
             task::set_current(claim.slot, claim.id, attempt);
             // Its result is encoded within its last poll.
             let polled;

@@ -29,6 +29,7 @@ messages!(
         12 Swap { a: u64, b: u64 },
         /// From this length on, the rest goes.
         13 Truncate { len: u64 },
+        14 Reverse,
     }
 );
 
@@ -182,6 +183,10 @@ impl List {
                 }
                 _ => self.out_of_range(),
             },
+            Ask::Reverse => {
+                self.elements.make_contiguous().reverse();
+                self.done()
+            }
             Ask::Truncate { len } => {
                 while self.elements.len() as u64 > len {
                     let element = self.elements.pop_back();
@@ -255,7 +260,7 @@ mod tests {
                     (version * 7, version)
                 };
                 let out_of_range = (Reply::OutOfRange { len }, vec![]);
-                let (request, expected) = match rng.below(14) {
+                let (request, expected) = match rng.below(15) {
                     0 | 1 => {
                         model.push(fresh(&mut tail));
                         (Ask::Push, (Reply::Done { len: len + 1 }, vec![]))
@@ -332,6 +337,10 @@ mod tests {
                         } else {
                             (Ask::Swap { a, b }, out_of_range)
                         }
+                    }
+                    13 => {
+                        model.reverse();
+                        (Ask::Reverse, (Reply::Done { len }, vec![]))
                     }
                     _ if rng.chance(10) => {
                         model.clear();

@@ -1,0 +1,98 @@
+//! The rules of a pool's end. There are three ways, and a later one overtakes an earlier one:
+//!
+//! ```text
+//! drain     takes nothing more; what is here runs to its end
+//! drain_by  the same, but at the limit it is cut short: what has not begun is settled, and what runs is stopped as by an
+//!           abort (rule 8), with the same grace
+//! kill      everything is settled at once, and every worker killed
+//! ```
+//!
+//! What was cut off is written down ([`CutOff`]); a task that answered in time is not.
+
+use super::{Action, Core, Fate, Memory, Phase, State, Stop};
+use crate::pool::ending::CutOff;
+use crate::pool::stats::WorkerEnd;
+use std::time::Instant;
+
+/// How far an end has come.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ending {
+    /// A drain is cut short then.
+    until: Option<Instant>,
+    /// It has been.
+    cutting: bool,
+    pub(super) cut_off: CutOff,
+}
+
+impl<T, M: Memory> Core<T, M> {
+    /// No more tasks; what is here runs to its end, or until that time.
+    pub(crate) fn drain_by(&mut self, until: Instant, now: Instant, actions: &mut Vec<Action<T>>) {
+        if !matches!(self.phase, Phase::Open | Phase::Draining) {
+            return;
+        }
+        self.ending.until = Some(self.ending.until.map_or(until, |earlier| earlier.min(until)));
+        self.deadline_moved = true;
+        self.drain(now, actions);
+        self.end_in_time(now, actions);
+    }
+
+    /// When a drain is to be cut short.
+    pub(super) fn cut_at(&self) -> Option<Instant> {
+        self.ending.until.filter(|_| self.phase == Phase::Draining && !self.ending.cutting)
+    }
+
+    /// Time has passed.
+    pub(super) fn end_in_time(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
+        if self.cut_at().is_some_and(|until| until <= now) {
+            self.cut_short(now, actions);
+            self.want_end(now, actions);
+        }
+    }
+
+    fn cut_short(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
+        self.ending.cutting = true;
+        self.deadline_moved = true;
+        self.settle_unbegun(&Fate::Closed, actions);
+        // All that is left has begun, or counts as begun.
+        for key in self.tasks.keys() {
+            self.stop(key, Stop::Close, now, actions);
+        }
+        for key in self.workers.keys() {
+            if self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. })) {
+                self.blame(key, WorkerEnd::Closed);
+                self.condemn(key, actions);
+            }
+        }
+    }
+
+    /// Aborts all that has not begun, and says how many tasks that were.
+    pub(crate) fn abort_unbegun(&mut self, now: Instant, actions: &mut Vec<Action<T>>) -> usize {
+        let count = self.settle_unbegun(&Fate::Cancelled, actions);
+        self.go_on(now, actions);
+        count
+    }
+
+    /// Settles what waits, and what workers have in hand and have not begun.
+    fn settle_unbegun(&mut self, fate: &Fate, actions: &mut Vec<Action<T>>) -> usize {
+        for key in self.workers.keys() {
+            self.take_back(key, usize::MAX);
+        }
+        let mut count = 0;
+        let delayed: Vec<_> = self.delayed.iter().map(|(_, key)| *key).collect();
+        for key in std::mem::take(&mut self.queue).into_iter().chain(delayed) {
+            let Some(task) = self.forget(key) else { continue };
+            if matches!(fate, Fate::Closed) {
+                self.ending.cut_off.unbegun.push(task.id);
+            }
+            actions.push(Action::Settle(task.cargo, fate.clone()));
+            count += 1;
+        }
+        self.queued = 0;
+        count
+    }
+
+    /// What an end has cut off so far.
+    pub(crate) fn cut_off(&self) -> &CutOff {
+        &self.ending.cut_off
+    }
+}

@@ -1,0 +1,90 @@
+//! What a caller waits for when a pool ends.
+
+use super::engine::Engine;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// The end of a pool: a future that [`Pool::shutdown`](crate::Pool::shutdown),
+/// [`shutdown_within`](crate::Pool::shutdown_within) and [`kill`](crate::Pool::kill) give. It is ready when no task is
+/// open and every worker process has gone and been reaped, and says what was cut off.
+///
+/// The call has begun the end already, so nothing has to be awaited. There may be many of one pool, and all of them give
+/// the same; they hold no [`Pool`](crate::Pool), so the last of those may be dropped meanwhile, which kills.
+///
+/// A process that the kernel cannot end (in a system call that hangs, or of another user by now) is waited for.
+///
+/// # Cancel safety
+///
+/// Dropped, it no longer waits; the pool ends all the same.
+pub struct Ending {
+    engine: Arc<Engine>,
+    /// `None` in a forked copy of the application, which has no pool.
+    ended: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+}
+
+impl Ending {
+    pub(super) fn of(engine: &Arc<Engine>) -> Self {
+        let mut ended = engine.ended();
+        let ended = async move {
+            // Its sender lives in the engine, which is held.
+            let _ = ended.wait_for(|ended| *ended).await;
+        };
+        Self { engine: Arc::clone(engine), ended: (!Engine::is_forked_copy()).then(|| Box::pin(ended) as _) }
+    }
+}
+
+impl Future for Ending {
+    type Output = CutOff;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<CutOff> {
+        if Engine::is_forked_copy() {
+            return Poll::Ready(CutOff::default());
+        }
+        let Some(ended) = &mut self.ended else { return Poll::Ready(CutOff::default()) };
+        if ended.as_mut().poll(cx).is_pending() {
+            self.engine.attend();
+            return Poll::Pending;
+        }
+        Poll::Ready(self.engine.cut_off())
+    }
+}
+
+impl fmt::Debug for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ending").finish_non_exhaustive()
+    }
+}
+
+/// Which tasks the end of a pool has cut off, by their numbers ([`JoinHandle::id`](crate::JoinHandle::id)). All of them
+/// resolved to [`is_pool_closed`](crate::TaskError::is_pool_closed).
+///
+/// Empty if the pool drained in time. A task whose result came before the end took it is not among them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CutOff {
+    pub(super) unbegun: Vec<u64>,
+    pub(super) begun: Vec<u64>,
+}
+
+impl CutOff {
+    /// Those that had not begun: no worker has run any of their code.
+    pub fn unbegun(&self) -> &[u64] {
+        &self.unbegun
+    }
+
+    /// Those that had begun, or may have: they were dropped at an await point, or killed with their process.
+    pub fn begun(&self) -> &[u64] {
+        &self.begun
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.unbegun.len() + self.begun.len()
+    }
+
+    /// Nothing was cut off.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

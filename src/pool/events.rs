@@ -1,0 +1,204 @@
+//! What happens to a pool's workers, told as it happens.
+
+use super::engine::Engine;
+use super::reply::shielded;
+use super::stats::WorkerEnd;
+use crate::error::Error;
+use futures::Stream;
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+
+/// So many events are kept for who is slow; more would be of no use, and the memory is bounded by it.
+const KEPT: usize = 256;
+
+/// What has happened to a worker.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum WorkerEvent {
+    /// It is ready for tasks.
+    #[non_exhaustive]
+    Up {
+        /// Its process.
+        pid: u32,
+    },
+    /// It has gone, and its process has been reaped.
+    #[non_exhaustive]
+    Down {
+        /// Its process, if there ever was one.
+        pid: Option<u32>,
+        /// Why it has gone.
+        why: WorkerEnd,
+        /// How its process ended, if that is known.
+        status: Option<ExitStatus>,
+        /// Why it did not get ready, if it did not.
+        cause: Option<Error>,
+    },
+    /// So many events before the next one have been lost, because they were not taken in time.
+    #[non_exhaustive]
+    Missed {
+        /// How many.
+        events: u64,
+    },
+}
+
+/// The events of a pool's workers, from the call of [`Pool::events`](crate::Pool::events) on: a stream, which ends when the
+/// pool has ended.
+///
+/// The pool never waits for it: the last 256 events are kept until they are taken, older ones are lost, and their number
+/// is told ([`WorkerEvent::Missed`]). There may be many such streams, and each has them all. It holds no
+/// [`Pool`](crate::Pool).
+///
+/// # Cancel safety
+///
+/// `next()` loses nothing when it is dropped.
+#[must_use = "streams do nothing unless polled"]
+pub struct Events {
+    engine: Weak<Engine>,
+    feed: Arc<Feed>,
+}
+
+#[derive(Debug, Default)]
+struct Feed {
+    /// Held only to put in and take out.
+    inside: Mutex<Inside>,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    events: VecDeque<WorkerEvent>,
+    missed: u64,
+    reader: Option<Waker>,
+    ended: bool,
+}
+
+/// All streams of one pool.
+#[derive(Debug, Default)]
+pub(crate) struct Feeds {
+    /// `None` when the pool has ended. Held only to copy what is in it.
+    open: Mutex<Option<Vec<Weak<Feed>>>>,
+}
+
+impl Feeds {
+    pub(crate) fn new() -> Self {
+        Self { open: Mutex::new(Some(Vec::new())) }
+    }
+
+    pub(crate) fn subscribe(&self, engine: Weak<Engine>) -> Events {
+        let feed = Arc::<Feed>::default();
+        match &mut *self.open.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(feeds) => feeds.push(Arc::downgrade(&feed)),
+            None => feed.inside.lock().unwrap_or_else(PoisonError::into_inner).ended = true,
+        }
+        Events { engine, feed }
+    }
+
+    /// A stream that has ended.
+    pub(crate) fn none() -> Events {
+        Self::default().subscribe(Weak::new())
+    }
+
+    pub(crate) fn tell(&self, event: &WorkerEvent) {
+        let feeds: Vec<_> = match &mut *self.open.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(feeds) => {
+                feeds.retain(|feed| feed.strong_count() > 0);
+                feeds.iter().filter_map(Weak::upgrade).collect()
+            }
+            None => return,
+        };
+        for feed in feeds {
+            feed.change(|inside| {
+                if inside.events.len() == KEPT {
+                    inside.events.pop_front();
+                    inside.missed += 1;
+                }
+                inside.events.push_back(event.clone());
+            });
+        }
+    }
+
+    /// Nothing more will happen.
+    pub(crate) fn close(&self) {
+        let feeds = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
+        for feed in feeds.iter().flatten().filter_map(Weak::upgrade) {
+            feed.change(|inside| inside.ended = true);
+        }
+    }
+}
+
+impl Feed {
+    fn change(&self, change: impl FnOnce(&mut Inside)) {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut inside);
+        let reader = inside.reader.take();
+        drop(inside);
+        if let Some(reader) = reader {
+            shielded(|| reader.wake());
+        }
+    }
+}
+
+impl Stream for Events {
+    type Item = WorkerEvent;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<WorkerEvent>> {
+        if Engine::is_forked_copy() {
+            return Poll::Ready(None);
+        }
+        // To clone or to drop a waker may run the caller's code: not under the lock.
+        let mut reader = Some(cx.waker().clone());
+        let mut inside = self.feed.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let polled = if inside.missed > 0 {
+            Poll::Ready(Some(WorkerEvent::Missed { events: std::mem::take(&mut inside.missed) }))
+        } else if let Some(event) = inside.events.pop_front() {
+            Poll::Ready(Some(event))
+        } else if inside.ended {
+            Poll::Ready(None)
+        } else {
+            std::mem::swap(&mut inside.reader, &mut reader);
+            Poll::Pending
+        };
+        drop(inside);
+        drop(reader);
+        if polled.is_pending()
+            && let Some(engine) = self.engine.upgrade()
+        {
+            engine.attend();
+        }
+        polled
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::{FutureExt, StreamExt};
+
+    #[test]
+    fn the_oldest_are_lost_first_and_counted() {
+        let feeds = Feeds::new();
+        let (mut slow, mut other) = (feeds.subscribe(Weak::new()), feeds.subscribe(Weak::new()));
+        for pid in 0..KEPT as u32 + 7 {
+            feeds.tell(&WorkerEvent::Up { pid });
+            assert!(matches!(other.next().now_or_never(), Some(Some(WorkerEvent::Up { pid: told })) if told == pid));
+        }
+        feeds.close();
+        feeds.tell(&WorkerEvent::Up { pid: 0 });
+        assert!(matches!(slow.next().now_or_never(), Some(Some(WorkerEvent::Missed { events: 7 }))));
+        for pid in 7..KEPT as u32 + 7 {
+            assert!(matches!(slow.next().now_or_never(), Some(Some(WorkerEvent::Up { pid: told })) if told == pid));
+        }
+        for mut ended in [slow, other, feeds.subscribe(Weak::new())] {
+            assert!(matches!(ended.next().now_or_never(), Some(None)));
+        }
+    }
+}

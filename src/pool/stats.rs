@@ -1,0 +1,119 @@
+//! What a pool has done and how it stands, in numbers.
+
+use crate::error::TaskErrorKind;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// How a pool stands and what it has done so far: see [`Pool::stats`](crate::Pool::stats).
+///
+/// What stands is of one moment. What is counted since the pool was built is counted apart from that, so it may be a task
+/// or so ahead or behind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Worker processes that are being started, `init` included.
+    pub starting: usize,
+    /// Ready workers without a task.
+    pub idle: usize,
+    /// Workers with one task or more in hand.
+    pub busy: usize,
+    /// Workers that get no more tasks, and whose process has not ended yet.
+    pub leaving: usize,
+    /// Tasks that wait for a worker.
+    pub queued: usize,
+    /// Tasks that a worker has in hand: of the sync ones in one worker the first runs and the others stand behind it;
+    /// async ones run side by side.
+    pub in_hand: usize,
+    /// Tasks that have given a value, a task's own `Err` included.
+    pub done: u64,
+    /// Workers that have got ready.
+    pub started: u64,
+    pub(super) failed: HashMap<TaskErrorKind, u64>,
+    pub(super) ended: HashMap<WorkerEnd, u64>,
+}
+
+impl Stats {
+    /// Tasks that gave an error in place of a value. (One whose value cannot be decoded is *done*: that is seen only by
+    /// who awaits it.)
+    pub fn failed(&self) -> u64 {
+        self.failed.values().sum()
+    }
+
+    /// Tasks that failed in this way.
+    pub fn failed_by(&self, kind: TaskErrorKind) -> u64 {
+        self.failed.get(&kind).copied().unwrap_or(0)
+    }
+
+    /// All the ways in which tasks have failed, and how often; in no order.
+    pub fn failures(&self) -> impl Iterator<Item = (TaskErrorKind, u64)> {
+        self.failed.iter().map(|(kind, count)| (*kind, *count))
+    }
+
+    /// Worker processes that have gone, failed starts included.
+    pub fn ended(&self) -> u64 {
+        self.ended.values().sum()
+    }
+
+    /// Worker processes that have gone for this reason.
+    pub fn ended_by(&self, why: WorkerEnd) -> u64 {
+        self.ended.get(&why).copied().unwrap_or(0)
+    }
+
+    /// All the reasons for which workers have gone, and how often; in no order.
+    pub fn ends(&self) -> impl Iterator<Item = (WorkerEnd, u64)> {
+        self.ended.iter().map(|(why, count)| (*why, *count))
+    }
+}
+
+/// Why a worker has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WorkerEnd {
+    /// Not by the pool's doing: a crash, an exit within a task, a signal from somebody else.
+    Died,
+    /// It was killed to stop a task that ran in it.
+    TaskStopped,
+    /// It broke the protocol, and was killed.
+    BadFrame,
+    /// It never got ready: the start was refused, failed, or took too long.
+    StartFailed,
+    /// The pool has ended, or has nothing left to do for it while it ends.
+    Closed,
+}
+
+/// What is counted while the pool works.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    done: AtomicU64,
+    started: AtomicU64,
+    /// Both are held only to count.
+    failed: Mutex<HashMap<TaskErrorKind, u64>>,
+    ended: Mutex<HashMap<WorkerEnd, u64>>,
+}
+
+impl Tally {
+    pub(crate) fn done(&self, tasks: u64) {
+        self.done.fetch_add(tasks, Ordering::Relaxed);
+    }
+
+    pub(crate) fn started(&self) {
+        self.started.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn failed(&self, kind: TaskErrorKind) {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() += 1;
+    }
+
+    pub(crate) fn ended(&self, why: WorkerEnd) {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner).entry(why).or_default() += 1;
+    }
+
+    /// Enters what was counted.
+    pub(crate) fn fill(&self, stats: &mut Stats) {
+        stats.done = self.done.load(Ordering::Relaxed);
+        stats.started = self.started.load(Ordering::Relaxed);
+        stats.failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        stats.ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    }
+}

@@ -1,0 +1,247 @@
+//! What the system refuses: memory, files, system calls. Something is told to whom it concerns, and it passes.
+//!
+//! (A full table of descriptors, and too many processes: `worker_start.rs`. A full disk: `pool_output.rs`.)
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(unsafe_code, reason = "a filter of system calls")]
+
+#[path = "common/processes.rs"]
+mod processes;
+
+use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use processes::{children, descriptors, hang, in_own_process, lines, own_dir, own_process, passes, pid, soon, until, wait_for};
+use procpool::{Error, ErrorKind, Pool, Process};
+use std::error::Error as _;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tempfile::tempdir;
+
+fn pool(workers: usize) -> Pool {
+    Pool::builder().workers(workers).build().unwrap()
+}
+
+/// The number of the system's error behind one of ours.
+fn errno(error: &Error) -> Option<i32> {
+    error.source()?.downcast_ref::<std::io::Error>()?.raw_os_error()
+}
+
+// ---- memory and files
+
+/// What is scarce, for workers that are to be started while another serves; then it is there again.
+async fn for_a_while(resource: Resource, limit: u64) {
+    let dir = own_dir().unwrap();
+    let (log, gate) = (dir.join("log"), dir.join("gate"));
+    let pool = pool(3);
+    let running = pool.spawn(wait_for, (log.clone(), gate.clone()));
+    until("it runs", || lines(&log).len() == 1).await;
+    let before = descriptors(pid()).len();
+    let (soft, most) = getrlimit(resource).unwrap();
+    setrlimit(resource, limit, most).unwrap();
+    let failed = soon(pool.ready()).await;
+    setrlimit(resource, soft, most).unwrap();
+    let error = failed.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Spawn, "{error:?}");
+    assert!(error.source().is_some());
+    assert!(!running.is_finished());
+    while soon(pool.ready()).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(children(pid()).len(), 3);
+    std::fs::write(gate, "").unwrap();
+    soon(running).await.unwrap();
+    soon(pool.shutdown()).await;
+    assert_eq!(children(pid()), [0; 0]);
+    until("no descriptor is left", || descriptors(pid()).len() <= before).await;
+}
+
+#[test]
+fn memory_that_runs_out_fails_the_start_that_needs_it_and_the_pool_recovers() {
+    in_own_process("own_process_without_memory");
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_without_memory() {
+    if own_dir().is_none() {
+        return;
+    }
+    soon(pool(1).spawn(pid, ())).await.unwrap(); // the steward has its memory
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap();
+    for_a_while(Resource::RLIMIT_AS, size << 10).await;
+}
+
+#[test]
+fn files_that_may_not_grow_fail_the_start_that_needs_one_and_the_pool_recovers() {
+    in_own_process("own_process_whose_files_may_not_grow");
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_whose_files_may_not_grow() {
+    if own_dir().is_none() {
+        return;
+    }
+    for_a_while(Resource::RLIMIT_FSIZE, 1000).await;
+}
+
+/// What we share with workers is a memfd, which no mounted file system counts.
+#[test]
+#[ignore = "needs root"]
+fn needs_root_a_full_dev_shm_is_no_matter() {
+    let (test, dir) = ("own_process_with_a_full_dev_shm", tempdir().unwrap());
+    let own = own_process(&std::env::current_exe().unwrap(), test, dir.path());
+    let fill = "mount -t tmpfs -o size=4096 none /dev/shm && head -c 4096 /dev/zero > /dev/shm/full && exec \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", fill]).arg(own.get_program()).args(own.get_args());
+    command.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    passes(test, command);
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_with_a_full_dev_shm() {
+    if own_dir().is_none() {
+        return;
+    }
+    let error = std::fs::write("/dev/shm/more", "more").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    let pool = pool(2);
+    soon(pool.ready()).await.unwrap();
+    assert_eq!(soon(pool.spawn(|bytes: Vec<u8>| bytes, vec![7u8; 1 << 20])).await.unwrap().len(), 1 << 20);
+}
+
+// ---- a program that is being written
+
+#[test]
+fn a_program_that_has_just_been_copied_starts_workers_while_others_fork() {
+    let rounds = std::env::var("PROCPOOL_TEST_ROUNDS").map_or(8, |rounds| rounds.parse().unwrap());
+    let (test, dir) = ("own_process_of_a_fresh_copy", tempdir().unwrap());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            // Between fork and exec each of them holds whatever is open for writing here.
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    assert!(Command::new("/bin/true").status().unwrap().success());
+                }
+            });
+        }
+        for round in 0..rounds {
+            let program = dir.path().join(format!("copy {round}"));
+            std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+            let output = loop {
+                // The copy's own start is the test's business.
+                match own_process(&program, test, dir.path()).output() {
+                    Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => std::thread::yield_now(),
+                    result => break result,
+                }
+            };
+            done.fetch_or(round + 1 == rounds, Ordering::Relaxed);
+            let output = output.unwrap();
+            let stdout = String::from_utf8_lossy(&output.stdout);
+            assert!(
+                output.status.success() && stdout.contains("1 passed"),
+                "{round}: {stdout}\n{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            std::fs::remove_file(program).unwrap();
+        }
+    });
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_of_a_fresh_copy() {
+    if own_dir().is_none() {
+        return;
+    }
+    let pool = pool(2);
+    soon(pool.ready()).await.unwrap();
+    assert_ne!(soon(pool.spawn(pid, ())).await.unwrap(), pid());
+    soon(pool.shutdown()).await;
+}
+
+// ---- system calls that are refused
+
+/// From now on these system calls fail in this thread, in those that it starts, and in processes.
+fn refuse(calls: &[libc::c_long], errno: i32) {
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jt, k| libc::sock_filter { code, jt, jf: 0, k };
+    // The number of the call stands first (seccomp(2)).
+    let mut steps = vec![step(LOAD, 0, 0)];
+    for (n, call) in calls.iter().enumerate() {
+        steps.push(step(JUMP_IF_EQUAL, (calls.len() - n) as u8, u32::try_from(*call).unwrap()));
+    }
+    steps.push(step(RETURN, 0, libc::SECCOMP_RET_ALLOW));
+    steps.push(step(RETURN, 0, libc::SECCOMP_RET_ERRNO | errno as u32));
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    // SAFETY: the kernel copies the program, which is of the length that it says.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
+    }
+}
+
+#[test]
+fn without_pidfds_no_pool_is_built() {
+    in_own_process("own_process_without_pidfds");
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_without_pidfds() {
+    if own_dir().is_none() {
+        return;
+    }
+    refuse(&[libc::SYS_pidfd_open], libc::ENOSYS);
+    for error in [Pool::new().unwrap_err(), Process::spawn(pid, ()).unwrap_err()] {
+        assert_eq!((error.kind(), errno(&error)), (ErrorKind::Spawn, Some(libc::ENOSYS)), "{error:?}");
+        assert!(error.to_string().contains("pidfd"), "{error}");
+    }
+    assert_eq!(children(pid()), [0; 0]);
+}
+
+#[test]
+fn a_kill_that_is_refused_is_told_and_the_pool_ends_its_workers_all_the_same() {
+    in_own_process("own_process_that_may_signal_nobody");
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_that_may_signal_nobody() {
+    let Some(dir) = own_dir() else { return };
+    let (log, gate) = (dir.join("log"), dir.join("gate"));
+    refuse(&[libc::SYS_pidfd_send_signal, libc::SYS_kill], libc::EPERM);
+
+    let child = Process::spawn(wait_for, (log.clone(), gate.clone())).unwrap();
+    until("it runs", || lines(&log).len() == 1).await;
+    for error in [child.terminate().unwrap_err(), child.kill().unwrap_err()] {
+        assert_eq!((error.kind(), errno(&error)), (ErrorKind::Signal, Some(libc::EPERM)), "{error:?}");
+    }
+    assert!(child.is_alive());
+    std::fs::write(gate, "").unwrap();
+    soon(child).await.unwrap();
+
+    let pool = pool(2);
+    let log = dir.join("of the pool");
+    let hanging = pool.spawn(hang, log.clone());
+    until("it runs", || lines(&log).len() == 1).await;
+    hanging.abort();
+    assert!(soon(hanging).await.unwrap_err().is_cancelled());
+    until("its process is gone", || seen_or_gone(&log)).await;
+    let hanging = pool.spawn(hang, dir.join("again"));
+    until("it runs", || dir.join("again").exists()).await;
+    soon(pool.spawn(pid, ())).await.unwrap();
+    drop(pool);
+    assert!(soon(hanging).await.unwrap_err().is_pool_closed());
+    until("no process is left", || children(pid()).is_empty()).await;
+}
+
+/// The one process in the log is gone.
+fn seen_or_gone(log: &std::path::Path) -> bool {
+    processes::pids(log).iter().all(|pid| processes::Seen::now(*pid).is_none())
+}
