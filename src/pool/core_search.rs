@@ -18,7 +18,7 @@
 //! worker writes there that no function of ours would (`strange_workers.rs`); starts that fail (`core_sim.rs`).
 
 use super::*;
-use crate::pool::driver::take_replies;
+use crate::pool::driver::{Until, take_replies};
 use crate::wire::frame;
 use crate::wire::message::{self, Failed};
 use crate::wire::outbox::{Intake, Ring};
@@ -661,7 +661,7 @@ impl Hand {
 /// What the driver still has to do for one event, the next one last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Op {
-    Read(WorkerKey, bool),
+    Read(WorkerKey, Until),
     /// These were answered.
     Replied(WorkerKey, Vec<u64>),
     HungUp(WorkerKey),
@@ -886,13 +886,13 @@ impl World {
                 let reader = &self.readers[at];
                 let mut process = reader.hand.process.borrow_mut();
                 process.edge = false;
-                self.ops.push(Op::Read(reader.key, process.closed));
+                self.ops.push(Op::Read(reader.key, if process.closed { Until::End } else { Until::OthersWait }));
                 self.turning = true;
             }
             Step::Ended(at) => {
                 let key = self.readers[at].key;
                 self.enter(|core, _, _| core.ending(key));
-                let (read, empty, exited) = (Op::Read(key, true), Op::Empty(key, false), Op::Exited(key));
+                let (read, empty, exited) = (Op::Read(key, Until::WhatItSent), Op::Empty(key, false), Op::Exited(key));
                 self.ops.extend(if self.has(Flaw::WordsFirst) { [read, empty, exited] } else { [exited, empty, read] });
                 self.turning = true;
             }
@@ -901,7 +901,7 @@ impl World {
                 if !self.has(Flaw::TimeFirst) {
                     for key in self.core.overdue(self.now) {
                         note("a grace that is over", true);
-                        self.ops.extend([Op::Empty(key, false), Op::Read(key, false)]);
+                        self.ops.extend([Op::Empty(key, false), Op::Read(key, Until::OthersWait)]);
                     }
                 }
                 self.turning = true;
@@ -1101,7 +1101,7 @@ impl World {
         let Some(op) = self.ops.pop() else { return };
         say(|| format!("    {op:?}"));
         match op {
-            Op::Read(key, to_end) => self.read(key, to_end),
+            Op::Read(key, until) => self.read(key, until),
             Op::Replied(key, ids) => {
                 let facts = Rc::clone(&self.facts);
                 let mut told = Vec::new();
@@ -1177,7 +1177,7 @@ impl World {
         }
     }
 
-    fn read(&mut self, key: WorkerKey, to_end: bool) {
+    fn read(&mut self, key: WorkerKey, until: Until) {
         let Some(at) = self.place(key) else { return };
         let reader = &mut self.readers[at];
         if reader.closed {
@@ -1186,15 +1186,15 @@ impl World {
         let mut process = reader.hand.process.borrow_mut();
         let came = std::mem::take(&mut process.outgoing);
         if came.is_empty() {
-            if process.closed {
+            if process.closed && until != Until::WhatItSent {
                 reader.closed = true;
                 self.ops.push(Op::HungUp(key));
             }
             return;
         }
         drop(process);
-        if to_end {
-            self.ops.push(Op::Read(key, true));
+        if until == Until::End {
+            self.ops.push(Op::Read(key, until));
         }
         if came.contains(&ToPool::Bell) && !self.awake.contains(&key) {
             self.awake.push(key);
@@ -1461,7 +1461,7 @@ impl World {
         for op in &self.ops {
             out.push(0xfa);
             match op {
-                Op::Read(at, to_end) => out.extend([0, key(*at), u8::from(*to_end)]),
+                Op::Read(at, until) => out.extend([0, key(*at), *until as u8]),
                 Op::Replied(at, ids) => {
                     out.extend([1, key(*at)]);
                     out.extend(ids.iter().map(|id| *id as u8));

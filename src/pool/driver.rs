@@ -157,7 +157,7 @@ enum Stage {
 
 /// How long a worker is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Until {
+pub(super) enum Until {
     /// For a while; others have their turn.
     OthersWait,
     /// To the end, for it has closed its side.
