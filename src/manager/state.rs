@@ -316,7 +316,7 @@ impl State {
         for name in names {
             self.count(name.object, name.part, 1, now);
         }
-        Ok(HeldNames::new(self.dropped.clone(), names.iter().map(|name| (name.object, name.part))))
+        Ok(HeldNames::of(self.dropped.clone(), names.iter().map(|name| (name.object, name.part))))
     }
 
     /// A value is kept no longer.

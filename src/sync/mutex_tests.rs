@@ -644,7 +644,7 @@ fn processes_that_are_killed_at_any_instant_leave_an_exact_sum() {
     assert_eq!(guard.0, guard.1.iter().sum::<u64>());
     // Each death costs at most the one change that was under way.
     assert!(guard.0 <= tried && tried <= guard.0 + 34, "{} of {tried}", guard.0);
-    println!("{} of {tried}", guard.0);
+    eprintln!("{} of {tried}", guard.0);
 }
 
 #[test]

@@ -737,18 +737,18 @@ fn three_processes_that_die_give_up_are_late_and_roll_back() {
         Setup { threads: &[0, 1, 2], rollbacks: 1, looks: 1, ..CALM },
     ];
     for setup in one_of_each {
-        println!("{} states", clean(&setup));
+        eprintln!("{} states", clean(&setup));
     }
 }
 
 #[test]
 fn two_waiters_in_one_process_are_not_mistaken_for_each_other() {
-    println!("{} states", clean(&Setup { threads: &[0, 0, 1], cancels: 1, revokes: 1, ..CALM }));
+    eprintln!("{} states", clean(&Setup { threads: &[0, 0, 1], cancels: 1, revokes: 1, ..CALM }));
 }
 
 #[test]
 fn whoever_reads_without_the_lock_never_sees_half_a_value() {
-    println!("{} states", clean(&Setup { threads: &[0, 1], rounds: 1, reader: true, kills: 1, ..CALM }));
+    eprintln!("{} states", clean(&Setup { threads: &[0, 1], rounds: 1, reader: true, kills: 1, ..CALM }));
 }
 
 #[test]
@@ -765,7 +765,7 @@ fn every_bug_that_is_planted_is_found() {
     ];
     for (bug, setup) in planted {
         let found = Setup { bug: Some(bug), ..setup }.search().expect_err("it is there");
-        println!("{bug:?}: {}", found.lines().next().unwrap_or_default());
+        eprintln!("{bug:?}: {}", found.lines().next().unwrap_or_default());
     }
 }
 
@@ -782,6 +782,6 @@ fn three_processes_with_two_things_that_go_wrong() {
         Setup { threads: &[0, 1], rounds: 2, reader: true, kills: 1, ..CALM },
     ];
     for setup in two_of_them {
-        println!("{} states", clean(&setup));
+        eprintln!("{} states", clean(&setup));
     }
 }
