@@ -16,7 +16,7 @@ pub(crate) struct HeldNames {
 }
 
 impl HeldNames {
-    pub(super) fn new(owner: Weak<dyn Dropped>, names: impl Iterator<Item = (u64, Part)>) -> Held {
+    pub(super) fn of(owner: Weak<dyn Dropped>, names: impl Iterator<Item = (u64, Part)>) -> Held {
         Some(Arc::new(Self { owner, names: names.collect() }))
     }
 }

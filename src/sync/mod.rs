@@ -45,7 +45,7 @@ mod value;
 pub(crate) mod wait;
 
 pub use barrier::{Barrier, BarrierWaitResult};
-pub use channel::{Channel, channel, duplex};
+pub use channel::{Channel, Ends, channel, duplex};
 pub use condvar::Condvar;
 pub use delivery::Delivery;
 pub use event::Event;
