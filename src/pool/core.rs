@@ -27,8 +27,8 @@
 //! 8. To stop a task: what is not begun is taken back and never begins. A running async task is asked ([`Action::Cancel`]).
 //!    For a running sync task its worker is doomed first (given nothing more, and all that it has not begun taken back),
 //!    then the task is looked at once more, and only then the worker killed: so a kill never hits another task. A task
-//!    that is seen done, or was asked, must have been answered in [`ABORT_GRACE`], else its worker is killed. The task is
-//!    settled when the process has ended, or by the reply that came first.
+//!    that is seen done, or was asked, must have been answered in [`ABORT_GRACE`], else its worker is killed, again after
+//!    another look at it; and what was answered until then is taken in before ([`Core::overdue`]). The task is settled when the process has ended, or by the reply that came first.
 //! 9. If a start fails and no worker is left, or none has got ready through [`STARTS_MAX`] failed ones in a row, everything
 //!    queued fails with the cause; so does what is submitted while no worker is left and the back-off has not passed.
 //! 10. Nobody is idle while tasks stand behind another one in a worker: if that is worth it by the measured service time, or
@@ -299,6 +299,8 @@ struct Flight {
     task: TaskKey,
     /// When it was first seen to have begun.
     begun: Option<Instant>,
+    /// It is to be stopped, and was seen to be done: its reply has a grace to come, and no other.
+    done: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -796,6 +798,13 @@ impl<T, M: Memory> Core<T, M> {
         std::mem::take(&mut self.deadline_moved)
     }
 
+    /// Workers that should have answered a task that was stopped by now (rule 8). What they have committed is to be taken in
+    /// before [`Core::tick`]: else one that did answer in time is killed, and with it a task that it has begun since.
+    pub(crate) fn overdue(&self, now: Instant) -> Vec<WorkerKey> {
+        let is_overdue = |worker: &Worker<M>| worker.state != State::Doomed && worker.asked.front().is_some_and(|(by, _)| *by <= now);
+        self.workers.iter().filter(|(_, worker)| is_overdue(worker)).map(|(key, _)| key).collect()
+    }
+
     /// Time has passed.
     pub(crate) fn tick(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         while let Some((_, key)) = self.delayed.first().copied().filter(|(at, _)| *at <= now) {
@@ -825,13 +834,7 @@ impl<T, M: Memory> Core<T, M> {
             if matches!(worker.state, State::Starting { .. }) {
                 self.withdraw(key, State::Doomed);
                 actions.push(Action::TimeOut(key));
-            } else {
-                if let Some(worker) = self.workers.get_mut(key) {
-                    worker.killed_for = worker.asked.front().filter(|(by, _)| *by <= now).map(|(_, task)| *task);
-                    if worker.killed_for.is_some() {
-                        worker.why.get_or_insert(WorkerEnd::TaskStopped);
-                    }
-                }
+            } else if self.is_given_up(key, now) {
                 self.condemn(key, actions);
             }
         }
@@ -842,6 +845,31 @@ impl<T, M: Memory> Core<T, M> {
         self.go_on(now, actions);
     }
 
+    /// A worker's time is over. `false`: the tasks that should have been answered have been done after all, just now; each
+    /// is given another grace, once, for its reply to come.
+    fn is_given_up(&mut self, key: WorkerKey, now: Instant) -> bool {
+        loop {
+            let Some(worker) = self.workers.get(key) else { return false };
+            let Some((_, task)) = worker.asked.front().copied().filter(|(by, _)| *by <= now) else {
+                return worker.deadline(false).is_some_and(|by| by <= now);
+            };
+            if worker.mode == Mode::Sync && worker.state != State::Doomed {
+                self.take_back(key, usize::MAX); // as in `stop`: what stands behind it begins if it is done now
+            }
+            let Some(worker) = self.workers.get_mut(key) else { return false };
+            let excused = worker.in_flight.iter().position(|flight| flight.task == task && !flight.done);
+            let Some(at) = excused.filter(|at| worker.look(worker.in_flight[*at].claim) == Progress::Done) else {
+                worker.killed_for = Some(task);
+                worker.why.get_or_insert(WorkerEnd::TaskStopped);
+                return true;
+            };
+            worker.in_flight[at].done = true;
+            worker.asked.pop_front();
+            worker.give_until(now + ABORT_GRACE, task);
+            self.deadline_moved = true;
+        }
+    }
+
     /// Rule 11, for the tasks of one worker.
     fn look_at_limits(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
         let Some(worker) = self.workers.get_mut(key) else { return };
@@ -850,7 +878,7 @@ impl<T, M: Memory> Core<T, M> {
         }
         let (mut over, mut next) = (Vec::new(), None::<Instant>);
         for at in 0..worker.in_flight.len() {
-            let Flight { claim, task, begun } = worker.in_flight[at];
+            let Flight { claim, task, begun, .. } = worker.in_flight[at];
             let Some(task_in) = self.tasks.get(task).filter(|task| task.stopping.is_none()) else { continue };
             let Some(timeout) = task_in.timeout() else { continue };
             let ends = match worker.look(claim) {
@@ -1015,7 +1043,7 @@ impl<T, M: Memory> Core<T, M> {
         let claim = worker.claim(task.id);
         // Without claims it is taken for begun as soon as it is sent.
         let begun = worker.memory.is_none().then_some(now);
-        worker.in_flight.push_back(Flight { claim, task: task_key, begun });
+        worker.in_flight.push_back(Flight { claim, task: task_key, begun, done: false });
         task.worker = Some(key);
         if let Some(timeout) = task.timeout() {
             let over = now + timeout;
@@ -1146,6 +1174,7 @@ impl<T, M: Memory> Core<T, M> {
         let Some(worker) = self.workers.get_mut(worker_key) else { return };
         if worker.look(claim) == Progress::Done {
             // Its reply is on its way; one that only says so has until then.
+            worker.in_flight.iter_mut().filter(|flight| flight.task == key).for_each(|flight| flight.done = true);
             worker.give_until(now + ABORT_GRACE, key);
             self.deadline_moved = true;
         } else {

@@ -778,6 +778,25 @@ fn rule_8_a_sync_task_with_a_grace_is_asked_before_it_is_killed() {
 }
 
 #[test]
+fn rule_8_a_task_that_is_done_when_its_grace_is_over_costs_nobody_else() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 100);
+    let (key, _) = bench.with(Mode::Sync, Options { grace: Some(20 * MS), ..Options::default() });
+    bench.task(Mode::Sync);
+    bench.task(Mode::Sync);
+    bench.begin(w[0], &[1]);
+    assert_eq!(bench.abort(key), [""; 0]);
+    bench.finish(w[0], &[1]);
+    bench.begin(w[0], &[2]);
+    bench.pass(20 * MS);
+    assert_eq!(bench.core.overdue(bench.now), w, "what it has answered is to be taken in");
+    assert_eq!(bench.tick(), [""; 0], "its reply may be on its way");
+    bench.pass(ABORT_GRACE);
+    assert_eq!(bench.tick(), ["kill 0"], "or it only says so");
+    assert_eq!(bench.exit(w[0])[..2], ["cancelled 1", "lost 2"]);
+}
+
+#[test]
 fn rule_12_what_failed_is_tried_again_after_its_back_off_and_not_for_ever() {
     let retry = Retry { most: 2, wait_min: 10 * MS, wait_max: 100 * MS, ..Retry::default() };
     let (mut bench, w) = Bench::ready(1);

@@ -15,7 +15,7 @@ use super::reply::{Cargo, Encoded};
 use super::stats::WorkerEnd;
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
-use crate::process::{DeathNote, Exit, WorkerMemory, sys};
+use crate::process::{DeathNote, Exit, WorkerMemory, oom_kills, sys};
 use crate::sync::named::Named;
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
@@ -30,7 +30,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Frames longer than this, in bytes, are sent to idle workers only (design 6).
 pub(crate) const LARGE: usize = 64 << 10;
@@ -157,7 +157,7 @@ enum Stage {
 
 /// How long a worker is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Until {
+pub(super) enum Until {
     /// For a while; others have their turn.
     OthersWait,
     /// To the end, for it has closed its side.
@@ -198,7 +198,7 @@ impl Engine {
                 let (key, what) = (key_of(event.data()), event.data() & 3);
                 match what {
                     TIMER if event.data() == TOKENS => self.tokens.cancelled().into_iter().for_each(|task| self.abort(task)),
-                    TIMER => self.time_has_passed(),
+                    TIMER => self.time_has_passed(driver),
                     NAPPED => napped = true,
                     ENDED => self.process_ended(driver, key),
                     _ => {
@@ -220,13 +220,21 @@ impl Engine {
         }
     }
 
-    fn time_has_passed(&self) {
+    fn time_has_passed(&self, driver: &mut Driver) {
         if self.has_ended() {
             return; // it stays readable: whoever has not seen it yet will
         }
         let mut expirations = [0; 8];
         let _ = nix::unistd::read(self.timer.as_fd(), &mut expirations);
-        self.apply(|state, now| {
+        // An answer that was given in time counts, though we come to read it late, or nobody has rung. Nothing else is overdue
+        // at that same moment, however long the reading takes.
+        let now = Instant::now();
+        let overdue = self.lock().core.overdue(now);
+        for key in overdue {
+            self.read(driver, key, Until::OthersWait);
+            self.empty_outbox(driver, key);
+        }
+        self.apply(|state, _| {
             state.timed = true;
             state.core.tick(now, &mut state.actions);
         });
@@ -250,7 +258,7 @@ impl Engine {
 
     /// The steward has started a process, or could not. Runs on its thread.
     pub(super) fn started(&self, key: WorkerKey, launched: Result<Launched, Error>) {
-        let Launched { child, socket, memory, early_stderr, streams } = match launched {
+        let Launched { child, socket, memory, early_stderr, streams, oom_kills } = match launched {
             Ok(launched) => launched,
             Err(cause) => return self.start_failed(key, cause),
         };
@@ -265,6 +273,7 @@ impl Engine {
             lifeline: None,
             early_stderr: Some(Arc::new(early_stderr)),
             streams,
+            oom_kills,
         };
         link.process = Some(process);
         let doomed = link.doomed;
@@ -652,6 +661,12 @@ impl Engine {
             DeathNote::OutOfMemory => Note::OutOfMemory,
             DeathNote::Panic { message, place } => Note::Panic { message, place },
         });
+        // What we have not killed, the kernel may have.
+        let note = match note {
+            None if !link.doomed && exit.is_by(nix::libc::SIGKILL) && oom_kills::account_for(process.oom_kills) => Some(Note::OutOfMemory),
+            Some(Note::OutOfMemory) if !exit.is_by(nix::libc::SIGABRT) => None,
+            note => note,
+        };
         let stderr = process.streams.end();
         if stage == Stage::Ready {
             let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone(), stderr });
@@ -771,7 +786,7 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
 }
 
 /// Takes the replies out of what lay in an outbox: whole frames, each padded to a multiple of 8 bytes.
-fn take_replies(mut bytes: &[u8], limit: usize, replies: &mut Vec<(u64, Result<Value, Failed>)>) -> Result<(), Bad> {
+pub(super) fn take_replies(mut bytes: &[u8], limit: usize, replies: &mut Vec<(u64, Result<Value, Failed>)>) -> Result<(), Bad> {
     while let Some(head) = bytes.first_chunk::<{ frame::HEAD }>() {
         let len = u32::from_le_bytes(*head) as usize;
         let body = bytes.get(frame::HEAD..frame::HEAD + len).filter(|_| len <= limit);

@@ -123,8 +123,18 @@ impl Intake {
 
     /// The pool will look no more by itself. `false`: something has come meanwhile, so it must look again.
     pub(crate) fn sleep(&self, ring: &Ring<'_>) -> bool {
+        self.doze(ring);
+        self.is_up_to_date(ring)
+    }
+
+    /// The first half of [`sleep`](Self::sleep): from here on the worker rings.
+    pub(crate) fn doze(&self, ring: &Ring<'_>) {
         ring.asleep.store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
+    }
+
+    /// The second: nothing was committed since the last [`take`](Self::take).
+    pub(crate) fn is_up_to_date(&self, ring: &Ring<'_>) -> bool {
         ring.tail.load(Ordering::Acquire) == self.head
     }
 
