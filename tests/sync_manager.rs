@@ -9,7 +9,7 @@ mod processes;
 use futures::StreamExt;
 use nix::sys::signal::Signal;
 use processes::{Seen, children, in_own_process, own_dir, own_process, pid, soon, until, wait_until};
-use procpool::{Barrier, Event, List, Manager, Map, Mutex, Pool, Queue, RwLock, Semaphore, Value};
+use procpool::{Array, Barrier, Event, List, Manager, Map, Mutex, Pool, Queue, RwLock, Semaphore, Value};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Stdio;
@@ -250,6 +250,24 @@ fn own_process_with_limits() {
     assert_eq!(seen, (2, 200_001));
     assert_eq!(manager.array(&[0u8; 100_000]).unwrap_err().kind(), procpool::ErrorKind::Memory);
     assert_eq!(*number.blocking_lock().unwrap(), 2);
+}
+
+#[tokio::test]
+async fn a_worker_without_address_space_is_told_so_and_goes_on() {
+    let pool = pool(1);
+    let manager = pool.manager();
+    let (small, large) = (manager.value(7u64).unwrap(), manager.array(&vec![1u64; 2 << 20]).unwrap());
+    let tries = |small: Value<u64>, large: Array<u64>| {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        assert_eq!(small.load().unwrap(), 7);
+        let (soft, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
+        let pages: u64 = std::fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
+        setrlimit(Resource::RLIMIT_AS, pages * 4096 + (4 << 20), hard).unwrap();
+        let refused = large.at(0).unwrap().load().map_err(|error| error.kind());
+        setrlimit(Resource::RLIMIT_AS, soft, hard).unwrap();
+        (refused == Err(procpool::ErrorKind::Memory), small.load().unwrap(), large.at(5).unwrap().load().unwrap())
+    };
+    assert_eq!(soon(pool.spawn(tries, (small, large))).await.unwrap(), (true, 7, 1));
 }
 
 fn soon_blocking<R: serde::de::DeserializeOwned>(handle: procpool::JoinHandle<R>) -> R {

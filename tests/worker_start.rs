@@ -282,7 +282,7 @@ async fn ready_waits_for_the_replacement_of_a_worker_that_dies_meanwhile() {
     });
     until("both have begun", || lines(&log).len() == 2).await;
     let first = Seen::now(pids(&log)[0]).unwrap();
-    let in_recv = format!("{} ", libc::SYS_recvfrom);
+    let in_recv = format!("{} ", libc::SYS_recvmsg);
     until("the first waits for a task", || std::fs::read_to_string(format!("/proc/{}/syscall", first.pid)).unwrap().starts_with(&in_recv))
         .await;
     signal(first.pid, Signal::SIGKILL);

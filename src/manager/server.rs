@@ -234,11 +234,12 @@ impl Server {
         self.apply(|state, now| state.rang(LOCAL, object, now));
     }
 
-    pub(crate) fn commit(&self, object: u64, unmark: bool, value: Packet, names: &[Name]) {
+    /// Gives whether there was room for it.
+    pub(crate) fn commit(&self, object: u64, unmark: bool, value: Packet, names: &[Name]) -> bool {
         self.apply(|state, now| {
             let held: Held = state.hold(LOCAL, names, now).unwrap_or_default();
-            state.commit(LOCAL, object, unmark, value, held, now);
-        });
+            state.commit(LOCAL, object, unmark, value, held, now)
+        })
     }
 
     pub(crate) fn fetch(&self, object: u64, ticket: u64) {
@@ -807,6 +808,11 @@ impl Inside {
 
 #[cfg(test)]
 impl Server {
+    /// How many bytes its objects may hold.
+    pub(crate) fn set_bound(&self, bytes: usize) {
+        self.lock().state.set_bound(bytes);
+    }
+
     /// How many clients there are, beside the application.
     pub(crate) fn clients(&self) -> usize {
         self.lock().links.len()

@@ -160,6 +160,11 @@ impl State {
     }
 
     #[cfg(test)]
+    pub(crate) fn set_bound(&mut self, bytes: usize) {
+        self.bytes_max = bytes;
+    }
+
+    #[cfg(test)]
     pub(crate) fn look_at(&self, object: u64) -> &Lock {
         match self.objects.get(&object).map(|entry| &entry.what) {
             Some(What::Lock(lock)) => lock,
@@ -375,6 +380,10 @@ impl State {
             self.remains.push(what);
             return Err(Refusal::Closed);
         }
+        if let Some(found) = name.as_deref().and_then(|name| self.find(kind, name, part, now)) {
+            self.remains.push(what); // somebody has just made it
+            return Ok(found);
+        }
         let bytes = what.bytes() + OBJECT_BYTES;
         if self.bytes + bytes > self.bytes_max {
             self.remains.push(what);
@@ -496,13 +505,20 @@ impl State {
         }
     }
 
-    /// A lock is left with a value, by way of the manager.
-    pub(crate) fn commit(&mut self, client: Client, object: u64, unmark: bool, value: Packet, held: Held, now: Instant) {
-        if self.has(client, object) {
-            let recovered = unmark.then_some(false);
-            let old = self.lock(object, |lock, _, told| lock.commit(client, recovered, value, held, now, told));
-            drop(old); // what it held is let go when the lock has been released (see `Dropped`)
+    /// A lock is left with a value, by way of the manager. If that would pass the manager's bound, it is rolled back, and the lock
+    /// marked as recovered. Gives whether it was committed, as far as the bound goes.
+    pub(crate) fn commit(&mut self, client: Client, object: u64, unmark: bool, value: Packet, held: Held, now: Instant) -> bool {
+        if !self.has(client, object) {
+            return true;
         }
+        if self.bytes + value.len() > self.bytes_max {
+            self.lock(object, |lock, _, told| lock.roll_back(client, now, told));
+            return false;
+        }
+        let recovered = unmark.then_some(false);
+        let old = self.lock(object, |lock, _, told| lock.commit(client, recovered, value, held, now, told));
+        drop(old); // what it held is let go when the lock has been released (see `Dropped`)
+        true
     }
 
     /// Wants the value of a lock that the manager keeps. The answer has none if the value is in its place.

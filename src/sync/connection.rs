@@ -276,12 +276,15 @@ impl Connection {
         }
     }
 
-    /// `names` are the references that the value holds.
-    pub(super) fn commit(&self, object: u64, unmark: bool, value: Packet, names: Vec<Name>) {
+    /// `names` are the references that the value holds. Gives whether there was room for it, as far as that is known here.
+    pub(super) fn commit(&self, object: u64, unmark: bool, value: Packet, names: Vec<Name>) -> bool {
         match &self.route {
             Route::Local(server) => server.commit(object, unmark, value, &names),
-            Route::Remote(remote) => remote.send(&ToManager::Commit { object, unmark, names, value: &value }),
-            Route::Failed(_) => {}
+            Route::Remote(remote) => {
+                remote.send(&ToManager::Commit { object, unmark, names, value: &value });
+                true
+            }
+            Route::Failed(_) => true,
         }
     }
 

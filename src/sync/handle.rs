@@ -2,7 +2,7 @@
 //!
 //! # How a kind of object gets its handle
 //!
-//! 1. Its rules are an [`Object`](crate::manager::object::Object) in `manager/objects/`, its messages beside them.
+//! 1. Its rules are an [`Object`] in `manager/objects/`, its messages beside them.
 //! 2. Its [`Kind`] is listed below: a number that is never used again.
 //! 3. The handle is a struct around a [`Handle`] and a `PhantomData<fn() -> T>`, in a file of its own in this folder. It
 //!    is made by a method of `Manager`, from a [`Handle::create`].

@@ -279,9 +279,9 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
         }
         // It changes faster than it can be read.
         let guard = self.lock().await?;
-        let (value, _) = encode(&*guard)?;
+        let (value, held) = encode(&*guard)?;
         drop(guard);
-        value::decode(&value).map_err(|e| Why::Decode(e.to_string()).into())
+        self.handle.decode(&Body::with_value(Packet::default(), value, held))
     }
 
     /// As [`get`](Self::get), by blocking the thread.
@@ -476,6 +476,9 @@ fn forget(handle: &Handle, noted: Option<ThreadId>) {
     }
 }
 
+/// See [`commit`]: so that a guard's type asks nothing of its value's.
+type Commit<T> = fn(&T, &Handle, &Cell, Word, bool) -> Result<(), (Error, bool)>;
+
 /// What all guards have.
 struct Core<T> {
     /// `None` only while it is being dropped.
@@ -489,7 +492,7 @@ struct Core<T> {
     unmark: bool,
     /// The thread was panicking when the lock was taken, which is then nothing that happened to the guard.
     panicking: bool,
-    encode: fn(&T, &Handle, &Cell, Word, bool) -> Result<(), Error>,
+    commit: Commit<T>,
 }
 
 impl<T: Serialize + DeserializeOwned> Core<T> {
@@ -497,7 +500,7 @@ impl<T: Serialize + DeserializeOwned> Core<T> {
         locked.armed = false;
         let Locked { word, fencing_number, noted, .. } = locked;
         let panicking = std::thread::panicking();
-        Self { value: Some(value), word, fencing_number, noted, changed: false, unmark: false, panicking, encode: commit }
+        Self { value: Some(value), word, fencing_number, noted, changed: false, unmark: false, panicking, commit }
     }
 
     /// Decodes the value if it is in its place.
@@ -539,8 +542,8 @@ impl<T: Serialize + DeserializeOwned> Core<T> {
     }
 }
 
-/// Writes the value and releases the lock with it. After an error it is still held.
-fn commit<T: Serialize>(value: &T, handle: &Handle, cell: &Cell, word: Word, unmark: bool) -> Result<(), Error> {
+/// Writes the value and releases the lock with it. An error comes with whether the lock has been released all the same.
+fn commit<T: Serialize>(value: &T, handle: &Handle, cell: &Cell, word: Word, unmark: bool) -> Result<(), (Error, bool)> {
     thread_local! {
         static SCRATCH: std::cell::Cell<Vec<u8>> = const { std::cell::Cell::new(Vec::new()) };
     }
@@ -548,6 +551,7 @@ fn commit<T: Serialize>(value: &T, handle: &Handle, cell: &Cell, word: Word, unm
     let mut out = SCRATCH.try_with(std::cell::Cell::take).unwrap_or_default();
     out.clear();
     let (encoded, things) = names::collecting(|| value::encode(value, &mut out, VALUE_MAX));
+    let mut released = false;
     let done = match encoded {
         Ok(()) if things.is_empty() && out.len() <= word::capacity(cell.words().len()) && !always(word::has_outside(cell.words())) => {
             always(word::write(cell.words(), word, out.len(), word::words_of(&out)));
@@ -557,8 +561,11 @@ fn commit<T: Serialize>(value: &T, handle: &Handle, cell: &Cell, word: Word, unm
             if !always(word::is_held(cell.words(), word)) {
                 return Err(Why::ObjectBroken.into());
             }
-            handle.connection().commit(handle.name().object, unmark, Packet::copy_from(&out), names);
-            Ok(())
+            if handle.connection().commit(handle.name().object, unmark, Packet::copy_from(&out), names) {
+                return Ok(());
+            }
+            released = true; // and rolled back
+            Err(Why::ManagerFull.into())
         }),
         Err(value::EncodeError::TooLarge { limit }) => Err(Why::TooLarge { limit }.into()),
         Err(error) => Err(Why::Encode(error.to_string()).into()),
@@ -566,7 +573,7 @@ fn commit<T: Serialize>(value: &T, handle: &Handle, cell: &Cell, word: Word, unm
     if out.capacity() <= 64 << 10 {
         let _ = SCRATCH.try_with(|scratch| scratch.set(out)); // the memory of a large one is not kept
     }
-    done
+    done.map_err(|error| (error, released))
 }
 
 impl<T> Core<T> {
@@ -601,7 +608,7 @@ impl<T> Core<T> {
             }
         }
         let mut otherwise = ReleaseOnPanic(lock, cell, self.word, true);
-        let committed = if roll_back { Ok(()) } else { (self.encode)(&value, lock, cell, self.word, self.unmark) };
+        let committed = if roll_back { Ok(()) } else { (self.commit)(&value, lock, cell, self.word, self.unmark) };
         otherwise.3 = false;
         match committed {
             Ok(()) if roll_back => {
@@ -609,7 +616,8 @@ impl<T> Core<T> {
                 let_go(lock, cell, self.word, Release { commit: false, recovered })
             }
             Ok(()) => Ok(()),
-            Err(error) => {
+            Err((error, true)) => Err(error),
+            Err((error, false)) => {
                 let recovered = mark.then_some(true);
                 let _ = let_go(lock, cell, self.word, Release { commit: false, recovered });
                 Err(error)

@@ -7,7 +7,7 @@ use super::testing::{Elsewhere, client, start_client};
 use super::wait::block_on;
 use super::{stopping, value::Value};
 use crate::error::ErrorKind;
-use crate::process::testing::{forked, in_own_process, is_own_process, wait_until};
+use crate::process::testing::{forked, in_own_process, is_own_process, open_fds, wait_until};
 use futures::FutureExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -420,6 +420,74 @@ fn the_end_of_the_manager_is_told_to_everyone_and_a_new_one_serves() {
     assert_eq!(*blocking(again.mutex(1u8).expect("a mutex").lock()), 1);
 }
 
+#[test]
+fn of_many_who_make_the_object_of_a_name_all_get_one() {
+    let manager = manager();
+    let made: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|n| {
+                scope.spawn({
+                    let manager = &manager;
+                    move || manager.mutex_named("x", n)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic").expect("a mutex")).collect()
+    });
+    assert_eq!(manager.objects(), 1);
+    *blocking(made[0].lock()) = 100;
+    assert!(made.iter().all(|mutex| blocking(mutex.get()) == 100));
+    drop(made);
+    assert_eq!(blocking(manager.mutex_named("x", 7).expect("a mutex").get()), 7);
+}
+
+#[test]
+fn what_the_manager_keeps_is_bounded() {
+    let manager = manager();
+    manager.connection().server().expect("local").set_bound(1 << 20);
+    let mutex = manager.mutex(Vec::<u8>::new()).expect("a mutex");
+    let elsewhere = Elsewhere::new(manager.connection());
+    let there = mutex.seen_by(&elsewhere);
+    *blocking(there.lock()) = vec![1; 500_000];
+    let mut guard = blocking(mutex.lock());
+    guard.resize(2 << 20, 2);
+    assert_eq!(guard.commit().expect_err("too much").kind(), ErrorKind::ManagerFull);
+    blocking(there.lock()).resize(2 << 20, 2);
+    let guard = blocking(mutex.lock());
+    assert_eq!((guard.len(), guard.recovered()), (500_000, true));
+    assert_eq!(manager.mutex(vec![1u8; 800_000]).expect_err("too much").kind(), ErrorKind::ManagerFull);
+    assert_eq!(manager.objects(), 1);
+}
+
+#[test]
+fn nothing_stays_after_the_last_handle() {
+    in_own_process("sync::mutex_tests::own_process_leaves_nothing");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_leaves_nothing() {
+    if !is_own_process() {
+        return;
+    }
+    let maps = || std::fs::read_to_string("/proc/self/maps").expect("/proc").matches("memfd:procpool").count();
+    let threads = || std::fs::read_dir("/proc/self/task").expect("/proc").count();
+    drop(manager().mutex(1u64).expect("a mutex")); // what stays is the steward
+    wait_until("the first is forgotten", || maps() == 0);
+    let (fds, threads_before) = (open_fds(), threads());
+    for _ in 0..3 {
+        let (manager, here, elsewhere, there) = lock_and_there(vec![0u8; 100_000]);
+        let value = manager.value(1u64).expect("a value");
+        blocking(there.lock()).push(1);
+        blocking(here.lock()).resize(500_000, 1);
+        assert!(maps() > 0 && open_fds() > fds && threads() > threads_before);
+        drop((manager, here, there, elsewhere, value));
+    }
+    wait_until("no descriptor stays", || open_fds() == fds);
+    wait_until("no memory stays", || maps() == 0);
+    wait_until("no thread stays", || threads() == threads_before);
+}
+
 // ---- what hostile processes do
 
 #[test]
@@ -644,7 +712,6 @@ fn processes_that_are_killed_at_any_instant_leave_an_exact_sum() {
     assert_eq!(guard.0, guard.1.iter().sum::<u64>());
     // Each death costs at most the one change that was under way.
     assert!(guard.0 <= tried && tried <= guard.0 + 34, "{} of {tried}", guard.0);
-    eprintln!("{} of {tried}", guard.0);
 }
 
 #[test]

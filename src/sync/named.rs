@@ -1,9 +1,10 @@
 //! References that travel beside a call or a result: which objects of which managers a value names.
 //!
-//! * The sender encodes, and finds out which ([`encode`]). Who sends a call keeps them until its task has ended, and has
-//!   each *lent* to the worker that gets it ([`Leases`]): the worker then has a reference that is counted for it, and
-//!   drops it itself. The first time that a worker is lent something of a manager, it gets a socket of its own to it.
-//! * The receiver makes handles of them ([`Received`]), among which the values that it decodes find theirs
+//! * The sender encodes, and finds out which ([`names::collecting`](crate::wire::value::names::collecting)). Who sends a
+//!   call keeps them until its task has ended, and has each *lent* to the worker that gets it ([`Leases`]): the worker then
+//!   has a reference that is counted for it, and drops it itself. The first time that a worker is lent something of a
+//!   manager, it gets a socket of its own to it.
+//! * The receiver makes handles of them ([`received`]), among which the values that it decodes find theirs
 //!   ([`crate::wire::value::names::resolving`]).
 //! * What a worker puts into a result it hands over to the manager first ([`parcel`]), where whoever gets the result
 //!   takes it over ([`Leases::take`]). So it does not matter that the worker drops its own right away, or dies.

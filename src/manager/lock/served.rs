@@ -171,6 +171,11 @@ impl Lock {
         old
     }
 
+    /// A holder leaves it, and its value cannot be taken in: it is as it was, and marked.
+    pub(crate) fn roll_back(&mut self, client: Client, now: Instant, told: &mut Vec<Told>) {
+        self.step(now, told, |waiters, memory| waiters.roll_back(memory, owner_of(client)));
+    }
+
     /// The value that the manager keeps, if it does at this version.
     pub(crate) fn outside(&self) -> Option<&(Packet, Held)> {
         let word = always(word::look(self.memory.words()));

@@ -114,6 +114,17 @@ impl<C: Waiting> Waiters<C> {
         }
     }
 
+    /// A holder has left the lock with a value that cannot be taken in: as if it had ended, but it goes on waiting for others.
+    pub(crate) fn roll_back<M: Memory + ?Sized>(&mut self, memory: &M, owner: Owner) -> Outcome<Option<Grant<C>>, M> {
+        if word::look(memory)?.is_granted() {
+            return Ok(Ok(None)); // it does not hold it
+        }
+        match self.take_over(memory, owner)? {
+            Ok(()) => self.pump(memory),
+            Err(broken) => Ok(Err(broken)),
+        }
+    }
+
     pub(super) fn drop_tickets(&mut self, owner: Owner) {
         self.queue.retain(|waiting| waiting.owner() != owner);
         self.granted.take_if(|grant| grant.to.owner() == owner);
