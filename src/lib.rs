@@ -34,7 +34,7 @@ pub use sync::Manager;
 pub use sync::{Array, Atomic, Element, Mutex, MutexGuard, OwnedMutexGuard, Value};
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 pub use sync::{
-    Barrier, BarrierWaitResult, Channel, Condvar, Delivery, Event, Exchanged, List, Map, MapChange, MapWatch, Queue, QueueReceiver,
+    Barrier, BarrierWaitResult, Channel, Condvar, Delivery, Ends, Event, Exchanged, List, Map, MapChange, MapWatch, Queue, QueueReceiver,
     QueueSender, QueueSink, QueueStream, Registered, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Served,
     channel, duplex,
 };

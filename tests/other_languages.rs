@@ -11,7 +11,7 @@ mod facts;
 
 use facts::{FUSE, Proc, gone, until, within};
 use futures::StreamExt;
-use procpool::{Builder, ErrorKind, Named, Pool, TaskErrorKind};
+use procpool::{Builder, ErrorKind, Limits, Mutex, Named, Pool, TaskErrorKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -335,6 +335,15 @@ async fn what_is_no_task_of_these_workers_is_told_without_asking_one() {
 }
 
 #[tokio::test]
+async fn another_program_is_given_no_shared_objects() {
+    let pool = Pool::builder().program("/nonexistent/program", [""; 0]).build().unwrap();
+    let total = pool.manager().mutex(0u64).unwrap();
+    let error = within("an error", pool.call_named(Named::<(Mutex<u64>,), ()>::new("add.v1")).spawn(&total)).await.unwrap_err();
+    assert_eq!(error.kind(), TaskErrorKind::ArgumentEncode);
+    assert!(error.to_string().contains("another program"), "{error}");
+}
+
+#[tokio::test]
 async fn a_program_that_is_none_or_no_worker_fails_the_start() {
     let pool = Pool::builder().program("/nonexistent/program", [""; 0]).build().unwrap();
     let error = within("a start", pool.ready()).await.unwrap_err();
@@ -357,7 +366,11 @@ fn prepare() -> Result<(), String> {
 }
 
 #[test]
-fn another_program_has_no_init_of_this_one() {
+fn another_program_has_no_init_of_this_one_and_does_not_limit_itself() {
+    let limits = Limits::new().memory(1 << 30);
+    let error = Pool::builder().program("true", [""; 0]).limits(limits).build().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidOption);
+    assert!(error.to_string().contains("limits"), "{error}");
     let error = Pool::builder().program("true", [""; 0]).init(prepare, ()).build().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidOption);
     assert!(error.to_string().contains("init"), "{error}");

@@ -159,6 +159,68 @@ fn own_process_uses_everything() {
     calls.into_iter().for_each(|call| drop(call.blocking_join()));
 }
 
+// ---- deadlocks
+
+/// Takes one lock, waits until the other side has the other, and wants that as well.
+fn takes_both(first: Mutex<u64>, second: Mutex<u64>, both: Barrier) -> Result<(), String> {
+    let _first = first.blocking_lock().unwrap();
+    both.blocking_wait().unwrap();
+    match second.blocking_lock() {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            assert!(error.is_deadlock(), "{error}");
+            Err(error.to_string())
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_ring_of_processes_that_wait_for_each_other_is_told_to_one_of_them() {
+    let pool = pool(2);
+    let manager = pool.manager();
+    manager.detect_deadlocks(true);
+    let (one, other) = (manager.mutex_named("one", 0u64).unwrap(), manager.mutex_named("other", 0u64).unwrap());
+    let both = manager.barrier(2).unwrap();
+    let calls = [
+        pool.spawn(takes_both, (one.clone(), other.clone(), both.clone())),
+        pool.spawn(takes_both, (other.clone(), one.clone(), both.clone())),
+    ];
+    let mut rings = Vec::new();
+    for call in calls {
+        rings.extend(soon(call).await.unwrap().err());
+    }
+    let [ring] = &rings[..] else { panic!("{rings:?}") };
+    assert!(ring.starts_with("deadlock: process ") && ring.contains("\"one\"") && ring.contains("\"other\""), "{ring}");
+    assert_eq!(ring.matches(" waits for mutex ").count(), 2, "{ring}");
+    // It was an error for one, and nothing else: both locks are free.
+    assert!(one.try_lock().unwrap().is_some() && other.try_lock().unwrap().is_some());
+}
+
+#[test]
+fn a_thread_that_wants_what_it_has_is_told_and_one_that_only_looks_like_it_is_not() {
+    let manager = Manager::new().unwrap();
+    manager.detect_deadlocks(true);
+    let (one, other) = (manager.mutex(0u64).unwrap(), manager.mutex(0u64).unwrap());
+    let held = one.blocking_lock().unwrap();
+    let error = one.blocking_lock().unwrap_err();
+    assert!(error.is_deadlock(), "{error}");
+    // Two threads of one process, whose locks are taken in both orders, but not by threads that wait for each other.
+    let waits = std::thread::spawn({
+        let (one, other) = (one.clone(), other.clone());
+        move || {
+            let _other = other.blocking_lock().unwrap();
+            drop(one.blocking_lock().unwrap());
+        }
+    });
+    wait_until("it holds the other", || other.try_lock().unwrap().is_none());
+    assert!(other.blocking_lock_timeout(Duration::from_millis(10)).unwrap_err().is_timeout(), "it gives up by itself");
+    drop(held);
+    waits.join().unwrap();
+    manager.detect_deadlocks(false);
+    let _held = one.blocking_lock().unwrap();
+    assert!(one.blocking_lock_timeout(Duration::from_millis(20)).unwrap_err().is_timeout());
+}
+
 // ---- limits
 
 #[test]

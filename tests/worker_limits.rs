@@ -126,6 +126,47 @@ async fn init_is_limited_as_well() {
     assert_eq!(error.exit_status().unwrap().signal(), Some(Signal::SIGABRT as i32));
 }
 
+/// In a cgroup of its own, with less memory than a task wants: the kernel kills the worker, and not the application.
+#[test]
+#[ignore = "by hand: it makes a memory cgroup (v1 or v2), which not every root may"]
+fn by_hand_a_worker_that_the_kernel_kills_for_want_of_memory_is_told_so() {
+    let (test, dir) = ("own_process_in_a_small_cgroup", tempdir().unwrap());
+    let own = own_process(&std::env::current_exe().unwrap(), test, dir.path());
+    let name = format!("procpool-test-{}", pid());
+    let (group, limit) = match PathBuf::from("/sys/fs/cgroup/memory") {
+        v1 if v1.is_dir() => (v1.join(name), "memory.limit_in_bytes"),
+        _ => (PathBuf::from("/sys/fs/cgroup").join(name), "memory.max"),
+    };
+    std::fs::create_dir(&group).unwrap();
+    std::fs::write(group.join(limit), (200u32 << 20).to_string()).unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo $$ > \"$CGROUP\"/cgroup.procs && exec \"$0\" \"$@\""]).arg(own.get_program()).args(own.get_args());
+    command.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("CGROUP", &group);
+    let passed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| passes(test, command)));
+    let removed = std::fs::remove_dir(&group);
+    passed.unwrap();
+    removed.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_in_a_small_cgroup() {
+    if own_dir().is_none() {
+        return;
+    }
+    // The application itself is larger than its workers, and yet it lives.
+    let own = std::hint::black_box(vec![1u8; 80 << 20]);
+    let pool = builder().workers(2).build().unwrap();
+    for _ in 0..3 {
+        let error = ended_by(soon(pool.spawn(take, 400 << 20)).await, Signal::SIGKILL);
+        assert!(error.is_out_of_memory(), "{error:?}");
+        let error = ended_by(soon(pool.spawn(die, Signal::SIGKILL as i32)).await, Signal::SIGKILL);
+        assert!(!error.is_out_of_memory(), "{error:?}");
+        assert_eq!(soon(pool.spawn(take, 1000)).await.unwrap(), 1000);
+    }
+    assert_eq!(own.len(), 80 << 20);
+}
+
 // ---- processor time
 
 #[tokio::test]

@@ -21,7 +21,7 @@ pub struct TaskError {
 struct Inner {
     what: What,
     function: &'static str,
-    /// The process noted that it aborted for want of memory.
+    /// The process noted that it aborted for want of memory, or the kernel counted that it killed one.
     out_of_memory: bool,
     /// The last of what it printed to its standard error.
     stderr: Option<Arc<str>>,
@@ -29,8 +29,9 @@ struct Inner {
     earlier: Vec<TaskError>,
 }
 
-/// `SIGABRT` and `SIGXCPU` on Linux, on all processors that there are workers for (signal(7)).
+/// `SIGABRT`, `SIGKILL` and `SIGXCPU` on Linux, on all processors that there are workers for (signal(7)).
 const SIGABRT: i32 = 6;
+const SIGKILL: i32 = 9;
 const SIGXCPU: i32 = 24;
 
 /// The kinds of [`TaskError`].
@@ -255,10 +256,14 @@ impl TaskError {
     /// only if standard error is captured ([`Output::lines`](crate::Output::lines)), by std's own message in
     /// [`stderr_tail`](Self::stderr_tail).
     ///
-    /// A worker that the kernel kills because the machine or the cgroup has no memory left is not told so: it ended by
-    /// SIGKILL, and who sent that the kernel does not say.
+    /// Or the kernel killed it because the machine or the cgroup had no memory left: it ended by SIGKILL, not sent by the pool, and
+    /// while it lived the kernel counted such a kill in the application's cgroup (`memory.events`, cgroups(7)) that no other worker's
+    /// death accounts for. (So if something else in that cgroup was killed for want of memory, and then somebody kills a
+    /// worker, it may be told here.) Where there is no such count, and for a [`Process`](crate::Process), it is not told.
     pub fn is_out_of_memory(&self) -> bool {
-        self.died_by(SIGABRT) && (self.inner.out_of_memory || self.inner.stderr.as_deref().is_some_and(tells_want_of_memory))
+        let noted = self.inner.out_of_memory;
+        let is_aborted = self.died_by(SIGABRT) && (noted || self.inner.stderr.as_deref().is_some_and(tells_want_of_memory));
+        is_aborted || noted && self.died_by(SIGKILL)
     }
 
     /// The worker ended by SIGXCPU: a limit on processor time has run out ([`Limits::task_cpu_time`](crate::Limits::task_cpu_time),

@@ -20,6 +20,8 @@ pub(crate) enum Arrived {
         offer: bool,
     },
     Refused(Refusal),
+    /// A lock is waited for in a ring: this one.
+    Deadlock(String),
     /// A lock is granted: at this version of its word. A later one replaces an earlier one.
     Granted(u64),
     Mapped(OwnedFd),
@@ -100,7 +102,7 @@ impl Mail {
         // Two threads may bring them, the later one first. A refusal is the last that comes.
         match (&*slot, &arrived) {
             (Slot::Come(Arrived::Granted(old)), Arrived::Granted(new)) if old > new => return None,
-            (Slot::Come(Arrived::Refused(_)), Arrived::Granted(_)) => return None,
+            (Slot::Come(Arrived::Refused(_) | Arrived::Deadlock(_)), Arrived::Granted(_)) => return None,
             _ => {}
         }
         let old = std::mem::replace(slot, Slot::Come(arrived));

@@ -36,6 +36,7 @@ mod kind {
     pub(super) const REFUSED: u8 = 34;
     pub(super) const GRANTED: u8 = 35;
     pub(super) const MAPPED: u8 = 36;
+    pub(super) const DEADLOCK: u8 = 37;
 }
 
 /// A reference that travels: to which object, in what part; and what its receiver has to know of it.
@@ -75,22 +76,12 @@ pub(crate) enum Refusal {
     TimedOut,
     /// The object's memory was corrupted.
     Broken,
-    /// The lock is waited for in a ring.
-    Deadlock,
     /// There is no memory or no descriptor to be had.
     NoMemory,
 }
 
-const REFUSALS: [Refusal; 8] = [
-    Refusal::Closed,
-    Refusal::NotYours,
-    Refusal::Full,
-    Refusal::TooMany,
-    Refusal::TimedOut,
-    Refusal::Broken,
-    Refusal::Deadlock,
-    Refusal::NoMemory,
-];
+const REFUSALS: [Refusal; 7] =
+    [Refusal::Closed, Refusal::NotYours, Refusal::Full, Refusal::TooMany, Refusal::TimedOut, Refusal::Broken, Refusal::NoMemory];
 
 /// From a client.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,11 +112,14 @@ pub(crate) enum ToManager<'a> {
         object: u64,
         part: Part,
     },
-    /// Wants this lock, for at most so many nanoseconds (0: without a limit).
+    /// Wants this lock, for at most so many nanoseconds (0: without a limit). If it is for a thread that blocks: its process, and
+    /// what the thread holds.
     Park {
         object: u64,
         ticket: u64,
         limit: u64,
+        pid: u32,
+        holds: Vec<u64>,
     },
     /// Has left this lock to the manager.
     Rang {
@@ -176,9 +170,11 @@ pub(crate) enum ToManager<'a> {
 /// From the manager.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum ToClient<'a> {
+    /// Its seat; and whether it is to note which locks its threads hold.
     Welcome {
         seat: u32,
         generation: u32,
+        note: bool,
     },
     Answer {
         ticket: u64,
@@ -198,6 +194,11 @@ pub(crate) enum ToClient<'a> {
     /// The segment comes with it.
     Mapped {
         ticket: u64,
+    },
+    /// The lock is waited for in a ring, as told.
+    Deadlock {
+        ticket: u64,
+        ring: &'a [u8],
     },
 }
 
@@ -219,6 +220,14 @@ impl<'a> Writer<'a> {
 
     fn bin(self, bytes: &[u8]) -> Self {
         rmp::encode::write_bin(self.0, bytes).expect("a Vec takes every byte");
+        self
+    }
+
+    fn uints(mut self, values: &[u64]) -> Self {
+        rmp::encode::write_array_len(self.0, values.len() as u32).expect("a Vec takes every byte");
+        for value in values {
+            self = self.uint(*value);
+        }
         self
     }
 
@@ -246,7 +255,9 @@ impl ToManager<'_> {
             Self::Cancel { object, ticket } => Writer::new(out, kind::CANCEL, 2).uint(*object).uint(*ticket),
             Self::Release { object, part, count } => Writer::new(out, kind::RELEASE, 3).uint(*object).uint(part.0.into()).uint(*count),
             Self::Acquire { object, part } => Writer::new(out, kind::ACQUIRE, 2).uint(*object).uint(part.0.into()),
-            Self::Park { object, ticket, limit } => Writer::new(out, kind::PARK, 3).uint(*object).uint(*ticket).uint(*limit),
+            Self::Park { object, ticket, limit, pid, holds } => {
+                Writer::new(out, kind::PARK, 5).uint(*object).uint(*ticket).uint(*limit).uint((*pid).into()).uints(holds)
+            }
             Self::Rang { object } => Writer::new(out, kind::RANG, 1).uint(*object),
             Self::Commit { object, unmark, names, value } => {
                 Writer::new(out, kind::COMMIT, 4).uint(*object).uint((*unmark).into()).names(names).bin(value)
@@ -266,7 +277,9 @@ impl ToClient<'_> {
     /// Appends the message.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Welcome { seat, generation } => Writer::new(out, kind::WELCOME, 2).uint((*seat).into()).uint((*generation).into()),
+            Self::Welcome { seat, generation, note } => {
+                Writer::new(out, kind::WELCOME, 3).uint((*seat).into()).uint((*generation).into()).uint((*note).into())
+            }
             Self::Answer { ticket, offer, names, head, tail } => {
                 Writer::new(out, kind::ANSWER, 5).uint(*ticket).uint((*offer).into()).names(names).bin(head).bin(tail)
             }
@@ -276,6 +289,7 @@ impl ToClient<'_> {
             }
             Self::Granted { ticket, version } => Writer::new(out, kind::GRANTED, 2).uint(*ticket).uint(*version),
             Self::Mapped { ticket } => Writer::new(out, kind::MAPPED, 1).uint(*ticket),
+            Self::Deadlock { ticket, ring } => Writer::new(out, kind::DEADLOCK, 2).uint(*ticket).bin(ring),
         };
     }
 }
@@ -307,6 +321,14 @@ impl<'a> Reader<'a> {
         let (bytes, rest) = self.0.split_at_checked(len as usize).ok_or_else(|| bad("more bytes announced than sent"))?;
         self.0 = rest;
         Ok(bytes)
+    }
+
+    fn uints(&mut self) -> Result<Vec<u64>, Bad> {
+        let len = u64::from(rmp::decode::read_array_len(&mut self.0).map_err(|_| bad("numbers are missing"))?);
+        if len > NAMES_MAX || len > self.0.len() as u64 {
+            return Err(bad("too many numbers"));
+        }
+        (0..len).map(|_| self.uint()).collect()
     }
 
     fn names(&mut self) -> Result<Vec<Name>, Bad> {
@@ -352,7 +374,7 @@ impl<'a> ToManager<'a> {
             (kind::CANCEL, 3) => Self::Cancel { object: r.uint()?, ticket: r.uint()? },
             (kind::RELEASE, 4) => Self::Release { object: r.uint()?, part: r.part()?, count: r.uint()? },
             (kind::ACQUIRE, 3) => Self::Acquire { object: r.uint()?, part: r.part()? },
-            (kind::PARK, 4) => Self::Park { object: r.uint()?, ticket: r.uint()?, limit: r.uint()? },
+            (kind::PARK, 6) => Self::Park { object: r.uint()?, ticket: r.uint()?, limit: r.uint()?, pid: r.uint()?, holds: r.uints()? },
             (kind::RANG, 2) => Self::Rang { object: r.uint()? },
             (kind::COMMIT, 5) => Self::Commit { object: r.uint()?, unmark: r.uint::<u8>()? != 0, names: r.names()?, value: r.bin()? },
             (kind::FETCH, 3) => Self::Fetch { object: r.uint()?, ticket: r.uint()? },
@@ -373,7 +395,7 @@ impl<'a> ToClient<'a> {
     pub(crate) fn read(body: &'a [u8]) -> Result<Self, Bad> {
         let (mut r, kind, len) = Reader::new(body)?;
         let message = match (kind, len) {
-            (kind::WELCOME, 3) => Self::Welcome { seat: r.uint()?, generation: r.uint()? },
+            (kind::WELCOME, 4) => Self::Welcome { seat: r.uint()?, generation: r.uint()?, note: r.uint::<u8>()? != 0 },
             (kind::ANSWER, 6) => {
                 Self::Answer { ticket: r.uint()?, offer: r.uint::<u8>()? != 0, names: r.names()?, head: r.bin()?, tail: r.bin()? }
             }
@@ -383,6 +405,7 @@ impl<'a> ToClient<'a> {
             }
             (kind::GRANTED, 3) => Self::Granted { ticket: r.uint()?, version: r.uint()? },
             (kind::MAPPED, 2) => Self::Mapped { ticket: r.uint()? },
+            (kind::DEADLOCK, 3) => Self::Deadlock { ticket: r.uint()?, ring: r.bin()? },
             _ => return Err(bad(format!("a message of kind {kind} with {len} elements"))),
         };
         r.end(message)
@@ -410,7 +433,7 @@ mod tests {
             ToManager::Cancel { object: 1, ticket: 2 },
             ToManager::Release { object: 1, part: Part::SENDER, count: 3 },
             ToManager::Acquire { object: 1, part: Part::SENDER },
-            ToManager::Park { object: 1, ticket: 2, limit: 1_000_000_000 },
+            ToManager::Park { object: 1, ticket: 2, limit: 1_000_000_000, pid: 7, holds: vec![3, u64::MAX] },
             ToManager::Rang { object: 1 },
             ToManager::Commit { object: 1, unmark: true, names: names.clone(), value: &tail },
             ToManager::Fetch { object: 1, ticket: 2 },
@@ -433,10 +456,11 @@ mod tests {
         }
         let refused = REFUSALS.map(|why| ToClient::Refused { ticket: 1, why });
         let to_client = [
-            ToClient::Welcome { seat: 3, generation: 4 },
+            ToClient::Welcome { seat: 3, generation: 4, note: true },
             ToClient::Answer { ticket: 1, offer: true, names, head: &[], tail: &tail },
             ToClient::Granted { ticket: 1, version: 2 },
             ToClient::Mapped { ticket: 1 },
+            ToClient::Deadlock { ticket: 1, ring: b"ring" },
         ];
         for message in to_client.into_iter().chain(refused) {
             let mut out = Vec::new();

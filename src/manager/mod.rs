@@ -3,6 +3,7 @@
 //! * `object.rs`: the seam between the objects' rules (`objects/`) and the plumbing that serves them;
 //! * `state.rs`: who has references to what, pure; `held.rs`: references within kept values;
 //! * `server.rs`: the rules under their lock, and the sockets of clients;
+//! * `rings.rs`: threads that wait for each other's locks;
 //! * `segments.rs`: the memory that it shares with its clients; `lock/`: the lock that lives in shared memory;
 //! * `message.rs`: what clients and manager say to each other; `outgoing.rs`: what is to be written to a socket;
 //! * `mail.rs`: where a client's answers arrive.
@@ -16,6 +17,7 @@ pub(crate) mod message;
 pub(crate) mod object;
 pub(crate) mod objects;
 pub(crate) mod outgoing;
+pub(crate) mod rings;
 pub(crate) mod segments;
 pub(crate) mod server;
 pub(crate) mod state;

@@ -18,6 +18,7 @@ use super::mail::{Arrived, Mail, shielded};
 use super::message::{FRAME_MAX, Kind, Name, Refusal, ToClient, ToManager};
 use super::object::{Answer, Body, Caller, Client, Held, Part};
 use super::outgoing::{Fd, Outgoing, write_out};
+use super::rings::Wait;
 use super::segments::Segments;
 use super::state::{Action, BYTES_MAX, LOCAL, State, What};
 use super::{held, object};
@@ -218,8 +219,15 @@ impl Server {
         self.segments.memory(segment)
     }
 
-    pub(crate) fn park(&self, object: u64, ticket: u64, limit: Option<Duration>) {
-        self.apply(|state, now| state.park(Caller { client: LOCAL, ticket }, object, limit, now));
+    /// `holds` is what the thread holds that waits, if it blocks.
+    pub(crate) fn park(&self, object: u64, ticket: u64, limit: Option<Duration>, holds: &[u64]) {
+        let wait = Wait { pid: std::process::id(), holds: holds.to_vec() };
+        self.apply(|state, now| state.park(Caller { client: LOCAL, ticket }, object, limit, wait, now));
+    }
+
+    /// Whether rings of waiting threads are looked for.
+    pub(crate) fn detect_deadlocks(&self, on: bool) {
+        self.apply(|state, _| state.rings.on = on);
     }
 
     pub(crate) fn rang(&self, object: u64) {
@@ -293,7 +301,8 @@ impl Server {
         let watched = pidfd.as_ref().map_or(Ok(()), |pidfd| self.epoll.add(pidfd, EpollEvent::new(READ, token(client, ENDED))));
         let mut inside = self.lock();
         let mut out = Outgoing::default();
-        out.push(Vec::new(), |body| ToClient::Welcome { seat: client.seat, generation: client.generation }.write(body));
+        let welcome = ToClient::Welcome { seat: client.seat, generation: client.generation, note: inside.state.rings.on };
+        out.push(Vec::new(), |body| welcome.write(body));
         inside.links.insert(client, Link { socket: Arc::clone(&socket), pidfd, out });
         drop(inside);
         self.flush(client);
@@ -392,6 +401,13 @@ impl Server {
                     link.out.push(Vec::new(), |out| answer.write(out));
                     todo.flush.push(to.client);
                     todo.sent.push(body);
+                }
+                Action::Deadlock(caller, ring) if caller.client == LOCAL => todo.local.push((caller.ticket, Arrived::Deadlock(ring))),
+                Action::Deadlock(caller, ring) => {
+                    let Some(link) = links.get_mut(&caller.client) else { continue };
+                    let message = ToClient::Deadlock { ticket: caller.ticket, ring: ring.as_bytes() };
+                    link.out.push(Vec::new(), |out| message.write(out));
+                    todo.flush.push(caller.client);
                 }
                 Action::Grant(caller, version) if caller.client == LOCAL => todo.local.push((caller.ticket, Arrived::Granted(version))),
                 Action::Map(caller, segment) => {
@@ -750,9 +766,9 @@ impl Inside {
             ToManager::Release { object, part, count } => state.release(client, object, part, count, now),
             ToManager::Acquire { object, part } => drop(state.acquire(client, object, part, now)),
             ToManager::Parcel { names } => state.parcel(client, &names, now),
-            ToManager::Park { object, ticket, limit } => {
+            ToManager::Park { object, ticket, limit, pid, holds } => {
                 let limit = (limit > 0).then(|| Duration::from_nanos(limit));
-                state.park(Caller { client, ticket }, object, limit, now);
+                state.park(Caller { client, ticket }, object, limit, Wait { pid, holds }, now);
             }
             ToManager::Rang { object } => state.rang(client, object, now),
             ToManager::Commit { object, unmark, names, value } => {

@@ -17,6 +17,7 @@ use super::lock::served::{Lock, Told};
 use super::lock::word::Owner;
 use super::message::{Kind, Name, Place, Refusal};
 use super::object::{Answer, Bad, Body, Caller, Client, Gone, Held, NO_ANSWER, Object, Part};
+use super::rings::{Rings, Wait};
 use super::segments::Allocated;
 use crate::wire::packet::Packet;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -44,6 +45,8 @@ pub(crate) enum Action {
     Grant(Caller, u64),
     /// This segment of the memory.
     Map(Caller, u32),
+    /// It waits for a lock in a ring, which is described.
+    Deadlock(Caller, String),
 }
 
 type Parts = [u64; Part::COUNT as usize];
@@ -124,6 +127,8 @@ pub(crate) struct State {
     pub(crate) actions: Vec<Action>,
     answers: Vec<Answer>,
     told: Vec<Told>,
+    /// Threads that wait for locks while they hold others.
+    pub(crate) rings: Rings,
     /// What is left of objects that have gone: to be dropped without the lock.
     pub(crate) remains: Vec<What>,
 }
@@ -144,6 +149,7 @@ impl State {
             actions: Vec::new(),
             answers: Vec::new(),
             told: Vec::new(),
+            rings: Rings::new(),
             remains: Vec::new(),
         }
     }
@@ -189,6 +195,7 @@ impl State {
         state.open.clear();
         let mut objects: Vec<_> = state.references.drain().collect();
         objects.sort_unstable_by_key(|(object, _)| *object);
+        self.rings.gone(client);
         // All of them: it has the memory of some to which it has no reference. And before its seat is given away.
         let locks: Vec<_> = self.objects.iter().filter(|(_, entry)| matches!(entry.what, What::Lock(_))).map(|(n, _)| *n).collect();
         for lock in locks {
@@ -426,6 +433,7 @@ impl State {
         if let Some(state) = self.clients.get_mut(&caller.client) {
             state.open.remove(&caller.ticket);
         }
+        self.rings.over(caller);
         if self.has(caller.client, object) {
             self.with(object, |what, answers, told| match what {
                 What::Served(object) => object.cancel(caller, now, answers),
@@ -438,7 +446,7 @@ impl State {
     // ---- locks and memory
 
     /// Wants a lock, for at most so long.
-    pub(crate) fn park(&mut self, caller: Caller, object: u64, limit: Option<Duration>, now: Instant) {
+    pub(crate) fn park(&mut self, caller: Caller, object: u64, limit: Option<Duration>, wait: Wait, now: Instant) {
         let refusal = if self.closed {
             Refusal::Closed
         } else if !self.has(caller.client, object) {
@@ -454,12 +462,31 @@ impl State {
                 None
             });
             match parked {
-                Some(None) => return,
+                Some(None) => return self.look_for_ring(caller, object, wait, now),
                 Some(Some(refusal)) => refusal,
                 None => Refusal::NotYours,
             }
         };
         self.actions.push(Action::Refuse(caller, refusal));
+    }
+
+    /// A thread waits for a lock, and holds others.
+    fn look_for_ring(&mut self, caller: Caller, object: u64, wait: Wait, now: Instant) {
+        // It may have got it at once.
+        let waits = self.objects.get(&object).is_some_and(|entry| matches!(&entry.what, What::Lock(lock) if lock.is_waiting(caller)));
+        if !waits || !self.rings.wait(caller, object, wait) {
+            return;
+        }
+        let Self { rings, objects, .. } = self;
+        let holder = |lock: u64| match objects.get(&lock).map(|entry| &entry.what) {
+            Some(What::Lock(lock)) => lock.holder(),
+            _ => None,
+        };
+        let name = |lock: u64| objects.get(&lock).and_then(|entry| entry.name.as_deref());
+        if let Some(ring) = rings.find(caller, holder, name) {
+            self.cancel(caller, object, now);
+            self.actions.push(Action::Deadlock(caller, ring));
+        }
     }
 
     /// A lock was left to the manager.
@@ -578,6 +605,10 @@ impl State {
             {
                 self.actions.push(Action::Answer(answer));
             }
+        }
+        for told in &self.told {
+            let (Told::Granted(caller, _) | Told::Refused(caller, _)) = told;
+            self.rings.over(*caller);
         }
         self.actions.extend(self.told.drain(..).map(|told| match told {
             Told::Granted(caller, version) => Action::Grant(caller, version),

@@ -246,8 +246,10 @@ impl Builder {
     /// tasks by name, which [`Pool::call_named`] calls.
     ///
     /// A program without a slash in its name is looked for in `PATH`, as [`std::process::Command::new`] does it. It is
-    /// given one task at a time. It has no [`init`](Self::init), which [`build`](Self::build) refuses: what it prepares
-    /// before it says that it is ready is its own affair. The other options hold for it as for any worker.
+    /// given one task at a time. It has no [`init`](Self::init): what it prepares before it says that it is ready is its own
+    /// affair. Nor does it take [`limits`](Self::limits), which each worker sets for itself: a program that is to be
+    /// limited is started by one that does it (`prlimit`, `systemd-run`). [`build`](Self::build) refuses both. The other
+    /// options hold for it as for any worker.
     ///
     /// ```no_run
     /// use procpool::{Named, Pool};
@@ -311,8 +313,13 @@ impl Builder {
             return Err(invalid("start_timeout", "no worker starts in no time"));
         }
         self.limits.check()?;
+        if self.program.is_some() && self.limits != Limits::new() {
+            return Err(invalid("limits", "each worker limits itself, which another program cannot be relied on to do"));
+        }
         let mut limits = self.limits;
-        limits.asked.oom_score.get_or_insert(OOM_SCORE);
+        if self.program.is_none() {
+            limits.asked.oom_score.get_or_insert(OOM_SCORE);
+        }
         let init = match self.init {
             Some(Ok(packet)) if packet.len() > self.frame_limit => {
                 return Err(invalid("init", "its arguments are larger than frame_limit"));

@@ -15,7 +15,7 @@ use super::reply::{Cargo, Encoded};
 use super::stats::WorkerEnd;
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
-use crate::process::{DeathNote, Exit, WorkerMemory, sys};
+use crate::process::{DeathNote, Exit, WorkerMemory, oom_kills, sys};
 use crate::sync::named::Named;
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
@@ -266,7 +266,7 @@ impl Engine {
 
     /// The steward has started a process, or could not. Runs on its thread.
     pub(super) fn started(&self, key: WorkerKey, launched: Result<Launched, Error>) {
-        let Launched { child, socket, memory, early_stderr, streams } = match launched {
+        let Launched { child, socket, memory, early_stderr, streams, oom_kills } = match launched {
             Ok(launched) => launched,
             Err(cause) => return self.start_failed(key, cause),
         };
@@ -281,6 +281,7 @@ impl Engine {
             lifeline: None,
             early_stderr: Some(Arc::new(early_stderr)),
             streams,
+            oom_kills,
         };
         link.process = Some(process);
         let doomed = link.doomed;
@@ -668,6 +669,12 @@ impl Engine {
             DeathNote::OutOfMemory => Note::OutOfMemory,
             DeathNote::Panic { message, place } => Note::Panic { message, place },
         });
+        // What we have not killed, the kernel may have.
+        let note = match note {
+            None if !link.doomed && exit.is_by(nix::libc::SIGKILL) && oom_kills::account_for(process.oom_kills) => Some(Note::OutOfMemory),
+            Some(Note::OutOfMemory) if !exit.is_by(nix::libc::SIGABRT) => None,
+            note => note,
+        };
         let stderr = process.streams.end();
         if stage == Stage::Ready {
             let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone(), stderr });

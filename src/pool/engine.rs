@@ -274,6 +274,9 @@ impl Engine {
                 frame::finish(&mut out, start);
                 return Ok((Packet::from(&mut out), None));
             }
+            if matches!(task.callee, Callee::Name(_)) {
+                return Err(What::ArgumentEncode("shared objects cannot be handed to another program".into()));
+            }
             // It is known only now that there are names, which stand before the arguments.
             let mut naming = Vec::with_capacity(out.len() + 32 * things.len());
             let start = frame::begin(&mut naming);

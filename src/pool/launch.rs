@@ -5,7 +5,7 @@ use super::core::WorkerKey;
 use super::engine::Engine;
 use super::spec::{Config, Surroundings};
 use crate::error::Error;
-use crate::process::{Child, Spawn, WorkerMemory, spawn_with_stdout, steward};
+use crate::process::{Child, Spawn, WorkerMemory, oom_kills, spawn_with_stdout, steward};
 use crate::worker::MARKER;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -25,6 +25,7 @@ pub(crate) struct Launched {
     pub(super) memory: Arc<WorkerMemory>,
     pub(super) early_stderr: File,
     pub(super) streams: Streams,
+    pub(super) oom_kills: Option<u64>,
 }
 
 /// Has the steward start a process for this worker, and tell the pool.
@@ -67,6 +68,7 @@ fn launch(config: &Config, capture: Option<&Capture>) -> Result<Launched, Error>
     let mut streams =
         Streams::open(capture, &config.stdout, &config.stderr).map_err(|e| Error::spawn("opening a worker's standard streams", e))?;
     let stdout = streams.their_stdout.take();
+    let oom_kills = oom_kills::count();
     // What is no version makes no worker of a program that happens to hold this crate.
     let marker = if config.program.is_some() { PROTOCOL_MARKER } else { env!("CARGO_PKG_VERSION") };
     let marker = (MARKER, OsStr::new(marker));
@@ -75,5 +77,5 @@ fn launch(config: &Config, capture: Option<&Capture>) -> Result<Launched, Error>
     let child =
         spawn_with_stdout(&spawned, theirs, stdout, stderr.into(), marker).map_err(|e| Error::spawn("starting a worker process", e))?;
     streams.watch(child.pid()).map_err(|e| Error::spawn("watching a worker's standard streams", e))?;
-    Ok(Launched { child, socket, memory: Arc::new(memory), early_stderr, streams })
+    Ok(Launched { child, socket, memory: Arc::new(memory), early_stderr, streams, oom_kills })
 }

@@ -50,6 +50,8 @@ pub(crate) struct Process {
     pub(crate) early_stderr: Option<Arc<File>>,
     /// What it prints, as far as it does not go to the application's own streams.
     pub(super) streams: Streams,
+    /// So many kills for want of memory had been counted when it was started.
+    pub(super) oom_kills: Option<u64>,
 }
 
 /// A piece of what is to be written: gathered small frames, or one large one, or a call that names shared objects.

@@ -38,7 +38,11 @@ pub(super) fn launch(command: &mut Command) -> (Launched, UnixStream, Arc<Worker
     let child = command.process_group(0).spawn().unwrap();
     let child = Child::adopt(child.id(), true).unwrap();
     let memory = Arc::new(WorkerMemory::create(1024).unwrap());
-    (Launched { child, socket: ours.into(), memory: Arc::clone(&memory), early_stderr, streams: Streams::default() }, theirs, memory)
+    (
+        Launched { child, socket: ours.into(), memory: Arc::clone(&memory), early_stderr, streams: Streams::default(), oom_kills: None },
+        theirs,
+        memory,
+    )
 }
 
 pub(super) fn builder(launcher: impl Fn() -> Result<Launched, Error> + Send + Sync + 'static) -> Builder {

@@ -26,6 +26,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -44,6 +45,13 @@ pub(crate) struct Exit {
     pub(crate) pid: u32,
     /// Its status; `None` if somebody else reaped it and the kernel cannot tell.
     pub(crate) status: Option<ExitStatus>,
+}
+
+impl Exit {
+    /// Whether it is known to have ended by this signal.
+    pub(crate) fn is_by(&self, signal: c_int) -> bool {
+        self.status.and_then(|status| status.signal()) == Some(signal)
+    }
 }
 
 /// Why a process that has just been started has no owner.

@@ -8,6 +8,7 @@
 //! | `memory` | the sealed memory that the application shares with one worker |
 //! | `worker_memory` | what stands where in that memory |
 //! | `death_note` | what a dying worker can still say, in that memory |
+//! | `oom_kills` | how often the kernel has killed for want of memory |
 //! | `child` | the owner of one child: signals and the one reaping |
 //! | `standard` | the standard streams that a child is given |
 //! | `spawn` | this very program, started afresh |
@@ -19,6 +20,7 @@ mod child;
 mod death_note;
 pub(crate) mod fork;
 mod memory;
+pub(crate) mod oom_kills;
 mod spawn;
 pub(crate) mod standard;
 pub(crate) mod steward;

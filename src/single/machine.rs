@@ -21,7 +21,7 @@ use super::coming::Coming;
 use super::handover::Handover;
 use super::streams::{Streams, open_streams};
 use crate::error::{Error, ErrorKind, TaskError, What, Why};
-use crate::process::{Child, DeathNote, Spawn, WorkerMemory, fork, spawn_with_stdout, standard, steward, sys};
+use crate::process::{Child, DeathNote, Exit, Spawn, WorkerMemory, fork, spawn_with_stdout, standard, steward, sys};
 use crate::sync::named::{Leases, Named};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, Message, Single, Welcome, kind};
@@ -598,7 +598,7 @@ impl Machine {
                 Failed::Unknown => What::BadFrame { pid, reason: "a function of its own program is unknown to it".into() },
             })),
             None if inside.stage == Stage::Running => Err({
-                let is_out_of_memory = note == Some(DeathNote::OutOfMemory);
+                let is_out_of_memory = note == Some(DeathNote::OutOfMemory) && Exit { pid, status }.is_by(libc::SIGABRT);
                 let what = match (inside.bad, note) {
                     (Some(reason), _) => What::BadFrame { pid, reason },
                     (None, Some(DeathNote::Panic { message, place })) => {

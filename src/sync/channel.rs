@@ -54,12 +54,15 @@ pub fn channel<T>() -> Result<(Channel<T>, Channel<T>), Error> {
     duplex()
 }
 
-/// As [`channel`], with a type of its own for each direction: the first end sends `A`, the second `B`.
+/// The two ends of a channel: the first sends `A` and receives `B`, the second the other way round.
+pub type Ends<A, B> = (Channel<A, B>, Channel<B, A>);
+
+/// As [`channel`], with a type of its own for each direction.
 ///
 /// # Errors
 ///
 /// As `channel`.
-pub fn duplex<A, B>() -> Result<(Channel<A, B>, Channel<B, A>), Error> {
+pub fn duplex<A, B>() -> Result<Ends<A, B>, Error> {
     make(&home()?)
 }
 
@@ -74,17 +77,17 @@ impl Manager {
         self.duplex()
     }
 
-    /// As [`channel`](Self::channel), with a type of its own for each direction: the first end sends `A`, the second `B`.
+    /// As [`channel`](Self::channel), with a type of its own for each direction.
     ///
     /// # Errors
     ///
     /// As `channel`.
-    pub fn duplex<A, B>(&self) -> Result<(Channel<A, B>, Channel<B, A>), Error> {
+    pub fn duplex<A, B>(&self) -> Result<Ends<A, B>, Error> {
         make(self.connection())
     }
 }
 
-fn make<A, B>(home: &Arc<Connection>) -> Result<(Channel<A, B>, Channel<B, A>), Error> {
+fn make<A, B>(home: &Arc<Connection>) -> Result<Ends<A, B>, Error> {
     let (one, two) = UnixStream::pair().map_err(|e| Error::spawn("making the sockets of a channel", e))?;
     let end = |socket: UnixStream| Handle::create(home, kinds::CHANNEL, Part::WHOLE, None, || Box::new(End::new(Arc::new(socket.into()))));
     Ok((Channel::new(end(one)?), Channel::new(end(two)?)))

@@ -254,13 +254,15 @@ impl Connection {
         Ok(Cell::new(memory, place, owner_of(Client { seat, generation })))
     }
 
-    pub(super) fn park(&self, object: u64, ticket: u64, limit: Option<Duration>) {
+    /// `holds` is what this thread holds, if it blocks.
+    pub(super) fn park(&self, object: u64, ticket: u64, limit: Option<Duration>, holds: &[u64]) {
         match &self.route {
-            Route::Local(server) => server.park(object, ticket, limit),
+            Route::Local(server) => server.park(object, ticket, limit, holds),
             Route::Remote(remote) => {
                 // 0 is without a limit.
                 let limit = limit.map_or(0, |limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1));
-                remote.send(&ToManager::Park { object, ticket, limit });
+                let pid = if holds.is_empty() { 0 } else { std::process::id() };
+                remote.send(&ToManager::Park { object, ticket, limit, pid, holds: holds.to_vec() });
             }
             Route::Failed(_) => {}
         }
@@ -405,7 +407,6 @@ pub(crate) fn error(why: Refusal) -> Error {
         Refusal::TooMany => Why::TooManyRequests,
         Refusal::TimedOut => Why::TimedOut,
         Refusal::Broken => Why::ObjectBroken,
-        Refusal::Deadlock => Why::Deadlock { ring: String::new() },
         Refusal::NoMemory => {
             Why::Memory { step: "getting the memory of a shared object", source: std::io::Error::from(std::io::ErrorKind::OutOfMemory) }
         }

@@ -206,7 +206,7 @@ impl Handle {
                 cell.map(|cell| self.0.cell.get_or_init(|| cell)).ok_or_else(|| Why::ObjectBroken.into())
             }
             Arrived::Refused(why) => Err(error(why)),
-            Arrived::Answer { .. } | Arrived::Granted(_) => Err(Why::ManagerClosed.into()),
+            Arrived::Answer { .. } | Arrived::Granted(_) | Arrived::Deadlock(_) => Err(Why::ManagerClosed.into()),
         }
     }
 
@@ -258,7 +258,7 @@ impl Handle {
         match arrived {
             Arrived::Mapped(descriptor) => Ok(Some(descriptor)),
             Arrived::Refused(why) => Err(error(why)),
-            Arrived::Answer { .. } | Arrived::Granted(_) => Ok(None),
+            Arrived::Answer { .. } | Arrived::Granted(_) | Arrived::Deadlock(_) => Ok(None),
         }
     }
 
@@ -370,7 +370,7 @@ impl Asking {
             return Poll::Ready(match arrived {
                 Arrived::Answer { body, .. } => Ok((ticket, body)),
                 Arrived::Refused(why) => Err(error(why)),
-                Arrived::Granted(_) | Arrived::Mapped(_) => Err(error(Refusal::Closed)),
+                Arrived::Granted(_) | Arrived::Mapped(_) | Arrived::Deadlock(_) => Err(error(Refusal::Closed)),
             });
         }
         if matches!(self.state, State::Waiting(_)) && !fork::is_forked_copy() {
@@ -419,7 +419,7 @@ impl Future for Asking {
                         return Poll::Ready(match arrived {
                             Arrived::Answer { body, .. } => Ok(body),
                             Arrived::Refused(why) => Err(error(why)),
-                            Arrived::Granted(_) | Arrived::Mapped(_) => Err(error(Refusal::Closed)),
+                            Arrived::Granted(_) | Arrived::Mapped(_) | Arrived::Deadlock(_) => Err(error(Refusal::Closed)),
                         });
                     }
                 },

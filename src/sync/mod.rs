@@ -6,7 +6,8 @@
 //! * `manager.rs`: the public owner of them all;
 //! * `cell.rs`: an object's part of the manager's memory;
 //! * `mutex.rs`: the lock; `value.rs`: atomics;
-//! * `wait.rs`: waiting by blocking the thread; `stopping.rs`: whether a task is being aborted.
+//! * `wait.rs`: waiting by blocking the thread; `stopping.rs`: whether a task is being aborted;
+//! * `holding.rs`: which locks each thread holds.
 
 mod barrier;
 mod cell;
@@ -16,6 +17,7 @@ pub(crate) mod connection;
 mod delivery;
 mod event;
 pub(crate) mod handle;
+pub(crate) mod holding;
 mod list;
 mod manager;
 mod map;
@@ -43,7 +45,7 @@ mod value;
 pub(crate) mod wait;
 
 pub use barrier::{Barrier, BarrierWaitResult};
-pub use channel::{Channel, channel, duplex};
+pub use channel::{Channel, Ends, channel, duplex};
 pub use condvar::Condvar;
 pub use delivery::Delivery;
 pub use event::Event;

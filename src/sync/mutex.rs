@@ -6,6 +6,7 @@
 use super::cell::Cell;
 use super::connection::error;
 use super::handle::{Handle, Opened, encode, handle_travels, kinds};
+use super::holding;
 use super::manager::Manager;
 use super::stopping;
 use super::wait;
@@ -25,6 +26,7 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::OnceLock;
 use std::task::Poll;
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 /// How long one tries before one waits: about as long as to wait would cost. (Waking a thread on another processor was
@@ -61,6 +63,10 @@ const SMALL: usize = 16;
 /// Who waits is served in the order of arrival, except that one who comes may take the lock when it is free just then, or
 /// becomes so within 20 µs, as long as nobody waits. A process that is stopped when its turn comes is passed over after
 /// 10 ms, and is the second in line then. One that is stopped while it holds the lock keeps it.
+///
+/// Threads that hold locks and wait for each other's, in `blocking_` calls without a limit, of whatever processes, are told so
+/// where that is looked for ([`Manager::detect_deadlocks`], on by default in debug builds): one of them gets an error that is
+/// [`is_deadlock`](Error::is_deadlock) and names the ring. Of async tasks it is not known what else they do while they wait.
 ///
 /// Without contention, `lock` and the guard's drop are some atomic operations in shared memory: no system call. In
 /// the application this works without any worker, from any thread, in any runtime or none.
@@ -155,8 +161,7 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
     ///
     /// Dropped before it is ready, it has no effect but that the place in the line is lost.
     pub async fn lock(&self) -> Result<MutexGuard<'_, T>, Error> {
-        let locked = acquire(&self.handle, None).await?;
-        Ok(MutexGuard { core: Core::open(locked).await?, lock: &self.handle })
+        Ok(MutexGuard { core: lock(&self.handle, None).await?, lock: &self.handle })
     }
 
     /// As [`lock`](Self::lock), for at most so long.
@@ -169,8 +174,7 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
     ///
     /// As [`lock`](Self::lock).
     pub async fn lock_timeout(&self, limit: Duration) -> Result<MutexGuard<'_, T>, Error> {
-        let locked = acquire(&self.handle, Some(limit)).await?;
-        Ok(MutexGuard { core: Core::open(locked).await?, lock: &self.handle })
+        Ok(MutexGuard { core: lock(&self.handle, Some(limit)).await?, lock: &self.handle })
     }
 
     /// As [`lock`](Self::lock), with a guard that has a handle of its own, for where a borrow cannot be.
@@ -183,8 +187,7 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
     ///
     /// As [`lock`](Self::lock).
     pub async fn lock_owned(self) -> Result<OwnedMutexGuard<T>, Error> {
-        let locked = acquire(&self.handle, None).await?;
-        let core = Core::open(locked).await?;
+        let core = lock(&self.handle, None).await?;
         Ok(OwnedMutexGuard { core, lock: self.handle })
     }
 
@@ -314,6 +317,20 @@ fn may_spin() -> bool {
     *MORE_THAN_ONE.get_or_init(|| std::thread::available_parallelism().is_ok_and(|n| n.get() > 1))
 }
 
+/// Takes the lock and opens its value. When it is free, which is what should be fast, there is no other future within this
+/// one, and nothing but some words of memory.
+async fn lock<T: Serialize + DeserializeOwned>(handle: &Handle, limit: Option<Duration>) -> Result<Core<T>, Error> {
+    if let Some(cell) = handle.cell_at_once()?
+        && let Attempt::Held(word) = always(word::try_lock(cell.words(), cell.owner()))
+    {
+        return match Core::open_at_once(Locked::new(handle, cell, word))? {
+            Ok(core) => Ok(core),
+            Err(locked) => Box::pin(Core::open(locked)).await,
+        };
+    }
+    Box::pin(async move { Core::open(acquire(handle, limit).await?).await }).await
+}
+
 async fn acquire(handle: &Handle, limit: Option<Duration>) -> Result<Locked<'_>, Error> {
     let cell = handle.cell().await?;
     if let Attempt::Held(word) = always(word::try_lock(cell.words(), cell.owner())) {
@@ -326,7 +343,9 @@ async fn acquire(handle: &Handle, limit: Option<Duration>) -> Result<Locked<'_>,
     }
     let parked = Parked { ticket: Opened::new(handle)?, handle, over: false };
     let mut parked = parked;
-    handle.connection().park(handle.name().object, parked.ticket.number, limit);
+    // One that gives up by itself keeps nobody waiting for ever.
+    let holds = if limit.is_none() { holding::held_while_blocking(handle.connection().manager()) } else { Vec::new() };
+    handle.connection().park(handle.name().object, parked.ticket.number, limit, &holds);
     let word = poll_fn(|cx| {
         loop {
             match handle.connection().mail().poll(parked.ticket.number, cx.waker()) {
@@ -337,6 +356,7 @@ async fn acquire(handle: &Handle, limit: Option<Duration>) -> Result<Locked<'_>,
                     Attempt::Broken => return Poll::Ready(Err(Why::ObjectBroken.into())),
                 },
                 Poll::Ready(Arrived::Refused(why)) => return Poll::Ready(Err(error(why))),
+                Poll::Ready(Arrived::Deadlock(ring)) => return Poll::Ready(Err(Why::Deadlock { ring }.into())),
                 Poll::Ready(_) => return Poll::Ready(Err(error(Refusal::Closed))),
             }
         }
@@ -385,7 +405,7 @@ impl Drop for Parked<'_> {
 fn broken(handle: &Handle) -> Error {
     // The end of a manager is seen in the lock first.
     let asked = Opened::new(handle).and_then(|ticket| {
-        handle.connection().park(handle.name().object, ticket.number, Some(Duration::from_millis(1)));
+        handle.connection().park(handle.name().object, ticket.number, Some(Duration::from_millis(1)), &[]);
         match wait::park_on(poll_fn(|cx| handle.connection().mail().poll(ticket.number, cx.waker()))) {
             Arrived::Refused(why) => Err(error(why)),
             _ => Ok(()),
@@ -401,7 +421,7 @@ async fn fetch(handle: &Handle) -> Result<Body, Error> {
     match poll_fn(|cx| handle.connection().mail().poll(ticket.number, cx.waker())).await {
         Arrived::Answer { body, .. } => Ok(body),
         Arrived::Refused(why) => Err(error(why)),
-        Arrived::Granted(_) | Arrived::Mapped(_) => Err(error(Refusal::Closed)),
+        Arrived::Granted(_) | Arrived::Mapped(_) | Arrived::Deadlock(_) => Err(error(Refusal::Closed)),
     }
 }
 
@@ -413,6 +433,7 @@ struct Locked<'a> {
     cell: &'a Cell,
     word: Word,
     fencing_number: u64,
+    noted: Option<ThreadId>,
     armed: bool,
 }
 
@@ -420,13 +441,15 @@ impl<'a> Locked<'a> {
     #[inline]
     fn new(handle: &'a Handle, cell: &'a Cell, word: Word) -> Self {
         let fencing_number = always(word::next_fencing_number(cell.words()));
-        Self { handle, cell, word, fencing_number, armed: true }
+        let noted = holding::taken(handle.connection().manager(), handle.name().object);
+        Self { handle, cell, word, fencing_number, noted, armed: true }
     }
 }
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         if self.armed && !fork::is_forked_copy() {
+            forget(self.handle, self.noted);
             let _ = let_go(self.handle, self.cell, self.word, Release { commit: false, recovered: None });
         }
     }
@@ -445,12 +468,22 @@ fn let_go(handle: &Handle, cell: &Cell, word: Word, how: Release) -> Result<(), 
     }
 }
 
+/// The lock is about to be released.
+#[inline]
+fn forget(handle: &Handle, noted: Option<ThreadId>) {
+    if let Some(thread) = noted {
+        holding::released(thread, handle.connection().manager(), handle.name().object);
+    }
+}
+
 /// What all guards have.
 struct Core<T> {
     /// `None` only while it is being dropped.
     value: Option<T>,
     word: Word,
     fencing_number: u64,
+    /// Which thread is noted to hold it.
+    noted: Option<ThreadId>,
     changed: bool,
     /// The mark of those who did not end well is to be taken away.
     unmark: bool,
@@ -462,9 +495,9 @@ struct Core<T> {
 impl<T: Serialize + DeserializeOwned> Core<T> {
     fn new(mut locked: Locked<'_>, value: T) -> Self {
         locked.armed = false;
-        let Locked { word, fencing_number, .. } = locked;
+        let Locked { word, fencing_number, noted, .. } = locked;
         let panicking = std::thread::panicking();
-        Self { value: Some(value), word, fencing_number, changed: false, unmark: false, panicking, encode: commit }
+        Self { value: Some(value), word, fencing_number, noted, changed: false, unmark: false, panicking, encode: commit }
     }
 
     /// Decodes the value if it is in its place.
@@ -552,6 +585,7 @@ impl<T> Core<T> {
         if fork::is_forked_copy() {
             return Err(Why::Forked.into()); // the lock is the original's
         }
+        forget(lock, self.noted.take());
         let cell = lock.cell_at_once()?.ok_or_else(|| Error::from(Why::ObjectBroken))?;
         let unmarked = self.unmark.then_some(false);
         if !self.changed && !roll_back {

@@ -522,6 +522,18 @@ fn tell(what: impl std::fmt::Display) {
     writeln!(out, "told: {what}").and_then(|()| out.flush()).expect("write");
 }
 
+/// Stops a process, and waits until all its threads stand still.
+fn stop(child: &Child) {
+    kill(pid(child), Signal::SIGSTOP).expect("stop");
+    wait_until("it stands still", || {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("/proc");
+        threads.filter_map(Result::ok).all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+        })
+    });
+}
+
 fn pid(child: &Child) -> Pid {
     Pid::from_raw(child.id().try_into().expect("a number"))
 }
@@ -536,7 +548,7 @@ fn a_holder_that_is_killed_stopped_or_not_gives_the_lock_to_the_next() {
         let mut waiting = pin!(mutex.lock());
         assert!(waiting.as_mut().now_or_never().is_none());
         if stopped {
-            kill(pid(&child), Signal::SIGSTOP).expect("stop");
+            stop(&child);
             assert!(block_on(mutex.lock_timeout(Duration::from_millis(50))).expect_err("it is held still").is_timeout());
         }
         kill(pid(&child), Signal::SIGKILL).expect("kill");
@@ -569,7 +581,7 @@ fn one_that_is_stopped_when_its_turn_comes_is_passed_over() {
     let guard = blocking(mutex.lock());
     let mut child = start_client(manager.connection(), "sync::mutex_tests::client_adds_once", &[mutex.handle()]);
     wait_until("it waits", || server.waiting(mutex_object(&mutex)) == 1);
-    kill(pid(&child), Signal::SIGSTOP).expect("stop");
+    stop(&child);
     let mut waiting = pin!(mutex.lock());
     assert!(waiting.as_mut().now_or_never().is_none());
     drop(guard);

@@ -550,7 +550,7 @@ fn a_notification_is_passed_on_by_one_who_dies_and_none_is_missed_after_the_lock
         *stock.blocking_lock().expect("lock") += 1;
         changed.notify_one().expect("notify");
         if round % 3 == 0 {
-            taken.blocking_acquire_timeout(FUSE).expect("somebody has taken it");
+            taken.blocking_acquire_timeout(FUSE).expect("somebody has taken it").forget().expect("forget");
         }
     }
     consumers.into_iter().for_each(|consumer| consumer.join().expect("no panic"));

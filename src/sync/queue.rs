@@ -659,7 +659,7 @@ async fn send_all<T: Serialize>(
             Ok((asking, count)) => how_many(wait(asking).await).map(|()| count),
             Err(error) => Err((0, error)),
         };
-        let sent = *result.as_ref().map_or_else(|(sent, _)| sent, |count| count);
+        let sent = *result.as_ref().unwrap_or_else(|(sent, _)| sent);
         items.drain(..sent.min(items.len()));
         if let Err((_, error)) = result {
             return Err(SendError::new(items, error));

@@ -6,6 +6,7 @@
 
 use super::connection::Connection;
 use super::handle::{Inner, Things};
+use super::holding;
 use crate::error::Error;
 use crate::manager::mail::{Arrived, Mail, shielded};
 use crate::manager::message::{FRAME_MAX, Refusal, ToClient, ToManager};
@@ -260,7 +261,10 @@ impl Remote {
 
     fn come(&self, message: ToClient<'_>, descriptors: &mut VecDeque<OwnedFd>) {
         let (ticket, arrived) = match message {
-            ToClient::Welcome { seat, generation } => {
+            ToClient::Welcome { seat, generation, note } => {
+                if note {
+                    holding::note_from_now_on();
+                }
                 let _ = self.seat.set((seat, generation));
                 return;
             }
@@ -276,6 +280,7 @@ impl Remote {
                 (ticket, Arrived::Answer { body, offer })
             }
             ToClient::Refused { ticket, why } => (ticket, Arrived::Refused(why)),
+            ToClient::Deadlock { ticket, ring } => (ticket, Arrived::Deadlock(String::from_utf8_lossy(ring).into_owned())),
             ToClient::Granted { ticket, version } => (ticket, Arrived::Granted(version)),
             ToClient::Mapped { ticket } => match descriptors.pop_front() {
                 Some(descriptor) => (ticket, Arrived::Mapped(descriptor)),

@@ -1,5 +1,6 @@
 //! Waiting for a future by blocking the thread.
 
+use super::holding;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ impl Wake for Unpark {
 /// Within an async context, as tokio's blocking calls do.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     refuse_in_async_context();
-    park_on(future)
+    holding::blocking(|| park_on(future))
 }
 
 /// As [`block_on`], also within an async context: for what comes from the manager at once.

@@ -100,6 +100,11 @@ impl Lock {
         self.late
     }
 
+    /// Whether he stands in the line.
+    pub(crate) fn is_waiting(&self, caller: Caller) -> bool {
+        self.waiters.queue().any(|waiting| waiting == caller)
+    }
+
     /// Whose process has it, if one has.
     pub(crate) fn holder(&self) -> Option<Owner> {
         let word = always(word::look(self.memory.words()));

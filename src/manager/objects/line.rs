@@ -38,6 +38,7 @@ impl<T> Line<T> {
         self.waiting.len()
     }
 
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }

@@ -70,6 +70,9 @@ struct Sender {
     until: Option<Instant>,
 }
 
+/// Who waits for how many items at most; under a lease, and for how long; until when.
+type Receiver = (Caller, u32, Option<Option<Duration>>, Option<Instant>);
+
 struct World {
     rng: Rng,
     flaw: Option<Flaw>,
@@ -84,7 +87,7 @@ struct World {
     order: Vec<u64>,
     sizes: BTreeMap<u64, usize>,
     senders: Vec<Sender>,
-    receivers: Vec<(Caller, u32, Option<Option<Duration>>, Option<Instant>)>,
+    receivers: Vec<Receiver>,
     joiners: Vec<(Caller, Option<Instant>)>,
     closed: bool,
     deaf: bool,
