@@ -798,10 +798,12 @@ impl<T, M: Memory> Core<T, M> {
         std::mem::take(&mut self.deadline_moved)
     }
 
-    /// Workers that should have answered a task that was stopped by now (rule 8). What they have committed is to be taken in
-    /// before [`Core::tick`]: else one that did answer in time is killed, and with it a task that it has begun since.
-    pub(crate) fn overdue(&self, now: Instant) -> Vec<WorkerKey> {
-        let is_overdue = |worker: &Worker<M>| worker.state != State::Doomed && worker.asked.front().is_some_and(|(by, _)| *by <= now);
+    /// Workers that should have answered a task that was stopped by now, and not already by then (rule 8). What they have
+    /// committed is to be taken in before [`Core::tick`]: else one that did answer in time is killed, and with it a task that it
+    /// has begun since.
+    pub(crate) fn overdue(&self, then: Option<Instant>, now: Instant) -> Vec<WorkerKey> {
+        let is_new = |(by, _): &(Instant, TaskKey)| *by <= now && then.is_none_or(|then| then < *by);
+        let is_overdue = |worker: &Worker<M>| worker.state != State::Doomed && worker.asked.iter().any(is_new);
         self.workers.iter().filter(|(_, worker)| is_overdue(worker)).map(|(key, _)| key).collect()
     }
 

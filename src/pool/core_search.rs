@@ -673,8 +673,8 @@ enum Op {
     /// Those workers are still to be looked at; those do not ring.
     Look(VecDeque<WorkerKey>, Vec<WorkerKey>),
     Exited(WorkerKey),
-    /// Of the moment at which the driver has looked for what is overdue.
-    Tick(Instant),
+    /// What was overdue by then has been taken in.
+    Tick(Option<Instant>),
 }
 
 /// The pool's side of one worker.
@@ -897,13 +897,7 @@ impl World {
                 self.turning = true;
             }
             Step::Timer => {
-                self.ops.push(Op::Tick(self.now));
-                if !self.has(Flaw::TimeFirst) {
-                    for key in self.core.overdue(self.now) {
-                        note("a grace that is over", true);
-                        self.ops.extend([Op::Empty(key, false), Op::Read(key, Until::OthersWait)]);
-                    }
-                }
+                self.ops.push(Op::Tick(None));
                 self.turning = true;
             }
             Step::Napped => (self.napping, self.turning) = (false, true),
@@ -1167,9 +1161,18 @@ impl World {
                 }
             },
             Op::Exited(key) => self.exited(key),
-            Op::Tick(now) => {
-                let unseen = if self.has(Flaw::NoLookAtGrace) { self.core.overdue(now) } else { Vec::new() };
-                self.enter(|core, _, actions| {
+            Op::Tick(then) => {
+                let overdue = self.core.overdue(then, self.now);
+                note("a grace that is over", !overdue.is_empty());
+                if !overdue.is_empty() && !self.has(Flaw::TimeFirst) {
+                    self.ops.push(Op::Tick(Some(self.now)));
+                    for key in overdue {
+                        self.ops.extend([Op::Empty(key, false), Op::Read(key, Until::OthersWait)]);
+                    }
+                    return;
+                }
+                let unseen = if self.has(Flaw::NoLookAtGrace) { self.core.overdue(None, self.now) } else { Vec::new() };
+                self.enter(|core, now, actions| {
                     unseen.into_iter().for_each(|key| core.condemn(key, actions));
                     core.tick(now, actions);
                 });
@@ -1477,9 +1480,9 @@ impl World {
                     out.extend(awake.iter().map(|at| key(*at)));
                 }
                 Op::Exited(at) => out.extend([7, key(*at)]),
-                Op::Tick(now) => {
+                Op::Tick(then) => {
                     out.push(8);
-                    out.extend(time(*now).to_le_bytes());
+                    out.extend(when(*then));
                 }
             }
         }

@@ -789,7 +789,7 @@ fn rule_8_a_task_that_is_done_when_its_grace_is_over_costs_nobody_else() {
     bench.finish(w[0], &[1]);
     bench.begin(w[0], &[2]);
     bench.pass(20 * MS);
-    assert_eq!(bench.core.overdue(bench.now), w, "what it has answered is to be taken in");
+    assert_eq!(bench.core.overdue(None, bench.now), w, "what it has answered is to be taken in");
     assert_eq!(bench.tick(), [""; 0], "its reply may be on its way");
     bench.pass(ABORT_GRACE);
     assert_eq!(bench.tick(), ["kill 0"], "or it only says so");

@@ -30,7 +30,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Frames longer than this, in bytes, are sent to idle workers only (design 6).
 pub(crate) const LARGE: usize = 64 << 10;
@@ -226,18 +226,26 @@ impl Engine {
         }
         let mut expirations = [0; 8];
         let _ = nix::unistd::read(self.timer.as_fd(), &mut expirations);
-        // An answer that was given in time counts, though we come to read it late, or nobody has rung. Nothing else is overdue
-        // at that same moment, however long the reading takes.
-        let now = Instant::now();
-        let overdue = self.lock().core.overdue(now);
-        for key in overdue {
-            self.read(driver, key, Until::OthersWait);
-            self.empty_outbox(driver, key);
+        let mut then = None;
+        loop {
+            let (now, overdue) = self.apply(|state, now| {
+                let overdue = state.core.overdue(then, now);
+                if overdue.is_empty() {
+                    state.timed = true;
+                    state.core.tick(now, &mut state.actions);
+                }
+                (now, overdue)
+            });
+            if overdue.is_empty() {
+                return;
+            }
+            // An answer that was given in time counts, though we come to read it late, or nobody has rung.
+            for key in overdue {
+                self.read(driver, key, Until::OthersWait);
+                self.empty_outbox(driver, key);
+            }
+            then = Some(now); // nobody is waited for twice, however long that took
         }
-        self.apply(|state, _| {
-            state.timed = true;
-            state.core.tick(now, &mut state.actions);
-        });
     }
 
     /// A full socket has room again.
