@@ -134,7 +134,7 @@ pub(crate) fn spawn_with_stdout(
     })
 }
 
-/// Looks whether there is the program that [`spawn`] would start.
+/// Looks whether there is the program that [`spawn_with_stdout`] would start.
 ///
 /// # Errors
 ///
