@@ -329,7 +329,7 @@ impl Pool {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let pool = Pool::builder().workers(1).build()?;
     /// let mut events = pool.events();
-    /// pool.spawn(|| std::process::exit(7), ()).await.unwrap_err();
+    /// pool.spawn(|| -> () { std::process::exit(7) }, ()).await.unwrap_err();
     /// assert!(matches!(events.next().await, Some(WorkerEvent::Up { .. })));
     /// assert!(matches!(events.next().await, Some(WorkerEvent::Down { why: WorkerEnd::Died, .. })));
     /// # Ok(())
