@@ -68,7 +68,7 @@ pub struct CutOff {
 }
 
 impl CutOff {
-    /// Those that had not begun: no worker has run any of their code.
+    /// Those that had not begun: no worker has run any of their code, but for earlier tries of one that is tried again.
     pub fn unbegun(&self) -> &[u64] {
         &self.unbegun
     }
