@@ -1264,7 +1264,8 @@ impl World {
                 Ok(())
             }
             Action::Retire(key) => {
-                ensure!(self.draining && self.queue.is_empty(), "retired while there is work");
+                // What was taken back to be cut off is no work any more.
+                ensure!(self.draining && (self.cut || self.queue.is_empty()), "retired while there is work");
                 let by = self.now + RETIRE_GRACE;
                 let hand = self.hands.get_mut(&key).ok_or("nobody is retired")?;
                 ensure!(hand.life == Life::Ready && hand.in_flight.is_empty(), "{key:?} is retired at work");
