@@ -1031,6 +1031,7 @@ impl World {
             Action::Send(..) => "Send",
             Action::Note(..) => "Note",
             Action::Settle(_, Fate::TimedOut(_)) => "TimedOut",
+            Action::Ask(..) => "Ask",
             Action::Cancel(..) => "Cancel",
             Action::Retire(_) => "Retire",
             Action::Kill(_) => "Kill",
@@ -1045,6 +1046,7 @@ impl World {
             Action::Start(key) => self.do_start(key),
             Action::Send(key, task, slot, _) => self.do_send(key, task, slot),
             Action::Note(task, fate) => Err(format!("{task:?} fails and is tried again: {fate:?}")),
+            Action::Ask(_, task) => Err(format!("{task:?} has no grace, and is asked")),
             Action::Cancel(key, task) => {
                 let id = self.core.cargo_mut(task).map(|id| *id - BASE_ID).ok_or("a cancel of nothing")?;
                 let job = &self.jobs[id as usize];
