@@ -498,7 +498,7 @@ impl Engine {
                     self.alone.store(true, Ordering::Release); // so that the steward forgets it
                     steward::look();
                 }
-                Action::Send(..) | Action::Cancel(..) | Action::Note(..) => unreachable!("done under the lock"),
+                Action::Send(..) | Action::Ask(..) | Action::Cancel(..) | Action::Note(..) => unreachable!("done under the lock"),
             }
         }
         if let Some(deadline) = todo.deadline {
@@ -689,12 +689,15 @@ impl State {
                     let Some(cargo) = self.core.cargo_mut(task) else { continue };
                     cargo.failed(why(fate, cargo.function));
                 }
-                Action::Cancel(worker, task) => {
+                Action::Ask(worker, task) | Action::Cancel(worker, task) => {
                     timed = true;
                     let (Some(link), Some(id)) = (self.links.get_mut(&worker), self.core.id_of(task)) else { continue };
                     let mut out = Vec::new();
                     let start = frame::begin(&mut out);
-                    message::cancel(&mut out, id);
+                    match action {
+                        Action::Ask(..) => message::ask(&mut out, id),
+                        _ => message::cancel(&mut out, id),
+                    }
                     frame::finish(&mut out, start);
                     link.out.push(&Packet::from(&mut out));
                     todo.want_flush(worker, link);

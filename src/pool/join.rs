@@ -114,8 +114,8 @@ impl<R> JoinHandle<R> {
     /// A task that waits in the pool is removed and never runs. A running sync task can only be stopped with its
     /// process, which is killed; tasks that stood behind it in that worker run elsewhere. A running
     /// async task is dropped at its next await point; if it reaches none within a second, its process
-    /// is killed, and the other async tasks in it are told that their worker died. When the handle
-    /// has resolved, the task does not run any more.
+    /// is killed, and the other async tasks in it are told that their worker died. A task with a
+    /// [`grace`](crate::Call::grace) is asked first. When the handle has resolved, the task does not run any more.
     pub fn abort(&self) {
         self.abort.abort();
     }

@@ -35,6 +35,7 @@ mod loss;
 mod named;
 mod options;
 mod output;
+mod own_error;
 mod reply;
 mod results;
 mod slots;
@@ -46,7 +47,7 @@ mod strange_workers;
 mod tokens;
 
 pub use builder::Builder;
-pub use call::Call;
+pub use call::{Call, Function};
 pub use ending::{CutOff, Ending};
 pub use events::{Events, WorkerEvent};
 pub use join::{AbortHandle, JoinHandle};
@@ -58,7 +59,7 @@ pub use stats::{Stats, WorkerEnd};
 use self::core::Mode;
 use crate::error::Error;
 use crate::sync::Manager;
-use crate::task::{ArgsFor, ArgsTuple, Run, Task, ZeroSized, index_of};
+use crate::task::{ArgsFor, ArgsTuple, Contented, Run, Task, ZeroSized, index_of};
 use crate::wire::message::Callee;
 use engine::Engine;
 use futures::Stream;
@@ -192,12 +193,12 @@ impl Pool {
     }
 
     /// A call with options.
-    pub fn call<F, Args, Marker>(&self, _function: F) -> Call<'_, Args, F::Output>
+    pub fn call<F, Args, Marker>(&self, _function: F) -> Call<'_, Args, F::Output, Function<F, Marker>>
     where
         F: Task<Args, Marker>,
     {
         let () = ZeroSized::<F>::PROVEN;
-        let mode = match F::__entry().run {
+        let mode = match F::__entry::<Contented>().run {
             Run::Async(_) => Mode::Async,
             _ => Mode::Sync,
         };
@@ -353,8 +354,9 @@ impl Pool {
 
     /// As [`shutdown`](Self::shutdown), but what has not ended by then is cut off, and told in the [`CutOff`].
     ///
-    /// At the limit, what waits is resolved; async tasks that run are asked to stop, as by an abort, and their process is
-    /// killed if they do not within a second; the processes of sync tasks are killed. All of these tasks are
+    /// At the limit, what waits is resolved, and what runs is stopped as by an [abort](JoinHandle::abort): async tasks are
+    /// dropped at their next await point, and their process is killed if they reach none within a second; the processes of sync
+    /// tasks are killed; and a task with a [`grace`](Call::grace) is asked first, and has that much longer. All of these tasks are
     /// [`is_pool_closed`](crate::TaskError::is_pool_closed). It counts from the call; of several calls the earliest limit
     /// counts. A limit beyond what the clock can hold is none.
     pub fn shutdown_within(&self, limit: Duration) -> Ending {

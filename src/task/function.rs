@@ -5,7 +5,7 @@ use std::future::Future;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::entry::{self, Entry, Run};
+use super::entry::{self, Entry, Judge, Run};
 use super::table::conjure;
 
 /// A function that can be run in a worker process: a *task*.
@@ -88,8 +88,9 @@ pub trait Task<Args, Marker>: Copy + Send + Sync + 'static {
     #[doc(hidden)]
     const __ARITY: u32;
 
+    /// Its record, with what judges its results.
     #[doc(hidden)]
-    fn __entry() -> Entry;
+    fn __entry<J: Judge<Self::Output>>() -> Entry;
 }
 
 /// `for<'any> MustBeOwnedLikeString<'any>` is `Serialize + DeserializeOwned` by another name.
@@ -151,10 +152,13 @@ macro_rules! task {
 
             const __ARITY: u32 = <[&str]>::len(&[$(stringify!($arg)),*]) as u32;
 
-            fn __entry() -> Entry {
+            fn __entry<J: Judge<R>>() -> Entry {
                 Entry::new::<F>(Run::Sync(|bytes, out, limit| {
                     let ($($arg,)*) = entry::decode(bytes)?;
-                    entry::encode(&conjure::<F>()($($arg),*), out, limit)
+                    let result = conjure::<F>()($($arg),*);
+                    let verdict = entry::judge::<R, J>(&result);
+                    entry::encode(&result, out, limit)?;
+                    Ok(verdict)
                 }))
             }
         }
@@ -170,13 +174,15 @@ macro_rules! task {
 
             const __ARITY: u32 = <[&str]>::len(&[$(stringify!($arg)),*]) as u32;
 
-            fn __entry() -> Entry {
+            fn __entry<J: Judge<R>>() -> Entry {
                 Entry::new::<F>(Run::Async(|bytes, limit| {
                     let ($($arg,)*) = entry::decode(bytes)?;
                     Ok(Box::pin(async move {
+                        let result = conjure::<F>()($($arg),*).await;
+                        let verdict = entry::judge::<R, J>(&result);
                         let mut out = Vec::new();
-                        entry::encode(&conjure::<F>()($($arg),*).await, &mut out, limit)?;
-                        Ok(out)
+                        entry::encode(&result, &mut out, limit)?;
+                        Ok((out, verdict))
                     }))
                 }))
             }

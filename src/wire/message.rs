@@ -26,6 +26,9 @@ pub(crate) mod kind {
     pub(crate) const DETACHED: u8 = 7;
     /// As DONE, with a value that names shared objects.
     pub(crate) const DONE_NAMING: u8 = 8;
+    /// As DONE and DONE_NAMING, with an error of the task's own that is worth another try.
+    pub(crate) const AGAIN: u8 = 9;
+    pub(crate) const AGAIN_NAMING: u8 = 10;
     // From the pool.
     pub(crate) const WELCOME: u8 = 32;
     pub(crate) const INIT: u8 = 33;
@@ -33,6 +36,8 @@ pub(crate) mod kind {
     pub(crate) const CANCEL: u8 = 35;
     /// A socket to a manager of shared objects comes with it; the manager's number follows.
     pub(crate) const ATTACH: u8 = 36;
+    /// An async task has been asked to stop by itself: its word says so, too.
+    pub(crate) const ASK: u8 = 37;
 }
 
 /// Flags of a call: send a backtrace with a panic, or send none. Without either the worker's environment decides.
@@ -267,6 +272,14 @@ pub(crate) fn done_naming(out: &mut Vec<u8>, id: u64) {
     uint(out, id);
 }
 
+/// Where the kind stands in the body of a message.
+const KIND_AT: usize = 1;
+
+/// Makes a result, of whose body these are the first bytes, one that is worth another try.
+pub(crate) fn worth_another_try(body: &mut [u8]) {
+    body[KIND_AT] = if body[KIND_AT] == kind::DONE_NAMING { kind::AGAIN_NAMING } else { kind::AGAIN };
+}
+
 /// A socket to this manager comes with it.
 pub(crate) fn attach(out: &mut Vec<u8>, manager: u64) {
     head(out, kind::ATTACH, 1);
@@ -283,6 +296,12 @@ pub(crate) fn failed(out: &mut Vec<u8>, id: u64, why: &Failed) {
 /// The wish that a task be dropped.
 pub(crate) fn cancel(out: &mut Vec<u8>, id: u64) {
     head(out, kind::CANCEL, 1);
+    uint(out, id);
+}
+
+/// The word that an async task has been asked to stop by itself.
+pub(crate) fn ask(out: &mut Vec<u8>, id: u64) {
+    head(out, kind::ASK, 1);
     uint(out, id);
 }
 
