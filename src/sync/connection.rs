@@ -8,6 +8,7 @@ use super::cell::Cell;
 use super::handle::{self, Inner};
 use super::remote::Remote;
 use crate::error::{Error, Why};
+use crate::manager::lane::Way;
 use crate::manager::lock::served::owner_of;
 use crate::manager::mail::Mail;
 use crate::manager::message::{Name, Place, Refusal, ToManager};
@@ -219,6 +220,13 @@ impl Connection {
             Route::Local(server) => server.release(name.object, name.part),
             Route::Remote(remote) => remote.send(&ToManager::Release { object: name.object, part: name.part, count: 1 }),
             Route::Failed(_) => {}
+        }
+    }
+
+    /// Asks for a lane of a queue, if the manager is elsewhere.
+    pub(super) fn lane(&self, object: u64, ticket: u64, way: Way) {
+        if let Route::Remote(remote) = &self.route {
+            remote.send(&ToManager::Lane { object, ticket, way });
         }
     }
 

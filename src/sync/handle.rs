@@ -26,6 +26,7 @@
 
 use super::cell::Cell;
 use super::connection::{Connection, error};
+use super::queue_lanes::Lanes;
 use super::wait;
 use crate::error::{Error, Why};
 use crate::manager::mail::Arrived;
@@ -73,12 +74,14 @@ pub(crate) struct Inner {
     name: Name,
     /// Its memory, if it has some, from its first use on.
     cell: OnceLock<Cell>,
+    /// Of a queue.
+    lanes: OnceLock<Box<Lanes>>,
 }
 
 impl Inner {
     /// Takes over a reference that has been counted for this process.
     pub(super) fn new(connection: Arc<Connection>, name: Name) -> Self {
-        Self { connection, name, cell: OnceLock::new() }
+        Self { connection, name, cell: OnceLock::new(), lanes: OnceLock::new() }
     }
 
     pub(super) fn connection(&self) -> &Arc<Connection> {
@@ -94,8 +97,17 @@ impl Inner {
     }
 }
 
+impl Inner {
+    pub(super) fn lanes_mut(&mut self) -> Option<&mut Lanes> {
+        self.lanes.get_mut().map(|lanes| &mut **lanes)
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
+        if self.lanes.get().is_some() {
+            self.close_lanes();
+        }
         self.connection.release(&self.name);
     }
 }
@@ -152,6 +164,23 @@ impl Handle {
 
     pub(crate) fn name(&self) -> &Name {
         &self.0.name
+    }
+
+    pub(super) fn lanes(&self) -> &Lanes {
+        self.0.lanes.get_or_init(Box::default)
+    }
+
+    /// A request was dropped before it was ready.
+    fn gave_up(&self, ticket: u64) {
+        if let Some(lanes) = self.0.lanes.get() {
+            lanes.gave_up(ticket);
+        }
+    }
+
+    fn answered(&self, ticket: u64) {
+        if let Some(lanes) = self.0.lanes.get() {
+            lanes.answered(ticket);
+        }
     }
 
     /// A reference of its own, in this part.
@@ -414,6 +443,7 @@ impl Future for Asking {
                     }
                     Poll::Ready(Arrived::Answer { body, offer: true }) => this.state = State::Offered(ticket, body),
                     Poll::Ready(arrived) => {
+                        this.handle.answered(ticket);
                         drop(connection.mail().forget(ticket));
                         this.state = State::Done(ticket);
                         return Poll::Ready(match arrived {
@@ -429,6 +459,7 @@ impl Future for Asking {
                         return Poll::Pending;
                     }
                     Poll::Ready(told) => {
+                        this.handle.answered(ticket);
                         drop(connection.mail().forget(ticket));
                         this.state = State::Done(ticket);
                         return Poll::Ready(told.map(|()| body));
@@ -446,6 +477,7 @@ impl Drop for Asking {
             if !fork::is_forked_copy() {
                 drop(self.handle.connection().mail().forget(ticket));
             }
+            self.handle.gave_up(ticket);
             self.handle.cancel(ticket);
         }
     }

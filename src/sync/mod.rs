@@ -6,6 +6,7 @@
 //! * `manager.rs`: the public owner of them all;
 //! * `cell.rs`: an object's part of the manager's memory;
 //! * `mutex.rs`: the lock; `value.rs`: atomics;
+//! * `queue_lanes.rs`: how items go into a queue and out of it without messages;
 //! * `wait.rs`: waiting by blocking the thread; `stopping.rs`: whether a task is being aborted;
 //! * `holding.rs`: which locks each thread holds.
 
@@ -32,6 +33,7 @@ mod named_tests;
 mod object_tests;
 mod queue;
 mod queue_flow;
+mod queue_lanes;
 mod registered;
 mod remote;
 mod rwlock;

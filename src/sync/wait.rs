@@ -39,8 +39,15 @@ pub(crate) fn park_on<F: Future>(future: F) -> F::Output {
 }
 
 /// Tokio knows, and says so where one of its own calls would block.
+///
+/// # Panics
+///
+/// Within an async context.
 #[track_caller]
-fn refuse_in_async_context() {
+pub(super) fn refuse_in_async_context() {
+    if tokio::runtime::Handle::try_current().is_err() {
+        return; // that is quickly seen, and there is no such context without one
+    }
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let _ = sender.send(());
     let _ = receiver.blocking_recv();
