@@ -1203,6 +1203,8 @@ impl World {
         ensure!(unbegun == 0 || excused || self.killed, "{unbegun} tasks that had not begun are killed with {key:?}: {hand:?}");
         let overdue = hand.asked.iter().any(|(by, _)| *by <= now) || matches!(hand.life, Life::Leaving { by } if by <= now);
         let unwanted = self.draining && (self.open == 0 || self.cut) && matches!(hand.life, Life::Starting { .. });
+        // It has nothing left to do, and has not ended by the limit.
+        let unwanted = unwanted || self.cut && matches!(hand.life, Life::Ready | Life::Leaving { .. }) && hand.in_flight.is_empty();
         let told = self.told == Some(key);
         ensure!(hand.life != Life::Doomed, "{key:?} is killed twice");
         ensure!(self.killed || stopped || overdue || unwanted || told, "{hand:?} is killed for nothing");
