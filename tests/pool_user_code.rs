@@ -95,6 +95,7 @@ async fn everything_goes_on(pool: Pool) {
     soon(pool.kill()).await;
 }
 
+#[expect(clippy::print_stdout, reason = "it is what is captured")]
 fn print(text: String) {
     println!("{text}");
 }
