@@ -24,6 +24,7 @@ use processes::{FUSE, children, descriptors, lines, note, own_dir, own_process, 
 use procpool::{CutOff, JoinHandle, Limits, Manager, Mutex, Output, Pool, TaskError, TaskErrorKind};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -83,13 +84,19 @@ enum What {
     Flaky(u32, Option<Death>),
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Order {
     id: u64,
     what: What,
     log: PathBuf,
     #[serde(with = "serde_bytes")]
     bytes: Vec<u8>,
+}
+
+impl fmt::Debug for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:?} with {} bytes", self.id, self.what, self.bytes.len())
+    }
 }
 
 type Answer = Result<Order, String>;
@@ -221,7 +228,7 @@ struct World {
 /// What has come up in all rounds.
 type Census = BTreeMap<String, u64>;
 
-fn count(census: &mut Census, what: impl std::fmt::Display) {
+fn count(census: &mut Census, what: impl fmt::Display) {
     *census.entry(what.to_string()).or_default() += 1;
 }
 
@@ -468,10 +475,10 @@ impl World {
 }
 
 /// Awaits what must come; what does not is named.
-async fn must<F: IntoFuture>(what: impl std::fmt::Display, future: F) -> F::Output {
+async fn must<F: IntoFuture>(what: impl fmt::Debug, future: F) -> F::Output {
     match tokio::time::timeout(FUSE, future).await {
         Ok(output) => output,
-        Err(_) => panic!("it never came: {what}"),
+        Err(_) => panic!("it never came: {what:?}"),
     }
 }
 
@@ -551,7 +558,7 @@ async fn play(dice: &mut Dice, worlds: &mut [World], census: &mut Census) {
                 let stats = world.pool.as_ref().map(Pool::stats).unwrap();
                 assert!(stats.busy + stats.idle + stats.starting + stats.leaving <= 16, "{stats:?}");
             }
-            90..=95 => tokio::time::sleep(dice.millis(5)).await,
+            90..=95 => tokio::time::sleep(dice.millis(15)).await,
             _ => tokio::task::yield_now().await,
         }
     }
@@ -638,9 +645,10 @@ async fn end(dice: &mut Dice, mut world: World, census: &mut Census) {
             None
         }
     };
+    let ended = began.elapsed();
     for Open { mut handle, asked } in std::mem::take(&mut world.open) {
         let number = handle.id();
-        let result = must(format!("{asked:?}"), &mut handle).await;
+        let result = must(&asked, &mut handle).await;
         world.judge(number, &asked, &result, census);
     }
     if let Some(cut_off) = &cut_off {
@@ -657,7 +665,7 @@ async fn end(dice: &mut Dice, mut world: World, census: &mut Census) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     if std::env::var_os("PROCPOOL_SOAK_TIMES").is_some() {
-        eprintln!("{}: {how:?} took {:?}", world.tag, began.elapsed());
+        eprintln!("{}: {how:?} took {ended:?}, and all of it {:?}", world.tag, began.elapsed());
     }
     // Nobody runs any more: what has run has run.
     let mut ran: HashMap<u64, u32> = HashMap::new();
@@ -692,7 +700,11 @@ fn round(seed: u64, dir: &Path, census: &mut Census) {
     }
     let (mut added, mut asked) = (0, 0);
     runtime.block_on(async {
+        let began = Instant::now();
         play(&mut dice, &mut worlds, census).await;
+        if std::env::var_os("PROCPOOL_SOAK_TIMES").is_some() {
+            eprintln!("{seed}: played for {:?}", began.elapsed());
+        }
         for mut world in worlds.drain(..) {
             world.look(&mut dice, census);
             asked += world.runs.len() as u64;
