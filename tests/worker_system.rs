@@ -15,6 +15,7 @@ use procpool::{Error, ErrorKind, Pool, Process};
 use std::error::Error as _;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tempfile::tempdir;
 
 fn pool(workers: usize) -> Pool {
@@ -233,6 +234,16 @@ async fn own_process_that_may_signal_nobody() {
     hanging.abort();
     assert!(soon(hanging).await.unwrap_err().is_cancelled());
     until("its process is gone", || seen_or_gone(&log)).await;
+
+    let log = dir.join("of one that is shut down");
+    let ending = self::pool(2);
+    let cut = ending.spawn(hang, log.clone());
+    until("it runs", || lines(&log).len() == 1).await;
+    soon(ending.spawn(pid, ())).await.unwrap(); // another one, which is idle
+    assert_eq!(soon(ending.shutdown_within(Duration::from_millis(10))).await.begun(), [cut.id()]);
+    assert!(soon(cut).await.unwrap_err().is_pool_closed());
+    assert!(seen_or_gone(&log));
+
     let hanging = pool.spawn(hang, dir.join("again"));
     until("it runs", || dir.join("again").exists()).await;
     soon(pool.spawn(pid, ())).await.unwrap();

@@ -9,7 +9,7 @@
 //!
 //! What was cut off is written down ([`CutOff`]); a task that answered in time is not.
 
-use super::{Action, Core, Fate, Memory, Phase, State, Stop};
+use super::{Action, Core, Fate, Memory, Phase, State, Stop, Worker};
 use crate::pool::ending::CutOff;
 use crate::pool::stats::WorkerEnd;
 use std::time::Instant;
@@ -58,7 +58,13 @@ impl<T, M: Memory> Core<T, M> {
             self.stop(key, Stop::Close, now, actions);
         }
         for key in self.workers.keys() {
-            if self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. })) {
+            // Those that start, and those that have nothing left to do and have not ended by now: they may stand still.
+            let is_over = |worker: &Worker<M>| match worker.state {
+                State::Starting { .. } => true,
+                State::Ready | State::Retiring => worker.in_flight.is_empty(),
+                State::Doomed => false,
+            };
+            if self.workers.get(key).is_some_and(is_over) {
                 self.blame(key, WorkerEnd::Closed);
                 self.condemn(key, actions);
             }

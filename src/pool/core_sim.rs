@@ -1460,6 +1460,8 @@ impl World {
         let overdue = hand.asked.iter().any(|(by, _)| *by <= now);
         let late = matches!(hand.life, Life::Leaving { by } if by <= now);
         let unwanted = self.draining && (self.open == 0 || self.cut) && matches!(hand.life, Life::Starting { .. });
+        // It has nothing left to do, and has not ended by the limit.
+        let unwanted = unwanted || self.cut && matches!(hand.life, Life::Ready | Life::Leaving { .. }) && hand.in_flight.is_empty();
         let told = self.told == Some(key);
         ensure!(hand.life != Life::Doomed, "{key:?} is killed twice");
         ensure!(self.killed || stopped || overdue || late || unwanted || told, "{hand:?} is killed for nothing");

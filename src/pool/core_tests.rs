@@ -621,6 +621,22 @@ fn an_end_asks_async_tasks_and_waits_for_them_no_longer_than_an_abort_does() {
 }
 
 #[test]
+fn a_worker_that_has_nothing_left_to_do_and_does_not_end_is_killed_at_the_limit() {
+    let (mut bench, w) = Bench::ready(2);
+    bench.task(Mode::Sync);
+    let limit = bench.now + 2 * MS;
+    assert_eq!(bench.does(|core, now, actions| core.drain_by(limit, now, actions)), ["retire 0"]);
+    bench.begin(w[1], &[0]);
+    bench.pass(MS);
+    assert_eq!(bench.reply(w[1], &[0]), ["retire 1"]);
+    assert_eq!(bench.exit(w[1]), [""; 0]);
+    bench.pass(MS);
+    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.exit(w[0]), ["ended"]);
+    assert!(bench.core.cut_off().is_empty());
+}
+
+#[test]
 fn of_several_limits_the_earliest_counts_and_a_kill_overtakes_them_all() {
     let (mut bench, w) = Bench::ready(1);
     bench.task(Mode::Sync);

@@ -812,7 +812,7 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
             (_, other) => return Err(Bad(format!("a message of kind {other} out of its place"))),
         }
     }
-    Ok(())
+    message::check_begun(reader.buffer.begun())
 }
 
 /// Takes the replies out of what lay in an outbox: whole frames, each padded to a multiple of 8 bytes.

@@ -454,6 +454,7 @@ fn a_length_without_a_body_costs_no_memory() {
             let id = player.call();
             if n == 0 {
                 player.socket.write_all(&length.to_le_bytes()).unwrap();
+                player.socket.write_all(&[0x93, kind::DONE, 1, 1]).ok(); // as a message may begin
                 player.socket.write_all(&[0x93; 100]).ok();
                 player.socket.shutdown(std::net::Shutdown::Both).ok();
             } else {
@@ -545,6 +546,7 @@ fn what_is_written_after_a_worker_has_ended_keeps_nobody_waiting() {
                 player.become_ready();
                 player.call();
                 player.socket.write_all(&(1u32 << 29).to_le_bytes()).unwrap();
+                player.socket.write_all(&[0x93, kind::DONE, 1, 1]).unwrap(); // as a message may begin
                 let socket = player.socket.try_clone().unwrap();
                 let writer = std::thread::spawn(move || while (&socket).write_all(&[0; 32 << 10]).is_ok() {});
                 all.lock().unwrap().push(writer);

@@ -342,9 +342,10 @@ async fn a_worker_of_another_program_is_given_one_task_at_a_time_and_dies_of_tha
 #[tokio::test]
 async fn rubbish_in_the_place_of_an_answer_costs_that_task_and_the_worker() {
     type Play = fn(&mut Player, u64);
-    let plays: [(&str, Play, TaskErrorKind); 9] = [
+    let plays: [(&str, Play, TaskErrorKind); 10] = [
         ("an unknown number", |p, id| p.answer(id + 1000, 1), TaskErrorKind::BadFrame),
         ("a frame of 4 GiB", |p, _| p.socket.write_all(&[0xff; 4]).unwrap(), TaskErrorKind::BadFrame),
+        ("a line of text, which is a length that may be", |p, _| p.socket.write_all(b"\n\n  a line").unwrap(), TaskErrorKind::BadFrame),
         ("no message", |p, _| p.say(|out| out.push(0xc0)), TaskErrorKind::BadFrame),
         ("a result that is missing", |p, id| p.say(|out| out.extend([0x92, kind::DONE, id as u8])), TaskErrorKind::BadFrame),
         ("a failure that is none", |p, id| p.say(|out| out.extend([0x93, kind::FAILED, id as u8, 0xa1, b'?'])), TaskErrorKind::BadFrame),
@@ -353,7 +354,7 @@ async fn rubbish_in_the_place_of_an_answer_costs_that_task_and_the_worker() {
         (
             "half a frame, and the end",
             |p, _| {
-                p.socket.write_all(&[9, 0, 0, 0, 1]).unwrap();
+                p.socket.write_all(&[9, 0, 0, 0, 0x92]).unwrap();
                 p.socket.shutdown(std::net::Shutdown::Both).unwrap();
             },
             TaskErrorKind::WorkerDied,

@@ -333,6 +333,20 @@ fn named(out: &mut Vec<u8>, body: &impl Serialize) {
 
 // ---- reading
 
+/// Refuses what cannot be the beginning of a message, long before the rest of it has come: what was written into a socket by mistake
+/// is as a rule the head of a very long frame, which nobody should wait for.
+pub(crate) fn check_begun(body: &[u8]) -> Result<(), Bad> {
+    /// An array's head and a kind take no more, in bytes.
+    const WHOLE: usize = 5 + 9;
+    match body.first().map(|first| rmp::Marker::from_u8(*first)) {
+        Some(rmp::Marker::FixArray(_) | rmp::Marker::Array16 | rmp::Marker::Array32) if body.len() >= WHOLE => {
+            Message::new(body).map(|_| ())
+        }
+        None | Some(rmp::Marker::FixArray(_) | rmp::Marker::Array16 | rmp::Marker::Array32) => Ok(()),
+        Some(_) => Err(bad("the beginning of a frame that is no array")),
+    }
+}
+
 /// Reads a message's elements one after another.
 #[derive(Debug)]
 pub(crate) struct Message<'a> {
@@ -391,6 +405,23 @@ impl<'a> Message<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_can_be_no_message_is_refused_as_soon_as_it_begins() {
+        for rubbish in [&b"a line of text"[..], b"7", &[0; 20], &[0x93, 0xa1, b'x', 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]] {
+            assert!(check_begun(rubbish).is_err(), "{rubbish:?}");
+        }
+        // Whatever is one, at whatever byte it is cut, and however its numbers are written.
+        let mut out = Vec::new();
+        done(&mut out, u64::MAX);
+        out.extend([7; 20]);
+        let wide = [0xdd, 0, 0, 0, 3, 0xcf, 0, 0, 0, 0, 0, 0, 0, kind::DONE, 1, 1, 1, 1];
+        for bytes in [&out[..], &wide] {
+            for cut in 0..bytes.len() {
+                check_begun(&bytes[..cut]).expect("it is one");
+            }
+        }
+    }
 
     #[test]
     fn a_call_is_read_as_written() {
