@@ -25,8 +25,8 @@ mod worker;
 pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
 pub use limits::Limits;
 pub use pool::{
-    AbortHandle, Builder, Call, CutOff, Ending, Events, JoinHandle, Named, Output, OutputLine, Pool, Results, Stats, TryResults, WorkerEnd,
-    WorkerEvent,
+    AbortHandle, Builder, Call, CutOff, Ending, Events, JoinHandle, Named, Output, OutputLine, Pool, Results, Stats, TryResults,
+    WorkerCount, WorkerEnd, WorkerEvent,
 };
 pub use single::{ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder, Stdio, parent};
 pub use sync::Manager;

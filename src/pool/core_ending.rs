@@ -32,8 +32,21 @@ impl<T, M: Memory> Core<T, M> {
         }
         self.ending.until = Some(self.ending.until.map_or(until, |earlier| earlier.min(until)));
         self.deadline_moved = true;
+        for key in self.workers.keys() {
+            let limit = self.exit_limit(now);
+            if let Some(worker) = self.workers.get_mut(key)
+                && worker.state == State::Retiring
+            {
+                worker.end_by = worker.end_by.map(|by| by.min(now + limit));
+            }
+        }
         self.drain(now, actions);
         self.end_in_time(now, actions);
+    }
+
+    /// What still ends by itself must have by then, or a moment later.
+    pub(super) fn ending_by(&self) -> Option<Instant> {
+        self.ending.until
     }
 
     /// When a drain is to be cut short.
@@ -60,7 +73,7 @@ impl<T, M: Memory> Core<T, M> {
         for key in self.workers.keys() {
             if self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. })) {
                 self.blame(key, WorkerEnd::Closed);
-                self.condemn(key, actions);
+                self.condemn(key, now, actions);
             }
         }
     }

@@ -136,6 +136,8 @@ impl Plan {
             concurrency: 1 + rng.below(12) as usize,
             hello_limit: Duration::from_millis(50 + rng.below(200)),
             start_limit: limit,
+            // It knows nothing of the budget.
+            policy: Policy { restarts: Some(u32::MAX), ..Policy::default() },
         };
         Self {
             rules,
@@ -1034,6 +1036,8 @@ impl World {
             Action::Cancel(..) => "Cancel",
             Action::Retire(_) => "Retire",
             Action::Kill(_) => "Kill",
+            Action::Weigh(_) => "Weigh",
+            Action::Settle(_, Fate::Unkillable(_)) => "Unkillable",
             Action::TimeOut(_) => "TimeOut",
             Action::Settle(_, Fate::Cancelled) => "Cancelled",
             Action::Settle(_, Fate::Closed) => "Closed",
@@ -1055,7 +1059,8 @@ impl World {
             }
             Action::Retire(key) => {
                 ensure!(self.draining && self.queue.is_empty(), "retired while there is work");
-                let by = self.now + RETIRE_GRACE;
+                let left = self.cut_at.map(|until| until.saturating_duration_since(self.now).max(ABORT_GRACE));
+                let by = self.now + left.map_or(staff::EXIT_LIMIT, |left| left.min(staff::EXIT_LIMIT));
                 let hand = self.hands.get_mut(&key).ok_or("nobody is retired")?;
                 ensure!(hand.life == Life::Ready && hand.in_flight.is_empty(), "{key:?} is retired at work");
                 hand.life = Life::Leaving { by };
@@ -1067,6 +1072,7 @@ impl World {
                 Ok(())
             }
             Action::Kill(key) => self.do_kill(key),
+            Action::Weigh(key) => Err(format!("{key:?} is weighed")),
             Action::TimeOut(key) => {
                 let now = self.now;
                 let hand = self.hands.get_mut(&key).ok_or("nobody timed out")?;
@@ -1230,7 +1236,7 @@ impl World {
         };
         let truth = match fate {
             Fate::Cancelled => job.aborted && !job.cut && (queued || lost == Some(false)),
-            Fate::TimedOut(_) => false,
+            Fate::TimedOut(_) | Fate::Unkillable(_) => false,
             Fate::Closed => self.killed || (self.cut && (queued || (job.cut && lost == Some(false)))),
             Fate::StartFailed(_) => queued && self.expected.start_failed && self.hands.values().all(|hand| hand.life != Life::Ready),
             Fate::Lost(_) => lost == Some(true),

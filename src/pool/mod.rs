@@ -1,6 +1,6 @@
 //! The pool: its handle here, and behind it
 //!
-//! * `builder.rs`, `call.rs`: the options of a pool, and of one call; `named.rs`: a task of another program;
+//! * `builder.rs`, `call.rs`, `size.rs`: the options of a pool, and of one call; `named.rs`: a task of another program;
 //! * `spec.rs`: what both come to; `options.rs`: limits and retries of a call; `elsewhere.rs`: the engine of platforms without workers;
 //! * `join.rs`, `results.rs`, `ending.rs`: what a caller waits for; `reply.rs`: how it gets there;
 //! * `core.rs`: the rules, pure; `core_ending.rs`: those of the end; `core_staff.rs`: those of who is there; `slots.rs`: their table; `loss.rs`: what a death cost;
@@ -37,6 +37,7 @@ mod options;
 mod output;
 mod reply;
 mod results;
+mod size;
 mod slots;
 mod spec;
 mod stats;
@@ -53,6 +54,7 @@ pub use join::{AbortHandle, JoinHandle};
 pub use named::Named;
 pub use output::{Output, OutputLine};
 pub use results::{Results, TryResults};
+pub use size::WorkerCount;
 pub use stats::{Stats, WorkerEnd};
 
 use self::core::Mode;
@@ -149,9 +151,9 @@ impl Pool {
         &self.last.engine
     }
 
-    /// How many worker processes the pool has at most; see [`Builder::workers`].
+    /// How many workers the pool has at most, at the moment; see [`Builder::workers`] and [`resize`](Self::resize).
     pub fn workers(&self) -> usize {
-        self.engine().config().rules.workers
+        self.engine().workers()
     }
 
     /// Hands in a task and returns at once: the function runs in a worker, the handle is a future of
@@ -298,17 +300,78 @@ impl Pool {
         self.last.manager.get_or_init(Manager::of_pool)
     }
 
-    /// Starts all workers and waits until they are ready, `init` included.
+    /// Starts all workers and waits until they are ready, `init` included: as many as there are in any case, which is the lower
+    /// end of a range ([`Builder::workers`]) and at least one, and the spares.
+    ///
+    /// In a pool that has given up, because too many workers ended by themselves ([`Builder::restart_limit`]), it tries anew.
     ///
     /// # Errors
     ///
-    /// The cause, as soon as one start fails (the others go on); `PoolClosed`.
+    /// The cause, as soon as one start fails (the others go on), or as soon as the pool gives up; `PoolClosed`; `Forked`.
     ///
     /// # Cancel safety
     ///
     /// Dropped, it no longer waits; the workers start all the same.
     pub async fn ready(&self) -> Result<(), Error> {
         self.engine().ready().await
+    }
+
+    /// There are to be so many workers from now on: a number, or a range (`pool.resize(0..=8)`), as for [`Builder::workers`]. It is
+    /// done by the call, which waits for nothing.
+    ///
+    /// Of more, those that are needed are started when tasks need them. Of fewer, those that are too many are given nothing
+    /// more: who is idle ends at once, who is at work when its tasks have ended, however long that takes; what it has not begun
+    /// goes to the others. Nothing that runs is interrupted.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), procpool::Error> {
+    /// let pool = procpool::Pool::builder().workers(2).build()?;
+    /// pool.resize(8)?;
+    /// assert_eq!(pool.workers(), 8);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `InvalidOption` for a number that makes no sense, see there; `PoolClosed`; `Forked`.
+    pub fn resize(&self, workers: impl WorkerCount) -> Result<(), Error> {
+        let (min, max) = size::checked(workers.__bounds())?;
+        self.engine().resize(min, max)
+    }
+
+    /// Replaces all workers that are there, one after another: so that new ones read a new model or configuration in their `init`,
+    /// say. It is begun by the call; what it gives is ready when all have been replaced.
+    ///
+    /// A worker serves until its successor is ready. Then it is given nothing more, gives back what it has not begun, and ends
+    /// when its tasks have ended; so nothing is interrupted, and there is never less capacity than before. For a quarter of
+    /// the workers, at least for one, this is under way at a time. A worker whose tasks go on for long is *replaced* all
+    /// the same: it is not waited for.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let pool = procpool::Pool::builder().workers(1).build()?;
+    /// let before = pool.spawn(std::process::id, ()).await?;
+    /// pool.recycle().await?;
+    /// assert_ne!(pool.spawn(std::process::id, ()).await?, before);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The cause, as soon as the start of a worker fails: the old ones serve on, and are replaced when starts succeed
+    /// again. `PoolClosed`, `Forked`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it no longer waits; the workers are replaced all the same.
+    pub fn recycle(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let engine = Arc::clone(self.engine());
+        let generation = engine.recycle();
+        async move { engine.recycled(generation).await }
     }
 
     /// How the pool stands, and what it has done so far: workers at work and idle, tasks that wait, tasks that failed and
@@ -383,7 +446,7 @@ impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
             .field("name", &self.engine().config().name)
-            .field("workers", &self.engine().config().rules.workers)
+            .field("workers", &self.engine().workers())
             .finish_non_exhaustive()
     }
 }
