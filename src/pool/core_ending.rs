@@ -36,6 +36,8 @@ impl<T, M: Memory> Core<T, M> {
             let limit = self.exit_limit(now);
             if let Some(worker) = self.workers.get_mut(key)
                 && worker.state == State::Retiring
+                && worker.why.is_some()
+            // else it has hung up by itself, and is given what everybody is given
             {
                 worker.end_by = worker.end_by.map(|by| by.min(now + limit));
             }
