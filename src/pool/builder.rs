@@ -48,7 +48,7 @@ const CONCURRENCY: usize = 128;
 pub struct Builder {
     workers: Option<(usize, usize)>,
     idle_timeout: Option<Duration>,
-    policy: Policy,
+    pub(super) policy: Policy,
     concurrency: usize,
     name: Option<String>,
     surroundings: Surroundings,

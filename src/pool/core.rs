@@ -623,10 +623,7 @@ impl<T, M: Memory> Core<T, M> {
             worker.asked.retain(|(_, task)| self.tasks.get(*task).is_some_and(|task| task.stopping.is_some() && task.worker == Some(key)));
         }
         self.emptied(key);
-        self.serve(now, actions);
-        self.share(now, actions);
-        self.man(now, actions);
-        self.want_end(now, actions);
+        self.go_on(now, actions); // a task that is tried again may want a worker more
     }
 
     /// A task goes to the end of the queue, after a while.

@@ -109,9 +109,9 @@ pub(super) struct Post {
     /// On duty since then.
     since: Instant,
     /// Why it is to be replaced.
-    due: Option<WorkerEnd>,
+    pub(super) due: Option<WorkerEnd>,
     /// Which of the workers that were ever recycled by hand it belongs to.
-    generation: u64,
+    pub(super) generation: u64,
     /// When it was weighed last, and whether it has answered since.
     weighed: Option<Instant>,
     unweighed: bool,
@@ -141,9 +141,9 @@ pub(super) struct Staff {
     /// Workers have been asked for, so that spares are wanted.
     awake: bool,
     /// The idle are looked at then.
-    idle_at: Option<Instant>,
+    pub(super) idle_at: Option<Instant>,
     /// Deaths that count, the oldest first.
-    deaths: VecDeque<(Instant, Arc<Loss>)>,
+    pub(super) deaths: VecDeque<(Instant, Arc<Loss>)>,
     /// No spare is started before.
     pause: Option<Instant>,
     /// The budget is used up.

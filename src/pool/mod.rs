@@ -45,6 +45,8 @@ mod stats;
 mod strange_workers;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod tokens;
+#[cfg(all(test, target_os = "linux"))]
+mod unkillable_workers;
 
 pub use builder::Builder;
 pub use call::Call;
@@ -93,7 +95,7 @@ use std::time::Duration;
 ///
 /// | | new tasks | tasks that wait | tasks that run | the processes |
 /// |---|---|---|---|---|
-/// | [`shutdown()`](Self::shutdown) | refused | run | run to their end | end when nothing is left to do; what exit handlers they have run |
+/// | [`shutdown()`](Self::shutdown) | refused | run | run to their end | end when nothing is left to do; their exit function ([`Builder::exit`]) and what exit handlers they have run |
 /// | `shutdown()` and [`abort_queued()`](Self::abort_queued) | refused | cancelled | run to their end | the same |
 /// | [`shutdown_within(limit)`](Self::shutdown_within) | refused | run; at the limit closed | the same; at the limit async ones are dropped at an await point, sync ones die with their process | end, or are killed at the limit (a second later where an async task does not yield) |
 /// | [`kill()`](Self::kill) | refused | closed at once | closed at once | are killed |
@@ -103,7 +105,8 @@ use std::time::Duration;
 /// | a fork of the application | refused in the copy | unharmed | unharmed | belong to the original alone |
 ///
 /// *Refused* and *closed* tasks resolve to [`is_pool_closed`](crate::TaskError::is_pool_closed), *cancelled* ones to
-/// [`is_cancelled`](crate::TaskError::is_cancelled). What kills a worker kills its process group with it
+/// [`is_cancelled`](crate::TaskError::is_cancelled). A process that the kernel cannot end within 5 seconds of its kill, since it
+/// hangs in a system call, is not waited for. What kills a worker kills its process group with it
 /// ([`Builder::process_group`]). Each way overtakes the ones above it: one may `kill` what is being shut down.
 ///
 /// # Drop
