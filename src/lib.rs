@@ -28,7 +28,7 @@ pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
 pub use limits::Limits;
 pub use pool::{
     AbortHandle, Builder, Call, CutOff, Ending, Events, Function, JoinHandle, Named, Output, OutputLine, Pool, Results, Stats, TryResults,
-    WorkerEnd, WorkerEvent,
+    WorkerCount, WorkerEnd, WorkerEvent,
 };
 pub use single::{ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder, Stdio, parent};
 pub use sync::Manager;

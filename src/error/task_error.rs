@@ -69,6 +69,10 @@ pub enum TaskErrorKind {
     BadFrame,
     /// The call was made in a forked copy of the application, which has no pool.
     Forked,
+    /// The task was to be stopped, and the process that runs it has not ended 5 seconds after it was killed: it hangs in the
+    /// kernel, in a system call that cannot be interrupted. None of the program's code runs in it any more, but what that
+    /// call does may still happen. See [`TaskError::pid`].
+    Unkillable,
     /// The pool's workers have no such task: they are another program that serves none of this name, or one that knows
     /// tasks by name only; or they are this program, whose tasks have no names.
     UnknownTask,
@@ -92,6 +96,9 @@ pub(crate) enum What {
         stack_overflow: bool,
     },
     Cancelled,
+    Unkillable {
+        pid: Option<u32>,
+    },
     TimedOut {
         limit: Duration,
         whole: bool,
@@ -178,6 +185,7 @@ impl TaskError {
             What::Panicked { .. } => TaskErrorKind::Panicked,
             What::WorkerDied { .. } => TaskErrorKind::WorkerDied,
             What::Cancelled => TaskErrorKind::Cancelled,
+            What::Unkillable { .. } => TaskErrorKind::Unkillable,
             What::TimedOut { .. } => TaskErrorKind::TimedOut,
             What::ArgumentEncode(_) => TaskErrorKind::ArgumentEncode,
             What::ArgumentDecode { .. } => TaskErrorKind::ArgumentDecode,
@@ -209,6 +217,12 @@ impl TaskError {
     /// The task was aborted.
     pub fn is_cancelled(&self) -> bool {
         self.kind() == TaskErrorKind::Cancelled
+    }
+
+    /// The process that runs the task was killed, and the kernel cannot end it
+    /// ([`Unkillable`](TaskErrorKind::Unkillable)).
+    pub fn is_unkillable(&self) -> bool {
+        self.kind() == TaskErrorKind::Unkillable
     }
 
     /// A time limit was over: that of one run ([`Call::timeout`](crate::Call::timeout)) or that of the whole
@@ -347,7 +361,7 @@ impl TaskError {
             | What::ResultTooLarge { pid, .. }
             | What::BadFrame { pid, .. }
             | What::OwnError { pid, .. } => Some(pid),
-            What::UnknownTask { pid } => pid,
+            What::UnknownTask { pid } | What::Unkillable { pid } => pid,
             _ => None,
         }
     }
@@ -430,6 +444,8 @@ impl fmt::Display for TaskError {
                 write!(f, "worker process {pid} died while it ran task {function} ({how}{})", Ending(*status))
             }
             What::Cancelled => write!(f, "task {function} was cancelled"),
+            What::Unkillable { pid: Some(pid) } => write!(f, "worker process {pid} was killed to stop task {function}, and does not end"),
+            What::Unkillable { pid: None } => write!(f, "the worker process of task {function} was killed, and does not end"),
             What::TimedOut { limit, whole: false } => write!(f, "task {function} ran longer than its limit of {limit:?}"),
             What::TimedOut { limit, whole: true } => write!(f, "task {function} had not ended {limit:?} after it was handed in"),
             What::ArgumentEncode(reason) => write!(f, "an argument of task {function} cannot be encoded: {reason}"),

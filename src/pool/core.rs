@@ -18,7 +18,7 @@
 //!    two tasks while tasks are shorter than [`LONG`], one when they are longer, not yet known, or when
 //!    the running one has lasted longer. Async tasks are bounded by `concurrency` instead.
 //! 5. A large sync task is sent to an idle worker only: its bytes wait behind nobody.
-//! 6. Workers are started when a task finds none idle, up to `workers`; after failed starts not
+//! 6. Workers are started when a task finds none idle, as long as a place is vacant (rule 15); after failed starts not
 //!    before a back-off has passed, unless all are asked for ([`Core::start_all`]).
 //! 7. A worker that dies costs what it had begun and not answered, as the claims say. What it had not begun goes back to
 //!    the head of the queue, in order, as often as that happens; but when nothing at all was begun, the first one may be
@@ -45,7 +45,7 @@
 //!     What dies only because its worker was killed for another task's sake runs again if it is idempotent, uncounted.
 //! 14. A worker without such memory (of another program) has one sync task in hand at a time, which counts as begun.
 //!
-//! How a pool ends is in `core_ending.rs`, who is on its staff in `core_staff.rs`.
+//! Rules 15 to 22, of who is on the staff, are in `core_staff.rs`; how a pool ends is in `core_ending.rs`.
 
 use super::loss::Loss;
 use super::options::{Options, Retry};
@@ -71,8 +71,6 @@ const WORTH: Duration = Duration::from_micros(100);
 const MOVES_MAX: u8 = 2;
 /// How long an async task that was aborted has to reach an await point, and the reply of a task that is done to come.
 pub(crate) const ABORT_GRACE: Duration = Duration::from_secs(1);
-/// How long a worker that is retired has to close its side: it has nothing to do, but may be stopped.
-const RETIRE_GRACE: Duration = Duration::from_secs(5);
 /// The wait after a first failed start; it doubles with each further one, up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -95,7 +93,7 @@ pub(crate) enum Mode {
 /// What a pool is told once, when it is built.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
-    /// Worker processes, at most.
+    /// Workers on duty, at most.
     pub(crate) workers: usize,
     /// Async tasks in flight in one worker, at most.
     pub(crate) concurrency: usize,
@@ -103,6 +101,8 @@ pub(crate) struct Rules {
     pub(crate) hello_limit: Duration,
     /// A start must have led to a ready worker by then, `init` included.
     pub(crate) start_limit: Option<Duration>,
+    /// Who is on the staff, and for how long.
+    pub(crate) policy: Policy,
 }
 
 /// What is to be done, in this order.
@@ -120,6 +120,8 @@ pub(crate) enum Action<T> {
     Retire(WorkerKey),
     /// Kill this worker.
     Kill(WorkerKey),
+    /// Look how much memory this worker has, and tell [`Core::weighed`].
+    Weigh(WorkerKey),
     /// This worker's start has taken too long: note why, then kill it.
     TimeOut(WorkerKey),
     /// A task has ended without a reply.
@@ -139,6 +141,8 @@ pub(crate) enum Fate {
     Closed,
     StartFailed(Error),
     Lost(Arc<Loss>),
+    /// This worker has it, which the kernel cannot end.
+    Unkillable(WorkerKey),
 }
 
 /// A time limit that is over.
@@ -294,15 +298,23 @@ enum Way {
 }
 
 /// ```text
-/// Starting ── hello, ready ──▶ Ready ──▶ Retiring
-///     └────────────┬─────────────┘          │
-///                  ▼                        │
-///                Doomed ───── exit ◀────────┘     (an exit may come in every state)
+/// Starting ── hello, ready ──▶ Spare ──▶ Ready ──▶ Departing ──▶ Retiring
+///     └────────────┬─────────────┴─────────┴────────────┘            │
+///                  ▼                                                 │
+///                Doomed ───── exit ◀─────────────────────────────────┘     (an exit may come in every state)
 /// ```
+/// Most get ready without having been a spare; and whoever has nothing to do retires without departing first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Starting { until: Option<Instant> },
+    Starting {
+        until: Option<Instant>,
+    },
+    /// Ready, and given nothing until it is on duty.
+    Spare,
     Ready,
+    /// It is given nothing more, and leaves when it is empty.
+    Departing,
+    /// Its intake is closed, or it has closed its side: it ends by itself.
     Retiring,
     Doomed,
 }
@@ -347,7 +359,7 @@ struct Worker<M> {
     look_at: Option<Instant>,
     /// Tasks that were asked to stop, or are done by their word, and when their time is up, in this order.
     asked: VecDeque<(Instant, TaskKey)>,
-    /// Then it must have ended, having hung up or been retired; else it is doomed.
+    /// Then it must have ended, having hung up or been retired, else it is doomed; or having been killed, else it is given up.
     end_by: Option<Instant>,
     /// Looking for what stands behind its task has brought nothing; not before this again.
     fruitless: Option<Instant>,
@@ -356,12 +368,13 @@ struct Worker<M> {
     counted_behind: usize,
     /// Why it goes, if that is known.
     why: Option<WorkerEnd>,
+    post: Post,
 }
 
 impl<M: Memory> Worker<M> {
     fn window(&self) -> usize {
         match self.service {
-            _ if self.memory.is_none() => 1, // rule 11
+            _ if self.memory.is_none() => 1, // rule 14
             None => 1,
             Some(service) if service >= LONG => 1,
             Some(service) => (WINDOW_WORK.as_nanos() / service.as_nanos().max(1)).clamp(2, u128::from(WINDOW_MAX)) as usize,
@@ -380,7 +393,7 @@ impl<M: Memory> Worker<M> {
     /// How many sync tasks stand behind another.
     fn behind(&self) -> usize {
         match (self.mode, self.state) {
-            (Mode::Sync, State::Ready | State::Retiring) => self.in_flight.len().saturating_sub(1),
+            (Mode::Sync, State::Ready | State::Departing | State::Retiring) => self.in_flight.len().saturating_sub(1),
             _ => 0,
         }
     }
@@ -444,10 +457,10 @@ impl<M: Memory> Worker<M> {
         let share = (somebody_idle && self.behind() > 0).then(|| self.share_from());
         match self.state {
             State::Starting { until } => until,
-            State::Ready | State::Retiring => {
+            State::Spare | State::Ready | State::Departing | State::Retiring => {
                 self.asked.front().map(|(by, _)| *by).into_iter().chain(self.end_by).chain(self.look_at).chain(share).min()
             }
-            State::Doomed => None,
+            State::Doomed => self.end_by,
         }
     }
 }
@@ -500,8 +513,10 @@ pub(crate) struct Core<T, M> {
     behind: usize,
     /// The next deadline has changed without an action that would tell.
     deadline_moved: bool,
+    /// Those that are on duty as soon as they are ready.
     starting: usize,
     failure: Option<Failure>,
+    staff: staff::Staff,
     ending: ending::Ending,
 }
 
@@ -523,6 +538,7 @@ impl<T, M: Memory> Core<T, M> {
             deadline_moved: false,
             starting: 0,
             failure: None,
+            staff: staff::Staff::default(),
             ending: ending::Ending::default(),
         }
     }
@@ -535,11 +551,8 @@ impl<T, M: Memory> Core<T, M> {
         if self.phase != Phase::Open {
             return Err(Refused(cargo, Fate::Closed));
         }
-        if self.workers.len() == 0
-            && let Some(Failure { cause, retry: Some(retry), .. }) = &self.failure
-            && now < *retry
-        {
-            return Err(Refused(cargo, Fate::StartFailed(cause.clone()))); // rule 9
+        if let Some(cause) = self.no_hope(now) {
+            return Err(Refused(cargo, Fate::StartFailed(cause))); // rules 9 and 21
         }
         let found_idle = !self.idle.is_empty();
         let deadline = options.as_ref().and_then(|options| now.checked_add(options.deadline?));
@@ -555,6 +568,7 @@ impl<T, M: Memory> Core<T, M> {
         if self.queued == 1 {
             self.serve(now, actions);
         }
+        self.man(now, actions);
         self.want_workers(usize::from(!found_idle), now, actions);
         Ok(key)
     }
@@ -620,6 +634,8 @@ impl<T, M: Memory> Core<T, M> {
         }
         worker.busy_since = now;
         worker.fruitless = None;
+        self.answered(key, now, actions);
+        let Some(worker) = self.workers.get_mut(key) else { return };
         if !worker.asked.is_empty() {
             // A task that is tried again may even be in this worker's hand anew.
             worker.asked.retain(|(_, task)| self.tasks.get(*task).is_some_and(|task| task.stopping.is_some() && task.worker == Some(key)));
@@ -675,12 +691,13 @@ impl<T, M: Memory> Core<T, M> {
 
     // ---- workers
 
-    /// All workers are wanted, now.
+    /// All workers that there are to be in any case are wanted, now.
     pub(crate) fn start_all(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         if self.phase == Phase::Open {
-            while self.workers.len() < self.rules.workers {
-                self.start(now, actions);
+            while self.staff.places < self.core_staff() {
+                self.start(Duty::On, now, actions);
             }
+            self.call_spares(now, actions);
         }
     }
 
@@ -691,19 +708,14 @@ impl<T, M: Memory> Core<T, M> {
         }
     }
 
-    /// A process is ready for its first task. Without memory, see rule 11.
+    /// A process is ready for its first task. Without memory, see rule 14.
     pub(crate) fn ready(&mut self, key: WorkerKey, memory: Option<M>, now: Instant, actions: &mut Vec<Action<T>>) {
         let Some(worker) = self.workers.get_mut(key) else { return };
         let State::Starting { .. } = worker.state else { return };
-        worker.state = State::Ready;
         worker.memory = memory;
-        self.starting -= 1;
         self.failure = None;
-        self.idle.push(key);
-        self.serve(now, actions);
-        self.share(now, actions);
-        self.want_workers(0, now, actions); // a back-off may be over
-        self.want_end(now, actions);
+        self.take_up(key, now, actions);
+        self.go_on(now, actions); // a back-off may be over
     }
 
     /// A process could not be started, or ended before it was ready.
@@ -717,11 +729,10 @@ impl<T, M: Memory> Core<T, M> {
         let wait = BACKOFF_MIN.saturating_mul(1 << earlier.min(16)).min(BACKOFF_MAX);
         self.failure = Some(Failure { cause: cause.clone(), counted_at, earlier, retry: Some(now + wait) });
         let in_vain = earlier + 1 >= STARTS_MAX && !self.workers.iter().any(|(_, worker)| worker.state == State::Ready);
-        if self.workers.len() == 0 || in_vain {
-            for key in std::mem::take(&mut self.queue) {
-                self.forget_queued(key, Fate::StartFailed(cause.clone()), actions);
-            }
+        if self.nobody_left() || in_vain {
+            self.fail_queue(&cause, actions);
         }
+        self.man(now, actions);
         self.want_end(now, actions);
     }
 
@@ -764,9 +775,11 @@ impl<T, M: Memory> Core<T, M> {
         }
         self.queued += back.len();
         back.into_iter().rev().for_each(|key| self.queue.push_front(key));
+        self.died(&worker, loss, now);
         // A worker that served is replaced at once, so that the next task need not wait for a start.
-        let replace = worker.used && self.phase == Phase::Open;
+        let replace = worker.used && worker.post.duty == Duty::On && self.phase == Phase::Open;
         self.serve(now, actions);
+        self.man(now, actions);
         self.want_workers(usize::from(replace), now, actions);
         self.want_end(now, actions);
     }
@@ -774,7 +787,7 @@ impl<T, M: Memory> Core<T, M> {
     /// A worker broke the protocol, or must go for another reason of the caller's.
     pub(crate) fn doom(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
         let starting = self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. }));
-        self.condemn(key, actions);
+        self.condemn(key, now, actions);
         if starting {
             return; // its end will count as a failed start, and has a back-off follow
         }
@@ -784,6 +797,9 @@ impl<T, M: Memory> Core<T, M> {
     /// A process is known to have ended; what it has answered is still to come.
     pub(crate) fn ending(&mut self, key: WorkerKey) {
         self.withdraw(key, State::Doomed);
+        if let Some(worker) = self.workers.get_mut(key) {
+            worker.end_by = None;
+        }
     }
 
     /// A worker has closed its side: it is about to end, and must have ended by then.
@@ -791,7 +807,7 @@ impl<T, M: Memory> Core<T, M> {
         let Some(worker) = self.workers.get_mut(key) else { return };
         match &mut worker.state {
             State::Starting { until: limit } => *limit = Some(limit.map_or(until, |limit| limit.min(until))),
-            State::Ready | State::Retiring => {
+            State::Spare | State::Ready | State::Departing | State::Retiring => {
                 worker.end_by = Some(until);
                 self.withdraw(key, State::Retiring);
             }
@@ -806,7 +822,8 @@ impl<T, M: Memory> Core<T, M> {
         let retry = self.failure.as_ref().and_then(|failure| failure.retry);
         let somebody_idle = !self.idle.is_empty();
         let tasks = [&self.delayed, &self.deadlines].into_iter().filter_map(|times| times.first()).map(|(at, _)| *at);
-        self.workers.iter().filter_map(|(_, worker)| worker.deadline(somebody_idle)).chain(retry).chain(tasks).chain(self.cut_at()).min()
+        let workers = self.workers.iter().filter_map(|(_, worker)| worker.deadline(somebody_idle));
+        workers.chain(retry).chain(tasks).chain(self.cut_at()).chain(self.staff_deadline()).min()
     }
 
     /// Whether [`Core::next_deadline`] has changed without an action that would tell.
@@ -851,15 +868,19 @@ impl<T, M: Memory> Core<T, M> {
             }
             if matches!(worker.state, State::Starting { .. }) {
                 self.withdraw(key, State::Doomed);
+                self.expect_end(key, now);
                 actions.push(Action::TimeOut(key));
+            } else if worker.state == State::Doomed {
+                self.give_up(key, actions);
             } else if self.is_given_up(key, now, actions) {
-                self.condemn(key, actions);
+                self.condemn(key, now, actions);
             }
         }
         if let Some(failure) = &mut self.failure {
             failure.retry = failure.retry.filter(|retry| now < *retry);
         }
         self.end_in_time(now, actions);
+        self.time_the_staff(now, actions);
         self.go_on(now, actions);
     }
 
@@ -950,7 +971,7 @@ impl<T, M: Memory> Core<T, M> {
         self.phase = Phase::Killed;
         for key in self.workers.keys() {
             self.blame(key, WorkerEnd::Closed);
-            self.condemn(key, actions);
+            self.condemn(key, now, actions);
             if let Some(worker) = self.workers.get_mut(key) {
                 worker.in_flight.clear();
             }
@@ -973,11 +994,6 @@ impl<T, M: Memory> Core<T, M> {
     /// No new tasks are taken.
     pub(crate) fn is_closed(&self) -> bool {
         self.phase != Phase::Open
-    }
-
-    /// Every worker there may be is ready (or was, and is now at work).
-    pub(crate) fn all_ready(&self) -> bool {
-        self.workers.len() == self.rules.workers && self.workers.iter().all(|(_, w)| matches!(w.state, State::Ready | State::Retiring))
     }
 
     /// How many tasks keep every worker at work: a window in hand each, and two waiting.
@@ -1005,6 +1021,7 @@ impl<T, M: Memory> Core<T, M> {
     fn go_on(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         self.serve(now, actions);
         self.share(now, actions);
+        self.man(now, actions);
         self.want_workers(0, now, actions);
         self.want_end(now, actions);
     }
@@ -1082,6 +1099,7 @@ impl<T, M: Memory> Core<T, M> {
             }
         }
         let attempt = task.attempt;
+        self.count_task(key);
         self.list(key);
         actions.push(Action::Send(key, task_key, claim.slot, attempt));
     }
@@ -1105,6 +1123,7 @@ impl<T, M: Memory> Core<T, M> {
                 taken += 1;
             }
         }
+        worker.post.served -= taken as u64;
         if taken > 0 {
             self.emptied(key);
         }
@@ -1113,8 +1132,13 @@ impl<T, M: Memory> Core<T, M> {
 
     /// A worker has fewer tasks in hand than before, perhaps none.
     fn emptied(&mut self, key: WorkerKey) {
-        if self.workers.get(key).is_some_and(|worker| worker.state == State::Ready && worker.in_flight.is_empty()) {
-            self.idle.push(key);
+        match self.workers.get(key) {
+            Some(Worker { state: State::Ready, in_flight, .. }) if in_flight.is_empty() => {
+                self.idle.push(key);
+                self.somebody_idle();
+            }
+            Some(Worker { state: State::Departing, in_flight, .. }) if in_flight.is_empty() => self.staff.look = true,
+            _ => {}
         }
         self.list(key);
     }
@@ -1137,15 +1161,18 @@ impl<T, M: Memory> Core<T, M> {
     fn withdraw(&mut self, key: WorkerKey, state: State) {
         let Some(worker) = self.workers.get_mut(key) else { return };
         match std::mem::replace(&mut worker.state, state) {
-            State::Starting { .. } => self.starting -= 1,
+            State::Starting { .. } if worker.post.duty == Duty::On => self.starting -= 1,
+            State::Starting { .. } => self.staff.starting -= 1,
+            State::Spare => self.staff.spares.retain(|spare| *spare != key),
             State::Ready if worker.in_flight.is_empty() => self.idle.retain(|idle| *idle != key),
             _ => {}
         }
+        self.staff.look = true;
         self.list(key);
     }
 
     /// A worker is to be killed; first it is given nothing more, and what it has not begun is taken back.
-    fn condemn(&mut self, key: WorkerKey, actions: &mut Vec<Action<T>>) {
+    fn condemn(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
         let Some(worker) = self.workers.get(key).filter(|worker| worker.state != State::Doomed) else { return };
         // With nothing begun it may be the first one that brought this about: the exit will count it (rule 7).
         let most = match worker.mode {
@@ -1155,13 +1182,16 @@ impl<T, M: Memory> Core<T, M> {
         };
         self.withdraw(key, State::Doomed);
         self.take_back(key, most);
+        self.expect_end(key, now);
         actions.push(Action::Kill(key));
     }
 
     /// A worker has ended.
     fn take_out(&mut self, key: WorkerKey) -> Option<Worker<M>> {
         self.withdraw(key, State::Doomed);
-        self.workers.remove(key)
+        let worker = self.workers.remove(key)?;
+        self.staff.left(&worker.post);
+        Some(worker)
     }
 
     /// Settles a task that has not begun; has one stopped that runs (rule 8).
@@ -1179,6 +1209,7 @@ impl<T, M: Memory> Core<T, M> {
         let claim = worker.in_flight[at].claim;
         if worker.revoke(claim) == Progress::Queued {
             worker.let_go(at);
+            worker.post.served -= 1;
             if let Some(task) = self.forget(key) {
                 actions.push(Action::Settle(task.cargo, stop.fate()));
             }
@@ -1222,7 +1253,7 @@ impl<T, M: Memory> Core<T, M> {
         } else {
             worker.killed_for = Some(key);
             self.blame(worker_key, WorkerEnd::TaskStopped);
-            self.condemn(worker_key, actions);
+            self.condemn(worker_key, now, actions);
         }
     }
 
@@ -1237,21 +1268,31 @@ impl<T, M: Memory> Core<T, M> {
         }
     }
 
-    /// Rule 6: as many starts under way as there are tasks that found nobody idle.
+    /// Rule 6: as many starts under way as there are tasks that found nobody idle; but a spare is quicker (rule 18).
     fn want_workers(&mut self, extra: usize, now: Instant, actions: &mut Vec<Action<T>>) {
-        let behind = if self.phase == Phase::Open { self.behind } else { 0 };
-        let demand = (self.queued + behind).max(extra);
-        while self.starting < demand && self.idle.is_empty() && self.may_start(now) {
-            self.start(now, actions);
+        loop {
+            let behind = if self.phase == Phase::Open { self.behind } else { 0 };
+            let demand = (self.queued + behind).max(extra);
+            if demand == 0 || !self.idle.is_empty() {
+                return;
+            }
+            if let Some(spare) = self.spare_for_a_vacancy() {
+                self.enlist(spare, now);
+                self.serve(now, actions);
+                self.share(now, actions);
+            } else if self.starting + self.surplus_to_come() < demand && self.may_start(now) {
+                self.start(Duty::On, now, actions);
+            } else {
+                return;
+            }
         }
     }
 
     fn may_start(&self, now: Instant) -> bool {
-        let too_early = self.failure.as_ref().and_then(|failure| failure.retry).is_some_and(|retry| now < retry);
-        self.workers.len() < self.rules.workers && !too_early && !matches!(self.phase, Phase::Killed | Phase::Ended)
+        self.staff.places < self.rules.workers && self.starts_are_allowed(now)
     }
 
-    fn start(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
+    fn start(&mut self, duty: Duty, now: Instant, actions: &mut Vec<Action<T>>) {
         let limit = self.rules.start_limit.map_or(self.rules.hello_limit, |limit| limit.min(self.rules.hello_limit));
         let key = self.workers.insert(Worker {
             state: State::Starting { until: Some(now + limit) },
@@ -1273,8 +1314,9 @@ impl<T, M: Memory> Core<T, M> {
             listed: None,
             counted_behind: 0,
             why: None,
+            post: Post::new(duty, self.staff.generation, now),
         });
-        self.starting += 1;
+        self.order(duty);
         actions.push(Action::Start(key));
     }
 
@@ -1284,13 +1326,8 @@ impl<T, M: Memory> Core<T, M> {
             return;
         }
         if self.phase == Phase::Draining && self.queued + self.behind == 0 {
-            for key in std::mem::take(&mut self.idle) {
-                if let Some(worker) = self.workers.get_mut(key) {
-                    worker.state = State::Retiring;
-                    worker.end_by = Some(now + RETIRE_GRACE);
-                    worker.why.get_or_insert(WorkerEnd::Closed);
-                    actions.push(Action::Retire(key));
-                }
+            for key in self.idle.iter().chain(&self.staff.spares).copied().collect::<Vec<_>>() {
+                self.retire(key, WorkerEnd::Closed, now, actions);
             }
         }
         if self.phase == Phase::Draining && self.tasks.len() == 0 {
@@ -1299,11 +1336,11 @@ impl<T, M: Memory> Core<T, M> {
                 // a task is in flight it may come back to the queue, and want this worker.)
                 if self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. })) {
                     self.blame(key, WorkerEnd::Closed);
-                    self.condemn(key, actions);
+                    self.condemn(key, now, actions);
                 }
             }
         }
-        if self.tasks.len() == 0 && self.workers.len() == 0 {
+        if self.tasks.len() == 0 && self.only_given_up_are_left() {
             self.phase = Phase::Ended;
             actions.push(Action::Ended);
         }
@@ -1315,6 +1352,9 @@ mod ending;
 
 #[path = "core_staff.rs"]
 mod staff;
+
+pub(crate) use staff::Policy;
+use staff::{Duty, Post};
 
 #[cfg(test)]
 #[path = "core_sim.rs"]

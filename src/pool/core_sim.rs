@@ -159,6 +159,8 @@ impl Plan {
             concurrency: 1 + rng.below(12) as usize,
             hello_limit: Duration::from_millis(50 + rng.below(200)),
             start_limit: limit,
+            // It knows nothing of the budget.
+            policy: Policy { restarts: Some(u32::MAX), ..Policy::default() },
         };
         Self {
             rules,
@@ -412,6 +414,8 @@ struct Hand {
     /// It says nothing more and begins nothing more.
     silent: bool,
     hangs_at_end: bool,
+    /// It has lost its place, though it has not ended.
+    retired: bool,
     exit_due: bool,
 }
 
@@ -1264,6 +1268,8 @@ impl World {
             Action::Cancel(..) => "Cancel",
             Action::Retire(_) => "Retire",
             Action::Kill(_) => "Kill",
+            Action::Weigh(_) => "Weigh",
+            Action::Settle(_, Fate::Unkillable(_)) => "Unkillable",
             Action::TimeOut(_) => "TimeOut",
             Action::Settle(_, Fate::Cancelled) => "Cancelled",
             Action::Settle(_, Fate::Closed) => "Closed",
@@ -1305,10 +1311,12 @@ impl World {
             Action::Retire(key) => {
                 // What was taken back to be cut off is no work any more.
                 ensure!(self.draining && (self.cut || self.queue.is_empty()), "retired while there is work");
-                let by = self.now + RETIRE_GRACE;
+                let left = self.cut_at.map(|until| until.saturating_duration_since(self.now).max(ABORT_GRACE));
+                let by = self.now + left.map_or(staff::EXIT_LIMIT, |left| left.min(staff::EXIT_LIMIT));
                 let hand = self.hands.get_mut(&key).ok_or("nobody is retired")?;
                 ensure!(hand.life == Life::Ready && hand.in_flight.is_empty(), "{key:?} is retired at work");
                 hand.life = Life::Leaving { by };
+                hand.retired = true;
                 if !hand.hangs_at_end {
                     let delay = self.rng.micros(2_000);
                     let event = if self.rng.chance(50) { Event::Exit(key) } else { Event::HangUp(key) };
@@ -1317,6 +1325,7 @@ impl World {
                 Ok(())
             }
             Action::Kill(key) => self.do_kill(key),
+            Action::Weigh(key) => Err(format!("{key:?} is weighed")),
             Action::TimeOut(key) => {
                 let now = self.now;
                 let hand = self.hands.get_mut(&key).ok_or("nobody timed out")?;
@@ -1362,10 +1371,12 @@ impl World {
             delivery_due: false,
             silent: false,
             hangs_at_end: self.rng.chance(5),
+            retired: false,
             exit_due: false,
         };
         ensure!(self.hands.insert(key, hand).is_none(), "{key:?} is started twice");
-        ensure!(self.hands.len() <= self.plan.rules.workers, "{} workers, {} allowed", self.hands.len(), self.plan.rules.workers);
+        let on_duty = self.hands.values().filter(|hand| !hand.retired).count();
+        ensure!(on_duty <= self.plan.rules.workers, "{on_duty} workers, {} allowed", self.plan.rules.workers);
         let fails = self.bad_phase || self.rng.chance(self.plan.start_fails);
         let delay = self.rng.micros(10_000);
         match self.rng.below(4) {
@@ -1496,6 +1507,7 @@ impl World {
         let truth = match fate {
             Fate::Cancelled => stopped(Stop::Abort),
             Fate::TimedOut(limit) => stopped(Stop::TimedOut(*limit)),
+            Fate::Unkillable(_) => false, // here all that is killed ends
             Fate::Closed => self.killed || (self.cut && waits) || stopped(Stop::Close),
             Fate::StartFailed(_) => waits && self.expected.start_failed && self.hands.values().all(|hand| hand.life != Life::Ready),
             Fate::Lost(_) => lost == Some(None),

@@ -4,22 +4,27 @@ use super::simulation::TestMemory;
 use super::*;
 
 /// A core and a clock that is moved by hand.
-struct Bench {
-    core: Core<u64, TestMemory>,
-    now: Instant,
+pub(super) struct Bench {
+    pub(super) core: Core<u64, TestMemory>,
+    pub(super) now: Instant,
     start: Instant,
     next: u64,
 }
 
 impl Bench {
-    fn new(workers: usize) -> Self {
-        let rules = Rules { workers, concurrency: 3, hello_limit: Duration::from_secs(30), start_limit: Some(Duration::from_secs(60)) };
+    pub(super) fn new(workers: usize) -> Self {
+        Self::with_policy(workers, Policy::default())
+    }
+
+    pub(super) fn with_policy(workers: usize, policy: Policy) -> Self {
+        let (hello_limit, start_limit) = (Duration::from_secs(30), Some(Duration::from_secs(60)));
+        let rules = Rules { workers, concurrency: 3, hello_limit, start_limit, policy };
         let now = Instant::now();
         Self { core: Core::new(rules, Clock { moment: now, nanos: 0 }), now, start: now, next: 0 }
     }
 
     /// All workers are there and idle; the last is the next to be used.
-    fn ready(workers: usize) -> (Self, Vec<WorkerKey>) {
+    pub(super) fn ready(workers: usize) -> (Self, Vec<WorkerKey>) {
         let mut bench = Self::new(workers);
         let started = bench.does(|core, now, actions| core.start_all(now, actions));
         let keys: Vec<_> = bench.core.workers.keys();
@@ -30,20 +35,20 @@ impl Bench {
         (bench, keys)
     }
 
-    fn ready_now(&mut self, key: WorkerKey) -> Vec<String> {
+    pub(super) fn ready_now(&mut self, key: WorkerKey) -> Vec<String> {
         self.does(|core, now, actions| core.ready(key, Some(TestMemory::new(2048)), now, actions))
     }
 
     /// The worker begins these tasks, as far as they are its own to begin.
-    fn begin(&self, worker: WorkerKey, ids: &[u64]) {
+    pub(super) fn begin(&self, worker: WorkerKey, ids: &[u64]) {
         self.each(worker, ids, |claims, claim| assert!(claims.begin(claim), "{claim:?}"));
     }
 
-    fn finish(&self, worker: WorkerKey, ids: &[u64]) {
+    pub(super) fn finish(&self, worker: WorkerKey, ids: &[u64]) {
         self.each(worker, ids, |claims, claim| claims.finish(claim));
     }
 
-    fn each(&self, worker: WorkerKey, ids: &[u64], with: impl Fn(Claims<'_>, Claim)) {
+    pub(super) fn each(&self, worker: WorkerKey, ids: &[u64], with: impl Fn(Claims<'_>, Claim)) {
         let worker = self.core.workers.get(worker).expect("it lives");
         let memory = worker.memory.as_ref().expect("it is ready");
         for id in ids {
@@ -53,7 +58,7 @@ impl Bench {
     }
 
     /// What the core does about it, in words: `send 0 3` is task 3 to the worker in place 0.
-    fn does(&mut self, event: impl FnOnce(&mut Core<u64, TestMemory>, Instant, &mut Vec<Action<u64>>)) -> Vec<String> {
+    pub(super) fn does(&mut self, event: impl FnOnce(&mut Core<u64, TestMemory>, Instant, &mut Vec<Action<u64>>)) -> Vec<String> {
         let mut actions = Vec::new();
         event(&mut self.core, self.now, &mut actions);
         let place = |key: WorkerKey| key.to_u64() & u64::from(u32::MAX);
@@ -64,6 +69,7 @@ impl Bench {
             Action::Cancel(key, task) => format!("cancel {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
             Action::Retire(key) => format!("retire {}", place(key)),
             Action::Kill(key) => format!("kill {}", place(key)),
+            Action::Weigh(key) => format!("weigh {}", place(key)),
             Action::TimeOut(key) => format!("time out {}", place(key)),
             Action::Settle(id, Fate::Cancelled) => format!("cancelled {id}"),
             Action::Settle(id, Fate::TimedOut(limit)) => format!("timed out {id} {limit:?}"),
@@ -75,21 +81,22 @@ impl Bench {
             Action::Settle(id, Fate::Closed) => format!("closed {id}"),
             Action::Settle(id, Fate::StartFailed(_)) => format!("start failed {id}"),
             Action::Settle(id, Fate::Lost(_)) => format!("lost {id}"),
+            Action::Settle(id, Fate::Unkillable(key)) => format!("unkillable {id} {}", place(key)),
             Action::Ended => "ended".into(),
         });
         words.collect()
     }
 
-    fn submit(&mut self, mode: Mode, large: bool) -> (Option<TaskKey>, Vec<String>) {
+    pub(super) fn submit(&mut self, mode: Mode, large: bool) -> (Option<TaskKey>, Vec<String>) {
         self.submit_with(mode, large, None)
     }
 
-    fn with(&mut self, mode: Mode, options: Options) -> (TaskKey, Vec<String>) {
+    pub(super) fn with(&mut self, mode: Mode, options: Options) -> (TaskKey, Vec<String>) {
         let (key, words) = self.submit_with(mode, false, Some(Arc::new(options)));
         (key.expect("it is taken"), words)
     }
 
-    fn submit_with(&mut self, mode: Mode, large: bool, options: Option<Arc<Options>>) -> (Option<TaskKey>, Vec<String>) {
+    pub(super) fn submit_with(&mut self, mode: Mode, large: bool, options: Option<Arc<Options>>) -> (Option<TaskKey>, Vec<String>) {
         let id = self.next;
         self.next += 1;
         let mut key = None;
@@ -98,12 +105,12 @@ impl Bench {
         (key, words)
     }
 
-    fn task(&mut self, mode: Mode) -> (TaskKey, Vec<String>) {
+    pub(super) fn task(&mut self, mode: Mode) -> (TaskKey, Vec<String>) {
         let (key, words) = self.submit(mode, false);
         (key.expect("it is taken"), words)
     }
 
-    fn reply(&mut self, worker: WorkerKey, ids: &[u64]) -> Vec<String> {
+    pub(super) fn reply(&mut self, worker: WorkerKey, ids: &[u64]) -> Vec<String> {
         self.does(|core, now, actions| {
             for id in ids {
                 let replied = core.replied(worker, *id, Answer::Final, now);
@@ -114,7 +121,7 @@ impl Bench {
     }
 
     /// Answers a task in this way; whether it is tried again.
-    fn answer(&mut self, worker: WorkerKey, id: u64, answer: Answer) -> (bool, Vec<String>) {
+    pub(super) fn answer(&mut self, worker: WorkerKey, id: u64, answer: Answer) -> (bool, Vec<String>) {
         let mut again = false;
         let words = self.does(|core, now, actions| {
             let replied = core.replied(worker, id, answer, now).expect("it has the task");
@@ -125,7 +132,7 @@ impl Bench {
     }
 
     /// The worker begins a task and notes when.
-    fn begin_timed(&self, worker: WorkerKey, id: u64) {
+    pub(super) fn begin_timed(&self, worker: WorkerKey, id: u64) {
         let nanos = (self.now - self.start).as_nanos() as u64;
         self.each(worker, &[id], |claims, claim| {
             claims.note_start(claim, nanos);
@@ -133,29 +140,29 @@ impl Bench {
         });
     }
 
-    fn exit(&mut self, worker: WorkerKey) -> Vec<String> {
+    pub(super) fn exit(&mut self, worker: WorkerKey) -> Vec<String> {
         let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
         self.does(|core, now, actions| core.exited(worker, &loss, now, actions))
     }
 
-    fn fail(&mut self, worker: WorkerKey) -> Vec<String> {
+    pub(super) fn fail(&mut self, worker: WorkerKey) -> Vec<String> {
         self.does(|core, now, actions| core.start_failed(worker, Error::spawn("testing", std::io::Error::other("no")), now, actions))
     }
 
-    fn abort(&mut self, key: TaskKey) -> Vec<String> {
+    pub(super) fn abort(&mut self, key: TaskKey) -> Vec<String> {
         self.does(|core, now, actions| core.abort(key, now, actions))
     }
 
-    fn tick(&mut self) -> Vec<String> {
+    pub(super) fn tick(&mut self) -> Vec<String> {
         self.does(|core, now, actions| core.tick(now, actions))
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         self.now += time;
     }
 
     /// Teaches a worker how long sync tasks take.
-    fn teach(&mut self, worker: WorkerKey, service: Duration) {
+    pub(super) fn teach(&mut self, worker: WorkerKey, service: Duration) {
         let (_, sent) = self.task(Mode::Sync);
         assert!(sent[0].starts_with("send"));
         self.pass(service);
@@ -164,7 +171,7 @@ impl Bench {
     }
 }
 
-const MS: Duration = Duration::from_millis(1);
+pub(super) const MS: Duration = Duration::from_millis(1);
 
 #[test]
 fn rule_1_one_that_cannot_be_placed_holds_back_the_others() {
@@ -556,7 +563,7 @@ fn a_drained_pool_keeps_what_it_may_still_need() {
     assert_eq!(bench.exit(w[0]), ["lost 1"]);
     assert_eq!(bench.ready_now(second), ["send 1 2"]);
     assert_eq!(bench.reply(second, &[2]), ["retire 1"]);
-    bench.pass(RETIRE_GRACE);
+    bench.pass(staff::EXIT_LIMIT);
     assert_eq!(bench.core.next_deadline(), Some(bench.now)); // it may be stopped, and never end
     assert_eq!(bench.tick(), ["kill 1"]);
     assert_eq!(bench.exit(second), ["ended"]);
@@ -647,7 +654,7 @@ fn of_several_limits_the_earliest_counts_and_a_kill_overtakes_them_all() {
     }
     assert_eq!(bench.core.next_deadline(), Some(now + 2 * MS));
     assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), ["kill 0", "closed 0"]);
-    assert_eq!(bench.core.next_deadline(), None);
+    assert_eq!(bench.core.next_deadline(), Some(now + staff::KILL_LIMIT));
     assert_eq!(bench.exit(w[0]), ["ended"]);
 }
 

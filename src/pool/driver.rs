@@ -31,7 +31,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Frames longer than this, in bytes, are sent to idle workers only (design 6).
 pub(crate) const LARGE: usize = 64 << 10;
@@ -229,6 +229,14 @@ impl Engine {
         }
         let mut expirations = [0; 8];
         let _ = nix::unistd::read(self.timer.as_fd(), &mut expirations);
+        // A process that has ended in time is not one that the kernel cannot end, though we come to see it late.
+        let unended = self.lock().core.unended(Instant::now());
+        for key in unended {
+            let child = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.child));
+            if child.is_some_and(|child| child.has_ended()) {
+                self.process_ended(driver, key);
+            }
+        }
         let mut then = None;
         loop {
             let (now, overdue) = self.apply(|state, now| {
@@ -581,6 +589,7 @@ impl Engine {
             frame_limit: self.config.frame_limit as u32,
             depth: crate::worker::depth() + 1,
             init: self.config.init.is_some(),
+            exit: self.config.exit.is_some(),
             slots: memory.slots(),
             ring: memory.ring_bytes(),
             name: self.config.name.clone(),
@@ -617,10 +626,8 @@ impl Engine {
         self.apply(|state, _| {
             state.timed = true;
             state.core.hello(key);
-            if let Some(link) = state.links.get_mut(&key)
-                && let Some(init) = &self.config.init
-            {
-                link.out.push(init);
+            if let Some(link) = state.links.get_mut(&key) {
+                self.config.init.iter().chain(&self.config.exit).for_each(|frame| link.out.push(frame));
             }
         });
         self.flush(key);
@@ -702,10 +709,15 @@ impl Engine {
             // First, since the pool may have ended with it.
             let by_itself = if loss.bad_frame.is_some() { WorkerEnd::BadFrame } else { WorkerEnd::Died };
             self.tell_end(key, Some(exit.pid), by_itself, exit.status, None);
-            self.apply(|state, now| {
+            let halted = self.apply(|state, now| {
                 state.timed = true;
+                let before = state.core.halted().is_some();
                 state.core.exited(key, &loss, now, &mut state.actions);
+                state.core.halted().filter(|_| !before).cloned()
             });
+            if let Some(cause) = halted {
+                self.feeds.tell(&WorkerEvent::Halted { cause });
+            }
             self.tell_start(None);
         } else {
             let cause = self.why_start_failed(&link, process, stage, &exit, note, stderr);

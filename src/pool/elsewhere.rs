@@ -56,6 +56,22 @@ impl Engine {
         match *self {}
     }
 
+    pub(crate) async fn recycled(&self, _: Result<u64, Error>) -> Result<(), Error> {
+        match *self {}
+    }
+
+    pub(crate) fn recycle(&self) -> Result<u64, Error> {
+        match *self {}
+    }
+
+    pub(crate) fn resize(&self, _: usize, _: usize) -> Result<(), Error> {
+        match *self {}
+    }
+
+    pub(crate) fn workers(&self) -> usize {
+        match *self {}
+    }
+
     pub(crate) fn drain(&self, _: Option<Duration>) {
         match *self {}
     }

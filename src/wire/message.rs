@@ -34,6 +34,8 @@ pub(crate) mod kind {
     pub(crate) const INIT: u8 = 33;
     pub(crate) const CALL: u8 = 34;
     pub(crate) const CANCEL: u8 = 35;
+    /// What is to be run when the worker ends.
+    pub(crate) const EXIT: u8 = 38;
     /// A socket to a manager of shared objects comes with it; the manager's number follows.
     pub(crate) const ATTACH: u8 = 36;
     /// An async task has been asked to stop by itself: its word says so, too.
@@ -69,6 +71,9 @@ pub(crate) struct Welcome {
     pub(crate) depth: u32,
     /// An `INIT` message follows.
     pub(crate) init: bool,
+    /// An `EXIT` message follows, after `INIT` if that does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) exit: bool,
     /// How the worker's memory is divided: claims in it, and bytes of the ring.
     pub(crate) slots: u32,
     pub(crate) ring: u32,
@@ -257,6 +262,12 @@ pub(crate) fn address(body: &mut [u8], slot: u16, attempt: u8) {
 /// The `init` call, up to its arguments.
 pub(crate) fn init(out: &mut Vec<u8>, task: u32, arity: u32) {
     head(out, kind::INIT, 1 + arity);
+    uint(out, u64::from(task));
+}
+
+/// The call that a worker makes when it ends, up to its arguments.
+pub(crate) fn exit(out: &mut Vec<u8>, task: u32, arity: u32) {
+    head(out, kind::EXIT, 1 + arity);
     uint(out, u64::from(task));
 }
 

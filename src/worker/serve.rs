@@ -64,7 +64,8 @@ pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String>
         return once::serve(Inbox::new(socket, limit), limit, lifeline, single, is_detached, clock);
     }
     let _lifeline = lifeline;
-    let mut worker = Worker { inbox: Inbox::new(socket, limit), memory, out: Vec::new(), bell: bell(), limit, clock, runtime: None };
+    let inbox = Inbox::new(socket, limit);
+    let mut worker = Worker { inbox, memory, out: Vec::new(), bell: bell(), limit, clock, runtime: None, exit: None };
     // A forked copy does not have that memory.
     task::set_asked(Box::new(|slot, id| !fork::is_forked_copy() && memory.claims().look(Claim { slot, id }) == Progress::Asked));
     if welcome.init {
@@ -81,6 +82,9 @@ pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String>
                 return worker.wait_for_the_end().map(|()| 0);
             }
         }
+    }
+    if welcome.exit {
+        worker.exit = Some(worker.read_exit()?);
     }
     worker.out.clear();
     let start = frame::begin(&mut worker.out);
@@ -178,6 +182,13 @@ struct Worker {
     clock: TaskClock,
     /// Made by the first async function.
     runtime: Option<Async>,
+    exit: Option<Exit>,
+}
+
+/// What is run when the pool has closed its side: a task whose result nobody wants, and its arguments.
+struct Exit {
+    run: Run,
+    args: Vec<u8>,
 }
 
 /// Where async tasks run: on this thread, with what they leave behind.
@@ -356,7 +367,45 @@ impl Worker {
                 Run::InitSync(_) | Run::InitAsync(_) => return Err("a call of an init function".into()),
             }
         }
+        self.leave()
+    }
+
+    /// Runs what the pool wants to have run when a worker ends. That it fails or panics changes nothing about the end; if it
+    /// hangs, the pool kills.
+    fn leave(mut self) -> Result<(), String> {
+        let Some(Exit { run, args }) = self.exit.take() else { return Ok(()) };
+        task::set_current(0, 0, 0, true); // no task runs
+        let limit = self.limit;
+        let ran = match run {
+            Run::Sync(function) => catch_unwind(AssertUnwindSafe(|| function(&args, &mut Vec::new(), limit).map(drop))),
+            Run::Async(function) => {
+                let runtime = self.runtime()?;
+                let ran = catch_unwind(AssertUnwindSafe(|| {
+                    let future = function(&args, limit)?;
+                    runtime.local.block_on(&runtime.runtime, future).map(drop)
+                }));
+                self.runtime = Some(runtime);
+                ran
+            }
+            Run::InitSync(_) | Run::InitAsync(_) => return Err("an exit function that is an init function".into()),
+        };
+        guard_against_fork();
+        match ran {
+            Ok(Err(error @ RunError::Arguments(_))) => eprintln!("procpool: the exit function was not run: {error}"),
+            Ok(_) => {}
+            Err(payload) => drop_payload(payload), // the panic hook has told
+        }
         Ok(())
+    }
+
+    /// Takes in what is to be run at the end.
+    fn read_exit(&mut self) -> Result<Exit, String> {
+        let range = self.inbox.wait().map_err(lost)?.ok_or("the pool has gone")?;
+        let mut message = Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
+        let index = (message.kind == kind::EXIT).then(|| message.uint::<u32>().ok()).flatten();
+        let entry = index.and_then(task::entry).ok_or("no exit function where one was announced")?;
+        let args = self.inbox.bytes(range.start + message.rest().1..range.end).to_vec();
+        Ok(Exit { run: entry.run, args })
     }
 
     /// Makes a task ours, unless the pool has taken it back.
