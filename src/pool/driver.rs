@@ -45,6 +45,8 @@ const HELLO_MAX: usize = 64 << 10;
 const STDERR_TAIL: u64 = 4096;
 /// So many replies in one look, from a worker that has as many still to give, mean that more are coming at once.
 const BUSY: usize = 4;
+/// How often a worker that has ended is looked at that cannot be reaped, for its tracer comes first; nobody tells when it has (ptrace(2)).
+const TRACED: Duration = Duration::from_millis(20);
 /// How long the pool then naps, instead of having each further reply ring. It is what a result may have to wait in a stream of
 /// results, and must be less than the work that workers have in hand (`WINDOW_WORK` in `core.rs`), so that none runs dry.
 const NAP: Duration = Duration::from_micros(100);
@@ -134,6 +136,8 @@ pub(super) struct Driver {
     awake: Vec<WorkerKey>,
     /// What was taken out of an outbox.
     taken: Vec<u8>,
+    /// Workers that have ended and cannot be reaped yet.
+    unreaped: Vec<WorkerKey>,
 }
 
 /// A task's result, as it came.
@@ -212,8 +216,14 @@ impl Engine {
             }
             if napped {
                 let _ = nix::unistd::read(self.nap.as_fd(), &mut [0; 8]);
+                for key in std::mem::take(&mut driver.unreaped) {
+                    self.process_ended(driver, key);
+                }
             }
             self.look_into_outboxes(driver);
+            if !driver.unreaped.is_empty() && driver.awake.is_empty() {
+                let _ = self.nap.set(Expiration::OneShot(TRACED.into()), TimerSetTimeFlags::empty());
+            }
             if n < events.len() {
                 return;
             }
@@ -657,7 +667,13 @@ impl Engine {
         self.read(driver, key, Until::WhatItSent);
         self.empty_outbox(driver, key);
         let child = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.child));
-        let Some(exit) = child.as_ref().and_then(|child| child.try_reap()) else { return };
+        let Some(child) = child else { return };
+        let Some(exit) = child.try_reap() else {
+            // Else its pidfd, which stays readable, would wake us again at once.
+            let _ = self.epoll.modify(child.pidfd(), &mut EpollEvent::new(EpollFlags::empty(), token(key, ENDED)));
+            driver.unreaped.push(key);
+            return;
+        };
         let stage = driver.readers.remove(&key).map_or(Stage::Hello, |reader| reader.stage);
         let Some(link) = self.lock().links.remove(&key) else { return };
         let Some(process) = link.process.as_ref() else { return };
