@@ -275,27 +275,28 @@ fn trace(tracee: u32, log: PathBuf, gate: PathBuf) -> Result<(), String> {
 }
 
 #[test]
-fn a_worker_that_its_tracer_keeps_from_being_reaped_is_waited_for_without_turning() {
-    in_own_process("own_process_with_a_traced_worker");
+fn a_process_that_its_tracer_keeps_from_being_reaped_is_waited_for_without_turning() {
+    in_own_process("own_process_with_traced_ones");
 }
 
 #[tokio::test]
 #[ignore = "runs in a process of its own"]
-async fn own_process_with_a_traced_worker() {
+async fn own_process_with_traced_ones() {
     let Some(dir) = own_dir() else { return };
     let (log, tracing, gate) = (dir.join("log"), dir.join("tracing"), dir.join("gate"));
     let pool = pool(1);
     let running = pool.spawn(hang, log.clone());
-    until("it runs", || lines(&log).len() == 1).await;
-    let worker = processes::pids(&log)[0];
-    let tracer = Process::spawn(trace, (worker, tracing.clone(), gate.clone())).unwrap();
-    until("it is traced", || lines(&tracing).len() == 1 || !tracer.is_alive()).await;
-    if lines(&tracing).is_empty() {
-        eprintln!("no process may trace another here: {:?}", soon(tracer).await);
+    let process = Process::spawn(hang, log.clone()).unwrap();
+    until("both run", || lines(&log).len() == 2).await;
+    let both = processes::pids(&log);
+    let tracers: Vec<_> = both.iter().map(|one| Process::spawn(trace, (*one, tracing.clone(), gate.clone())).unwrap()).collect();
+    until("both are traced", || lines(&tracing).len() == 2 || tracers.iter().any(|tracer| !tracer.is_alive())).await;
+    if lines(&tracing).len() < 2 {
+        eprintln!("no process may trace another here");
         return;
     }
-    processes::signal(worker, nix::sys::signal::Signal::SIGKILL);
-    until("it is a zombie", || processes::state(worker) == Some('Z')).await;
+    both.iter().for_each(|one| processes::signal(*one, nix::sys::signal::Signal::SIGKILL));
+    until("both are zombies", || both.iter().all(|one| processes::state(*one) == Some('Z'))).await;
     let used = || Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap());
     let before = used();
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -303,10 +304,13 @@ async fn own_process_with_a_traced_worker() {
     assert!(turned < Duration::from_millis(50), "{turned:?} of processor time for nothing");
     assert!(!running.is_finished());
     std::fs::write(gate, "").unwrap();
-    soon(tracer).await.unwrap().unwrap();
+    for tracer in tracers {
+        soon(tracer).await.unwrap().unwrap();
+    }
     let error = soon(running).await.unwrap_err();
     assert!(error.is_worker_died(), "{error:?}");
+    assert!(!soon(process.wait()).await.unwrap().success());
     soon(pool.spawn(pid, ())).await.unwrap();
     soon(pool.shutdown()).await;
-    assert_eq!(children(pid()), [0; 0]);
+    until("all are reaped", || children(pid()).is_empty()).await;
 }

@@ -15,7 +15,7 @@ use super::reply::{Cargo, Encoded};
 use super::stats::WorkerEnd;
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
-use crate::process::{DeathNote, Exit, WorkerMemory, oom_kills, sys};
+use crate::process::{DeathNote, Exit, WorkerMemory, oom_kills, steward, sys};
 use crate::sync::named::Named;
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
@@ -45,8 +45,6 @@ const HELLO_MAX: usize = 64 << 10;
 const STDERR_TAIL: u64 = 4096;
 /// So many replies in one look, from a worker that has as many still to give, mean that more are coming at once.
 const BUSY: usize = 4;
-/// How often a worker that has ended is looked at that cannot be reaped, for its tracer comes first; nobody tells when it has (ptrace(2)).
-const TRACED: Duration = Duration::from_millis(20);
 /// How long the pool then naps, instead of having each further reply ring. It is what a result may have to wait in a stream of
 /// results, and must be less than the work that workers have in hand (`WINDOW_WORK` in `core.rs`), so that none runs dry.
 const NAP: Duration = Duration::from_micros(100);
@@ -222,7 +220,7 @@ impl Engine {
             }
             self.look_into_outboxes(driver);
             if !driver.unreaped.is_empty() && driver.awake.is_empty() {
-                let _ = self.nap.set(Expiration::OneShot(TRACED.into()), TimerSetTimeFlags::empty());
+                let _ = self.nap.set(Expiration::OneShot(steward::TRACED.into()), TimerSetTimeFlags::empty());
             }
             if n < events.len() {
                 return;
