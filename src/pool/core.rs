@@ -963,7 +963,7 @@ impl<T, M: Memory> Core<T, M> {
         }
     }
 
-    /// At once: every task is settled, every worker killed.
+    /// At once: every worker is killed, and what has not begun is settled; the rest when its process has ended.
     pub(crate) fn kill(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         if matches!(self.phase, Phase::Killed | Phase::Ended) {
             return;
@@ -972,18 +972,11 @@ impl<T, M: Memory> Core<T, M> {
         for key in self.workers.keys() {
             self.blame(key, WorkerEnd::Closed);
             self.condemn(key, now, actions);
-            if let Some(worker) = self.workers.get_mut(key) {
-                worker.in_flight.clear();
-            }
         }
-        self.queue.clear();
-        self.queued = 0;
+        self.settle_unbegun(&Fate::Closed, actions);
         for key in self.tasks.keys() {
-            if let Some(task) = self.forget(key) {
-                let cut_off = &mut self.ending.cut_off;
-                let list = if task.worker.is_none() { &mut cut_off.unbegun } else { &mut cut_off.begun };
-                list.push(task.id);
-                actions.push(Action::Settle(task.cargo, Fate::Closed));
+            if let Some(task) = self.tasks.get_mut(key).filter(|task| task.stopping != Some(Stop::Abort)) {
+                task.stopping = Some(Stop::Close);
             }
         }
         self.want_end(now, actions);

@@ -4,7 +4,7 @@
 //! drain     takes nothing more; what is here runs to its end
 //! drain_by  the same, but at the limit it is cut short: what has not begun is settled, and what runs is stopped as by an
 //!           abort (rule 8), with the same grace
-//! kill      everything is settled at once, and every worker killed
+//! kill      every worker is killed; what has not begun is settled at once, what runs when its process has ended
 //! ```
 //!
 //! What was cut off is written down ([`CutOff`]); a task that answered in time is not.
@@ -94,7 +94,7 @@ impl<T, M: Memory> Core<T, M> {
     }
 
     /// Settles what waits, and what workers have in hand and have not begun.
-    fn settle_unbegun(&mut self, fate: &Fate, actions: &mut Vec<Action<T>>) -> usize {
+    pub(super) fn settle_unbegun(&mut self, fate: &Fate, actions: &mut Vec<Action<T>>) -> usize {
         for key in self.workers.keys() {
             self.take_back(key, usize::MAX);
         }

@@ -663,9 +663,13 @@ impl World {
             }
             Event::Kill => {
                 self.killed = true;
+                for job in self.jobs.iter_mut().filter(|job| job.place != Place::Settled && job.stop != Some(Stop::Abort)) {
+                    job.stop = Some(Stop::Close);
+                }
                 self.core.kill(self.now, &mut self.actions);
                 self.settle_up(false)?;
-                ensure!(self.open == 0, "{} tasks were not settled by the kill", self.open);
+                let left = self.jobs.iter().find(|job| job.place != Place::Settled && !job.begun);
+                ensure!(left.is_none(), "{left:?} had not begun, and was not settled by the kill");
                 return Ok(());
             }
             Event::Phase(bad) => {
@@ -1038,10 +1042,6 @@ impl World {
         let mut count = 0;
         for (id, answer) in replies {
             let replied = self.core.replied(key, BASE_ID + id, answer, self.now);
-            if self.killed {
-                ensure!(replied.is_none(), "an answer after the kill was taken");
-                continue;
-            }
             let job = &mut self.jobs[id as usize];
             ensure!(job.place == Place::InFlight(key), "an answer to {id}, which is {:?}", job.place);
             let Some(hand) = self.hands.get_mut(&key) else { return Ok(()) };
@@ -1069,7 +1069,6 @@ impl World {
         }
         if let Some(hand) = self.hands.get_mut(&key)
             && count > 0
-            && !self.killed
         {
             // An empty worker keeps the mode of its last task; its measure is of sync tasks only.
             if self.core.workers.get(key).is_some_and(|worker| worker.mode == Mode::Sync) {
@@ -1126,55 +1125,53 @@ impl World {
             return self.start_failed(key);
         }
         let mut hand = self.hands.remove(&key).ok_or("no such worker")?;
-        if !self.killed {
-            let (mut back, mut tried_again, mut innocent) = (Vec::new(), Vec::new(), 0);
-            let none_begun = hand.in_flight.iter().all(|id| !self.jobs[*id as usize].begun);
-            let memory = self.core.workers.get(key).and_then(|worker| worker.memory.as_ref());
-            for (at, id) in hand.in_flight.iter().copied().enumerate() {
-                let job = &mut self.jobs[id as usize];
-                if let (Some(memory), Some(slot)) = (memory, hand.slots.get(&id)) {
-                    let claim = Claim { slot: *slot, id: BASE_ID + id };
-                    match self.flaw {
-                        Some(Flaw::Unbegun) => drop(memory.claims().begin(claim)),
-                        Some(Flaw::RunAgain) => memory.claims().offer(claim),
-                        _ => {}
-                    }
-                }
-                let was_next = none_begun && (at == 0 || job.mode == Mode::Async);
-                let lost = job.begun || (was_next && job.moves == MOVES_MAX);
-                let again = match job.stop {
-                    None if !lost => {
-                        job.moves += u8::from(was_next);
-                        back.push(id);
-                        continue;
-                    }
-                    None if hand.killed_for_one && job.options.idempotent => {
-                        innocent += 1;
-                        job.begun = false;
-                        back.push(id);
-                        continue;
-                    }
-                    None => job.is_tried_again(|retry| retry.deaths),
-                    Some(Stop::TimedOut(Limit::Timeout(_))) => job.is_tried_again(|retry| retry.timeouts),
-                    Some(_) => false,
-                };
-                let expected = if again { &mut self.expected.notes } else { &mut self.expected.settles };
-                expected.insert(id, job.stop);
-                if again {
-                    tried_again.push(id);
+        let (mut back, mut tried_again, mut innocent) = (Vec::new(), Vec::new(), 0);
+        let none_begun = hand.in_flight.iter().all(|id| !self.jobs[*id as usize].begun);
+        let memory = self.core.workers.get(key).and_then(|worker| worker.memory.as_ref());
+        for (at, id) in hand.in_flight.iter().copied().enumerate() {
+            let job = &mut self.jobs[id as usize];
+            if let (Some(memory), Some(slot)) = (memory, hand.slots.get(&id)) {
+                let claim = Claim { slot: *slot, id: BASE_ID + id };
+                match self.flaw {
+                    Some(Flaw::Unbegun) => drop(memory.claims().begin(claim)),
+                    Some(Flaw::RunAgain) => memory.claims().offer(claim),
+                    _ => {}
                 }
             }
-            tried_again.into_iter().for_each(|id| self.try_again(id));
-            for _ in 0..innocent {
-                self.see("innocent");
+            let was_next = none_begun && (at == 0 || job.mode == Mode::Async);
+            let lost = job.begun || (was_next && job.moves == MOVES_MAX);
+            let again = match job.stop {
+                None if !lost => {
+                    job.moves += u8::from(was_next);
+                    back.push(id);
+                    continue;
+                }
+                None if hand.killed_for_one && job.options.idempotent => {
+                    innocent += 1;
+                    job.begun = false;
+                    back.push(id);
+                    continue;
+                }
+                None => job.is_tried_again(|retry| retry.deaths),
+                Some(Stop::TimedOut(Limit::Timeout(_))) => job.is_tried_again(|retry| retry.timeouts),
+                Some(_) => false,
+            };
+            let expected = if again { &mut self.expected.notes } else { &mut self.expected.settles };
+            expected.insert(id, job.stop);
+            if again {
+                tried_again.push(id);
             }
-            self.front -= 1;
-            for (at, id) in (0..).zip(back) {
-                self.see("requeued");
-                let turn = (self.front, Some(key), at);
-                self.queue.insert(turn, id);
-                self.jobs[id as usize].place = Place::Queued(turn);
-            }
+        }
+        tried_again.into_iter().for_each(|id| self.try_again(id));
+        for _ in 0..innocent {
+            self.see("innocent");
+        }
+        self.front -= 1;
+        for (at, id) in (0..).zip(back) {
+            self.see("requeued");
+            let turn = (self.front, Some(key), at);
+            self.queue.insert(turn, id);
+            self.jobs[id as usize].place = Place::Queued(turn);
         }
         hand.in_flight.clear();
         let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
@@ -1508,7 +1505,7 @@ impl World {
             Fate::Cancelled => stopped(Stop::Abort),
             Fate::TimedOut(limit) => stopped(Stop::TimedOut(*limit)),
             Fate::Unkillable(_) => false, // here all that is killed ends
-            Fate::Closed => self.killed || (self.cut && waits) || stopped(Stop::Close),
+            Fate::Closed => ((self.killed || self.cut) && waits) || stopped(Stop::Close),
             Fate::StartFailed(_) => waits && self.expected.start_failed && self.hands.values().all(|hand| hand.life != Life::Ready),
             Fate::Lost(_) => lost == Some(None),
         };

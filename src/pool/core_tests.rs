@@ -653,9 +653,24 @@ fn of_several_limits_the_earliest_counts_and_a_kill_overtakes_them_all() {
         assert_eq!(bench.does(|core, _, actions| core.drain_by(now + limit * MS, now, actions)), [""; 0]);
     }
     assert_eq!(bench.core.next_deadline(), Some(now + 2 * MS));
-    assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), ["kill 0", "closed 0"]);
+    assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), ["kill 0"]);
     assert_eq!(bench.core.next_deadline(), Some(now + staff::KILL_LIMIT));
-    assert_eq!(bench.exit(w[0]), ["ended"]);
+    assert_eq!(bench.exit(w[0]), ["closed 0", "ended"]);
+}
+
+#[test]
+fn a_kill_settles_what_runs_when_it_has_stopped_and_the_rest_at_once() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 10);
+    let keys: Vec<_> = (0..4).map(|_| bench.task(Mode::Sync)).collect();
+    let first = bench.next - 4;
+    bench.begin(w[0], &[first]);
+    drop(keys);
+    let mut words = bench.does(|core, now, actions| core.kill(now, actions));
+    words.sort();
+    assert_eq!(words, [format!("closed {}", first + 1), format!("closed {}", first + 2), format!("closed {}", first + 3), "kill 0".into()]);
+    assert_eq!(bench.exit(w[0]), [format!("closed {first}"), "ended".into()]);
+    assert_eq!((bench.core.cut_off().unbegun().len(), bench.core.cut_off().begun()), (3, &[first][..]));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::reply::{Cargo, Encoded};
 use super::stats::WorkerEnd;
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
-use crate::process::{DeathNote, Exit, WorkerMemory, oom_kills, sys};
+use crate::process::{DeathNote, Exit, WorkerMemory, oom_kills, steward, sys};
 use crate::sync::named::Named;
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
@@ -135,6 +135,8 @@ pub(super) struct Driver {
     awake: Vec<WorkerKey>,
     /// What was taken out of an outbox.
     taken: Vec<u8>,
+    /// Workers that have ended and cannot be reaped yet.
+    unreaped: Vec<WorkerKey>,
 }
 
 /// A task's result, as it came.
@@ -215,8 +217,14 @@ impl Engine {
             }
             if napped {
                 let _ = nix::unistd::read(self.nap.as_fd(), &mut [0; 8]);
+                for key in std::mem::take(&mut driver.unreaped) {
+                    self.process_ended(driver, key);
+                }
             }
             self.look_into_outboxes(driver);
+            if !driver.unreaped.is_empty() && driver.awake.is_empty() {
+                let _ = self.nap.set(Expiration::OneShot(steward::TRACED.into()), TimerSetTimeFlags::empty());
+            }
             if n < events.len() {
                 return;
             }
@@ -685,7 +693,13 @@ impl Engine {
         self.read(driver, key, Until::WhatItSent);
         self.empty_outbox(driver, key);
         let child = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.child));
-        let Some(exit) = child.as_ref().and_then(|child| child.try_reap()) else { return };
+        let Some(child) = child else { return };
+        let Some(exit) = child.try_reap() else {
+            // Else its pidfd, which stays readable, would wake us again at once.
+            let _ = self.epoll.modify(child.pidfd(), &mut EpollEvent::new(EpollFlags::empty(), token(key, ENDED)));
+            driver.unreaped.push(key);
+            return;
+        };
         let stage = driver.readers.remove(&key).map_or(Stage::Hello, |reader| reader.stage);
         let Some(link) = self.lock().links.remove(&key) else { return };
         let Some(process) = link.process.as_ref() else { return };

@@ -99,7 +99,7 @@ use std::time::Duration;
 /// | [`shutdown()`](Self::shutdown) | refused | run | run to their end | end when nothing is left to do; their exit function ([`Builder::exit`]) and what exit handlers they have run |
 /// | `shutdown()` and [`abort_queued()`](Self::abort_queued) | refused | cancelled | run to their end | the same |
 /// | [`shutdown_within(limit)`](Self::shutdown_within) | refused | run; at the limit closed | the same; at the limit async ones are dropped at an await point, sync ones die with their process | end, or are killed at the limit (a second later where an async task does not yield) |
-/// | [`kill()`](Self::kill) | refused | closed at once | closed at once | are killed |
+/// | [`kill()`](Self::kill) | refused | closed at once | closed when their process has ended | are killed |
 /// | the last `Pool` is dropped | | as by `kill()` | as by `kill()` | as by `kill()` |
 /// | the runtime that built it ends | taken | run | run | go on; a thread of the crate's own drives the pool |
 /// | `main` returns, `std::process::exit`, a panic that ends the program, SIGTERM, SIGINT, SIGKILL | | | | are killed by the kernel, spinning and stopped ones, too |
@@ -113,7 +113,7 @@ use std::time::Duration;
 /// # Drop
 ///
 /// Dropping the last handle kills the workers, without waiting for that; handles of tasks that have not ended resolve to
-/// [`is_pool_closed`](crate::TaskError::is_pool_closed). [`shutdown`](Self::shutdown) lets them end first.
+/// [`is_pool_closed`](crate::TaskError::is_pool_closed) as by [`kill`](Self::kill). [`shutdown`](Self::shutdown) lets them end first.
 #[derive(Clone)]
 pub struct Pool {
     last: Arc<Last>,
@@ -430,9 +430,9 @@ impl Pool {
         Ending::of(self.engine())
     }
 
-    /// Ends the pool at once: all tasks that have not ended resolve to
-    /// [`is_pool_closed`](crate::TaskError::is_pool_closed), and all workers are killed. What it gives is ready when they
-    /// have gone.
+    /// Ends the pool at once: all workers are killed, and all tasks that have not ended resolve to
+    /// [`is_pool_closed`](crate::TaskError::is_pool_closed), those that run when their process has ended: what is told to have
+    /// stopped has stopped. What it gives is ready when all have gone.
     ///
     /// The kill is in the call itself; whether one awaits the [`Ending`] is all the same to it.
     pub fn kill(&self) -> Ending {
