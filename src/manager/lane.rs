@@ -427,3 +427,131 @@ impl<T> Drop for Outlet<T> {
 pub(crate) fn before_looking_again() {
     fence(Ordering::SeqCst);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+
+    fn memory() -> (Arc<SharedMemory>, Arc<SharedMemory>) {
+        let memory = SharedMemory::create(WORDS * 8).expect("memory");
+        let other = SharedMemory::from_fd(memory.fd().try_clone_to_owned().expect("dup")).expect("memory");
+        (Arc::new(memory), Arc::new(other))
+    }
+
+    fn item(number: u64) -> Vec<u8> {
+        number.to_le_bytes().iter().copied().cycle().take(8 + (number % 50) as usize).collect()
+    }
+
+    fn number(item: &[u8]) -> u64 {
+        let number = u64::from_le_bytes(item[..8].try_into().expect("eight bytes"));
+        assert_eq!(item, self::item(number));
+        number
+    }
+
+    #[test]
+    fn what_is_granted_and_revoked_at_any_moment_comes_once_and_in_order() {
+        const COUNT: u64 = 20_000;
+        let (ours, theirs) = memory();
+        let mut inlet = Inlet::new(ours);
+        let client = thread::spawn(move || {
+            let mut pusher = Pusher::new(theirs).expect("a lane");
+            let mut next = 0;
+            while next < COUNT {
+                match pusher.push(next, &item(next)) {
+                    Some(_) => next += 1,
+                    None => thread::yield_now(),
+                }
+            }
+        });
+        let (mut next, mut turn) = (0, 0u32);
+        while next < COUNT {
+            turn += 1;
+            inlet
+                .pull(|time, value| {
+                    assert_eq!((time, number(&value)), (next, next));
+                    next += 1;
+                })
+                .expect("well kept");
+            if turn.is_multiple_of(3) {
+                inlet.revoke().expect("well kept");
+            }
+            let more = (turn % 40).min(SLOTS - inlet.credit());
+            inlet.grant(more);
+        }
+        client.join().expect("no panic");
+        assert!(inlet.credit() <= SLOTS && !inlet.has_news());
+    }
+
+    #[test]
+    fn what_is_put_ahead_and_reclaimed_at_any_moment_is_had_once() {
+        const COUNT: u64 = 20_000;
+        let (ours, theirs) = memory();
+        let mut outlet = Outlet::new(ours);
+        let done = Arc::new(AtomicBool::new(false));
+        let client = thread::spawn({
+            let done = Arc::clone(&done);
+            move || {
+                let mut taker = Taker::new(theirs).expect("a lane");
+                let mut had = Vec::new();
+                while !done.load(Ordering::Acquire) {
+                    match taker.take() {
+                        Some((value, _)) => had.push(number(&value)),
+                        None => thread::yield_now(),
+                    }
+                }
+                had
+            }
+        });
+        let (mut gone, mut taken, mut back, mut next, mut turn) = (0, Vec::new(), VecDeque::new(), 0, 0u32);
+        while gone < COUNT {
+            turn += 1;
+            while next < COUNT && back.len() < 20 {
+                back.push_back(next);
+                next += 1;
+            }
+            while let Some(first) = back.front().copied()
+                && outlet.fits(item(first).len())
+                && outlet.len() < 30
+            {
+                outlet.put(&item(first), first);
+                back.pop_front();
+            }
+            outlet.show();
+            outlet.settle(|item| taken.push(item)).expect("well kept");
+            if turn.is_multiple_of(50) {
+                for item in outlet.reclaim(|item| taken.push(item)).expect("well kept").into_iter().rev() {
+                    back.push_front(item);
+                }
+            }
+            gone = taken.len() as u64;
+        }
+        done.store(true, Ordering::Release);
+        let had = client.join().expect("no panic");
+        assert!(had == taken && had.is_sorted() && had.len() as u64 == COUNT);
+    }
+
+    #[test]
+    fn a_client_that_writes_what_it_likes_breaks_its_own_lane() {
+        for word in [u64::MAX, 1, 5 << 31 | 6, MASK.into()] {
+            let (ours, theirs) = memory();
+            let (mut inlet, mut outlet) = (Inlet::new(Arc::clone(&ours)), Outlet::<u64>::new(ours));
+            let write = || theirs.words()[COUNTS].store(word, Ordering::Relaxed);
+            write();
+            assert_eq!((inlet.pull(|_, _| panic!("nothing came")), outlet.settle(|_| panic!())), (Err(Broken), Err(Broken)));
+            assert_eq!(outlet.reclaim(|_| panic!()).err(), Some(Broken));
+            write();
+            assert_eq!(inlet.revoke(), Err(Broken));
+        }
+        for slot in [0, 1 << 32 | (ITEM_MAX as u64 + 1), 7 << 32 | 8, u64::MAX] {
+            let (ours, theirs) = memory();
+            let mut inlet = Inlet::new(ours);
+            inlet.grant(2);
+            let mut pusher = Pusher::new(Arc::clone(&theirs)).expect("a lane");
+            assert_eq!(pusher.push(0, b"x"), Some(false));
+            theirs.words()[SLOT].store(slot, Ordering::Relaxed);
+            assert_eq!(inlet.pull(|_, _| panic!("nothing came")), Err(Broken));
+        }
+    }
+}

@@ -627,8 +627,12 @@ impl Server {
         let mut more = false;
         for reading in 0..READINGS {
             more = false;
-            match sys::recv_with_fds(reader.socket.as_fd(), reader.buffer.space(), DESCRIPTORS_MAX) {
+            let space = reader.buffer.space();
+            let room = space.len();
+            match sys::recv_with_fds(reader.socket.as_fd(), space, DESCRIPTORS_MAX) {
                 Ok(received) => {
+                    // A short read: there was no more. (It is cut where descriptors lie.)
+                    let all = received.bytes < room && received.fds.is_empty();
                     reader.buffer.filled(received.bytes);
                     reader.descriptors.extend(received.fds);
                     end = received.bytes == 0 || received.truncated || reader.descriptors.len() > DESCRIPTORS_MAX;
@@ -642,6 +646,9 @@ impl Server {
                         break;
                     }
                     more = reading + 1 == READINGS;
+                    if all && !even {
+                        break; // what comes now is told by the epoll set
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => {

@@ -158,10 +158,12 @@ impl Handle {
         Self(Arc::new(Inner::new(Arc::clone(connection), name)))
     }
 
+    #[inline]
     pub(crate) fn connection(&self) -> &Arc<Connection> {
         &self.0.connection
     }
 
+    #[inline]
     pub(crate) fn name(&self) -> &Name {
         &self.0.name
     }
@@ -229,7 +231,7 @@ impl Handle {
         let ticket = Opened::new(self)?;
         connection.map(ticket.number, place.segment);
         let failed = |source| Error::from(Why::Memory { step: "mapping the memory of a shared object", source });
-        match poll_fn(|cx| connection.mail().poll(ticket.number, cx.waker())).await {
+        match poll_fn(|cx| connection.poll(ticket.number, cx)).await {
             Arrived::Mapped(segment) => {
                 let cell = connection.keep(place, segment).map_err(failed)?;
                 cell.map(|cell| self.0.cell.get_or_init(|| cell)).ok_or_else(|| Why::ObjectBroken.into())
@@ -281,9 +283,9 @@ impl Handle {
     /// Asks the object for a descriptor, which it answers at once. `None`: it has answered something else.
     pub(crate) fn descriptor(&self, body: Body) -> Result<Option<std::os::fd::OwnedFd>, Error> {
         let ticket = self.send(body)?;
-        let mail = self.connection().mail();
-        let arrived = wait::park_on(poll_fn(|cx| mail.poll(ticket, cx.waker())));
-        drop(mail.forget(ticket));
+        let connection = self.connection();
+        let arrived = wait::park_on(poll_fn(|cx| connection.poll(ticket, cx)));
+        drop(connection.mail().forget(ticket));
         match arrived {
             Arrived::Mapped(descriptor) => Ok(Some(descriptor)),
             Arrived::Refused(why) => Err(error(why)),
@@ -392,7 +394,7 @@ impl Asking {
     pub(crate) fn poll_offer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(u64, Body), Error>> {
         if let State::Waiting(ticket) = self.state
             && !fork::is_forked_copy()
-            && let Poll::Ready(arrived) = self.handle.connection().mail().poll(ticket, cx.waker())
+            && let Poll::Ready(arrived) = self.handle.connection().poll(ticket, cx)
         {
             drop(self.handle.connection().mail().forget(ticket));
             self.state = State::Over;
@@ -436,7 +438,7 @@ impl Future for Asking {
         loop {
             match std::mem::replace(&mut this.state, State::Over) {
                 State::Failed(error) => return Poll::Ready(Err(error)),
-                State::Waiting(ticket) => match connection.mail().poll(ticket, cx.waker()) {
+                State::Waiting(ticket) => match connection.poll(ticket, cx) {
                     Poll::Pending => {
                         this.state = State::Waiting(ticket);
                         return Poll::Pending;

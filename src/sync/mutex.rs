@@ -348,7 +348,7 @@ async fn acquire(handle: &Handle, limit: Option<Duration>) -> Result<Locked<'_>,
     handle.connection().park(handle.name().object, parked.ticket.number, limit, &holds);
     let word = poll_fn(|cx| {
         loop {
-            match handle.connection().mail().poll(parked.ticket.number, cx.waker()) {
+            match handle.connection().poll(parked.ticket.number, cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Arrived::Granted(version)) => match always(word::accept(cell.words(), cell.owner(), version)) {
                     Attempt::Held(word) => return Poll::Ready(Ok(word)),
@@ -406,7 +406,7 @@ fn broken(handle: &Handle) -> Error {
     // The end of a manager is seen in the lock first.
     let asked = Opened::new(handle).and_then(|ticket| {
         handle.connection().park(handle.name().object, ticket.number, Some(Duration::from_millis(1)), &[]);
-        match wait::park_on(poll_fn(|cx| handle.connection().mail().poll(ticket.number, cx.waker()))) {
+        match wait::park_on(poll_fn(|cx| handle.connection().poll(ticket.number, cx))) {
             Arrived::Refused(why) => Err(error(why)),
             _ => Ok(()),
         }
@@ -418,7 +418,7 @@ fn broken(handle: &Handle) -> Error {
 async fn fetch(handle: &Handle) -> Result<Body, Error> {
     let ticket = Opened::new(handle)?;
     handle.connection().fetch(handle.name().object, ticket.number);
-    match poll_fn(|cx| handle.connection().mail().poll(ticket.number, cx.waker())).await {
+    match poll_fn(|cx| handle.connection().poll(ticket.number, cx)).await {
         Arrived::Answer { body, .. } => Ok(body),
         Arrived::Refused(why) => Err(error(why)),
         Arrived::Granted(_) | Arrived::Mapped(_) | Arrived::Deadlock(_) => Err(error(Refusal::Closed)),
@@ -550,7 +550,12 @@ fn commit<T: Serialize>(value: &T, handle: &Handle, cell: &Cell, word: Word, unm
     // Taken out, not borrowed: the value's own code may use another lock.
     let mut out = SCRATCH.try_with(std::cell::Cell::take).unwrap_or_default();
     out.clear();
-    let (encoded, things) = names::collecting(|| value::encode(value, &mut out, VALUE_MAX));
+    // A handle is something to be dropped: what needs no drop has none.
+    let (encoded, things) = if std::mem::needs_drop::<T>() {
+        names::collecting(|| value::encode(value, &mut out, VALUE_MAX))
+    } else {
+        (value::encode(value, &mut out, VALUE_MAX), Vec::new())
+    };
     let mut released = false;
     let done = match encoded {
         Ok(()) if things.is_empty() && out.len() <= word::capacity(cell.words().len()) && !always(word::has_outside(cell.words())) => {

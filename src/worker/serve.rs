@@ -11,10 +11,11 @@
 
 use super::inbox::{Inbox, Next};
 use super::limits::{self, TaskClock};
-use super::readiness::watch_readable;
 use super::{lifeline, once, panics, raw, start};
 use crate::process::{WorkerMemory, fork, sys};
 use crate::sync::named::{self, Named};
+use crate::sync::readiness::watch_readable;
+use crate::sync::remote::driven;
 use crate::sync::stopping;
 use crate::task::{self, Run, RunAsync, RunError, RunSync, Verdict};
 use crate::wire::claim::{Claim, Progress};
@@ -466,68 +467,70 @@ impl Worker {
 
     /// Runs async tasks, and waits, until a sync call comes (which is given back) or the end.
     fn run_async(&mut self, Async { runtime, local }: &Async) -> Result<Option<Range<usize>>, String> {
-        local.block_on(runtime, async {
-            let socket = self.inbox.socket.try_clone().map_err(lost)?;
-            let readiness = watch_readable(socket).map_err(lost)?;
-            let mut running: FuturesUnordered<Answer> = FuturesUnordered::new();
-            let mut aborts: HashMap<u64, AbortHandle> = HashMap::new();
-            loop {
-                // All that has come is begun before anything runs on.
+        driven(|| {
+            local.block_on(runtime, async {
+                let socket = self.inbox.socket.try_clone().map_err(lost)?;
+                let readiness = watch_readable(socket).map_err(lost)?;
+                let mut running: FuturesUnordered<Answer> = FuturesUnordered::new();
+                let mut aborts: HashMap<u64, AbortHandle> = HashMap::new();
                 loop {
-                    let range = match self.inbox.look().map_err(lost)? {
-                        Next::Nothing => break,
-                        Next::End => return Ok(None),
-                        Next::Frame(range) => range,
+                    // All that has come is begun before anything runs on.
+                    loop {
+                        let range = match self.inbox.look().map_err(lost)? {
+                            Next::Nothing => break,
+                            Next::End => return Ok(None),
+                            Next::Frame(range) => range,
+                        };
+                        let mut message = Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
+                        if matches!(message.kind, kind::ASK | kind::CANCEL) {
+                            let id = message.uint::<u64>().map_err(|e| e.to_string())?;
+                            match aborts.get(&id) {
+                                Some(_) if message.kind == kind::ASK => task::asked(id),
+                                Some(abort) => abort.abort(),
+                                None => {}
+                            }
+                            continue;
+                        }
+                        if attached(&mut self.inbox, &range)? {
+                            continue;
+                        }
+                        let mut call = read_call(self.inbox.bytes(range.clone()))?;
+                        let Run::Async(function) = call.run else {
+                            if !running.is_empty() {
+                                return Err("a sync call while async tasks run".into());
+                            }
+                            return Ok(Some(range));
+                        };
+                        let things = call.receive();
+                        if !self.claim(&call) {
+                            continue;
+                        }
+                        let args = self.inbox.bytes(range.start + call.args..range.end);
+                        let (abort, registration) = AbortHandle::new_pair();
+                        aborts.insert(call.claim.id, abort);
+                        running.push(begin(&call, function, args, self.limit, registration, things));
+                    }
+                    let finished = if running.is_empty() {
+                        readiness.readable().await.map_err(lost)?.clear_ready();
+                        None
+                    } else {
+                        match select(pin!(readiness.readable()), running.next()).await {
+                            Either::Left((ready, _)) => {
+                                ready.map_err(lost)?.clear_ready();
+                                None
+                            }
+                            Either::Right((finished, _)) => finished,
+                        }
                     };
-                    let mut message = Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
-                    if matches!(message.kind, kind::ASK | kind::CANCEL) {
-                        let id = message.uint::<u64>().map_err(|e| e.to_string())?;
-                        match aborts.get(&id) {
-                            Some(_) if message.kind == kind::ASK => task::asked(id),
-                            Some(abort) => abort.abort(),
-                            None => {}
-                        }
-                        continue;
+                    let mut next = finished;
+                    while let Some((claim, outcome)) = next {
+                        aborts.remove(&claim.id);
+                        self.answer(claim.id, outcome);
+                        self.commit(claim)?;
+                        next = running.next().now_or_never().flatten(); // others may have ended by now
                     }
-                    if attached(&mut self.inbox, &range)? {
-                        continue;
-                    }
-                    let mut call = read_call(self.inbox.bytes(range.clone()))?;
-                    let Run::Async(function) = call.run else {
-                        if !running.is_empty() {
-                            return Err("a sync call while async tasks run".into());
-                        }
-                        return Ok(Some(range));
-                    };
-                    let things = call.receive();
-                    if !self.claim(&call) {
-                        continue;
-                    }
-                    let args = self.inbox.bytes(range.start + call.args..range.end);
-                    let (abort, registration) = AbortHandle::new_pair();
-                    aborts.insert(call.claim.id, abort);
-                    running.push(begin(&call, function, args, self.limit, registration, things));
                 }
-                let finished = if running.is_empty() {
-                    readiness.readable().await.map_err(lost)?.clear_ready();
-                    None
-                } else {
-                    match select(pin!(readiness.readable()), running.next()).await {
-                        Either::Left((ready, _)) => {
-                            ready.map_err(lost)?.clear_ready();
-                            None
-                        }
-                        Either::Right((finished, _)) => finished,
-                    }
-                };
-                let mut next = finished;
-                while let Some((claim, outcome)) = next {
-                    aborts.remove(&claim.id);
-                    self.answer(claim.id, outcome);
-                    self.commit(claim)?;
-                    next = running.next().now_or_never().flatten(); // others may have ended by now
-                }
-            }
+            })
         })
     }
 
@@ -559,7 +562,7 @@ impl Worker {
                 let runtime = self.runtime()?;
                 let made = catch_unwind(AssertUnwindSafe(|| {
                     let future = function(self.inbox.bytes(args))?;
-                    runtime.local.block_on(&runtime.runtime, future)
+                    driven(|| runtime.local.block_on(&runtime.runtime, future))
                 }));
                 self.runtime = Some(runtime);
                 made

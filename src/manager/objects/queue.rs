@@ -249,6 +249,10 @@ impl Queue {
         self.look_at = None;
         for round in 0.. {
             self.pull();
+            // What came back from leases may have passed the bound: then nothing more may come in.
+            if self.credit > 0 && self.capacity.is_some_and(|capacity| self.ready.len() + self.offered + self.credit > capacity) {
+                self.revoke();
+            }
             loop {
                 self.deliver(now, answers);
                 if !self.accept(answers) {
