@@ -167,6 +167,8 @@ impl Pool {
     ///
     /// All come through the handle, at once if the task was not taken: see
     /// [`TaskErrorKind`](crate::TaskErrorKind).
+    #[doc(alias = "apply_async")]
+    #[doc(alias = "submit")]
     pub fn spawn<F, Args, Marker, P>(&self, function: F, args: P) -> JoinHandle<F::Output>
     where
         F: Task<Args, Marker>,
@@ -248,6 +250,8 @@ impl Pool {
     /// # Ok(())
     /// # }
     /// ```
+    #[doc(alias = "imap")]
+    #[doc(alias = "starmap")]
     pub fn map<F, Args, Marker, I>(&self, function: F, items: I) -> Results<Iter<I::IntoIter>, Args, F::Output>
     where
         F: Task<Args, Marker>,
@@ -347,6 +351,8 @@ impl Pool {
     /// more than once, and by several at a time. Tasks handed in afterwards are
     /// [`is_pool_closed`](crate::TaskError::is_pool_closed). It takes as long as the tasks take, and for ever if one hangs
     /// or its process is stopped; [`shutdown_within`](Self::shutdown_within) does not.
+    #[doc(alias = "close")]
+    #[doc(alias = "join")]
     pub fn shutdown(&self) -> Ending {
         self.engine().drain(None);
         Ending::of(self.engine())
