@@ -32,8 +32,9 @@ impl<T, M: Memory> Core<T, M> {
         }
         self.ending.until = Some(self.ending.until.map_or(until, |earlier| earlier.min(until)));
         self.deadline_moved = true;
-        self.drain(now, actions);
-        self.end_in_time(now, actions);
+        self.phase = Phase::Draining;
+        self.end_in_time(now, actions); // what it settles nobody is kept for
+        self.want_end(now, actions);
     }
 
     /// When a drain is to be cut short.
