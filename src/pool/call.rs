@@ -41,6 +41,13 @@ pub struct Call<'pool, Args, R, F = ()> {
     types: PhantomData<fn(Args, F) -> R>,
 }
 
+/// So that many calls may be made with the same options.
+impl<Args, R, F> Clone for Call<'_, Args, R, F> {
+    fn clone(&self) -> Self {
+        Self { pool: self.pool, task: self.task.clone(), types: PhantomData }
+    }
+}
+
 /// The function of a [`Call`] that is a task of this program, as a type: nothing but that. Its `Marker` is that of
 /// [`Task`].
 pub struct Function<F, Marker>(PhantomData<fn(F, Marker)>);
