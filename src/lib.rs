@@ -1,5 +1,6 @@
 // First, so that the README's links lead to this very documentation: where it is read elsewhere, it has its own.
-#![doc = include_str!("../docs/links.md")]
+// (Not where its programs are run as tests: they are named after the first file.)
+#![cfg_attr(not(doctest), doc = include_str!("../docs/links.md"))]
 #![doc = include_str!("../README.md")]
 #![cfg_attr(
     not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))),

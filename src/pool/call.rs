@@ -41,6 +41,13 @@ pub struct Call<'pool, Args, R, F = ()> {
     types: PhantomData<fn(Args, F) -> R>,
 }
 
+/// So that many calls may be made with the same options.
+impl<Args, R, F> Clone for Call<'_, Args, R, F> {
+    fn clone(&self) -> Self {
+        Self { pool: self.pool, task: self.task.clone(), types: PhantomData }
+    }
+}
+
 /// The function of a [`Call`] that is a task of this program, as a type: nothing but that. Its `Marker` is that of
 /// [`Task`].
 pub struct Function<F, Marker>(PhantomData<fn(F, Marker)>);
@@ -96,8 +103,8 @@ where
     ///
     /// It is *asked*: [`is_cancelled`](crate::is_cancelled) tells it, and [`cancelled`](crate::cancelled()) resolves. What
     /// it returns then is its result. If it has not ended when the grace is over, it is stopped as one without a grace: a
-    /// sync task is killed with its process; an async one is dropped at its next await point, and if it reaches none in
-    /// another second, its process is killed. While it is being asked, a second reason to stop it changes nothing about the time.
+    /// sync task is killed with its process; an async one is dropped at its next await point, and if it reaches none in as
+    /// long again, or a second if that is less, its process is killed. While it is being asked, a second reason to stop it changes nothing about the time.
     ///
     /// An [`isolated`](Self::isolated) task is never asked. A task of [another program](crate::Builder::program) cannot find out
     /// that it is asked; it has the time all the same.

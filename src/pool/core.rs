@@ -26,7 +26,8 @@
 //!    nothing behind it, and the next such death is its own.
 //! 8. To stop a task: what is not begun is taken back and never begins. A running async task is dropped at an await point
 //!    ([`Action::Cancel`]). One with a grace, sync or async, is asked first, by its word (and, for an async one, by
-//!    [`Action::Ask`], for its worker sleeps); when the grace is over it is stopped as if it had none.
+//!    [`Action::Ask`], for its worker sleeps); when the grace is over it is stopped as if it had none (an async
+//!    one has as long again to be dropped, if that is less than [`ABORT_GRACE`]).
 //!    For a running sync task its worker is doomed first (given nothing more, and all that it has not begun taken back),
 //!    then the task is looked at once more, and only then the worker killed: so a kill never hits another task. A task
 //!    that is seen done, or was asked, must have been answered in [`ABORT_GRACE`], else its worker is killed, again after
@@ -277,6 +278,14 @@ impl<T> Task<T> {
             (_, Some(grace)) => Way::Ask(grace),
             (Mode::Async, None) => Way::Drop,
             (Mode::Sync, None) => Way::Kill,
+        }
+    }
+
+    /// How long it has to reach an await point, when it is dropped.
+    fn drop_grace(&self) -> Duration {
+        match self.way_to_stop() {
+            Way::Ask(grace) => grace.min(ABORT_GRACE),
+            _ => ABORT_GRACE,
         }
     }
 
@@ -895,6 +904,7 @@ impl<T, M: Memory> Core<T, M> {
             if worker.mode == Mode::Sync && worker.state != State::Doomed {
                 self.take_back(key, usize::MAX); // as in `stop`: what stands behind it begins if it is done now
             }
+            let grace = self.tasks.get(task).map_or(ABORT_GRACE, Task::drop_grace);
             let Some(worker) = self.workers.get_mut(key) else { return false };
             let excused = worker.in_flight.iter().position(|flight| flight.task == task && !flight.done);
             let is_done = |at: &usize| worker.look(worker.in_flight[*at].claim) == Progress::Done;
@@ -905,7 +915,7 @@ impl<T, M: Memory> Core<T, M> {
                     flight.dropping = true;
                     actions.push(Action::Cancel(key, task));
                     worker.asked.pop_front();
-                    worker.give_until(now + ABORT_GRACE, task);
+                    worker.give_until(now + grace, task);
                     self.deadline_moved = true;
                     continue;
                 }

@@ -42,8 +42,9 @@ impl<T, M: Memory> Core<T, M> {
                 worker.end_by = worker.end_by.map(|by| by.min(now + limit));
             }
         }
-        self.drain(now, actions);
-        self.end_in_time(now, actions);
+        self.phase = Phase::Draining;
+        self.end_in_time(now, actions); // what it settles nobody is kept for
+        self.want_end(now, actions);
     }
 
     /// What still ends by itself must have by then, or a moment later.

@@ -134,7 +134,7 @@ impl Plan {
             return None;
         }
         let mut time = |percent: u64| rng.chance(percent).then(|| rng.heavy_tail(self.limits));
-        let (timeout, deadline, grace) = (time(40), time(20), time(40));
+        let (timeout, deadline, grace) = (time(40), time(20), time(60));
         let retry = Retry {
             most: [0, 0, 1, 3][rng.below(4) as usize],
             deaths: rng.chance(80),
@@ -143,7 +143,7 @@ impl Plan {
             wait_min: if rng.chance(50) { Duration::ZERO } else { rng.micros(5_000) },
             wait_max: Duration::from_millis(20),
         };
-        Some(Arc::new(Options { timeout, deadline, grace, isolated: rng.chance(15), idempotent: rng.chance(50), retry }))
+        Some(Arc::new(Options { timeout, deadline, grace, isolated: rng.chance(15), idempotent: rng.chance(85), retry }))
     }
 
     fn random(rng: &mut Rng, tasks: u64, workers: u64) -> Self {
@@ -878,7 +878,9 @@ impl World {
             for (by, id) in &mut hand.asked {
                 let job = &mut self.jobs[*id as usize];
                 if *by <= self.now && job.mode == Mode::Async && !job.dropping && !job.done {
-                    (*by, job.dropping) = (self.now + ABORT_GRACE, true);
+                    // It has as long again, up to a second.
+                    let grace = job.options.grace.unwrap_or(ABORT_GRACE).min(ABORT_GRACE);
+                    (*by, job.dropping) = (self.now + grace, true);
                 }
             }
         }
@@ -1306,8 +1308,7 @@ impl World {
                 Ok(())
             }
             Action::Retire(key) => {
-                // What was taken back to be cut off is no work any more.
-                ensure!(self.draining && (self.cut || self.queue.is_empty()), "retired while there is work");
+                ensure!(self.draining && self.queue.is_empty(), "retired while there is work");
                 let left = self.cut_at.map(|until| until.saturating_duration_since(self.now).max(ABORT_GRACE));
                 let by = self.now + left.map_or(staff::EXIT_LIMIT, |left| left.min(staff::EXIT_LIMIT));
                 let hand = self.hands.get_mut(&key).ok_or("nobody is retired")?;
@@ -1763,6 +1764,7 @@ fn everything_comes_up() {
     for what in [
         "Start",
         "Send",
+        "Ask",
         "Cancel",
         "Retire",
         "Kill",

@@ -834,8 +834,8 @@ fn rule_8_an_async_task_with_a_grace_is_asked_then_dropped_and_only_then_killed(
     bench.pass(20 * MS);
     assert_eq!(bench.tick(), ["cancel 0 0", "cancel 0 2"]);
     assert_eq!(bench.answer(w[0], 2, Answer::Dropped), (false, vec![]));
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + ABORT_GRACE));
-    bench.pass(ABORT_GRACE);
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + 20 * MS), "as long again, up to a second");
+    bench.pass(20 * MS);
     assert_eq!(bench.tick(), ["kill 0"]);
     assert_eq!(bench.exit(w[0]), ["cancelled 0", "start 0"]);
 }

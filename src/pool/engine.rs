@@ -325,6 +325,11 @@ impl Engine {
         }
     }
 
+    /// Whether the task has not ended.
+    pub(crate) fn is_open(&self, key: TaskKey) -> bool {
+        !fork::is_forked_copy() && self.lock().core.worker_of(key).is_some()
+    }
+
     /// The process that has the task, if one has.
     pub(crate) fn worker_pid(&self, key: TaskKey) -> Option<u32> {
         if fork::is_forked_copy() {

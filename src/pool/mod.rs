@@ -98,7 +98,7 @@ use std::time::Duration;
 /// |---|---|---|---|---|
 /// | [`shutdown()`](Self::shutdown) | refused | run | run to their end | end when nothing is left to do; their exit function ([`Builder::exit`]) and what exit handlers they have run |
 /// | `shutdown()` and [`abort_queued()`](Self::abort_queued) | refused | cancelled | run to their end | the same |
-/// | [`shutdown_within(limit)`](Self::shutdown_within) | refused | run; at the limit closed | the same; at the limit async ones are dropped at an await point, sync ones die with their process | end, or are killed at the limit (a second later where an async task does not yield) |
+/// | [`shutdown_within(limit)`](Self::shutdown_within) | refused | run; at the limit closed | the same; at the limit async ones are dropped at an await point, sync ones die with their process; those with a [`grace`](Call::grace) are asked first | end, or are killed at the limit (a second later where an async task does not yield) |
 /// | [`kill()`](Self::kill) | refused | closed at once | closed when their process has ended | are killed |
 /// | the last `Pool` is dropped | | as by `kill()` | as by `kill()` | as by `kill()` |
 /// | the runtime that built it ends | taken | run | run | go on; a thread of the crate's own drives the pool |
@@ -172,6 +172,8 @@ impl Pool {
     ///
     /// All come through the handle, at once if the task was not taken: see
     /// [`TaskErrorKind`](crate::TaskErrorKind).
+    #[doc(alias = "apply_async")]
+    #[doc(alias = "submit")]
     pub fn spawn<F, Args, Marker, P>(&self, function: F, args: P) -> JoinHandle<F::Output>
     where
         F: Task<Args, Marker>,
@@ -253,6 +255,8 @@ impl Pool {
     /// # Ok(())
     /// # }
     /// ```
+    #[doc(alias = "imap")]
+    #[doc(alias = "starmap")]
     pub fn map<F, Args, Marker, I>(&self, function: F, items: I) -> Results<Iter<I::IntoIter>, Args, F::Output>
     where
         F: Task<Args, Marker>,
@@ -413,6 +417,8 @@ impl Pool {
     /// more than once, and by several at a time. Tasks handed in afterwards are
     /// [`is_pool_closed`](crate::TaskError::is_pool_closed). It takes as long as the tasks take, and for ever if one hangs
     /// or its process is stopped; [`shutdown_within`](Self::shutdown_within) does not.
+    #[doc(alias = "close")]
+    #[doc(alias = "join")]
     pub fn shutdown(&self) -> Ending {
         self.engine().drain(None);
         Ending::of(self.engine())

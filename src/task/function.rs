@@ -74,7 +74,8 @@ use super::table::conjure;
     message = "`{Self}` is not a function that a worker process can run",
     label = "not a task",
     note = "its arguments must be owned values that are `Serialize + DeserializeOwned`, not references: take `String` \
-            instead of `&str`, `Vec<T>` instead of `&[T]` (the caller may still pass the reference)",
+            instead of `&str`, `Vec<T>` instead of `&[T]` (the caller may still pass the reference); types of your own \
+            derive serde's `Serialize` and `Deserialize`",
     note = "its result must be `Serialize + DeserializeOwned`: `io::Error`, `anyhow::Error` and most other errors are \
             not; return `Result<T, procpool::Failure>`, into which `?` turns any error",
     note = "it cannot capture variables: pass them as arguments",
