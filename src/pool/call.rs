@@ -236,7 +236,8 @@ where
     /// [`earlier_attempts`](crate::TaskError::earlier_attempts), and [`own_error`](crate::TaskError::own_error) gives them.
     ///
     /// The predicate is a function, or a closure that captures nothing. It runs in the worker, right after the task and as a part
-    /// of it: under its time limit, and if it panics, the task has panicked. It is asked after the last try as well.
+    /// of it: under its time limit, and if it panics, the task has panicked. It is asked after the last try as well. (A task of
+    /// [another program](crate::Builder::program) says itself what is worth another try.)
     ///
     /// ```
     /// use serde::{Deserialize, Serialize};
