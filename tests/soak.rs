@@ -217,6 +217,8 @@ struct World {
     closed: bool,
     /// A task was forgotten that may never end.
     endless: bool,
+    /// All its tasks end by themselves.
+    calm: bool,
     /// How often a task may have run, by its number, and whether it must have.
     runs: HashMap<u64, (u32, bool)>,
     added: u64,
@@ -267,6 +269,7 @@ impl World {
             26 => What::Die(Death::Exit),
             27 => What::Die(Death::Abort),
             28 => What::Die(Death::Kill),
+            29..=31 if self.calm => What::Echo,
             29..=30 => What::Hang,
             31 => What::Spin,
             32..=35 => What::Flaky(1 + dice.below(3) as u32, Some(if dice.one_in(2) { Death::Exit } else { Death::Kill })),
@@ -321,6 +324,7 @@ impl World {
                 call.spawn($args)
             }};
         }
+        // Of an object that is named, a reference goes with the call, and comes back however it ends.
         let handle = match (adds, is_async) {
             (true, _) => call!(add, (self.total.clone(), order)),
             (_, true) => call!(work_async, order),
@@ -518,6 +522,7 @@ fn build(dice: &mut Dice, dir: &Path, tag: String, total: &Mutex<u64>) -> World 
         stopped: Vec::new(),
         closed: false,
         endless: false,
+        calm: dice.one_in(2),
         runs: HashMap::new(),
         added: 0,
         told_closed: HashSet::new(),
@@ -554,11 +559,17 @@ async fn play(dice: &mut Dice, worlds: &mut [World], census: &mut Census) {
                     count(census, "runtime gone");
                 }
             }
+            // (The place for a resize and for a recycling.)
+            89 if dice.one_in(3) => {
+                world.open.iter_mut().for_each(|open| open.asked.cancelled = true);
+                world.pool.as_ref().map(Pool::abort_queued).unwrap();
+                count(census, "queue dropped");
+            }
             89 => {
                 let stats = world.pool.as_ref().map(Pool::stats).unwrap();
                 assert!(stats.busy + stats.idle + stats.starting + stats.leaving <= 16, "{stats:?}");
             }
-            90..=95 => tokio::time::sleep(dice.millis(15)).await,
+            90..=96 => tokio::time::sleep(dice.millis(20)).await,
             _ => tokio::task::yield_now().await,
         }
     }
