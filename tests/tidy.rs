@@ -62,6 +62,8 @@ fn unsafe_stands_only_where_the_architecture_says() {
         "process/spawn.rs",
         "process/steward.rs",
         "process/death_note.rs",
+        // Traces processes, in tests.
+        "pool/unkillable_workers.rs",
         // Counts what tests allocate.
         "wire/counting.rs",
     ];
