@@ -447,7 +447,7 @@ impl Case {
 
     /// Hands in the task of a column in which one task does it.
     fn spawn(&self, place: Place, limit: Option<Duration>) -> JoinHandle<Answer> {
-        fn limited<'a, A>(call: Call<'a, A, Answer>, limit: Option<Duration>) -> Call<'a, A, Answer> {
+        fn limited<'a, A, F>(call: Call<'a, A, Answer, F>, limit: Option<Duration>) -> Call<'a, A, Answer, F> {
             match limit {
                 Some(limit) => call.timeout(limit),
                 None => call,

@@ -253,6 +253,14 @@ async fn own_process_that_may_signal_nobody() {
     drop(pool);
     assert!(soon(hanging).await.unwrap_err().is_pool_closed());
     until("no process is left", || children(pid()).is_empty()).await;
+
+    let last = Pool::builder().workers(1).build().unwrap();
+    let hanging = last.spawn(hang, dir.join("last"));
+    until("it runs", || dir.join("last").exists()).await;
+    let cut_off = soon(last.shutdown_within(Duration::from_millis(10))).await;
+    assert_eq!(cut_off.begun(), [hanging.id()]);
+    assert!(soon(hanging).await.unwrap_err().is_pool_closed());
+    assert_eq!(children(pid()), [0; 0]);
 }
 
 /// The one process in the log is gone.

@@ -32,8 +32,24 @@ impl<T, M: Memory> Core<T, M> {
         }
         self.ending.until = Some(self.ending.until.map_or(until, |earlier| earlier.min(until)));
         self.deadline_moved = true;
-        self.drain(now, actions);
-        self.end_in_time(now, actions);
+        for key in self.workers.keys() {
+            let limit = self.exit_limit(now);
+            if let Some(worker) = self.workers.get_mut(key)
+                && worker.state == State::Retiring
+                && worker.why.is_some()
+            // else it has hung up by itself, and is given what everybody is given
+            {
+                worker.end_by = worker.end_by.map(|by| by.min(now + limit));
+            }
+        }
+        self.phase = Phase::Draining;
+        self.end_in_time(now, actions); // what it settles nobody is kept for
+        self.want_end(now, actions);
+    }
+
+    /// What still ends by itself must have by then, or a moment later.
+    pub(super) fn ending_by(&self) -> Option<Instant> {
+        self.ending.until
     }
 
     /// When a drain is to be cut short.
@@ -61,12 +77,12 @@ impl<T, M: Memory> Core<T, M> {
             // Those that start, and those that have nothing left to do and have not ended by now: they may stand still.
             let is_over = |worker: &Worker<M>| match worker.state {
                 State::Starting { .. } => true,
-                State::Ready | State::Retiring => worker.in_flight.is_empty(),
+                State::Spare | State::Ready | State::Departing | State::Retiring => worker.in_flight.is_empty(),
                 State::Doomed => false,
             };
             if self.workers.get(key).is_some_and(is_over) {
                 self.blame(key, WorkerEnd::Closed);
-                self.condemn(key, actions);
+                self.condemn(key, now, actions);
             }
         }
     }

@@ -134,7 +134,7 @@ impl Plan {
             return None;
         }
         let mut time = |percent: u64| rng.chance(percent).then(|| rng.heavy_tail(self.limits));
-        let (timeout, deadline, grace) = (time(40), time(20), time(40));
+        let (timeout, deadline, grace) = (time(40), time(20), time(60));
         let retry = Retry {
             most: [0, 0, 1, 3][rng.below(4) as usize],
             deaths: rng.chance(80),
@@ -143,7 +143,7 @@ impl Plan {
             wait_min: if rng.chance(50) { Duration::ZERO } else { rng.micros(5_000) },
             wait_max: Duration::from_millis(20),
         };
-        Some(Arc::new(Options { timeout, deadline, grace, isolated: rng.chance(15), idempotent: rng.chance(50), retry }))
+        Some(Arc::new(Options { timeout, deadline, grace, isolated: rng.chance(15), idempotent: rng.chance(85), retry }))
     }
 
     fn random(rng: &mut Rng, tasks: u64, workers: u64) -> Self {
@@ -159,6 +159,8 @@ impl Plan {
             concurrency: 1 + rng.below(12) as usize,
             hello_limit: Duration::from_millis(50 + rng.below(200)),
             start_limit: limit,
+            // It knows nothing of the budget.
+            policy: Policy { restarts: Some(u32::MAX), ..Policy::default() },
         };
         Self {
             rules,
@@ -169,7 +171,7 @@ impl Plan {
             async_percent: [0, 5, 50, 100][rng.below(4) as usize],
             large_percent: [0, 3, 50][rng.below(3) as usize],
             abort: often(rng, 40),
-            hang: often(rng, 200),
+            hang: often(rng, 60),
             crash: often(rng, 200),
             poison: often(rng, 300),
             panic: often(rng, 50),
@@ -333,6 +335,9 @@ struct Job {
     attempt: u8,
     /// Why it is to be stopped.
     stop: Option<Stop>,
+    /// Async, it is to be dropped; and its worker has been told.
+    dropping: bool,
+    told: bool,
     /// A process has begun it, in this try, and when.
     begun: bool,
     began_at: Instant,
@@ -353,12 +358,13 @@ impl Job {
         self.moves == MOVES_MAX || self.options.isolated
     }
 
-    /// How long it is given when it is asked to stop; `None`: it is not asked.
-    fn grace(&self) -> Option<Duration> {
-        match self.mode {
-            _ if self.options.isolated => None,
-            Mode::Async => Some(self.options.grace.unwrap_or(ABORT_GRACE)),
-            Mode::Sync => self.options.grace,
+    /// How it is stopped while it runs.
+    fn way(&self) -> Way {
+        match self.options.grace {
+            _ if self.options.isolated => Way::Kill,
+            Some(grace) => Way::Ask(grace),
+            None if self.mode == Mode::Async => Way::Drop,
+            None => Way::Kill,
         }
     }
 
@@ -408,6 +414,8 @@ struct Hand {
     /// It says nothing more and begins nothing more.
     silent: bool,
     hangs_at_end: bool,
+    /// It has lost its place, though it has not ended.
+    retired: bool,
     exit_due: bool,
 }
 
@@ -426,8 +434,8 @@ enum Event {
     Ready(WorkerKey),
     Arrive(WorkerKey),
     Finish(WorkerKey, u64),
-    /// The task has heard that it is to stop.
-    Asked(WorkerKey, u64),
+    /// The task has heard that it is to stop, or is dropped.
+    Heard(WorkerKey, u64),
     Deliver(WorkerKey),
     HangUp(WorkerKey),
     Exit(WorkerKey),
@@ -679,13 +687,18 @@ impl World {
             Event::Ready(key) => return self.ready(key),
             Event::Arrive(key) => self.arrive(key),
             Event::Finish(key, id) => {
-                let answer = if self.rng.rarely(self.plan.panic) { Answer::Panicked } else { Answer::Final };
+                let answer = match self.rng.rarely(self.plan.panic) {
+                    true if self.rng.chance(50) => Answer::Again,
+                    true => Answer::Panicked,
+                    false => Answer::Final,
+                };
                 self.finish(key, id, answer);
             }
-            Event::Asked(key, id) => {
+            Event::Heard(key, id) => {
                 let job = &self.jobs[id as usize];
-                let answer = if job.mode == Mode::Async { Answer::Dropped } else { Answer::Final };
-                if job.attempt > job.hangs {
+                let answer = if job.told { Answer::Dropped } else { Answer::Final };
+                let heeds = job.attempt > job.hangs && (job.told || self.rng.chance(70));
+                if heeds {
                     self.finish(key, id, answer);
                 }
             }
@@ -725,6 +738,8 @@ impl World {
                 options: known,
                 attempt: 1,
                 stop: None,
+                dropping: false,
+                told: false,
                 begun: false,
                 began_at: self.now,
                 done: false,
@@ -764,7 +779,9 @@ impl World {
                 self.after(soon, Event::Abort(id));
             }
             if hangs {
-                let delay = self.rng.micros(300_000);
+                // Some sit there for longer than one that is dropped beside them has.
+                let long = if self.rng.chance(60) { 300_000 } else { 4_000_000 };
+                let delay = self.rng.micros(long);
                 self.after(delay, Event::Abort(id));
             }
             if self.rng.rarely(self.plan.abort_where * 5) {
@@ -803,21 +820,27 @@ impl World {
         }
         if let Place::InFlight(worker) = job.place
             && (first && job.begun)
-            && let Some(grace) = job.grace().or(job.done.then_some(ABORT_GRACE))
             && let Some(hand) = self.hands.get_mut(&worker)
             && hand.life != Life::Doomed
         {
+            let grace = match job.way() {
+                Way::Kill if job.done => ABORT_GRACE,
+                Way::Kill => return,
+                Way::Drop => ABORT_GRACE,
+                Way::Ask(grace) => grace,
+            };
+            job.dropping = job.way() == Way::Drop;
             hand.asked.push((self.now + grace, id));
-            if job.mode == Mode::Sync && job.options.grace.is_some() {
-                self.hear(worker, id);
+            if job.mode == Mode::Sync && job.way() != Way::Kill {
+                self.hear(worker, id); // it looks at its word
             }
         }
     }
 
-    /// Before long the task hears that it is to stop.
+    /// Before long the task hears that it is to stop, or is dropped.
     fn hear(&mut self, worker: WorkerKey, id: u64) {
         let delay = self.rng.micros(500);
-        self.after(delay, Event::Asked(worker, id));
+        self.after(delay, Event::Heard(worker, id));
     }
 
     /// The model follows the clock: waits that are over, deadlines, and the limits of what runs.
@@ -850,6 +873,17 @@ impl World {
             }
             self.stop(id, stop);
         }
+        // Async tasks that were asked, and have not stopped by themselves.
+        for hand in self.hands.values_mut().filter(|hand| hand.life != Life::Doomed) {
+            for (by, id) in &mut hand.asked {
+                let job = &mut self.jobs[*id as usize];
+                if *by <= self.now && job.mode == Mode::Async && !job.dropping && !job.done {
+                    // It has as long again, up to a second.
+                    let grace = job.options.grace.unwrap_or(ABORT_GRACE).min(ABORT_GRACE);
+                    (*by, job.dropping) = (self.now + grace, true);
+                }
+            }
+        }
     }
 
     /// Its run has reached its time limit, and nobody has stopped it for another reason.
@@ -871,7 +905,8 @@ impl World {
         self.see("tried again");
         let job = &mut self.jobs[id as usize];
         let wait = job.options.retry.wait(job.attempt);
-        (job.attempt, job.moves, job.stop, job.begun, job.done) = (job.attempt + 1, 0, None, false, false);
+        (job.attempt, job.moves, job.stop) = (job.attempt + 1, 0, None);
+        (job.begun, job.done, job.dropping, job.told) = (false, false, false, false);
         if wait.is_zero() {
             self.enqueue(id);
         } else {
@@ -1018,6 +1053,7 @@ impl World {
             count += 1;
             let again = match (answer, job.stop) {
                 (Answer::Panicked, None) => job.is_tried_again(|retry| retry.panics),
+                (Answer::Again, None) => job.is_tried_again(|_| true),
                 (Answer::Dropped, Some(Stop::TimedOut(Limit::Timeout(_)))) => job.is_tried_again(|retry| retry.timeouts),
                 _ => false,
             };
@@ -1227,9 +1263,12 @@ impl World {
             Action::Send(..) => "Send",
             Action::Note(..) => "Note",
             Action::Settle(_, Fate::TimedOut(_)) => "TimedOut",
+            Action::Ask(..) => "Ask",
             Action::Cancel(..) => "Cancel",
             Action::Retire(_) => "Retire",
             Action::Kill(_) => "Kill",
+            Action::Weigh(_) => "Weigh",
+            Action::Settle(_, Fate::Unkillable(_)) => "Unkillable",
             Action::TimeOut(_) => "TimeOut",
             Action::Settle(_, Fate::Cancelled) => "Cancelled",
             Action::Settle(_, Fate::Closed) => "Closed",
@@ -1250,22 +1289,32 @@ impl World {
                 ensure!(true_one, "{id} fails and is tried again: {fate:?}");
                 Ok(())
             }
+            Action::Ask(key, task) => {
+                let id = self.core.cargo_mut(task).map(|id| *id - BASE_ID).ok_or("nobody is asked")?;
+                let job = &self.jobs[id as usize];
+                ensure!(
+                    job.stop.is_some() && job.mode == Mode::Async && matches!(job.way(), Way::Ask(_)) && job.place == Place::InFlight(key),
+                    "{id} is asked: {job:?}"
+                );
+                self.hear(key, id);
+                Ok(())
+            }
             Action::Cancel(key, task) => {
                 let id = self.core.cargo_mut(task).map(|id| *id - BASE_ID).ok_or("a cancel of nothing")?;
                 let job = &self.jobs[id as usize];
-                ensure!(
-                    job.stop.is_some() && job.mode == Mode::Async && !job.options.isolated && job.place == Place::InFlight(key),
-                    "{id} is cancelled: {job:?}"
-                );
+                ensure!(job.stop.is_some() && job.dropping && !job.told && job.place == Place::InFlight(key), "{id} is cancelled: {job:?}");
+                self.jobs[id as usize].told = true;
                 self.hear(key, id);
                 Ok(())
             }
             Action::Retire(key) => {
                 ensure!(self.draining && self.queue.is_empty(), "retired while there is work");
-                let by = self.now + RETIRE_GRACE;
+                let left = self.cut_at.map(|until| until.saturating_duration_since(self.now).max(ABORT_GRACE));
+                let by = self.now + left.map_or(staff::EXIT_LIMIT, |left| left.min(staff::EXIT_LIMIT));
                 let hand = self.hands.get_mut(&key).ok_or("nobody is retired")?;
                 ensure!(hand.life == Life::Ready && hand.in_flight.is_empty(), "{key:?} is retired at work");
                 hand.life = Life::Leaving { by };
+                hand.retired = true;
                 if !hand.hangs_at_end {
                     let delay = self.rng.micros(2_000);
                     let event = if self.rng.chance(50) { Event::Exit(key) } else { Event::HangUp(key) };
@@ -1274,6 +1323,7 @@ impl World {
                 Ok(())
             }
             Action::Kill(key) => self.do_kill(key),
+            Action::Weigh(key) => Err(format!("{key:?} is weighed")),
             Action::TimeOut(key) => {
                 let now = self.now;
                 let hand = self.hands.get_mut(&key).ok_or("nobody timed out")?;
@@ -1319,10 +1369,12 @@ impl World {
             delivery_due: false,
             silent: false,
             hangs_at_end: self.rng.chance(5),
+            retired: false,
             exit_due: false,
         };
         ensure!(self.hands.insert(key, hand).is_none(), "{key:?} is started twice");
-        ensure!(self.hands.len() <= self.plan.rules.workers, "{} workers, {} allowed", self.hands.len(), self.plan.rules.workers);
+        let on_duty = self.hands.values().filter(|hand| !hand.retired).count();
+        ensure!(on_duty <= self.plan.rules.workers, "{on_duty} workers, {} allowed", self.plan.rules.workers);
         let fails = self.bad_phase || self.rng.chance(self.plan.start_fails);
         let delay = self.rng.micros(10_000);
         match self.rng.below(4) {
@@ -1408,7 +1460,7 @@ impl World {
         let hand = self.hands.get(&key).ok_or("nobody is killed")?;
         let stopped = hand.in_flight.iter().any(|id| {
             let job = &self.jobs[*id as usize];
-            job.stop.is_some() && job.grace().is_none() && job.begun && !job.done
+            job.stop.is_some() && job.way() == Way::Kill && job.begun && !job.done
         });
         // What has not begun does not die with it, but for one that may be the cause.
         let unbegun = hand.in_flight.iter().filter(|id| !self.jobs[**id as usize].begun).count();
@@ -1453,6 +1505,7 @@ impl World {
         let truth = match fate {
             Fate::Cancelled => stopped(Stop::Abort),
             Fate::TimedOut(limit) => stopped(Stop::TimedOut(*limit)),
+            Fate::Unkillable(_) => false, // here all that is killed ends
             Fate::Closed => ((self.killed || self.cut) && waits) || stopped(Stop::Close),
             Fate::StartFailed(_) => waits && self.expected.start_failed && self.hands.values().all(|hand| hand.life != Life::Ready),
             Fate::Lost(_) => lost == Some(None),
@@ -1525,6 +1578,11 @@ impl World {
         });
         ensure!(late.is_none(), "overdue: {late:?}");
         self.in_time(|over| over <= self.now)?;
+        let untold = self.hands.values().filter(|hand| hand.life != Life::Doomed).flat_map(|hand| &hand.in_flight).find(|id| {
+            let job = &self.jobs[**id as usize];
+            job.dropping && !job.told
+        });
+        ensure!(untold.is_none(), "nobody drops {untold:?}");
         let over = self.jobs.iter().find(|job| job.place != Place::Settled && job.deadline.is_some_and(|deadline| deadline <= self.now));
         ensure!(over.is_none(), "its deadline is over: {over:?}");
         Ok(())
@@ -1706,6 +1764,7 @@ fn everything_comes_up() {
     for what in [
         "Start",
         "Send",
+        "Ask",
         "Cancel",
         "Retire",
         "Kill",
@@ -1722,10 +1781,11 @@ fn everything_comes_up() {
         "cut off in the queue",
         "cut off at work",
         "TimedOut",
+        "Ask",
         "Note",
         "tried again",
-        "innocent",
     ] {
         assert!(seen.get(what).is_some_and(|count| *count > 50), "{what} is rare: {seen:?}");
     }
+    assert!(seen.get("innocent").is_some_and(|count| *count > 0), "nobody is innocent: {seen:?}");
 }

@@ -274,6 +274,8 @@ fn recorded() -> Vec<Vec<u8>> {
             let mut out = Vec::new();
             message::done(&mut out, id);
             out.extend(value);
+            all.push(out.clone());
+            message::worth_another_try(&mut out);
             all.push(out);
         }
         let mut out = Vec::new();
@@ -281,7 +283,9 @@ fn recorded() -> Vec<Vec<u8>> {
         all.push(out);
         // Objects that nobody has been lent: of a manager, the first object, its parts and kinds, with and without a place.
         for names in [&[0x90][..], &[0x91, 0x95, 1, 1, 0, 0, 0xc0], &[0x92, 0x95, 2, 7, 1, 3, 0x93, 0, 0, 8, 0x95, 1, 2, 9, 9, 0xc0]] {
-            all.push([&[0x94, kind::DONE_NAMING, id as u8], names, &[7]].concat());
+            for kind in [kind::DONE_NAMING, kind::AGAIN_NAMING] {
+                all.push([&[0x94, kind, id as u8], names, &[7]].concat());
+            }
         }
     }
     all

@@ -513,6 +513,35 @@ async fn a_result_nested_too_deeply_is_an_error_of_its_task_alone() {
     assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 5);
 }
 
+/// Whether a value is worth another try is for the worker to say; how often it is tried, for the call.
+#[tokio::test]
+async fn an_answer_that_is_worth_another_try_is_tried_as_often_as_the_call_says() {
+    let pool = played(|_, player| {
+        player.become_ready();
+        for value in 1..=4 {
+            let call = player.hear();
+            let mut message = Message::new(&call).unwrap();
+            let slot = message.uint().unwrap();
+            let attempt: u8 = message.uint().unwrap();
+            let claim = Claim { slot, id: message.uint().unwrap() };
+            assert_eq!(attempt, [1, 1, 2, 3][usize::from(value) - 1]);
+            assert!(player.memory.claims().begin(claim));
+            player.say(|out| {
+                let start = out.len();
+                message::done(out, claim.id);
+                message::worth_another_try(&mut out[start..]);
+                out.push(value);
+            });
+        }
+        player.wait();
+    })
+    .build()
+    .unwrap();
+    assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 1);
+    let retried = pool.call(echo).retries(2).spawn(1);
+    assert_eq!(tokio::time::timeout(HANG, retried).await.expect("it hangs").unwrap(), 4);
+}
+
 #[tokio::test]
 async fn half_an_answer_and_silence_can_be_aborted() {
     let pool = played(|_, player| {

@@ -232,6 +232,7 @@ impl Machine {
             frame_limit: frame::BODY_MAX_DEFAULT as u32,
             depth: worker::depth() + 1,
             init: false,
+            exit: false,
             slots: memory.slots(),
             ring: memory.ring_bytes(),
             name: order.name.unwrap_or_else(worker::program_name),
