@@ -62,6 +62,8 @@ fn unsafe_stands_only_where_the_architecture_says() {
         "process/spawn.rs",
         "process/steward.rs",
         "process/death_note.rs",
+        // A test of what the kernel cannot end.
+        "pool/unkillable_workers.rs",
         // Counts what tests allocate.
         "wire/counting.rs",
     ];
