@@ -613,7 +613,7 @@ async fn observe_stopped(place: Place, then: Then) -> Option<()> {
     // Two, so that one of them can take what the other has in hand; but neighbours shall be together.
     let workers = if matches!(place, Async | Starting | Init) { 1 } else { 2 };
     let case = Case::new(Fault::Stop, place, workers, start_limit);
-    let has_behind = !matches!(place, Async | Idle | Starting | Init);
+    let has_behind = workers > 1;
     if has_behind {
         soon(case.pool.ready()).await.unwrap();
     }

@@ -498,6 +498,18 @@ fn build(dice: &mut Dice, dir: &Path, tag: String, total: &Mutex<u64>) -> World 
         .stdout(Output::null());
     // A thread reads it, or nobody.
     builder = if dice.one_in(3) { builder.stderr(Output::lines(|_| {})) } else { builder.stderr(Output::null()) };
+    if dice.one_in(4) {
+        builder = builder.workers(1..=2 + dice.below(3) as usize).idle_timeout(Duration::from_millis(5) + dice.millis(30));
+    }
+    if dice.one_in(4) {
+        builder = builder.max_tasks_per_worker(1 + dice.below(20));
+    }
+    if dice.one_in(6) {
+        builder = builder.max_lifetime(Duration::from_millis(20) + dice.millis(200));
+    }
+    if dice.one_in(5) {
+        builder = builder.spares(1);
+    }
     let queue_limit = dice.one_in(5);
     if queue_limit {
         builder = builder.queue_limit(1 + dice.below(20) as usize);
@@ -559,7 +571,17 @@ async fn play(dice: &mut Dice, worlds: &mut [World], census: &mut Census) {
                     count(census, "runtime gone");
                 }
             }
-            // (The place for a resize and for a recycling.)
+            97 => {
+                let Some(pool) = &world.pool else { continue };
+                if dice.one_in(2) {
+                    pool.resize(1 + dice.below(4) as usize).unwrap();
+                    count(census, "resized");
+                } else {
+                    // It begins in the call, or goes on without anybody who waits.
+                    let _ = tokio::time::timeout(dice.millis(5), pool.recycle()).await;
+                    count(census, "recycled");
+                }
+            }
             89 if dice.one_in(3) => {
                 world.open.iter_mut().for_each(|open| open.asked.cancelled = true);
                 world.pool.as_ref().map(Pool::abort_queued).unwrap();
@@ -567,7 +589,7 @@ async fn play(dice: &mut Dice, worlds: &mut [World], census: &mut Census) {
             }
             89 => {
                 let stats = world.pool.as_ref().map(Pool::stats).unwrap();
-                assert!(stats.busy + stats.idle + stats.starting + stats.leaving <= 16, "{stats:?}");
+                assert!(stats.busy + stats.idle + stats.starting + stats.leaving <= 64, "{stats:?}");
             }
             90..=96 => tokio::time::sleep(dice.millis(20)).await,
             _ => tokio::task::yield_now().await,

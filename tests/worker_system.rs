@@ -307,9 +307,10 @@ async fn own_process_with_traced_ones() {
     until("both are zombies", || both.iter().all(|one| processes::state(*one) == Some('Z'))).await;
     let used = || Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap());
     let before = used();
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let turned = used() - before;
-    assert!(turned < Duration::from_millis(50), "{turned:?} of processor time for nothing");
+    // Who turns without an end uses all that he is given.
+    assert!(turned < Duration::from_millis(200), "{turned:?} of processor time for nothing");
     assert!(!running.is_finished());
     std::fs::write(gate, "").unwrap();
     for tracer in tracers {

@@ -45,6 +45,8 @@
 //! 13. An isolated task, like a suspect one, is sent to an idle worker and nothing beside it; to stop it is always a kill.
 //!     What dies only because its worker was killed for another task's sake runs again if it is idempotent, uncounted.
 //! 14. A worker without such memory (of another program) has one sync task in hand at a time, which counts as begun.
+//! 23. A worker that has not begun a task within [`DEAF`] or two of those, though nothing stands before it, stands still: what it has not
+//!     begun is taken back as soon as another can have it, and it is given something only when nobody else can take it, until it answers.
 //!
 //! Rules 15 to 22, of who is on the staff, are in `core_staff.rs`; how a pool ends is in `core_ending.rs`.
 
@@ -72,6 +74,9 @@ const WORTH: Duration = Duration::from_micros(100);
 const MOVES_MAX: u8 = 2;
 /// How long an async task that was aborted has to reach an await point, and the reply of a task that is done to come.
 pub(crate) const ABORT_GRACE: Duration = Duration::from_secs(1);
+/// How often it is looked whether workers begin what they are given. A process that has to wait for its processor begins later at times;
+/// then it costs little that another begins it.
+const DEAF: Duration = Duration::from_millis(100);
 /// The wait after a first failed start; it doubles with each further one, up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -337,6 +342,8 @@ struct Flight {
     begun: Option<Instant>,
     /// It is to be stopped, and was seen to be done: its reply has a grace to come, and no other.
     done: bool,
+    /// It was looked at, with nothing before it, and had not begun.
+    overlooked: bool,
     /// An async one, which its worker has been told to drop.
     dropping: bool,
 }
@@ -377,6 +384,8 @@ struct Worker<M> {
     counted_behind: usize,
     /// Why it goes, if that is known.
     why: Option<WorkerEnd>,
+    /// Rule 23.
+    deaf: bool,
     post: Post,
 }
 
@@ -396,7 +405,7 @@ impl<M: Memory> Worker<M> {
             Mode::Sync => self.window(),
             Mode::Async => concurrency,
         };
-        self.state == State::Ready && !self.alone && (1..limit).contains(&self.in_flight.len())
+        self.state == State::Ready && !self.alone && !self.deaf && (1..limit).contains(&self.in_flight.len())
     }
 
     /// How many sync tasks stand behind another.
@@ -441,6 +450,22 @@ impl<M: Memory> Worker<M> {
     fn give_until(&mut self, by: Instant, task: TaskKey) {
         let at = self.asked.partition_point(|(other, _)| *other <= by);
         self.asked.insert(at, (by, task));
+    }
+
+    /// Whether something that it could have begun was not begun at two looks, of which this is one. What is large takes its time to arrive.
+    fn overlooks(&mut self, is_large: impl Fn(TaskKey) -> bool) -> bool {
+        let first = match self.mode {
+            Mode::Sync => 1,
+            Mode::Async => usize::MAX,
+        };
+        let mut twice = false;
+        for at in 0..self.in_flight.len().min(first) {
+            let Flight { claim, task, .. } = self.in_flight[at];
+            if self.look(claim) == Progress::Queued && !is_large(task) {
+                twice |= std::mem::replace(&mut self.in_flight[at].overlooked, true);
+            }
+        }
+        twice
     }
 
     /// It has begun none of the tasks in its hand.
@@ -513,8 +538,10 @@ pub(crate) struct Core<T, M> {
     /// Tasks with a deadline.
     deadlines: BTreeSet<(Instant, TaskKey)>,
     workers: Slots<Worker<M>>,
-    /// Ready workers without a task; the last used is the next used, for its caches are warm.
+    /// Ready workers without a task; the last used is the next used, for its caches are warm. Those that are deaf stand first.
     idle: Vec<WorkerKey>,
+    /// When it is looked whether workers begin what they are given; `None`: nobody is known to have been given something.
+    listen_at: Option<Instant>,
     /// Workers at work that may take more, by the number of tasks in flight; for each mode. Those
     /// that are late are taken out when they are met, and come back with their next reply.
     roomy: [BTreeSet<(usize, WorkerKey)>; 2],
@@ -542,6 +569,7 @@ impl<T, M: Memory> Core<T, M> {
             deadlines: BTreeSet::new(),
             workers: Slots::new(),
             idle: Vec::new(),
+            listen_at: None,
             roomy: [BTreeSet::new(), BTreeSet::new()],
             behind: 0,
             deadline_moved: false,
@@ -563,7 +591,7 @@ impl<T, M: Memory> Core<T, M> {
         if let Some(cause) = self.no_hope(now) {
             return Err(Refused(cargo, Fate::StartFailed(cause))); // rules 9 and 21
         }
-        let found_idle = !self.idle.is_empty();
+        let found_idle = self.has_idle();
         let deadline = options.as_ref().and_then(|options| now.checked_add(options.deadline?));
         let task = Task { cargo, id, mode, large, options, worker: None, stopping: None, delayed: None, deadline, attempt: 1, moves: 0 };
         let key = self.tasks.insert(task);
@@ -643,6 +671,7 @@ impl<T, M: Memory> Core<T, M> {
         }
         worker.busy_since = now;
         worker.fruitless = None;
+        worker.deaf = false;
         self.answered(key, now, actions);
         let Some(worker) = self.workers.get_mut(key) else { return };
         if !worker.asked.is_empty() {
@@ -829,10 +858,10 @@ impl<T, M: Memory> Core<T, M> {
     /// When [`Core::tick`] has something to do.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let retry = self.failure.as_ref().and_then(|failure| failure.retry);
-        let somebody_idle = !self.idle.is_empty();
+        let somebody_idle = self.has_idle();
         let tasks = [&self.delayed, &self.deadlines].into_iter().filter_map(|times| times.first()).map(|(at, _)| *at);
         let workers = self.workers.iter().filter_map(|(_, worker)| worker.deadline(somebody_idle));
-        workers.chain(retry).chain(tasks).chain(self.cut_at()).chain(self.staff_deadline()).min()
+        workers.chain(retry).chain(tasks).chain(self.cut_at()).chain(self.staff_deadline()).chain(self.listen_at).min()
     }
 
     /// Whether [`Core::next_deadline`] has changed without an action that would tell.
@@ -888,9 +917,33 @@ impl<T, M: Memory> Core<T, M> {
         if let Some(failure) = &mut self.failure {
             failure.retry = failure.retry.filter(|retry| now < *retry);
         }
+        if self.listen_at.is_some_and(|at| at <= now) {
+            self.listen(now);
+        }
         self.end_in_time(now, actions);
         self.time_the_staff(now, actions);
         self.go_on(now, actions);
+    }
+
+    /// Rule 23.
+    fn listen(&mut self, now: Instant) {
+        self.listen_at = None;
+        for key in self.workers.keys() {
+            let Some(worker) = self.workers.get_mut(key) else { continue };
+            if worker.state != State::Ready || worker.memory.is_none() || worker.in_flight.is_empty() {
+                continue;
+            }
+            self.listen_at = Some(now + DEAF);
+            if !worker.overlooks(|task| self.tasks.get(task).is_some_and(|task| task.large)) {
+                continue;
+            }
+            worker.deaf = true;
+            let mode = worker.mode;
+            self.list(key);
+            if self.place_well(mode, false, now).is_some() {
+                self.take_back(key, usize::MAX);
+            }
+        }
     }
 
     /// A worker's time is over. `false`: the tasks that should have been answered have been done after all, just now; each
@@ -1044,7 +1097,7 @@ impl<T, M: Memory> Core<T, M> {
 
     /// Rule 10: what stands behind others goes to those who are idle.
     fn share(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
-        while self.queued == 0 && self.behind > 0 && !self.idle.is_empty() {
+        while self.queued == 0 && self.behind > 0 && self.has_idle() {
             let from = self.workers.iter().filter(|(_, worker)| worker.behind() > 0 && worker.share_from() <= now);
             let Some((key, worker)) = from.max_by_key(|(_, worker)| worker.behind()) else {
                 self.deadline_moved = true; // the time to look again
@@ -1063,8 +1116,14 @@ impl<T, M: Memory> Core<T, M> {
 
     /// Rules 2 to 5: where a task goes.
     fn place(&mut self, mode: Mode, needs_idle: bool, now: Instant) -> Option<WorkerKey> {
-        if let Some(key) = self.idle.last() {
-            return Some(*key);
+        // A deaf one is better than none: it may go on at any time.
+        self.place_well(mode, needs_idle, now).or(self.idle.last().copied())
+    }
+
+    /// As [`Core::place`], but nothing goes to the deaf.
+    fn place_well(&mut self, mode: Mode, needs_idle: bool, now: Instant) -> Option<WorkerKey> {
+        if self.has_idle() {
+            return self.idle.last().copied();
         }
         let roomy = &mut self.roomy[mode as usize];
         while !needs_idle && let Some((_, key)) = roomy.first().copied() {
@@ -1076,6 +1135,11 @@ impl<T, M: Memory> Core<T, M> {
             roomy.pop_first();
         }
         None
+    }
+
+    /// Somebody is idle, and hears.
+    fn has_idle(&self) -> bool {
+        self.idle.last().and_then(|key| self.workers.get(*key)).is_some_and(|worker| !worker.deaf)
     }
 
     /// Only to where [`Core::place`] says.
@@ -1092,8 +1156,12 @@ impl<T, M: Memory> Core<T, M> {
         let claim = worker.claim(task.id);
         // Without claims it is taken for begun as soon as it is sent.
         let begun = worker.memory.is_none().then_some(now);
-        worker.in_flight.push_back(Flight { claim, task: task_key, begun, done: false, dropping: false });
+        worker.in_flight.push_back(Flight { claim, task: task_key, begun, done: false, dropping: false, overlooked: false });
         task.worker = Some(key);
+        if self.listen_at.is_none() {
+            self.listen_at = Some(now + DEAF);
+            self.deadline_moved = true;
+        }
         if let Some(timeout) = task.timeout() {
             let over = now + timeout;
             if worker.look_at.is_none_or(|at| over < at) {
@@ -1137,7 +1205,9 @@ impl<T, M: Memory> Core<T, M> {
     fn emptied(&mut self, key: WorkerKey) {
         match self.workers.get(key) {
             Some(Worker { state: State::Ready, in_flight, .. }) if in_flight.is_empty() => {
-                self.idle.push(key);
+                // The deaf are used last.
+                let at = if self.workers.get(key).is_some_and(|worker| worker.deaf) { 0 } else { self.idle.len() };
+                self.idle.insert(at, key);
                 self.somebody_idle();
             }
             Some(Worker { state: State::Departing, in_flight, .. }) if in_flight.is_empty() => self.staff.look = true,
@@ -1276,7 +1346,7 @@ impl<T, M: Memory> Core<T, M> {
         loop {
             let behind = if self.phase == Phase::Open { self.behind } else { 0 };
             let demand = (self.queued + behind).max(extra);
-            if demand == 0 || !self.idle.is_empty() {
+            if demand == 0 || self.has_idle() {
                 return;
             }
             if let Some(spare) = self.spare_for_a_vacancy() {
@@ -1317,6 +1387,7 @@ impl<T, M: Memory> Core<T, M> {
             listed: None,
             counted_behind: 0,
             why: None,
+            deaf: false,
             post: Post::new(duty, self.staff.generation, now),
         });
         self.order(duty);

@@ -43,7 +43,7 @@ fn rule_16_the_old_one_serves_until_its_successor_is_ready() {
     assert_eq!(bench.reply(w[0], &[1]), ["retire 0"]);
     assert_eq!(bench.core.why_ended(w[0]), Some(WorkerEnd::TooOld));
     assert_eq!(bench.exit(w[0]), [""; 0], "it is replaced already");
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + SECOND), "the age of the new one");
+    assert_eq!(bench.deadline(), Some(bench.now + SECOND), "the age of the new one");
 }
 
 #[test]
@@ -94,10 +94,10 @@ fn rule_16_what_is_too_large_is_replaced_and_is_looked_at_now_and_then_only() {
     bench.task(Mode::Sync);
     assert_eq!(bench.reply(w[0], &[1]), [""; 0], "it was just weighed");
     assert!(bench.core.deadline_moved());
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + WEIGH_EVERY));
+    assert_eq!(bench.deadline(), Some(bench.now + WEIGH_EVERY));
     bench.pass(WEIGH_EVERY);
     assert_eq!(bench.tick(), ["weigh 0"]);
-    assert_eq!(bench.core.next_deadline(), None, "it has answered nothing since");
+    assert_eq!(bench.deadline(), None, "it has answered nothing since");
     assert_eq!(bench.does(|core, now, actions| core.weighed(w[0], 1001, now, actions)), ["start 1"]);
     let next = newest(&bench);
     assert_eq!(bench.ready_now(next), ["retire 0"]);
@@ -194,7 +194,7 @@ fn rule_18_a_spare_that_nobody_needs_takes_a_vacant_place_or_leaves() {
 fn rule_19_the_longest_idle_leave_down_to_the_least() {
     let (mut bench, w) = manned(3, Policy { idle_limit: Some(SECOND), ..Policy::default() });
     bench.does(|core, now, actions| core.resize(1, 3, now, actions));
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + SECOND));
+    assert_eq!(bench.deadline(), Some(bench.now + SECOND));
     bench.pass(SECOND / 2);
     assert_eq!(bench.task(Mode::Async).1, ["send 2 0"]);
     bench.reply(w[2], &[0]);
@@ -203,7 +203,7 @@ fn rule_19_the_longest_idle_leave_down_to_the_least() {
     assert_eq!(bench.core.why_ended(w[0]), Some(WorkerEnd::Idle));
     bench.pass(SECOND);
     assert_eq!(bench.tick(), [""; 0], "the last one stays");
-    assert_eq!(bench.core.next_deadline(), Some(bench.now - SECOND + 5 * SECOND), "those that leave have their time");
+    assert_eq!(bench.deadline(), Some(bench.now - SECOND + 5 * SECOND), "those that leave have their time");
     assert_eq!((bench.exit(w[0]), bench.exit(w[1])), (vec![], vec![]));
     assert_eq!(bench.task(Mode::Sync).1, ["send 2 1"]);
     assert_eq!(bench.task(Mode::Sync).1, ["start 1"], "and it grows again");
@@ -298,7 +298,7 @@ fn rule_21_an_answer_shows_that_it_works() {
 fn rule_21_spares_that_end_at_once_are_not_started_without_a_pause() {
     let (mut bench, w) = manned(1, Policy { spares: 1, ..Policy::default() });
     assert_eq!(bench.exit(w[1]), [""; 0]);
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + BACKOFF_MIN));
+    assert_eq!(bench.deadline(), Some(bench.now + BACKOFF_MIN));
     bench.pass(BACKOFF_MIN);
     assert_eq!(bench.tick(), ["start 1"]);
 }
@@ -311,7 +311,7 @@ fn rule_22_what_the_kernel_cannot_end_is_told_and_replaced() {
     bench.begin(w[0], &[1]);
     assert_eq!(bench.abort(key), ["kill 0"]);
     assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + KILL_LIMIT));
+    assert_eq!(bench.deadline(), Some(bench.now + KILL_LIMIT));
     bench.pass(KILL_LIMIT);
     assert_eq!(bench.core.unended(bench.now), [w[0]]);
     assert_eq!(bench.tick(), ["unkillable 1 0", "start 1"]);

@@ -39,6 +39,14 @@ impl Bench {
         self.does(|core, now, actions| core.ready(key, Some(TestMemory::new(2048)), now, actions))
     }
 
+    /// The next deadline but for rule 23, by which it is always looked again before long.
+    pub(super) fn deadline(&mut self) -> Option<Instant> {
+        let listen_at = self.core.listen_at.take();
+        let deadline = self.core.next_deadline();
+        self.core.listen_at = listen_at;
+        deadline
+    }
+
     /// The worker begins these tasks, as far as they are its own to begin.
     pub(super) fn begin(&self, worker: WorkerKey, ids: &[u64]) {
         self.each(worker, ids, |claims, claim| assert!(claims.begin(claim), "{claim:?}"));
@@ -302,10 +310,10 @@ fn rule_10_who_is_idle_takes_what_stands_behind_others() {
     bench.begin(w[1], &[1]);
     assert_eq!(bench.reply(w[0], &[2]), [""; 0], "a microsecond's work");
     assert!(bench.core.deadline_moved());
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + LONG));
+    assert_eq!(bench.deadline(), Some(bench.now + LONG));
     bench.pass(LONG);
     assert_eq!(bench.tick(), ["send 0 3"], "but the one in front is long");
-    assert_eq!(bench.core.next_deadline(), None);
+    assert_eq!(bench.deadline(), None);
 }
 
 #[test]
@@ -318,9 +326,9 @@ fn rule_10_what_has_begun_meanwhile_stays_and_is_looked_at_again() {
     bench.finish(w[1], &[1]);
     bench.begin(w[1], &[3]);
     assert_eq!(bench.reply(w[0], &[2]), [""; 0]);
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + LONG));
+    assert_eq!(bench.deadline(), Some(bench.now + LONG));
     assert_eq!(bench.reply(w[1], &[1]), [""; 0]);
-    assert_eq!(bench.core.next_deadline(), None);
+    assert_eq!(bench.deadline(), None);
 }
 
 #[test]
@@ -389,15 +397,15 @@ fn rule_6_failed_starts_are_tried_again_after_a_back_off() {
     bench.fail(second);
     bench.pass(MS);
     bench.fail(third); // was under way with the other: the wait does not double
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + BACKOFF_MIN));
+    assert_eq!(bench.deadline(), Some(bench.now + BACKOFF_MIN));
     assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
     bench.pass(BACKOFF_MIN);
     assert_eq!(bench.tick(), ["start 2", "start 1"]);
     let retried = *bench.core.workers.keys().last().expect("three workers");
-    assert!(bench.core.next_deadline().is_some_and(|at| at > bench.now + MS), "nothing to do before a start is late");
+    assert!(bench.deadline().is_some_and(|at| at > bench.now + MS), "nothing to do before a start is late");
     bench.pass(MS);
     bench.fail(retried);
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + 2 * BACKOFF_MIN));
+    assert_eq!(bench.deadline(), Some(bench.now + 2 * BACKOFF_MIN));
     // A worker that gets ready ends the back-off.
     let other = bench.core.workers.keys()[1];
     assert_ne!(other, w[0]);
@@ -470,7 +478,7 @@ fn rule_8_a_task_that_is_done_is_not_killed_unless_its_reply_does_not_come() {
     bench.finish(w[0], &[1]);
     assert_eq!(bench.abort(key), [""; 0]);
     assert_eq!(bench.core.in_hand(w[0]), 2, "the others stay");
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + ABORT_GRACE));
+    assert_eq!(bench.deadline(), Some(bench.now + ABORT_GRACE));
     bench.pass(ABORT_GRACE);
     assert_eq!(bench.tick(), ["kill 0"]);
     assert_eq!(bench.exit(w[0]), ["cancelled 1", "start 0"]);
@@ -497,7 +505,7 @@ fn rule_8_each_async_task_has_the_whole_grace() {
     bench.reply(w[0], &[0]);
     bench.pass(ABORT_GRACE / 2);
     assert_eq!(bench.tick(), [""; 0]);
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + ABORT_GRACE / 2));
+    assert_eq!(bench.deadline(), Some(bench.now + ABORT_GRACE / 2));
     bench.pass(ABORT_GRACE / 2);
     assert_eq!(bench.tick(), ["kill 0"]);
     assert_eq!(bench.exit(w[0]), ["cancelled 1", "lost 2", "start 0"]);
@@ -541,9 +549,9 @@ fn a_start_that_takes_too_long_is_given_up() {
     let mut bench = Bench::new(1);
     bench.task(Mode::Sync);
     let w = bench.core.workers.keys();
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + Duration::from_secs(30)));
+    assert_eq!(bench.deadline(), Some(bench.now + Duration::from_secs(30)));
     bench.core.hello(w[0]);
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + Duration::from_secs(60)));
+    assert_eq!(bench.deadline(), Some(bench.now + Duration::from_secs(60)));
     bench.pass(Duration::from_secs(60));
     assert_eq!(bench.tick(), ["time out 0"]);
     assert_eq!(bench.ready_now(w[0]), [""; 0]);
@@ -564,7 +572,7 @@ fn a_drained_pool_keeps_what_it_may_still_need() {
     assert_eq!(bench.ready_now(second), ["send 1 2"]);
     assert_eq!(bench.reply(second, &[2]), ["retire 1"]);
     bench.pass(staff::EXIT_LIMIT);
-    assert_eq!(bench.core.next_deadline(), Some(bench.now)); // it may be stopped, and never end
+    assert_eq!(bench.deadline(), Some(bench.now)); // it may be stopped, and never end
     assert_eq!(bench.tick(), ["kill 1"]);
     assert_eq!(bench.exit(second), ["ended"]);
 }
@@ -600,7 +608,7 @@ fn a_drain_is_cut_short_at_its_limit() {
     }
     let (limit, now) = (bench.now + MS, bench.now);
     assert_eq!(bench.does(|core, _, actions| core.drain_by(limit, now, actions)), [""; 0]);
-    assert_eq!(bench.core.next_deadline(), Some(limit));
+    assert_eq!(bench.deadline(), Some(limit));
     bench.pass(MS);
     let mut words = bench.tick();
     words.sort();
@@ -652,10 +660,53 @@ fn of_several_limits_the_earliest_counts_and_a_kill_overtakes_them_all() {
     for limit in [5, 2, 3] {
         assert_eq!(bench.does(|core, _, actions| core.drain_by(now + limit * MS, now, actions)), [""; 0]);
     }
-    assert_eq!(bench.core.next_deadline(), Some(now + 2 * MS));
+    assert_eq!(bench.deadline(), Some(now + 2 * MS));
     assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), ["kill 0"]);
-    assert_eq!(bench.core.next_deadline(), Some(now + staff::KILL_LIMIT));
+    assert_eq!(bench.deadline(), Some(now + staff::KILL_LIMIT));
     assert_eq!(bench.exit(w[0]), ["closed 0", "ended"]);
+}
+
+#[test]
+fn rule_23_what_a_worker_that_stands_still_has_not_begun_goes_to_another() {
+    let (mut bench, w) = Bench::ready(2);
+    // The one stands still with a task, the other takes everything else.
+    assert_eq!(bench.task(Mode::Sync).1, ["send 1 0"]);
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), [""; 0]);
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), ["send 0 0"]);
+    bench.begin(w[0], &[0]);
+    bench.reply(w[0], &[0]);
+    for id in 1..5 {
+        assert_eq!(bench.task(Mode::Sync).1, [format!("send 0 {id}")], "it hears");
+        bench.begin(w[0], &[id]);
+        bench.reply(w[0], &[id]);
+    }
+    // When the other has its hands full, the deaf one is better than nobody; and is no longer deaf when it answers.
+    bench.task(Mode::Sync);
+    bench.begin(w[0], &[5]);
+    bench.pass(LONG);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 1 6"]);
+    bench.pass(2 * DEAF);
+    assert_eq!(bench.tick(), [""; 0], "there is nobody else");
+    bench.begin(w[1], &[6]);
+    bench.reply(w[1], &[6]);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 1 7"]);
+}
+
+#[test]
+fn rule_23_holds_for_async_tasks_of_which_some_have_begun() {
+    let (mut bench, w) = Bench::ready(2);
+    (0..3).for_each(|_| drop(bench.task(Mode::Async)));
+    bench.begin(w[1], &[0]);
+    bench.begin(w[0], &[1]);
+    for _ in 0..2 {
+        bench.pass(DEAF);
+        let words = bench.tick();
+        assert!(words.is_empty() || words == ["send 1 2"], "{words:?}");
+    }
+    bench.begin(w[1], &[2]);
+    assert_eq!(bench.task(Mode::Async).1, ["send 1 3"], "not to the one that has fewer and stands still");
 }
 
 #[test]
@@ -736,14 +787,14 @@ fn rule_11_a_limit_counts_from_the_true_start() {
     bench.with(Mode::Sync, timeout(50 * MS));
     bench.begin_timed(w[0], 1);
     assert!(bench.core.deadline_moved());
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + 50 * MS));
+    assert_eq!(bench.deadline(), Some(bench.now + 50 * MS));
     bench.pass(40 * MS);
     assert_eq!(bench.reply(w[0], &[1]), [""; 0]);
     bench.pass(5 * MS);
     bench.begin_timed(w[0], 2);
     bench.pass(5 * MS);
     assert_eq!(bench.tick(), [""; 0], "it has run for 5 ms");
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + 45 * MS));
+    assert_eq!(bench.deadline(), Some(bench.now + 45 * MS));
     bench.pass(45 * MS);
     assert_eq!(bench.tick(), ["kill 0"]);
     assert_eq!(bench.exit(w[0]), ["timed out 2 Timeout(50ms)", "start 0"]);
@@ -755,7 +806,7 @@ fn rule_11_what_has_not_begun_is_not_over_and_is_looked_at_again() {
     bench.with(Mode::Sync, timeout(50 * MS));
     bench.pass(50 * MS);
     assert_eq!(bench.tick(), [""; 0]);
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + 50 * MS));
+    assert_eq!(bench.deadline(), Some(bench.now + 50 * MS));
     bench.pass(10 * MS);
     bench.begin_timed(w[0], 0);
     bench.pass(40 * MS);
@@ -800,7 +851,7 @@ fn rule_11_a_deadline_ends_what_waits_what_runs_and_what_is_tried_again() {
     assert_eq!(bench.answer(w[0], 0, Answer::Panicked), (true, vec![]));
     bench.pass(50 * MS);
     assert_eq!(bench.tick(), ["timed out 0 Deadline(50ms)"]);
-    assert_eq!(bench.core.next_deadline(), None);
+    assert_eq!(bench.deadline(), None);
 }
 
 #[test]
@@ -810,7 +861,7 @@ fn rule_8_a_sync_task_with_a_grace_is_asked_before_it_is_killed() {
     bench.begin(w[0], &[0]);
     assert_eq!(bench.abort(key), [""; 0]);
     bench.each(w[0], &[0], |claims, claim| assert_eq!(claims.look(claim), Progress::Asked));
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + 20 * MS));
+    assert_eq!(bench.deadline(), Some(bench.now + 20 * MS));
     bench.pass(20 * MS);
     assert_eq!(bench.tick(), ["kill 0"]);
     assert_eq!(bench.exit(w[0]), ["cancelled 0", "start 0"]);
@@ -830,11 +881,11 @@ fn rule_8_an_async_task_with_a_grace_is_asked_then_dropped_and_only_then_killed(
     bench.each(w[0], &[0, 1, 2], |claims, claim| assert_eq!(claims.look(claim), Progress::Asked));
     assert_eq!(bench.abort(key), [""; 0], "it is being asked");
     assert_eq!(bench.reply(w[0], &[1]), [""; 0], "what it answers counts");
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + 20 * MS));
+    assert_eq!(bench.deadline(), Some(bench.now + 20 * MS));
     bench.pass(20 * MS);
     assert_eq!(bench.tick(), ["cancel 0 0", "cancel 0 2"]);
     assert_eq!(bench.answer(w[0], 2, Answer::Dropped), (false, vec![]));
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + 20 * MS), "as long again, up to a second");
+    assert_eq!(bench.deadline(), Some(bench.now + 20 * MS), "as long again, up to a second");
     bench.pass(20 * MS);
     assert_eq!(bench.tick(), ["kill 0"]);
     assert_eq!(bench.exit(w[0]), ["cancelled 0", "start 0"]);
@@ -868,7 +919,7 @@ fn rule_12_what_failed_is_tried_again_after_its_back_off_and_not_for_ever() {
     assert_eq!(bench.exit(w[0]), ["noted lost 0", "start 0"]);
     let again = bench.core.workers.keys()[0];
     assert_eq!(bench.ready_now(again), [""; 0]);
-    assert_eq!(bench.core.next_deadline(), Some(bench.now + 10 * MS));
+    assert_eq!(bench.deadline(), Some(bench.now + 10 * MS));
     bench.pass(10 * MS);
     assert_eq!(bench.tick(), ["send 0 0"]);
     bench.begin_timed(again, 0);
