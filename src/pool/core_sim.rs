@@ -1742,3 +1742,6 @@ fn everything_comes_up() {
         assert!(seen.get(what).is_some_and(|count| *count > 50), "{what} is rare: {seen:?}");
     }
 }
+
+#[path = "core_sim_staff.rs"]
+mod staff_simulation;

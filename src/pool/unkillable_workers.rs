@@ -98,3 +98,19 @@ async fn its_task_is_told_its_place_is_filled_and_it_is_reaped_when_it_ends() {
     until("it is counted", || pool.stats().ended_by(WorkerEnd::TaskStopped) == 1).await;
     assert_eq!(pool.stats().leaving, 0);
 }
+
+#[tokio::test]
+async fn the_end_of_its_pool_does_not_wait_for_it_and_it_is_reaped_all_the_same() {
+    for keeps in [true, false] {
+        let pool = pool();
+        let pid = pool.spawn(std::process::id, ()).await.unwrap();
+        let hold = Hold::of(pid);
+        let ending = pool.kill();
+        let kept = keeps.then_some(pool);
+        tokio::time::timeout(FUSE, ending).await.unwrap();
+        assert!(exists(pid));
+        drop(hold);
+        until("it is reaped", || !exists(pid)).await;
+        drop(kept);
+    }
+}
