@@ -8,7 +8,7 @@ mod processes;
 use futures::{FutureExt, SinkExt, StreamExt};
 use nix::sys::signal::Signal;
 use processes::{signal, soon, until};
-use procpool::{Delivery, ErrorKind, Event, Pool, Queue, QueueReceiver, QueueSender, Value};
+use procpool::{Delivery, ErrorKind, Event, Failure, Manager, Pool, Process, Queue, QueueReceiver, QueueSender, Value};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -70,7 +70,7 @@ async fn a_full_queue_refuses_or_waits_and_a_get_elsewhere_lets_one_in() {
 
 #[tokio::test]
 async fn gets_that_are_cancelled_at_any_moment_lose_nothing() {
-    const ITEMS: u32 = 3_000;
+    const ITEMS: u32 = 10_000;
     let pool = pool(3);
     let queue = pool.manager().queue(16).unwrap();
     let send = |queue: Queue<u32>, items: u32| {
@@ -314,4 +314,129 @@ async fn large_items_and_handles_travel_through_a_queue() {
     soon(server).await.unwrap();
     drop((queue, refused));
     until("nothing is left", || pool.manager().objects() == 0).await;
+}
+
+/// Sends numbers for ever, and says how many of the sends have returned.
+async fn send_on(queue: Queue<u64>, returned: Value<u64>) -> Result<(), Failure> {
+    for number in 0.. {
+        queue.send(number).await?;
+        returned.store(number + 1)?;
+    }
+    Ok(())
+}
+
+fn send_on_blocking(queue: Queue<u64>, returned: Value<u64>) -> Result<(), Failure> {
+    for number in 0.. {
+        queue.blocking_send(number)?;
+        returned.store(number + 1)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_producer_that_is_killed_in_full_flight_has_sent_arrives_once_and_in_order() {
+    let manager = Manager::new().unwrap();
+    for round in 0..8u64 {
+        let (queue, returned) = (manager.queue(1 << (2 * round)).unwrap(), manager.value(0u64).unwrap());
+        let args = (queue.clone(), returned.clone());
+        let process = if round % 2 == 0 { Process::spawn(send_on, args) } else { Process::spawn(send_on_blocking, args) };
+        let process = process.map(Killed).unwrap();
+        // In full flight: some thousand have come.
+        let mut next = 0;
+        while next < 2_000 + 321 * round {
+            assert_eq!(soon(queue.recv()).await.unwrap(), Some(next));
+            next += 1;
+        }
+        process.kill().await;
+        let returned = returned.load().unwrap();
+        while next < returned {
+            assert_eq!(soon(queue.recv()).await.unwrap(), Some(next), "of {returned}");
+            next += 1;
+        }
+        // One send may have been under way.
+        let more = queue.recv_timeout(SHORT).await;
+        assert!(
+            matches!(more, Ok(Some(number)) if number == next) || more.as_ref().is_err_and(|e| e.is_timeout()),
+            "{more:?} after {next}"
+        );
+        assert!(queue.recv_timeout(SHORT).await.unwrap_err().is_timeout());
+    }
+}
+
+/// Receives numbers, and says the last that a `recv` has returned.
+async fn take_on(queue: Queue<u64>, taken: Value<u64>) -> Result<(), Failure> {
+    while let Some(number) = queue.recv().await? {
+        taken.store(number + 1)?;
+    }
+    Ok(())
+}
+
+fn take_on_blocking(queue: Queue<u64>, taken: Value<u64>) -> Result<(), Failure> {
+    while let Some(number) = queue.blocking_recv()? {
+        taken.store(number + 1)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_killed_in_full_flight_takes_along_what_it_had_in_its_hands_and_no_more() {
+    let manager = Manager::new().unwrap();
+    for round in 0..8u64 {
+        let (queue, taken) = (manager.queue(1 << (2 * round)).unwrap(), manager.value(0u64).unwrap());
+        let args = (queue.clone(), taken.clone());
+        let process = if round % 2 == 0 { Process::spawn(take_on, args) } else { Process::spawn(take_on_blocking, args) };
+        let process = process.map(Killed).unwrap();
+        let mut sent = 0;
+        while sent < 2_000 + 321 * round {
+            soon(queue.send(sent)).await.unwrap();
+            sent += 1;
+        }
+        until("it takes", || taken.load().unwrap() > 0).await;
+        process.kill().await;
+        let taken = taken.load().unwrap();
+        // What it was sent by message comes back when its end is known: then nothing is on offer any more.
+        let mut rest = Vec::new();
+        while rest.last().copied().unwrap_or(taken.max(1) - 1) + 1 < sent {
+            let Ok(Some(number)) = queue.recv_timeout(SHORT).await else { break };
+            rest.push(number);
+        }
+        let first = rest.first().copied().unwrap_or(sent);
+        assert!(first == taken || first == taken + 1, "{first} is the first that is left, of {sent}; {taken} were taken");
+        assert!(rest.iter().copied().eq(first..sent), "{rest:?}");
+        assert!(queue.is_empty().unwrap());
+    }
+}
+
+/// A process that is about to be killed.
+struct Killed(Process<Result<(), Failure>>);
+
+impl Killed {
+    async fn kill(self) {
+        self.0.kill().unwrap();
+        soon(self.0.wait()).await.unwrap();
+    }
+}
+
+/// What one consumer has been sent ahead and has not taken is there for another, at once, and each item comes once.
+#[tokio::test]
+async fn a_consumer_that_stops_keeps_nothing_from_another() {
+    let manager = Manager::new().unwrap();
+    let (queue, taken) = (manager.queue(1024).unwrap(), manager.value(0u64).unwrap());
+    let process = Process::spawn(take_on, (queue.clone(), taken.clone())).map(Killed).unwrap();
+    // It receives long enough to be sent ahead.
+    for number in 0..500u64 {
+        soon(queue.send(number)).await.unwrap();
+    }
+    until("all are taken", || taken.load().unwrap() == 500).await;
+    signal(process.0.pid(), Signal::SIGSTOP);
+    for number in 500..900u64 {
+        soon(queue.send(number)).await.unwrap();
+    }
+    // The one that it waits for it was given; all others are ours.
+    let mut got = Vec::new();
+    while got.last() != Some(&899) {
+        got.push(soon(queue.recv()).await.unwrap().unwrap());
+    }
+    assert!(got.is_sorted() && got.len() >= 399, "{} came", got.len());
+    process.kill().await;
 }

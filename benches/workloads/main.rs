@@ -16,6 +16,8 @@ mod w10;
 mod w2;
 mod w3;
 mod w5;
+mod w6;
+mod w7;
 mod w8;
 mod w9;
 
@@ -28,12 +30,15 @@ type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 /// A workload's name, and what measures it.
 type Workload = (&'static str, fn(&Options, &Report) -> Result<()>);
 
-const WORKLOADS: [Workload; 8] = [
+const WORKLOADS: [Workload; 11] = [
     ("W1", w1::anywhere),
     ("W1@1cpu", w1::on_one_cpu),
     ("W2", w2::run),
     ("W3", w3::run),
     ("W5", w5::run),
+    ("W6", w6::run),
+    ("W7", w7::anywhere),
+    ("W7@1cpu", w7::on_one_cpu),
     ("W8", w8::run),
     ("W9", w9::run),
     ("W10", w10::run),

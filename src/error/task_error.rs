@@ -76,6 +76,9 @@ pub enum TaskErrorKind {
     /// The pool's workers have no such task: they are another program that serves none of this name, or one that knows
     /// tasks by name only; or they are this program, whose tasks have no names.
     UnknownTask,
+    /// The task returned an error that its [`retry_if`](crate::Call::retry_if) held to be worth another try. This is only ever
+    /// one of the [`earlier_attempts`](TaskError::earlier_attempts): the last one's is a value. See [`TaskError::own_error`].
+    OwnError,
 }
 
 /// The full space behind [`TaskErrorKind`].
@@ -131,6 +134,20 @@ pub(crate) enum What {
     UnknownTask {
         pid: Option<u32>,
     },
+    /// The encoded `Result`, unless it is long.
+    OwnError {
+        pid: u32,
+        result: Option<Box<[u8]>>,
+    },
+}
+
+/// An error of a task's own is kept among its earlier tries if it is no longer than this, in bytes, encoded: there may be 254.
+const OWN_ERROR_MAX: usize = 16 << 10;
+
+impl What {
+    pub(crate) fn own_error(pid: u32, result: &[u8]) -> Self {
+        Self::OwnError { pid, result: (result.len() <= OWN_ERROR_MAX).then(|| result.into()) }
+    }
 }
 
 impl TaskError {
@@ -183,6 +200,7 @@ impl TaskError {
             What::BadFrame { .. } => TaskErrorKind::BadFrame,
             What::Forked => TaskErrorKind::Forked,
             What::UnknownTask { .. } => TaskErrorKind::UnknownTask,
+            What::OwnError { .. } => TaskErrorKind::OwnError,
         }
     }
 
@@ -341,7 +359,8 @@ impl TaskError {
             | What::ArgumentDecode { pid, .. }
             | What::ResultEncode { pid, .. }
             | What::ResultTooLarge { pid, .. }
-            | What::BadFrame { pid, .. } => Some(pid),
+            | What::BadFrame { pid, .. }
+            | What::OwnError { pid, .. } => Some(pid),
             What::UnknownTask { pid } | What::Unkillable { pid } => pid,
             _ => None,
         }
@@ -379,6 +398,14 @@ impl TaskError {
     /// is how the last one did, or why there was no further one.
     pub fn earlier_attempts(&self) -> &[Self] {
         &self.inner.earlier
+    }
+
+    /// The encoded `Result` of a task that was tried again because of it.
+    pub(crate) fn own_result(&self) -> Option<&[u8]> {
+        match &self.inner.what {
+            What::OwnError { result, .. } => result.as_deref(),
+            _ => None,
+        }
     }
 
     /// Which item of a [`map`](crate::Pool::map) failed: its place in the input, counted from 0. `None` for a
@@ -437,6 +464,9 @@ impl fmt::Display for TaskError {
             What::UnknownTask { pid: Some(pid) } => write!(f, "worker process {pid} serves no task {function}"),
             What::UnknownTask { pid: None } => {
                 write!(f, "task {function} is unknown to this pool's workers: another program has tasks by name, this one has not")
+            }
+            What::OwnError { pid, .. } => {
+                write!(f, "task {function} returned an error in worker process {pid} that was worth another try")
             }
             What::Forked => write!(f, "task {function} can be neither handed in nor awaited in a forked copy of the application"),
         }

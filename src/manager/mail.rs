@@ -115,6 +115,11 @@ impl Mail {
         None
     }
 
+    /// Whether somebody waits for something that has not come.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.lock().slots.values().any(|slot| matches!(slot, Slot::Waiting(Some(_))))
+    }
+
     /// Nothing will come any more: everyone is told.
     pub(crate) fn close(&self) {
         let mut inside = self.lock();

@@ -4,6 +4,7 @@
 //! the traffic of shared objects. Nothing that is read here is believed: lengths are checked against what is there, and
 //! what a number stands for is looked up by whoever gets it.
 
+use super::lane::Way;
 use super::object::{Bad, Part};
 
 /// Bytes of a value in a shared object, encoded: the most.
@@ -30,6 +31,7 @@ mod kind {
     pub(super) const PARCEL: u8 = 13;
     pub(super) const TAKE: u8 = 14;
     pub(super) const DISMISS: u8 = 15;
+    pub(super) const LANE: u8 = 16;
     // From the manager.
     pub(super) const WELCOME: u8 = 32;
     pub(super) const ANSWER: u8 = 33;
@@ -165,6 +167,12 @@ pub(crate) enum ToManager<'a> {
     Dismiss {
         client: u64,
     },
+    /// Wants a lane into this queue, or out of it, until this ticket is cancelled.
+    Lane {
+        object: u64,
+        ticket: u64,
+        way: Way,
+    },
 }
 
 /// From the manager.
@@ -191,7 +199,7 @@ pub(crate) enum ToClient<'a> {
         ticket: u64,
         version: u64,
     },
-    /// The segment comes with it.
+    /// The segment, the lane, or the socket comes with it.
     Mapped {
         ticket: u64,
     },
@@ -269,6 +277,9 @@ impl ToManager<'_> {
             Self::Parcel { names } => Writer::new(out, kind::PARCEL, 1).names(names),
             Self::Take { client, names } => Writer::new(out, kind::TAKE, 2).uint(*client).names(names),
             Self::Dismiss { client } => Writer::new(out, kind::DISMISS, 1).uint(*client),
+            Self::Lane { object, ticket, way } => {
+                Writer::new(out, kind::LANE, 3).uint(*object).uint(*ticket).uint((*way == Way::Out).into())
+            }
         };
     }
 }
@@ -384,6 +395,9 @@ impl<'a> ToManager<'a> {
             (kind::PARCEL, 2) => Self::Parcel { names: r.names()? },
             (kind::TAKE, 3) => Self::Take { client: r.uint()?, names: r.names()? },
             (kind::DISMISS, 2) => Self::Dismiss { client: r.uint()? },
+            (kind::LANE, 4) => {
+                Self::Lane { object: r.uint()?, ticket: r.uint()?, way: if r.uint::<u8>()? == 0 { Way::In } else { Way::Out } }
+            }
             _ => return Err(bad(format!("a message of kind {kind} with {len} elements"))),
         };
         r.end(message)
@@ -443,6 +457,8 @@ mod tests {
             ToManager::Parcel { names: names.clone() },
             ToManager::Take { client: 1, names: names.clone() },
             ToManager::Dismiss { client: 1 },
+            ToManager::Lane { object: 1, ticket: 300, way: Way::In },
+            ToManager::Lane { object: 1, ticket: 2, way: Way::Out },
         ];
         for message in to_manager {
             let mut out = Vec::new();

@@ -5,12 +5,14 @@
 //! * `server.rs`: the rules under their lock, and the sockets of clients;
 //! * `rings.rs`: threads that wait for each other's locks;
 //! * `segments.rs`: the memory that it shares with its clients; `lock/`: the lock that lives in shared memory;
+//! * `lane.rs`: memory through which a client and a queue pass items;
 //! * `message.rs`: what clients and manager say to each other; `outgoing.rs`: what is to be written to a socket;
 //! * `mail.rs`: where a client's answers arrive.
 //!
 //! The handles stand in `sync/`.
 
 pub(crate) mod held;
+pub(crate) mod lane;
 pub(crate) mod lock;
 pub(crate) mod mail;
 pub(crate) mod message;

@@ -45,6 +45,8 @@
 //! [`Object::bytes`] is what the object holds, waiting requests and offers included. The manager refuses a request with
 //! a value that would pass its bound before the object sees it, and a client with too many open requests.
 
+use super::lane::Way;
+use crate::process::SharedMemory;
 use crate::wire::packet::Packet;
 use std::any::Any;
 use std::fmt;
@@ -203,4 +205,29 @@ pub(crate) trait Object: Send {
 
     /// What it holds, in bytes, roughly.
     fn bytes(&self) -> usize;
+
+    // ---- shortcuts, for kinds of objects that have them
+
+    /// How many bytes more all objects of the manager may hold: for what comes in without being asked about.
+    fn left(&mut self, bytes: usize) {
+        let _ = bytes;
+    }
+
+    /// A client wants a [lane](super::lane) under this ticket; it lasts until the ticket is cancelled. `false`: it gets none.
+    fn lane(&mut self, caller: Caller, way: Way, memory: Arc<SharedMemory>, now: Instant, answers: &mut Vec<Answer>) -> bool {
+        let _ = (caller, way, memory, now, answers);
+        false
+    }
+
+    /// The application hands in a value, if that can be done at once and as by a request of its own; else it comes back.
+    fn put_now(&mut self, value: Packet, held: Held, now: Instant, answers: &mut Vec<Answer>) -> Result<(), (Packet, Held)> {
+        let _ = (now, answers);
+        Err((value, held))
+    }
+
+    /// The application takes a value out for ever, if that can be done at once and as by a request of its own.
+    fn take_now(&mut self, now: Instant, answers: &mut Vec<Answer>) -> Option<Body> {
+        let _ = (now, answers);
+        None
+    }
 }

@@ -12,6 +12,7 @@
 //! One that does not keep to the protocol is cut off in the same way.
 
 use super::held::Dropped;
+use super::lane::{self, Way};
 use super::lock::served::Lock;
 use super::lock::word::words_for;
 use super::mail::{Arrived, Mail, shielded};
@@ -116,6 +117,12 @@ struct Reader {
     socket: Arc<OwnedFd>,
     buffer: FrameBuffer,
     descriptors: Vec<OwnedFd>,
+}
+
+/// What a client wants that needs system calls.
+enum Apart {
+    Introduce { number: u64, process: bool },
+    Lane { object: u64, ticket: u64, way: Way },
 }
 
 /// What is to be done when the lock has been released.
@@ -262,6 +269,16 @@ impl Server {
             }
             Err(why) => state.actions.push(Action::Refuse(caller, why)),
         });
+    }
+
+    /// Hands in a value that names nothing, if that can be done at once.
+    pub(crate) fn put_now(&self, object: u64, value: Packet) -> Result<(), Packet> {
+        self.apply(|state, now| state.put_now(object, value, now))
+    }
+
+    /// Takes a value out for ever, if that can be done at once.
+    pub(crate) fn take_now(&self, object: u64) -> Option<Body> {
+        self.apply(|state, now| state.take_now(object, now))
     }
 
     pub(crate) fn taken(&self, object: u64, ticket: u64) {
@@ -422,6 +439,11 @@ impl Server {
                             link.out.push(Vec::new(), |out| ToClient::Refused { ticket: caller.ticket, why }.write(out));
                         }
                     }
+                    todo.flush.push(caller.client);
+                }
+                Action::Lane(caller, memory) => {
+                    let Some(link) = links.get_mut(&caller.client) else { continue };
+                    link.out.push(vec![memory as Fd], |out| ToClient::Mapped { ticket: caller.ticket }.write(out));
                     todo.flush.push(caller.client);
                 }
                 Action::Refuse(caller, _) | Action::Grant(caller, _) => {
@@ -605,8 +627,12 @@ impl Server {
         let mut more = false;
         for reading in 0..READINGS {
             more = false;
-            match sys::recv_with_fds(reader.socket.as_fd(), reader.buffer.space(), DESCRIPTORS_MAX) {
+            let space = reader.buffer.space();
+            let room = space.len();
+            match sys::recv_with_fds(reader.socket.as_fd(), space, DESCRIPTORS_MAX) {
                 Ok(received) => {
+                    // A short read: there was no more. (It is cut where descriptors lie.)
+                    let all = received.bytes < room && received.fds.is_empty();
                     reader.buffer.filled(received.bytes);
                     reader.descriptors.extend(received.fds);
                     end = received.bytes == 0 || received.truncated || reader.descriptors.len() > DESCRIPTORS_MAX;
@@ -620,6 +646,9 @@ impl Server {
                         break;
                     }
                     more = reading + 1 == READINGS;
+                    if all && !even {
+                        break; // what comes now is told by the epoll set
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => {
@@ -647,7 +676,7 @@ impl Server {
             let mut inside = self.lock();
             let now = Instant::now();
             // Some at a time, so that others get the lock as well.
-            let (mut some, mut introduced) = (0, None);
+            let (mut some, mut apart) = (0, None);
             let result = loop {
                 if some == 64 {
                     break Ok(true);
@@ -655,8 +684,12 @@ impl Server {
                 some += 1;
                 match reader.buffer.next_frame() {
                     Ok(Some(range)) => match ToManager::read(reader.buffer.bytes(range)) {
-                        Ok(ToManager::Introduce { client: number, process }) => {
-                            introduced = Some((number, process));
+                        Ok(ToManager::Introduce { client, process }) => {
+                            apart = Some(Apart::Introduce { number: client, process });
+                            break Ok(true);
+                        }
+                        Ok(ToManager::Lane { object, ticket, way }) => {
+                            apart = Some(Apart::Lane { object, ticket, way });
                             break Ok(true);
                         }
                         Ok(message) => {
@@ -674,13 +707,24 @@ impl Server {
             drop(inside);
             self.perform(todo);
             self.sweep();
-            if let Some((number, process)) = introduced {
-                self.introduce(client, number, process, &mut reader.descriptors)?;
+            match apart {
+                Some(Apart::Introduce { number, process }) => self.introduce(client, number, process, &mut reader.descriptors)?,
+                Some(Apart::Lane { object, ticket, way }) => self.lane(Caller { client, ticket }, object, way),
+                None => {}
             }
             if !result? {
                 return Ok(());
             }
         }
+    }
+
+    /// A client wants a lane.
+    fn lane(&self, caller: Caller, object: u64, way: Way) {
+        let memory = SharedMemory::create(lane::WORDS * 8).and_then(|memory| memory.reserve().map(|()| memory));
+        self.apply(|state, now| match memory {
+            Ok(memory) => state.lane(caller, object, way, Arc::new(memory), now),
+            Err(_) => state.actions.push(Action::Refuse(caller, Refusal::NoMemory)),
+        });
     }
 
     /// A client has made a client of its own; with the message came its socket, and perhaps its process.
@@ -778,7 +822,7 @@ impl Inside {
             }
             ToManager::Fetch { object, ticket } => state.fetch(Caller { client, ticket }, object),
             ToManager::Map { ticket, segment } => state.map(Caller { client, ticket }, segment),
-            ToManager::Introduce { .. } => return Err(object::Bad("an introduction out of place".into())),
+            ToManager::Introduce { .. } | ToManager::Lane { .. } => return Err(object::Bad("what is done apart".into())),
             ToManager::Lend { client: number, names } => {
                 if let Some(to) = introduced.get(&(client, number)) {
                     for name in names {

@@ -13,15 +13,17 @@
 //!    holds no lock then.
 
 use super::held::HeldNames;
+use super::lane::Way;
 use super::lock::served::{Lock, Told};
 use super::lock::word::Owner;
 use super::message::{Kind, Name, Place, Refusal};
 use super::object::{Answer, Bad, Body, Caller, Client, Gone, Held, NO_ANSWER, Object, Part};
 use super::rings::{Rings, Wait};
 use super::segments::Allocated;
+use crate::process::SharedMemory;
 use crate::wire::packet::Packet;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// Requests of one client that wait for an answer, at most.
@@ -45,6 +47,8 @@ pub(crate) enum Action {
     Grant(Caller, u64),
     /// This segment of the memory.
     Map(Caller, u32),
+    /// A lane's memory.
+    Lane(Caller, Arc<SharedMemory>),
     /// It waits for a lock in a ring, which is described.
     Deadlock(Caller, String),
 }
@@ -432,6 +436,34 @@ impl State {
         asked.unwrap_or_else(|| Err(Bad("a request to what answers none".into())))
     }
 
+    /// A client wants a lane, for which there is this memory.
+    pub(crate) fn lane(&mut self, caller: Caller, object: u64, way: Way, memory: Arc<SharedMemory>, now: Instant) {
+        let made = !self.closed
+            && self.has(caller.client, object)
+            && self.served(object, now, |object, answers| object.lane(caller, way, Arc::clone(&memory), now, answers)).unwrap_or(false);
+        self.actions.push(if made { Action::Lane(caller, memory) } else { Action::Refuse(caller, Refusal::NoMemory) });
+    }
+
+    /// The application hands in a value, if that can be done at once; else it comes back.
+    pub(crate) fn put_now(&mut self, object: u64, value: Packet, now: Instant) -> Result<(), Packet> {
+        if self.closed || self.bytes + value.len() > self.bytes_max {
+            return Err(value);
+        }
+        let mut value = Some(value);
+        let put = self.served(object, now, |object, answers| {
+            object.put_now(value.take().unwrap_or_default(), None, now, answers).map_err(|(back, _)| back)
+        });
+        put.unwrap_or_else(|| Err(value.unwrap_or_default()))
+    }
+
+    /// The application takes a value out, if that can be done at once.
+    pub(crate) fn take_now(&mut self, object: u64, now: Instant) -> Option<Body> {
+        if self.closed {
+            return None;
+        }
+        self.served(object, now, |object, answers| object.take_now(now, answers)).flatten()
+    }
+
     pub(crate) fn taken(&mut self, caller: Caller, object: u64, now: Instant) {
         if self.has(caller.client, object) {
             self.served(object, now, |object, answers| object.taken(caller, now, answers));
@@ -590,8 +622,12 @@ impl State {
 
     /// Calls an object that answers requests.
     fn served<R>(&mut self, number: u64, _: Instant, call: impl FnOnce(&mut dyn Object, &mut Vec<Answer>) -> R) -> Option<R> {
+        let left = self.bytes_max.saturating_sub(self.bytes);
         self.with(number, |what, answers, _| match what {
-            What::Served(object) => Some(call(&mut **object, answers)),
+            What::Served(object) => {
+                object.left(left);
+                Some(call(&mut **object, answers))
+            }
             What::Lock(_) | What::Cells(..) => None,
         })
         .flatten()

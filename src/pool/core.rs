@@ -24,7 +24,10 @@
 //!    the head of the queue, in order, as often as that happens; but when nothing at all was begun, the first one may be
 //!    what killed it (a frame that cannot even be read): after [`MOVES_MAX`] such deaths a task is sent to an idle worker and
 //!    nothing behind it, and the next such death is its own.
-//! 8. To stop a task: what is not begun is taken back and never begins. A running async task is asked ([`Action::Cancel`]).
+//! 8. To stop a task: what is not begun is taken back and never begins. A running async task is dropped at an await point
+//!    ([`Action::Cancel`]). One with a grace, sync or async, is asked first, by its word (and, for an async one, by
+//!    [`Action::Ask`], for its worker sleeps); when the grace is over it is stopped as if it had none (an async
+//!    one has as long again to be dropped, if that is less than [`ABORT_GRACE`]).
 //!    For a running sync task its worker is doomed first (given nothing more, and all that it has not begun taken back),
 //!    then the task is looked at once more, and only then the worker killed: so a kill never hits another task. A task
 //!    that is seen done, or was asked, must have been answered in [`ABORT_GRACE`], else its worker is killed, again after
@@ -110,6 +113,8 @@ pub(crate) enum Action<T> {
     Start(WorkerKey),
     /// Send this task to this worker, which finds its word in this slot; it is its try of this number.
     Send(WorkerKey, TaskKey, u16, u8),
+    /// Tell this worker that this async task has been asked to stop by itself.
+    Ask(WorkerKey, TaskKey),
     /// Tell this worker to drop this async task.
     Cancel(WorkerKey, TaskKey),
     /// Close this worker's intake; it ends by itself.
@@ -177,6 +182,8 @@ pub(crate) enum Answer {
     /// The task was dropped, as it was asked to be.
     Dropped,
     Panicked,
+    /// A value that its own predicate holds to be worth another try; final if there is none.
+    Again,
 }
 
 /// What becomes of a task that was answered.
@@ -262,16 +269,23 @@ impl<T> Task<T> {
         self.options.as_ref()?.timeout
     }
 
-    /// How long it has to stop by itself when it is asked; `None`: it is not asked.
-    fn grace(&self) -> Option<Duration> {
+    /// How it is stopped while it runs.
+    fn way_to_stop(&self) -> Way {
         let options = self.options.as_ref();
-        if options.is_some_and(|options| options.isolated) {
-            return None;
+        let grace = options.and_then(|options| options.grace).filter(|grace| !grace.is_zero());
+        match (self.mode, grace) {
+            _ if options.is_some_and(|options| options.isolated) => Way::Kill,
+            (_, Some(grace)) => Way::Ask(grace),
+            (Mode::Async, None) => Way::Drop,
+            (Mode::Sync, None) => Way::Kill,
         }
-        match (self.mode, options.and_then(|options| options.grace)) {
-            (_, Some(grace)) => Some(grace),
-            (Mode::Async, None) => Some(ABORT_GRACE),
-            (Mode::Sync, None) => None,
+    }
+
+    /// How long it has to reach an await point, when it is dropped.
+    fn drop_grace(&self) -> Duration {
+        match self.way_to_stop() {
+            Way::Ask(grace) => grace.min(ABORT_GRACE),
+            _ => ABORT_GRACE,
         }
     }
 
@@ -280,6 +294,16 @@ impl<T> Task<T> {
         let retry = &self.options.as_ref()?.retry;
         (u32::from(self.attempt) <= retry.most && counts(retry)).then(|| retry.wait(self.attempt))
     }
+}
+
+/// See rule 8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// It is asked, and has this long to stop by itself.
+    Ask(Duration),
+    /// It is dropped at an await point.
+    Drop,
+    Kill,
 }
 
 /// ```text
@@ -313,6 +337,8 @@ struct Flight {
     begun: Option<Instant>,
     /// It is to be stopped, and was seen to be done: its reply has a grace to come, and no other.
     done: bool,
+    /// An async one, which its worker has been told to drop.
+    dropping: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -587,6 +613,7 @@ impl<T, M: Memory> Core<T, M> {
         let wait = match (answer, stop) {
             _ if self.phase == Phase::Killed => None,
             (Answer::Panicked, None) => task.again(|retry| retry.panics),
+            (Answer::Again, None) => task.again(|_| true),
             (Answer::Dropped, Some(Stop::TimedOut(Limit::Timeout(_)))) => task.again(|retry| retry.timeouts),
             _ => None,
         };
@@ -855,7 +882,7 @@ impl<T, M: Memory> Core<T, M> {
                 actions.push(Action::TimeOut(key));
             } else if worker.state == State::Doomed {
                 self.give_up(key, actions);
-            } else if self.is_given_up(key, now) {
+            } else if self.is_given_up(key, now, actions) {
                 self.condemn(key, now, actions);
             }
         }
@@ -868,8 +895,8 @@ impl<T, M: Memory> Core<T, M> {
     }
 
     /// A worker's time is over. `false`: the tasks that should have been answered have been done after all, just now; each
-    /// is given another grace, once, for its reply to come.
-    fn is_given_up(&mut self, key: WorkerKey, now: Instant) -> bool {
+    /// is given another grace, once, for its reply to come. Or they are async and were only asked so far: now they are dropped.
+    fn is_given_up(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) -> bool {
         loop {
             let Some(worker) = self.workers.get(key) else { return false };
             let Some((_, task)) = worker.asked.front().copied().filter(|(by, _)| *by <= now) else {
@@ -878,9 +905,21 @@ impl<T, M: Memory> Core<T, M> {
             if worker.mode == Mode::Sync && worker.state != State::Doomed {
                 self.take_back(key, usize::MAX); // as in `stop`: what stands behind it begins if it is done now
             }
+            let grace = self.tasks.get(task).map_or(ABORT_GRACE, Task::drop_grace);
             let Some(worker) = self.workers.get_mut(key) else { return false };
             let excused = worker.in_flight.iter().position(|flight| flight.task == task && !flight.done);
-            let Some(at) = excused.filter(|at| worker.look(worker.in_flight[*at].claim) == Progress::Done) else {
+            let is_done = |at: &usize| worker.look(worker.in_flight[*at].claim) == Progress::Done;
+            let Some(at) = excused.filter(is_done) else {
+                if worker.mode == Mode::Async
+                    && let Some(flight) = worker.in_flight.iter_mut().find(|flight| flight.task == task && !flight.dropping && !flight.done)
+                {
+                    flight.dropping = true;
+                    actions.push(Action::Cancel(key, task));
+                    worker.asked.pop_front();
+                    worker.give_until(now + grace, task);
+                    self.deadline_moved = true;
+                    continue;
+                }
                 worker.killed_for = Some(task);
                 worker.why.get_or_insert(WorkerEnd::TaskStopped);
                 return true;
@@ -935,7 +974,7 @@ impl<T, M: Memory> Core<T, M> {
         }
     }
 
-    /// At once: every task is settled, every worker killed.
+    /// At once: every worker is killed, and what has not begun is settled; the rest when its process has ended.
     pub(crate) fn kill(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         if matches!(self.phase, Phase::Killed | Phase::Ended) {
             return;
@@ -944,18 +983,11 @@ impl<T, M: Memory> Core<T, M> {
         for key in self.workers.keys() {
             self.blame(key, WorkerEnd::Closed);
             self.condemn(key, now, actions);
-            if let Some(worker) = self.workers.get_mut(key) {
-                worker.in_flight.clear();
-            }
         }
-        self.queue.clear();
-        self.queued = 0;
+        self.settle_unbegun(&Fate::Closed, actions);
         for key in self.tasks.keys() {
-            if let Some(task) = self.forget(key) {
-                let cut_off = &mut self.ending.cut_off;
-                let list = if task.worker.is_none() { &mut cut_off.unbegun } else { &mut cut_off.begun };
-                list.push(task.id);
-                actions.push(Action::Settle(task.cargo, Fate::Closed));
+            if let Some(task) = self.tasks.get_mut(key).filter(|task| task.stopping != Some(Stop::Abort)) {
+                task.stopping = Some(Stop::Close);
             }
         }
         self.want_end(now, actions);
@@ -1061,7 +1093,7 @@ impl<T, M: Memory> Core<T, M> {
         let claim = worker.claim(task.id);
         // Without claims it is taken for begun as soon as it is sent.
         let begun = worker.memory.is_none().then_some(now);
-        worker.in_flight.push_back(Flight { claim, task: task_key, begun, done: false });
+        worker.in_flight.push_back(Flight { claim, task: task_key, begun, done: false, dropping: false });
         task.worker = Some(key);
         if let Some(timeout) = task.timeout() {
             let over = now + timeout;
@@ -1175,7 +1207,7 @@ impl<T, M: Memory> Core<T, M> {
         if !stopping_before || stop == Stop::Abort || (stop == Stop::Close && task.stopping != Some(Stop::Abort)) {
             task.stopping = Some(stop);
         }
-        let grace = task.grace();
+        let way = task.way_to_stop();
         let Some(worker) = self.workers.get_mut(worker_key) else { return };
         let Some(at) = worker.in_flight.iter().position(|flight| flight.task == key) else { return };
         let claim = worker.in_flight[at].claim;
@@ -1190,13 +1222,26 @@ impl<T, M: Memory> Core<T, M> {
         if stopping_before || worker.state == State::Doomed {
             return;
         }
-        if let Some(grace) = grace {
-            if worker.mode == Mode::Async {
-                actions.push(Action::Cancel(worker_key, key));
-            } else if let Some(memory) = &worker.memory {
-                memory.claims().ask(claim);
+        let until = match way {
+            Way::Kill => None,
+            Way::Ask(grace) => {
+                if let Some(memory) = &worker.memory {
+                    memory.claims().ask(claim);
+                }
+                if worker.mode == Mode::Async {
+                    actions.push(Action::Ask(worker_key, key));
+                }
+                // What the clock cannot hold is for ever.
+                Some(now.checked_add(grace))
             }
-            worker.give_until(now + grace, key);
+            Way::Drop => {
+                worker.in_flight[at].dropping = true;
+                actions.push(Action::Cancel(worker_key, key));
+                Some(Some(now + ABORT_GRACE))
+            }
+        };
+        if let Some(until) = until {
+            until.into_iter().for_each(|until| worker.give_until(until, key));
             self.deadline_moved = true;
             return;
         }

@@ -4,12 +4,12 @@
 //! drain     takes nothing more; what is here runs to its end
 //! drain_by  the same, but at the limit it is cut short: what has not begun is settled, and what runs is stopped as by an
 //!           abort (rule 8), with the same grace
-//! kill      everything is settled at once, and every worker killed
+//! kill      every worker is killed; what has not begun is settled at once, what runs when its process has ended
 //! ```
 //!
 //! What was cut off is written down ([`CutOff`]); a task that answered in time is not.
 
-use super::{Action, Core, Fate, Memory, Phase, State, Stop};
+use super::{Action, Core, Fate, Memory, Phase, State, Stop, Worker};
 use crate::pool::ending::CutOff;
 use crate::pool::stats::WorkerEnd;
 use std::time::Instant;
@@ -42,8 +42,9 @@ impl<T, M: Memory> Core<T, M> {
                 worker.end_by = worker.end_by.map(|by| by.min(now + limit));
             }
         }
-        self.drain(now, actions);
-        self.end_in_time(now, actions);
+        self.phase = Phase::Draining;
+        self.end_in_time(now, actions); // what it settles nobody is kept for
+        self.want_end(now, actions);
     }
 
     /// What still ends by itself must have by then, or a moment later.
@@ -73,7 +74,13 @@ impl<T, M: Memory> Core<T, M> {
             self.stop(key, Stop::Close, now, actions);
         }
         for key in self.workers.keys() {
-            if self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. })) {
+            // Those that start, and those that have nothing left to do and have not ended by now: they may stand still.
+            let is_over = |worker: &Worker<M>| match worker.state {
+                State::Starting { .. } => true,
+                State::Spare | State::Ready | State::Departing | State::Retiring => worker.in_flight.is_empty(),
+                State::Doomed => false,
+            };
+            if self.workers.get(key).is_some_and(is_over) {
                 self.blame(key, WorkerEnd::Closed);
                 self.condemn(key, now, actions);
             }
@@ -88,7 +95,7 @@ impl<T, M: Memory> Core<T, M> {
     }
 
     /// Settles what waits, and what workers have in hand and have not begun.
-    fn settle_unbegun(&mut self, fate: &Fate, actions: &mut Vec<Action<T>>) -> usize {
+    pub(super) fn settle_unbegun(&mut self, fate: &Fate, actions: &mut Vec<Action<T>>) -> usize {
         for key in self.workers.keys() {
             self.take_back(key, usize::MAX);
         }

@@ -50,7 +50,7 @@ enum Has {
     Nothing,
     /// One retry after a death.
     Retry,
-    /// A sync one is asked first, when it is to be stopped.
+    /// It is asked first, when it is to be stopped.
     Grace,
     /// A time limit of half a [`JUMP`].
     Limit,
@@ -1013,6 +1013,8 @@ impl World {
                     self.facts.set(id, |fact| fact.sent = true);
                     self.readers[at].hand.send(ToWorker::Call(Claim { slot, id }, self.plan.tasks[id as usize].mode));
                 }
+                // It may end by itself at any time, asked or not.
+                Action::Ask(..) => note("an async task is asked", true),
                 Action::Cancel(key, task) => {
                     let (Some(id), Some(at)) = (self.core.id_of(task), self.place(key)) else { continue };
                     self.readers[at].hand.send(ToWorker::Cancel(id));
@@ -1668,6 +1670,10 @@ fn tasks_with_options() {
     clean(
         Plan { jumps: 2, ..one(&[ASYNC.with(Has::Limit), ASYNC.with(Has::Idempotent)]) },
         &["a grace that is over", "a neighbour that runs again"],
+    );
+    clean(
+        Plan { aborts: 1, jumps: 2, ..one(&[ASYNC.with(Has::Grace), ASYNC]) },
+        &["an async task is asked", "an async task is dropped", "a grace that is over"],
     );
     let two = Plan::new(2, &[SYNC.with(Has::Retry), SYNC.with(Has::Retry)]);
     clean(Plan { crashes: 2, service: 100 * US, ..two }, &["tried again"]);

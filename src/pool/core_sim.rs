@@ -134,7 +134,7 @@ impl Plan {
             return None;
         }
         let mut time = |percent: u64| rng.chance(percent).then(|| rng.heavy_tail(self.limits));
-        let (timeout, deadline, grace) = (time(40), time(20), time(40));
+        let (timeout, deadline, grace) = (time(40), time(20), time(60));
         let retry = Retry {
             most: [0, 0, 1, 3][rng.below(4) as usize],
             deaths: rng.chance(80),
@@ -143,7 +143,7 @@ impl Plan {
             wait_min: if rng.chance(50) { Duration::ZERO } else { rng.micros(5_000) },
             wait_max: Duration::from_millis(20),
         };
-        Some(Arc::new(Options { timeout, deadline, grace, isolated: rng.chance(15), idempotent: rng.chance(50), retry }))
+        Some(Arc::new(Options { timeout, deadline, grace, isolated: rng.chance(15), idempotent: rng.chance(85), retry }))
     }
 
     fn random(rng: &mut Rng, tasks: u64, workers: u64) -> Self {
@@ -171,7 +171,7 @@ impl Plan {
             async_percent: [0, 5, 50, 100][rng.below(4) as usize],
             large_percent: [0, 3, 50][rng.below(3) as usize],
             abort: often(rng, 40),
-            hang: often(rng, 200),
+            hang: often(rng, 60),
             crash: often(rng, 200),
             poison: often(rng, 300),
             panic: often(rng, 50),
@@ -335,6 +335,9 @@ struct Job {
     attempt: u8,
     /// Why it is to be stopped.
     stop: Option<Stop>,
+    /// Async, it is to be dropped; and its worker has been told.
+    dropping: bool,
+    told: bool,
     /// A process has begun it, in this try, and when.
     begun: bool,
     began_at: Instant,
@@ -355,12 +358,13 @@ impl Job {
         self.moves == MOVES_MAX || self.options.isolated
     }
 
-    /// How long it is given when it is asked to stop; `None`: it is not asked.
-    fn grace(&self) -> Option<Duration> {
-        match self.mode {
-            _ if self.options.isolated => None,
-            Mode::Async => Some(self.options.grace.unwrap_or(ABORT_GRACE)),
-            Mode::Sync => self.options.grace,
+    /// How it is stopped while it runs.
+    fn way(&self) -> Way {
+        match self.options.grace {
+            _ if self.options.isolated => Way::Kill,
+            Some(grace) => Way::Ask(grace),
+            None if self.mode == Mode::Async => Way::Drop,
+            None => Way::Kill,
         }
     }
 
@@ -430,8 +434,8 @@ enum Event {
     Ready(WorkerKey),
     Arrive(WorkerKey),
     Finish(WorkerKey, u64),
-    /// The task has heard that it is to stop.
-    Asked(WorkerKey, u64),
+    /// The task has heard that it is to stop, or is dropped.
+    Heard(WorkerKey, u64),
     Deliver(WorkerKey),
     HangUp(WorkerKey),
     Exit(WorkerKey),
@@ -659,9 +663,13 @@ impl World {
             }
             Event::Kill => {
                 self.killed = true;
+                for job in self.jobs.iter_mut().filter(|job| job.place != Place::Settled && job.stop != Some(Stop::Abort)) {
+                    job.stop = Some(Stop::Close);
+                }
                 self.core.kill(self.now, &mut self.actions);
                 self.settle_up(false)?;
-                ensure!(self.open == 0, "{} tasks were not settled by the kill", self.open);
+                let left = self.jobs.iter().find(|job| job.place != Place::Settled && !job.begun);
+                ensure!(left.is_none(), "{left:?} had not begun, and was not settled by the kill");
                 return Ok(());
             }
             Event::Phase(bad) => {
@@ -679,13 +687,18 @@ impl World {
             Event::Ready(key) => return self.ready(key),
             Event::Arrive(key) => self.arrive(key),
             Event::Finish(key, id) => {
-                let answer = if self.rng.rarely(self.plan.panic) { Answer::Panicked } else { Answer::Final };
+                let answer = match self.rng.rarely(self.plan.panic) {
+                    true if self.rng.chance(50) => Answer::Again,
+                    true => Answer::Panicked,
+                    false => Answer::Final,
+                };
                 self.finish(key, id, answer);
             }
-            Event::Asked(key, id) => {
+            Event::Heard(key, id) => {
                 let job = &self.jobs[id as usize];
-                let answer = if job.mode == Mode::Async { Answer::Dropped } else { Answer::Final };
-                if job.attempt > job.hangs {
+                let answer = if job.told { Answer::Dropped } else { Answer::Final };
+                let heeds = job.attempt > job.hangs && (job.told || self.rng.chance(70));
+                if heeds {
                     self.finish(key, id, answer);
                 }
             }
@@ -725,6 +738,8 @@ impl World {
                 options: known,
                 attempt: 1,
                 stop: None,
+                dropping: false,
+                told: false,
                 begun: false,
                 began_at: self.now,
                 done: false,
@@ -764,7 +779,9 @@ impl World {
                 self.after(soon, Event::Abort(id));
             }
             if hangs {
-                let delay = self.rng.micros(300_000);
+                // Some sit there for longer than one that is dropped beside them has.
+                let long = if self.rng.chance(60) { 300_000 } else { 4_000_000 };
+                let delay = self.rng.micros(long);
                 self.after(delay, Event::Abort(id));
             }
             if self.rng.rarely(self.plan.abort_where * 5) {
@@ -803,21 +820,27 @@ impl World {
         }
         if let Place::InFlight(worker) = job.place
             && (first && job.begun)
-            && let Some(grace) = job.grace().or(job.done.then_some(ABORT_GRACE))
             && let Some(hand) = self.hands.get_mut(&worker)
             && hand.life != Life::Doomed
         {
+            let grace = match job.way() {
+                Way::Kill if job.done => ABORT_GRACE,
+                Way::Kill => return,
+                Way::Drop => ABORT_GRACE,
+                Way::Ask(grace) => grace,
+            };
+            job.dropping = job.way() == Way::Drop;
             hand.asked.push((self.now + grace, id));
-            if job.mode == Mode::Sync && job.options.grace.is_some() {
-                self.hear(worker, id);
+            if job.mode == Mode::Sync && job.way() != Way::Kill {
+                self.hear(worker, id); // it looks at its word
             }
         }
     }
 
-    /// Before long the task hears that it is to stop.
+    /// Before long the task hears that it is to stop, or is dropped.
     fn hear(&mut self, worker: WorkerKey, id: u64) {
         let delay = self.rng.micros(500);
-        self.after(delay, Event::Asked(worker, id));
+        self.after(delay, Event::Heard(worker, id));
     }
 
     /// The model follows the clock: waits that are over, deadlines, and the limits of what runs.
@@ -850,6 +873,17 @@ impl World {
             }
             self.stop(id, stop);
         }
+        // Async tasks that were asked, and have not stopped by themselves.
+        for hand in self.hands.values_mut().filter(|hand| hand.life != Life::Doomed) {
+            for (by, id) in &mut hand.asked {
+                let job = &mut self.jobs[*id as usize];
+                if *by <= self.now && job.mode == Mode::Async && !job.dropping && !job.done {
+                    // It has as long again, up to a second.
+                    let grace = job.options.grace.unwrap_or(ABORT_GRACE).min(ABORT_GRACE);
+                    (*by, job.dropping) = (self.now + grace, true);
+                }
+            }
+        }
     }
 
     /// Its run has reached its time limit, and nobody has stopped it for another reason.
@@ -871,7 +905,8 @@ impl World {
         self.see("tried again");
         let job = &mut self.jobs[id as usize];
         let wait = job.options.retry.wait(job.attempt);
-        (job.attempt, job.moves, job.stop, job.begun, job.done) = (job.attempt + 1, 0, None, false, false);
+        (job.attempt, job.moves, job.stop) = (job.attempt + 1, 0, None);
+        (job.begun, job.done, job.dropping, job.told) = (false, false, false, false);
         if wait.is_zero() {
             self.enqueue(id);
         } else {
@@ -1009,10 +1044,6 @@ impl World {
         let mut count = 0;
         for (id, answer) in replies {
             let replied = self.core.replied(key, BASE_ID + id, answer, self.now);
-            if self.killed {
-                ensure!(replied.is_none(), "an answer after the kill was taken");
-                continue;
-            }
             let job = &mut self.jobs[id as usize];
             ensure!(job.place == Place::InFlight(key), "an answer to {id}, which is {:?}", job.place);
             let Some(hand) = self.hands.get_mut(&key) else { return Ok(()) };
@@ -1022,6 +1053,7 @@ impl World {
             count += 1;
             let again = match (answer, job.stop) {
                 (Answer::Panicked, None) => job.is_tried_again(|retry| retry.panics),
+                (Answer::Again, None) => job.is_tried_again(|_| true),
                 (Answer::Dropped, Some(Stop::TimedOut(Limit::Timeout(_)))) => job.is_tried_again(|retry| retry.timeouts),
                 _ => false,
             };
@@ -1039,7 +1071,6 @@ impl World {
         }
         if let Some(hand) = self.hands.get_mut(&key)
             && count > 0
-            && !self.killed
         {
             // An empty worker keeps the mode of its last task; its measure is of sync tasks only.
             if self.core.workers.get(key).is_some_and(|worker| worker.mode == Mode::Sync) {
@@ -1096,55 +1127,53 @@ impl World {
             return self.start_failed(key);
         }
         let mut hand = self.hands.remove(&key).ok_or("no such worker")?;
-        if !self.killed {
-            let (mut back, mut tried_again, mut innocent) = (Vec::new(), Vec::new(), 0);
-            let none_begun = hand.in_flight.iter().all(|id| !self.jobs[*id as usize].begun);
-            let memory = self.core.workers.get(key).and_then(|worker| worker.memory.as_ref());
-            for (at, id) in hand.in_flight.iter().copied().enumerate() {
-                let job = &mut self.jobs[id as usize];
-                if let (Some(memory), Some(slot)) = (memory, hand.slots.get(&id)) {
-                    let claim = Claim { slot: *slot, id: BASE_ID + id };
-                    match self.flaw {
-                        Some(Flaw::Unbegun) => drop(memory.claims().begin(claim)),
-                        Some(Flaw::RunAgain) => memory.claims().offer(claim),
-                        _ => {}
-                    }
-                }
-                let was_next = none_begun && (at == 0 || job.mode == Mode::Async);
-                let lost = job.begun || (was_next && job.moves == MOVES_MAX);
-                let again = match job.stop {
-                    None if !lost => {
-                        job.moves += u8::from(was_next);
-                        back.push(id);
-                        continue;
-                    }
-                    None if hand.killed_for_one && job.options.idempotent => {
-                        innocent += 1;
-                        job.begun = false;
-                        back.push(id);
-                        continue;
-                    }
-                    None => job.is_tried_again(|retry| retry.deaths),
-                    Some(Stop::TimedOut(Limit::Timeout(_))) => job.is_tried_again(|retry| retry.timeouts),
-                    Some(_) => false,
-                };
-                let expected = if again { &mut self.expected.notes } else { &mut self.expected.settles };
-                expected.insert(id, job.stop);
-                if again {
-                    tried_again.push(id);
+        let (mut back, mut tried_again, mut innocent) = (Vec::new(), Vec::new(), 0);
+        let none_begun = hand.in_flight.iter().all(|id| !self.jobs[*id as usize].begun);
+        let memory = self.core.workers.get(key).and_then(|worker| worker.memory.as_ref());
+        for (at, id) in hand.in_flight.iter().copied().enumerate() {
+            let job = &mut self.jobs[id as usize];
+            if let (Some(memory), Some(slot)) = (memory, hand.slots.get(&id)) {
+                let claim = Claim { slot: *slot, id: BASE_ID + id };
+                match self.flaw {
+                    Some(Flaw::Unbegun) => drop(memory.claims().begin(claim)),
+                    Some(Flaw::RunAgain) => memory.claims().offer(claim),
+                    _ => {}
                 }
             }
-            tried_again.into_iter().for_each(|id| self.try_again(id));
-            for _ in 0..innocent {
-                self.see("innocent");
+            let was_next = none_begun && (at == 0 || job.mode == Mode::Async);
+            let lost = job.begun || (was_next && job.moves == MOVES_MAX);
+            let again = match job.stop {
+                None if !lost => {
+                    job.moves += u8::from(was_next);
+                    back.push(id);
+                    continue;
+                }
+                None if hand.killed_for_one && job.options.idempotent => {
+                    innocent += 1;
+                    job.begun = false;
+                    back.push(id);
+                    continue;
+                }
+                None => job.is_tried_again(|retry| retry.deaths),
+                Some(Stop::TimedOut(Limit::Timeout(_))) => job.is_tried_again(|retry| retry.timeouts),
+                Some(_) => false,
+            };
+            let expected = if again { &mut self.expected.notes } else { &mut self.expected.settles };
+            expected.insert(id, job.stop);
+            if again {
+                tried_again.push(id);
             }
-            self.front -= 1;
-            for (at, id) in (0..).zip(back) {
-                self.see("requeued");
-                let turn = (self.front, Some(key), at);
-                self.queue.insert(turn, id);
-                self.jobs[id as usize].place = Place::Queued(turn);
-            }
+        }
+        tried_again.into_iter().for_each(|id| self.try_again(id));
+        for _ in 0..innocent {
+            self.see("innocent");
+        }
+        self.front -= 1;
+        for (at, id) in (0..).zip(back) {
+            self.see("requeued");
+            let turn = (self.front, Some(key), at);
+            self.queue.insert(turn, id);
+            self.jobs[id as usize].place = Place::Queued(turn);
         }
         hand.in_flight.clear();
         let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
@@ -1234,6 +1263,7 @@ impl World {
             Action::Send(..) => "Send",
             Action::Note(..) => "Note",
             Action::Settle(_, Fate::TimedOut(_)) => "TimedOut",
+            Action::Ask(..) => "Ask",
             Action::Cancel(..) => "Cancel",
             Action::Retire(_) => "Retire",
             Action::Kill(_) => "Kill",
@@ -1259,13 +1289,21 @@ impl World {
                 ensure!(true_one, "{id} fails and is tried again: {fate:?}");
                 Ok(())
             }
+            Action::Ask(key, task) => {
+                let id = self.core.cargo_mut(task).map(|id| *id - BASE_ID).ok_or("nobody is asked")?;
+                let job = &self.jobs[id as usize];
+                ensure!(
+                    job.stop.is_some() && job.mode == Mode::Async && matches!(job.way(), Way::Ask(_)) && job.place == Place::InFlight(key),
+                    "{id} is asked: {job:?}"
+                );
+                self.hear(key, id);
+                Ok(())
+            }
             Action::Cancel(key, task) => {
                 let id = self.core.cargo_mut(task).map(|id| *id - BASE_ID).ok_or("a cancel of nothing")?;
                 let job = &self.jobs[id as usize];
-                ensure!(
-                    job.stop.is_some() && job.mode == Mode::Async && !job.options.isolated && job.place == Place::InFlight(key),
-                    "{id} is cancelled: {job:?}"
-                );
+                ensure!(job.stop.is_some() && job.dropping && !job.told && job.place == Place::InFlight(key), "{id} is cancelled: {job:?}");
+                self.jobs[id as usize].told = true;
                 self.hear(key, id);
                 Ok(())
             }
@@ -1422,7 +1460,7 @@ impl World {
         let hand = self.hands.get(&key).ok_or("nobody is killed")?;
         let stopped = hand.in_flight.iter().any(|id| {
             let job = &self.jobs[*id as usize];
-            job.stop.is_some() && job.grace().is_none() && job.begun && !job.done
+            job.stop.is_some() && job.way() == Way::Kill && job.begun && !job.done
         });
         // What has not begun does not die with it, but for one that may be the cause.
         let unbegun = hand.in_flight.iter().filter(|id| !self.jobs[**id as usize].begun).count();
@@ -1431,6 +1469,8 @@ impl World {
         let overdue = hand.asked.iter().any(|(by, _)| *by <= now);
         let late = matches!(hand.life, Life::Leaving { by } if by <= now);
         let unwanted = self.draining && (self.open == 0 || self.cut) && matches!(hand.life, Life::Starting { .. });
+        // It has nothing left to do, and has not ended by the limit.
+        let unwanted = unwanted || self.cut && matches!(hand.life, Life::Ready | Life::Leaving { .. }) && hand.in_flight.is_empty();
         let told = self.told == Some(key);
         ensure!(hand.life != Life::Doomed, "{key:?} is killed twice");
         ensure!(self.killed || stopped || overdue || late || unwanted || told, "{hand:?} is killed for nothing");
@@ -1466,7 +1506,7 @@ impl World {
             Fate::Cancelled => stopped(Stop::Abort),
             Fate::TimedOut(limit) => stopped(Stop::TimedOut(*limit)),
             Fate::Unkillable(_) => false, // here all that is killed ends
-            Fate::Closed => self.killed || (self.cut && waits) || stopped(Stop::Close),
+            Fate::Closed => ((self.killed || self.cut) && waits) || stopped(Stop::Close),
             Fate::StartFailed(_) => waits && self.expected.start_failed && self.hands.values().all(|hand| hand.life != Life::Ready),
             Fate::Lost(_) => lost == Some(None),
         };
@@ -1538,6 +1578,11 @@ impl World {
         });
         ensure!(late.is_none(), "overdue: {late:?}");
         self.in_time(|over| over <= self.now)?;
+        let untold = self.hands.values().filter(|hand| hand.life != Life::Doomed).flat_map(|hand| &hand.in_flight).find(|id| {
+            let job = &self.jobs[**id as usize];
+            job.dropping && !job.told
+        });
+        ensure!(untold.is_none(), "nobody drops {untold:?}");
         let over = self.jobs.iter().find(|job| job.place != Place::Settled && job.deadline.is_some_and(|deadline| deadline <= self.now));
         ensure!(over.is_none(), "its deadline is over: {over:?}");
         Ok(())
@@ -1719,6 +1764,7 @@ fn everything_comes_up() {
     for what in [
         "Start",
         "Send",
+        "Ask",
         "Cancel",
         "Retire",
         "Kill",
@@ -1735,12 +1781,13 @@ fn everything_comes_up() {
         "cut off in the queue",
         "cut off at work",
         "TimedOut",
+        "Ask",
         "Note",
         "tried again",
-        "innocent",
     ] {
         assert!(seen.get(what).is_some_and(|count| *count > 50), "{what} is rare: {seen:?}");
     }
+    assert!(seen.get("innocent").is_some_and(|count| *count > 0), "nobody is innocent: {seen:?}");
 }
 
 #[path = "core_sim_staff.rs"]

@@ -65,6 +65,7 @@ impl Bench {
         let words = actions.into_iter().map(|action| match action {
             Action::Start(key) => format!("start {}", place(key)),
             Action::Send(key, task, ..) => format!("send {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
+            Action::Ask(key, task) => format!("ask {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
             Action::Cancel(key, task) => format!("cancel {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
             Action::Retire(key) => format!("retire {}", place(key)),
             Action::Kill(key) => format!("kill {}", place(key)),
@@ -627,6 +628,22 @@ fn an_end_asks_async_tasks_and_waits_for_them_no_longer_than_an_abort_does() {
 }
 
 #[test]
+fn a_worker_that_has_nothing_left_to_do_and_does_not_end_is_killed_at_the_limit() {
+    let (mut bench, w) = Bench::ready(2);
+    bench.task(Mode::Sync);
+    let limit = bench.now + 2 * MS;
+    assert_eq!(bench.does(|core, now, actions| core.drain_by(limit, now, actions)), ["retire 0"]);
+    bench.begin(w[1], &[0]);
+    bench.pass(MS);
+    assert_eq!(bench.reply(w[1], &[0]), ["retire 1"]);
+    assert_eq!(bench.exit(w[1]), [""; 0]);
+    bench.pass(MS);
+    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.exit(w[0]), ["ended"]);
+    assert!(bench.core.cut_off().is_empty());
+}
+
+#[test]
 fn of_several_limits_the_earliest_counts_and_a_kill_overtakes_them_all() {
     let (mut bench, w) = Bench::ready(1);
     bench.task(Mode::Sync);
@@ -636,9 +653,24 @@ fn of_several_limits_the_earliest_counts_and_a_kill_overtakes_them_all() {
         assert_eq!(bench.does(|core, _, actions| core.drain_by(now + limit * MS, now, actions)), [""; 0]);
     }
     assert_eq!(bench.core.next_deadline(), Some(now + 2 * MS));
-    assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), ["kill 0", "closed 0"]);
+    assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), ["kill 0"]);
     assert_eq!(bench.core.next_deadline(), Some(now + staff::KILL_LIMIT));
-    assert_eq!(bench.exit(w[0]), ["ended"]);
+    assert_eq!(bench.exit(w[0]), ["closed 0", "ended"]);
+}
+
+#[test]
+fn a_kill_settles_what_runs_when_it_has_stopped_and_the_rest_at_once() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 10);
+    let keys: Vec<_> = (0..4).map(|_| bench.task(Mode::Sync)).collect();
+    let first = bench.next - 4;
+    bench.begin(w[0], &[first]);
+    drop(keys);
+    let mut words = bench.does(|core, now, actions| core.kill(now, actions));
+    words.sort();
+    assert_eq!(words, [format!("closed {}", first + 1), format!("closed {}", first + 2), format!("closed {}", first + 3), "kill 0".into()]);
+    assert_eq!(bench.exit(w[0]), [format!("closed {first}"), "ended".into()]);
+    assert_eq!((bench.core.cut_off().unbegun().len(), bench.core.cut_off().begun()), (3, &[first][..]));
 }
 
 #[test]
@@ -785,6 +817,30 @@ fn rule_8_a_sync_task_with_a_grace_is_asked_before_it_is_killed() {
 }
 
 #[test]
+fn rule_8_an_async_task_with_a_grace_is_asked_then_dropped_and_only_then_killed() {
+    let (mut bench, w) = Bench::ready(1);
+    let grace = Options { grace: Some(20 * MS), ..Options::default() };
+    let (key, _) = bench.with(Mode::Async, grace.clone());
+    let (polite, _) = bench.with(Mode::Async, grace.clone());
+    let (yielding, _) = bench.with(Mode::Async, grace);
+    bench.begin(w[0], &[0, 1, 2]);
+    for (id, key) in [key, polite, yielding].into_iter().enumerate() {
+        assert_eq!(bench.abort(key), [format!("ask 0 {id}")]);
+    }
+    bench.each(w[0], &[0, 1, 2], |claims, claim| assert_eq!(claims.look(claim), Progress::Asked));
+    assert_eq!(bench.abort(key), [""; 0], "it is being asked");
+    assert_eq!(bench.reply(w[0], &[1]), [""; 0], "what it answers counts");
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + 20 * MS));
+    bench.pass(20 * MS);
+    assert_eq!(bench.tick(), ["cancel 0 0", "cancel 0 2"]);
+    assert_eq!(bench.answer(w[0], 2, Answer::Dropped), (false, vec![]));
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + 20 * MS), "as long again, up to a second");
+    bench.pass(20 * MS);
+    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.exit(w[0]), ["cancelled 0", "start 0"]);
+}
+
+#[test]
 fn rule_8_a_task_that_is_done_when_its_grace_is_over_costs_nobody_else() {
     let (mut bench, w) = Bench::ready(1);
     bench.teach(w[0], MS / 100);
@@ -844,6 +900,31 @@ fn rule_12_only_what_its_retries_are_for_is_tried_again() {
     bench.begin(w[0], &[0]);
     assert_eq!(bench.abort(key), ["kill 0"]);
     assert_eq!(bench.exit(w[0]), ["cancelled 0", "start 0"]);
+}
+
+#[test]
+fn rule_12_a_tasks_own_error_is_tried_again_as_often_as_is_wanted_and_is_then_its_value() {
+    let (mut bench, w) = Bench::ready(1);
+    let retry = Retry { most: 2, wait_min: 10 * MS, wait_max: 10 * MS, ..Retry::default() };
+    let (key, _) = bench.with(Mode::Sync, Options { retry, ..Options::default() });
+    for _ in 0..2 {
+        bench.begin(w[0], &[0]);
+        assert_eq!(bench.answer(w[0], 0, Answer::Again), (true, vec![]));
+        bench.pass(10 * MS);
+        assert_eq!(bench.tick(), ["send 0 0"]);
+    }
+    bench.begin(w[0], &[0]);
+    assert_eq!(bench.answer(w[0], 0, Answer::Again), (false, vec![]), "its third");
+    assert!(bench.core.id_of(key).is_none());
+    // Of a task that has no retries it is a value like any; and of one that was to be stopped.
+    bench.task(Mode::Sync);
+    bench.begin(w[0], &[1]);
+    assert_eq!(bench.answer(w[0], 1, Answer::Again), (false, vec![]));
+    let retry = Retry { most: 2, ..Retry::default() };
+    let (key, _) = bench.with(Mode::Sync, Options { retry, grace: Some(20 * MS), ..Options::default() });
+    bench.begin(w[0], &[2]);
+    bench.abort(key);
+    assert_eq!(bench.answer(w[0], 2, Answer::Again), (false, vec![]));
 }
 
 #[test]

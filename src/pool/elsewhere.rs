@@ -44,6 +44,10 @@ impl Engine {
         match *self {}
     }
 
+    pub(crate) fn is_open(&self, _: TaskKey) -> bool {
+        match *self {}
+    }
+
     pub(crate) fn worker_pid(&self, _: TaskKey) -> Option<u32> {
         match *self {}
     }

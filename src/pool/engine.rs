@@ -325,6 +325,11 @@ impl Engine {
         }
     }
 
+    /// Whether the task has not ended.
+    pub(crate) fn is_open(&self, key: TaskKey) -> bool {
+        !fork::is_forked_copy() && self.lock().core.worker_of(key).is_some()
+    }
+
     /// The process that has the task, if one has.
     pub(crate) fn worker_pid(&self, key: TaskKey) -> Option<u32> {
         if fork::is_forked_copy() {
@@ -567,7 +572,7 @@ impl Engine {
                     self.alone.store(true, Ordering::Release); // so that the steward forgets it
                     steward::look();
                 }
-                Action::Send(..) | Action::Cancel(..) | Action::Note(..) => unreachable!("done under the lock"),
+                Action::Send(..) | Action::Ask(..) | Action::Cancel(..) | Action::Note(..) => unreachable!("done under the lock"),
             }
         }
         if let Some(deadline) = todo.deadline {
@@ -777,12 +782,15 @@ impl State {
                     let Some(cargo) = self.core.cargo_mut(task) else { continue };
                     cargo.failed(why(fate, cargo.function));
                 }
-                Action::Cancel(worker, task) => {
+                Action::Ask(worker, task) | Action::Cancel(worker, task) => {
                     timed = true;
                     let (Some(link), Some(id)) = (self.links.get_mut(&worker), self.core.id_of(task)) else { continue };
                     let mut out = Vec::new();
                     let start = frame::begin(&mut out);
-                    message::cancel(&mut out, id);
+                    match action {
+                        Action::Ask(..) => message::ask(&mut out, id),
+                        _ => message::cancel(&mut out, id),
+                    }
                     frame::finish(&mut out, start);
                     link.out.push(&Packet::from(&mut out));
                     todo.want_flush(worker, link);

@@ -35,6 +35,7 @@ mod loss;
 mod named;
 mod options;
 mod output;
+mod own_error;
 mod reply;
 mod results;
 mod size;
@@ -49,7 +50,7 @@ mod tokens;
 mod unkillable_workers;
 
 pub use builder::Builder;
-pub use call::Call;
+pub use call::{Call, Function};
 pub use ending::{CutOff, Ending};
 pub use events::{Events, WorkerEvent};
 pub use join::{AbortHandle, JoinHandle};
@@ -62,7 +63,7 @@ pub use stats::{Stats, WorkerEnd};
 use self::core::Mode;
 use crate::error::Error;
 use crate::sync::Manager;
-use crate::task::{ArgsFor, ArgsTuple, Run, Task, ZeroSized, index_of};
+use crate::task::{ArgsFor, ArgsTuple, Contented, Run, Task, ZeroSized, index_of};
 use crate::wire::message::Callee;
 use engine::Engine;
 use futures::Stream;
@@ -97,8 +98,8 @@ use std::time::Duration;
 /// |---|---|---|---|---|
 /// | [`shutdown()`](Self::shutdown) | refused | run | run to their end | end when nothing is left to do; their exit function ([`Builder::exit`]) and what exit handlers they have run |
 /// | `shutdown()` and [`abort_queued()`](Self::abort_queued) | refused | cancelled | run to their end | the same |
-/// | [`shutdown_within(limit)`](Self::shutdown_within) | refused | run; at the limit closed | the same; at the limit async ones are dropped at an await point, sync ones die with their process | end, or are killed at the limit (a second later where an async task does not yield) |
-/// | [`kill()`](Self::kill) | refused | closed at once | closed at once | are killed |
+/// | [`shutdown_within(limit)`](Self::shutdown_within) | refused | run; at the limit closed | the same; at the limit async ones are dropped at an await point, sync ones die with their process; those with a [`grace`](Call::grace) are asked first | end, or are killed at the limit (a second later where an async task does not yield) |
+/// | [`kill()`](Self::kill) | refused | closed at once | closed when their process has ended | are killed |
 /// | the last `Pool` is dropped | | as by `kill()` | as by `kill()` | as by `kill()` |
 /// | the runtime that built it ends | taken | run | run | go on; a thread of the crate's own drives the pool |
 /// | `main` returns, `std::process::exit`, a panic that ends the program, SIGTERM, SIGINT, SIGKILL | | | | are killed by the kernel, spinning and stopped ones, too |
@@ -112,7 +113,7 @@ use std::time::Duration;
 /// # Drop
 ///
 /// Dropping the last handle kills the workers, without waiting for that; handles of tasks that have not ended resolve to
-/// [`is_pool_closed`](crate::TaskError::is_pool_closed). [`shutdown`](Self::shutdown) lets them end first.
+/// [`is_pool_closed`](crate::TaskError::is_pool_closed) as by [`kill`](Self::kill). [`shutdown`](Self::shutdown) lets them end first.
 #[derive(Clone)]
 pub struct Pool {
     last: Arc<Last>,
@@ -171,6 +172,8 @@ impl Pool {
     ///
     /// All come through the handle, at once if the task was not taken: see
     /// [`TaskErrorKind`](crate::TaskErrorKind).
+    #[doc(alias = "apply_async")]
+    #[doc(alias = "submit")]
     pub fn spawn<F, Args, Marker, P>(&self, function: F, args: P) -> JoinHandle<F::Output>
     where
         F: Task<Args, Marker>,
@@ -197,12 +200,12 @@ impl Pool {
     }
 
     /// A call with options.
-    pub fn call<F, Args, Marker>(&self, _function: F) -> Call<'_, Args, F::Output>
+    pub fn call<F, Args, Marker>(&self, _function: F) -> Call<'_, Args, F::Output, Function<F, Marker>>
     where
         F: Task<Args, Marker>,
     {
         let () = ZeroSized::<F>::PROVEN;
-        let mode = match F::__entry().run {
+        let mode = match F::__entry::<Contented>().run {
             Run::Async(_) => Mode::Async,
             _ => Mode::Sync,
         };
@@ -252,6 +255,8 @@ impl Pool {
     /// # Ok(())
     /// # }
     /// ```
+    #[doc(alias = "imap")]
+    #[doc(alias = "starmap")]
     pub fn map<F, Args, Marker, I>(&self, function: F, items: I) -> Results<Iter<I::IntoIter>, Args, F::Output>
     where
         F: Task<Args, Marker>,
@@ -412,6 +417,8 @@ impl Pool {
     /// more than once, and by several at a time. Tasks handed in afterwards are
     /// [`is_pool_closed`](crate::TaskError::is_pool_closed). It takes as long as the tasks take, and for ever if one hangs
     /// or its process is stopped; [`shutdown_within`](Self::shutdown_within) does not.
+    #[doc(alias = "close")]
+    #[doc(alias = "join")]
     pub fn shutdown(&self) -> Ending {
         self.engine().drain(None);
         Ending::of(self.engine())
@@ -419,8 +426,9 @@ impl Pool {
 
     /// As [`shutdown`](Self::shutdown), but what has not ended by then is cut off, and told in the [`CutOff`].
     ///
-    /// At the limit, what waits is resolved; async tasks that run are asked to stop, as by an abort, and their process is
-    /// killed if they do not within a second; the processes of sync tasks are killed. All of these tasks are
+    /// At the limit, what waits is resolved, and what runs is stopped as by an [abort](JoinHandle::abort): async tasks are
+    /// dropped at their next await point, and their process is killed if they reach none within a second; the processes of sync
+    /// tasks are killed; and a task with a [`grace`](Call::grace) is asked first, and has that much longer. All of these tasks are
     /// [`is_pool_closed`](crate::TaskError::is_pool_closed). It counts from the call; of several calls the earliest limit
     /// counts. A limit beyond what the clock can hold is none.
     pub fn shutdown_within(&self, limit: Duration) -> Ending {
@@ -428,9 +436,9 @@ impl Pool {
         Ending::of(self.engine())
     }
 
-    /// Ends the pool at once: all tasks that have not ended resolve to
-    /// [`is_pool_closed`](crate::TaskError::is_pool_closed), and all workers are killed. What it gives is ready when they
-    /// have gone.
+    /// Ends the pool at once: all workers are killed, and all tasks that have not ended resolve to
+    /// [`is_pool_closed`](crate::TaskError::is_pool_closed), those that run when their process has ended: what is told to have
+    /// stopped has stopped. What it gives is ready when all have gone.
     ///
     /// The kill is in the call itself; whether one awaits the [`Ending`] is all the same to it.
     pub fn kill(&self) -> Ending {

@@ -64,6 +64,7 @@ pub(crate) fn arm() -> io::Result<()> {
 ///
 /// `false` in a process that never armed it, and in a program that was started afresh. Two loads, no system call.
 /// Async-signal-safe.
+#[inline]
 pub(crate) fn is_forked_copy() -> bool {
     let flag = FLAG.load(Ordering::Acquire);
     // SAFETY: null, or a page that was written before it was published and is never unmapped. In a forked copy it is

@@ -181,6 +181,7 @@ impl SharedMemory {
     ///
     /// Nobody may use a place of it by atomics of another size: such must not race ([`std::sync::atomic`], *memory
     /// model*).
+    #[inline]
     pub(crate) fn words(&self) -> &[AtomicU64] {
         // SAFETY: the mapping is valid for its length and as long as `self`, at a page boundary, and the length is
         // whole words. Whatever bits are there are an AtomicU64. Everybody in this process uses atomics; another

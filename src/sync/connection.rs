@@ -8,8 +8,9 @@ use super::cell::Cell;
 use super::handle::{self, Inner};
 use super::remote::Remote;
 use crate::error::{Error, Why};
+use crate::manager::lane::Way;
 use crate::manager::lock::served::owner_of;
-use crate::manager::mail::Mail;
+use crate::manager::mail::{Arrived, Mail};
 use crate::manager::message::{Name, Place, Refusal, ToManager};
 use crate::manager::object::{Body, Client, Held, NO_ANSWER, Part};
 use crate::manager::outgoing::Fd;
@@ -73,12 +74,25 @@ impl Connection {
     }
 
     /// The number that tells managers apart.
+    #[inline]
     pub(crate) fn manager(&self) -> u64 {
         self.manager
     }
 
     pub(crate) fn mail(&self) -> &Arc<Mail> {
         &self.mail
+    }
+
+    /// What has come under a ticket; else the waker is told, and it is seen to that somebody reads it.
+    pub(crate) fn poll(&self, ticket: u64, cx: &mut Context<'_>) -> Poll<Arrived> {
+        let polled = self.mail.poll(ticket, cx.waker());
+        if polled.is_pending()
+            && let Route::Remote(remote) = &self.route
+            && !remote.attend()
+        {
+            return Poll::Ready(Arrived::Refused(Refusal::NoMemory));
+        }
+        polled
     }
 
     /// The manager itself, if it is in this process.
@@ -121,7 +135,7 @@ impl Connection {
         }
         match &self.route {
             Route::Local(_) => {}
-            Route::Remote(remote) => remote.listen()?,
+            Route::Remote(remote) => remote.prepare()?,
             Route::Failed(error) => return Err(error.clone()),
         }
         self.mail.open().map_err(error)
@@ -133,7 +147,7 @@ impl Connection {
             return Err(Why::Forked.into());
         }
         if let Route::Remote(remote) = &self.route {
-            remote.listen()?;
+            remote.prepare()?;
         }
         if self.mail.is_closed() { Err(Why::ManagerClosed.into()) } else { Ok(NO_ANSWER) }
     }
@@ -219,6 +233,13 @@ impl Connection {
             Route::Local(server) => server.release(name.object, name.part),
             Route::Remote(remote) => remote.send(&ToManager::Release { object: name.object, part: name.part, count: 1 }),
             Route::Failed(_) => {}
+        }
+    }
+
+    /// Asks for a lane of a queue, if the manager is elsewhere.
+    pub(super) fn lane(&self, object: u64, ticket: u64, way: Way) {
+        if let Route::Remote(remote) = &self.route {
+            remote.send(&ToManager::Lane { object, ticket, way });
         }
     }
 

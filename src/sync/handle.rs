@@ -26,6 +26,7 @@
 
 use super::cell::Cell;
 use super::connection::{Connection, error};
+use super::queue_lanes::Lanes;
 use super::wait;
 use crate::error::{Error, Why};
 use crate::manager::mail::Arrived;
@@ -73,12 +74,14 @@ pub(crate) struct Inner {
     name: Name,
     /// Its memory, if it has some, from its first use on.
     cell: OnceLock<Cell>,
+    /// Of a queue.
+    lanes: OnceLock<Box<Lanes>>,
 }
 
 impl Inner {
     /// Takes over a reference that has been counted for this process.
     pub(super) fn new(connection: Arc<Connection>, name: Name) -> Self {
-        Self { connection, name, cell: OnceLock::new() }
+        Self { connection, name, cell: OnceLock::new(), lanes: OnceLock::new() }
     }
 
     pub(super) fn connection(&self) -> &Arc<Connection> {
@@ -94,8 +97,17 @@ impl Inner {
     }
 }
 
+impl Inner {
+    pub(super) fn lanes_mut(&mut self) -> Option<&mut Lanes> {
+        self.lanes.get_mut().map(|lanes| &mut **lanes)
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
+        if self.lanes.get().is_some() {
+            self.close_lanes();
+        }
         self.connection.release(&self.name);
     }
 }
@@ -146,12 +158,31 @@ impl Handle {
         Self(Arc::new(Inner::new(Arc::clone(connection), name)))
     }
 
+    #[inline]
     pub(crate) fn connection(&self) -> &Arc<Connection> {
         &self.0.connection
     }
 
+    #[inline]
     pub(crate) fn name(&self) -> &Name {
         &self.0.name
+    }
+
+    pub(super) fn lanes(&self) -> &Lanes {
+        self.0.lanes.get_or_init(Box::default)
+    }
+
+    /// A request was dropped before it was ready.
+    fn gave_up(&self, ticket: u64) {
+        if let Some(lanes) = self.0.lanes.get() {
+            lanes.gave_up(ticket);
+        }
+    }
+
+    fn answered(&self, ticket: u64) {
+        if let Some(lanes) = self.0.lanes.get() {
+            lanes.answered(ticket);
+        }
     }
 
     /// A reference of its own, in this part.
@@ -200,7 +231,7 @@ impl Handle {
         let ticket = Opened::new(self)?;
         connection.map(ticket.number, place.segment);
         let failed = |source| Error::from(Why::Memory { step: "mapping the memory of a shared object", source });
-        match poll_fn(|cx| connection.mail().poll(ticket.number, cx.waker())).await {
+        match poll_fn(|cx| connection.poll(ticket.number, cx)).await {
             Arrived::Mapped(segment) => {
                 let cell = connection.keep(place, segment).map_err(failed)?;
                 cell.map(|cell| self.0.cell.get_or_init(|| cell)).ok_or_else(|| Why::ObjectBroken.into())
@@ -252,9 +283,9 @@ impl Handle {
     /// Asks the object for a descriptor, which it answers at once. `None`: it has answered something else.
     pub(crate) fn descriptor(&self, body: Body) -> Result<Option<std::os::fd::OwnedFd>, Error> {
         let ticket = self.send(body)?;
-        let mail = self.connection().mail();
-        let arrived = wait::park_on(poll_fn(|cx| mail.poll(ticket, cx.waker())));
-        drop(mail.forget(ticket));
+        let connection = self.connection();
+        let arrived = wait::park_on(poll_fn(|cx| connection.poll(ticket, cx)));
+        drop(connection.mail().forget(ticket));
         match arrived {
             Arrived::Mapped(descriptor) => Ok(Some(descriptor)),
             Arrived::Refused(why) => Err(error(why)),
@@ -363,7 +394,7 @@ impl Asking {
     pub(crate) fn poll_offer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(u64, Body), Error>> {
         if let State::Waiting(ticket) = self.state
             && !fork::is_forked_copy()
-            && let Poll::Ready(arrived) = self.handle.connection().mail().poll(ticket, cx.waker())
+            && let Poll::Ready(arrived) = self.handle.connection().poll(ticket, cx)
         {
             drop(self.handle.connection().mail().forget(ticket));
             self.state = State::Over;
@@ -407,13 +438,14 @@ impl Future for Asking {
         loop {
             match std::mem::replace(&mut this.state, State::Over) {
                 State::Failed(error) => return Poll::Ready(Err(error)),
-                State::Waiting(ticket) => match connection.mail().poll(ticket, cx.waker()) {
+                State::Waiting(ticket) => match connection.poll(ticket, cx) {
                     Poll::Pending => {
                         this.state = State::Waiting(ticket);
                         return Poll::Pending;
                     }
                     Poll::Ready(Arrived::Answer { body, offer: true }) => this.state = State::Offered(ticket, body),
                     Poll::Ready(arrived) => {
+                        this.handle.answered(ticket);
                         drop(connection.mail().forget(ticket));
                         this.state = State::Done(ticket);
                         return Poll::Ready(match arrived {
@@ -429,6 +461,7 @@ impl Future for Asking {
                         return Poll::Pending;
                     }
                     Poll::Ready(told) => {
+                        this.handle.answered(ticket);
                         drop(connection.mail().forget(ticket));
                         this.state = State::Done(ticket);
                         return Poll::Ready(told.map(|()| body));
@@ -446,6 +479,7 @@ impl Drop for Asking {
             if !fork::is_forked_copy() {
                 drop(self.handle.connection().mail().forget(ticket));
             }
+            self.handle.gave_up(ticket);
             self.handle.cancel(ticket);
         }
     }

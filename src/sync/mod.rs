@@ -6,6 +6,8 @@
 //! * `manager.rs`: the public owner of them all;
 //! * `cell.rs`: an object's part of the manager's memory;
 //! * `mutex.rs`: the lock; `value.rs`: atomics;
+//! * `queue_lanes.rs`: how items go into a queue and out of it without messages;
+//! * `readiness.rs`: a descriptor that a runtime watches;
 //! * `wait.rs`: waiting by blocking the thread; `stopping.rs`: whether a task is being aborted;
 //! * `holding.rs`: which locks each thread holds.
 
@@ -32,8 +34,10 @@ mod named_tests;
 mod object_tests;
 mod queue;
 mod queue_flow;
+mod queue_lanes;
+pub(crate) mod readiness;
 mod registered;
-mod remote;
+pub(crate) mod remote;
 mod rwlock;
 mod semaphore;
 pub(crate) mod stopping;

@@ -6,6 +6,7 @@ use super::delivery::Delivery;
 use super::handle::{Asking, Handle, handle_travels, kinds};
 use super::manager::Manager;
 use super::queue_flow::{QueueSink, QueueStream};
+use super::wait::refuse_in_async_context;
 use crate::error::{Error, SendError, Why};
 use crate::manager::held::join;
 use crate::manager::object::{Body, Part};
@@ -17,6 +18,7 @@ use serde::de::DeserializeOwned;
 use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
+use tokio::task::coop::consume_budget;
 
 /// No more values than this, in bytes, are put into one message (but always one).
 const BATCH_BYTES: usize = 256 << 10;
@@ -297,8 +299,10 @@ macro_rules! sending {
             /// Dropped while it waits for room, the item was not sent. It may have been, when it is dropped just as it
             /// would be ready.
             pub async fn send(&self, item: T) -> Result<(), SendError<T>> {
+                consume_budget().await;
                 match send(&self.handle, &item, Wait::Ever) {
-                    Ok(asking) => sent(asking.await, item),
+                    Ok(None) => Ok(()),
+                    Ok(Some(asking)) => sent(asking.await, item),
                     Err(error) => Err(SendError::new(item, error)),
                 }
             }
@@ -314,7 +318,8 @@ macro_rules! sending {
             /// In a worker, for the round trip to the manager, which does not wait.
             pub fn try_send(&self, item: T) -> Result<(), SendError<T>> {
                 match send(&self.handle, &item, Wait::No) {
-                    Ok(asking) => sent(asking.settle(), item),
+                    Ok(None) => Ok(()),
+                    Ok(Some(asking)) => sent(asking.settle(), item),
                     Err(error) => Err(SendError::new(item, error)),
                 }
             }
@@ -325,8 +330,10 @@ macro_rules! sending {
             ///
             /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `send`.
             pub async fn send_timeout(&self, item: T, limit: Duration) -> Result<(), SendError<T>> {
+                consume_budget().await;
                 match send(&self.handle, &item, Wait::Limit(limit)) {
-                    Ok(asking) => sent(asking.await, item),
+                    Ok(None) => Ok(()),
+                    Ok(Some(asking)) => sent(asking.await, item),
                     Err(error) => Err(SendError::new(item, error)),
                 }
             }
@@ -341,8 +348,10 @@ macro_rules! sending {
             ///
             /// Within an async context.
             pub fn blocking_send(&self, item: T) -> Result<(), SendError<T>> {
+                refuse_in_async_context();
                 match send(&self.handle, &item, Wait::Ever) {
-                    Ok(asking) => sent(asking.wait(), item),
+                    Ok(None) => Ok(()),
+                    Ok(Some(asking)) => sent(asking.wait(), item),
                     Err(error) => Err(SendError::new(item, error)),
                 }
             }
@@ -357,8 +366,10 @@ macro_rules! sending {
             ///
             /// Within an async context.
             pub fn blocking_send_timeout(&self, item: T, limit: Duration) -> Result<(), SendError<T>> {
+                refuse_in_async_context();
                 match send(&self.handle, &item, Wait::Limit(limit)) {
-                    Ok(asking) => sent(asking.wait(), item),
+                    Ok(None) => Ok(()),
+                    Ok(Some(asking)) => sent(asking.wait(), item),
                     Err(error) => Err(SendError::new(item, error)),
                 }
             }
@@ -413,7 +424,11 @@ macro_rules! receiving {
             ///
             /// Nothing was taken: an item that was on its way goes back to its place.
             pub async fn recv(&self) -> Result<Option<T>, Error> {
-                received(&self.handle, recv(&self.handle, Wait::Ever, 1).await)
+                consume_budget().await;
+                match self.handle.take_at_once() {
+                    Some(item) => self.handle.decode(&item).map(Some),
+                    None => received(&self.handle, recv(&self.handle, Wait::Ever, 1).await),
+                }
             }
 
             /// Takes the next item, if there is one. `None`: it is closed, and nothing is left.
@@ -426,7 +441,10 @@ macro_rules! receiving {
             ///
             /// In a worker, for the round trip to the manager, which does not wait.
             pub fn try_recv(&self) -> Result<Option<T>, Error> {
-                received(&self.handle, recv(&self.handle, Wait::No, 1).settle())
+                match self.handle.take_at_once() {
+                    Some(item) => self.handle.decode(&item).map(Some),
+                    None => received(&self.handle, recv(&self.handle, Wait::No, 1).settle()),
+                }
             }
 
             /// As [`recv`](Self::recv); waits at most so long.
@@ -439,7 +457,11 @@ macro_rules! receiving {
             ///
             /// As `recv`.
             pub async fn recv_timeout(&self, limit: Duration) -> Result<Option<T>, Error> {
-                received(&self.handle, recv(&self.handle, Wait::Limit(limit), 1).await)
+                consume_budget().await;
+                match self.handle.take_at_once() {
+                    Some(item) => self.handle.decode(&item).map(Some),
+                    None => received(&self.handle, recv(&self.handle, Wait::Limit(limit), 1).await),
+                }
             }
 
             /// As [`recv`](Self::recv), blocking the thread.
@@ -452,7 +474,11 @@ macro_rules! receiving {
             ///
             /// Within an async context.
             pub fn blocking_recv(&self) -> Result<Option<T>, Error> {
-                received(&self.handle, recv(&self.handle, Wait::Ever, 1).wait())
+                refuse_in_async_context();
+                match self.handle.take_at_once() {
+                    Some(item) => self.handle.decode(&item).map(Some),
+                    None => received(&self.handle, recv(&self.handle, Wait::Ever, 1).wait()),
+                }
             }
 
             /// As [`recv_timeout`](Self::recv_timeout), blocking the thread.
@@ -465,7 +491,11 @@ macro_rules! receiving {
             ///
             /// Within an async context.
             pub fn blocking_recv_timeout(&self, limit: Duration) -> Result<Option<T>, Error> {
-                received(&self.handle, recv(&self.handle, Wait::Limit(limit), 1).wait())
+                refuse_in_async_context();
+                match self.handle.take_at_once() {
+                    Some(item) => self.handle.decode(&item).map(Some),
+                    None => received(&self.handle, recv(&self.handle, Wait::Limit(limit), 1).wait()),
+                }
             }
 
             /// Takes what there is, at most `max` items (0 counts as 1) and some hundred KiB, in one message; waits for the
@@ -479,7 +509,11 @@ macro_rules! receiving {
             ///
             /// Nothing was taken.
             pub async fn recv_many(&self, max: usize) -> Result<Vec<T>, Error> {
-                received_many(&self.handle, recv(&self.handle, Wait::Ever, max).await)
+                consume_budget().await;
+                match take_many(&self.handle, max)? {
+                    Some(items) => Ok(items),
+                    None => received_many(&self.handle, recv(&self.handle, Wait::Ever, max).await),
+                }
             }
 
             /// As [`recv_many`](Self::recv_many), blocking the thread.
@@ -492,7 +526,11 @@ macro_rules! receiving {
             ///
             /// Within an async context.
             pub fn blocking_recv_many(&self, max: usize) -> Result<Vec<T>, Error> {
-                received_many(&self.handle, recv(&self.handle, Wait::Ever, max).wait())
+                refuse_in_async_context();
+                match take_many(&self.handle, max)? {
+                    Some(items) => Ok(items),
+                    None => received_many(&self.handle, recv(&self.handle, Wait::Ever, max).wait()),
+                }
             }
 
             /// Leases the next item; waits while there is none. `None`: it is closed, and nothing is left.
@@ -623,9 +661,16 @@ pub(super) fn done(answer: Result<Body, Error>) -> Result<(), Error> {
     }
 }
 
-fn send<T: Serialize>(handle: &Handle, item: &T, wait: Wait) -> Result<Asking, Error> {
-    let (tail, held) = handle.encode(item)?;
-    Ok(handle.ask(Body::with_value(Ask::Send { wait }.packet(), tail, held)))
+/// Sends an item: `None` when it is sent.
+fn send<T: Serialize>(handle: &Handle, item: &T, wait: Wait) -> Result<Option<Asking>, Error> {
+    let (mut tail, held) = handle.encode(item)?;
+    if held.is_none() {
+        tail = match handle.put_at_once(tail) {
+            Ok(()) => return Ok(None),
+            Err(tail) => tail,
+        };
+    }
+    Ok(Some(handle.ask(Body::with_value(Ask::Send { wait }.packet(), tail, held))))
 }
 
 fn sent<T>(answer: Result<Body, Error>, item: T) -> Result<(), SendError<T>> {
@@ -685,6 +730,22 @@ pub(super) fn how_many(answer: Result<Body, Error>) -> Result<(), (usize, Error)
 
 pub(super) fn recv(handle: &Handle, wait: Wait, max: usize) -> Asking {
     handle.ask(Ask::Recv { wait, max: u32::try_from(max).unwrap_or(u32::MAX) }.body())
+}
+
+/// Takes what can be taken at once, at most so many.
+fn take_many<T: DeserializeOwned>(handle: &Handle, max: usize) -> Result<Option<Vec<T>>, Error> {
+    let (mut items, mut bytes) = (Vec::new(), 0);
+    while items.len() < max.max(1)
+        && bytes < BATCH_BYTES
+        && let Some(item) = handle.take_at_once()
+    {
+        bytes += item.tail.len();
+        items.push(item);
+    }
+    if items.is_empty() {
+        return Ok(None);
+    }
+    items.iter().map(|item| handle.decode(item)).collect::<Result<_, _>>().map(Some)
 }
 
 fn received<T: DeserializeOwned>(handle: &Handle, answer: Result<Body, Error>) -> Result<Option<T>, Error> {

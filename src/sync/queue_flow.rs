@@ -78,7 +78,10 @@ impl<T: DeserializeOwned> Stream for QueueStream<T> {
         let this = self.get_mut();
         loop {
             match &mut this.state {
-                State::Idle => this.state = State::Asking(recv(&this.handle, Wait::Ever, this.prefetch)),
+                State::Idle => match this.handle.take_at_once() {
+                    Some(item) => return Poll::Ready(Some(this.handle.decode(&item))),
+                    None => this.state = State::Asking(recv(&this.handle, Wait::Ever, this.prefetch)),
+                },
                 State::Asking(asking) => {
                     let answer = ready!(asking.poll_offer(cx));
                     this.state = State::Ended;

@@ -1,12 +1,22 @@
 //! A manager in another process, at the other end of a socket.
 //!
-//! What is sent is written by whoever sends it, without waiting. What comes is read by a thread, which is started with
-//! the first request and ends with the socket: it does no more than put things into the mail, so that `blocking_` calls
-//! work in sync tasks and no runtime is needed.
+//! What is sent is written by whoever sends it, without waiting. What comes is read, and put into the mail, by whoever waits
+//! for it, since to be woken by another thread would cost as much as the answer itself:
+//!
+//! * **a thread that blocks** reads itself, as long as nobody else does;
+//! * **a worker's own runtime** has a task that reads (`drive`);
+//! * for all others (another runtime, another executor) there is a **thread**, which is started when first one *leans* on it,
+//!   and reads as long as somebody may.
+//!
+//! One reads at a time (`reading`, which is only tried, never waited for). Who comes second leaves his waker, looks once more,
+//! and is woken when the first one is done: so whatever comes, somebody reads it. That lock is held by the one who reads over
+//! his waiting for more; nobody else is kept waiting by it, for what comes for others he delivers.
 
 use super::connection::Connection;
 use super::handle::{Inner, Things};
 use super::holding;
+use super::readiness::watch_readable;
+use super::wait;
 use crate::error::Error;
 use crate::manager::mail::{Arrived, Mail, shielded};
 use crate::manager::message::{FRAME_MAX, Refusal, ToClient, ToManager};
@@ -20,14 +30,45 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::sys::socket::{Shutdown, shutdown};
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
 
 /// Descriptors that one message brings, at most.
 const DESCRIPTORS_MAX: usize = 4;
+
+/// For so long the thread that reads goes on after nobody seems to need it, in milliseconds.
+const LINGER: u16 = 100;
+
+thread_local! {
+    /// What is polled on this thread now is driven by the worker's own runtime.
+    static DRIVEN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs the worker's own runtime, within which what comes from managers is read by the runtime itself. It must have I/O.
+pub(crate) fn driven<R>(run: impl FnOnce() -> R) -> R {
+    struct Reset(bool);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            DRIVEN.set(self.0);
+        }
+    }
+    let _reset = Reset(DRIVEN.replace(true));
+    run()
+}
+
+/// What has come and has not been read to its end.
+struct Incoming {
+    buffer: FrameBuffer,
+    descriptors: VecDeque<OwnedFd>,
+    /// Nothing will come any more.
+    ended: bool,
+}
 
 /// A segment of the manager's memory in this process.
 enum Mapped {
@@ -44,7 +85,15 @@ pub(crate) struct Remote {
     out: Mutex<Outgoing>,
     /// Wakes the reader when it is to wait for room as well.
     bell: OnceLock<EventFd>,
-    /// Held while the reader is being started.
+    /// See the module.
+    reading: Mutex<Incoming>,
+    /// Who would read if nobody else did.
+    next: Mutex<Vec<Waker>>,
+    /// Somebody may rely on the thread.
+    leaned: AtomicBool,
+    /// A runtime has a task that reads.
+    is_driven: AtomicBool,
+    /// Held while the thread is being started.
     starting: Mutex<()>,
     /// This process's seat and its generation.
     seat: OnceLock<(u32, u32)>,
@@ -60,6 +109,10 @@ impl Remote {
             mail,
             out: Mutex::new(Outgoing::default()),
             bell: OnceLock::new(),
+            reading: Mutex::new(Incoming { buffer: FrameBuffer::new(FRAME_MAX), descriptors: VecDeque::new(), ended: false }),
+            next: Mutex::default(),
+            leaned: AtomicBool::new(false),
+            is_driven: AtomicBool::new(false),
             starting: Mutex::new(()),
             seat: OnceLock::new(),
             segments: Mutex::default(),
@@ -150,7 +203,7 @@ impl Remote {
         drop(out);
         if more {
             self.write();
-        } else if !sent && !dead {
+        } else if !sent && !dead && self.listen().is_ok() {
             self.ring();
         }
         match (sent, dead) {
@@ -189,9 +242,92 @@ impl Remote {
         }
     }
 
-    // ---- the reader
+    // ---- reading
 
-    /// Starts the thread that reads, unless it runs.
+    /// Before the first request.
+    pub(super) fn prepare(&self) -> Result<(), Error> {
+        fork::arm().map_err(|e| Error::spawn("arming the fork guard", e))
+    }
+
+    /// Somebody waits for something: sees to it that it is read. `false`: nobody can.
+    pub(super) fn attend(self: &Arc<Self>) -> bool {
+        if wait::will_read(self) {
+            return true;
+        }
+        if DRIVEN.get() {
+            if !self.is_driven.swap(true, Ordering::AcqRel) {
+                tokio::spawn(drive(Arc::clone(self)));
+            }
+            return true;
+        }
+        self.lean().is_ok()
+    }
+
+    /// Somebody relies on the thread.
+    pub(super) fn lean(self: &Arc<Self>) -> Result<(), Error> {
+        if !self.leaned.swap(true, Ordering::AcqRel) {
+            self.listen()?;
+            self.ring();
+        }
+        Ok(())
+    }
+
+    /// Reads what is there, unless somebody else reads; then the waker is told when he is done.
+    fn try_read(&self, waker: &Waker) -> Option<MutexGuard<'_, Incoming>> {
+        let attempt = || match self.reading.try_lock() {
+            Ok(incoming) => Some(incoming),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        attempt().or_else(|| {
+            self.next.lock().unwrap_or_else(PoisonError::into_inner).push(waker.clone());
+            attempt()
+        })
+    }
+
+    /// Whoever would have read may now.
+    fn let_others_read(&self, incoming: MutexGuard<'_, Incoming>) {
+        let ended = incoming.ended;
+        drop(incoming);
+        if ended {
+            // Nothing will come any more, nor can anything be sent.
+            let wake = self.lock().kill();
+            wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
+            self.mail.close();
+        }
+        let next = std::mem::take(&mut *self.next.lock().unwrap_or_else(PoisonError::into_inner));
+        next.into_iter().for_each(|waker| shielded(|| waker.wake()));
+    }
+
+    /// Blocks this thread until it has been woken, or has read something.
+    pub(super) fn read_until(&self, woken: &dyn Fn() -> bool, waker: &Waker) {
+        let Some(mut incoming) = self.try_read(waker) else {
+            while !woken() {
+                thread::park();
+            }
+            return;
+        };
+        // What was read before we came to it has been delivered, and what comes now nobody else delivers.
+        if !woken() && !incoming.ended {
+            let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            let _ = poll(&mut fds, PollTimeout::NONE); // a signal: look again
+            self.read(&mut incoming);
+        }
+        self.let_others_read(incoming);
+    }
+
+    /// Reads what is there, for whoever it is.
+    fn turn(&self, waker: &Waker) -> bool {
+        let Some(mut incoming) = self.try_read(waker) else { return true };
+        self.read(&mut incoming);
+        let ended = incoming.ended;
+        self.let_others_read(incoming);
+        !ended
+    }
+
+    // ---- the thread
+
+    /// Starts the thread that reads, and writes when there is room again, unless it runs.
     pub(super) fn listen(self: &Arc<Self>) -> Result<(), Error> {
         if self.bell.get().is_some() {
             return Ok(());
@@ -201,13 +337,12 @@ impl Remote {
             return Ok(());
         }
         let failed = |e: io::Error| Error::spawn("starting the thread that listens to a manager", e);
-        fork::arm().map_err(failed)?;
         let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|e| failed(e.into()))?;
         let this = Arc::clone(self);
         // A signal meant for the program must not be handled there, where nobody expects it.
         let mut before = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before)).map_err(|e| failed(e.into()))?;
-        let thread = std::thread::Builder::new().name("procpool-manager".into()).spawn(move || this.read_on());
+        let thread = thread::Builder::new().name("procpool-manager".into()).spawn(move || this.read_on());
         let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
         thread.map_err(failed)?;
         let _ = self.bell.set(bell);
@@ -216,45 +351,73 @@ impl Remote {
 
     fn read_on(self: Arc<Self>) {
         let bell = self.bell.wait();
-        let mut buffer = FrameBuffer::new(FRAME_MAX);
-        let mut descriptors = VecDeque::new();
-        while self.read(&mut buffer, &mut descriptors).is_ok() {
-            let room = if self.lock().is_blocked() { PollFlags::POLLOUT } else { PollFlags::empty() };
-            let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN | room), PollFd::new(bell.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => break,
+        let waker = Waker::from(Arc::new(Ring(Arc::downgrade(&self))));
+        loop {
+            let leaned = self.leaned.load(Ordering::Acquire);
+            if leaned && !self.turn(&waker) {
+                return;
             }
+            let mut wanted = if self.lock().is_blocked() { PollFlags::POLLOUT } else { PollFlags::empty() };
+            // Else the end is heard of all the same (POLLHUP), for it need not be asked for.
+            if leaned {
+                wanted |= PollFlags::POLLIN;
+            }
+            let mut fds = [PollFd::new(self.socket.as_fd(), wanted), PollFd::new(bell.as_fd(), PollFlags::POLLIN)];
+            let limit = if leaned { PollTimeout::from(LINGER) } else { PollTimeout::NONE };
+            let ready = match poll(&mut fds, limit) {
+                Ok(ready) => ready,
+                Err(Errno::EINTR) => continue,
+                Err(_) => return,
+            };
             let _ = bell.read();
-            let has = |i: usize, what| fds[i].revents().is_some_and(|events| events.contains(what));
+            let has = |i: usize, what| fds[i].revents().is_some_and(|events| events.intersects(what));
             if has(0, PollFlags::POLLOUT) {
                 let write = self.lock().has_room();
                 if write {
                     self.write();
                 }
             }
+            if has(0, PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL) {
+                self.leaned.store(true, Ordering::Release); // reads to the end
+            }
+            if leaned && ready == 0 {
+                // Who comes to lean now either is seen here, or sees that nobody leans.
+                self.leaned.store(false, Ordering::SeqCst);
+                if self.mail.is_waited_for() {
+                    self.leaned.store(true, Ordering::SeqCst);
+                }
+            }
         }
-        // Nothing will come any more, nor can anything be sent.
-        let wake = self.lock().kill();
-        wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
-        self.mail.close();
     }
 
-    /// Reads what is there. An error: nothing more will come.
-    fn read(&self, buffer: &mut FrameBuffer, descriptors: &mut VecDeque<OwnedFd>) -> Result<(), ()> {
+    /// Reads what is there.
+    fn read(&self, incoming: &mut Incoming) {
+        let Incoming { buffer, descriptors, ended } = incoming;
+        if !*ended && self.read_all(buffer, descriptors).is_err() {
+            *ended = true;
+        }
+    }
+
+    /// An error: nothing more will come.
+    fn read_all(&self, buffer: &mut FrameBuffer, descriptors: &mut VecDeque<OwnedFd>) -> Result<(), ()> {
         loop {
-            match sys::recv_with_fds(self.socket.as_fd(), buffer.space(), DESCRIPTORS_MAX) {
+            let space = buffer.space();
+            let room = space.len();
+            let received = match sys::recv_with_fds(self.socket.as_fd(), space, DESCRIPTORS_MAX) {
                 Ok(received) if received.bytes == 0 => return Err(()),
-                Ok(received) => {
-                    buffer.filled(received.bytes);
-                    descriptors.extend(received.fds);
-                }
+                Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(_) => return Err(()),
-            }
+            };
+            let all = received.bytes < room && received.fds.is_empty();
+            buffer.filled(received.bytes);
+            descriptors.extend(received.fds);
             while let Some(range) = buffer.next_frame().map_err(|_| ())? {
                 let message = ToClient::read(buffer.bytes(range)).map_err(|_| ())?;
                 self.come(message, descriptors);
+            }
+            if all {
+                return Ok(()); // a short read: there was no more
             }
         }
     }
@@ -296,4 +459,58 @@ impl Remote {
             let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         }
     }
+}
+
+/// Rings the thread.
+struct Ring(Weak<Remote>);
+
+impl Wake for Ring {
+    fn wake(self: Arc<Self>) {
+        if let Some(remote) = self.0.upgrade() {
+            remote.ring();
+        }
+    }
+}
+
+/// Reads within a worker's own runtime, until nothing will come any more.
+async fn drive(remote: Arc<Remote>) {
+    struct Undriven(Arc<Remote>);
+    impl Drop for Undriven {
+        fn drop(&mut self) {
+            self.0.is_driven.store(false, Ordering::Release);
+        }
+    }
+    let undriven = Undriven(remote);
+    let remote = &undriven.0;
+    let Ok(readiness) = remote.socket.try_clone().and_then(watch_readable) else {
+        // Not even a descriptor: the thread may have what it needs already.
+        if remote.lean().is_err() {
+            remote.hang_up();
+            remote.mail.close();
+        }
+        return;
+    };
+    std::future::poll_fn(|cx| {
+        let mut first = true;
+        loop {
+            // Cleared before it is read, so that what comes meanwhile is heard of.
+            let ready = match readiness.poll_read_ready(cx) {
+                Poll::Ready(Ok(mut ready)) => {
+                    ready.clear_ready();
+                    true
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => false,
+            };
+            // (Woken by another who has read until now, there may be something as well.)
+            if (ready || first) && !remote.turn(cx.waker()) {
+                return Poll::Ready(());
+            }
+            if !ready {
+                return Poll::Pending;
+            }
+            first = false;
+        }
+    })
+    .await;
 }

@@ -7,6 +7,7 @@ thread_local! {
 }
 
 /// Guards that are dropped on this thread now are those of a task that is being aborted: they roll back.
+#[inline]
 pub(crate) fn is_stopping() -> bool {
     STOPPING.try_with(Cell::get).unwrap_or(false)
 }

@@ -1,18 +1,69 @@
 //! Waiting for a future by blocking the thread.
+//!
+//! If it waits for a manager elsewhere, the thread itself reads what that sends, so that nobody has to wake it: see `remote.rs`.
 
 use super::holding;
+use super::remote::Remote;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
-struct Unpark(Thread);
+/// A thread that waits, and whether it has been woken since it looked.
+struct Parked {
+    thread: Thread,
+    woken: AtomicBool,
+}
 
-impl Wake for Unpark {
+impl Wake for Parked {
     fn wake(self: Arc<Self>) {
-        self.0.unpark();
+        self.wake_by_ref();
     }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
+}
+
+/// From whom a blocked thread waits for an answer.
+#[derive(Default)]
+enum From {
+    #[default]
+    Nobody,
+    One(Arc<Remote>),
+    /// More than one can be read from only by their threads.
+    Several,
+}
+
+thread_local! {
+    /// How many times this thread is within [`park_on`].
+    static BLOCKED: Cell<u32> = const { Cell::new(0) };
+    static FROM: RefCell<From> = const { RefCell::new(From::Nobody) };
+}
+
+/// Something is waited for from this manager, on this thread. Gives whether the thread itself will read it.
+pub(super) fn will_read(remote: &Arc<Remote>) -> bool {
+    if BLOCKED.get() == 0 {
+        return false;
+    }
+    FROM.with_borrow_mut(|from| match from {
+        From::Nobody => {
+            *from = From::One(Arc::clone(remote));
+            true
+        }
+        From::One(other) if Arc::ptr_eq(other, remote) => true,
+        From::One(_) => {
+            if let From::One(other) = std::mem::replace(from, From::Several) {
+                let _ = other.lean();
+            }
+            false
+        }
+        From::Several => false,
+    })
 }
 
 /// Blocks the thread until the future is ready.
@@ -27,20 +78,49 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
 
 /// As [`block_on`], also within an async context: for what comes from the manager at once.
 pub(crate) fn park_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut cx = Context::from_waker(&waker);
     let mut future = pin!(future);
+    // As a rule it is ready at once.
+    if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        return output;
+    }
+    struct Unblock;
+    impl Drop for Unblock {
+        fn drop(&mut self) {
+            BLOCKED.set(BLOCKED.get() - 1);
+        }
+    }
+    BLOCKED.set(BLOCKED.get() + 1);
+    let _unblock = Unblock;
+    let parked = Arc::new(Parked { thread: thread::current(), woken: AtomicBool::new(false) });
+    let waker = Waker::from(Arc::clone(&parked));
+    let mut cx = Context::from_waker(&waker);
+    let woken = || parked.woken.swap(false, Ordering::AcqRel);
     loop {
-        match future.as_mut().poll(&mut cx) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => thread::park(),
+        FROM.set(From::Nobody);
+        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+            return output;
+        }
+        match FROM.take() {
+            From::One(remote) => remote.read_until(&woken, &waker),
+            From::Nobody | From::Several => {
+                while !woken() {
+                    thread::park();
+                }
+            }
         }
     }
 }
 
 /// Tokio knows, and says so where one of its own calls would block.
+///
+/// # Panics
+///
+/// Within an async context.
 #[track_caller]
-fn refuse_in_async_context() {
+pub(super) fn refuse_in_async_context() {
+    if tokio::runtime::Handle::try_current().is_err() {
+        return; // that is quickly seen, and there is no such context without one
+    }
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let _ = sender.send(());
     let _ = receiver.blocking_recv();

@@ -8,7 +8,6 @@
 //! * `inbox.rs`: its end of the socket;
 //! * `limits.rs`: what it limits itself to;
 //! * `panics.rs`: what is told of a panic;
-//! * `readiness.rs`: a descriptor that a runtime watches;
 //! * `raw.rs`: system calls, and the handlers that note a stack overflow and a want of memory.
 //!
 //! Talks to the pool, or to whoever started a single process, over its socket only, and knows nothing of `pool/`.
@@ -22,11 +21,10 @@ mod panics;
 mod parent;
 mod program;
 mod raw;
-mod readiness;
 mod serve;
 mod start;
 
+pub(crate) use crate::sync::readiness::watch_readable;
 pub(crate) use parent::{parent_pid, parent_pidfd};
 pub(crate) use program::{check_hello, check_host, check_program, check_protocol, program_name};
-pub(crate) use readiness::watch_readable;
 pub(crate) use start::{DETACH, MARKER, depth};

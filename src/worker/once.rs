@@ -5,6 +5,7 @@ use super::lifeline::{self, Lifeline};
 use super::limits::TaskClock;
 use super::panics;
 use super::serve::{self, Call, Encoded, Outcome, lost};
+use crate::sync::remote::driven;
 use crate::task::{Run, RunSync};
 use crate::wire::frame;
 use crate::wire::message::{self, Failed, Single};
@@ -97,7 +98,8 @@ fn run(call: &mut Call, args: &[u8], limit: usize) -> Result<Outcome, String> {
                 tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("making a runtime: {e}"))?;
             let local = LocalSet::new();
             let (_, registration) = AbortHandle::new_pair();
-            let (_, outcome) = local.block_on(&runtime, async { serve::begin(call, function, args, limit, registration, things).await });
+            let (_, outcome) =
+                driven(|| local.block_on(&runtime, async { serve::begin(call, function, args, limit, registration, things).await }));
             // What it has left running ends with the process: dropped, the runtime would wait for its blocking threads.
             std::mem::forget((runtime, local));
             Ok(outcome)
@@ -113,7 +115,7 @@ fn run_sync(call: &Call, function: RunSync, args: &[u8], limit: usize, things: R
     let (result, named) = serve::with_names(things?, run);
     serve::guard_against_fork();
     match result {
-        Ok(Ok(())) => Ok(Encoded { value: out, named }),
+        Ok(Ok(verdict)) => Ok(Encoded { value: out, named, verdict }),
         Ok(Err(error)) => Err(serve::why(error)),
         Err(payload) => Err(serve::caught(payload)),
     }

@@ -11,12 +11,13 @@
 
 use super::inbox::{Inbox, Next};
 use super::limits::{self, TaskClock};
-use super::readiness::watch_readable;
 use super::{lifeline, once, panics, raw, start};
 use crate::process::{WorkerMemory, fork, sys};
 use crate::sync::named::{self, Named};
+use crate::sync::readiness::watch_readable;
+use crate::sync::remote::driven;
 use crate::sync::stopping;
-use crate::task::{self, Run, RunAsync, RunError, RunSync};
+use crate::task::{self, Run, RunAsync, RunError, RunSync, Verdict};
 use crate::wire::claim::{Claim, Progress};
 use crate::wire::frame;
 use crate::wire::message::{self, Failed, Hello, InitFailed, Message, Welcome, kind};
@@ -66,7 +67,8 @@ pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String>
     let _lifeline = lifeline;
     let inbox = Inbox::new(socket, limit);
     let mut worker = Worker { inbox, memory, out: Vec::new(), bell: bell(), limit, clock, runtime: None, exit: None };
-    task::set_asked(Box::new(|slot, id| memory.claims().look(Claim { slot, id }) == Progress::Asked));
+    // A forked copy does not have that memory.
+    task::set_asked(Box::new(|slot, id| !fork::is_forked_copy() && memory.claims().look(Claim { slot, id }) == Progress::Asked));
     if welcome.init {
         match worker.init()? {
             Ok(()) => panics::install(memory), // `init` may have put a hook of its own before ours
@@ -222,6 +224,7 @@ impl Call {
 pub(super) struct Encoded {
     pub(super) value: Vec<u8>,
     pub(super) named: Vec<Thing>,
+    pub(super) verdict: Verdict,
 }
 
 /// A call that breaks the protocol is no call: the worker ends.
@@ -298,13 +301,19 @@ pub(super) fn with_names<R>(things: Vec<Thing>, run: impl FnOnce() -> R) -> (R, 
 pub(super) fn write_outcome(out: &mut Vec<u8>, id: u64, outcome: Outcome, limit: usize) {
     let start = out.len();
     let failed = match outcome {
-        Ok(Encoded { value, named }) if named.is_empty() => {
+        Ok(Encoded { value, named, verdict }) if named.is_empty() => {
             message::done(out, id);
+            if verdict == Verdict::Again {
+                message::worth_another_try(&mut out[start..]);
+            }
             out.extend(value);
             return;
         }
-        Ok(Encoded { value, named }) => {
+        Ok(Encoded { value, named, verdict }) => {
             message::done_naming(out, id);
+            if verdict == Verdict::Again {
+                message::worth_another_try(&mut out[start..]);
+            }
             let written = named::write_names(&named, out, start.saturating_add(limit));
             out.extend(value);
             if written.is_err() || out.len() - start > limit {
@@ -366,10 +375,10 @@ impl Worker {
     /// hangs, the pool kills.
     fn leave(mut self) -> Result<(), String> {
         let Some(Exit { run, args }) = self.exit.take() else { return Ok(()) };
-        task::set_current(0, 0, 0); // no task runs
+        task::set_current(0, 0, 0, true); // no task runs
         let limit = self.limit;
         let ran = match run {
-            Run::Sync(function) => catch_unwind(AssertUnwindSafe(|| function(&args, &mut Vec::new(), limit))),
+            Run::Sync(function) => catch_unwind(AssertUnwindSafe(|| function(&args, &mut Vec::new(), limit).map(drop))),
             Run::Async(function) => {
                 let runtime = self.runtime()?;
                 let ran = catch_unwind(AssertUnwindSafe(|| {
@@ -411,7 +420,7 @@ impl Worker {
 
     fn run_sync(&mut self, call: &Call, function: RunSync, args: Range<usize>, things: Result<Vec<Thing>, Failed>) {
         panics::want_backtrace(call.backtrace);
-        task::set_current(call.claim.slot, call.claim.id, call.attempt);
+        task::set_current(call.claim.slot, call.claim.id, call.attempt, true);
         let start = frame::begin(&mut self.out);
         message::done(&mut self.out, call.claim.id);
         let head = self.out.len();
@@ -423,11 +432,14 @@ impl Worker {
         guard_against_fork();
         self.clock.stop();
         let outcome = match ran {
-            Ok((Ok(Ok(())), named)) if named.is_empty() => {
+            Ok((Ok(Ok(verdict)), named)) if named.is_empty() => {
+                if verdict == Verdict::Again {
+                    message::worth_another_try(&mut self.out[start..]);
+                }
                 frame::finish(&mut self.out, start);
                 return;
             }
-            Ok((Ok(Ok(())), named)) => Ok(Encoded { value: self.out.split_off(head), named }),
+            Ok((Ok(Ok(verdict)), named)) => Ok(Encoded { value: self.out.split_off(head), named, verdict }),
             Ok((Ok(Err(error)), _)) => Err(why(error)),
             Ok((Err(payload), _)) => Err(caught(payload)),
             Err(failed) => Err(failed),
@@ -455,66 +467,70 @@ impl Worker {
 
     /// Runs async tasks, and waits, until a sync call comes (which is given back) or the end.
     fn run_async(&mut self, Async { runtime, local }: &Async) -> Result<Option<Range<usize>>, String> {
-        local.block_on(runtime, async {
-            let socket = self.inbox.socket.try_clone().map_err(lost)?;
-            let readiness = watch_readable(socket).map_err(lost)?;
-            let mut running: FuturesUnordered<Answer> = FuturesUnordered::new();
-            let mut aborts: HashMap<u64, AbortHandle> = HashMap::new();
-            loop {
-                // All that has come is begun before anything runs on.
+        driven(|| {
+            local.block_on(runtime, async {
+                let socket = self.inbox.socket.try_clone().map_err(lost)?;
+                let readiness = watch_readable(socket).map_err(lost)?;
+                let mut running: FuturesUnordered<Answer> = FuturesUnordered::new();
+                let mut aborts: HashMap<u64, AbortHandle> = HashMap::new();
                 loop {
-                    let range = match self.inbox.look().map_err(lost)? {
-                        Next::Nothing => break,
-                        Next::End => return Ok(None),
-                        Next::Frame(range) => range,
+                    // All that has come is begun before anything runs on.
+                    loop {
+                        let range = match self.inbox.look().map_err(lost)? {
+                            Next::Nothing => break,
+                            Next::End => return Ok(None),
+                            Next::Frame(range) => range,
+                        };
+                        let mut message = Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
+                        if matches!(message.kind, kind::ASK | kind::CANCEL) {
+                            let id = message.uint::<u64>().map_err(|e| e.to_string())?;
+                            match aborts.get(&id) {
+                                Some(_) if message.kind == kind::ASK => task::asked(id),
+                                Some(abort) => abort.abort(),
+                                None => {}
+                            }
+                            continue;
+                        }
+                        if attached(&mut self.inbox, &range)? {
+                            continue;
+                        }
+                        let mut call = read_call(self.inbox.bytes(range.clone()))?;
+                        let Run::Async(function) = call.run else {
+                            if !running.is_empty() {
+                                return Err("a sync call while async tasks run".into());
+                            }
+                            return Ok(Some(range));
+                        };
+                        let things = call.receive();
+                        if !self.claim(&call) {
+                            continue;
+                        }
+                        let args = self.inbox.bytes(range.start + call.args..range.end);
+                        let (abort, registration) = AbortHandle::new_pair();
+                        aborts.insert(call.claim.id, abort);
+                        running.push(begin(&call, function, args, self.limit, registration, things));
+                    }
+                    let finished = if running.is_empty() {
+                        readiness.readable().await.map_err(lost)?.clear_ready();
+                        None
+                    } else {
+                        match select(pin!(readiness.readable()), running.next()).await {
+                            Either::Left((ready, _)) => {
+                                ready.map_err(lost)?.clear_ready();
+                                None
+                            }
+                            Either::Right((finished, _)) => finished,
+                        }
                     };
-                    let mut message = Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
-                    if message.kind == kind::CANCEL {
-                        let id = message.uint::<u64>().map_err(|e| e.to_string())?;
-                        if let Some(abort) = aborts.get(&id) {
-                            abort.abort();
-                        }
-                        continue;
+                    let mut next = finished;
+                    while let Some((claim, outcome)) = next {
+                        aborts.remove(&claim.id);
+                        self.answer(claim.id, outcome);
+                        self.commit(claim)?;
+                        next = running.next().now_or_never().flatten(); // others may have ended by now
                     }
-                    if attached(&mut self.inbox, &range)? {
-                        continue;
-                    }
-                    let mut call = read_call(self.inbox.bytes(range.clone()))?;
-                    let Run::Async(function) = call.run else {
-                        if !running.is_empty() {
-                            return Err("a sync call while async tasks run".into());
-                        }
-                        return Ok(Some(range));
-                    };
-                    let things = call.receive();
-                    if !self.claim(&call) {
-                        continue;
-                    }
-                    let args = self.inbox.bytes(range.start + call.args..range.end);
-                    let (abort, registration) = AbortHandle::new_pair();
-                    aborts.insert(call.claim.id, abort);
-                    running.push(begin(&call, function, args, self.limit, registration, things));
                 }
-                let finished = if running.is_empty() {
-                    readiness.readable().await.map_err(lost)?.clear_ready();
-                    None
-                } else {
-                    match select(pin!(readiness.readable()), running.next()).await {
-                        Either::Left((ready, _)) => {
-                            ready.map_err(lost)?.clear_ready();
-                            None
-                        }
-                        Either::Right((finished, _)) => finished,
-                    }
-                };
-                let mut next = finished;
-                while let Some((claim, outcome)) = next {
-                    aborts.remove(&claim.id);
-                    self.answer(claim.id, outcome);
-                    self.commit(claim)?;
-                    next = running.next().now_or_never().flatten(); // others may have ended by now
-                }
-            }
+            })
         })
     }
 
@@ -546,7 +562,7 @@ impl Worker {
                 let runtime = self.runtime()?;
                 let made = catch_unwind(AssertUnwindSafe(|| {
                     let future = function(self.inbox.bytes(args))?;
-                    runtime.local.block_on(&runtime.runtime, future)
+                    driven(|| runtime.local.block_on(&runtime.runtime, future))
                 }));
                 self.runtime = Some(runtime);
                 made
@@ -591,7 +607,7 @@ pub(super) fn begin(
     // Decoding is user code as well. The head of a reply takes at most 16 bytes.
     panics::want_backtrace(backtrace);
     let attempt = call.attempt;
-    task::set_current(claim.slot, claim.id, attempt);
+    task::set_current(claim.slot, claim.id, attempt, false);
     let made = things.map(|things| with_names(things, || catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16))))).0);
     let future = match made {
         Ok(Ok(future)) => future.map_err(why),
@@ -609,7 +625,7 @@ pub(super) fn begin(
         let polled = std::future::poll_fn(|cx| {
             panics::want_backtrace(backtrace);
             Errno::clear(); // what another task failed in is not this one's
-            task::set_current(claim.slot, claim.id, attempt);
+            task::set_current(claim.slot, claim.id, attempt, false);
             // Its result is encoded within its last poll.
             let polled;
             (polled, named) = with_names(Vec::new(), || guarded.as_mut().poll(cx));
@@ -625,7 +641,7 @@ pub(super) fn begin(
                 guard_against_fork();
                 Err(dropped.map_or_else(caught, |()| Failed::Cancelled))
             }
-            Ok(Ok(Ok(value))) => Ok(Encoded { value, named }),
+            Ok(Ok(Ok((value, verdict)))) => Ok(Encoded { value, named, verdict }),
             Ok(Ok(Err(error))) => Err(why(error)),
             Ok(Err(payload)) => Err(caught(payload)),
         };

@@ -38,7 +38,6 @@ impl<T> Line<T> {
         self.waiting.len()
     }
 
-    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }

@@ -15,13 +15,21 @@
 //!    told: not before the last lease has ended, for its item may come back.
 //! 6. With its last sender a queue closes; with its last receiver it closes, and what is in it is dropped.
 //! 7. `join` waits until nothing is left: ready, on offer or leased.
+//! 8. A client that sends or receives often has a [lane](crate::manager::lane) for it. What stands in an inlet is in the queue
+//!    from the moment at which it was put in; so before anything is decided, the inlets are emptied, in the order of the times at
+//!    which items were put in. What was granted and not used takes room; nothing is granted while somebody waits for room, and
+//!    what was granted is revoked first. What stands in an outlet is on offer; it is reclaimed before anybody else is served,
+//!    so nobody waits for what another has and has not taken.
 
 use super::code::{Message, Pack, Wait, messages, unpack};
 use super::line::{Line, WAITER_BYTES, of_client};
 use crate::manager::held::join;
+use crate::manager::lane::{self, Inlet, Outlet, SLOTS, Way};
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Held, Object, Part};
+use crate::process::SharedMemory;
 use crate::wire::packet::Packet;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 messages!(
@@ -44,6 +52,8 @@ messages!(
         10 Status,
         /// So many more of the items that this `Recv` was offered are taken. The rest stays on offer.
         11 Taken { recv: u64, count: u32 },
+        /// In a lane something has happened that was wanted to be known.
+        12 Rang,
     }
 );
 
@@ -71,6 +81,16 @@ messages!(
 const ITEM_BYTES: usize = 96;
 /// No more values than this, in bytes, are put into one answer (but always one).
 const BATCH_BYTES: usize = 256 << 10;
+/// What a lane costs, in bytes.
+const LANE_BYTES: usize = lane::WORDS * 8;
+/// Lanes of one queue, at most: who comes later does without.
+const LANES_MAX: usize = 64;
+/// What is granted is made more only by so many at once, or when nothing is left of it.
+const GRANT_MIN: usize = 64;
+/// Looks at the lanes without a pause, at most, while clients are busy in them.
+const ROUNDS_MAX: u32 = 100;
+/// So many items are put into an outlet ahead, at most.
+const AHEAD_MAX: usize = 256;
 
 #[derive(Debug)]
 struct Item {
@@ -153,6 +173,17 @@ pub(crate) struct Queue {
     next: u64,
     /// Of all items and of what waits for room.
     bytes: usize,
+    inlets: BTreeMap<Caller, Inlet>,
+    /// What is in them counts as `offered`.
+    outlets: BTreeMap<Caller, Outlet<Item>>,
+    /// The place of the item that was put into an outlet last.
+    ahead: u64,
+    /// How many items may still come through inlets.
+    credit: usize,
+    /// Its lanes are to be looked at again then.
+    look_at: Option<Instant>,
+    /// Bytes that the manager has left.
+    left: usize,
 }
 
 impl Queue {
@@ -174,6 +205,12 @@ impl Queue {
             parts: BTreeSet::new(),
             next: 0,
             bytes: 0,
+            inlets: BTreeMap::new(),
+            outlets: BTreeMap::new(),
+            ahead: 0,
+            credit: 0,
+            look_at: None,
+            left: usize::MAX,
         }
     }
 
@@ -195,10 +232,12 @@ impl Queue {
             || self.joiners.contains(caller)
             || self.offers.contains_key(&caller)
             || self.leases.contains_key(&caller)
+            || self.inlets.contains_key(&caller)
+            || self.outlets.contains_key(&caller)
     }
 
     fn has_room(&self) -> bool {
-        self.capacity.is_none_or(|capacity| self.ready.len() + self.offered < capacity)
+        self.capacity.is_none_or(|capacity| self.ready.len() + self.offered + self.credit < capacity)
     }
 
     fn is_drained(&self) -> bool {
@@ -207,9 +246,24 @@ impl Queue {
 
     /// Everything that can go on goes on.
     fn turn(&mut self, now: Instant, answers: &mut Vec<Answer>) {
-        loop {
-            self.deliver(now, answers);
-            if !self.accept(answers) {
+        self.look_at = None;
+        for round in 0.. {
+            self.pull();
+            // What came back from leases may have passed the bound: then nothing more may come in.
+            if self.credit > 0 && self.capacity.is_some_and(|capacity| self.ready.len() + self.offered + self.credit > capacity) {
+                self.revoke();
+            }
+            loop {
+                self.deliver(now, answers);
+                if !self.accept(answers) {
+                    break;
+                }
+            }
+            if self.inlets.is_empty() && self.outlets.is_empty() || !self.tend_lanes() {
+                break;
+            }
+            if round == ROUNDS_MAX {
+                self.look_at = Some(now); // others want the manager as well
                 break;
             }
         }
@@ -228,27 +282,42 @@ impl Queue {
     /// Lets in what there is room for. Says whether anything came in.
     fn accept(&mut self, answers: &mut Vec<Answer>) -> bool {
         let mut some = false;
+        if self.credit > 0 && !self.senders.is_empty() && !self.has_room() {
+            self.revoke();
+            some = true; // some may have come in meanwhile
+        }
         while self.has_room()
             && let Some((caller, sending)) = self.senders.front_mut()
         {
             if let Some(value) = sending.values.pop_front() {
                 sending.accepted += 1;
-                let item = Item { place: self.next, value, held: sending.held.clone(), deliveries: 0 };
-                self.next += 1;
-                self.bytes = self.bytes + item.bytes() - item.value.len() - size_of::<Packet>();
-                self.ready.push_back(item);
+                let (held, rest) = (sending.held.0.clone(), sending.values.len());
+                self.bytes -= value.len() + size_of::<Packet>();
+                self.let_in(value, held);
                 some = true;
+                if rest > 0 {
+                    continue;
+                }
             }
-            if sending.values.is_empty() {
-                self.senders.pop();
-                self.bytes -= WAITER_BYTES;
-                answers.push(Answer::new(caller, Reply::Done.body()));
-            }
+            self.senders.pop();
+            self.bytes -= WAITER_BYTES;
+            answers.push(Answer::new(caller, Reply::Done.body()));
         }
         some
     }
 
+    /// One item more is in.
+    fn let_in(&mut self, value: Packet, held: Held) {
+        let item = Item { place: self.next, value, held: HeldItem(held), deliveries: 0 };
+        self.next += 1;
+        self.bytes += item.bytes();
+        self.ready.push_back(item);
+    }
+
     fn deliver(&mut self, now: Instant, answers: &mut Vec<Answer>) {
+        if !self.receivers.is_empty() {
+            self.reclaim();
+        }
         while !self.ready.is_empty()
             && let Some((caller, want)) = self.receivers.pop()
         {
@@ -335,6 +404,12 @@ impl Queue {
     /// It takes nothing more.
     fn shut(&mut self, answers: &mut Vec<Answer>) {
         self.closed = true;
+        for inlet in self.inlets.values() {
+            inlet.shut();
+        }
+        self.pull();
+        self.inlets.clear();
+        self.credit = 0;
         for (caller, sending) in self.senders.drain() {
             self.bytes -= sending.bytes();
             answers.push(Answer::new(caller, Reply::Closed { accepted: sending.accepted }.body()));
@@ -384,7 +459,10 @@ impl Object for Queue {
         if self.knows(caller) {
             return Err(Bad(format!("ticket {} is used twice", caller.ticket)));
         }
-        match Ask::read(&body.head)? {
+        let ask = Ask::read(&body.head)?;
+        self.pull();
+        match ask {
+            Ask::Rang => {}
             Ask::Send { wait } => self.send(caller, VecDeque::from([body.tail]), body.held, wait, now, answers),
             Ask::SendMany { wait } => self.send(caller, unpack(&body.tail)?.into(), body.held, wait, now, answers),
             Ask::Recv { wait, max } => self.receivers.push(caller, wait.until(now), Want { how: How::Recv { max }, wait }),
@@ -435,6 +513,8 @@ impl Object for Queue {
     }
 
     fn cancel(&mut self, caller: Caller, now: Instant, answers: &mut Vec<Answer>) {
+        self.pull();
+        self.close_lane(caller);
         if !self.forget_sender(caller) && self.receivers.remove(caller).is_none() && self.joiners.remove(caller).is_none() {
             self.put_back_offer(caller);
             if let Some(mut item) = self.end_lease(caller) {
@@ -446,6 +526,11 @@ impl Object for Queue {
     }
 
     fn gone(&mut self, client: Client, _: Gone, now: Instant, answers: &mut Vec<Answer>) {
+        self.pull();
+        let lanes = of_client(&self.inlets, client).chain(of_client(&self.outlets, client));
+        for caller in lanes.collect::<Vec<_>>() {
+            self.close_lane(caller);
+        }
         for (_, sending) in self.senders.remove_client(client) {
             self.bytes -= sending.bytes();
         }
@@ -476,6 +561,7 @@ impl Object for Queue {
         if !self.parts.contains(&Part::RECEIVER) {
             self.shut(answers);
             self.deaf = true;
+            self.reclaim();
             for item in std::mem::take(&mut self.ready) {
                 self.bytes -= item.bytes();
             }
@@ -485,7 +571,10 @@ impl Object for Queue {
 
     fn next_deadline(&self) -> Option<Instant> {
         let lease = self.limits.first().map(|(until, _)| *until);
-        [lease, self.senders.next_deadline(), self.receivers.next_deadline(), self.joiners.next_deadline()].into_iter().flatten().min()
+        [lease, self.senders.next_deadline(), self.receivers.next_deadline(), self.joiners.next_deadline(), self.look_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn tick(&mut self, now: Instant, answers: &mut Vec<Answer>) {
@@ -493,10 +582,49 @@ impl Object for Queue {
     }
 
     fn bytes(&self) -> usize {
-        self.bytes + (self.receivers.len() + self.joiners.len()) * WAITER_BYTES
+        let lanes = (self.inlets.len() + self.outlets.len()) * LANE_BYTES;
+        self.bytes + (self.receivers.len() + self.joiners.len()) * WAITER_BYTES + lanes
+    }
+
+    fn left(&mut self, bytes: usize) {
+        self.left = bytes;
+    }
+
+    fn lane(&mut self, caller: Caller, way: Way, memory: Arc<SharedMemory>, now: Instant, answers: &mut Vec<Answer>) -> bool {
+        let full = self.inlets.len() + self.outlets.len() >= LANES_MAX || self.left < 2 * LANE_BYTES;
+        if self.closed || full || memory.words().len() < lane::WORDS || self.knows(caller) {
+            return false;
+        }
+        match way {
+            Way::In => drop(self.inlets.insert(caller, Inlet::new(memory))),
+            Way::Out => drop(self.outlets.insert(caller, Outlet::new(memory))),
+        }
+        self.turn(now, answers);
+        true
+    }
+
+    fn put_now(&mut self, value: Packet, held: Held, now: Instant, answers: &mut Vec<Answer>) -> Result<(), (Packet, Held)> {
+        self.pull();
+        if self.closed || !self.senders.is_empty() || !self.has_room() {
+            return Err((value, held));
+        }
+        self.let_in(value, held);
+        self.turn(now, answers);
+        Ok(())
+    }
+
+    fn take_now(&mut self, now: Instant, answers: &mut Vec<Answer>) -> Option<Body> {
+        self.pull();
+        self.reclaim();
+        let item = self.ready.pop_front()?;
+        self.bytes -= item.bytes();
+        self.turn(now, answers);
+        Some(Body::with_value(Reply::Item { deliveries: item.deliveries }.packet(), item.value, item.held.0))
     }
 }
 
+#[path = "queue_lanes.rs"]
+mod lanes;
 #[cfg(test)]
 #[path = "queue_sim.rs"]
 mod sim;

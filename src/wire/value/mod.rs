@@ -64,6 +64,7 @@ pub(crate) const EXT_U128: u8 = 4;
 ///
 /// Fails as soon as `out` would become longer than `limit` bytes, counting what was in it before. After an error `out`
 /// is as long as it was.
+#[inline]
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>, limit: usize) -> Result<(), EncodeError> {
     let start = out.len();
     let result = ser::append(value, out, limit);
@@ -74,6 +75,7 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>, limit:
 }
 
 /// Reads the one value that `bytes` consist of.
+#[inline]
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     let mut reader = Reader::new(bytes);
     let value = reader.next()?;

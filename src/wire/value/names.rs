@@ -82,6 +82,7 @@ impl<F: FnMut()> Drop for Restore<F> {
 }
 
 /// Runs `encode`, and gives what was named by the values that it encoded.
+#[inline]
 pub(crate) fn collecting<R>(encode: impl FnOnce() -> R) -> (R, Vec<Thing>) {
     let mut outer = NAMED.replace(Some(Vec::new()));
     let mut named = Vec::new();

@@ -1,0 +1,165 @@
+//! What a queue does with its lanes: rule 8 of `queue.rs`.
+
+use super::{AHEAD_MAX, Caller, GRANT_MIN, Inlet, Item, LANE_BYTES, Outlet, Packet, Queue, SLOTS};
+use crate::manager::lane;
+
+impl Queue {
+    /// Takes note of what clients have put into their lanes, and taken out of them. A lane that makes no sense is closed: what
+    /// its client has put in since is lost, and that is its own doing.
+    pub(super) fn pull(&mut self) {
+        if self.inlets.values().any(Inlet::has_news) {
+            let mut items = Vec::new();
+            let several = self.inlets.len() > 1;
+            self.inlets.retain(|_, inlet| inlet.pull(|time, value| items.push((time, value))).is_ok());
+            self.credit = self.inlets.values().map(|inlet| inlet.credit() as usize).sum();
+            if several {
+                // Each inlet's are in their order; whoever had sent before another began, comes before him.
+                items.sort_by_key(|(time, _)| *time);
+            }
+            for (_, value) in items {
+                self.let_in(value, None);
+            }
+        }
+        if self.outlets.values().any(Outlet::has_news) {
+            let (mut count, mut bytes, mut broken) = (0, 0, Vec::new());
+            for (caller, outlet) in &mut self.outlets {
+                let settled = outlet.settle(|item| {
+                    count += 1;
+                    bytes += item.bytes();
+                });
+                if settled.is_err() {
+                    broken.push(*caller);
+                }
+            }
+            self.offered -= count;
+            self.bytes -= bytes;
+            broken.into_iter().for_each(|caller| self.close_lane(caller));
+        }
+    }
+
+    /// Nothing of what was granted may come any more, but what has come by now.
+    pub(super) fn revoke(&mut self) {
+        self.inlets.retain(|_, inlet| inlet.revoke().is_ok());
+        self.pull();
+        self.credit = 0;
+    }
+
+    /// What nobody has taken out of the outlets is ready again.
+    pub(super) fn reclaim(&mut self) {
+        if self.outlets.values().all(|outlet| outlet.len() == 0) {
+            return;
+        }
+        let callers: Vec<Caller> = self.outlets.keys().copied().collect();
+        for caller in callers {
+            self.empty(caller);
+        }
+    }
+
+    /// An outlet's items are ready again.
+    fn empty(&mut self, caller: Caller) {
+        let Some(outlet) = self.outlets.get_mut(&caller) else { return };
+        let (mut count, mut bytes) = (0, 0);
+        let taken = |item: Item| {
+            count += 1;
+            bytes += item.bytes();
+        };
+        let (rest, broken) = match outlet.reclaim(taken) {
+            Ok(rest) => (rest, false),
+            Err(lane::Broken) => {
+                outlet.shut();
+                (outlet.rest(), true)
+            }
+        };
+        if broken {
+            self.outlets.remove(&caller);
+        }
+        self.offered -= count + rest.len();
+        self.bytes -= bytes;
+        // As a rule they come before everything that is ready.
+        for item in rest.into_iter().rev() {
+            self.put_back(item);
+        }
+    }
+
+    /// A lane is wanted no longer. What is in it is the queue's.
+    pub(super) fn close_lane(&mut self, caller: Caller) {
+        if let Some(inlet) = self.inlets.get(&caller) {
+            inlet.shut();
+            self.pull();
+            self.inlets.remove(&caller);
+            self.credit = self.inlets.values().map(|inlet| inlet.credit() as usize).sum();
+        }
+        if self.outlets.contains_key(&caller) {
+            self.empty(caller);
+            self.outlets.remove(&caller);
+        }
+    }
+
+    /// Puts items ahead, grants room, sets bells. Gives whether something has come meanwhile.
+    pub(super) fn tend_lanes(&mut self) -> bool {
+        self.put_ahead();
+        self.grant();
+        let (wanted, missed) = (!self.receivers.is_empty(), !self.senders.is_empty() || !self.joiners.is_empty());
+        self.inlets.values().for_each(|inlet| inlet.set_bell(wanted));
+        self.outlets.values().for_each(|outlet| outlet.set_bell(missed));
+        if !wanted && !missed {
+            return false;
+        }
+        lane::before_looking_again();
+        wanted && self.inlets.values().any(Inlet::has_news) || missed && self.outlets.values().any(Outlet::has_news)
+    }
+
+    /// What is ready goes into the outlets, in equal parts: nobody waits for it.
+    fn put_ahead(&mut self) {
+        if self.outlets.is_empty() || self.ready.is_empty() || self.deaf {
+            return;
+        }
+        // What has come back to its place goes before what was put ahead.
+        if self.ready.front().is_some_and(|item| item.place < self.ahead) {
+            self.reclaim();
+        }
+        // A part more, for those who have none. (All are reclaimed before somebody is served.)
+        let part = self.ready.len().div_ceil(self.outlets.len() + 1).min(AHEAD_MAX);
+        for outlet in self.outlets.values_mut() {
+            let before = outlet.len();
+            while outlet.len() < part
+                && let Some(item) = self.ready.front()
+                && item.held.0.is_none()
+                && outlet.fits(item.value.len())
+                && let Some(item) = self.ready.pop_front()
+            {
+                let value: Packet = item.value.clone();
+                self.ahead = item.place;
+                outlet.put(&value, item);
+                self.offered += 1;
+            }
+            if outlet.len() > before {
+                outlet.show();
+            }
+        }
+    }
+
+    /// Room that nobody waits for is granted to the inlets, in equal parts.
+    fn grant(&mut self) {
+        if self.inlets.is_empty() || !self.senders.is_empty() || self.closed {
+            return;
+        }
+        // What they bring without being asked must not pass the manager's bound by much.
+        if self.left < 2 * LANE_BYTES * self.inlets.len() {
+            return;
+        }
+        let used = self.ready.len() + self.offered + self.credit;
+        let mut room = self.capacity.map_or(usize::MAX, |capacity| capacity.saturating_sub(used));
+        // (A part more, for those who have no lane.)
+        let part = (room.saturating_add(self.credit) / (self.inlets.len() + 1)).max(1);
+        for inlet in self.inlets.values_mut() {
+            let credit = inlet.credit() as usize;
+            let more = part.min(SLOTS as usize).saturating_sub(credit).min(room);
+            if more > 0 && (credit == 0 || more >= GRANT_MIN) {
+                inlet.grant(more as u32);
+                self.credit += more;
+                room -= more;
+            }
+        }
+    }
+}
