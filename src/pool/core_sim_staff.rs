@@ -577,8 +577,8 @@ impl Office {
         let mut count = 0;
         for id in replies {
             let replied = self.core.replied(key, BASE_ID + id, Answer::Final, self.now);
-            if self.killed || given_up {
-                ensure!(replied.is_none(), "an answer after the end was taken");
+            if given_up {
+                ensure!(replied.is_none(), "an answer of one that was given up was taken");
                 continue;
             }
             ensure!(matches!(replied, Some(Replied::Ended(..))), "the answer to {id} was not taken: {replied:?}");
@@ -742,6 +742,7 @@ impl Office {
                 self.after(delay, Happening::Weigh(key));
                 Ok(())
             }
+            Action::Ask(..) => Err("a task without a grace is asked".into()),
             Action::Note(task, fate) => Err(format!("{task:?} is tried again: {fate:?}")),
             Action::Settle(cargo, fate) => self.do_settle(cargo - BASE_ID, &fate),
             Action::Ended => {
