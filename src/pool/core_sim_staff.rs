@@ -858,9 +858,8 @@ impl Office {
         ensure!(truth, "{id} is settled as {fate:?}: {piece:?}, gone: {:?}", self.gone);
         piece.at = Where::Settled;
         self.open -= 1;
-        match fate {
-            Fate::Unkillable(_) => self.see("Unkillable"),
-            _ => {}
+        if let Fate::Unkillable(_) = fate {
+            self.see("Unkillable");
         }
         Ok(())
     }
