@@ -906,6 +906,7 @@ impl<T, M: Memory> Core<T, M> {
             }
             if matches!(worker.state, State::Starting { .. }) {
                 self.withdraw(key, State::Doomed);
+                self.blame(key, WorkerEnd::StartFailed); // though it may get ready before the kill arrives
                 self.expect_end(key, now);
                 actions.push(Action::TimeOut(key));
             } else if worker.state == State::Doomed {
@@ -1353,16 +1354,16 @@ impl<T, M: Memory> Core<T, M> {
                 self.enlist(spare, now);
                 self.serve(now, actions);
                 self.share(now, actions);
-            } else if self.starting + self.surplus_to_come() < demand && self.may_start(now) {
+            } else if self.starting >= demand || self.staff.places >= self.rules.workers {
+                return;
+            } else if let Some(coming) = self.surplus_to_come() {
+                self.promise(coming);
+            } else if self.starts_are_allowed(now) {
                 self.start(Duty::On, now, actions);
             } else {
                 return;
             }
         }
-    }
-
-    fn may_start(&self, now: Instant) -> bool {
-        self.staff.places < self.rules.workers && self.starts_are_allowed(now)
     }
 
     fn start(&mut self, duty: Duty, now: Instant, actions: &mut Vec<Action<T>>) {

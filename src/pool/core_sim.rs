@@ -1789,3 +1789,6 @@ fn everything_comes_up() {
     }
     assert!(seen.get("innocent").is_some_and(|count| *count > 0), "nobody is innocent: {seen:?}");
 }
+
+#[path = "core_sim_staff.rs"]
+mod staff_simulation;

@@ -9,7 +9,7 @@
 //!     empty and replaced. It cannot serve meanwhile, so its replacement is ordered at once, whatever else is under way.
 //! 18. A task that finds nobody idle gets a spare, if one is ready and a place is vacant; the place of a worker that is being
 //!     killed counts as vacant for a spare. So what goes is replaced without a start. Then another spare is ordered. A spare
-//!     that nobody needs any more takes a vacant place, or leaves.
+//!     that nobody needs any more, ready or not, takes a vacant place, or leaves.
 //! 19. Who is idle for longer than the idle limit leaves, as long as more than the minimum are there. Workers start
 //!     only as tasks need them, the minimum too, unless all are asked for (rule 6).
 //! 20. When there are to be fewer workers, those who lose their places are, in this order: who leaves anyhow, who is not
@@ -142,6 +142,8 @@ pub(super) struct Staff {
     awake: bool,
     /// The idle are looked at then.
     pub(super) idle_at: Option<Instant>,
+    /// Somebody has become idle, and no time to look is set.
+    idle_anew: bool,
     /// Deaths that count, the oldest first.
     pub(super) deaths: VecDeque<(Instant, Arc<Loss>)>,
     /// No spare is started before.
@@ -348,7 +350,7 @@ impl<T, M: Memory> Core<T, M> {
         let by = now + self.exit_limit(now);
         if let Some(worker) = self.workers.get_mut(key) {
             worker.end_by = Some(by);
-            worker.why.get_or_insert(worker.post.due.unwrap_or(why));
+            worker.why.get_or_insert(why);
             actions.push(Action::Retire(key));
         }
     }
@@ -404,16 +406,10 @@ impl<T, M: Memory> Core<T, M> {
 
     /// A worker has become idle.
     pub(super) fn somebody_idle(&mut self) {
+        // Else nobody may leave, or the time to look is known and not too late for this one.
         if self.staff.idle_at.is_none() && self.rules.policy.min < self.rules.workers {
-            self.staff.idle_at = self.idle_longest();
-            self.deadline_moved = true;
+            (self.staff.look, self.staff.idle_anew) = (true, true);
         }
-    }
-
-    /// When the one that has been idle for the longest will have been for too long.
-    fn idle_longest(&self) -> Option<Instant> {
-        let since = self.idle.iter().filter_map(|key| self.workers.get(*key)).map(|worker| worker.busy_since).min()?;
-        since.checked_add(self.rules.policy.idle_limit?)
     }
 
     /// A worker has ended that had been ready (rule 21).
@@ -447,6 +443,10 @@ impl<T, M: Memory> Core<T, M> {
         if !std::mem::take(&mut self.staff.look) || matches!(self.phase, Phase::Killed | Phase::Ended) {
             return;
         }
+        if std::mem::take(&mut self.staff.idle_anew) && self.staff.idle_at.is_none() && !self.idle.is_empty() {
+            self.staff.idle_at = self.rules.policy.idle_limit.and_then(|limit| now.checked_add(limit));
+            self.deadline_moved = true;
+        }
         if let Some(cause) = self.staff.halt.clone()
             && !self.workers.iter().any(|(_, worker)| matches!(worker.state, State::Starting { .. } | State::Spare | State::Ready))
         {
@@ -461,7 +461,8 @@ impl<T, M: Memory> Core<T, M> {
             let Some(worker) = self.workers.get(key) else { continue };
             let may_leave = worker.post.duty != Duty::On || (self.phase != Phase::Open && self.queued == 0);
             if worker.state == State::Departing && worker.in_flight.is_empty() && may_leave {
-                self.retire(key, WorkerEnd::Recycled, now, actions); // why, it knows
+                let why = worker.post.due.unwrap_or(WorkerEnd::Recycled);
+                self.retire(key, why, now, actions);
             }
         }
         self.want_workers(0, now, actions);
@@ -499,11 +500,23 @@ impl<T, M: Memory> Core<T, M> {
         kept + count(|due| due.0) + count(|due| due.1).min(at_once)
     }
 
-    /// Spares that will take a vacant place, since whom they were to replace has gone.
-    pub(super) fn surplus_to_come(&self) -> usize {
-        match self.staff.starting {
-            0 => 0, // as nearly always
-            starting => (starting + self.staff.spares.len()).saturating_sub(self.spares_wanted()),
+    /// A spare that is being started and not needed any more: whom it was to replace has gone, say.
+    pub(super) fn surplus_to_come(&self) -> Option<WorkerKey> {
+        if self.staff.starting == 0 || self.staff.starting + self.staff.spares.len() <= self.spares_wanted() {
+            return None; // the first, as nearly always
+        }
+        let starts = |worker: &Worker<M>| worker.post.duty == Duty::Spare && matches!(worker.state, State::Starting { .. });
+        let (key, _) = self.workers.iter().filter(|(_, worker)| starts(worker)).min_by_key(|(_, worker)| worker.started)?;
+        Some(key)
+    }
+
+    /// A spare that is being started has a place as soon as it is ready.
+    pub(super) fn promise(&mut self, key: WorkerKey) {
+        if let Some(worker) = self.workers.get_mut(key) {
+            worker.post.duty = Duty::On;
+            self.staff.starting -= 1;
+            self.staff.places += 1;
+            self.starting += 1;
         }
     }
 

@@ -4,58 +4,16 @@
 //! out, SIGKILL or not, until its tracer lets it go (ptrace(2)): to the pool that is the same.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![expect(unsafe_code, reason = "ptrace")]
 
 use super::Pool;
 use super::core::Policy;
 use super::stats::WorkerEnd;
-use nix::libc;
-use std::sync::mpsc;
+use crate::process::testing::Hold;
 use std::time::{Duration, Instant};
 
 /// Only a hang takes this long.
 const FUSE: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_millis(50);
-
-/// Keeps a process from ending until it is dropped. The tracer is a thread, and only that one may let it go.
-struct Hold {
-    let_go: mpsc::Sender<()>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Hold {
-    fn of(pid: u32) -> Self {
-        let (let_go, gone) = mpsc::channel();
-        let (held, is_held) = mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            let pid = libc::pid_t::try_from(pid).unwrap();
-            let none = std::ptr::null_mut::<libc::c_void>();
-            // SAFETY: it traces a child of ours; no memory of ours is named.
-            let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, libc::PTRACE_O_TRACEEXIT) };
-            held.send((seized, std::io::Error::last_os_error())).unwrap();
-            let _ = gone.recv();
-            // SAFETY: as above; only a stopped one can be let go, and it stops as soon as it is killed.
-            while unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, none, none) } == -1
-                && std::io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
-                && std::path::Path::new("/proc").join(pid.to_string()).exists()
-            {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        });
-        let (seized, error) = is_held.recv().unwrap();
-        assert_eq!(seized, 0, "{error}");
-        Self { let_go, thread: Some(thread) }
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let _ = self.let_go.send(());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
 
 fn pool() -> Pool {
     let mut builder = Pool::builder().workers(1);
@@ -97,4 +55,20 @@ async fn its_task_is_told_its_place_is_filled_and_it_is_reaped_when_it_ends() {
     until("it is reaped", || !exists(pid)).await;
     until("it is counted", || pool.stats().ended_by(WorkerEnd::TaskStopped) == 1).await;
     assert_eq!(pool.stats().leaving, 0);
+}
+
+#[tokio::test]
+async fn the_end_of_its_pool_does_not_wait_for_it_and_it_is_reaped_all_the_same() {
+    for keeps in [true, false] {
+        let pool = pool();
+        let pid = pool.spawn(std::process::id, ()).await.unwrap();
+        let hold = Hold::of(pid);
+        let ending = pool.kill();
+        let kept = keeps.then_some(pool);
+        tokio::time::timeout(FUSE, ending).await.unwrap();
+        assert!(exists(pid));
+        drop(hold);
+        until("it is reaped", || !exists(pid)).await;
+        drop(kept);
+    }
 }

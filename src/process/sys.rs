@@ -177,7 +177,8 @@ fn wait(id_type: libc::idtype_t, id: libc::id_t, reap: Reap) -> io::Result<Waite
     }
     // SAFETY: waitid(2) filled the fields of SIGCHLD, or left zeros.
     let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-    if pid == 0 {
+    // Who traces children of its own is told of their stops, too, though it does not ask for them (ptrace(2)).
+    if pid == 0 || [libc::CLD_TRAPPED, libc::CLD_STOPPED, libc::CLD_CONTINUED].contains(&info.si_code) {
         return Ok(Waited::StillRunning);
     }
     // `waitid` gives the parts of what `wait` gives in one number (wait(2), WEXITSTATUS and its relatives).

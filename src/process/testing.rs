@@ -1,6 +1,6 @@
 //! What the tests of this folder share.
 
-#![expect(unsafe_code, reason = "tests that fork")]
+#![expect(unsafe_code, reason = "tests that fork, and that trace")]
 
 use std::path::Path;
 use std::process::Command;
@@ -79,4 +79,45 @@ pub(crate) fn has_ended(pid: u32) -> bool {
 /// How many descriptors this process has open.
 pub(crate) fn open_fds() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("/proc").count()
+}
+
+/// Keeps a process from ending until it is dropped. The tracer is a thread, and only that one may let it go.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    let_go: std::sync::mpsc::Sender<()>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Hold {
+    pub(crate) fn of(pid: u32) -> Self {
+        let (let_go, gone) = std::sync::mpsc::channel();
+        let (held, is_held) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let pid = libc::pid_t::try_from(pid).expect("a process number");
+            let none = std::ptr::null_mut::<libc::c_void>();
+            // SAFETY: it traces a child of ours; no memory of ours is named.
+            let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, libc::PTRACE_O_TRACEEXIT) };
+            held.send((seized, std::io::Error::last_os_error())).expect("it is waited for");
+            let _ = gone.recv();
+            // SAFETY: as above; only a stopped one can be let go, and it stops as soon as it is killed.
+            while unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, none, none) } == -1
+                && std::io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
+                && Path::new("/proc").join(pid.to_string()).exists()
+            {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let (seized, error) = is_held.recv().expect("it says");
+        assert_eq!(seized, 0, "{error}");
+        Self { let_go, thread: Some(thread) }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let _ = self.let_go.send(());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
