@@ -1,3 +1,6 @@
+// First, so that the README's links lead to this very documentation: where it is read elsewhere, it has its own.
+// (Not where its programs are run as tests: they are named after the first file.)
+#![cfg_attr(not(doctest), doc = include_str!("../docs/links.md"))]
 #![doc = include_str!("../README.md")]
 #![cfg_attr(
     not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))),
@@ -25,8 +28,8 @@ mod worker;
 pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
 pub use limits::Limits;
 pub use pool::{
-    AbortHandle, Builder, Call, CutOff, Ending, Events, JoinHandle, Named, Output, OutputLine, Pool, Results, Stats, TryResults, WorkerEnd,
-    WorkerEvent,
+    AbortHandle, Builder, Call, CutOff, Ending, Events, Function, JoinHandle, Named, Output, OutputLine, Pool, Results, Stats, TryResults,
+    WorkerCount, WorkerEnd, WorkerEvent,
 };
 pub use single::{ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder, Stdio, parent};
 pub use sync::Manager;
@@ -38,7 +41,7 @@ pub use sync::{
     QueueSender, QueueSink, QueueStream, Registered, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Served,
     channel, duplex,
 };
-pub use task::{ArgsFor, ArgsTuple, Init, Task, attempt, is_cancelled, state};
+pub use task::{ArgsFor, ArgsTuple, Cancelled, Init, Task, attempt, cancelled, is_cancelled, state};
 
 #[doc = include_str!("../docs/waiting.md")]
 pub mod waiting {}

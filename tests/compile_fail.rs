@@ -19,6 +19,7 @@ fn capture() {
     for program in ["capture", "function_pointer"] {
         fails(program, &["a task cannot capture variables: pass them as arguments"]);
     }
+    fails("capture_predicate", &["a predicate cannot capture variables: it runs in the worker"]);
     fails("capture_owned", &["captures variables, which are not there in a worker process", "pass what it needs as arguments"]);
     // The compiler's own advice is `move`, which leads to the messages above.
     fails("capture_borrowed", &["borrow"]);

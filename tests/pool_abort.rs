@@ -8,11 +8,13 @@
 mod facts;
 
 use facts::{Proc, Scene, gone, mark, pass, pass_async, within};
+use futures::FutureExt;
 use futures::future::join_all;
 use procpool::{JoinHandle, TaskError, TaskErrorKind};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 fn spin(marks: PathBuf) {
     mark(marks, std::process::id());
@@ -469,4 +471,136 @@ async fn a_task_behind_one_that_does_not_end_moves_to_a_worker_that_starts() {
     gate.open();
     within("two tasks", join_all(two)).await.into_iter().for_each(|outcome| assert!(outcome.is_ok()));
     scene.end().await;
+}
+
+/// Long enough that only a hang reaches it.
+const LONG: Duration = Duration::from_secs(30);
+
+/// Serves until it is asked to stop.
+async fn polite(marks: PathBuf) -> u32 {
+    mark(marks, "begun");
+    tokio::select! {
+        () = procpool::cancelled() => {}
+        () = std::future::pending() => {}
+    }
+    assert!(procpool::is_cancelled());
+    procpool::cancelled().await; // and it stays so
+    std::process::id()
+}
+
+#[tokio::test]
+async fn an_async_task_with_a_grace_is_asked_and_what_it_returns_counts() {
+    let scene = Scene::new(1);
+    let (mut gate, marks) = (scene.gate("gate"), scene.marks("begun"));
+    let pass_and_look = async |gate: PathBuf| {
+        pass_async(gate).await;
+        (procpool::is_cancelled(), procpool::cancelled().now_or_never(), std::process::id())
+    };
+    let neighbour = scene.pool.spawn(pass_and_look, gate.path());
+    // By a handle, by a token, by a time limit; each of several is asked for itself.
+    let token = CancellationToken::new();
+    let aborted = scene.pool.call(polite).grace(LONG).spawn(marks.path());
+    let by_token = scene.pool.call(polite).grace(LONG).cancel_on(&token).spawn(marks.path());
+    marks.count(2).await;
+    aborted.abort();
+    let worker = within("the aborted one", aborted).await.unwrap();
+    assert!(!by_token.is_finished());
+    token.cancel();
+    assert_eq!(within("the one with a token", by_token).await.unwrap(), worker);
+    let over = scene.pool.call(polite).timeout(Duration::from_millis(20)).grace(LONG).spawn(marks.path());
+    assert_eq!(within("the one with a limit", over).await.unwrap(), worker);
+    gate.open();
+    assert_eq!(within("its neighbour", neighbour).await.unwrap(), (false, None, worker));
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn an_async_task_that_does_not_heed_is_dropped_when_its_grace_is_over() {
+    let scene = Scene::new(1);
+    let (mut gate, starts, ends) = (scene.gate("gate"), scene.marks("starts"), scene.marks("ends"));
+    let neighbour = scene.pool.spawn(
+        async |gate: PathBuf| {
+            pass_async(gate).await;
+            std::process::id()
+        },
+        gate.path(),
+    );
+    let deaf = async |starts: PathBuf, ends: PathBuf| {
+        let _ends = Ends(ends);
+        mark(&starts, "start");
+        procpool::cancelled().await;
+        mark(starts, "asked");
+        std::future::pending::<()>().await;
+    };
+    let grace = Duration::from_millis(50);
+    let task = scene.pool.call(deaf).grace(grace).spawn((starts.path().to_owned(), ends.path().to_owned()));
+    starts.count(1).await;
+    let workers = scene.workers();
+    let aborted_at = Instant::now();
+    task.abort();
+    starts.count(2).await;
+    assert!(within("the aborted one", task).await.unwrap_err().is_cancelled());
+    assert!(aborted_at.elapsed() >= grace);
+    assert_eq!(ends.lines(), ["end"], "it was dropped when it was reported");
+    gate.open();
+    assert_eq!(within("its neighbour", neighbour).await.unwrap(), workers[0].pid);
+    // And one that reaches no await point costs its process in the end.
+    let stuck = scene.pool.call(async |starts: PathBuf| spin(starts)).grace(grace).spawn(starts.path());
+    starts.count(3).await;
+    stuck.abort();
+    assert!(within("the one that spins", stuck).await.unwrap_err().is_cancelled());
+    assert!(workers[0].is_gone());
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_pool_that_ends_with_a_limit_asks_first() {
+    let scene = Scene::new(2);
+    let marks = scene.marks("begun");
+    let task = scene.pool.call(polite).grace(LONG).spawn(marks.path());
+    let sync = |marks: PathBuf| {
+        mark(marks, "begun");
+        while !procpool::is_cancelled() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        7
+    };
+    let sync = scene.pool.call(sync).grace(LONG).spawn(marks.path());
+    marks.count(2).await;
+    let cut_off = within("the end", scene.pool.shutdown_within(Duration::ZERO)).await;
+    assert!(cut_off.is_empty(), "{cut_off:?}");
+    assert!(task.await.is_ok());
+    assert_eq!(sync.await.unwrap(), 7);
+    assert_eq!(scene.workers(), []);
+}
+
+/// A sync task may have a runtime of its own, or threads.
+#[tokio::test]
+async fn a_sync_task_can_await_that_it_is_asked() {
+    let scene = Scene::new(1);
+    let marks = scene.marks("begun");
+    let serve = |marks: PathBuf| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let one = procpool::cancelled();
+            let elsewhere = tokio::spawn(procpool::cancelled());
+            mark(marks, "begun");
+            one.await;
+            elsewhere.await.unwrap();
+        });
+        procpool::attempt()
+    };
+    for round in 1..=2 {
+        let task = scene.pool.call(serve).grace(LONG).spawn(marks.path());
+        marks.count(round).await;
+        task.abort();
+        assert_eq!(within("the aborted one", task).await.unwrap(), Some(1));
+    }
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn nobody_is_asked_outside_of_a_task() {
+    assert!(!procpool::is_cancelled());
+    assert_eq!(procpool::cancelled().now_or_never(), None);
 }

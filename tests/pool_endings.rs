@@ -70,6 +70,36 @@ fn set(ids: &[u64]) -> HashSet<u64> {
     set
 }
 
+// ---- what is stopped has stopped
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_is_told_of_a_kill_or_a_drop_does_not_run_any_more() {
+    for drops in [false, true] {
+        for stops in [false, true] {
+            let (pool, dir) = (pool_of(2), tempdir().unwrap());
+            let log = dir.path().join("log");
+            let running = [pool.spawn(spin, &log), pool.spawn(hang, &log)];
+            until("both run", || lines(&log).len() == 2).await;
+            let queued = pool.spawn(hang, &log);
+            let workers = running.each_ref().map(|task| Seen::now(task.worker_pid().unwrap()).unwrap());
+            if stops {
+                workers.iter().for_each(|worker| stop(worker.pid));
+            }
+            if drops {
+                drop(pool);
+            } else {
+                drop(pool.kill());
+            }
+            for (task, worker) in running.into_iter().zip(workers) {
+                assert!(soon(task).await.unwrap_err().is_pool_closed());
+                assert!(worker.is_gone(), "it has been told to have stopped");
+            }
+            assert!(soon(queued).await.unwrap_err().is_pool_closed());
+            assert_eq!(lines(&log).len(), 2, "what was queued has not run");
+        }
+    }
+}
+
 // ---- shutdown
 
 #[tokio::test]

@@ -420,6 +420,8 @@ async fn own_process_with_blocked_signals() {
     let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
     // SAFETY: no handler is installed.
     unsafe { sigaction(Signal::SIGPIPE, &ignore) }.unwrap();
+    // SAFETY: nor here: as `nohup` starts a program.
+    unsafe { sigaction(Signal::SIGHUP, &ignore) }.unwrap();
     let pool = pool_of(1);
     let log = dir.join("log");
     let running = pool.spawn(spin, &log);
@@ -436,6 +438,7 @@ async fn own_process_with_blocked_signals() {
     };
     assert_eq!(mask("SigBlk:"), 0);
     assert_eq!(mask("SigIgn:") & 1 << (libc::SIGPIPE - 1), 0);
+    assert_ne!(mask("SigIgn:") & 1 << (libc::SIGHUP - 1), 0, "what is ignored otherwise stays so");
     let mut after = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, None, Some(&mut after)).unwrap();
     assert_eq!(before, after);

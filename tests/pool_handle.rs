@@ -16,7 +16,7 @@ use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 fn echo(n: u32) -> u32 {
     n
@@ -93,6 +93,30 @@ fn blocking_join_waits_outside_of_any_runtime_and_panics_within() {
         still.end().await;
         scene.end().await;
     });
+}
+
+#[test]
+fn blocking_join_with_a_limit_gives_up_and_may_be_asked_again() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let scene = Scene::new(1);
+    let mut gate = scene.gate("gate");
+    let mut handle = scene.pool.spawn(mark_and_pass, (7, gate.path().to_owned(), scene.marks("marks").path().to_owned()));
+    let abort = handle.abort_handle();
+    let limit = Duration::from_millis(20);
+    let begun = Instant::now();
+    assert!(handle.blocking_join_timeout(limit).is_none());
+    assert!(begun.elapsed() >= limit);
+    assert!(handle.blocking_join_timeout(Duration::ZERO).is_none());
+    assert!(!abort.is_finished() && !handle.is_finished());
+    gate.open();
+    assert_eq!(handle.blocking_join_timeout(FUSE).unwrap().unwrap(), 7);
+    assert!(abort.is_finished() && handle.is_finished());
+    assert!(catch_unwind(AssertUnwindSafe(|| handle.blocking_join_timeout(FUSE))).is_err(), "it has been taken");
+    // Calls with the same options.
+    let call = scene.pool.call(echo).retries(1);
+    let sum: u32 = (0..4).map(|n| call.clone().spawn(n).blocking_join_timeout(FUSE).unwrap().unwrap()).sum();
+    assert_eq!(sum, 6);
+    runtime.block_on(scene.end());
 }
 
 /// Whoever asks in a loop waits, too: the pool goes on although its runtime stands still.

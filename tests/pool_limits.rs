@@ -226,6 +226,113 @@ async fn panics_are_tried_again_only_if_that_is_wanted() {
     scene.end().await;
 }
 
+#[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+enum Trouble {
+    Busy { attempt: u32, bytes: Vec<u8> },
+    NoSuchHost,
+}
+
+impl Trouble {
+    fn is_transient(&self) -> bool {
+        matches!(self, Self::Busy { .. })
+    }
+}
+
+/// Busy until the try of this number, 0: for ever; and how large its errors are.
+fn busy_until(attempt: u32, bytes: usize) -> Result<u32, Trouble> {
+    match procpool::attempt() {
+        Some(now) if now == attempt => Ok(now),
+        Some(now) => Err(Trouble::Busy { attempt: now, bytes: vec![7; bytes] }),
+        None => Err(Trouble::NoSuchHost),
+    }
+}
+
+#[tokio::test]
+async fn an_own_error_is_tried_again_if_its_predicate_says_so() {
+    let scene = Scene::new(1);
+    let busy_async = async |attempt: u32, bytes: usize| busy_until(attempt, bytes);
+    let transient = || scene.pool.call(busy_until).retries(3).retry_if(Trouble::is_transient);
+    assert_eq!(within("its third try", transient().spawn((3, 0))).await.unwrap(), Ok(3));
+    let again = scene.pool.call(busy_async).retries(3).backoff(Duration::from_millis(1), LIMIT).retry_if(|e| e.is_transient());
+    assert_eq!(within("its fourth try", again.spawn((4, 0))).await.unwrap(), Ok(4));
+    // When it is exhausted, the last one's error is the value that it is; large ones as well.
+    for bytes in [0, 100_000] {
+        let last = Trouble::Busy { attempt: 4, bytes: vec![7; bytes] };
+        assert_eq!(within("its last try", transient().spawn((0, bytes))).await.unwrap(), Err(last));
+    }
+    // Not of another error, not without a predicate, not without retries.
+    let other = || Err::<u32, _>(procpool::attempt());
+    let call = scene.pool.call(other).retries(3).retry_if(|attempt: &Option<u32>| *attempt == Some(1));
+    assert_eq!(within("its second try", call.spawn(())).await.unwrap(), Err(Some(2)));
+    assert_eq!(within("one try", scene.pool.call(other).retries(3).spawn(())).await.unwrap(), Err(Some(1)));
+    assert_eq!(within("one try", scene.pool.call(other).retry_if(|_| true).spawn(())).await.unwrap(), Err(Some(1)));
+    // Each item of a map for itself; and in order.
+    let call = scene.pool.call(busy_until).retries(3).retry_if(Trouble::is_transient);
+    let results: Vec<_> = call.map([(1, 0), (4, 0), (2, 0)]).map(Result::unwrap).collect().await;
+    assert_eq!(results, [Ok(1), Ok(4), Ok(2)]);
+    assert_eq!(scene.workers().len(), 1, "it costs no worker");
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn own_errors_are_told_with_what_came_after_them() {
+    let scene = Scene::new(1);
+    let ends_badly = |bytes: usize| match busy_until(0, bytes) {
+        Err(Trouble::Busy { attempt: 3, .. }) => std::process::abort(),
+        other => other,
+    };
+    for (bytes, is_kept) in [(10, true), (100_000, false)] {
+        let call = scene.pool.call(ends_badly).retries(2).retry_if(Trouble::is_transient);
+        let error = within("its death", call.spawn(bytes)).await.unwrap_err();
+        assert!(error.is_worker_died());
+        let earlier = error.earlier_attempts();
+        assert_eq!(earlier.iter().map(TaskError::kind).collect::<Vec<_>>(), [TaskErrorKind::OwnError; 2]);
+        let second = is_kept.then(|| Trouble::Busy { attempt: 2, bytes: vec![7; bytes] });
+        assert_eq!(earlier[1].own_error::<Trouble>(), second);
+        assert_eq!((earlier[1].own_error::<u8>(), error.own_error::<Trouble>()), (None, None));
+        assert_eq!(earlier[0].pid(), error.pid());
+    }
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_predicate_is_a_part_of_its_task() {
+    let scene = Scene::new(1);
+    let fails = || Err::<(), _>(std::process::id());
+    let panics = |_: &u32| -> bool { panic!("hard to say") };
+    let error = within("a panic", scene.pool.call(fails).retries(1).retry_if(panics).spawn(())).await.unwrap_err();
+    assert_eq!(error.panic_message(), Some("hard to say"));
+    let forever = |_: &u32| -> bool {
+        loop {
+            std::hint::spin_loop();
+        }
+    };
+    let error = within("the limit", scene.pool.call(fails).timeout(LIMIT).retry_if(forever).spawn(())).await.unwrap_err();
+    timed_out(&error, LIMIT);
+    // Where the caller is, it does not run.
+    let here = std::process::id();
+    let elsewhere = |pid: &u32| *pid == std::process::id() && procpool::attempt() == Some(1);
+    let pid = within("its second try", scene.pool.call(fails).retries(1).retry_if(elsewhere).spawn(())).await.unwrap();
+    assert_ne!(pid, Err(here));
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn an_own_error_that_is_tried_again_gives_back_what_it_names() {
+    let scene = Scene::new(1);
+    let queue = scene.pool.manager().queue::<u32>(8).unwrap();
+    let sends = |queue: procpool::Queue<u32>| {
+        queue.blocking_send(procpool::attempt().unwrap()).unwrap();
+        Err::<(), _>(queue)
+    };
+    let call = scene.pool.call(sends).retries(2).retry_if(|_| true);
+    let back = within("its last try", call.spawn(&queue)).await.unwrap().unwrap_err();
+    for attempt in 1..=3 {
+        assert_eq!(within("an item", back.recv()).await.unwrap(), Some(attempt));
+    }
+    scene.end().await;
+}
+
 #[tokio::test]
 async fn a_sync_task_with_a_grace_is_asked_and_may_still_answer() {
     let scene = Scene::new(1);

@@ -145,3 +145,24 @@ fn every_trap_is_shown_by_tests_that_exist_or_says_that_it_is_not() {
         assert!(!named.is_empty() || trap.contains("Not shown"), "{name:?} says neither what shows it, nor that nothing does");
     }
 }
+
+/// The README's links lead to docs.rs where it is read by itself, and into the documentation where it is its front page: both lists
+/// have the same names, and rustdoc checks that those of the second exist.
+#[test]
+fn the_readmes_links_are_those_of_the_front_page() {
+    fn names(text: &str) -> BTreeSet<&str> {
+        text.lines().filter(|line| line.starts_with('[')).filter_map(|line| line.split_once("]: ")).map(|(name, _)| name).collect()
+    }
+    let (readme, links) =
+        (fs::read_to_string(root().join("README.md")).unwrap(), fs::read_to_string(root().join("docs/links.md")).unwrap());
+    assert_eq!(names(&readme), names(&links));
+    assert!(names(&links).len() > 30);
+    let text: String = readme.lines().filter(|line| !line.starts_with("[")).flat_map(|line| [line, "\n"]).collect();
+    assert!(!text.lines().any(|line| line.starts_with("# ") && !line.starts_with("# procpool")), "a hidden line is seen elsewhere");
+    for name in names(&links) {
+        let name = &name[1..];
+        assert!(text.contains(&format!("[{name}]")), "nothing leads to {name}");
+    }
+    // What has no definition is no link, elsewhere.
+    assert!(!text.contains("](crate::") && !text.contains("](Process"));
+}

@@ -10,11 +10,15 @@ mod processes;
 
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use processes::{children, descriptors, hang, in_own_process, lines, own_dir, own_process, passes, pid, soon, until, wait_for};
+use processes::{
+    children, descriptors, hang, in_own_process, lines, note, own_dir, own_process, passes, pid, soon, until, wait_for, wait_until,
+};
 use procpool::{Error, ErrorKind, Pool, Process};
 use std::error::Error as _;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tempfile::tempdir;
 
 fn pool(workers: usize) -> Pool {
@@ -233,15 +237,88 @@ async fn own_process_that_may_signal_nobody() {
     hanging.abort();
     assert!(soon(hanging).await.unwrap_err().is_cancelled());
     until("its process is gone", || seen_or_gone(&log)).await;
+
+    let log = dir.join("of one that is shut down");
+    let ending = self::pool(2);
+    let cut = ending.spawn(hang, log.clone());
+    until("it runs", || lines(&log).len() == 1).await;
+    soon(ending.spawn(pid, ())).await.unwrap(); // another one, which is idle
+    assert_eq!(soon(ending.shutdown_within(Duration::from_millis(10))).await.begun(), [cut.id()]);
+    assert!(soon(cut).await.unwrap_err().is_pool_closed());
+    assert!(seen_or_gone(&log));
+
     let hanging = pool.spawn(hang, dir.join("again"));
     until("it runs", || dir.join("again").exists()).await;
     soon(pool.spawn(pid, ())).await.unwrap();
     drop(pool);
     assert!(soon(hanging).await.unwrap_err().is_pool_closed());
     until("no process is left", || children(pid()).is_empty()).await;
+
+    let last = Pool::builder().workers(1).build().unwrap();
+    let hanging = last.spawn(hang, dir.join("last"));
+    until("it runs", || dir.join("last").exists()).await;
+    let cut_off = soon(last.shutdown_within(Duration::from_millis(10))).await;
+    assert_eq!(cut_off.begun(), [hanging.id()]);
+    assert!(soon(hanging).await.unwrap_err().is_pool_closed());
+    assert_eq!(children(pid()), [0; 0]);
 }
 
 /// The one process in the log is gone.
 fn seen_or_gone(log: &std::path::Path) -> bool {
     processes::pids(log).iter().all(|pid| processes::Seen::now(*pid).is_none())
+}
+
+// ---- a worker under a debugger
+
+/// Traces a process, and takes no notice of its end until the gate opens.
+fn trace(tracee: u32, log: PathBuf, gate: PathBuf) -> Result<(), String> {
+    // SAFETY: a plain call; it attaches to a process that goes on.
+    let attached = unsafe { libc::ptrace(libc::PTRACE_SEIZE, tracee, 0, 0) };
+    if attached != 0 {
+        return Err(std::io::Error::last_os_error().to_string());
+    }
+    note(&log, pid());
+    wait_until("the gate opens", || gate.exists());
+    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(tracee.cast_signed()), None).map(|_| ()).map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_process_that_its_tracer_keeps_from_being_reaped_is_waited_for_without_turning() {
+    in_own_process("own_process_with_traced_ones");
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_with_traced_ones() {
+    let Some(dir) = own_dir() else { return };
+    let (log, tracing, gate) = (dir.join("log"), dir.join("tracing"), dir.join("gate"));
+    let pool = pool(1);
+    let running = pool.spawn(hang, log.clone());
+    let process = Process::spawn(hang, log.clone()).unwrap();
+    until("both run", || lines(&log).len() == 2).await;
+    let both = processes::pids(&log);
+    let tracers: Vec<_> = both.iter().map(|one| Process::spawn(trace, (*one, tracing.clone(), gate.clone())).unwrap()).collect();
+    until("both are traced", || lines(&tracing).len() == 2 || tracers.iter().any(|tracer| !tracer.is_alive())).await;
+    if lines(&tracing).len() < 2 {
+        eprintln!("no process may trace another here");
+        return;
+    }
+    both.iter().for_each(|one| processes::signal(*one, nix::sys::signal::Signal::SIGKILL));
+    until("both are zombies", || both.iter().all(|one| processes::state(*one) == Some('Z'))).await;
+    let used = || Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap());
+    let before = used();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let turned = used() - before;
+    assert!(turned < Duration::from_millis(50), "{turned:?} of processor time for nothing");
+    assert!(!running.is_finished());
+    std::fs::write(gate, "").unwrap();
+    for tracer in tracers {
+        soon(tracer).await.unwrap().unwrap();
+    }
+    let error = soon(running).await.unwrap_err();
+    assert!(error.is_worker_died(), "{error:?}");
+    assert!(!soon(process.wait()).await.unwrap().success());
+    soon(pool.spawn(pid, ())).await.unwrap();
+    soon(pool.shutdown()).await;
+    until("all are reaped", || children(pid()).is_empty()).await;
 }

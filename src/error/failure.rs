@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::ops::Deref;
 
 /// A serialisable error that `?` makes from any [`std::error::Error`].
 ///
@@ -10,8 +11,11 @@ use std::fmt;
 /// sources, in order.
 ///
 /// It deliberately is no [`std::error::Error`] itself, which is what allows the conversion from
-/// every type that is (`anyhow::Error` does the same). Where it arrives, `?` makes a boxed error of it;
-/// for anything else that wants an error there is [`into_error`](Self::into_error).
+/// every type that is (`anyhow::Error` does the same). What is none itself, `Box<dyn Error>` or `anyhow::Error`, becomes a
+/// failure by [`from_boxed`](Self::from_boxed), a text by [`msg`](Self::msg).
+///
+/// Where it arrives, `?` makes a boxed error of it, and with the crate's feature `anyhow` an `anyhow::Error`; for anything else that
+/// wants an error there is [`into_error`](Self::into_error).
 ///
 /// ```
 /// use procpool::{Failure, Pool};
@@ -44,6 +48,35 @@ impl Failure {
         Self { debug: message.clone(), message, sources: Vec::new() }
     }
 
+    /// A failure of an error that is kept behind a pointer, and so is none itself: `Box<dyn Error>`, with or without `Send`
+    /// and `Sync`, `anyhow::Error`, `eyre::Report`.
+    ///
+    /// ```
+    /// use procpool::Failure;
+    ///
+    /// fn parse(text: &str) -> Result<u8, Box<dyn std::error::Error>> { // or an `anyhow::Result<u8>`
+    ///     Ok(text.trim().parse()?)
+    /// }
+    ///
+    /// fn task(text: String) -> Result<u8, Failure> {
+    ///     parse(&text).map_err(Failure::from_boxed)
+    /// }
+    ///
+    /// assert_eq!(task("300".into()).unwrap_err().message(), "number too large to fit in target type");
+    /// ```
+    pub fn from_boxed<P>(error: P) -> Self
+    where
+        P: Deref,
+        P::Target: std::error::Error,
+    {
+        Self::of(&*error)
+    }
+
+    fn of<E: std::error::Error + ?Sized>(error: &E) -> Self {
+        let sources = std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string).collect();
+        Self { message: error.to_string(), debug: format!("{error:?}"), sources }
+    }
+
     /// The same as a [`std::error::Error`]: with its texts, and its sources as
     /// [`source`](std::error::Error::source)s.
     pub fn into_error(self) -> impl std::error::Error + Send + Sync + 'static {
@@ -68,8 +101,7 @@ impl Failure {
 
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
-        let sources = std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string).collect();
-        Self { message: error.to_string(), debug: format!("{error:?}"), sources }
+        Self::of(&error)
     }
 }
 
@@ -122,6 +154,14 @@ impl From<Failure> for Box<dyn std::error::Error + Send> {
 impl From<Failure> for Box<dyn std::error::Error> {
     fn from(failure: Failure) -> Self {
         Box::new(Arrived::from(failure))
+    }
+}
+
+/// With its texts, and its sources as sources: `{:#}` shows them.
+#[cfg(feature = "anyhow")]
+impl From<Failure> for anyhow::Error {
+    fn from(failure: Failure) -> Self {
+        Self::new(Arrived::from(failure))
     }
 }
 
@@ -190,7 +230,22 @@ mod tests {
             assert_eq!(chain, ["outer", "middle", "inner"]);
             assert_eq!(format!("{error:?}"), "outer\n  caused by: middle\n  caused by: inner");
         }
+        for failure in [Failure::from_boxed(boxed().expect_err("a failure")), Failure::from_boxed(threaded().expect_err("a failure"))] {
+            assert_eq!((failure.message.as_str(), failure.sources), ("outer", vec!["middle".to_owned(), "inner".to_owned()]));
+        }
         // And back: nothing is lost on the way.
         assert_eq!(Failure::from(failure().into_error()).sources, failure().sources);
+    }
+
+    #[cfg(feature = "anyhow")]
+    #[test]
+    fn comes_from_anyhow_and_becomes_one_of_its_errors() {
+        use anyhow::Context;
+        let task = || -> Result<(), Failure> {
+            let inner = || -> anyhow::Result<()> { Err(Link("inner", None)).context("outer") };
+            inner().map_err(Failure::from_boxed)
+        };
+        let arrives = || -> anyhow::Result<()> { Ok(task()?) };
+        assert_eq!(format!("{:#}", arrives().expect_err("a failure")), "outer: inner");
     }
 }

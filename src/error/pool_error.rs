@@ -44,6 +44,9 @@ pub enum ErrorKind {
     StartTimeout,
     /// The pool's `init` function failed: its own error, a panic, or the end of its process.
     InitFailed,
+    /// Workers ended by themselves too often before they were given any task
+    /// ([`Builder::restart_limit`](crate::Builder::restart_limit)).
+    RestartLimit,
     /// The pool has been shut down or dropped.
     PoolClosed,
     /// The manager of a shared object is closed, or its process has ended.
@@ -98,21 +101,63 @@ pub enum ErrorKind {
 
 /// The full space behind [`ErrorKind`].
 pub(crate) enum Why {
-    InvalidOption { option: &'static str, reason: String },
+    InvalidOption {
+        option: &'static str,
+        reason: String,
+    },
     Unsupported,
     Secure,
-    NotInProgram { object: String },
+    NotInProgram {
+        object: String,
+    },
     InsideWorker,
-    TooDeep { limit: u32 },
+    TooDeep {
+        limit: u32,
+    },
     Forked,
-    Spawn { step: &'static str, source: io::Error },
-    DiedAtStart { pid: u32, status: Option<ExitStatus>, stderr: String },
-    NotAWorker { pid: u32, reason: String, stderr: String },
-    HelloTimeout { pid: u32, limit: Duration, stderr: String },
-    InitTimeout { pid: u32, limit: Duration },
-    InitError { pid: u32, message: String },
-    InitPanicked { pid: u32, message: String, location: Option<String> },
-    InitDied { pid: u32, status: Option<ExitStatus>, stderr: Option<Arc<str>> },
+    Spawn {
+        step: &'static str,
+        source: io::Error,
+    },
+    DiedAtStart {
+        pid: u32,
+        status: Option<ExitStatus>,
+        stderr: String,
+    },
+    NotAWorker {
+        pid: u32,
+        reason: String,
+        stderr: String,
+    },
+    HelloTimeout {
+        pid: u32,
+        limit: Duration,
+        stderr: String,
+    },
+    InitTimeout {
+        pid: u32,
+        limit: Duration,
+    },
+    InitError {
+        pid: u32,
+        message: String,
+    },
+    InitPanicked {
+        pid: u32,
+        message: String,
+        location: Option<String>,
+    },
+    InitDied {
+        pid: u32,
+        status: Option<ExitStatus>,
+        stderr: Option<Arc<str>>,
+    },
+    /// The last deaths: process and status.
+    RestartLimit {
+        most: u32,
+        within: Duration,
+        last: Vec<(u32, Option<ExitStatus>)>,
+    },
     PoolClosed,
     ManagerClosed,
     TimedOut,
@@ -120,24 +165,49 @@ pub(crate) enum Why {
     NoSuchObject,
     ManagerFull,
     TooManyRequests,
-    Deadlock { ring: String },
+    Deadlock {
+        ring: String,
+    },
     Encode(String),
     Decode(String),
-    TooLarge { limit: usize },
+    TooLarge {
+        limit: usize,
+    },
     ForeignHandle,
-    Memory { step: &'static str, source: io::Error },
+    Memory {
+        step: &'static str,
+        source: io::Error,
+    },
     Closed,
     Full,
     Empty,
     NotHeld,
     BrokenBarrier,
-    AboveLimit { limit: u64 },
-    OutOfRange { len: u64 },
-    ObjectPanicked { message: String },
-    ArgumentEncode { function: &'static str, reason: String },
-    ArgumentTooLarge { function: &'static str, limit: usize },
-    Signal { pid: u32, signal: i32, source: io::Error },
-    StatusUnknown { pid: u32 },
+    AboveLimit {
+        limit: u64,
+    },
+    OutOfRange {
+        len: u64,
+    },
+    ObjectPanicked {
+        message: String,
+    },
+    ArgumentEncode {
+        function: &'static str,
+        reason: String,
+    },
+    ArgumentTooLarge {
+        function: &'static str,
+        limit: usize,
+    },
+    Signal {
+        pid: u32,
+        signal: i32,
+        source: io::Error,
+    },
+    StatusUnknown {
+        pid: u32,
+    },
 }
 
 impl From<Why> for Error {
@@ -167,6 +237,7 @@ impl Error {
             Why::NotAWorker { .. } => ErrorKind::NotAWorker,
             Why::HelloTimeout { .. } => ErrorKind::StartTimeout,
             Why::InitTimeout { .. } | Why::InitError { .. } | Why::InitPanicked { .. } | Why::InitDied { .. } => ErrorKind::InitFailed,
+            Why::RestartLimit { .. } => ErrorKind::RestartLimit,
             Why::PoolClosed => ErrorKind::PoolClosed,
             Why::ManagerClosed => ErrorKind::ManagerClosed,
             Why::TimedOut => ErrorKind::TimedOut,
@@ -198,6 +269,12 @@ impl Error {
     /// The pool's `init` function failed.
     pub fn is_init_failed(&self) -> bool {
         self.kind() == ErrorKind::InitFailed
+    }
+
+    /// Workers ended by themselves too often before they were given any task. How the last one did, say
+    /// [`pid`](Self::pid) and [`exit_status`](Self::exit_status).
+    pub fn is_restart_limit(&self) -> bool {
+        self.kind() == ErrorKind::RestartLimit
     }
 
     /// A time limit ran out: of the start, of `init` within it, or of waiting for a shared object.
@@ -277,15 +354,17 @@ impl Error {
 
     /// How the process ended, if one ended and its status is known.
     pub fn exit_status(&self) -> Option<ExitStatus> {
-        match *self.why {
-            Why::DiedAtStart { status, .. } | Why::InitDied { status, .. } => status,
+        match &*self.why {
+            Why::DiedAtStart { status, .. } | Why::InitDied { status, .. } => *status,
+            Why::RestartLimit { last, .. } => last.last()?.1,
             _ => None,
         }
     }
 
     /// The process that was started, if one was.
     pub fn pid(&self) -> Option<u32> {
-        match *self.why {
+        match &*self.why {
+            Why::RestartLimit { last, .. } => last.last().map(|(pid, _)| *pid),
             Why::DiedAtStart { pid, .. }
             | Why::NotAWorker { pid, .. }
             | Why::HelloTimeout { pid, .. }
@@ -294,7 +373,7 @@ impl Error {
             | Why::InitPanicked { pid, .. }
             | Why::InitDied { pid, .. }
             | Why::Signal { pid, .. }
-            | Why::StatusUnknown { pid } => Some(pid),
+            | Why::StatusUnknown { pid } => Some(*pid),
             _ => None,
         }
     }
@@ -355,6 +434,13 @@ impl fmt::Display for Error {
             Why::InitPanicked { pid, message, location: Some(at) } => write!(f, "init panicked in worker process {pid} at {at}: {message}"),
             Why::InitPanicked { pid, message, location: None } => write!(f, "init panicked in worker process {pid}: {message}"),
             Why::InitDied { pid, status, .. } => write!(f, "worker process {pid} ended in init ({})", Ending(*status)),
+            Why::RestartLimit { most, within, last } => {
+                write!(f, "more than {most} workers ended by themselves within {within:?} before they were given a task")?;
+                for (nth, (pid, status)) in last.iter().enumerate() {
+                    write!(f, "{} process {pid}: {}", if nth == 0 { "; the last were" } else { "," }, Ending(*status))?;
+                }
+                Ok(())
+            }
             Why::PoolClosed => f.write_str("the pool is closed"),
             Why::ManagerClosed => f.write_str("the manager of the shared object is closed"),
             Why::TimedOut => f.write_str("the time was up before the shared object was to be had"),

@@ -69,9 +69,16 @@ pub enum TaskErrorKind {
     BadFrame,
     /// The call was made in a forked copy of the application, which has no pool.
     Forked,
+    /// The task was to be stopped, and the process that runs it has not ended 5 seconds after it was killed: it hangs in the
+    /// kernel, in a system call that cannot be interrupted. None of the program's code runs in it any more, but what that
+    /// call does may still happen. See [`TaskError::pid`].
+    Unkillable,
     /// The pool's workers have no such task: they are another program that serves none of this name, or one that knows
     /// tasks by name only; or they are this program, whose tasks have no names.
     UnknownTask,
+    /// The task returned an error that its [`retry_if`](crate::Call::retry_if) held to be worth another try. This is only ever
+    /// one of the [`earlier_attempts`](TaskError::earlier_attempts): the last one's is a value. See [`TaskError::own_error`].
+    OwnError,
 }
 
 /// The full space behind [`TaskErrorKind`].
@@ -89,6 +96,9 @@ pub(crate) enum What {
         stack_overflow: bool,
     },
     Cancelled,
+    Unkillable {
+        pid: Option<u32>,
+    },
     TimedOut {
         limit: Duration,
         whole: bool,
@@ -124,6 +134,20 @@ pub(crate) enum What {
     UnknownTask {
         pid: Option<u32>,
     },
+    /// The encoded `Result`, unless it is long.
+    OwnError {
+        pid: u32,
+        result: Option<Box<[u8]>>,
+    },
+}
+
+/// An error of a task's own is kept among its earlier tries if it is no longer than this, in bytes, encoded: there may be 254.
+const OWN_ERROR_MAX: usize = 16 << 10;
+
+impl What {
+    pub(crate) fn own_error(pid: u32, result: &[u8]) -> Self {
+        Self::OwnError { pid, result: (result.len() <= OWN_ERROR_MAX).then(|| result.into()) }
+    }
 }
 
 impl TaskError {
@@ -161,6 +185,7 @@ impl TaskError {
             What::Panicked { .. } => TaskErrorKind::Panicked,
             What::WorkerDied { .. } => TaskErrorKind::WorkerDied,
             What::Cancelled => TaskErrorKind::Cancelled,
+            What::Unkillable { .. } => TaskErrorKind::Unkillable,
             What::TimedOut { .. } => TaskErrorKind::TimedOut,
             What::ArgumentEncode(_) => TaskErrorKind::ArgumentEncode,
             What::ArgumentDecode { .. } => TaskErrorKind::ArgumentDecode,
@@ -175,6 +200,7 @@ impl TaskError {
             What::BadFrame { .. } => TaskErrorKind::BadFrame,
             What::Forked => TaskErrorKind::Forked,
             What::UnknownTask { .. } => TaskErrorKind::UnknownTask,
+            What::OwnError { .. } => TaskErrorKind::OwnError,
         }
     }
 
@@ -191,6 +217,12 @@ impl TaskError {
     /// The task was aborted.
     pub fn is_cancelled(&self) -> bool {
         self.kind() == TaskErrorKind::Cancelled
+    }
+
+    /// The process that runs the task was killed, and the kernel cannot end it
+    /// ([`Unkillable`](TaskErrorKind::Unkillable)).
+    pub fn is_unkillable(&self) -> bool {
+        self.kind() == TaskErrorKind::Unkillable
     }
 
     /// A time limit was over: that of one run ([`Call::timeout`](crate::Call::timeout)) or that of the whole
@@ -327,8 +359,9 @@ impl TaskError {
             | What::ArgumentDecode { pid, .. }
             | What::ResultEncode { pid, .. }
             | What::ResultTooLarge { pid, .. }
-            | What::BadFrame { pid, .. } => Some(pid),
-            What::UnknownTask { pid } => pid,
+            | What::BadFrame { pid, .. }
+            | What::OwnError { pid, .. } => Some(pid),
+            What::UnknownTask { pid } | What::Unkillable { pid } => pid,
             _ => None,
         }
     }
@@ -367,6 +400,14 @@ impl TaskError {
         &self.inner.earlier
     }
 
+    /// The encoded `Result` of a task that was tried again because of it.
+    pub(crate) fn own_result(&self) -> Option<&[u8]> {
+        match &self.inner.what {
+            What::OwnError { result, .. } => result.as_deref(),
+            _ => None,
+        }
+    }
+
     /// Which item of a [`map`](crate::Pool::map) failed: its place in the input, counted from 0. `None` for a
     /// task that was spawned by itself. It tells items apart whose results come as they finish.
     pub fn item(&self) -> Option<u64> {
@@ -403,6 +444,8 @@ impl fmt::Display for TaskError {
                 write!(f, "worker process {pid} died while it ran task {function} ({how}{})", Ending(*status))
             }
             What::Cancelled => write!(f, "task {function} was cancelled"),
+            What::Unkillable { pid: Some(pid) } => write!(f, "worker process {pid} was killed to stop task {function}, and does not end"),
+            What::Unkillable { pid: None } => write!(f, "the worker process of task {function} was killed, and does not end"),
             What::TimedOut { limit, whole: false } => write!(f, "task {function} ran longer than its limit of {limit:?}"),
             What::TimedOut { limit, whole: true } => write!(f, "task {function} had not ended {limit:?} after it was handed in"),
             What::ArgumentEncode(reason) => write!(f, "an argument of task {function} cannot be encoded: {reason}"),
@@ -421,6 +464,9 @@ impl fmt::Display for TaskError {
             What::UnknownTask { pid: Some(pid) } => write!(f, "worker process {pid} serves no task {function}"),
             What::UnknownTask { pid: None } => {
                 write!(f, "task {function} is unknown to this pool's workers: another program has tasks by name, this one has not")
+            }
+            What::OwnError { pid, .. } => {
+                write!(f, "task {function} returned an error in worker process {pid} that was worth another try")
             }
             What::Forked => write!(f, "task {function} can be neither handed in nor awaited in a forked copy of the application"),
         }

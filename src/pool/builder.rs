@@ -1,15 +1,16 @@
 //! The options of a pool.
 
 use super::Pool;
-use super::core::Rules;
+use super::core::{Policy, Rules};
 use super::engine::Engine;
 use super::options::Options;
 use super::output::Output;
+use super::size::{self, WorkerCount};
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
 use crate::limits::Limits;
 use crate::sync::Manager;
-use crate::task::{ArgsFor, Init, ZeroSized, encode_args, index_of_init};
+use crate::task::{ArgsFor, Init, Task, ZeroSized, encode_args, index_of, index_of_init};
 use crate::wire::claim::SLOTS_MAX;
 use crate::wire::packet::Packet;
 use crate::wire::{frame, message};
@@ -27,6 +28,9 @@ const NAME_MAX: usize = 15;
 /// What browsers take for the processes of their pages: enough to go before an application that uses a quarter of the memory
 /// more.
 const OOM_SCORE: u16 = 300;
+/// How long a worker of a range may be idle, unless said otherwise: a start costs milliseconds and an `init` perhaps seconds, so
+/// that a pause between two bursts of a minute or so should not cost either.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Async tasks side by side in one worker, unless said otherwise.
 const CONCURRENCY: usize = 128;
 
@@ -42,7 +46,9 @@ const CONCURRENCY: usize = 128;
 #[derive(Debug)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct Builder {
-    workers: Option<usize>,
+    workers: Option<(usize, usize)>,
+    idle_timeout: Option<Duration>,
+    pub(super) policy: Policy,
     concurrency: usize,
     name: Option<String>,
     surroundings: Surroundings,
@@ -54,6 +60,7 @@ pub struct Builder {
     start_timeout: Option<Duration>,
     timeout: Option<Duration>,
     init: Option<Result<Packet, String>>,
+    exit: Option<Result<Packet, String>>,
     manager: Option<Manager>,
     program: Option<(OsString, Vec<OsString>)>,
     #[cfg(test)]
@@ -64,6 +71,8 @@ impl Default for Builder {
     fn default() -> Self {
         Self {
             workers: None,
+            idle_timeout: None,
+            policy: Policy::default(),
             concurrency: CONCURRENCY,
             name: None,
             surroundings: Surroundings { env: Vec::new(), env_clear: false, current_dir: None, group: true },
@@ -75,6 +84,7 @@ impl Default for Builder {
             start_timeout: None,
             timeout: None,
             init: None,
+            exit: None,
             manager: None,
             program: None,
             #[cfg(test)]
@@ -84,12 +94,92 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// How many worker processes there are at most. They are started as calls need them.
+    /// How many workers there are: a number, or a range from the least to the most (`workers(2..=16)`). They are started as
+    /// tasks need them, up to the most, and then stay; of a range those leave again that are idle for longer than
+    /// [`idle_timeout`](Self::idle_timeout), down to the least. The least are not started before they are needed
+    /// either: [`Pool::ready`] does that.
     ///
-    /// Default: [`std::thread::available_parallelism`], that is one a core. Zero is refused by
-    /// [`build`](Self::build).
-    pub fn workers(mut self, workers: usize) -> Self {
-        self.workers = Some(workers);
+    /// It bounds who is given tasks. For a moment there may be more processes: [`spares`](Self::spares), a worker's successor
+    /// that gets ready, and workers that have been replaced and are not done with their tasks.
+    ///
+    /// Default: [`std::thread::available_parallelism`], that is one a core. Zero, a range from more to fewer and more than
+    /// 4,194,304 are refused by [`build`](Self::build).
+    pub fn workers(mut self, workers: impl WorkerCount) -> Self {
+        self.workers = Some(workers.__bounds());
+        self
+    }
+
+    /// How long a worker of a range ([`workers`](Self::workers)) may be idle before it leaves. Default: one minute.
+    /// [`build`](Self::build) refuses it for a fixed number of workers, of which none ever leaves for that.
+    pub fn idle_timeout(mut self, limit: Duration) -> Self {
+        self.idle_timeout = Some(limit);
+        self
+    }
+
+    /// So many spare workers are kept beside the others: started, `init` done, and given no task until they are needed. A spare
+    /// takes the place of a worker that dies, is killed or is replaced, and of one that is not there yet when a task needs it: so
+    /// that costs no start. Then another spare is started.
+    ///
+    /// They are started with the first worker. Default: none.
+    pub fn spares(mut self, spares: usize) -> Self {
+        self.policy.spares = spares;
+        self
+    }
+
+    /// How many tasks one worker runs in its life, at most: for code that leaks. Then another one takes its place, which is being
+    /// started while the last task runs. It may be replaced a few tasks earlier, if some that it was given go to others.
+    ///
+    /// Each try of a task counts. Default: no limit. Zero is refused by [`build`](Self::build).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = procpool::Pool::builder().workers(1).max_tasks_per_worker(1).build()?;
+    /// let first = pool.spawn(std::process::id, ()).await?;
+    /// assert_ne!(pool.spawn(std::process::id, ()).await?, first);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn max_tasks_per_worker(mut self, tasks: u64) -> Self {
+        self.policy.max_tasks = Some(tasks);
+        self
+    }
+
+    /// How long a worker is given tasks. Then it is replaced as by [`Pool::recycle`]: it serves until its successor is
+    /// ready, and what it runs goes on to its end. It counts from when the worker is first given tasks or might be. Default: no limit.
+    /// Zero is refused by [`build`](Self::build).
+    pub fn max_lifetime(mut self, limit: Duration) -> Self {
+        self.policy.lifetime = Some(limit);
+        self
+    }
+
+    /// A worker that has more resident memory than this, in bytes, is replaced as by [`Pool::recycle`]: nothing is interrupted, it
+    /// serves until its successor is ready. That is for what leaks; to bound what one task may take, see
+    /// [`Limits::memory`](crate::Limits::memory).
+    ///
+    /// It is looked at when answers come, every 10 ms at most for each worker; the next task may have begun by then, and what
+    /// that uses counts as well. It is `VmRSS` of proc_pid_status(5): shared memory and the program's own pages are
+    /// part of it, child processes are not. Where `/proc` cannot be read nobody is replaced. A mark below what an idle worker has makes
+    /// each worker be replaced after its first tasks. Default: none.
+    pub fn recycle_above(mut self, bytes: u64) -> Self {
+        self.policy.resident_max = Some(bytes);
+        self
+    }
+
+    /// How many workers may end by themselves, within so much time, after they got ready and before they were given any task.
+    /// After more the pool gives up: it starts none any more, and as soon as none is left that serves, every task fails
+    /// with [`is_start_failed`](crate::TaskError::is_start_failed), whose source is
+    /// [`is_restart_limit`](Error::is_restart_limit) and tells of the last deaths. [`WorkerEvent::Halted`](crate::WorkerEvent::Halted) tells of it, too.
+    /// [`Pool::ready`] tries anew; and if a worker that is left answers a task, the pool goes on.
+    ///
+    /// Such deaths cost no task, so without a limit nobody would be told, and spares would be started for ever. Other deaths do not
+    /// count: what dies with a task costs that task, which is told, and *the pool goes on*, however many tasks do that; and
+    /// starts that fail are tried again after a back-off (10 ms, doubling up to 5 s), and told to the tasks that
+    /// wait for them.
+    ///
+    /// Default: 10 and 2 for each worker, within 10 seconds.
+    pub fn restart_limit(mut self, deaths: u32, within: Duration) -> Self {
+        (self.policy.restarts, self.policy.restarts_within) = (Some(deaths), within);
         self
     }
 
@@ -241,6 +331,60 @@ impl Builder {
         self
     }
 
+    /// A function that every worker runs when it ends in good order, the counterpart of [`init`](Self::init): the place to
+    /// flush what was buffered, or to say goodbye to a server. It is a sync or async function, as a task is
+    /// ([`Task`]), and what it returns is dropped. It finds what `init` left by [`procpool::state`](crate::state()).
+    ///
+    /// It runs when the worker has no task any more and is replaced, is not needed any longer, or the pool
+    /// is shut down. It does not run when the worker is killed (to stop a task, by [`Pool::kill`], when the last [`Pool`] is dropped or the
+    /// application ends) or dies. So nothing may depend on it that must not be lost.
+    ///
+    /// The worker has [`exit_timeout`](Self::exit_timeout) for it; then it is killed. If it panics, that ends it, and the worker ends
+    /// as it would have. Neither harms anybody.
+    ///
+    /// The arguments are encoded now. That they cannot be encoded is an error of [`build`](Self::build).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// fn goodbye(log: std::path::PathBuf) {
+    ///     let _ = std::fs::write(log, "goodbye");
+    /// }
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let log = dir.path().join("log");
+    /// let pool = procpool::Pool::builder().workers(1).exit(goodbye, &log).build()?;
+    /// pool.spawn(|| (), ()).await?;
+    /// pool.shutdown().await;
+    /// assert_eq!(std::fs::read_to_string(log)?, "goodbye");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn exit<F, Args, Marker, P>(mut self, _function: F, args: P) -> Self
+    where
+        F: Task<Args, Marker>,
+        P: ArgsFor<Args>,
+    {
+        let () = ZeroSized::<F>::PROVEN;
+        let mut out = Vec::new();
+        let start = frame::begin(&mut out);
+        message::exit(&mut out, index_of::<F, Args, Marker>().0, F::__ARITY);
+        let encoded = encode_args(&args, &mut out, frame::BODY_MAX_DEFAULT);
+        self.exit = Some(encoded.map_err(|e| e.to_string()).map(|()| {
+            frame::finish(&mut out, start);
+            Packet::from(&mut out)
+        }));
+        self
+    }
+
+    /// How long a worker that is to end may take for it, its [`exit`](Self::exit) function and the exit handlers of libraries
+    /// included; then it is killed. Default: 5 seconds. At the end of a pool by
+    /// [`shutdown_within`](Pool::shutdown_within) it has no longer than that limit, but a second in any case.
+    pub fn exit_timeout(mut self, limit: Duration) -> Self {
+        self.policy.exit_limit = limit;
+        self
+    }
+
     /// Another program whose processes are the workers, in whatever language it is written, and its arguments. It
     /// speaks the protocol of this crate (`docs/protocol.md`; `docs/other_languages.md` shows one in Python) and serves
     /// tasks by name, which [`Pool::call_named`] calls.
@@ -290,9 +434,22 @@ impl Builder {
     /// In a tokio runtime that was built without `enable_io`, as tokio's own sockets do.
     pub fn build(self) -> Result<Pool, Error> {
         let invalid = |option, reason: &str| Error::from(Why::InvalidOption { option, reason: reason.into() });
-        let workers = self.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get));
-        if workers == 0 {
-            return Err(invalid("workers", "a pool without workers would never do anything"));
+        let one_a_core = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get).__bounds();
+        let (min, workers) = size::checked(self.workers.unwrap_or_else(one_a_core))?;
+        if min == workers && self.idle_timeout.is_some() {
+            return Err(invalid("idle_timeout", "of a fixed number of workers none leaves; give a range, as in workers(0..=8)"));
+        }
+        let mut policy = self.policy;
+        policy.min = min;
+        policy.idle_limit = Some(self.idle_timeout.unwrap_or(IDLE_TIMEOUT));
+        if policy.max_tasks == Some(0) {
+            return Err(invalid("max_tasks_per_worker", "no task could ever run"));
+        }
+        if policy.lifetime == Some(Duration::ZERO) {
+            return Err(invalid("max_lifetime", "no task could ever run"));
+        }
+        if policy.spares > workers.saturating_mul(64).max(1024) {
+            return Err(invalid("spares", "more than the pool could ever need"));
         }
         if self.concurrency == 0 {
             return Err(invalid("concurrency", "no async task could ever run"));
@@ -320,21 +477,18 @@ impl Builder {
         if self.program.is_none() {
             limits.asked.oom_score.get_or_insert(OOM_SCORE);
         }
-        let init = match self.init {
-            Some(Ok(packet)) if packet.len() > self.frame_limit => {
-                return Err(invalid("init", "its arguments are larger than frame_limit"));
-            }
-            Some(_) if self.program.is_some() => {
-                return Err(invalid("init", "the workers are another program, which has no function of this one"));
-            }
-            Some(Err(reason)) => return Err(invalid("init", &format!("its arguments cannot be encoded: {reason}"))),
-            Some(Ok(packet)) => Some(packet),
-            None => None,
+        let hook = |option, function: Option<Result<Packet, String>>| match function {
+            Some(Ok(packet)) if packet.len() > self.frame_limit => Err(invalid(option, "its arguments are larger than frame_limit")),
+            Some(_) if self.program.is_some() => Err(invalid(option, "the workers are another program, which has no function of this one")),
+            Some(Err(reason)) => Err(invalid(option, &format!("its arguments cannot be encoded: {reason}"))),
+            Some(Ok(packet)) => Ok(Some(packet)),
+            None => Ok(None),
         };
+        let (init, exit) = (hook("init", self.init)?, hook("exit", self.exit)?);
         let mut name = self.name.unwrap_or_else(program_name);
         name.truncate((0..=name.len().min(NAME_MAX)).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0));
         let engine = Engine::new(Config {
-            rules: Rules { workers, concurrency: self.concurrency, hello_limit: HELLO_LIMIT, start_limit: self.start_timeout },
+            rules: Rules { workers, concurrency: self.concurrency, hello_limit: HELLO_LIMIT, start_limit: self.start_timeout, policy },
             surroundings: self.surroundings,
             name,
             limits: limits.into_message(),
@@ -344,6 +498,7 @@ impl Builder {
             queue_limit: self.queue_limit,
             options: self.timeout.map(|timeout| Arc::new(Options { timeout: Some(timeout), ..Options::default() })),
             init,
+            exit,
             program: self.program,
             #[cfg(test)]
             launcher: self.launcher,

@@ -6,8 +6,8 @@ use super::options::{ATTEMPTS_MAX, Options};
 use super::reply::Reply;
 use super::results::{Results, TryResults, encode};
 use super::spec::{Room, TaskSpec, Ticket};
-use crate::task::ArgsFor;
-use crate::wire::message;
+use crate::task::{ArgsFor, CapturesNothing, RetryIf, Task, ZeroSized, index_of_judged};
+use crate::wire::message::{self, Callee};
 use futures::Stream;
 use futures::stream::{self, Iter};
 use serde::de::DeserializeOwned;
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 /// A task with options, made by [`Pool::call`] or [`Pool::call_named`]; `spawn` or `map` hands it in.
 ///
-/// `Args` is the tuple of the task's arguments, `R` its result.
+/// `Args` is the tuple of the task's arguments, `R` its result; `F` stands for its function, where that is known.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -35,13 +35,30 @@ use tokio_util::sync::CancellationToken;
 /// # }
 /// ```
 #[must_use = "a call does nothing until it is spawned or mapped"]
-pub struct Call<'pool, Args, R> {
+pub struct Call<'pool, Args, R, F = ()> {
     pool: &'pool Pool,
     task: TaskSpec,
-    types: PhantomData<fn(Args) -> R>,
+    types: PhantomData<fn(Args, F) -> R>,
 }
 
-impl<'pool, Args, R> Call<'pool, Args, R>
+/// So that many calls may be made with the same options.
+impl<Args, R, F> Clone for Call<'_, Args, R, F> {
+    fn clone(&self) -> Self {
+        Self { pool: self.pool, task: self.task.clone(), types: PhantomData }
+    }
+}
+
+/// The function of a [`Call`] that is a task of this program, as a type: nothing but that. Its `Marker` is that of
+/// [`Task`].
+pub struct Function<F, Marker>(PhantomData<fn(F, Marker)>);
+
+impl<F, Marker> fmt::Debug for Function<F, Marker> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(std::any::type_name::<F>())
+    }
+}
+
+impl<'pool, Args, R, F> Call<'pool, Args, R, F>
 where
     R: DeserializeOwned,
 {
@@ -65,9 +82,9 @@ where
     ///
     /// It counts from the moment at which the task begins in its worker, not from submission, and anew for each
     /// [retry](Self::retries). When it is over the task is stopped as by [`abort`](JoinHandle::abort): a sync task is killed
-    /// with its process (unless it has a [`grace`](Self::grace)), also one that spins, is stopped by a signal, or
-    /// ignores signals; an async one is dropped at its next await point, and if it reaches none in the grace, its process is
-    /// killed. Then the handle resolves to [`is_timeout`](crate::TaskError::is_timeout). A result that comes just before counts.
+    /// with its process, also one that spins, is stopped by a signal, or ignores signals; an async one is dropped at its next
+    /// await point, and if it reaches none in a second, its process is killed. (With a [`grace`](Self::grace) it is asked
+    /// first.) Then the handle resolves to [`is_timeout`](crate::TaskError::is_timeout). A result that comes just before counts.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.options().timeout = Some(limit);
         self
@@ -81,11 +98,16 @@ where
         self
     }
 
-    /// How long a task that is to stop (aborted, or its time limit over) has to do so by itself before its process is killed.
+    /// How long a task that is to stop has to do so by itself: because it was aborted, its token was cancelled, its time limit
+    /// is over, or the pool ends with a limit ([`shutdown_within`](Pool::shutdown_within)). Default: none, it is stopped at once.
     ///
-    /// A sync task finds out by [`is_cancelled`](crate::is_cancelled); what it returns then is its result. Default for
-    /// sync tasks: none, they are killed at once. An async task is dropped at its next await point, if it reaches one.
-    /// Default for async tasks: one second.
+    /// It is *asked*: [`is_cancelled`](crate::is_cancelled) tells it, and [`cancelled`](crate::cancelled()) resolves. What
+    /// it returns then is its result. If it has not ended when the grace is over, it is stopped as one without a grace: a
+    /// sync task is killed with its process; an async one is dropped at its next await point, and if it reaches none in as
+    /// long again, or a second if that is less, its process is killed. While it is being asked, a second reason to stop it changes nothing about the time.
+    ///
+    /// An [`isolated`](Self::isolated) task is never asked. A task of [another program](crate::Builder::program) cannot find out
+    /// that it is asked; it has the time all the same.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.options().grace = Some(grace);
         self
@@ -127,7 +149,8 @@ where
     }
 
     /// How often the task is tried again after it has failed: when its worker died, when its [`timeout`](Self::timeout) was
-    /// over, and if [wanted](Self::retry_panics) when it panicked. Default: 0. At most 254.
+    /// over, if [wanted](Self::retry_panics) when it panicked, and if [wanted](Self::retry_if) when it returned an error.
+    /// Default: 0. At most 254.
     ///
     /// A task that has not begun when its worker dies runs elsewhere in any case, and that counts as no attempt. A task can tell
     /// which try it is by [`attempt`](crate::attempt()); the error of the last try has those of the earlier ones in
@@ -201,7 +224,60 @@ where
     }
 }
 
-impl<Args, R> fmt::Debug for Call<'_, Args, R> {
+impl<Args, T, E, F, Marker> Call<'_, Args, Result<T, E>, Function<F, Marker>>
+where
+    F: Task<Args, Marker, Output = Result<T, E>>,
+{
+    /// Which errors of the task's own are worth another try. Default: none, an error that a task returns is a value like any.
+    ///
+    /// It goes with [`retries`](Self::retries), which says how many tries there are, and [`backoff`](Self::backoff). If the
+    /// last one fails, too, its error is the result, as the value that it is. Where the end of the task is another one, a
+    /// death say, the errors of the earlier tries are among its
+    /// [`earlier_attempts`](crate::TaskError::earlier_attempts), and [`own_error`](crate::TaskError::own_error) gives them.
+    ///
+    /// The predicate is a function, or a closure that captures nothing. It runs in the worker, right after the task and as a part
+    /// of it: under its time limit, and if it panics, the task has panicked. It is asked after the last try as well. (A task of
+    /// [another program](crate::Builder::program) says itself what is worth another try.)
+    ///
+    /// ```
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    /// enum FetchError { Busy, NoSuchHost }
+    ///
+    /// impl FetchError {
+    ///     fn is_transient(&self) -> bool { *self == Self::Busy }
+    /// }
+    ///
+    /// async fn fetch(host: String) -> Result<String, FetchError> {
+    ///     match procpool::attempt() {
+    ///         _ if host.is_empty() => Err(FetchError::NoSuchHost),
+    ///         Some(1 | 2) => Err(FetchError::Busy), // this time
+    ///         _ => Ok(host),
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let pool = procpool::Pool::builder().workers(1).build()?;
+    /// let page = pool.call(fetch).retries(3).retry_if(|e| e.is_transient()).spawn("host").await?;
+    /// assert_eq!(page, Ok("host".into()));
+    /// let page = pool.call(fetch).retries(3).retry_if(FetchError::is_transient).spawn("").await?; // the first try's
+    /// assert_eq!(page, Err(FetchError::NoSuchHost));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn retry_if<P>(mut self, _predicate: P) -> Self
+    where
+        P: Fn(&E) -> bool + CapturesNothing,
+    {
+        let () = ZeroSized::<P>::PROVEN_PREDICATE;
+        self.task.callee = Callee::Index(index_of_judged::<F, Args, Marker, RetryIf<P>>().0);
+        self
+    }
+}
+
+impl<Args, R, F> fmt::Debug for Call<'_, Args, R, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Call").field("task", &self.task).finish_non_exhaustive()
     }

@@ -18,13 +18,16 @@
 //!    two tasks while tasks are shorter than [`LONG`], one when they are longer, not yet known, or when
 //!    the running one has lasted longer. Async tasks are bounded by `concurrency` instead.
 //! 5. A large sync task is sent to an idle worker only: its bytes wait behind nobody.
-//! 6. Workers are started when a task finds none idle, up to `workers`; after failed starts not
+//! 6. Workers are started when a task finds none idle, as long as a place is vacant (rule 15); after failed starts not
 //!    before a back-off has passed, unless all are asked for ([`Core::start_all`]).
 //! 7. A worker that dies costs what it had begun and not answered, as the claims say. What it had not begun goes back to
 //!    the head of the queue, in order, as often as that happens; but when nothing at all was begun, the first one may be
 //!    what killed it (a frame that cannot even be read): after [`MOVES_MAX`] such deaths a task is sent to an idle worker and
 //!    nothing behind it, and the next such death is its own.
-//! 8. To stop a task: what is not begun is taken back and never begins. A running async task is asked ([`Action::Cancel`]).
+//! 8. To stop a task: what is not begun is taken back and never begins. A running async task is dropped at an await point
+//!    ([`Action::Cancel`]). One with a grace, sync or async, is asked first, by its word (and, for an async one, by
+//!    [`Action::Ask`], for its worker sleeps); when the grace is over it is stopped as if it had none (an async
+//!    one has as long again to be dropped, if that is less than [`ABORT_GRACE`]).
 //!    For a running sync task its worker is doomed first (given nothing more, and all that it has not begun taken back),
 //!    then the task is looked at once more, and only then the worker killed: so a kill never hits another task. A task
 //!    that is seen done, or was asked, must have been answered in [`ABORT_GRACE`], else its worker is killed, again after
@@ -43,7 +46,7 @@
 //!     What dies only because its worker was killed for another task's sake runs again if it is idempotent, uncounted.
 //! 14. A worker without such memory (of another program) has one sync task in hand at a time, which counts as begun.
 //!
-//! How a pool ends is in `core_ending.rs`, who is on its staff in `core_staff.rs`.
+//! Rules 15 to 22, of who is on the staff, are in `core_staff.rs`; how a pool ends is in `core_ending.rs`.
 
 use super::loss::Loss;
 use super::options::{Options, Retry};
@@ -69,8 +72,6 @@ const WORTH: Duration = Duration::from_micros(100);
 const MOVES_MAX: u8 = 2;
 /// How long an async task that was aborted has to reach an await point, and the reply of a task that is done to come.
 pub(crate) const ABORT_GRACE: Duration = Duration::from_secs(1);
-/// How long a worker that is retired has to close its side: it has nothing to do, but may be stopped.
-const RETIRE_GRACE: Duration = Duration::from_secs(5);
 /// The wait after a first failed start; it doubles with each further one, up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -93,7 +94,7 @@ pub(crate) enum Mode {
 /// What a pool is told once, when it is built.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
-    /// Worker processes, at most.
+    /// Workers on duty, at most.
     pub(crate) workers: usize,
     /// Async tasks in flight in one worker, at most.
     pub(crate) concurrency: usize,
@@ -101,6 +102,8 @@ pub(crate) struct Rules {
     pub(crate) hello_limit: Duration,
     /// A start must have led to a ready worker by then, `init` included.
     pub(crate) start_limit: Option<Duration>,
+    /// Who is on the staff, and for how long.
+    pub(crate) policy: Policy,
 }
 
 /// What is to be done, in this order.
@@ -110,12 +113,16 @@ pub(crate) enum Action<T> {
     Start(WorkerKey),
     /// Send this task to this worker, which finds its word in this slot; it is its try of this number.
     Send(WorkerKey, TaskKey, u16, u8),
+    /// Tell this worker that this async task has been asked to stop by itself.
+    Ask(WorkerKey, TaskKey),
     /// Tell this worker to drop this async task.
     Cancel(WorkerKey, TaskKey),
     /// Close this worker's intake; it ends by itself.
     Retire(WorkerKey),
     /// Kill this worker.
     Kill(WorkerKey),
+    /// Look how much memory this worker has, and tell [`Core::weighed`].
+    Weigh(WorkerKey),
     /// This worker's start has taken too long: note why, then kill it.
     TimeOut(WorkerKey),
     /// A task has ended without a reply.
@@ -135,6 +142,8 @@ pub(crate) enum Fate {
     Closed,
     StartFailed(Error),
     Lost(Arc<Loss>),
+    /// This worker has it, which the kernel cannot end.
+    Unkillable(WorkerKey),
 }
 
 /// A time limit that is over.
@@ -173,6 +182,8 @@ pub(crate) enum Answer {
     /// The task was dropped, as it was asked to be.
     Dropped,
     Panicked,
+    /// A value that its own predicate holds to be worth another try; final if there is none.
+    Again,
 }
 
 /// What becomes of a task that was answered.
@@ -258,16 +269,23 @@ impl<T> Task<T> {
         self.options.as_ref()?.timeout
     }
 
-    /// How long it has to stop by itself when it is asked; `None`: it is not asked.
-    fn grace(&self) -> Option<Duration> {
+    /// How it is stopped while it runs.
+    fn way_to_stop(&self) -> Way {
         let options = self.options.as_ref();
-        if options.is_some_and(|options| options.isolated) {
-            return None;
+        let grace = options.and_then(|options| options.grace).filter(|grace| !grace.is_zero());
+        match (self.mode, grace) {
+            _ if options.is_some_and(|options| options.isolated) => Way::Kill,
+            (_, Some(grace)) => Way::Ask(grace),
+            (Mode::Async, None) => Way::Drop,
+            (Mode::Sync, None) => Way::Kill,
         }
-        match (self.mode, options.and_then(|options| options.grace)) {
-            (_, Some(grace)) => Some(grace),
-            (Mode::Async, None) => Some(ABORT_GRACE),
-            (Mode::Sync, None) => None,
+    }
+
+    /// How long it has to reach an await point, when it is dropped.
+    fn drop_grace(&self) -> Duration {
+        match self.way_to_stop() {
+            Way::Ask(grace) => grace.min(ABORT_GRACE),
+            _ => ABORT_GRACE,
         }
     }
 
@@ -278,16 +296,34 @@ impl<T> Task<T> {
     }
 }
 
+/// See rule 8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// It is asked, and has this long to stop by itself.
+    Ask(Duration),
+    /// It is dropped at an await point.
+    Drop,
+    Kill,
+}
+
 /// ```text
-/// Starting ── hello, ready ──▶ Ready ──▶ Retiring
-///     └────────────┬─────────────┘          │
-///                  ▼                        │
-///                Doomed ───── exit ◀────────┘     (an exit may come in every state)
+/// Starting ── hello, ready ──▶ Spare ──▶ Ready ──▶ Departing ──▶ Retiring
+///     └────────────┬─────────────┴─────────┴────────────┘            │
+///                  ▼                                                 │
+///                Doomed ───── exit ◀─────────────────────────────────┘     (an exit may come in every state)
 /// ```
+/// Most get ready without having been a spare; and whoever has nothing to do retires without departing first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Starting { until: Option<Instant> },
+    Starting {
+        until: Option<Instant>,
+    },
+    /// Ready, and given nothing until it is on duty.
+    Spare,
     Ready,
+    /// It is given nothing more, and leaves when it is empty.
+    Departing,
+    /// Its intake is closed, or it has closed its side: it ends by itself.
     Retiring,
     Doomed,
 }
@@ -301,6 +337,8 @@ struct Flight {
     begun: Option<Instant>,
     /// It is to be stopped, and was seen to be done: its reply has a grace to come, and no other.
     done: bool,
+    /// An async one, which its worker has been told to drop.
+    dropping: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -330,7 +368,7 @@ struct Worker<M> {
     look_at: Option<Instant>,
     /// Tasks that were asked to stop, or are done by their word, and when their time is up, in this order.
     asked: VecDeque<(Instant, TaskKey)>,
-    /// Then it must have ended, having hung up or been retired; else it is doomed.
+    /// Then it must have ended, having hung up or been retired, else it is doomed; or having been killed, else it is given up.
     end_by: Option<Instant>,
     /// Looking for what stands behind its task has brought nothing; not before this again.
     fruitless: Option<Instant>,
@@ -339,12 +377,13 @@ struct Worker<M> {
     counted_behind: usize,
     /// Why it goes, if that is known.
     why: Option<WorkerEnd>,
+    post: Post,
 }
 
 impl<M: Memory> Worker<M> {
     fn window(&self) -> usize {
         match self.service {
-            _ if self.memory.is_none() => 1, // rule 11
+            _ if self.memory.is_none() => 1, // rule 14
             None => 1,
             Some(service) if service >= LONG => 1,
             Some(service) => (WINDOW_WORK.as_nanos() / service.as_nanos().max(1)).clamp(2, u128::from(WINDOW_MAX)) as usize,
@@ -363,7 +402,7 @@ impl<M: Memory> Worker<M> {
     /// How many sync tasks stand behind another.
     fn behind(&self) -> usize {
         match (self.mode, self.state) {
-            (Mode::Sync, State::Ready | State::Retiring) => self.in_flight.len().saturating_sub(1),
+            (Mode::Sync, State::Ready | State::Departing | State::Retiring) => self.in_flight.len().saturating_sub(1),
             _ => 0,
         }
     }
@@ -427,10 +466,10 @@ impl<M: Memory> Worker<M> {
         let share = (somebody_idle && self.behind() > 0).then(|| self.share_from());
         match self.state {
             State::Starting { until } => until,
-            State::Ready | State::Retiring => {
+            State::Spare | State::Ready | State::Departing | State::Retiring => {
                 self.asked.front().map(|(by, _)| *by).into_iter().chain(self.end_by).chain(self.look_at).chain(share).min()
             }
-            State::Doomed => None,
+            State::Doomed => self.end_by,
         }
     }
 }
@@ -483,8 +522,10 @@ pub(crate) struct Core<T, M> {
     behind: usize,
     /// The next deadline has changed without an action that would tell.
     deadline_moved: bool,
+    /// Those that are on duty as soon as they are ready.
     starting: usize,
     failure: Option<Failure>,
+    staff: staff::Staff,
     ending: ending::Ending,
 }
 
@@ -506,6 +547,7 @@ impl<T, M: Memory> Core<T, M> {
             deadline_moved: false,
             starting: 0,
             failure: None,
+            staff: staff::Staff::default(),
             ending: ending::Ending::default(),
         }
     }
@@ -518,11 +560,8 @@ impl<T, M: Memory> Core<T, M> {
         if self.phase != Phase::Open {
             return Err(Refused(cargo, Fate::Closed));
         }
-        if self.workers.len() == 0
-            && let Some(Failure { cause, retry: Some(retry), .. }) = &self.failure
-            && now < *retry
-        {
-            return Err(Refused(cargo, Fate::StartFailed(cause.clone()))); // rule 9
+        if let Some(cause) = self.no_hope(now) {
+            return Err(Refused(cargo, Fate::StartFailed(cause))); // rules 9 and 21
         }
         let found_idle = !self.idle.is_empty();
         let deadline = options.as_ref().and_then(|options| now.checked_add(options.deadline?));
@@ -538,6 +577,7 @@ impl<T, M: Memory> Core<T, M> {
         if self.queued == 1 {
             self.serve(now, actions);
         }
+        self.man(now, actions);
         self.want_workers(usize::from(!found_idle), now, actions);
         Ok(key)
     }
@@ -573,6 +613,7 @@ impl<T, M: Memory> Core<T, M> {
         let wait = match (answer, stop) {
             _ if self.phase == Phase::Killed => None,
             (Answer::Panicked, None) => task.again(|retry| retry.panics),
+            (Answer::Again, None) => task.again(|_| true),
             (Answer::Dropped, Some(Stop::TimedOut(Limit::Timeout(_)))) => task.again(|retry| retry.timeouts),
             _ => None,
         };
@@ -602,14 +643,14 @@ impl<T, M: Memory> Core<T, M> {
         }
         worker.busy_since = now;
         worker.fruitless = None;
+        self.answered(key, now, actions);
+        let Some(worker) = self.workers.get_mut(key) else { return };
         if !worker.asked.is_empty() {
             // A task that is tried again may even be in this worker's hand anew.
             worker.asked.retain(|(_, task)| self.tasks.get(*task).is_some_and(|task| task.stopping.is_some() && task.worker == Some(key)));
         }
         self.emptied(key);
-        self.serve(now, actions);
-        self.share(now, actions);
-        self.want_end(now, actions);
+        self.go_on(now, actions); // a task that is tried again may want a worker more
     }
 
     /// A task goes to the end of the queue, after a while.
@@ -659,12 +700,13 @@ impl<T, M: Memory> Core<T, M> {
 
     // ---- workers
 
-    /// All workers are wanted, now.
+    /// All workers that there are to be in any case are wanted, now.
     pub(crate) fn start_all(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         if self.phase == Phase::Open {
-            while self.workers.len() < self.rules.workers {
-                self.start(now, actions);
+            while self.staff.places < self.core_staff() {
+                self.start(Duty::On, now, actions);
             }
+            self.call_spares(now, actions);
         }
     }
 
@@ -675,19 +717,14 @@ impl<T, M: Memory> Core<T, M> {
         }
     }
 
-    /// A process is ready for its first task. Without memory, see rule 11.
+    /// A process is ready for its first task. Without memory, see rule 14.
     pub(crate) fn ready(&mut self, key: WorkerKey, memory: Option<M>, now: Instant, actions: &mut Vec<Action<T>>) {
         let Some(worker) = self.workers.get_mut(key) else { return };
         let State::Starting { .. } = worker.state else { return };
-        worker.state = State::Ready;
         worker.memory = memory;
-        self.starting -= 1;
         self.failure = None;
-        self.idle.push(key);
-        self.serve(now, actions);
-        self.share(now, actions);
-        self.want_workers(0, now, actions); // a back-off may be over
-        self.want_end(now, actions);
+        self.take_up(key, now, actions);
+        self.go_on(now, actions); // a back-off may be over
     }
 
     /// A process could not be started, or ended before it was ready.
@@ -701,11 +738,10 @@ impl<T, M: Memory> Core<T, M> {
         let wait = BACKOFF_MIN.saturating_mul(1 << earlier.min(16)).min(BACKOFF_MAX);
         self.failure = Some(Failure { cause: cause.clone(), counted_at, earlier, retry: Some(now + wait) });
         let in_vain = earlier + 1 >= STARTS_MAX && !self.workers.iter().any(|(_, worker)| worker.state == State::Ready);
-        if self.workers.len() == 0 || in_vain {
-            for key in std::mem::take(&mut self.queue) {
-                self.forget_queued(key, Fate::StartFailed(cause.clone()), actions);
-            }
+        if self.nobody_left() || in_vain {
+            self.fail_queue(&cause, actions);
         }
+        self.man(now, actions);
         self.want_end(now, actions);
     }
 
@@ -748,9 +784,11 @@ impl<T, M: Memory> Core<T, M> {
         }
         self.queued += back.len();
         back.into_iter().rev().for_each(|key| self.queue.push_front(key));
+        self.died(&worker, loss, now);
         // A worker that served is replaced at once, so that the next task need not wait for a start.
-        let replace = worker.used && self.phase == Phase::Open;
+        let replace = worker.used && worker.post.duty == Duty::On && self.phase == Phase::Open;
         self.serve(now, actions);
+        self.man(now, actions);
         self.want_workers(usize::from(replace), now, actions);
         self.want_end(now, actions);
     }
@@ -758,7 +796,7 @@ impl<T, M: Memory> Core<T, M> {
     /// A worker broke the protocol, or must go for another reason of the caller's.
     pub(crate) fn doom(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
         let starting = self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. }));
-        self.condemn(key, actions);
+        self.condemn(key, now, actions);
         if starting {
             return; // its end will count as a failed start, and has a back-off follow
         }
@@ -768,6 +806,9 @@ impl<T, M: Memory> Core<T, M> {
     /// A process is known to have ended; what it has answered is still to come.
     pub(crate) fn ending(&mut self, key: WorkerKey) {
         self.withdraw(key, State::Doomed);
+        if let Some(worker) = self.workers.get_mut(key) {
+            worker.end_by = None;
+        }
     }
 
     /// A worker has closed its side: it is about to end, and must have ended by then.
@@ -775,7 +816,7 @@ impl<T, M: Memory> Core<T, M> {
         let Some(worker) = self.workers.get_mut(key) else { return };
         match &mut worker.state {
             State::Starting { until: limit } => *limit = Some(limit.map_or(until, |limit| limit.min(until))),
-            State::Ready | State::Retiring => {
+            State::Spare | State::Ready | State::Departing | State::Retiring => {
                 worker.end_by = Some(until);
                 self.withdraw(key, State::Retiring);
             }
@@ -790,7 +831,8 @@ impl<T, M: Memory> Core<T, M> {
         let retry = self.failure.as_ref().and_then(|failure| failure.retry);
         let somebody_idle = !self.idle.is_empty();
         let tasks = [&self.delayed, &self.deadlines].into_iter().filter_map(|times| times.first()).map(|(at, _)| *at);
-        self.workers.iter().filter_map(|(_, worker)| worker.deadline(somebody_idle)).chain(retry).chain(tasks).chain(self.cut_at()).min()
+        let workers = self.workers.iter().filter_map(|(_, worker)| worker.deadline(somebody_idle));
+        workers.chain(retry).chain(tasks).chain(self.cut_at()).chain(self.staff_deadline()).min()
     }
 
     /// Whether [`Core::next_deadline`] has changed without an action that would tell.
@@ -835,21 +877,25 @@ impl<T, M: Memory> Core<T, M> {
             }
             if matches!(worker.state, State::Starting { .. }) {
                 self.withdraw(key, State::Doomed);
+                self.expect_end(key, now);
                 actions.push(Action::TimeOut(key));
-            } else if self.is_given_up(key, now) {
-                self.condemn(key, actions);
+            } else if worker.state == State::Doomed {
+                self.give_up(key, actions);
+            } else if self.is_given_up(key, now, actions) {
+                self.condemn(key, now, actions);
             }
         }
         if let Some(failure) = &mut self.failure {
             failure.retry = failure.retry.filter(|retry| now < *retry);
         }
         self.end_in_time(now, actions);
+        self.time_the_staff(now, actions);
         self.go_on(now, actions);
     }
 
     /// A worker's time is over. `false`: the tasks that should have been answered have been done after all, just now; each
-    /// is given another grace, once, for its reply to come.
-    fn is_given_up(&mut self, key: WorkerKey, now: Instant) -> bool {
+    /// is given another grace, once, for its reply to come. Or they are async and were only asked so far: now they are dropped.
+    fn is_given_up(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) -> bool {
         loop {
             let Some(worker) = self.workers.get(key) else { return false };
             let Some((_, task)) = worker.asked.front().copied().filter(|(by, _)| *by <= now) else {
@@ -858,9 +904,21 @@ impl<T, M: Memory> Core<T, M> {
             if worker.mode == Mode::Sync && worker.state != State::Doomed {
                 self.take_back(key, usize::MAX); // as in `stop`: what stands behind it begins if it is done now
             }
+            let grace = self.tasks.get(task).map_or(ABORT_GRACE, Task::drop_grace);
             let Some(worker) = self.workers.get_mut(key) else { return false };
             let excused = worker.in_flight.iter().position(|flight| flight.task == task && !flight.done);
-            let Some(at) = excused.filter(|at| worker.look(worker.in_flight[*at].claim) == Progress::Done) else {
+            let is_done = |at: &usize| worker.look(worker.in_flight[*at].claim) == Progress::Done;
+            let Some(at) = excused.filter(is_done) else {
+                if worker.mode == Mode::Async
+                    && let Some(flight) = worker.in_flight.iter_mut().find(|flight| flight.task == task && !flight.dropping && !flight.done)
+                {
+                    flight.dropping = true;
+                    actions.push(Action::Cancel(key, task));
+                    worker.asked.pop_front();
+                    worker.give_until(now + grace, task);
+                    self.deadline_moved = true;
+                    continue;
+                }
                 worker.killed_for = Some(task);
                 worker.why.get_or_insert(WorkerEnd::TaskStopped);
                 return true;
@@ -915,7 +973,7 @@ impl<T, M: Memory> Core<T, M> {
         }
     }
 
-    /// At once: every task is settled, every worker killed.
+    /// At once: every worker is killed, and what has not begun is settled; the rest when its process has ended.
     pub(crate) fn kill(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         if matches!(self.phase, Phase::Killed | Phase::Ended) {
             return;
@@ -923,19 +981,12 @@ impl<T, M: Memory> Core<T, M> {
         self.phase = Phase::Killed;
         for key in self.workers.keys() {
             self.blame(key, WorkerEnd::Closed);
-            self.condemn(key, actions);
-            if let Some(worker) = self.workers.get_mut(key) {
-                worker.in_flight.clear();
-            }
+            self.condemn(key, now, actions);
         }
-        self.queue.clear();
-        self.queued = 0;
+        self.settle_unbegun(&Fate::Closed, actions);
         for key in self.tasks.keys() {
-            if let Some(task) = self.forget(key) {
-                let cut_off = &mut self.ending.cut_off;
-                let list = if task.worker.is_none() { &mut cut_off.unbegun } else { &mut cut_off.begun };
-                list.push(task.id);
-                actions.push(Action::Settle(task.cargo, Fate::Closed));
+            if let Some(task) = self.tasks.get_mut(key).filter(|task| task.stopping != Some(Stop::Abort)) {
+                task.stopping = Some(Stop::Close);
             }
         }
         self.want_end(now, actions);
@@ -946,11 +997,6 @@ impl<T, M: Memory> Core<T, M> {
     /// No new tasks are taken.
     pub(crate) fn is_closed(&self) -> bool {
         self.phase != Phase::Open
-    }
-
-    /// Every worker there may be is ready (or was, and is now at work).
-    pub(crate) fn all_ready(&self) -> bool {
-        self.workers.len() == self.rules.workers && self.workers.iter().all(|(_, w)| matches!(w.state, State::Ready | State::Retiring))
     }
 
     /// How many tasks keep every worker at work: a window in hand each, and two waiting.
@@ -978,6 +1024,7 @@ impl<T, M: Memory> Core<T, M> {
     fn go_on(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         self.serve(now, actions);
         self.share(now, actions);
+        self.man(now, actions);
         self.want_workers(0, now, actions);
         self.want_end(now, actions);
     }
@@ -1045,7 +1092,7 @@ impl<T, M: Memory> Core<T, M> {
         let claim = worker.claim(task.id);
         // Without claims it is taken for begun as soon as it is sent.
         let begun = worker.memory.is_none().then_some(now);
-        worker.in_flight.push_back(Flight { claim, task: task_key, begun, done: false });
+        worker.in_flight.push_back(Flight { claim, task: task_key, begun, done: false, dropping: false });
         task.worker = Some(key);
         if let Some(timeout) = task.timeout() {
             let over = now + timeout;
@@ -1055,6 +1102,7 @@ impl<T, M: Memory> Core<T, M> {
             }
         }
         let attempt = task.attempt;
+        self.count_task(key);
         self.list(key);
         actions.push(Action::Send(key, task_key, claim.slot, attempt));
     }
@@ -1078,6 +1126,7 @@ impl<T, M: Memory> Core<T, M> {
                 taken += 1;
             }
         }
+        worker.post.served -= taken as u64;
         if taken > 0 {
             self.emptied(key);
         }
@@ -1086,8 +1135,13 @@ impl<T, M: Memory> Core<T, M> {
 
     /// A worker has fewer tasks in hand than before, perhaps none.
     fn emptied(&mut self, key: WorkerKey) {
-        if self.workers.get(key).is_some_and(|worker| worker.state == State::Ready && worker.in_flight.is_empty()) {
-            self.idle.push(key);
+        match self.workers.get(key) {
+            Some(Worker { state: State::Ready, in_flight, .. }) if in_flight.is_empty() => {
+                self.idle.push(key);
+                self.somebody_idle();
+            }
+            Some(Worker { state: State::Departing, in_flight, .. }) if in_flight.is_empty() => self.staff.look = true,
+            _ => {}
         }
         self.list(key);
     }
@@ -1110,15 +1164,18 @@ impl<T, M: Memory> Core<T, M> {
     fn withdraw(&mut self, key: WorkerKey, state: State) {
         let Some(worker) = self.workers.get_mut(key) else { return };
         match std::mem::replace(&mut worker.state, state) {
-            State::Starting { .. } => self.starting -= 1,
+            State::Starting { .. } if worker.post.duty == Duty::On => self.starting -= 1,
+            State::Starting { .. } => self.staff.starting -= 1,
+            State::Spare => self.staff.spares.retain(|spare| *spare != key),
             State::Ready if worker.in_flight.is_empty() => self.idle.retain(|idle| *idle != key),
             _ => {}
         }
+        self.staff.look = true;
         self.list(key);
     }
 
     /// A worker is to be killed; first it is given nothing more, and what it has not begun is taken back.
-    fn condemn(&mut self, key: WorkerKey, actions: &mut Vec<Action<T>>) {
+    fn condemn(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
         let Some(worker) = self.workers.get(key).filter(|worker| worker.state != State::Doomed) else { return };
         // With nothing begun it may be the first one that brought this about: the exit will count it (rule 7).
         let most = match worker.mode {
@@ -1128,13 +1185,16 @@ impl<T, M: Memory> Core<T, M> {
         };
         self.withdraw(key, State::Doomed);
         self.take_back(key, most);
+        self.expect_end(key, now);
         actions.push(Action::Kill(key));
     }
 
     /// A worker has ended.
     fn take_out(&mut self, key: WorkerKey) -> Option<Worker<M>> {
         self.withdraw(key, State::Doomed);
-        self.workers.remove(key)
+        let worker = self.workers.remove(key)?;
+        self.staff.left(&worker.post);
+        Some(worker)
     }
 
     /// Settles a task that has not begun; has one stopped that runs (rule 8).
@@ -1146,12 +1206,13 @@ impl<T, M: Memory> Core<T, M> {
         if !stopping_before || stop == Stop::Abort || (stop == Stop::Close && task.stopping != Some(Stop::Abort)) {
             task.stopping = Some(stop);
         }
-        let grace = task.grace();
+        let way = task.way_to_stop();
         let Some(worker) = self.workers.get_mut(worker_key) else { return };
         let Some(at) = worker.in_flight.iter().position(|flight| flight.task == key) else { return };
         let claim = worker.in_flight[at].claim;
         if worker.revoke(claim) == Progress::Queued {
             worker.let_go(at);
+            worker.post.served -= 1;
             if let Some(task) = self.forget(key) {
                 actions.push(Action::Settle(task.cargo, stop.fate()));
             }
@@ -1160,13 +1221,26 @@ impl<T, M: Memory> Core<T, M> {
         if stopping_before || worker.state == State::Doomed {
             return;
         }
-        if let Some(grace) = grace {
-            if worker.mode == Mode::Async {
-                actions.push(Action::Cancel(worker_key, key));
-            } else if let Some(memory) = &worker.memory {
-                memory.claims().ask(claim);
+        let until = match way {
+            Way::Kill => None,
+            Way::Ask(grace) => {
+                if let Some(memory) = &worker.memory {
+                    memory.claims().ask(claim);
+                }
+                if worker.mode == Mode::Async {
+                    actions.push(Action::Ask(worker_key, key));
+                }
+                // What the clock cannot hold is for ever.
+                Some(now.checked_add(grace))
             }
-            worker.give_until(now + grace, key);
+            Way::Drop => {
+                worker.in_flight[at].dropping = true;
+                actions.push(Action::Cancel(worker_key, key));
+                Some(Some(now + ABORT_GRACE))
+            }
+        };
+        if let Some(until) = until {
+            until.into_iter().for_each(|until| worker.give_until(until, key));
             self.deadline_moved = true;
             return;
         }
@@ -1182,7 +1256,7 @@ impl<T, M: Memory> Core<T, M> {
         } else {
             worker.killed_for = Some(key);
             self.blame(worker_key, WorkerEnd::TaskStopped);
-            self.condemn(worker_key, actions);
+            self.condemn(worker_key, now, actions);
         }
     }
 
@@ -1197,21 +1271,31 @@ impl<T, M: Memory> Core<T, M> {
         }
     }
 
-    /// Rule 6: as many starts under way as there are tasks that found nobody idle.
+    /// Rule 6: as many starts under way as there are tasks that found nobody idle; but a spare is quicker (rule 18).
     fn want_workers(&mut self, extra: usize, now: Instant, actions: &mut Vec<Action<T>>) {
-        let behind = if self.phase == Phase::Open { self.behind } else { 0 };
-        let demand = (self.queued + behind).max(extra);
-        while self.starting < demand && self.idle.is_empty() && self.may_start(now) {
-            self.start(now, actions);
+        loop {
+            let behind = if self.phase == Phase::Open { self.behind } else { 0 };
+            let demand = (self.queued + behind).max(extra);
+            if demand == 0 || !self.idle.is_empty() {
+                return;
+            }
+            if let Some(spare) = self.spare_for_a_vacancy() {
+                self.enlist(spare, now);
+                self.serve(now, actions);
+                self.share(now, actions);
+            } else if self.starting + self.surplus_to_come() < demand && self.may_start(now) {
+                self.start(Duty::On, now, actions);
+            } else {
+                return;
+            }
         }
     }
 
     fn may_start(&self, now: Instant) -> bool {
-        let too_early = self.failure.as_ref().and_then(|failure| failure.retry).is_some_and(|retry| now < retry);
-        self.workers.len() < self.rules.workers && !too_early && !matches!(self.phase, Phase::Killed | Phase::Ended)
+        self.staff.places < self.rules.workers && self.starts_are_allowed(now)
     }
 
-    fn start(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
+    fn start(&mut self, duty: Duty, now: Instant, actions: &mut Vec<Action<T>>) {
         let limit = self.rules.start_limit.map_or(self.rules.hello_limit, |limit| limit.min(self.rules.hello_limit));
         let key = self.workers.insert(Worker {
             state: State::Starting { until: Some(now + limit) },
@@ -1233,8 +1317,9 @@ impl<T, M: Memory> Core<T, M> {
             listed: None,
             counted_behind: 0,
             why: None,
+            post: Post::new(duty, self.staff.generation, now),
         });
-        self.starting += 1;
+        self.order(duty);
         actions.push(Action::Start(key));
     }
 
@@ -1244,13 +1329,8 @@ impl<T, M: Memory> Core<T, M> {
             return;
         }
         if self.phase == Phase::Draining && self.queued + self.behind == 0 {
-            for key in std::mem::take(&mut self.idle) {
-                if let Some(worker) = self.workers.get_mut(key) {
-                    worker.state = State::Retiring;
-                    worker.end_by = Some(now + RETIRE_GRACE);
-                    worker.why.get_or_insert(WorkerEnd::Closed);
-                    actions.push(Action::Retire(key));
-                }
+            for key in self.idle.iter().chain(&self.staff.spares).copied().collect::<Vec<_>>() {
+                self.retire(key, WorkerEnd::Closed, now, actions);
             }
         }
         if self.phase == Phase::Draining && self.tasks.len() == 0 {
@@ -1259,11 +1339,11 @@ impl<T, M: Memory> Core<T, M> {
                 // a task is in flight it may come back to the queue, and want this worker.)
                 if self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. })) {
                     self.blame(key, WorkerEnd::Closed);
-                    self.condemn(key, actions);
+                    self.condemn(key, now, actions);
                 }
             }
         }
-        if self.tasks.len() == 0 && self.workers.len() == 0 {
+        if self.tasks.len() == 0 && self.only_given_up_are_left() {
             self.phase = Phase::Ended;
             actions.push(Action::Ended);
         }
@@ -1275,6 +1355,9 @@ mod ending;
 
 #[path = "core_staff.rs"]
 mod staff;
+
+pub(crate) use staff::Policy;
+use staff::{Duty, Post};
 
 #[cfg(test)]
 #[path = "core_sim.rs"]

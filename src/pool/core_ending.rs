@@ -4,12 +4,12 @@
 //! drain     takes nothing more; what is here runs to its end
 //! drain_by  the same, but at the limit it is cut short: what has not begun is settled, and what runs is stopped as by an
 //!           abort (rule 8), with the same grace
-//! kill      everything is settled at once, and every worker killed
+//! kill      every worker is killed; what has not begun is settled at once, what runs when its process has ended
 //! ```
 //!
 //! What was cut off is written down ([`CutOff`]); a task that answered in time is not.
 
-use super::{Action, Core, Fate, Memory, Phase, State, Stop};
+use super::{Action, Core, Fate, Memory, Phase, State, Stop, Worker};
 use crate::pool::ending::CutOff;
 use crate::pool::stats::WorkerEnd;
 use std::time::Instant;
@@ -32,8 +32,24 @@ impl<T, M: Memory> Core<T, M> {
         }
         self.ending.until = Some(self.ending.until.map_or(until, |earlier| earlier.min(until)));
         self.deadline_moved = true;
-        self.drain(now, actions);
-        self.end_in_time(now, actions);
+        for key in self.workers.keys() {
+            let limit = self.exit_limit(now);
+            if let Some(worker) = self.workers.get_mut(key)
+                && worker.state == State::Retiring
+                && worker.why.is_some()
+            // else it has hung up by itself, and is given what everybody is given
+            {
+                worker.end_by = worker.end_by.map(|by| by.min(now + limit));
+            }
+        }
+        self.phase = Phase::Draining;
+        self.end_in_time(now, actions); // what it settles nobody is kept for
+        self.want_end(now, actions);
+    }
+
+    /// What still ends by itself must have by then, or a moment later.
+    pub(super) fn ending_by(&self) -> Option<Instant> {
+        self.ending.until
     }
 
     /// When a drain is to be cut short.
@@ -58,9 +74,15 @@ impl<T, M: Memory> Core<T, M> {
             self.stop(key, Stop::Close, now, actions);
         }
         for key in self.workers.keys() {
-            if self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. })) {
+            // Those that start, and those that have nothing left to do and have not ended by now: they may stand still.
+            let is_over = |worker: &Worker<M>| match worker.state {
+                State::Starting { .. } => true,
+                State::Spare | State::Ready | State::Departing | State::Retiring => worker.in_flight.is_empty(),
+                State::Doomed => false,
+            };
+            if self.workers.get(key).is_some_and(is_over) {
                 self.blame(key, WorkerEnd::Closed);
-                self.condemn(key, actions);
+                self.condemn(key, now, actions);
             }
         }
     }
@@ -73,7 +95,7 @@ impl<T, M: Memory> Core<T, M> {
     }
 
     /// Settles what waits, and what workers have in hand and have not begun.
-    fn settle_unbegun(&mut self, fate: &Fate, actions: &mut Vec<Action<T>>) -> usize {
+    pub(super) fn settle_unbegun(&mut self, fate: &Fate, actions: &mut Vec<Action<T>>) -> usize {
         for key in self.workers.keys() {
             self.take_back(key, usize::MAX);
         }

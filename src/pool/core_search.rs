@@ -50,7 +50,7 @@ enum Has {
     Nothing,
     /// One retry after a death.
     Retry,
-    /// A sync one is asked first, when it is to be stopped.
+    /// It is asked first, when it is to be stopped.
     Grace,
     /// A time limit of half a [`JUMP`].
     Limit,
@@ -782,7 +782,9 @@ impl World {
         play(&[]);
         let now = Instant::now();
         let never = Duration::from_secs(1 << 20);
-        let rules = Rules { workers: plan.workers, concurrency: plan.concurrency, hello_limit: never, start_limit: None };
+        // Here a kill may take as long as it likes.
+        let policy = Policy { kill_limit: never, ..Policy::default() };
+        let rules = Rules { workers: plan.workers, concurrency: plan.concurrency, hello_limit: never, start_limit: None, policy };
         let mut world = Self {
             facts: Rc::new(Facts::default()),
             core: Core::new(rules, Clock { moment: now, nanos: 0 }),
@@ -1011,6 +1013,8 @@ impl World {
                     self.facts.set(id, |fact| fact.sent = true);
                     self.readers[at].hand.send(ToWorker::Call(Claim { slot, id }, self.plan.tasks[id as usize].mode));
                 }
+                // It may end by itself at any time, asked or not.
+                Action::Ask(..) => note("an async task is asked", true),
                 Action::Cancel(key, task) => {
                     let (Some(id), Some(at)) = (self.core.id_of(task), self.place(key)) else { continue };
                     self.readers[at].hand.send(ToWorker::Cancel(id));
@@ -1022,13 +1026,14 @@ impl World {
                 }
                 Action::Kill(key) => self.kill(key),
                 Action::TimeOut(key) => self.facts.ensure(false, || format!("the start of {key:?} took too long")),
+                Action::Weigh(key) => self.facts.ensure(false, || format!("{key:?} is weighed")),
                 Action::Settle(id, fate) => self.tell(
                     id,
                     match fate {
                         Fate::Cancelled => Told::Cancelled,
                         Fate::TimedOut(_) => Told::TimedOut,
                         Fate::Lost(_) => Told::Lost,
-                        Fate::Closed | Fate::StartFailed(_) => Told::Closed,
+                        Fate::Closed | Fate::StartFailed(_) | Fate::Unkillable(_) => Told::Closed,
                     },
                 ),
                 Action::Note(task, fate) => {
@@ -1173,7 +1178,7 @@ impl World {
                 }
                 let unseen = if self.has(Flaw::NoLookAtGrace) { self.core.overdue(None, self.now) } else { Vec::new() };
                 self.enter(|core, now, actions| {
-                    unseen.into_iter().for_each(|key| core.condemn(key, actions));
+                    unseen.into_iter().for_each(|key| core.condemn(key, now, actions));
                     core.tick(now, actions);
                 });
             }
@@ -1266,7 +1271,7 @@ fn stop_badly(core: &mut Core<u64, Rc<Hand>>, key: TaskKey, flaw: Flaw, now: Ins
         actions.push(Action::Kill(worker_key));
     } else {
         core.take_back(worker_key, usize::MAX);
-        core.condemn(worker_key, actions);
+        core.condemn(worker_key, now, actions);
     }
     core.go_on(now, actions);
 }
@@ -1386,6 +1391,8 @@ impl World {
                 State::Ready => 1,
                 State::Retiring => 2,
                 State::Doomed => 3,
+                State::Spare => 4,
+                State::Departing => 5,
             });
             out.extend([worker.mode as u8 | u8::from(worker.used) << 1 | u8::from(worker.alone) << 2, worker.slots_used as u8]);
             out.extend(time(worker.busy_since).to_le_bytes());
@@ -1663,6 +1670,10 @@ fn tasks_with_options() {
     clean(
         Plan { jumps: 2, ..one(&[ASYNC.with(Has::Limit), ASYNC.with(Has::Idempotent)]) },
         &["a grace that is over", "a neighbour that runs again"],
+    );
+    clean(
+        Plan { aborts: 1, jumps: 2, ..one(&[ASYNC.with(Has::Grace), ASYNC]) },
+        &["an async task is asked", "an async task is dropped", "a grace that is over"],
     );
     let two = Plan::new(2, &[SYNC.with(Has::Retry), SYNC.with(Has::Retry)]);
     clean(Plan { crashes: 2, service: 100 * US, ..two }, &["tried again"]);

@@ -1,7 +1,7 @@
 //! The rules of a pool against a made-up world and an independent model.
 //!
-//! The world plays everything around [`Core`]: callers, processes that start, work, answer, hang and
-//! die, and the clock. It does what the actions say, as late as it likes, and calls `tick` at
+//! The world plays everything around [`Core`]: callers with time limits, retries and the other options of a call, processes
+//! that start, work, answer, panic, hang and die, and the clock. It does what the actions say, as late as it likes, and calls `tick` at
 //! `next_deadline` only, which it looks at when the engine would. The model keeps its own books, in
 //! the plainest way; each action is held against them before it is entered, and after each event
 //! they are held against the core's own. What is wrong is returned, not panicked with, so that a test can
@@ -104,6 +104,11 @@ struct Plan {
     crash: u64,
     /// One task in so many kills whoever reads it.
     poison: u64,
+    /// One run in so many panics.
+    panic: u64,
+    /// Percent of the tasks that have options, and how long a typical time limit is.
+    options_percent: u64,
+    limits: Duration,
     /// One reply in so many is nonsense; one worker in so many hangs up by itself.
     nonsense: u64,
     hang_up: u64,
@@ -123,6 +128,24 @@ struct Plan {
 }
 
 impl Plan {
+    /// What a call is told about its task.
+    fn options(&self, rng: &mut Rng) -> Option<Arc<Options>> {
+        if !rng.chance(self.options_percent) {
+            return None;
+        }
+        let mut time = |percent: u64| rng.chance(percent).then(|| rng.heavy_tail(self.limits));
+        let (timeout, deadline, grace) = (time(40), time(20), time(60));
+        let retry = Retry {
+            most: [0, 0, 1, 3][rng.below(4) as usize],
+            deaths: rng.chance(80),
+            timeouts: rng.chance(80),
+            panics: rng.chance(50),
+            wait_min: if rng.chance(50) { Duration::ZERO } else { rng.micros(5_000) },
+            wait_max: Duration::from_millis(20),
+        };
+        Some(Arc::new(Options { timeout, deadline, grace, isolated: rng.chance(15), idempotent: rng.chance(85), retry }))
+    }
+
     fn random(rng: &mut Rng, tasks: u64, workers: u64) -> Self {
         let often = |rng: &mut Rng, n: u64| if rng.chance(50) { 0 } else { 1 + rng.below(n) };
         let workers = match rng.below(4) {
@@ -136,6 +159,8 @@ impl Plan {
             concurrency: 1 + rng.below(12) as usize,
             hello_limit: Duration::from_millis(50 + rng.below(200)),
             start_limit: limit,
+            // It knows nothing of the budget.
+            policy: Policy { restarts: Some(u32::MAX), ..Policy::default() },
         };
         Self {
             rules,
@@ -146,9 +171,12 @@ impl Plan {
             async_percent: [0, 5, 50, 100][rng.below(4) as usize],
             large_percent: [0, 3, 50][rng.below(3) as usize],
             abort: often(rng, 40),
-            hang: often(rng, 200),
+            hang: often(rng, 60),
             crash: often(rng, 200),
             poison: often(rng, 300),
+            panic: often(rng, 50),
+            options_percent: [0, 5, 50, 100][rng.below(4) as usize],
+            limits: Duration::from_micros([50, 2_000, 50_000][rng.below(3) as usize]),
             nonsense: often(rng, 500),
             hang_up: often(rng, 200),
             start_fails: [0, 0, 20, 70][rng.below(4) as usize],
@@ -222,9 +250,24 @@ enum Flaw {
     Misnamed,
     /// A task that was cut off is not written down.
     Unwritten,
+    /// No time limit is looked at; or it is over too early, or counts from when it was seen.
+    Untimed,
+    Early,
+    Late,
+    /// No deadline is kept in mind.
+    NoDeadline,
+    /// A task that waits for its next try is forgotten; or does not wait; or is not counted.
+    NoSecondTry,
+    Impatient,
+    Uncounted,
+    /// Others stand beside a task that is isolated.
+    Together,
+    /// An idempotent neighbour counts as what its worker was killed for; or everybody is innocent.
+    Guilty,
+    Innocent,
 }
 
-const FLAWS: [Flaw; 27] = [
+const FLAWS: [Flaw; 37] = [
     Flaw::Order,
     Flaw::Forget,
     Flaw::Window,
@@ -252,6 +295,16 @@ const FLAWS: [Flaw; 27] = [
     Flaw::NoLimit,
     Flaw::Misnamed,
     Flaw::Unwritten,
+    Flaw::Untimed,
+    Flaw::Early,
+    Flaw::Late,
+    Flaw::NoDeadline,
+    Flaw::NoSecondTry,
+    Flaw::Impatient,
+    Flaw::Uncounted,
+    Flaw::Together,
+    Flaw::Guilty,
+    Flaw::Innocent,
 ];
 
 // ---- the model's books
@@ -265,6 +318,8 @@ enum Place {
     /// Its place in the order of the queue.
     Queued(Turn),
     InFlight(WorkerKey),
+    /// It waits for its next try until then.
+    Delayed(Instant),
     Settled,
 }
 
@@ -274,19 +329,49 @@ struct Job {
     mode: Mode,
     large: bool,
     place: Place,
-    aborted: bool,
-    /// The end of the pool has stopped it.
-    cut: bool,
-    /// A process has begun it.
+    options: Options,
+    deadline: Option<Instant>,
+    /// Which try it is in, from 1.
+    attempt: u8,
+    /// Why it is to be stopped.
+    stop: Option<Stop>,
+    /// Async, it is to be dropped; and its worker has been told.
+    dropping: bool,
+    told: bool,
+    /// A process has begun it, in this try, and when.
     begun: bool,
+    began_at: Instant,
     /// It has ended there, and its reply is committed.
     done: bool,
     service: Duration,
-    hangs: bool,
-    crashes: bool,
+    /// In so many tries it hangs, or kills its worker.
+    hangs: u8,
+    crashes: u8,
     poison: bool,
     /// How often it went back although it was next.
     moves: u8,
+}
+
+impl Job {
+    /// Nothing may stand beside it.
+    fn stands_alone(&self) -> bool {
+        self.moves == MOVES_MAX || self.options.isolated
+    }
+
+    /// How it is stopped while it runs.
+    fn way(&self) -> Way {
+        match self.options.grace {
+            _ if self.options.isolated => Way::Kill,
+            Some(grace) => Way::Ask(grace),
+            None if self.mode == Mode::Async => Way::Drop,
+            None => Way::Kill,
+        }
+    }
+
+    /// After such a failure it is tried again.
+    fn is_tried_again(&self, failure: impl Fn(&Retry) -> bool) -> bool {
+        failure(&self.options.retry) && u32::from(self.attempt) <= self.options.retry.most
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -314,19 +399,23 @@ struct Hand {
     slots: HashMap<u64, u16>,
     service: Option<Duration>,
     busy_since: Instant,
-    /// Aborted tasks that were asked or are done, and when they must have ended.
+    /// Tasks that are to stop and were asked or are done, and when they must have ended.
     asked: Vec<(Instant, u64)>,
+    /// It is killed for the sake of a task.
+    killed_for_one: bool,
     // The process.
     got_ready: bool,
     /// Sent, and not yet taken in; taken in and waiting; running.
     wire: VecDeque<Claim>,
     inbox: VecDeque<Claim>,
     running: Vec<u64>,
-    replies: Vec<u64>,
+    replies: Vec<(u64, Answer)>,
     delivery_due: bool,
     /// It says nothing more and begins nothing more.
     silent: bool,
     hangs_at_end: bool,
+    /// It has lost its place, though it has not ended.
+    retired: bool,
     exit_due: bool,
 }
 
@@ -345,7 +434,8 @@ enum Event {
     Ready(WorkerKey),
     Arrive(WorkerKey),
     Finish(WorkerKey, u64),
-    CancelArrives(WorkerKey, u64),
+    /// The task has heard that it is to stop, or is dropped.
+    Heard(WorkerKey, u64),
     Deliver(WorkerKey),
     HangUp(WorkerKey),
     Exit(WorkerKey),
@@ -354,8 +444,9 @@ enum Event {
 /// What the model expects of the event at hand.
 #[derive(Default)]
 struct Expected {
-    /// Tasks of a worker that died: whether they are lost (else cancelled).
-    settles: HashMap<u64, bool>,
+    /// Tasks of a worker that died: why they were stopped (else they are lost). Those end; these are tried again.
+    settles: HashMap<u64, Option<Stop>>,
+    notes: HashMap<u64, Option<Stop>>,
     start_failed: bool,
     start_all: bool,
 }
@@ -364,6 +455,7 @@ struct World {
     rng: Rng,
     plan: Plan,
     flaw: Option<Flaw>,
+    beginning: Instant,
     now: Instant,
     core: Core<u64, TestMemory>,
     actions: Vec<Action<u64>>,
@@ -449,6 +541,7 @@ impl World {
             shuffled: false,
             ran_again: None,
             seen: BTreeMap::new(),
+            beginning: now,
             plan,
         };
         world.after(Duration::ZERO, Event::Submit);
@@ -500,6 +593,11 @@ impl World {
                 (None, None) => return Ok(()),
                 (next, Some(deadline)) if next.is_none_or(|at| deadline <= at) => {
                     self.now = self.now.max(deadline);
+                    // As the driver does.
+                    for key in self.core.overdue(None, self.now) {
+                        self.deliver(key)?;
+                    }
+                    self.time_passes();
                     self.cut_in_time();
                     self.core.tick(self.now, &mut self.actions);
                     self.settle_up(true)?;
@@ -525,19 +623,13 @@ impl World {
             Event::Submit => return self.submit(),
             Event::Abort(id) => self.abort(id),
             Event::AbortWhere(rest) => {
-                for (id, job) in self.jobs.iter_mut().enumerate() {
-                    job.aborted |= job.place != Place::Settled && id as u64 % 4 == rest;
-                    job.cut &= id as u64 % 4 != rest;
-                }
-                let asked: Vec<_> =
-                    self.jobs.iter().enumerate().filter(|(id, _)| *id as u64 % 4 == rest).map(|(id, _)| id as u64).collect();
-                asked.into_iter().for_each(|id| self.ask(id));
+                (0..self.jobs.len() as u64).filter(|id| id % 4 == rest).for_each(|id| self.stop(id, Stop::Abort));
                 self.core.abort_where(|id| (id - BASE_ID) % 4 == rest, self.now, &mut self.actions);
                 return self.settle_up(false);
             }
             Event::AbortUnbegun => {
                 let unbegun = self.jobs.iter_mut().filter(|job| job.place != Place::Settled && !job.begun);
-                let count = unbegun.map(|job| job.aborted = true).count();
+                let count = unbegun.map(|job| job.stop = Some(Stop::Abort)).count();
                 let told = self.core.abort_unbegun(self.now, &mut self.actions);
                 self.settle_up(false)?;
                 ensure!(told == count, "{told} are said to be aborted, {count} had not begun");
@@ -571,9 +663,13 @@ impl World {
             }
             Event::Kill => {
                 self.killed = true;
+                for job in self.jobs.iter_mut().filter(|job| job.place != Place::Settled && job.stop != Some(Stop::Abort)) {
+                    job.stop = Some(Stop::Close);
+                }
                 self.core.kill(self.now, &mut self.actions);
                 self.settle_up(false)?;
-                ensure!(self.open == 0, "{} tasks were not settled by the kill", self.open);
+                let left = self.jobs.iter().find(|job| job.place != Place::Settled && !job.begun);
+                ensure!(left.is_none(), "{left:?} had not begun, and was not settled by the kill");
                 return Ok(());
             }
             Event::Phase(bad) => {
@@ -590,10 +686,20 @@ impl World {
             Event::Hello(key, hangs) => return self.hello(key, hangs),
             Event::Ready(key) => return self.ready(key),
             Event::Arrive(key) => self.arrive(key),
-            Event::Finish(key, id) => self.finish(key, id),
-            Event::CancelArrives(key, id) => {
-                if !self.jobs[id as usize].hangs {
-                    self.finish(key, id);
+            Event::Finish(key, id) => {
+                let answer = match self.rng.rarely(self.plan.panic) {
+                    true if self.rng.chance(50) => Answer::Again,
+                    true => Answer::Panicked,
+                    false => Answer::Final,
+                };
+                self.finish(key, id, answer);
+            }
+            Event::Heard(key, id) => {
+                let job = &self.jobs[id as usize];
+                let answer = if job.told { Answer::Dropped } else { Answer::Final };
+                let heeds = job.attempt > job.hangs && (job.told || self.rng.chance(70));
+                if heeds {
+                    self.finish(key, id, answer);
                 }
             }
             Event::Deliver(key) => return self.deliver(key),
@@ -617,21 +723,29 @@ impl World {
                 1 => self.rng.micros(2 * self.plan.service.as_micros() as u64),
                 _ => self.rng.heavy_tail(self.plan.service),
             };
+            let tries = [1, 2, u8::MAX][self.rng.below(3) as usize];
             let (hangs, crashes) = (self.rng.rarely(self.plan.hang), self.rng.rarely(self.plan.crash));
             let poison = self.rng.rarely(self.plan.poison);
+            let options = self.plan.options(&mut self.rng);
+            let known = options.as_deref().cloned().unwrap_or_default();
             let turn = (self.back, None, 0);
             let job = Job {
                 key: None,
                 mode,
                 large,
                 place: Place::Queued(turn),
-                aborted: false,
-                cut: false,
+                deadline: known.deadline.map(|limit| self.now + limit),
+                options: known,
+                attempt: 1,
+                stop: None,
+                dropping: false,
+                told: false,
                 begun: false,
+                began_at: self.now,
                 done: false,
                 service,
-                hangs,
-                crashes,
+                hangs: if hangs { tries } else { 0 },
+                crashes: if crashes { tries } else { 0 },
                 poison,
                 moves: 0,
             };
@@ -639,7 +753,7 @@ impl World {
             let dead_pool = self.hands.is_empty() && self.failed_at.is_some_and(|at| self.now < at + BACKOFF_MAX);
             self.jobs.push(job);
             let large = large && self.flaw != Some(Flaw::Large);
-            let call = Call { cargo: BASE_ID + id, id: BASE_ID + id, mode, large, options: None };
+            let call = Call { cargo: BASE_ID + id, id: BASE_ID + id, mode, large, options };
             match self.core.submit(call, self.now, &mut self.actions) {
                 Ok(key) => {
                     ensure!(!refusing, "a closed pool took a task");
@@ -665,7 +779,9 @@ impl World {
                 self.after(soon, Event::Abort(id));
             }
             if hangs {
-                let delay = self.rng.micros(300_000);
+                // Some sit there for longer than one that is dropped beside them has.
+                let long = if self.rng.chance(60) { 300_000 } else { 4_000_000 };
+                let delay = self.rng.micros(long);
                 self.after(delay, Event::Abort(id));
             }
             if self.rng.rarely(self.plan.abort_where * 5) {
@@ -685,26 +801,116 @@ impl World {
     }
 
     fn abort(&mut self, id: u64) {
-        let job = &mut self.jobs[id as usize];
-        if let Some(key) = job.key {
-            job.aborted |= job.place != Place::Settled;
-            job.cut = false; // what the caller wants counts more
-            self.ask(id);
+        if let Some(key) = self.jobs[id as usize].key {
+            self.stop(id, Stop::Abort);
             self.core.abort(key, self.now, &mut self.actions);
         }
     }
 
-    /// The model notes until when an aborted task must have ended: one that is async, or done.
-    fn ask(&mut self, id: u64) {
-        let job = &self.jobs[id as usize];
+    /// The model notes why a task is to stop, and until when it must have ended, if it is asked or done.
+    fn stop(&mut self, id: u64, stop: Stop) {
+        let job = &mut self.jobs[id as usize];
+        if job.place == Place::Settled {
+            return;
+        }
+        // What the caller wants counts more than the end, and that more than a limit.
+        let first = job.stop.is_none();
+        if first || stop == Stop::Abort || (stop == Stop::Close && job.stop != Some(Stop::Abort)) {
+            job.stop = Some(stop);
+        }
         if let Place::InFlight(worker) = job.place
-            && job.begun
-            && (job.mode == Mode::Async || job.done)
+            && (first && job.begun)
             && let Some(hand) = self.hands.get_mut(&worker)
             && hand.life != Life::Doomed
-            && hand.asked.iter().all(|(_, other)| *other != id)
         {
-            hand.asked.push((self.now + ABORT_GRACE, id));
+            let grace = match job.way() {
+                Way::Kill if job.done => ABORT_GRACE,
+                Way::Kill => return,
+                Way::Drop => ABORT_GRACE,
+                Way::Ask(grace) => grace,
+            };
+            job.dropping = job.way() == Way::Drop;
+            hand.asked.push((self.now + grace, id));
+            if job.mode == Mode::Sync && job.way() != Way::Kill {
+                self.hear(worker, id); // it looks at its word
+            }
+        }
+    }
+
+    /// Before long the task hears that it is to stop, or is dropped.
+    fn hear(&mut self, worker: WorkerKey, id: u64) {
+        let delay = self.rng.micros(500);
+        self.after(delay, Event::Heard(worker, id));
+    }
+
+    /// The model follows the clock: waits that are over, deadlines, and the limits of what runs.
+    fn time_passes(&mut self) {
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= self.now);
+        let open = || (0..).zip(&self.jobs).filter(|(_, job)| job.place != Place::Settled);
+        let mut waits: Vec<_> = open()
+            .filter_map(|(id, job)| match job.place {
+                Place::Delayed(until) => Some((until, job.key, id)),
+                _ => None,
+            })
+            .filter(|(until, ..)| *until <= self.now)
+            .collect();
+        let mut over: Vec<_> = open()
+            .filter(|(_, job)| due(job.deadline))
+            .filter_map(|(id, job)| Some((id, Stop::TimedOut(Limit::Deadline(job.options.deadline?)))))
+            .collect();
+        over.extend(
+            open()
+                .filter(|(_, job)| self.is_over(job))
+                .filter_map(|(id, job)| Some((id, Stop::TimedOut(Limit::Timeout(job.options.timeout?))))),
+        );
+        waits.sort_unstable();
+        for (_, _, id) in waits {
+            self.enqueue(id);
+        }
+        for (id, stop) in over {
+            if let Stop::TimedOut(Limit::Deadline(_)) = stop {
+                self.jobs[id as usize].deadline = None;
+            }
+            self.stop(id, stop);
+        }
+        // Async tasks that were asked, and have not stopped by themselves.
+        for hand in self.hands.values_mut().filter(|hand| hand.life != Life::Doomed) {
+            for (by, id) in &mut hand.asked {
+                let job = &mut self.jobs[*id as usize];
+                if *by <= self.now && job.mode == Mode::Async && !job.dropping && !job.done {
+                    // It has as long again, up to a second.
+                    let grace = job.options.grace.unwrap_or(ABORT_GRACE).min(ABORT_GRACE);
+                    (*by, job.dropping) = (self.now + grace, true);
+                }
+            }
+        }
+    }
+
+    /// Its run has reached its time limit, and nobody has stopped it for another reason.
+    fn is_over(&self, job: &Job) -> bool {
+        let runs = matches!(job.place, Place::InFlight(_)) && job.begun && !job.done && job.stop.is_none();
+        runs && job.options.timeout.is_some_and(|limit| job.began_at + limit <= self.now)
+    }
+
+    /// It goes to the end of the queue.
+    fn enqueue(&mut self, id: u64) {
+        let turn = (self.back, None, 0);
+        self.back += 1;
+        self.queue.insert(turn, id);
+        self.jobs[id as usize].place = Place::Queued(turn);
+    }
+
+    /// It has failed, and is to be tried again.
+    fn try_again(&mut self, id: u64) {
+        self.see("tried again");
+        let job = &mut self.jobs[id as usize];
+        let wait = job.options.retry.wait(job.attempt);
+        (job.attempt, job.moves, job.stop) = (job.attempt + 1, 0, None);
+        (job.begun, job.done, job.dropping, job.told) = (false, false, false, false);
+        if wait.is_zero() {
+            self.enqueue(id);
+        } else {
+            job.place = Place::Delayed(self.now + wait);
         }
     }
 
@@ -715,10 +921,8 @@ impl World {
         }
         self.cut = true;
         for id in 0..self.jobs.len() as u64 {
-            let job = &mut self.jobs[id as usize];
-            if job.place != Place::Settled && job.begun {
-                (job.aborted, job.cut) = (true, job.cut || !job.aborted);
-                self.ask(id);
+            if self.jobs[id as usize].begun {
+                self.stop(id, Stop::Close);
             }
         }
     }
@@ -787,7 +991,11 @@ impl World {
             }
             hand.inbox.pop_front();
             let memory = self.core.workers.get(key).and_then(|worker| worker.memory.as_ref());
-            if !memory.is_some_and(|memory| memory.claims().begin(claim)) {
+            let since = (self.now - self.beginning).as_nanos() as u64;
+            if !memory.is_some_and(|memory| {
+                memory.claims().note_start(claim, since);
+                memory.claims().begin(claim)
+            }) {
                 self.see("passed over");
                 continue;
             }
@@ -795,8 +1003,8 @@ impl World {
             if job.begun {
                 self.ran_again = Some(id);
             }
-            job.begun = true;
-            let (service, hangs, crashes) = (job.service, job.hangs, job.crashes);
+            (job.begun, job.began_at) = (true, self.now);
+            let (service, hangs, crashes) = (job.service, job.attempt <= job.hangs, job.attempt <= job.crashes);
             if crashes {
                 let part = self.rng.micros(1 + service.as_micros() as u64);
                 self.after(part, Event::Exit(key));
@@ -806,11 +1014,11 @@ impl World {
         }
     }
 
-    fn finish(&mut self, key: WorkerKey, id: u64) {
+    fn finish(&mut self, key: WorkerKey, id: u64, answer: Answer) {
         let Some(hand) = self.hands.get_mut(&key) else { return };
         let Some(at) = hand.running.iter().position(|running| *running == id) else { return };
         hand.running.remove(at);
-        hand.replies.push(id);
+        hand.replies.push((id, answer));
         self.jobs[id as usize].done = true;
         if let (Some(slot), Some(memory)) = (hand.slots.get(&id), self.core.workers.get(key).and_then(|worker| worker.memory.as_ref())) {
             memory.claims().finish(Claim { slot: *slot, id: BASE_ID + id });
@@ -834,29 +1042,35 @@ impl World {
             return Ok(());
         }
         let mut count = 0;
-        for id in replies {
-            let cargo = self.core.replied(key, BASE_ID + id, Answer::Final, self.now).map(|replied| match replied {
-                Replied::Ended(cargo, _) => cargo,
-                Replied::Again(..) => 0,
-            });
-            if self.killed {
-                ensure!(cargo.is_none(), "an answer after the kill was taken");
-                continue;
-            }
-            ensure!(cargo == Some(BASE_ID + id), "the answer to {id} was not taken: {cargo:?}");
+        for (id, answer) in replies {
+            let replied = self.core.replied(key, BASE_ID + id, answer, self.now);
             let job = &mut self.jobs[id as usize];
             ensure!(job.place == Place::InFlight(key), "an answer to {id}, which is {:?}", job.place);
-            job.place = Place::Settled;
-            self.open -= 1;
             let Some(hand) = self.hands.get_mut(&key) else { return Ok(()) };
             hand.in_flight.retain(|other| *other != id);
             hand.slots.remove(&id);
             hand.asked.retain(|(_, other)| *other != id);
             count += 1;
+            let again = match (answer, job.stop) {
+                (Answer::Panicked, None) => job.is_tried_again(|retry| retry.panics),
+                (Answer::Again, None) => job.is_tried_again(|_| true),
+                (Answer::Dropped, Some(Stop::TimedOut(Limit::Timeout(_)))) => job.is_tried_again(|retry| retry.timeouts),
+                _ => false,
+            };
+            match replied {
+                Some(Replied::Ended(cargo, stop)) if !again && cargo == BASE_ID + id && stop == job.stop => {
+                    job.place = Place::Settled;
+                    self.open -= 1;
+                    if (answer, stop) == (Answer::Dropped, Some(Stop::Close)) {
+                        self.cut_off.begun.push(BASE_ID + id);
+                    }
+                }
+                Some(Replied::Again(task, stop)) if again && Some(task) == job.key && stop == job.stop => self.try_again(id),
+                replied => return Err(format!("the answer {answer:?} to {id} was taken as {replied:?}: {job:?}")),
+            }
         }
         if let Some(hand) = self.hands.get_mut(&key)
             && count > 0
-            && !self.killed
         {
             // An empty worker keeps the mode of its last task; its measure is of sync tasks only.
             if self.core.workers.get(key).is_some_and(|worker| worker.mode == Mode::Sync) {
@@ -913,42 +1127,60 @@ impl World {
             return self.start_failed(key);
         }
         let mut hand = self.hands.remove(&key).ok_or("no such worker")?;
-        if !self.killed {
-            let mut back = Vec::new();
-            let none_begun = hand.in_flight.iter().all(|id| !self.jobs[*id as usize].begun);
-            let memory = self.core.workers.get(key).and_then(|worker| worker.memory.as_ref());
-            for (at, id) in hand.in_flight.iter().copied().enumerate() {
-                let job = &mut self.jobs[id as usize];
-                if let (Some(memory), Some(slot)) = (memory, hand.slots.get(&id)) {
-                    let claim = Claim { slot: *slot, id: BASE_ID + id };
-                    match self.flaw {
-                        Some(Flaw::Unbegun) => drop(memory.claims().begin(claim)),
-                        Some(Flaw::RunAgain) => memory.claims().offer(claim),
-                        _ => {}
-                    }
+        let (mut back, mut tried_again, mut innocent) = (Vec::new(), Vec::new(), 0);
+        let none_begun = hand.in_flight.iter().all(|id| !self.jobs[*id as usize].begun);
+        let memory = self.core.workers.get(key).and_then(|worker| worker.memory.as_ref());
+        for (at, id) in hand.in_flight.iter().copied().enumerate() {
+            let job = &mut self.jobs[id as usize];
+            if let (Some(memory), Some(slot)) = (memory, hand.slots.get(&id)) {
+                let claim = Claim { slot: *slot, id: BASE_ID + id };
+                match self.flaw {
+                    Some(Flaw::Unbegun) => drop(memory.claims().begin(claim)),
+                    Some(Flaw::RunAgain) => memory.claims().offer(claim),
+                    _ => {}
                 }
-                let was_next = none_begun && (at == 0 || job.mode == Mode::Async);
-                let lost = job.begun || (was_next && job.moves == MOVES_MAX);
-                job.moves += u8::from(was_next && !lost);
-                if job.aborted || lost {
-                    self.expected.settles.insert(id, !job.aborted);
-                } else {
+            }
+            let was_next = none_begun && (at == 0 || job.mode == Mode::Async);
+            let lost = job.begun || (was_next && job.moves == MOVES_MAX);
+            let again = match job.stop {
+                None if !lost => {
+                    job.moves += u8::from(was_next);
                     back.push(id);
+                    continue;
                 }
+                None if hand.killed_for_one && job.options.idempotent => {
+                    innocent += 1;
+                    job.begun = false;
+                    back.push(id);
+                    continue;
+                }
+                None => job.is_tried_again(|retry| retry.deaths),
+                Some(Stop::TimedOut(Limit::Timeout(_))) => job.is_tried_again(|retry| retry.timeouts),
+                Some(_) => false,
+            };
+            let expected = if again { &mut self.expected.notes } else { &mut self.expected.settles };
+            expected.insert(id, job.stop);
+            if again {
+                tried_again.push(id);
             }
-            self.front -= 1;
-            for (at, id) in (0..).zip(back) {
-                self.see("requeued");
-                let turn = (self.front, Some(key), at);
-                self.queue.insert(turn, id);
-                self.jobs[id as usize].place = Place::Queued(turn);
-            }
+        }
+        tried_again.into_iter().for_each(|id| self.try_again(id));
+        for _ in 0..innocent {
+            self.see("innocent");
+        }
+        self.front -= 1;
+        for (at, id) in (0..).zip(back) {
+            self.see("requeued");
+            let turn = (self.front, Some(key), at);
+            self.queue.insert(turn, id);
+            self.jobs[id as usize].place = Place::Queued(turn);
         }
         hand.in_flight.clear();
         let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
         self.core.exited(key, &loss, self.now, &mut self.actions);
         self.settle_up(true)?;
         ensure!(self.expected.settles.is_empty(), "tasks of a dead worker were not settled: {:?}", self.expected.settles);
+        ensure!(self.expected.notes.is_empty(), "tasks of a dead worker were not tried again: {:?}", self.expected.notes);
         Ok(())
     }
 
@@ -1031,9 +1263,12 @@ impl World {
             Action::Send(..) => "Send",
             Action::Note(..) => "Note",
             Action::Settle(_, Fate::TimedOut(_)) => "TimedOut",
+            Action::Ask(..) => "Ask",
             Action::Cancel(..) => "Cancel",
             Action::Retire(_) => "Retire",
             Action::Kill(_) => "Kill",
+            Action::Weigh(_) => "Weigh",
+            Action::Settle(_, Fate::Unkillable(_)) => "Unkillable",
             Action::TimeOut(_) => "TimeOut",
             Action::Settle(_, Fate::Cancelled) => "Cancelled",
             Action::Settle(_, Fate::Closed) => "Closed",
@@ -1043,22 +1278,43 @@ impl World {
         });
         match action {
             Action::Start(key) => self.do_start(key),
-            Action::Send(key, task, slot, _) => self.do_send(key, task, slot),
-            Action::Note(task, fate) => Err(format!("{task:?} fails and is tried again: {fate:?}")),
+            Action::Send(key, task, slot, attempt) => self.do_send(key, task, slot, attempt),
+            Action::Note(task, fate) => {
+                let id = self.core.cargo_mut(task).map(|id| *id - BASE_ID).ok_or("a note about nothing")?;
+                let true_one = match (self.expected.notes.remove(&id), &fate) {
+                    (Some(None), Fate::Lost(_)) => true,
+                    (Some(Some(Stop::TimedOut(limit))), Fate::TimedOut(told)) => limit == *told,
+                    _ => false,
+                };
+                ensure!(true_one, "{id} fails and is tried again: {fate:?}");
+                Ok(())
+            }
+            Action::Ask(key, task) => {
+                let id = self.core.cargo_mut(task).map(|id| *id - BASE_ID).ok_or("nobody is asked")?;
+                let job = &self.jobs[id as usize];
+                ensure!(
+                    job.stop.is_some() && job.mode == Mode::Async && matches!(job.way(), Way::Ask(_)) && job.place == Place::InFlight(key),
+                    "{id} is asked: {job:?}"
+                );
+                self.hear(key, id);
+                Ok(())
+            }
             Action::Cancel(key, task) => {
                 let id = self.core.cargo_mut(task).map(|id| *id - BASE_ID).ok_or("a cancel of nothing")?;
                 let job = &self.jobs[id as usize];
-                ensure!(job.aborted && job.mode == Mode::Async && job.place == Place::InFlight(key), "{id} is cancelled: {job:?}");
-                let delay = self.rng.micros(500);
-                self.after(delay, Event::CancelArrives(key, id));
+                ensure!(job.stop.is_some() && job.dropping && !job.told && job.place == Place::InFlight(key), "{id} is cancelled: {job:?}");
+                self.jobs[id as usize].told = true;
+                self.hear(key, id);
                 Ok(())
             }
             Action::Retire(key) => {
                 ensure!(self.draining && self.queue.is_empty(), "retired while there is work");
-                let by = self.now + RETIRE_GRACE;
+                let left = self.cut_at.map(|until| until.saturating_duration_since(self.now).max(ABORT_GRACE));
+                let by = self.now + left.map_or(staff::EXIT_LIMIT, |left| left.min(staff::EXIT_LIMIT));
                 let hand = self.hands.get_mut(&key).ok_or("nobody is retired")?;
                 ensure!(hand.life == Life::Ready && hand.in_flight.is_empty(), "{key:?} is retired at work");
                 hand.life = Life::Leaving { by };
+                hand.retired = true;
                 if !hand.hangs_at_end {
                     let delay = self.rng.micros(2_000);
                     let event = if self.rng.chance(50) { Event::Exit(key) } else { Event::HangUp(key) };
@@ -1067,6 +1323,7 @@ impl World {
                 Ok(())
             }
             Action::Kill(key) => self.do_kill(key),
+            Action::Weigh(key) => Err(format!("{key:?} is weighed")),
             Action::TimeOut(key) => {
                 let now = self.now;
                 let hand = self.hands.get_mut(&key).ok_or("nobody timed out")?;
@@ -1103,6 +1360,7 @@ impl World {
             service: None,
             busy_since: ordered,
             asked: Vec::new(),
+            killed_for_one: false,
             got_ready: false,
             wire: VecDeque::new(),
             inbox: VecDeque::new(),
@@ -1111,10 +1369,12 @@ impl World {
             delivery_due: false,
             silent: false,
             hangs_at_end: self.rng.chance(5),
+            retired: false,
             exit_due: false,
         };
         ensure!(self.hands.insert(key, hand).is_none(), "{key:?} is started twice");
-        ensure!(self.hands.len() <= self.plan.rules.workers, "{} workers, {} allowed", self.hands.len(), self.plan.rules.workers);
+        let on_duty = self.hands.values().filter(|hand| !hand.retired).count();
+        ensure!(on_duty <= self.plan.rules.workers, "{on_duty} workers, {} allowed", self.plan.rules.workers);
         let fails = self.bad_phase || self.rng.chance(self.plan.start_fails);
         let delay = self.rng.micros(10_000);
         match self.rng.below(4) {
@@ -1127,12 +1387,14 @@ impl World {
         Ok(())
     }
 
-    fn do_send(&mut self, key: WorkerKey, task: TaskKey, slot: u16) -> Check {
+    fn do_send(&mut self, key: WorkerKey, task: TaskKey, slot: u16, attempt: u8) -> Check {
         // It may have been sent to another in this very event, and taken back again.
         self.taken_back();
         let Some(id) = self.core.cargo_mut(task).map(|id| *id - BASE_ID) else { return Ok(()) }; // and aborted
         ensure!(self.core.id_of(task) == Some(BASE_ID + id), "what is sent is not known");
         let Place::Queued(turn) = self.jobs[id as usize].place else { return Err(format!("{id} is sent, and not queued")) };
+        let true_one = self.jobs[id as usize].attempt;
+        ensure!(attempt == true_one, "{id} is sent as try {attempt}, which is try {true_one}");
         // What is shared out is taken back when the queue has been served, and in several goes, the last first.
         let shared_out = |turn: &Turn| self.shuffled && turn.0 == self.front;
         let first = *self.queue.keys().find(|other| !shared_out(other) || shared_out(&turn)).ok_or("the queue is empty")?;
@@ -1165,7 +1427,7 @@ impl World {
     /// Only an idle worker is given such a task: rules 5 and 7.
     fn needs_idle(&self, id: u64) -> bool {
         let job = &self.jobs[id as usize];
-        (job.large && job.mode == Mode::Sync) || job.moves == MOVES_MAX
+        (job.large && job.mode == Mode::Sync) || job.stands_alone()
     }
 
     /// Rules 2, 4 and 5, as the model understands them.
@@ -1186,8 +1448,11 @@ impl World {
             Mode::Sync => (window, self.now >= hand.busy_since + LONG),
             Mode::Async => (self.plan.rules.concurrency, false),
         };
-        let suspect = self.jobs[*first as usize].moves == MOVES_MAX;
-        !needs_idle && !suspect && self.jobs[*first as usize].mode == mode && hand.in_flight.len() < limit && !late
+        !needs_idle
+            && !self.jobs[*first as usize].stands_alone()
+            && self.jobs[*first as usize].mode == mode
+            && hand.in_flight.len() < limit
+            && !late
     }
 
     fn do_kill(&mut self, key: WorkerKey) -> Check {
@@ -1195,17 +1460,23 @@ impl World {
         let hand = self.hands.get(&key).ok_or("nobody is killed")?;
         let stopped = hand.in_flight.iter().any(|id| {
             let job = &self.jobs[*id as usize];
-            job.mode == Mode::Sync && job.aborted && job.begun && !job.done
+            job.stop.is_some() && job.way() == Way::Kill && job.begun && !job.done
         });
         // What has not begun does not die with it, but for one that may be the cause.
         let unbegun = hand.in_flight.iter().filter(|id| !self.jobs[**id as usize].begun).count();
         let excused = hand.in_flight.len() == unbegun && (unbegun <= 1 || self.jobs[hand.in_flight[0] as usize].mode == Mode::Async);
         ensure!(unbegun == 0 || excused || self.killed, "{unbegun} tasks that had not begun are killed with {key:?}: {hand:?}");
-        let overdue = hand.asked.iter().any(|(by, _)| *by <= now) || matches!(hand.life, Life::Leaving { by } if by <= now);
+        let overdue = hand.asked.iter().any(|(by, _)| *by <= now);
+        let late = matches!(hand.life, Life::Leaving { by } if by <= now);
         let unwanted = self.draining && (self.open == 0 || self.cut) && matches!(hand.life, Life::Starting { .. });
+        // It has nothing left to do, and has not ended by the limit.
+        let unwanted = unwanted || self.cut && matches!(hand.life, Life::Ready | Life::Leaving { .. }) && hand.in_flight.is_empty();
         let told = self.told == Some(key);
         ensure!(hand.life != Life::Doomed, "{key:?} is killed twice");
-        ensure!(self.killed || stopped || overdue || unwanted || told, "{hand:?} is killed for nothing");
+        ensure!(self.killed || stopped || overdue || late || unwanted || told, "{hand:?} is killed for nothing");
+        if let Some(hand) = self.hands.get_mut(&key) {
+            hand.killed_for_one = stopped || overdue;
+        }
         self.die(key);
         Ok(())
     }
@@ -1224,25 +1495,29 @@ impl World {
         let job = &mut self.jobs[id as usize];
         ensure!(job.place != Place::Settled, "{id} is settled again, as {fate:?}");
         let lost = self.expected.settles.remove(&id);
-        let queued = match job.place {
+        let waits = match job.place {
             Place::Queued(at) => self.queue.remove(&at).is_some(),
+            Place::Delayed(_) => true,
             _ => false,
         };
+        // Either it never began, or its worker has ended.
+        let stopped = |why| job.stop == Some(why) && (waits || lost == Some(Some(why)));
         let truth = match fate {
-            Fate::Cancelled => job.aborted && !job.cut && (queued || lost == Some(false)),
-            Fate::TimedOut(_) => false,
-            Fate::Closed => self.killed || (self.cut && (queued || (job.cut && lost == Some(false)))),
-            Fate::StartFailed(_) => queued && self.expected.start_failed && self.hands.values().all(|hand| hand.life != Life::Ready),
-            Fate::Lost(_) => lost == Some(true),
+            Fate::Cancelled => stopped(Stop::Abort),
+            Fate::TimedOut(limit) => stopped(Stop::TimedOut(*limit)),
+            Fate::Unkillable(_) => false, // here all that is killed ends
+            Fate::Closed => ((self.killed || self.cut) && waits) || stopped(Stop::Close),
+            Fate::StartFailed(_) => waits && self.expected.start_failed && self.hands.values().all(|hand| hand.life != Life::Ready),
+            Fate::Lost(_) => lost == Some(None),
         };
         ensure!(truth, "{id} is settled as {fate:?}: {job:?}, lost: {lost:?}");
-        ensure!(!queued || !job.begun, "{id} had begun and was queued");
+        ensure!(!waits || !job.begun, "{id} had begun and was queued");
         job.place = Place::Settled;
         self.open -= 1;
         if matches!(fate, Fate::Closed) {
-            let list = if queued { &mut self.cut_off.unbegun } else { &mut self.cut_off.begun };
+            let list = if waits { &mut self.cut_off.unbegun } else { &mut self.cut_off.begun };
             list.push(BASE_ID + id);
-            self.see(if queued { "cut off in the queue" } else { "cut off at work" });
+            self.see(if waits { "cut off in the queue" } else { "cut off at work" });
         }
         Ok(())
     }
@@ -1272,6 +1547,7 @@ impl World {
             });
             ensure!(stuck.is_none(), "somebody is idle, and tasks stand behind in {stuck:?}");
         }
+        self.in_time(|over| over < self.now)?;
         let Some(head) = self.queue.values().next() else { return Ok(()) };
         let job = &self.jobs[*head as usize];
         let needs_idle = self.needs_idle(*head);
@@ -1295,11 +1571,32 @@ impl World {
     fn overdue(&self) -> Check {
         let late = self.hands.iter().find(|(_, hand)| match hand.life {
             Life::Starting { until } => until.is_some_and(|until| until <= self.now),
-            Life::Ready => hand.asked.iter().any(|(by, _)| *by <= self.now),
+            // One that is done has only to be heard of.
+            Life::Ready => hand.asked.iter().any(|(by, id)| *by <= self.now && !self.jobs[*id as usize].done),
             Life::Leaving { by } => by <= self.now,
             Life::Doomed => false,
         });
         ensure!(late.is_none(), "overdue: {late:?}");
+        self.in_time(|over| over <= self.now)?;
+        let untold = self.hands.values().filter(|hand| hand.life != Life::Doomed).flat_map(|hand| &hand.in_flight).find(|id| {
+            let job = &self.jobs[**id as usize];
+            job.dropping && !job.told
+        });
+        ensure!(untold.is_none(), "nobody drops {untold:?}");
+        let over = self.jobs.iter().find(|job| job.place != Place::Settled && job.deadline.is_some_and(|deadline| deadline <= self.now));
+        ensure!(over.is_none(), "its deadline is over: {over:?}");
+        Ok(())
+    }
+
+    /// No task runs whose limit was over at such a time, unless its worker is being killed anyway.
+    fn in_time(&self, when: impl Fn(Instant) -> bool) -> Check {
+        let over = self.jobs.iter().find(|job| {
+            let Place::InFlight(worker) = job.place else { return false };
+            self.is_over(job)
+                && job.options.timeout.is_some_and(|limit| when(job.began_at + limit))
+                && self.hands[&worker].life != Life::Doomed
+        });
+        ensure!(over.is_none(), "its time is over: {over:?}");
         Ok(())
     }
 
@@ -1349,6 +1646,34 @@ impl World {
                 for key in workers {
                     if let Some(worker) = core.workers.get_mut(key) {
                         worker.fruitless = Some(self.now + 1000 * LONG);
+                    }
+                }
+            }
+            Some(Flaw::Untimed | Flaw::Early | Flaw::Late | Flaw::Together | Flaw::Guilty | Flaw::Innocent) => {
+                for key in workers {
+                    let Some(worker) = core.workers.get_mut(key) else { continue };
+                    let Some(first) = worker.in_flight.front_mut() else { continue };
+                    match self.flaw {
+                        Some(Flaw::Untimed) => worker.look_at = None,
+                        Some(Flaw::Early) => first.begun = Some(self.now - LONG),
+                        Some(Flaw::Late) => worker.look_at = worker.look_at.map(|at| at.max(self.now + LONG)),
+                        Some(Flaw::Together) => worker.alone = false,
+                        Some(Flaw::Guilty) => worker.killed_for = None,
+                        Some(Flaw::Innocent) => worker.killed_for = Some(TaskKey::from_u64(u64::MAX)),
+                        _ => {}
+                    }
+                    core.list(key);
+                }
+            }
+            Some(Flaw::NoDeadline) => core.deadlines.clear(),
+            Some(Flaw::NoSecondTry) => core.delayed.clear(),
+            Some(Flaw::Impatient) => {
+                core.delayed = std::mem::take(&mut core.delayed).into_iter().map(|(_, key)| (self.now, key)).collect();
+            }
+            Some(Flaw::Uncounted) => {
+                for key in core.tasks.keys() {
+                    if let Some(task) = core.tasks.get_mut(key) {
+                        task.attempt = 1;
                     }
                 }
             }
@@ -1439,6 +1764,7 @@ fn everything_comes_up() {
     for what in [
         "Start",
         "Send",
+        "Ask",
         "Cancel",
         "Retire",
         "Kill",
@@ -1454,7 +1780,12 @@ fn everything_comes_up() {
         "passed over",
         "cut off in the queue",
         "cut off at work",
+        "TimedOut",
+        "Ask",
+        "Note",
+        "tried again",
     ] {
         assert!(seen.get(what).is_some_and(|count| *count > 50), "{what} is rare: {seen:?}");
     }
+    assert!(seen.get("innocent").is_some_and(|count| *count > 0), "nobody is innocent: {seen:?}");
 }

@@ -4,22 +4,27 @@ use super::simulation::TestMemory;
 use super::*;
 
 /// A core and a clock that is moved by hand.
-struct Bench {
-    core: Core<u64, TestMemory>,
-    now: Instant,
+pub(super) struct Bench {
+    pub(super) core: Core<u64, TestMemory>,
+    pub(super) now: Instant,
     start: Instant,
     next: u64,
 }
 
 impl Bench {
-    fn new(workers: usize) -> Self {
-        let rules = Rules { workers, concurrency: 3, hello_limit: Duration::from_secs(30), start_limit: Some(Duration::from_secs(60)) };
+    pub(super) fn new(workers: usize) -> Self {
+        Self::with_policy(workers, Policy::default())
+    }
+
+    pub(super) fn with_policy(workers: usize, policy: Policy) -> Self {
+        let (hello_limit, start_limit) = (Duration::from_secs(30), Some(Duration::from_secs(60)));
+        let rules = Rules { workers, concurrency: 3, hello_limit, start_limit, policy };
         let now = Instant::now();
         Self { core: Core::new(rules, Clock { moment: now, nanos: 0 }), now, start: now, next: 0 }
     }
 
     /// All workers are there and idle; the last is the next to be used.
-    fn ready(workers: usize) -> (Self, Vec<WorkerKey>) {
+    pub(super) fn ready(workers: usize) -> (Self, Vec<WorkerKey>) {
         let mut bench = Self::new(workers);
         let started = bench.does(|core, now, actions| core.start_all(now, actions));
         let keys: Vec<_> = bench.core.workers.keys();
@@ -30,20 +35,20 @@ impl Bench {
         (bench, keys)
     }
 
-    fn ready_now(&mut self, key: WorkerKey) -> Vec<String> {
+    pub(super) fn ready_now(&mut self, key: WorkerKey) -> Vec<String> {
         self.does(|core, now, actions| core.ready(key, Some(TestMemory::new(2048)), now, actions))
     }
 
     /// The worker begins these tasks, as far as they are its own to begin.
-    fn begin(&self, worker: WorkerKey, ids: &[u64]) {
+    pub(super) fn begin(&self, worker: WorkerKey, ids: &[u64]) {
         self.each(worker, ids, |claims, claim| assert!(claims.begin(claim), "{claim:?}"));
     }
 
-    fn finish(&self, worker: WorkerKey, ids: &[u64]) {
+    pub(super) fn finish(&self, worker: WorkerKey, ids: &[u64]) {
         self.each(worker, ids, |claims, claim| claims.finish(claim));
     }
 
-    fn each(&self, worker: WorkerKey, ids: &[u64], with: impl Fn(Claims<'_>, Claim)) {
+    pub(super) fn each(&self, worker: WorkerKey, ids: &[u64], with: impl Fn(Claims<'_>, Claim)) {
         let worker = self.core.workers.get(worker).expect("it lives");
         let memory = worker.memory.as_ref().expect("it is ready");
         for id in ids {
@@ -53,16 +58,18 @@ impl Bench {
     }
 
     /// What the core does about it, in words: `send 0 3` is task 3 to the worker in place 0.
-    fn does(&mut self, event: impl FnOnce(&mut Core<u64, TestMemory>, Instant, &mut Vec<Action<u64>>)) -> Vec<String> {
+    pub(super) fn does(&mut self, event: impl FnOnce(&mut Core<u64, TestMemory>, Instant, &mut Vec<Action<u64>>)) -> Vec<String> {
         let mut actions = Vec::new();
         event(&mut self.core, self.now, &mut actions);
         let place = |key: WorkerKey| key.to_u64() & u64::from(u32::MAX);
         let words = actions.into_iter().map(|action| match action {
             Action::Start(key) => format!("start {}", place(key)),
             Action::Send(key, task, ..) => format!("send {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
+            Action::Ask(key, task) => format!("ask {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
             Action::Cancel(key, task) => format!("cancel {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
             Action::Retire(key) => format!("retire {}", place(key)),
             Action::Kill(key) => format!("kill {}", place(key)),
+            Action::Weigh(key) => format!("weigh {}", place(key)),
             Action::TimeOut(key) => format!("time out {}", place(key)),
             Action::Settle(id, Fate::Cancelled) => format!("cancelled {id}"),
             Action::Settle(id, Fate::TimedOut(limit)) => format!("timed out {id} {limit:?}"),
@@ -74,21 +81,22 @@ impl Bench {
             Action::Settle(id, Fate::Closed) => format!("closed {id}"),
             Action::Settle(id, Fate::StartFailed(_)) => format!("start failed {id}"),
             Action::Settle(id, Fate::Lost(_)) => format!("lost {id}"),
+            Action::Settle(id, Fate::Unkillable(key)) => format!("unkillable {id} {}", place(key)),
             Action::Ended => "ended".into(),
         });
         words.collect()
     }
 
-    fn submit(&mut self, mode: Mode, large: bool) -> (Option<TaskKey>, Vec<String>) {
+    pub(super) fn submit(&mut self, mode: Mode, large: bool) -> (Option<TaskKey>, Vec<String>) {
         self.submit_with(mode, large, None)
     }
 
-    fn with(&mut self, mode: Mode, options: Options) -> (TaskKey, Vec<String>) {
+    pub(super) fn with(&mut self, mode: Mode, options: Options) -> (TaskKey, Vec<String>) {
         let (key, words) = self.submit_with(mode, false, Some(Arc::new(options)));
         (key.expect("it is taken"), words)
     }
 
-    fn submit_with(&mut self, mode: Mode, large: bool, options: Option<Arc<Options>>) -> (Option<TaskKey>, Vec<String>) {
+    pub(super) fn submit_with(&mut self, mode: Mode, large: bool, options: Option<Arc<Options>>) -> (Option<TaskKey>, Vec<String>) {
         let id = self.next;
         self.next += 1;
         let mut key = None;
@@ -97,12 +105,12 @@ impl Bench {
         (key, words)
     }
 
-    fn task(&mut self, mode: Mode) -> (TaskKey, Vec<String>) {
+    pub(super) fn task(&mut self, mode: Mode) -> (TaskKey, Vec<String>) {
         let (key, words) = self.submit(mode, false);
         (key.expect("it is taken"), words)
     }
 
-    fn reply(&mut self, worker: WorkerKey, ids: &[u64]) -> Vec<String> {
+    pub(super) fn reply(&mut self, worker: WorkerKey, ids: &[u64]) -> Vec<String> {
         self.does(|core, now, actions| {
             for id in ids {
                 let replied = core.replied(worker, *id, Answer::Final, now);
@@ -113,7 +121,7 @@ impl Bench {
     }
 
     /// Answers a task in this way; whether it is tried again.
-    fn answer(&mut self, worker: WorkerKey, id: u64, answer: Answer) -> (bool, Vec<String>) {
+    pub(super) fn answer(&mut self, worker: WorkerKey, id: u64, answer: Answer) -> (bool, Vec<String>) {
         let mut again = false;
         let words = self.does(|core, now, actions| {
             let replied = core.replied(worker, id, answer, now).expect("it has the task");
@@ -124,7 +132,7 @@ impl Bench {
     }
 
     /// The worker begins a task and notes when.
-    fn begin_timed(&self, worker: WorkerKey, id: u64) {
+    pub(super) fn begin_timed(&self, worker: WorkerKey, id: u64) {
         let nanos = (self.now - self.start).as_nanos() as u64;
         self.each(worker, &[id], |claims, claim| {
             claims.note_start(claim, nanos);
@@ -132,29 +140,29 @@ impl Bench {
         });
     }
 
-    fn exit(&mut self, worker: WorkerKey) -> Vec<String> {
+    pub(super) fn exit(&mut self, worker: WorkerKey) -> Vec<String> {
         let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
         self.does(|core, now, actions| core.exited(worker, &loss, now, actions))
     }
 
-    fn fail(&mut self, worker: WorkerKey) -> Vec<String> {
+    pub(super) fn fail(&mut self, worker: WorkerKey) -> Vec<String> {
         self.does(|core, now, actions| core.start_failed(worker, Error::spawn("testing", std::io::Error::other("no")), now, actions))
     }
 
-    fn abort(&mut self, key: TaskKey) -> Vec<String> {
+    pub(super) fn abort(&mut self, key: TaskKey) -> Vec<String> {
         self.does(|core, now, actions| core.abort(key, now, actions))
     }
 
-    fn tick(&mut self) -> Vec<String> {
+    pub(super) fn tick(&mut self) -> Vec<String> {
         self.does(|core, now, actions| core.tick(now, actions))
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         self.now += time;
     }
 
     /// Teaches a worker how long sync tasks take.
-    fn teach(&mut self, worker: WorkerKey, service: Duration) {
+    pub(super) fn teach(&mut self, worker: WorkerKey, service: Duration) {
         let (_, sent) = self.task(Mode::Sync);
         assert!(sent[0].starts_with("send"));
         self.pass(service);
@@ -163,7 +171,7 @@ impl Bench {
     }
 }
 
-const MS: Duration = Duration::from_millis(1);
+pub(super) const MS: Duration = Duration::from_millis(1);
 
 #[test]
 fn rule_1_one_that_cannot_be_placed_holds_back_the_others() {
@@ -555,7 +563,7 @@ fn a_drained_pool_keeps_what_it_may_still_need() {
     assert_eq!(bench.exit(w[0]), ["lost 1"]);
     assert_eq!(bench.ready_now(second), ["send 1 2"]);
     assert_eq!(bench.reply(second, &[2]), ["retire 1"]);
-    bench.pass(RETIRE_GRACE);
+    bench.pass(staff::EXIT_LIMIT);
     assert_eq!(bench.core.next_deadline(), Some(bench.now)); // it may be stopped, and never end
     assert_eq!(bench.tick(), ["kill 1"]);
     assert_eq!(bench.exit(second), ["ended"]);
@@ -620,6 +628,22 @@ fn an_end_asks_async_tasks_and_waits_for_them_no_longer_than_an_abort_does() {
 }
 
 #[test]
+fn a_worker_that_has_nothing_left_to_do_and_does_not_end_is_killed_at_the_limit() {
+    let (mut bench, w) = Bench::ready(2);
+    bench.task(Mode::Sync);
+    let limit = bench.now + 2 * MS;
+    assert_eq!(bench.does(|core, now, actions| core.drain_by(limit, now, actions)), ["retire 0"]);
+    bench.begin(w[1], &[0]);
+    bench.pass(MS);
+    assert_eq!(bench.reply(w[1], &[0]), ["retire 1"]);
+    assert_eq!(bench.exit(w[1]), [""; 0]);
+    bench.pass(MS);
+    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.exit(w[0]), ["ended"]);
+    assert!(bench.core.cut_off().is_empty());
+}
+
+#[test]
 fn of_several_limits_the_earliest_counts_and_a_kill_overtakes_them_all() {
     let (mut bench, w) = Bench::ready(1);
     bench.task(Mode::Sync);
@@ -629,9 +653,24 @@ fn of_several_limits_the_earliest_counts_and_a_kill_overtakes_them_all() {
         assert_eq!(bench.does(|core, _, actions| core.drain_by(now + limit * MS, now, actions)), [""; 0]);
     }
     assert_eq!(bench.core.next_deadline(), Some(now + 2 * MS));
-    assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), ["kill 0", "closed 0"]);
-    assert_eq!(bench.core.next_deadline(), None);
-    assert_eq!(bench.exit(w[0]), ["ended"]);
+    assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), ["kill 0"]);
+    assert_eq!(bench.core.next_deadline(), Some(now + staff::KILL_LIMIT));
+    assert_eq!(bench.exit(w[0]), ["closed 0", "ended"]);
+}
+
+#[test]
+fn a_kill_settles_what_runs_when_it_has_stopped_and_the_rest_at_once() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 10);
+    let keys: Vec<_> = (0..4).map(|_| bench.task(Mode::Sync)).collect();
+    let first = bench.next - 4;
+    bench.begin(w[0], &[first]);
+    drop(keys);
+    let mut words = bench.does(|core, now, actions| core.kill(now, actions));
+    words.sort();
+    assert_eq!(words, [format!("closed {}", first + 1), format!("closed {}", first + 2), format!("closed {}", first + 3), "kill 0".into()]);
+    assert_eq!(bench.exit(w[0]), [format!("closed {first}"), "ended".into()]);
+    assert_eq!((bench.core.cut_off().unbegun().len(), bench.core.cut_off().begun()), (3, &[first][..]));
 }
 
 #[test]
@@ -778,6 +817,30 @@ fn rule_8_a_sync_task_with_a_grace_is_asked_before_it_is_killed() {
 }
 
 #[test]
+fn rule_8_an_async_task_with_a_grace_is_asked_then_dropped_and_only_then_killed() {
+    let (mut bench, w) = Bench::ready(1);
+    let grace = Options { grace: Some(20 * MS), ..Options::default() };
+    let (key, _) = bench.with(Mode::Async, grace.clone());
+    let (polite, _) = bench.with(Mode::Async, grace.clone());
+    let (yielding, _) = bench.with(Mode::Async, grace);
+    bench.begin(w[0], &[0, 1, 2]);
+    for (id, key) in [key, polite, yielding].into_iter().enumerate() {
+        assert_eq!(bench.abort(key), [format!("ask 0 {id}")]);
+    }
+    bench.each(w[0], &[0, 1, 2], |claims, claim| assert_eq!(claims.look(claim), Progress::Asked));
+    assert_eq!(bench.abort(key), [""; 0], "it is being asked");
+    assert_eq!(bench.reply(w[0], &[1]), [""; 0], "what it answers counts");
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + 20 * MS));
+    bench.pass(20 * MS);
+    assert_eq!(bench.tick(), ["cancel 0 0", "cancel 0 2"]);
+    assert_eq!(bench.answer(w[0], 2, Answer::Dropped), (false, vec![]));
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + 20 * MS), "as long again, up to a second");
+    bench.pass(20 * MS);
+    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.exit(w[0]), ["cancelled 0", "start 0"]);
+}
+
+#[test]
 fn rule_8_a_task_that_is_done_when_its_grace_is_over_costs_nobody_else() {
     let (mut bench, w) = Bench::ready(1);
     bench.teach(w[0], MS / 100);
@@ -837,6 +900,31 @@ fn rule_12_only_what_its_retries_are_for_is_tried_again() {
     bench.begin(w[0], &[0]);
     assert_eq!(bench.abort(key), ["kill 0"]);
     assert_eq!(bench.exit(w[0]), ["cancelled 0", "start 0"]);
+}
+
+#[test]
+fn rule_12_a_tasks_own_error_is_tried_again_as_often_as_is_wanted_and_is_then_its_value() {
+    let (mut bench, w) = Bench::ready(1);
+    let retry = Retry { most: 2, wait_min: 10 * MS, wait_max: 10 * MS, ..Retry::default() };
+    let (key, _) = bench.with(Mode::Sync, Options { retry, ..Options::default() });
+    for _ in 0..2 {
+        bench.begin(w[0], &[0]);
+        assert_eq!(bench.answer(w[0], 0, Answer::Again), (true, vec![]));
+        bench.pass(10 * MS);
+        assert_eq!(bench.tick(), ["send 0 0"]);
+    }
+    bench.begin(w[0], &[0]);
+    assert_eq!(bench.answer(w[0], 0, Answer::Again), (false, vec![]), "its third");
+    assert!(bench.core.id_of(key).is_none());
+    // Of a task that has no retries it is a value like any; and of one that was to be stopped.
+    bench.task(Mode::Sync);
+    bench.begin(w[0], &[1]);
+    assert_eq!(bench.answer(w[0], 1, Answer::Again), (false, vec![]));
+    let retry = Retry { most: 2, ..Retry::default() };
+    let (key, _) = bench.with(Mode::Sync, Options { retry, grace: Some(20 * MS), ..Options::default() });
+    bench.begin(w[0], &[2]);
+    bench.abort(key);
+    assert_eq!(bench.answer(w[0], 2, Answer::Again), (false, vec![]));
 }
 
 #[test]

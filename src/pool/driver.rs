@@ -15,12 +15,13 @@ use super::reply::{Cargo, Encoded};
 use super::stats::WorkerEnd;
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
-use crate::process::{DeathNote, Exit, WorkerMemory, oom_kills, sys};
+use crate::process::{DeathNote, Exit, WorkerMemory, oom_kills, steward, sys};
 use crate::sync::named::Named;
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
 use crate::wire::outbox::Intake;
 use crate::wire::packet::Packet;
+use crate::wire::value::names::Thing;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::timerfd::{Expiration, TimerFd, TimerSetTimeFlags};
 use std::collections::HashMap;
@@ -30,7 +31,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Frames longer than this, in bytes, are sent to idle workers only (design 6).
 pub(crate) const LARGE: usize = 64 << 10;
@@ -134,6 +135,8 @@ pub(super) struct Driver {
     awake: Vec<WorkerKey>,
     /// What was taken out of an outbox.
     taken: Vec<u8>,
+    /// Workers that have ended and cannot be reaped yet.
+    unreaped: Vec<WorkerKey>,
 }
 
 /// A task's result, as it came.
@@ -142,6 +145,8 @@ pub(super) struct Value {
     packet: Packet,
     /// The shared objects that it names.
     named: Option<Named>,
+    /// It is an error of the task's own that is worth another try.
+    again: bool,
 }
 
 /// A task that was answered; and if it was being stopped, why.
@@ -212,8 +217,14 @@ impl Engine {
             }
             if napped {
                 let _ = nix::unistd::read(self.nap.as_fd(), &mut [0; 8]);
+                for key in std::mem::take(&mut driver.unreaped) {
+                    self.process_ended(driver, key);
+                }
             }
             self.look_into_outboxes(driver);
+            if !driver.unreaped.is_empty() && driver.awake.is_empty() {
+                let _ = self.nap.set(Expiration::OneShot(steward::TRACED.into()), TimerSetTimeFlags::empty());
+            }
             if n < events.len() {
                 return;
             }
@@ -226,6 +237,14 @@ impl Engine {
         }
         let mut expirations = [0; 8];
         let _ = nix::unistd::read(self.timer.as_fd(), &mut expirations);
+        // A process that has ended in time is not one that the kernel cannot end, though we come to see it late.
+        let unended = self.lock().core.unended(Instant::now());
+        for key in unended {
+            let child = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.child));
+            if child.is_some_and(|child| child.has_ended()) {
+                self.process_ended(driver, key);
+            }
+        }
         let mut then = None;
         loop {
             let (now, overdue) = self.apply(|state, now| {
@@ -477,19 +496,29 @@ impl Engine {
             return Ok(());
         }
         let mut result = Ok(());
+        // What an error that is tried again has named: taken over like any, and let go.
+        let mut unwanted = Vec::new();
         self.apply(|state, now| {
             let mut count = 0;
             for (id, outcome) in replies.drain(..) {
                 let answer = match &outcome {
                     Err(Failed::Panicked { .. }) => Answer::Panicked,
                     Err(Failed::Cancelled) => Answer::Dropped,
+                    Ok(Value { again: true, .. }) => Answer::Again,
                     _ => Answer::Final,
                 };
                 match state.core.replied(key, id, answer, now) {
                     Some(Replied::Ended(cargo, stop)) => settled.push((cargo, outcome, stop)),
                     Some(Replied::Again(task, stop)) => {
-                        if let (Some(cargo), Err(failed)) = (state.core.cargo_mut(task), outcome) {
-                            cargo.failed(TaskError::new(self.failure(pid, failed, stop), cargo.function));
+                        let what = match outcome {
+                            Ok(value) => {
+                                unwanted.extend(value.named);
+                                What::own_error(pid, &value.packet)
+                            }
+                            Err(failed) => self.failure(pid, failed, stop),
+                        };
+                        if let Some(cargo) = state.core.cargo_mut(task) {
+                            cargo.failed(TaskError::new(what, cargo.function));
                         }
                     }
                     None => {
@@ -502,6 +531,11 @@ impl Engine {
             state.core.refill(key, count, now, &mut state.actions);
         });
         replies.clear();
+        for named in unwanted {
+            if let Err(bad) = self.take_names(key, &named) {
+                result = Err(bad);
+            }
+        }
         let mut done = 0;
         for (cargo, outcome, stop) in settled.drain(..) {
             let outcome = match outcome.map(|value| self.take_over(key, value)) {
@@ -521,12 +555,15 @@ impl Engine {
     }
 
     /// Takes over the shared objects that a result names.
-    fn take_over(&self, key: WorkerKey, Value { packet, named }: Value) -> Result<Encoded, Bad> {
-        let Some(named) = named else { return Ok(Encoded { value: packet, things: None }) };
+    fn take_over(&self, key: WorkerKey, Value { packet, named, .. }: Value) -> Result<Encoded, Bad> {
+        let things = named.map(|named| self.take_names(key, &named)).transpose()?;
+        Ok(Encoded { value: packet, things: things.map(Arc::new) })
+    }
+
+    fn take_names(&self, key: WorkerKey, named: &Named) -> Result<Vec<Thing>, Bad> {
         let leases = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.leases));
-        let taken = leases.ok_or_else(|| "objects that nobody lent it".to_owned()).and_then(|leases| leases.take(&named));
-        let things = taken.map_err(|reason| Bad(format!("a result that names {reason}")))?;
-        Ok(Encoded { value: packet, things: Some(Arc::new(things)) })
+        let taken = leases.ok_or_else(|| "objects that nobody lent it".to_owned()).and_then(|leases| leases.take(named));
+        taken.map_err(|reason| Bad(format!("a result that names {reason}")))
     }
 
     fn failure(&self, pid: u32, failed: Failed, stop: Option<Stop>) -> What {
@@ -560,6 +597,7 @@ impl Engine {
             frame_limit: self.config.frame_limit as u32,
             depth: crate::worker::depth() + 1,
             init: self.config.init.is_some(),
+            exit: self.config.exit.is_some(),
             slots: memory.slots(),
             ring: memory.ring_bytes(),
             name: self.config.name.clone(),
@@ -596,10 +634,8 @@ impl Engine {
         self.apply(|state, _| {
             state.timed = true;
             state.core.hello(key);
-            if let Some(link) = state.links.get_mut(&key)
-                && let Some(init) = &self.config.init
-            {
-                link.out.push(init);
+            if let Some(link) = state.links.get_mut(&key) {
+                self.config.init.iter().chain(&self.config.exit).for_each(|frame| link.out.push(frame));
             }
         });
         self.flush(key);
@@ -657,7 +693,13 @@ impl Engine {
         self.read(driver, key, Until::WhatItSent);
         self.empty_outbox(driver, key);
         let child = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.child));
-        let Some(exit) = child.as_ref().and_then(|child| child.try_reap()) else { return };
+        let Some(child) = child else { return };
+        let Some(exit) = child.try_reap() else {
+            // Else its pidfd, which stays readable, would wake us again at once.
+            let _ = self.epoll.modify(child.pidfd(), &mut EpollEvent::new(EpollFlags::empty(), token(key, ENDED)));
+            driver.unreaped.push(key);
+            return;
+        };
         let stage = driver.readers.remove(&key).map_or(Stage::Hello, |reader| reader.stage);
         let Some(link) = self.lock().links.remove(&key) else { return };
         let Some(process) = link.process.as_ref() else { return };
@@ -681,10 +723,15 @@ impl Engine {
             // First, since the pool may have ended with it.
             let by_itself = if loss.bad_frame.is_some() { WorkerEnd::BadFrame } else { WorkerEnd::Died };
             self.tell_end(key, Some(exit.pid), by_itself, exit.status, None);
-            self.apply(|state, now| {
+            let halted = self.apply(|state, now| {
                 state.timed = true;
+                let before = state.core.halted().is_some();
                 state.core.exited(key, &loss, now, &mut state.actions);
+                state.core.halted().filter(|_| !before).cloned()
             });
+            if let Some(cause) = halted {
+                self.feeds.tell(&WorkerEvent::Halted { cause });
+            }
             self.tell_start(None);
         } else {
             let cause = self.why_start_failed(&link, process, stage, &exit, note, stderr);
@@ -754,9 +801,10 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
     while let Some(range) = reader.buffer.next_frame().map_err(|e| Bad(e.to_string()))? {
         let message = Message::new(reader.buffer.bytes(range.clone()))?;
         match (reader.stage, message.kind) {
-            (Stage::Ready, kind::DONE | kind::FAILED | kind::DONE_NAMING) => {
+            (Stage::Ready, kind::DONE | kind::FAILED | kind::DONE_NAMING | kind::AGAIN | kind::AGAIN_NAMING) => {
+                let again = is_again(message.kind);
                 let reply = match read_reply(message, reader.buffer.bytes(range.clone()))? {
-                    (id, Ok((at, named))) => (id, Ok(Value { packet: reader.buffer.take(range.start + at..range.end), named })),
+                    (id, Ok((at, named))) => (id, Ok(Value { packet: reader.buffer.take(range.start + at..range.end), named, again })),
                     (id, Err(failed)) => (id, Err(failed)),
                 };
                 replies.push(reply);
@@ -790,7 +838,7 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
             (_, other) => return Err(Bad(format!("a message of kind {other} out of its place"))),
         }
     }
-    Ok(())
+    message::check_begun(reader.buffer.begun())
 }
 
 /// Takes the replies out of what lay in an outbox: whole frames, each padded to a multiple of 8 bytes.
@@ -800,21 +848,26 @@ pub(super) fn take_replies(mut bytes: &[u8], limit: usize, replies: &mut Vec<(u6
         let body = bytes.get(frame::HEAD..frame::HEAD + len).filter(|_| len <= limit);
         let body = body.ok_or_else(|| Bad(format!("a frame of {len} bytes in an outbox that has {}", bytes.len())))?;
         let message = Message::new(body)?;
-        if !matches!(message.kind, kind::DONE | kind::FAILED | kind::DONE_NAMING) {
+        if !matches!(message.kind, kind::DONE | kind::FAILED | kind::DONE_NAMING | kind::AGAIN | kind::AGAIN_NAMING) {
             return Err(Bad(format!("a message of kind {} in an outbox", message.kind)));
         }
+        let again = is_again(message.kind);
         let (id, outcome) = read_reply(message, body)?;
-        replies.push((id, outcome.map(|(at, named)| Value { packet: Packet::copy_from(&body[at..]), named })));
+        replies.push((id, outcome.map(|(at, named)| Value { packet: Packet::copy_from(&body[at..]), named, again })));
         bytes = &bytes[(frame::HEAD + len).next_multiple_of(size_of::<u64>()).min(bytes.len())..];
     }
     Ok(())
+}
+
+fn is_again(kind: u8) -> bool {
+    matches!(kind, kind::AGAIN | kind::AGAIN_NAMING)
 }
 
 /// The number of a task that was answered, and where in the body its result begins and what it names, or why it has none.
 #[expect(clippy::type_complexity, reason = "it is taken apart at once")]
 fn read_reply(mut message: Message<'_>, body: &[u8]) -> Result<(u64, Result<(usize, Option<Named>), Failed>), Bad> {
     let id = message.uint()?;
-    let naming = message.kind == kind::DONE_NAMING;
+    let naming = matches!(message.kind, kind::DONE_NAMING | kind::AGAIN_NAMING);
     if message.kind == kind::FAILED {
         return Ok((id, Err(message.map()?)));
     }

@@ -44,6 +44,10 @@ impl Engine {
         match *self {}
     }
 
+    pub(crate) fn is_open(&self, _: TaskKey) -> bool {
+        match *self {}
+    }
+
     pub(crate) fn worker_pid(&self, _: TaskKey) -> Option<u32> {
         match *self {}
     }
@@ -53,6 +57,22 @@ impl Engine {
     }
 
     pub(crate) async fn ready(&self) -> Result<(), Error> {
+        match *self {}
+    }
+
+    pub(crate) async fn recycled(&self, _: Result<u64, Error>) -> Result<(), Error> {
+        match *self {}
+    }
+
+    pub(crate) fn recycle(&self) -> Result<u64, Error> {
+        match *self {}
+    }
+
+    pub(crate) fn resize(&self, _: usize, _: usize) -> Result<(), Error> {
+        match *self {}
+    }
+
+    pub(crate) fn workers(&self) -> usize {
         match *self {}
     }
 

@@ -13,7 +13,8 @@ use std::task::{Context, Poll};
 /// The call has begun the end already, so nothing has to be awaited. There may be many of one pool, and all of them give
 /// the same; they hold no [`Pool`](crate::Pool), so the last of those may be dropped meanwhile, which kills.
 ///
-/// A process that the kernel cannot end (in a system call that hangs, or of another user by now) is waited for.
+/// A process that the kernel has not ended 5 seconds after its kill (it hangs in a system call, or has become another
+/// user's) is not waited for; it is reaped when it ends.
 ///
 /// # Cancel safety
 ///

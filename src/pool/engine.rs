@@ -19,7 +19,7 @@ use super::spec::{Config, Room, TaskSpec, Ticket};
 use super::stats::{Stats, Tally};
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
-use crate::process::{WorkerMemory, fork, steward, sys};
+use crate::process::{WorkerMemory, fork, resident, steward, sys};
 use crate::sync::named::write_names;
 use crate::wire::claim::Claims;
 use crate::wire::message::Callee;
@@ -104,6 +104,8 @@ struct Todo {
     /// Places in the backlog that have become free: to give one back may wake somebody.
     rooms: Vec<OwnedSemaphorePermit>,
     deadline: Option<Deadline>,
+    /// Those who wait for workers should look again.
+    staff_changed: bool,
 }
 
 /// What the timer is to be set to.
@@ -323,6 +325,11 @@ impl Engine {
         }
     }
 
+    /// Whether the task has not ended.
+    pub(crate) fn is_open(&self, key: TaskKey) -> bool {
+        !fork::is_forked_copy() && self.lock().core.worker_of(key).is_some()
+    }
+
     /// The process that has the task, if one has.
     pub(crate) fn worker_pid(&self, key: TaskKey) -> Option<u32> {
         if fork::is_forked_copy() {
@@ -348,6 +355,7 @@ impl Engine {
         if fork::is_forked_copy() {
             return Err(Why::Forked.into());
         }
+        self.apply(|state, now| state.core.revive(now, &mut state.actions));
         let mut news = self.starts.subscribe();
         let failures = news.borrow_and_update().failures;
         loop {
@@ -362,6 +370,9 @@ impl Engine {
                 if state.core.all_ready() {
                     return Ok(());
                 }
+                if let Some(cause) = state.core.halted() {
+                    return Err(cause.clone());
+                }
             }
             if let (true, Some(cause)) = (latest.failures > failures, latest.last) {
                 return Err(cause);
@@ -371,6 +382,61 @@ impl Engine {
             // The sender lives in `self`; the pool's closing is news, too.
             let _ = news.changed().await;
         }
+    }
+
+    /// Has every worker replaced, and waits until that is done.
+    pub(crate) async fn recycled(&self, generation: Result<u64, Error>) -> Result<(), Error> {
+        let generation = generation?;
+        let mut news = self.starts.subscribe();
+        let failures = news.borrow_and_update().failures;
+        loop {
+            self.attend();
+            let latest = news.borrow_and_update().clone();
+            {
+                let state = self.lock();
+                if !state.core.stands(generation) {
+                    return Ok(());
+                }
+                if state.core.is_closed() {
+                    return Err(Why::PoolClosed.into());
+                }
+                if let Some(cause) = state.core.halted() {
+                    return Err(cause.clone());
+                }
+            }
+            if let (true, Some(cause)) = (latest.failures > failures, latest.last) {
+                return Err(cause);
+            }
+            let _ = news.changed().await;
+        }
+    }
+
+    /// Begins to replace every worker; gives what [`Engine::recycled`] waits for.
+    pub(crate) fn recycle(&self) -> Result<u64, Error> {
+        self.manage(|state, now| state.core.recycle(now, &mut state.actions))
+    }
+
+    /// There are to be so many workers from now on.
+    pub(crate) fn resize(&self, min: usize, max: usize) -> Result<(), Error> {
+        self.manage(|state, now| state.core.resize(min, max, now, &mut state.actions))
+    }
+
+    fn manage<R>(&self, change: impl FnOnce(&mut State, Instant) -> R) -> Result<R, Error> {
+        if fork::is_forked_copy() {
+            return Err(Why::Forked.into());
+        }
+        self.apply(|state, now| {
+            if state.core.is_closed() {
+                return Err(Why::PoolClosed.into());
+            }
+            state.timed = true;
+            Ok(change(state, now))
+        })
+    }
+
+    /// How many workers there are to be at most.
+    pub(crate) fn workers(&self) -> usize {
+        if fork::is_forked_copy() { self.config.rules.workers } else { self.lock().core.workers_max() }
     }
 
     /// Takes no more tasks; those that are here run to their end, but not beyond the limit.
@@ -486,8 +552,16 @@ impl Engine {
                         let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write);
                     }
                 }
+                Action::Weigh(key) => self.weigh(key),
                 Action::Settle(cargo, fate) => self.settle_by(cargo, fate),
                 Action::Ended => {
+                    // Of processes that the kernel cannot end. Whoever reaps orphans has them from now on.
+                    let left = std::mem::take(&mut self.lock().links);
+                    for process in left.values().filter_map(|link| link.process.as_ref()) {
+                        let _ = self.epoll.delete(process.socket.as_fd());
+                        let _ = self.epoll.delete(process.child.pidfd());
+                    }
+                    drop(left);
                     if let Some(capture) = &self.capture {
                         capture.close();
                     }
@@ -498,11 +572,24 @@ impl Engine {
                     self.alone.store(true, Ordering::Release); // so that the steward forgets it
                     steward::look();
                 }
-                Action::Send(..) | Action::Cancel(..) | Action::Note(..) => unreachable!("done under the lock"),
+                Action::Send(..) | Action::Ask(..) | Action::Cancel(..) | Action::Note(..) => unreachable!("done under the lock"),
             }
         }
         if let Some(deadline) = todo.deadline {
             self.set_timer(deadline);
+        }
+        if todo.staff_changed {
+            self.tell_start(None);
+        }
+    }
+
+    /// Looks how much memory a worker has.
+    fn weigh(&self, key: WorkerKey) {
+        let pid = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| process.child.pid());
+        // A host that reaps our children may have freed the number. Then a worker is replaced for what another process
+        // has, which harms nobody.
+        if let Some(bytes) = pid.and_then(resident) {
+            self.apply(|state, now| state.core.weighed(key, bytes, now, &mut state.actions));
         }
     }
 
@@ -534,7 +621,13 @@ impl Engine {
     }
 
     fn settle_by(&self, cargo: Cargo, fate: Fate) {
-        let error = why(fate, cargo.function);
+        let error = match fate {
+            Fate::Unkillable(key) => {
+                let pid = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| process.child.pid());
+                TaskError::new(What::Unkillable { pid }, cargo.function)
+            }
+            fate => why(fate, cargo.function),
+        };
         self.settle(cargo, Err(error));
     }
 
@@ -689,12 +782,15 @@ impl State {
                     let Some(cargo) = self.core.cargo_mut(task) else { continue };
                     cargo.failed(why(fate, cargo.function));
                 }
-                Action::Cancel(worker, task) => {
+                Action::Ask(worker, task) | Action::Cancel(worker, task) => {
                     timed = true;
                     let (Some(link), Some(id)) = (self.links.get_mut(&worker), self.core.id_of(task)) else { continue };
                     let mut out = Vec::new();
                     let start = frame::begin(&mut out);
-                    message::cancel(&mut out, id);
+                    match action {
+                        Action::Ask(..) => message::ask(&mut out, id),
+                        _ => message::cancel(&mut out, id),
+                    }
                     frame::finish(&mut out, start);
                     link.out.push(&Packet::from(&mut out));
                     todo.want_flush(worker, link);
@@ -709,6 +805,7 @@ impl State {
             }
         }
         self.actions = actions; // keeps its memory
+        todo.staff_changed = self.core.staff_changed();
         if self.core.deadline_moved() || timed {
             self.deadlines += 1;
             todo.deadline = Some(Deadline { number: self.deadlines, at: self.core.next_deadline() });
@@ -736,6 +833,7 @@ fn why(fate: Fate, function: &'static str) -> TaskError {
         Fate::TimedOut(limit) => timed_out(limit),
         Fate::Closed => What::PoolClosed,
         Fate::StartFailed(cause) => What::StartFailed(cause),
+        Fate::Unkillable(_) => What::Unkillable { pid: None },
         Fate::Lost(loss) => return loss.error(function),
     };
     TaskError::new(what, function)

@@ -37,6 +37,14 @@ pub enum WorkerEvent {
         /// Why it did not get ready, if it did not.
         cause: Option<Error>,
     },
+    /// Workers have ended by themselves too often before they were given any task: the pool starts none any more, until
+    /// [`Pool::ready`](crate::Pool::ready) is called or a worker that is left answers a task. See
+    /// [`Builder::restart_limit`](crate::Builder::restart_limit).
+    #[non_exhaustive]
+    Halted {
+        /// What tasks are told.
+        cause: Error,
+    },
     /// So many events before the next one have been lost, because they were not taken in time.
     #[non_exhaustive]
     Missed {

@@ -274,6 +274,8 @@ fn recorded() -> Vec<Vec<u8>> {
             let mut out = Vec::new();
             message::done(&mut out, id);
             out.extend(value);
+            all.push(out.clone());
+            message::worth_another_try(&mut out);
             all.push(out);
         }
         let mut out = Vec::new();
@@ -281,7 +283,9 @@ fn recorded() -> Vec<Vec<u8>> {
         all.push(out);
         // Objects that nobody has been lent: of a manager, the first object, its parts and kinds, with and without a place.
         for names in [&[0x90][..], &[0x91, 0x95, 1, 1, 0, 0, 0xc0], &[0x92, 0x95, 2, 7, 1, 3, 0x93, 0, 0, 8, 0x95, 1, 2, 9, 9, 0xc0]] {
-            all.push([&[0x94, kind::DONE_NAMING, id as u8], names, &[7]].concat());
+            for kind in [kind::DONE_NAMING, kind::AGAIN_NAMING] {
+                all.push([&[0x94, kind, id as u8], names, &[7]].concat());
+            }
         }
     }
     all
@@ -450,6 +454,7 @@ fn a_length_without_a_body_costs_no_memory() {
             let id = player.call();
             if n == 0 {
                 player.socket.write_all(&length.to_le_bytes()).unwrap();
+                player.socket.write_all(&[0x93, kind::DONE, 1, 1]).ok(); // as a message may begin
                 player.socket.write_all(&[0x93; 100]).ok();
                 player.socket.shutdown(std::net::Shutdown::Both).ok();
             } else {
@@ -541,6 +546,7 @@ fn what_is_written_after_a_worker_has_ended_keeps_nobody_waiting() {
                 player.become_ready();
                 player.call();
                 player.socket.write_all(&(1u32 << 29).to_le_bytes()).unwrap();
+                player.socket.write_all(&[0x93, kind::DONE, 1, 1]).unwrap(); // as a message may begin
                 let socket = player.socket.try_clone().unwrap();
                 let writer = std::thread::spawn(move || while (&socket).write_all(&[0; 32 << 10]).is_ok() {});
                 all.lock().unwrap().push(writer);

@@ -10,7 +10,9 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// The handle of a task that was handed to a [`Pool`](crate::Pool): a future of its result.
@@ -90,6 +92,46 @@ impl<R: DeserializeOwned> JoinHandle<R> {
         decode(outcome.blocking_recv().map_err(|_| ()), abort.function)
     }
 
+    /// As [`blocking_join`](Self::blocking_join), no longer than `limit`. `None` if the task has not ended by then: it goes on, and
+    /// can be asked for again.
+    ///
+    /// # Errors
+    ///
+    /// As awaiting the handle.
+    ///
+    /// # Blocking
+    ///
+    /// Up to the limit, in an async context, too: there, use `tokio::time::timeout` with `&mut handle`.
+    ///
+    /// # Panics
+    ///
+    /// If the result has been taken before.
+    pub fn blocking_join_timeout(&mut self, limit: Duration) -> Option<Result<R, TaskError>> {
+        struct Unpark(Thread);
+        impl Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+        assert!(!self.outcome.is_terminated(), "`blocking_join_timeout` called after the result has been taken");
+        // What the clock cannot hold is for ever.
+        let until = Instant::now().checked_add(limit);
+        if let Some(engine) = self.abort.engine.upgrade() {
+            engine.attend_blocking();
+        }
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        loop {
+            if let Poll::Ready(result) = Pin::new(&mut *self).poll(&mut Context::from_waker(&waker)) {
+                return Some(result);
+            }
+            match until.map(|until| until.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return None,
+                Some(left) => thread::park_timeout(left),
+                None => thread::park(),
+            }
+        }
+    }
+
     /// Whoever settles the task is in the original process.
     fn forked(&self) -> TaskError {
         TaskError::new(What::Forked, self.abort.function)
@@ -114,8 +156,8 @@ impl<R> JoinHandle<R> {
     /// A task that waits in the pool is removed and never runs. A running sync task can only be stopped with its
     /// process, which is killed; tasks that stood behind it in that worker run elsewhere. A running
     /// async task is dropped at its next await point; if it reaches none within a second, its process
-    /// is killed, and the other async tasks in it are told that their worker died. When the handle
-    /// has resolved, the task does not run any more.
+    /// is killed, and the other async tasks in it are told that their worker died. A task with a
+    /// [`grace`](crate::Call::grace) is asked first. When the handle has resolved, the task does not run any more.
     pub fn abort(&self) {
         self.abort.abort();
     }
@@ -196,6 +238,14 @@ impl AbortHandle {
     pub fn abort(&self) {
         if let (Some(key), Some(engine)) = (self.ticket.key, self.engine.upgrade()) {
             engine.abort(key);
+        }
+    }
+
+    /// Whether the task has ended. Its handle may be told an instant later.
+    pub fn is_finished(&self) -> bool {
+        match (self.ticket.key, self.engine.upgrade()) {
+            (Some(key), Some(engine)) => !engine.is_open(key),
+            _ => true,
         }
     }
 

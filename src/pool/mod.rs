@@ -1,6 +1,6 @@
 //! The pool: its handle here, and behind it
 //!
-//! * `builder.rs`, `call.rs`: the options of a pool, and of one call; `named.rs`: a task of another program;
+//! * `builder.rs`, `call.rs`, `size.rs`: the options of a pool, and of one call; `named.rs`: a task of another program;
 //! * `spec.rs`: what both come to; `options.rs`: limits and retries of a call; `elsewhere.rs`: the engine of platforms without workers;
 //! * `join.rs`, `results.rs`, `ending.rs`: what a caller waits for; `reply.rs`: how it gets there;
 //! * `core.rs`: the rules, pure; `core_ending.rs`: those of the end; `core_staff.rs`: those of who is there; `slots.rs`: their table; `loss.rs`: what a death cost;
@@ -35,8 +35,10 @@ mod loss;
 mod named;
 mod options;
 mod output;
+mod own_error;
 mod reply;
 mod results;
+mod size;
 mod slots;
 mod spec;
 mod stats;
@@ -44,21 +46,24 @@ mod stats;
 mod strange_workers;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
 mod tokens;
+#[cfg(all(test, target_os = "linux"))]
+mod unkillable_workers;
 
 pub use builder::Builder;
-pub use call::Call;
+pub use call::{Call, Function};
 pub use ending::{CutOff, Ending};
 pub use events::{Events, WorkerEvent};
 pub use join::{AbortHandle, JoinHandle};
 pub use named::Named;
 pub use output::{Output, OutputLine};
 pub use results::{Results, TryResults};
+pub use size::WorkerCount;
 pub use stats::{Stats, WorkerEnd};
 
 use self::core::Mode;
 use crate::error::Error;
 use crate::sync::Manager;
-use crate::task::{ArgsFor, ArgsTuple, Run, Task, ZeroSized, index_of};
+use crate::task::{ArgsFor, ArgsTuple, Contented, Run, Task, ZeroSized, index_of};
 use crate::wire::message::Callee;
 use engine::Engine;
 use futures::Stream;
@@ -91,23 +96,24 @@ use std::time::Duration;
 ///
 /// | | new tasks | tasks that wait | tasks that run | the processes |
 /// |---|---|---|---|---|
-/// | [`shutdown()`](Self::shutdown) | refused | run | run to their end | end when nothing is left to do; what exit handlers they have run |
+/// | [`shutdown()`](Self::shutdown) | refused | run | run to their end | end when nothing is left to do; their exit function ([`Builder::exit`]) and what exit handlers they have run |
 /// | `shutdown()` and [`abort_queued()`](Self::abort_queued) | refused | cancelled | run to their end | the same |
-/// | [`shutdown_within(limit)`](Self::shutdown_within) | refused | run; at the limit closed | the same; at the limit async ones are dropped at an await point, sync ones die with their process | end, or are killed at the limit (a second later where an async task does not yield) |
-/// | [`kill()`](Self::kill) | refused | closed at once | closed at once | are killed |
+/// | [`shutdown_within(limit)`](Self::shutdown_within) | refused | run; at the limit closed | the same; at the limit async ones are dropped at an await point, sync ones die with their process; those with a [`grace`](Call::grace) are asked first | end, or are killed at the limit (a second later where an async task does not yield) |
+/// | [`kill()`](Self::kill) | refused | closed at once | closed when their process has ended | are killed |
 /// | the last `Pool` is dropped | | as by `kill()` | as by `kill()` | as by `kill()` |
 /// | the runtime that built it ends | taken | run | run | go on; a thread of the crate's own drives the pool |
 /// | `main` returns, `std::process::exit`, a panic that ends the program, SIGTERM, SIGINT, SIGKILL | | | | are killed by the kernel, spinning and stopped ones, too |
 /// | a fork of the application | refused in the copy | unharmed | unharmed | belong to the original alone |
 ///
 /// *Refused* and *closed* tasks resolve to [`is_pool_closed`](crate::TaskError::is_pool_closed), *cancelled* ones to
-/// [`is_cancelled`](crate::TaskError::is_cancelled). What kills a worker kills its process group with it
+/// [`is_cancelled`](crate::TaskError::is_cancelled). A process that the kernel cannot end within 5 seconds of its kill, since it
+/// hangs in a system call, is not waited for. What kills a worker kills its process group with it
 /// ([`Builder::process_group`]). Each way overtakes the ones above it: one may `kill` what is being shut down.
 ///
 /// # Drop
 ///
 /// Dropping the last handle kills the workers, without waiting for that; handles of tasks that have not ended resolve to
-/// [`is_pool_closed`](crate::TaskError::is_pool_closed). [`shutdown`](Self::shutdown) lets them end first.
+/// [`is_pool_closed`](crate::TaskError::is_pool_closed) as by [`kill`](Self::kill). [`shutdown`](Self::shutdown) lets them end first.
 #[derive(Clone)]
 pub struct Pool {
     last: Arc<Last>,
@@ -149,9 +155,9 @@ impl Pool {
         &self.last.engine
     }
 
-    /// How many worker processes the pool has at most; see [`Builder::workers`].
+    /// How many workers the pool has at most, at the moment; see [`Builder::workers`] and [`resize`](Self::resize).
     pub fn workers(&self) -> usize {
-        self.engine().config().rules.workers
+        self.engine().workers()
     }
 
     /// Hands in a task and returns at once: the function runs in a worker, the handle is a future of
@@ -166,6 +172,8 @@ impl Pool {
     ///
     /// All come through the handle, at once if the task was not taken: see
     /// [`TaskErrorKind`](crate::TaskErrorKind).
+    #[doc(alias = "apply_async")]
+    #[doc(alias = "submit")]
     pub fn spawn<F, Args, Marker, P>(&self, function: F, args: P) -> JoinHandle<F::Output>
     where
         F: Task<Args, Marker>,
@@ -192,12 +200,12 @@ impl Pool {
     }
 
     /// A call with options.
-    pub fn call<F, Args, Marker>(&self, _function: F) -> Call<'_, Args, F::Output>
+    pub fn call<F, Args, Marker>(&self, _function: F) -> Call<'_, Args, F::Output, Function<F, Marker>>
     where
         F: Task<Args, Marker>,
     {
         let () = ZeroSized::<F>::PROVEN;
-        let mode = match F::__entry().run {
+        let mode = match F::__entry::<Contented>().run {
             Run::Async(_) => Mode::Async,
             _ => Mode::Sync,
         };
@@ -247,6 +255,8 @@ impl Pool {
     /// # Ok(())
     /// # }
     /// ```
+    #[doc(alias = "imap")]
+    #[doc(alias = "starmap")]
     pub fn map<F, Args, Marker, I>(&self, function: F, items: I) -> Results<Iter<I::IntoIter>, Args, F::Output>
     where
         F: Task<Args, Marker>,
@@ -298,17 +308,78 @@ impl Pool {
         self.last.manager.get_or_init(Manager::of_pool)
     }
 
-    /// Starts all workers and waits until they are ready, `init` included.
+    /// Starts all workers and waits until they are ready, `init` included: as many as there are in any case, which is the lower
+    /// end of a range ([`Builder::workers`]) and at least one, and the spares.
+    ///
+    /// In a pool that has given up, because too many workers ended by themselves ([`Builder::restart_limit`]), it tries anew.
     ///
     /// # Errors
     ///
-    /// The cause, as soon as one start fails (the others go on); `PoolClosed`.
+    /// The cause, as soon as one start fails (the others go on), or as soon as the pool gives up; `PoolClosed`; `Forked`.
     ///
     /// # Cancel safety
     ///
     /// Dropped, it no longer waits; the workers start all the same.
     pub async fn ready(&self) -> Result<(), Error> {
         self.engine().ready().await
+    }
+
+    /// There are to be so many workers from now on: a number, or a range (`pool.resize(0..=8)`), as for [`Builder::workers`]. It is
+    /// done by the call, which waits for nothing.
+    ///
+    /// Of more, those that are needed are started when tasks need them. Of fewer, those that are too many are given nothing
+    /// more: who is idle ends at once, who is at work when its tasks have ended, however long that takes; what it has not begun
+    /// goes to the others. Nothing that runs is interrupted.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), procpool::Error> {
+    /// let pool = procpool::Pool::builder().workers(2).build()?;
+    /// pool.resize(8)?;
+    /// assert_eq!(pool.workers(), 8);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `InvalidOption` for a number that makes no sense, see there; `PoolClosed`; `Forked`.
+    pub fn resize(&self, workers: impl WorkerCount) -> Result<(), Error> {
+        let (min, max) = size::checked(workers.__bounds())?;
+        self.engine().resize(min, max)
+    }
+
+    /// Replaces all workers that are there, one after another: so that new ones read a new model or configuration in their `init`,
+    /// say. It is begun by the call; what it gives is ready when all have been replaced.
+    ///
+    /// A worker serves until its successor is ready. Then it is given nothing more, gives back what it has not begun, and ends
+    /// when its tasks have ended; so nothing is interrupted, and there is never less capacity than before. For a quarter of
+    /// the workers, at least for one, this is under way at a time. A worker whose tasks go on for long is *replaced* all
+    /// the same: it is not waited for.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let pool = procpool::Pool::builder().workers(1).build()?;
+    /// let before = pool.spawn(std::process::id, ()).await?;
+    /// pool.recycle().await?;
+    /// assert_ne!(pool.spawn(std::process::id, ()).await?, before);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The cause, as soon as the start of a worker fails: the old ones serve on, and are replaced when starts succeed
+    /// again. `PoolClosed`, `Forked`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it no longer waits; the workers are replaced all the same.
+    pub fn recycle(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let engine = Arc::clone(self.engine());
+        let generation = engine.recycle();
+        async move { engine.recycled(generation).await }
     }
 
     /// How the pool stands, and what it has done so far: workers at work and idle, tasks that wait, tasks that failed and
@@ -346,6 +417,8 @@ impl Pool {
     /// more than once, and by several at a time. Tasks handed in afterwards are
     /// [`is_pool_closed`](crate::TaskError::is_pool_closed). It takes as long as the tasks take, and for ever if one hangs
     /// or its process is stopped; [`shutdown_within`](Self::shutdown_within) does not.
+    #[doc(alias = "close")]
+    #[doc(alias = "join")]
     pub fn shutdown(&self) -> Ending {
         self.engine().drain(None);
         Ending::of(self.engine())
@@ -353,8 +426,9 @@ impl Pool {
 
     /// As [`shutdown`](Self::shutdown), but what has not ended by then is cut off, and told in the [`CutOff`].
     ///
-    /// At the limit, what waits is resolved; async tasks that run are asked to stop, as by an abort, and their process is
-    /// killed if they do not within a second; the processes of sync tasks are killed. All of these tasks are
+    /// At the limit, what waits is resolved, and what runs is stopped as by an [abort](JoinHandle::abort): async tasks are
+    /// dropped at their next await point, and their process is killed if they reach none within a second; the processes of sync
+    /// tasks are killed; and a task with a [`grace`](Call::grace) is asked first, and has that much longer. All of these tasks are
     /// [`is_pool_closed`](crate::TaskError::is_pool_closed). It counts from the call; of several calls the earliest limit
     /// counts. A limit beyond what the clock can hold is none.
     pub fn shutdown_within(&self, limit: Duration) -> Ending {
@@ -362,9 +436,9 @@ impl Pool {
         Ending::of(self.engine())
     }
 
-    /// Ends the pool at once: all tasks that have not ended resolve to
-    /// [`is_pool_closed`](crate::TaskError::is_pool_closed), and all workers are killed. What it gives is ready when they
-    /// have gone.
+    /// Ends the pool at once: all workers are killed, and all tasks that have not ended resolve to
+    /// [`is_pool_closed`](crate::TaskError::is_pool_closed), those that run when their process has ended: what is told to have
+    /// stopped has stopped. What it gives is ready when all have gone.
     ///
     /// The kill is in the call itself; whether one awaits the [`Ending`] is all the same to it.
     pub fn kill(&self) -> Ending {
@@ -383,7 +457,7 @@ impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
             .field("name", &self.engine().config().name)
-            .field("workers", &self.engine().config().rules.workers)
+            .field("workers", &self.engine().workers())
             .finish_non_exhaustive()
     }
 }

@@ -94,6 +94,7 @@ struct Source<S> {
 macro_rules! options {
     () => {
         /// Gives the results as they finish, not in the order of the input.
+        #[doc(alias = "imap_unordered")]
         pub fn unordered(mut self) -> Self {
             self.sink.unordered = true;
             self

@@ -32,6 +32,8 @@ pub(crate) struct Config {
     pub(crate) options: Option<Arc<Options>>,
     /// The whole `INIT` frame.
     pub(crate) init: Option<Packet>,
+    /// The whole `EXIT` frame.
+    pub(crate) exit: Option<Packet>,
     /// What is started instead of this program: tests play a worker themselves.
     #[cfg(test)]
     pub(crate) launcher: Option<super::launch::Launcher>,

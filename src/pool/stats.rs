@@ -18,7 +18,10 @@ pub struct Stats {
     pub idle: usize,
     /// Workers with one task or more in hand.
     pub busy: usize,
-    /// Workers that get no more tasks, and whose process has not ended yet.
+    /// Spares that are ready and wait to be needed ([`Builder::spares`](crate::Builder::spares)).
+    pub spare: usize,
+    /// Workers that get no more tasks, and whose process has not ended yet. They may still be at the tasks that they have. A
+    /// process that the kernel cannot end stays here.
     pub leaving: usize,
     /// Tasks that wait for a worker.
     pub queued: usize,
@@ -80,6 +83,20 @@ pub enum WorkerEnd {
     StartFailed,
     /// The pool has ended, or has nothing left to do for it while it ends.
     Closed,
+    /// It has run as many tasks as it may ([`Builder::max_tasks_per_worker`](crate::Builder::max_tasks_per_worker)).
+    TasksServed,
+    /// It was on duty as long as it may be ([`Builder::max_lifetime`](crate::Builder::max_lifetime)).
+    TooOld,
+    /// It had more memory than it may have ([`Builder::recycle_above`](crate::Builder::recycle_above)).
+    MemoryMark,
+    /// It was replaced by hand ([`Pool::recycle`](crate::Pool::recycle)).
+    Recycled,
+    /// It had nothing to do for too long ([`Builder::idle_timeout`](crate::Builder::idle_timeout)).
+    Idle,
+    /// There were to be fewer workers ([`Pool::resize`](crate::Pool::resize)).
+    Resized,
+    /// It was started to replace one that then was not to be replaced.
+    Surplus,
 }
 
 /// What is counted while the pool works.

@@ -342,9 +342,10 @@ async fn a_worker_of_another_program_is_given_one_task_at_a_time_and_dies_of_tha
 #[tokio::test]
 async fn rubbish_in_the_place_of_an_answer_costs_that_task_and_the_worker() {
     type Play = fn(&mut Player, u64);
-    let plays: [(&str, Play, TaskErrorKind); 9] = [
+    let plays: [(&str, Play, TaskErrorKind); 10] = [
         ("an unknown number", |p, id| p.answer(id + 1000, 1), TaskErrorKind::BadFrame),
         ("a frame of 4 GiB", |p, _| p.socket.write_all(&[0xff; 4]).unwrap(), TaskErrorKind::BadFrame),
+        ("a line of text, which is a length that may be", |p, _| p.socket.write_all(b"\n\n  a line").unwrap(), TaskErrorKind::BadFrame),
         ("no message", |p, _| p.say(|out| out.push(0xc0)), TaskErrorKind::BadFrame),
         ("a result that is missing", |p, id| p.say(|out| out.extend([0x92, kind::DONE, id as u8])), TaskErrorKind::BadFrame),
         ("a failure that is none", |p, id| p.say(|out| out.extend([0x93, kind::FAILED, id as u8, 0xa1, b'?'])), TaskErrorKind::BadFrame),
@@ -353,7 +354,7 @@ async fn rubbish_in_the_place_of_an_answer_costs_that_task_and_the_worker() {
         (
             "half a frame, and the end",
             |p, _| {
-                p.socket.write_all(&[9, 0, 0, 0, 1]).unwrap();
+                p.socket.write_all(&[9, 0, 0, 0, 0x92]).unwrap();
                 p.socket.shutdown(std::net::Shutdown::Both).unwrap();
             },
             TaskErrorKind::WorkerDied,
@@ -510,6 +511,35 @@ async fn a_result_nested_too_deeply_is_an_error_of_its_task_alone() {
     let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap_err();
     assert_eq!(error.kind(), TaskErrorKind::ResultDecode);
     assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 5);
+}
+
+/// Whether a value is worth another try is for the worker to say; how often it is tried, for the call.
+#[tokio::test]
+async fn an_answer_that_is_worth_another_try_is_tried_as_often_as_the_call_says() {
+    let pool = played(|_, player| {
+        player.become_ready();
+        for value in 1..=4 {
+            let call = player.hear();
+            let mut message = Message::new(&call).unwrap();
+            let slot = message.uint().unwrap();
+            let attempt: u8 = message.uint().unwrap();
+            let claim = Claim { slot, id: message.uint().unwrap() };
+            assert_eq!(attempt, [1, 1, 2, 3][usize::from(value) - 1]);
+            assert!(player.memory.claims().begin(claim));
+            player.say(|out| {
+                let start = out.len();
+                message::done(out, claim.id);
+                message::worth_another_try(&mut out[start..]);
+                out.push(value);
+            });
+        }
+        player.wait();
+    })
+    .build()
+    .unwrap();
+    assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 1);
+    let retried = pool.call(echo).retries(2).spawn(1);
+    assert_eq!(tokio::time::timeout(HANG, retried).await.expect("it hangs").unwrap(), 4);
 }
 
 #[tokio::test]

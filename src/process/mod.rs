@@ -9,6 +9,7 @@
 //! | `worker_memory` | what stands where in that memory |
 //! | `death_note` | what a dying worker can still say, in that memory |
 //! | `oom_kills` | how often the kernel has killed for want of memory |
+//! | `resident` | how much memory a process has |
 //! | `child` | the owner of one child: signals and the one reaping |
 //! | `standard` | the standard streams that a child is given |
 //! | `spawn` | this very program, started afresh |
@@ -21,6 +22,7 @@ mod death_note;
 pub(crate) mod fork;
 mod memory;
 pub(crate) mod oom_kills;
+mod resident;
 mod spawn;
 pub(crate) mod standard;
 pub(crate) mod steward;
@@ -33,6 +35,7 @@ pub(crate) mod testing;
 pub(crate) use child::{Child, Exit};
 pub(crate) use death_note::DeathNote;
 pub(crate) use memory::{MemoryError, SharedMemory};
+pub(crate) use resident::resident;
 pub(crate) use spawn::{Spawn, find_program, spawn_with_stdout};
 pub(crate) use sys::is_secure;
 pub(crate) use worker_memory::WorkerMemory;

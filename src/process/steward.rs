@@ -34,6 +34,8 @@ use std::time::{Duration, Instant};
 
 /// How long a runtime has to turn what is ready before the steward does it.
 const PATIENCE: Duration = Duration::from_millis(1);
+/// How often a process that has ended is looked at that cannot be reaped, for its tracer comes first; nobody tells when it has (ptrace(2)).
+pub(crate) const TRACED: Duration = Duration::from_millis(20);
 /// The longest rest between two looks at something that is turned as it should be.
 const REST_MAX: Duration = Duration::from_millis(64);
 
@@ -88,7 +90,8 @@ pub(crate) fn start() -> io::Result<()> {
     nix::sys::signal::pthread_sigmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
     let thread = std::thread::Builder::new().name("procpool-steward".into()).spawn(move || {
         IS_STEWARD.set(true);
-        let watch = Watches { epoll, entries: HashMap::new(), orphans: HashMap::new(), next: BELL + 1 };
+        let watch =
+            Watches { epoll, entries: HashMap::new(), orphans: HashMap::new(), traced: Vec::new(), look_again: None, next: BELL + 1 };
         watch.run(STEWARD.wait());
     });
     nix::sys::signal::pthread_sigmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&before), None)?;
@@ -181,6 +184,9 @@ struct Watches {
     epoll: Epoll,
     entries: HashMap<u64, Entry>,
     orphans: HashMap<u64, Orphan>,
+    /// Those that have ended and cannot be reaped yet, and when they are looked at again.
+    traced: Vec<u64>,
+    look_again: Option<Instant>,
     next: u64,
 }
 
@@ -215,6 +221,7 @@ impl Watches {
                 Watching::Checking { until, .. } | Watching::Resting { until } => Some(until),
                 _ => None,
             })
+            .chain(self.look_again)
             .min()
     }
 
@@ -256,11 +263,15 @@ impl Watches {
     }
 
     fn try_reap(&mut self, token: u64) {
-        if let Some(orphan) = self.orphans.get(&token)
-            && orphan.try_reap().is_some()
-        {
+        let Some(orphan) = self.orphans.get(&token) else { return };
+        if orphan.try_reap().is_some() {
             let _ = self.epoll.delete(orphan.pidfd());
             self.orphans.remove(&token);
+        } else {
+            // Else its pidfd, which stays readable, would wake us again at once.
+            let _ = self.epoll.modify(orphan.pidfd(), &mut EpollEvent::new(EpollFlags::empty(), token));
+            self.traced.push(token);
+            self.look_again = Some(Instant::now() + TRACED);
         }
     }
 
@@ -279,6 +290,10 @@ impl Watches {
 
     fn look_at_the_clock(&mut self) {
         let now = Instant::now();
+        if self.look_again.is_some_and(|at| at <= now) {
+            self.look_again = None;
+            std::mem::take(&mut self.traced).into_iter().for_each(|token| self.try_reap(token));
+        }
         let due: Vec<_> = self
             .entries
             .iter()

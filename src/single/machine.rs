@@ -94,6 +94,8 @@ struct Inside {
     /// Our end: when it closes, the kernel kills the process, unless that has let go.
     lifeline: Option<OwnedFd>,
     timer: Option<TimerFd>,
+    /// When to look again at a process that has ended and cannot be reaped.
+    traced: Option<TimerFd>,
     /// How long it runs.
     limit: Duration,
     welcome: Welcome,
@@ -230,6 +232,7 @@ impl Machine {
             frame_limit: frame::BODY_MAX_DEFAULT as u32,
             depth: worker::depth() + 1,
             init: false,
+            exit: false,
             slots: memory.slots(),
             ring: memory.ring_bytes(),
             name: order.name.unwrap_or_else(worker::program_name),
@@ -242,6 +245,7 @@ impl Machine {
             memory,
             lifeline: None,
             timer: Some(timer),
+            traced: None,
             limit,
             welcome,
             given: [given.stderr].into_iter().chain(given.stdin).collect(),
@@ -618,7 +622,16 @@ impl Machine {
         // It may have ended with its call half written.
         self.started.set(Ok(pid));
         // All descriptors are closed before anybody is told.
-        drop((inside.socket, inside.memory, inside.lifeline, inside.timer, inside.given, inside.early_stderr, inside.received));
+        drop((
+            inside.socket,
+            inside.memory,
+            inside.lifeline,
+            inside.timer,
+            inside.traced,
+            inside.given,
+            inside.early_stderr,
+            inside.received,
+        ));
         drop(inside.handover);
         self.ended.set(Ended { status, outcome });
     }
@@ -673,8 +686,10 @@ impl steward::Turn for Machine {
         if has_started {
             inside.handover = None;
         }
-        // A debugger may still hold it: then it is looked at again.
         let exit = if has_ended { self.child.try_reap() } else { None };
+        if has_ended && exit.is_none() {
+            self.look_again(inside);
+        }
         let over = exit.and_then(|exit| Some((slot.take()?, exit.status)));
         drop(slot);
         if has_started {
@@ -703,6 +718,21 @@ impl steward::Turn for Machine {
 }
 
 impl Machine {
+    /// It has ended, and its tracer has not taken notice; nobody tells when it does (ptrace(2)). Its pidfd stays readable.
+    fn look_again(&self, inside: &mut Inside) {
+        let timer = match inside.traced.take() {
+            Some(timer) => Ok(timer),
+            None => TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
+                .and_then(|timer| self.epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)).map(|()| timer)),
+        };
+        let set =
+            timer.and_then(|timer| timer.set(Expiration::OneShot(steward::TRACED.into()), TimerSetTimeFlags::empty()).map(|()| timer));
+        // Without one there is no other way than to look all the time.
+        let Ok(timer) = set else { return };
+        inside.traced = Some(timer);
+        let _ = self.epoll.modify(self.child.pidfd(), &mut EpollEvent::new(EpollFlags::empty(), ENDED));
+    }
+
     /// What the start of a detached process came to; `None` while it is not over.
     fn turn_detached(&self, inside: &mut Inside, has_ended: bool, is_with_it: bool) -> Option<Result<u32, Error>> {
         // What we have started is to fork and to end well, first of all.

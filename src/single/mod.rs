@@ -132,6 +132,7 @@ impl Process<()> {
     /// # Blocking
     ///
     /// For the exec, some 2 ms, as `tokio::process::Command::spawn` does. It does not wait for the process to begin.
+    #[doc(alias = "start")]
     pub fn spawn<F, Args, Marker, P>(function: F, args: P) -> Result<Process<F::Output>, Error>
     where
         F: Task<Args, Marker>,
@@ -169,6 +170,7 @@ impl<R> Process<R> {
     /// How it ended; never waits. `None` while it runs, and if it is not known how it ended (see [`wait`](Self::wait));
     /// [`is_alive`](Self::is_alive) tells these apart. Never behind: it asks the kernel. Always `None` in a forked copy of
     /// the application.
+    #[doc(alias = "exitcode")]
     pub fn exit_status(&self) -> Option<ExitStatus> {
         self.machine.exit_status()
     }
@@ -258,6 +260,7 @@ impl<R> Process<R> {
     /// # Cancel safety
     ///
     /// Dropping the future loses nothing: with `tokio::time::timeout` it is Python's `join(timeout)`.
+    #[doc(alias = "join")]
     pub async fn wait(&self) -> Result<ExitStatus, Error> {
         if Machine::is_forked_copy() {
             return Err(Why::Forked.into());

@@ -16,6 +16,7 @@ use std::time::Duration;
 /// Dropped without that, it goes back to its place in the queue and is delivered again, to whoever asks first; so it does
 /// when this process dies. An item that makes its consumers fail comes again and again: look at
 /// [`deliveries`](Self::deliveries), and acknowledge one that has failed too often.
+#[must_use = "an item that is let go without `ack` is delivered again"]
 pub struct Delivery<T> {
     handle: Handle,
     lease: u64,

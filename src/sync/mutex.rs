@@ -118,6 +118,10 @@ impl Manager {
     }
 
     /// As [`mutex`](Self::mutex), with room for a value of so many bytes, encoded. Twice as many are taken.
+    ///
+    /// # Errors
+    ///
+    /// As `mutex`.
     pub fn mutex_with_room<T: Serialize + DeserializeOwned>(&self, value: T, bytes: usize) -> Result<Mutex<T>, Error> {
         self.make_mutex(None, &value, bytes)
     }

@@ -253,28 +253,48 @@ macro_rules! operations {
     ($name:ident $(<$life:lifetime>)?) => {
         impl<$($life,)? T: Atomic> $name<$($life,)? T> {
             /// The value.
+            ///
+            /// # Errors
+            ///
+            /// [`ErrorKind`](crate::ErrorKind) `ManagerClosed` when its manager has gone; `ObjectBroken` when its memory was corrupted.
             pub fn load(&self) -> Result<T, Error> {
                 with(self.handle(), self.index(), |word| T::from_word(word.load(Ordering::SeqCst)))
             }
 
             /// Puts a value in its place.
+            ///
+            /// # Errors
+            ///
+            /// As [`load`](Self::load).
             pub fn store(&self, value: T) -> Result<(), Error> {
                 with(self.handle(), self.index(), |word| word.store(value.to_word(), Ordering::SeqCst))
             }
 
             /// Puts a value in its place; gives the one that was there.
+            ///
+            /// # Errors
+            ///
+            /// As [`load`](Self::load).
             pub fn swap(&self, value: T) -> Result<T, Error> {
                 with(self.handle(), self.index(), |word| T::from_word(word.swap(value.to_word(), Ordering::SeqCst)))
             }
 
             /// Puts `new` in its place if `current` is there, and gives what was there: in an `Ok` if it was `current`, else
             /// in an `Err`, and nothing was changed. (A NaN is nowhere.)
+            ///
+            /// # Errors
+            ///
+            /// As [`load`](Self::load).
             pub fn compare_exchange(&self, current: T, new: T) -> Result<Result<T, T>, Error> {
                 with(self.handle(), self.index(), |word| update(word, |value: T| (value == current).then_some(new)))
             }
 
             /// Changes the value by a function, which may be called several times, when others change it meanwhile; gives
             /// the value before. If the function gives `None`, nothing is changed, and the value is in an `Err`.
+            ///
+            /// # Errors
+            ///
+            /// As [`load`](Self::load).
             pub fn fetch_update(&self, change: impl FnMut(T) -> Option<T>) -> Result<Result<T, T>, Error> {
                 with(self.handle(), self.index(), |word| update(word, change))
             }
@@ -282,6 +302,10 @@ macro_rules! operations {
 
         impl<$($life,)? T: Atomic + Number> $name<$($life,)? T> {
             /// Adds (integers wrap around); gives the value before.
+            ///
+            /// # Errors
+            ///
+            /// As [`load`](Self::load).
             pub fn fetch_add(&self, other: T) -> Result<T, Error> {
                 with(self.handle(), self.index(), |word| {
                     if T::WIDE {
@@ -293,16 +317,28 @@ macro_rules! operations {
             }
 
             /// Subtracts (integers wrap around); gives the value before.
+            ///
+            /// # Errors
+            ///
+            /// As [`load`](Self::load).
             pub fn fetch_sub(&self, other: T) -> Result<T, Error> {
                 with(self.handle(), self.index(), |word| always(word, |value: T| value.sub(other)))
             }
 
             /// Puts `other` in its place if that is greater; gives the value before.
+            ///
+            /// # Errors
+            ///
+            /// As [`load`](Self::load).
             pub fn fetch_max(&self, other: T) -> Result<T, Error> {
                 with(self.handle(), self.index(), |word| always(word, |value: T| if other > value { other } else { value }))
             }
 
             /// Puts `other` in its place if that is less; gives the value before.
+            ///
+            /// # Errors
+            ///
+            /// As [`load`](Self::load).
             pub fn fetch_min(&self, other: T) -> Result<T, Error> {
                 with(self.handle(), self.index(), |word| always(word, |value: T| if other < value { other } else { value }))
             }
@@ -310,16 +346,28 @@ macro_rules! operations {
 
         impl<$($life,)? T: Atomic + Bits> $name<$($life,)? T> {
             /// Bitwise, or logical, and; gives the value before.
+            ///
+            /// # Errors
+            ///
+            /// As [`load`](Self::load).
             pub fn fetch_and(&self, other: T) -> Result<T, Error> {
                 with(self.handle(), self.index(), |word| always(word, |value: T| value.and(other)))
             }
 
             /// Bitwise, or logical, or; gives the value before.
+            ///
+            /// # Errors
+            ///
+            /// As [`load`](Self::load).
             pub fn fetch_or(&self, other: T) -> Result<T, Error> {
                 with(self.handle(), self.index(), |word| always(word, |value: T| value.or(other)))
             }
 
             /// Bitwise, or logical, exclusive or; gives the value before.
+            ///
+            /// # Errors
+            ///
+            /// As [`load`](Self::load).
             pub fn fetch_xor(&self, other: T) -> Result<T, Error> {
                 with(self.handle(), self.index(), |word| always(word, |value: T| value.xor(other)))
             }

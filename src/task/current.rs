@@ -1,25 +1,41 @@
 //! What a running task can ask about itself.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 /// The task that runs, or the async one that was polled last: its slot, its number (0: none has run), its try. Stored one
 /// after another: a thread that a task left behind and that reads between two stores asks about a task that does not exist.
 static SLOT: AtomicU16 = AtomicU16::new(0);
 static ID: AtomicU64 = AtomicU64::new(0);
 static ATTEMPT: AtomicU8 = AtomicU8::new(0);
+static IS_SYNC: AtomicBool = AtomicBool::new(false);
+
+/// A task that runs, or ran; 0 is none.
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    slot: u16,
+    id: u64,
+}
 
 /// Whether the pool has asked the task of this slot and number to stop.
 type Asked = Box<dyn Fn(u16, u64) -> bool + Send + Sync>;
 
 static ASKED: OnceLock<Asked> = OnceLock::new();
 
-/// In a task: whether it has been asked to stop, because it was aborted or its time limit is over, and has a
-/// [`grace`](crate::Call::grace) in which to do that by itself. It costs one look at shared memory.
+/// In a task: whether it has been asked to stop, because it was aborted, its token was cancelled, its time limit is over, or
+/// the pool ends with a limit, and has a [`grace`](crate::Call::grace) in which to do that by itself. It costs one look at
+/// shared memory.
 ///
-/// For sync tasks. Without a grace a task is not asked but killed; an async task is dropped at an await point instead, and
-/// this stays `false` in it. It may be called from any thread of the worker, and tells of the task that runs.
-/// Outside of a task it is `false`.
+/// Without a grace no task is asked: a sync one is killed, an async one dropped at an await point, and this stays `false`. It
+/// may be called from any thread of the worker, and tells of the task that runs; in an async task of the one that was polled
+/// last, which is this one as long as it is being polled. Outside of a task of a pool it is `false`.
+///
+/// [`cancelled`] waits for it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -38,8 +54,183 @@ static ASKED: OnceLock<Asked> = OnceLock::new();
 /// # }
 /// ```
 pub fn is_cancelled() -> bool {
-    let id = ID.load(Ordering::Relaxed);
-    id != 0 && ASKED.get().is_some_and(|asked| asked(SLOT.load(Ordering::Relaxed), id))
+    is_asked(running())
+}
+
+/// In a task: waits until it has been asked to stop, as [`is_cancelled`] tells it. What the task returns then is its result.
+///
+/// It is about the task that runs when this is called, wherever the future is taken to and awaited. It never resolves for a
+/// task that is not asked (one without a [`grace`](crate::Call::grace)), nor outside of a task of a pool.
+///
+/// In a sync task it can be awaited in a runtime of the task's own. There a thread looks every 10 ms while
+/// somebody waits; in an async task the worker is told, and nobody looks.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// async fn serve() -> u32 {
+///     let mut served = 0;
+///     loop {
+///         tokio::select! {
+///             () = procpool::cancelled() => return served, // says how far it came
+///             () = tokio::time::sleep(Duration::from_millis(1)) => served += 1,
+///         }
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let pool = procpool::Pool::builder().workers(1).build()?;
+/// let limit = Duration::from_millis(50);
+/// let served = pool.call(serve).timeout(limit).grace(Duration::from_secs(5)).spawn(()).await?;
+/// # let _ = served;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Cancel safety
+///
+/// Dropped, it only no longer waits: a task stays asked, and the next call resolves at once.
+pub fn cancelled() -> Cancelled {
+    let is_sync = IS_SYNC.load(Ordering::Relaxed);
+    Cancelled { task: running(), is_sync, ticket: None }
+}
+
+/// What [`cancelled`] gives: a future that resolves when a task has been asked to stop.
+#[derive(Debug)]
+#[must_use = "a future does nothing unless it is awaited"]
+pub struct Cancelled {
+    task: Running,
+    /// Its worker is at work, and reads nothing while it runs.
+    is_sync: bool,
+    /// Its entry among those who wait.
+    ticket: Option<u64>,
+}
+
+impl Future for Cancelled {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.task.id == 0 {
+            return Poll::Pending; // nobody can ask it
+        }
+        // First enter, then look: who asks does it the other way round.
+        let ticket = WAITING.enter(self.task, self.ticket, cx.waker());
+        self.ticket = Some(ticket);
+        if is_asked(self.task) {
+            return Poll::Ready(());
+        }
+        if self.is_sync && !WAITING.look_out() {
+            cx.waker().wake_by_ref(); // there is no thread to be had: whoever polls looks
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Cancelled {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            WAITING.leave(ticket);
+        }
+    }
+}
+
+/// This task has been asked to stop: those who wait for that are woken.
+pub(crate) fn asked(id: u64) {
+    WAITING.wake(|task| task.id == id);
+}
+
+/// How often a sync task's word is looked at while somebody waits for it: asking is for things that take longer.
+const SYNC_LOOK: Duration = Duration::from_millis(10);
+
+/// Those who wait to be asked to stop.
+struct Waiting {
+    inside: Mutex<Inside>,
+}
+
+struct Inside {
+    entries: Vec<(u64, Running, Waker)>,
+    tickets: u64,
+    /// There is a thread that looks; it ends when nobody waits.
+    looked_after: bool,
+}
+
+static WAITING: Waiting = Waiting { inside: Mutex::new(Inside { entries: Vec::new(), tickets: 0, looked_after: false }) };
+
+impl Waiting {
+    /// Held only to put in and take out; never over a waker's code.
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters somebody who waits, or his new waker.
+    fn enter(&self, task: Running, ticket: Option<u64>, waker: &Waker) -> u64 {
+        let mut waker = waker.clone();
+        let mut inside = self.lock();
+        if let Some(ticket) = ticket
+            && let Some((.., old)) = inside.entries.iter_mut().find(|(other, ..)| *other == ticket)
+        {
+            std::mem::swap(old, &mut waker);
+            drop(inside);
+            return ticket;
+        }
+        inside.tickets += 1;
+        let ticket = inside.tickets;
+        inside.entries.push((ticket, task, waker));
+        ticket
+    }
+
+    fn leave(&self, ticket: u64) {
+        let mut inside = self.lock();
+        let at = inside.entries.iter().position(|(other, ..)| *other == ticket);
+        let left = at.map(|at| inside.entries.swap_remove(at));
+        drop(inside);
+        drop(left);
+    }
+
+    fn wake(&self, is_asked: impl Fn(Running) -> bool) {
+        let woken: Vec<_> = self.lock().entries.extract_if(.., |(_, task, _)| is_asked(*task)).collect();
+        for (.., waker) in woken {
+            // It may be anybody's: a panic in it must not keep the others from being told, and ends no worker.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+                std::mem::forget(payload);
+            }
+        }
+    }
+
+    /// Sees to it that a thread looks as long as somebody waits. `false`: there is none to be had.
+    fn look_out(&'static self) -> bool {
+        let mut inside = self.lock();
+        if inside.looked_after {
+            return true;
+        }
+        inside.looked_after = true;
+        drop(inside);
+        let look = move || {
+            loop {
+                std::thread::sleep(SYNC_LOOK);
+                self.wake(is_asked);
+                let mut inside = self.lock();
+                if inside.entries.is_empty() {
+                    inside.looked_after = false;
+                    return;
+                }
+            }
+        };
+        let started = std::thread::Builder::new().name("procpool-asked".into()).spawn(look).is_ok();
+        if !started {
+            self.lock().looked_after = false;
+        }
+        started
+    }
+}
+
+fn running() -> Running {
+    Running { slot: SLOT.load(Ordering::Relaxed), id: ID.load(Ordering::Relaxed) }
+}
+
+fn is_asked(task: Running) -> bool {
+    task.id != 0 && ASKED.get().is_some_and(|asked| asked(task.slot, task.id))
 }
 
 /// In a task: which try of it this is, from 1. See [`Call::retries`](crate::Call::retries).
@@ -54,10 +245,11 @@ pub fn attempt() -> Option<u32> {
 }
 
 /// This task runs now.
-pub(crate) fn set_current(slot: u16, id: u64, attempt: u8) {
+pub(crate) fn set_current(slot: u16, id: u64, attempt: u8, is_sync: bool) {
     SLOT.store(slot, Ordering::Relaxed);
     ID.store(id, Ordering::Relaxed);
     ATTEMPT.store(attempt, Ordering::Relaxed);
+    IS_SYNC.store(is_sync, Ordering::Relaxed);
 }
 
 /// How to find out whether a task was asked to stop. Called once, in a worker.

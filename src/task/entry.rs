@@ -2,11 +2,14 @@
 
 use std::any::Any;
 use std::fmt;
+use std::marker::PhantomData;
 
 use futures::future::LocalBoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::function::CapturesNothing;
+use super::table::conjure;
 use crate::wire::value::{self, DecodeError, EncodeError, Reader};
 
 /// The functions that stand behind one record.
@@ -42,12 +45,53 @@ pub(crate) enum Run {
 }
 
 /// See [`Run::Sync`].
-pub(crate) type RunSync = fn(args: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<(), RunError>;
+pub(crate) type RunSync = fn(args: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<Verdict, RunError>;
 /// See [`Run::Async`].
-pub(crate) type RunAsync = fn(args: &[u8], limit: usize) -> Result<Running<Vec<u8>>, RunError>;
+pub(crate) type RunAsync = fn(args: &[u8], limit: usize) -> Result<Running<(Vec<u8>, Verdict)>, RunError>;
 
 /// An async function under way; it need not be `Send`.
 pub(crate) type Running<T> = LocalBoxFuture<'static, Result<T, RunError>>;
+
+/// How a task's record judges what the task returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Final,
+    /// It is an error that is worth another try.
+    Again,
+}
+
+/// Judges the results of a task. It stands in the task's record, so it runs in the worker.
+pub trait Judge<R> {
+    #[doc(hidden)]
+    fn __is_worth_another_try(result: &R) -> bool;
+}
+
+/// Nothing that was returned is worth another try.
+#[derive(Debug)]
+pub(crate) enum Contented {}
+
+impl<R> Judge<R> for Contented {
+    fn __is_worth_another_try(_: &R) -> bool {
+        false
+    }
+}
+
+/// The errors of which the predicate `P` says so are worth another try.
+#[derive(Debug)]
+pub(crate) struct RetryIf<P>(PhantomData<P>);
+
+impl<T, E, P> Judge<Result<T, E>> for RetryIf<P>
+where
+    P: Fn(&E) -> bool + CapturesNothing,
+{
+    fn __is_worth_another_try(result: &Result<T, E>) -> bool {
+        result.as_ref().is_err_and(|error| conjure::<P>()(error))
+    }
+}
+
+pub(super) fn judge<R, J: Judge<R>>(result: &R) -> Verdict {
+    if J::__is_worth_another_try(result) { Verdict::Again } else { Verdict::Final }
+}
 
 /// Why a task or an init function gave no value, short of a panic.
 #[derive(Debug, Clone, PartialEq, Eq)]

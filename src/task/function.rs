@@ -5,7 +5,7 @@ use std::future::Future;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::entry::{self, Entry, Run};
+use super::entry::{self, Entry, Judge, Run};
 use super::table::conjure;
 
 /// A function that can be run in a worker process: a *task*.
@@ -74,7 +74,8 @@ use super::table::conjure;
     message = "`{Self}` is not a function that a worker process can run",
     label = "not a task",
     note = "its arguments must be owned values that are `Serialize + DeserializeOwned`, not references: take `String` \
-            instead of `&str`, `Vec<T>` instead of `&[T]` (the caller may still pass the reference)",
+            instead of `&str`, `Vec<T>` instead of `&[T]` (the caller may still pass the reference); types of your own \
+            derive serde's `Serialize` and `Deserialize`",
     note = "its result must be `Serialize + DeserializeOwned`: `io::Error`, `anyhow::Error` and most other errors are \
             not; return `Result<T, procpool::Failure>`, into which `?` turns any error",
     note = "it cannot capture variables: pass them as arguments",
@@ -88,8 +89,9 @@ pub trait Task<Args, Marker>: Copy + Send + Sync + 'static {
     #[doc(hidden)]
     const __ARITY: u32;
 
+    /// Its record, with what judges its results.
     #[doc(hidden)]
-    fn __entry() -> Entry;
+    fn __entry<J: Judge<Self::Output>>() -> Entry;
 }
 
 /// `for<'any> MustBeOwnedLikeString<'any>` is `Serialize + DeserializeOwned` by another name.
@@ -151,10 +153,13 @@ macro_rules! task {
 
             const __ARITY: u32 = <[&str]>::len(&[$(stringify!($arg)),*]) as u32;
 
-            fn __entry() -> Entry {
+            fn __entry<J: Judge<R>>() -> Entry {
                 Entry::new::<F>(Run::Sync(|bytes, out, limit| {
                     let ($($arg,)*) = entry::decode(bytes)?;
-                    entry::encode(&conjure::<F>()($($arg),*), out, limit)
+                    let result = conjure::<F>()($($arg),*);
+                    let verdict = entry::judge::<R, J>(&result);
+                    entry::encode(&result, out, limit)?;
+                    Ok(verdict)
                 }))
             }
         }
@@ -170,13 +175,15 @@ macro_rules! task {
 
             const __ARITY: u32 = <[&str]>::len(&[$(stringify!($arg)),*]) as u32;
 
-            fn __entry() -> Entry {
+            fn __entry<J: Judge<R>>() -> Entry {
                 Entry::new::<F>(Run::Async(|bytes, limit| {
                     let ($($arg,)*) = entry::decode(bytes)?;
                     Ok(Box::pin(async move {
+                        let result = conjure::<F>()($($arg),*).await;
+                        let verdict = entry::judge::<R, J>(&result);
                         let mut out = Vec::new();
-                        entry::encode(&conjure::<F>()($($arg),*).await, &mut out, limit)?;
-                        Ok(out)
+                        entry::encode(&result, &mut out, limit)?;
+                        Ok((out, verdict))
                     }))
                 }))
             }

@@ -19,13 +19,14 @@ mod table;
 mod tests;
 
 pub use args::{ArgsFor, ArgsTuple};
-pub use current::{attempt, is_cancelled};
+pub use current::{Cancelled, attempt, cancelled, is_cancelled};
 pub use function::Task;
 pub use init::Init;
 pub use state::state;
 
 pub(crate) use args::encode_args;
-pub(crate) use current::{set_asked, set_current};
-pub(crate) use entry::{Run, RunAsync, RunError, RunSync};
+pub(crate) use current::{asked, set_asked, set_current};
+pub(crate) use entry::{Contented, RetryIf, Run, RunAsync, RunError, RunSync, Verdict};
+pub(crate) use function::CapturesNothing;
 pub(crate) use state::keep;
-pub(crate) use table::{ZeroSized, entry, fingerprint, in_main_executable, index_of, index_of_init, supported};
+pub(crate) use table::{ZeroSized, entry, fingerprint, in_main_executable, index_of, index_of_init, index_of_judged, supported};

@@ -35,7 +35,7 @@ use std::marker::PhantomData;
 use std::mem;
 use std::sync::OnceLock;
 
-use super::entry::Entry;
+use super::entry::{Contented, Entry, Judge};
 use super::function::CapturesNothing;
 use super::{Init, Task};
 
@@ -54,8 +54,17 @@ pub(crate) fn index_of<F, Args, M>() -> TaskIndex
 where
     F: Task<Args, M>,
 {
+    index_of_judged::<F, Args, M, Contented>()
+}
+
+/// The same, of a task whose results `J` judges: a record of its own.
+pub(crate) fn index_of_judged<F, Args, M, J>() -> TaskIndex
+where
+    F: Task<Args, M>,
+    J: Judge<F::Output>,
+{
     let () = ZeroSized::<F>::PROVEN;
-    index_of_record(platform::record::<TaskRecord<F, Args, M>>())
+    index_of_record(platform::record::<TaskRecord<F, Args, M, J>>())
 }
 
 /// The place of an init function in the table.
@@ -150,11 +159,11 @@ trait Recorded {
     fn entry() -> Entry;
 }
 
-struct TaskRecord<F, Args, M>(PhantomData<(F, Args, M)>);
+struct TaskRecord<F, Args, M, J>(PhantomData<(F, Args, M, J)>);
 
-impl<F: Task<Args, M>, Args, M> Recorded for TaskRecord<F, Args, M> {
+impl<F: Task<Args, M>, Args, M, J: Judge<F::Output>> Recorded for TaskRecord<F, Args, M, J> {
     fn entry() -> Entry {
-        F::__entry()
+        F::__entry::<J>()
     }
 }
 
@@ -173,7 +182,7 @@ impl Recorded for BuiltIn {
     fn entry() -> Entry {
         fn nothing() {}
         fn entry_of<F: Task<(), M>, M>(_: F) -> Entry {
-            F::__entry()
+            F::__entry::<Contented>()
         }
         entry_of(nothing)
     }
@@ -191,6 +200,9 @@ impl<F> ZeroSized<F> {
         "a task cannot capture variables: pass them as arguments (a function pointer is a variable, too: name the \
          function itself)"
     );
+    /// The same of what judges a task's results.
+    pub(crate) const PROVEN_PREDICATE: () =
+        assert!(size_of::<F>() == 0, "a predicate cannot capture variables: it runs in the worker, as a part of its task");
 }
 
 /// Makes the value of a task, in a process where nobody passed it.

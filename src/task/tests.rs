@@ -79,7 +79,7 @@ impl<R: DeserializeOwned> Joined<R> {
                 }
                 out.split_off(b"before".len())
             }
-            Run::Async(run) => block_on(run(&self.args, limit)?)?,
+            Run::Async(run) => block_on(run(&self.args, limit)?)?.0,
             other => panic!("not a task: {other:?}"),
         };
         let mut reader = Reader::new(&out);

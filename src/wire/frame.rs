@@ -143,6 +143,11 @@ impl FrameBuffer {
         self.end - self.start
     }
 
+    /// What has come of the body of a frame that has not come whole. Empty: nothing of it, or there is none.
+    pub(crate) fn begun(&self) -> &[u8] {
+        self.bytes[self.start..self.end].get(HEAD..).unwrap_or_default()
+    }
+
     /// How much memory it holds, in bytes.
     #[cfg(test)]
     pub(super) fn capacity(&self) -> usize {

@@ -176,11 +176,13 @@ enum Read {
     Ready,
     InitFailed(InitFailed),
     Done(u64, Vec<u8>),
+    Again(u64, Vec<u8>),
     Failed(u64, Failed),
     Welcome(Welcome),
     Init(u32, u32, Vec<u8>),
     /// Slot and try; number, flags, index, how many arguments, and these.
     Call((u16, u8), u64, u8, u32, u32, Vec<u8>),
+    Ask(u64),
     Cancel(u64),
     Bell,
     Detached(u32),
@@ -197,10 +199,11 @@ fn read_message(body: &[u8]) -> Result<Read, Bad> {
             Read::Ready
         }
         kind::INIT_FAILED => Read::InitFailed(message.map()?),
-        kind::DONE => {
+        kind::DONE | kind::AGAIN => {
+            let again = message.kind == kind::AGAIN;
             let id = message.uint()?;
             let (1, value) = rest(&message) else { return Err(Bad("a result that is not one value".into())) };
-            Read::Done(id, value)
+            if again { Read::Again(id, value) } else { Read::Done(id, value) }
         }
         kind::FAILED => Read::Failed(message.uint()?, message.map()?),
         kind::WELCOME => Read::Welcome(message.map()?),
@@ -215,10 +218,11 @@ fn read_message(body: &[u8]) -> Result<Read, Bad> {
             let (arity, values) = rest(&message);
             Read::Call(place, id, flags, index, arity, values)
         }
-        kind::CANCEL => {
+        kind::ASK | kind::CANCEL => {
+            let ask = message.kind == kind::ASK;
             let id = message.uint()?;
             message.end()?;
-            Read::Cancel(id)
+            if ask { Read::Ask(id) } else { Read::Cancel(id) }
         }
         kind::BELL => {
             message.end()?;
@@ -244,6 +248,11 @@ fn write_message(message: &Read) -> Vec<u8> {
             message::done(&mut out, *id);
             values = value;
         }
+        Read::Again(id, value) => {
+            message::done(&mut out, *id);
+            message::worth_another_try(&mut out);
+            values = value;
+        }
         Read::Failed(id, failed) => message::failed(&mut out, *id, failed),
         Read::Welcome(welcome) => message::control(&mut out, kind::WELCOME, welcome),
         Read::Init(index, arity, args) => {
@@ -257,6 +266,7 @@ fn write_message(message: &Read) -> Vec<u8> {
         }
         Read::Bell => message::bell(&mut out),
         Read::Detached(pid) => message::detached(&mut out, *pid),
+        Read::Ask(id) => message::ask(&mut out, *id),
         Read::Cancel(id) => message::cancel(&mut out, *id),
         Read::Other => {}
     }
@@ -273,17 +283,29 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
         Read::InitFailed(InitFailed::Panicked { message: text(), location: None }),
         Read::Done(3, vec![0x92, 1, 2]),
         Read::Done(70_000, vec![0xc0]),
+        Read::Again(4, vec![0x81, 0xa3, b'E', b'r', b'r', 1]),
         Read::Failed(1, Failed::Panicked { message: text(), location: Some(text()), backtrace: Some("x".repeat(300)) }),
         Read::Failed(1, Failed::Arguments { reason: text() }),
         Read::Failed(1 << 40, Failed::Result { reason: String::new() }),
         Read::Failed(0, Failed::TooLarge),
         Read::Failed(5, Failed::Cancelled),
-        Read::Welcome(Welcome { frame_limit: 1 << 30, depth: 1, init: true, slots: 8, ring: 64, name: text(), limits: None, single: None }),
+        Read::Welcome(Welcome {
+            frame_limit: 1 << 30,
+            depth: 1,
+            init: true,
+            exit: true,
+            slots: 8,
+            ring: 64,
+            name: text(),
+            limits: None,
+            single: None,
+        }),
         Read::Init(70_000, 2, vec![5, 0xc0]),
         Read::Call((1000, 3), 300, 1, 7, 8, vec![1, 2, 3, 4, 5, 6, 7, 8]),
         Read::Call((0, 1), 0, 0, 0, 0, vec![]),
         Read::Bell,
         Read::Detached(4242),
+        Read::Ask(8),
         Read::Cancel(u64::MAX),
     ];
     all.iter().map(write_message).collect()
@@ -321,10 +343,12 @@ fn broken_messages_are_read_right_or_refused() {
         "Ready",
         "InitFailed",
         "Done",
+        "Again",
         "Failed",
         "Welcome",
         "Init",
         "Call",
+        "Ask",
         "Cancel",
         "Bell",
         "Detached",

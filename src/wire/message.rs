@@ -26,13 +26,20 @@ pub(crate) mod kind {
     pub(crate) const DETACHED: u8 = 7;
     /// As DONE, with a value that names shared objects.
     pub(crate) const DONE_NAMING: u8 = 8;
+    /// As DONE and DONE_NAMING, with an error of the task's own that is worth another try.
+    pub(crate) const AGAIN: u8 = 9;
+    pub(crate) const AGAIN_NAMING: u8 = 10;
     // From the pool.
     pub(crate) const WELCOME: u8 = 32;
     pub(crate) const INIT: u8 = 33;
     pub(crate) const CALL: u8 = 34;
     pub(crate) const CANCEL: u8 = 35;
+    /// What is to be run when the worker ends.
+    pub(crate) const EXIT: u8 = 38;
     /// A socket to a manager of shared objects comes with it; the manager's number follows.
     pub(crate) const ATTACH: u8 = 36;
+    /// An async task has been asked to stop by itself: its word says so, too.
+    pub(crate) const ASK: u8 = 37;
 }
 
 /// Flags of a call: send a backtrace with a panic, or send none. Without either the worker's environment decides.
@@ -64,6 +71,9 @@ pub(crate) struct Welcome {
     pub(crate) depth: u32,
     /// An `INIT` message follows.
     pub(crate) init: bool,
+    /// An `EXIT` message follows, after `INIT` if that does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) exit: bool,
     /// How the worker's memory is divided: claims in it, and bytes of the ring.
     pub(crate) slots: u32,
     pub(crate) ring: u32,
@@ -255,6 +265,12 @@ pub(crate) fn init(out: &mut Vec<u8>, task: u32, arity: u32) {
     uint(out, u64::from(task));
 }
 
+/// The call that a worker makes when it ends, up to its arguments.
+pub(crate) fn exit(out: &mut Vec<u8>, task: u32, arity: u32) {
+    head(out, kind::EXIT, 1 + arity);
+    uint(out, u64::from(task));
+}
+
 /// A result, up to its value.
 pub(crate) fn done(out: &mut Vec<u8>, id: u64) {
     head(out, kind::DONE, 2);
@@ -265,6 +281,14 @@ pub(crate) fn done(out: &mut Vec<u8>, id: u64) {
 pub(crate) fn done_naming(out: &mut Vec<u8>, id: u64) {
     head(out, kind::DONE_NAMING, 3);
     uint(out, id);
+}
+
+/// Where the kind stands in the body of a message.
+const KIND_AT: usize = 1;
+
+/// Makes a result, of whose body these are the first bytes, one that is worth another try.
+pub(crate) fn worth_another_try(body: &mut [u8]) {
+    body[KIND_AT] = if body[KIND_AT] == kind::DONE_NAMING { kind::AGAIN_NAMING } else { kind::AGAIN };
 }
 
 /// A socket to this manager comes with it.
@@ -283,6 +307,12 @@ pub(crate) fn failed(out: &mut Vec<u8>, id: u64, why: &Failed) {
 /// The wish that a task be dropped.
 pub(crate) fn cancel(out: &mut Vec<u8>, id: u64) {
     head(out, kind::CANCEL, 1);
+    uint(out, id);
+}
+
+/// The word that an async task has been asked to stop by itself.
+pub(crate) fn ask(out: &mut Vec<u8>, id: u64) {
+    head(out, kind::ASK, 1);
     uint(out, id);
 }
 
@@ -313,6 +343,20 @@ fn named(out: &mut Vec<u8>, body: &impl Serialize) {
 }
 
 // ---- reading
+
+/// Refuses what cannot be the beginning of a message, long before the rest of it has come: what was written into a socket by mistake
+/// is as a rule the head of a very long frame, which nobody should wait for.
+pub(crate) fn check_begun(body: &[u8]) -> Result<(), Bad> {
+    /// An array's head and a kind take no more, in bytes.
+    const WHOLE: usize = 5 + 9;
+    match body.first().map(|first| rmp::Marker::from_u8(*first)) {
+        Some(rmp::Marker::FixArray(_) | rmp::Marker::Array16 | rmp::Marker::Array32) if body.len() >= WHOLE => {
+            Message::new(body).map(|_| ())
+        }
+        None | Some(rmp::Marker::FixArray(_) | rmp::Marker::Array16 | rmp::Marker::Array32) => Ok(()),
+        Some(_) => Err(bad("the beginning of a frame that is no array")),
+    }
+}
 
 /// Reads a message's elements one after another.
 #[derive(Debug)]
@@ -372,6 +416,23 @@ impl<'a> Message<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_can_be_no_message_is_refused_as_soon_as_it_begins() {
+        for rubbish in [&b"a line of text"[..], b"7", &[0; 20], &[0x93, 0xa1, b'x', 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]] {
+            assert!(check_begun(rubbish).is_err(), "{rubbish:?}");
+        }
+        // Whatever is one, at whatever byte it is cut, and however its numbers are written.
+        let mut out = Vec::new();
+        done(&mut out, u64::MAX);
+        out.extend([7; 20]);
+        let wide = [0xdd, 0, 0, 0, 3, 0xcf, 0, 0, 0, 0, 0, 0, 0, kind::DONE, 1, 1, 1, 1];
+        for bytes in [&out[..], &wide] {
+            for cut in 0..bytes.len() {
+                check_begun(&bytes[..cut]).expect("it is one");
+            }
+        }
+    }
 
     #[test]
     fn a_call_is_read_as_written() {

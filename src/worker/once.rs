@@ -115,7 +115,7 @@ fn run_sync(call: &Call, function: RunSync, args: &[u8], limit: usize, things: R
     let (result, named) = serve::with_names(things?, run);
     serve::guard_against_fork();
     match result {
-        Ok(Ok(())) => Ok(Encoded { value: out, named }),
+        Ok(Ok(verdict)) => Ok(Encoded { value: out, named, verdict }),
         Ok(Err(error)) => Err(serve::why(error)),
         Err(payload) => Err(serve::caught(payload)),
     }

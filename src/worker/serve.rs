@@ -17,7 +17,7 @@ use crate::sync::named::{self, Named};
 use crate::sync::readiness::watch_readable;
 use crate::sync::remote::driven;
 use crate::sync::stopping;
-use crate::task::{self, Run, RunAsync, RunError, RunSync};
+use crate::task::{self, Run, RunAsync, RunError, RunSync, Verdict};
 use crate::wire::claim::{Claim, Progress};
 use crate::wire::frame;
 use crate::wire::message::{self, Failed, Hello, InitFailed, Message, Welcome, kind};
@@ -65,8 +65,10 @@ pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String>
         return once::serve(Inbox::new(socket, limit), limit, lifeline, single, is_detached, clock);
     }
     let _lifeline = lifeline;
-    let mut worker = Worker { inbox: Inbox::new(socket, limit), memory, out: Vec::new(), bell: bell(), limit, clock, runtime: None };
-    task::set_asked(Box::new(|slot, id| memory.claims().look(Claim { slot, id }) == Progress::Asked));
+    let inbox = Inbox::new(socket, limit);
+    let mut worker = Worker { inbox, memory, out: Vec::new(), bell: bell(), limit, clock, runtime: None, exit: None };
+    // A forked copy does not have that memory.
+    task::set_asked(Box::new(|slot, id| !fork::is_forked_copy() && memory.claims().look(Claim { slot, id }) == Progress::Asked));
     if welcome.init {
         match worker.init()? {
             Ok(()) => panics::install(memory), // `init` may have put a hook of its own before ours
@@ -81,6 +83,9 @@ pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String>
                 return worker.wait_for_the_end().map(|()| 0);
             }
         }
+    }
+    if welcome.exit {
+        worker.exit = Some(worker.read_exit()?);
     }
     worker.out.clear();
     let start = frame::begin(&mut worker.out);
@@ -178,6 +183,13 @@ struct Worker {
     clock: TaskClock,
     /// Made by the first async function.
     runtime: Option<Async>,
+    exit: Option<Exit>,
+}
+
+/// What is run when the pool has closed its side: a task whose result nobody wants, and its arguments.
+struct Exit {
+    run: Run,
+    args: Vec<u8>,
 }
 
 /// Where async tasks run: on this thread, with what they leave behind.
@@ -212,6 +224,7 @@ impl Call {
 pub(super) struct Encoded {
     pub(super) value: Vec<u8>,
     pub(super) named: Vec<Thing>,
+    pub(super) verdict: Verdict,
 }
 
 /// A call that breaks the protocol is no call: the worker ends.
@@ -288,13 +301,19 @@ pub(super) fn with_names<R>(things: Vec<Thing>, run: impl FnOnce() -> R) -> (R, 
 pub(super) fn write_outcome(out: &mut Vec<u8>, id: u64, outcome: Outcome, limit: usize) {
     let start = out.len();
     let failed = match outcome {
-        Ok(Encoded { value, named }) if named.is_empty() => {
+        Ok(Encoded { value, named, verdict }) if named.is_empty() => {
             message::done(out, id);
+            if verdict == Verdict::Again {
+                message::worth_another_try(&mut out[start..]);
+            }
             out.extend(value);
             return;
         }
-        Ok(Encoded { value, named }) => {
+        Ok(Encoded { value, named, verdict }) => {
             message::done_naming(out, id);
+            if verdict == Verdict::Again {
+                message::worth_another_try(&mut out[start..]);
+            }
             let written = named::write_names(&named, out, start.saturating_add(limit));
             out.extend(value);
             if written.is_err() || out.len() - start > limit {
@@ -349,7 +368,45 @@ impl Worker {
                 Run::InitSync(_) | Run::InitAsync(_) => return Err("a call of an init function".into()),
             }
         }
+        self.leave()
+    }
+
+    /// Runs what the pool wants to have run when a worker ends. That it fails or panics changes nothing about the end; if it
+    /// hangs, the pool kills.
+    fn leave(mut self) -> Result<(), String> {
+        let Some(Exit { run, args }) = self.exit.take() else { return Ok(()) };
+        task::set_current(0, 0, 0, true); // no task runs
+        let limit = self.limit;
+        let ran = match run {
+            Run::Sync(function) => catch_unwind(AssertUnwindSafe(|| function(&args, &mut Vec::new(), limit).map(drop))),
+            Run::Async(function) => {
+                let runtime = self.runtime()?;
+                let ran = catch_unwind(AssertUnwindSafe(|| {
+                    let future = function(&args, limit)?;
+                    runtime.local.block_on(&runtime.runtime, future).map(drop)
+                }));
+                self.runtime = Some(runtime);
+                ran
+            }
+            Run::InitSync(_) | Run::InitAsync(_) => return Err("an exit function that is an init function".into()),
+        };
+        guard_against_fork();
+        match ran {
+            Ok(Err(error @ RunError::Arguments(_))) => eprintln!("procpool: the exit function was not run: {error}"),
+            Ok(_) => {}
+            Err(payload) => drop_payload(payload), // the panic hook has told
+        }
         Ok(())
+    }
+
+    /// Takes in what is to be run at the end.
+    fn read_exit(&mut self) -> Result<Exit, String> {
+        let range = self.inbox.wait().map_err(lost)?.ok_or("the pool has gone")?;
+        let mut message = Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
+        let index = (message.kind == kind::EXIT).then(|| message.uint::<u32>().ok()).flatten();
+        let entry = index.and_then(task::entry).ok_or("no exit function where one was announced")?;
+        let args = self.inbox.bytes(range.start + message.rest().1..range.end).to_vec();
+        Ok(Exit { run: entry.run, args })
     }
 
     /// Makes a task ours, unless the pool has taken it back.
@@ -363,7 +420,7 @@ impl Worker {
 
     fn run_sync(&mut self, call: &Call, function: RunSync, args: Range<usize>, things: Result<Vec<Thing>, Failed>) {
         panics::want_backtrace(call.backtrace);
-        task::set_current(call.claim.slot, call.claim.id, call.attempt);
+        task::set_current(call.claim.slot, call.claim.id, call.attempt, true);
         let start = frame::begin(&mut self.out);
         message::done(&mut self.out, call.claim.id);
         let head = self.out.len();
@@ -375,11 +432,14 @@ impl Worker {
         guard_against_fork();
         self.clock.stop();
         let outcome = match ran {
-            Ok((Ok(Ok(())), named)) if named.is_empty() => {
+            Ok((Ok(Ok(verdict)), named)) if named.is_empty() => {
+                if verdict == Verdict::Again {
+                    message::worth_another_try(&mut self.out[start..]);
+                }
                 frame::finish(&mut self.out, start);
                 return;
             }
-            Ok((Ok(Ok(())), named)) => Ok(Encoded { value: self.out.split_off(head), named }),
+            Ok((Ok(Ok(verdict)), named)) => Ok(Encoded { value: self.out.split_off(head), named, verdict }),
             Ok((Ok(Err(error)), _)) => Err(why(error)),
             Ok((Err(payload), _)) => Err(caught(payload)),
             Err(failed) => Err(failed),
@@ -422,10 +482,12 @@ impl Worker {
                             Next::Frame(range) => range,
                         };
                         let mut message = Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
-                        if message.kind == kind::CANCEL {
+                        if matches!(message.kind, kind::ASK | kind::CANCEL) {
                             let id = message.uint::<u64>().map_err(|e| e.to_string())?;
-                            if let Some(abort) = aborts.get(&id) {
-                                abort.abort();
+                            match aborts.get(&id) {
+                                Some(_) if message.kind == kind::ASK => task::asked(id),
+                                Some(abort) => abort.abort(),
+                                None => {}
                             }
                             continue;
                         }
@@ -545,7 +607,7 @@ pub(super) fn begin(
     // Decoding is user code as well. The head of a reply takes at most 16 bytes.
     panics::want_backtrace(backtrace);
     let attempt = call.attempt;
-    task::set_current(claim.slot, claim.id, attempt);
+    task::set_current(claim.slot, claim.id, attempt, false);
     let made = things.map(|things| with_names(things, || catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16))))).0);
     let future = match made {
         Ok(Ok(future)) => future.map_err(why),
@@ -563,7 +625,7 @@ pub(super) fn begin(
         let polled = std::future::poll_fn(|cx| {
             panics::want_backtrace(backtrace);
             Errno::clear(); // what another task failed in is not this one's
-            task::set_current(claim.slot, claim.id, attempt);
+            task::set_current(claim.slot, claim.id, attempt, false);
             // Its result is encoded within its last poll.
             let polled;
             (polled, named) = with_names(Vec::new(), || guarded.as_mut().poll(cx));
@@ -579,7 +641,7 @@ pub(super) fn begin(
                 guard_against_fork();
                 Err(dropped.map_or_else(caught, |()| Failed::Cancelled))
             }
-            Ok(Ok(Ok(value))) => Ok(Encoded { value, named }),
+            Ok(Ok(Ok((value, verdict)))) => Ok(Encoded { value, named, verdict }),
             Ok(Ok(Err(error))) => Err(why(error)),
             Ok(Err(payload)) => Err(caught(payload)),
         };

@@ -49,6 +49,9 @@ async fn front_page() -> Result<(), Box<dyn std::error::Error>> {
     let sum: u32 = pool.spawn(checksum, path).await?;
     let all: Result<u64, TaskError> = pool.spawn(work::<u32>, 1).await;
 
+    let fetched = pool.call(fetch).retries(3).retry_if(|e| e.is_empty()).spawn(("host".into(), 80)).await?;
+    let _: Result<Vec<u8>, String> = fetched;
+
     let pairs = vec![(1, 2), (3, 4)];
     let _ = pool.map(fib, 0..90);
     let _ = pool.map(add, pairs.iter());
