@@ -6,7 +6,7 @@
 mod processes;
 
 use processes::soon;
-use procpool::{Channel, ErrorKind, List, Map, MapChange, Pool, Registered, Served, channel};
+use procpool::{Channel, ErrorKind, List, Map, MapChange, Pool, Registered, Served, Value, channel};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -247,4 +247,44 @@ async fn the_ends_of_a_channel_go_to_two_workers_and_end_with_them() {
     assert_eq!(soon(here.recv()).await.unwrap(), Some(1));
     assert_eq!(soon(here.recv()).await.unwrap(), None);
     assert!(soon(here.send(2)).await.unwrap_err().error().is_closed());
+}
+
+/// Reads what another writes, until the end: never older than what had been written before. Gives how often it was the same.
+async fn read_on(map: Map<String, u64>, written: Value<u64>, last: u64) -> u64 {
+    let (mut same, mut before) = (0, 0);
+    loop {
+        let least = written.load().unwrap();
+        let got = map.get("counter").await.unwrap().unwrap_or(u64::MAX);
+        assert!(got >= least, "{got} was read, and {least} had been written");
+        same += u64::from(got == before);
+        before = got;
+        // What one has written oneself one reads; and what is not there is told as often.
+        map.insert("own".into(), got).await.unwrap();
+        assert_eq!(map.get("own").await.unwrap(), Some(got));
+        map.remove("own").await.unwrap();
+        for _ in 0..3 {
+            assert_eq!(map.get("own").await.unwrap(), None);
+        }
+        if least == last {
+            return same;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_read_often_is_never_older_than_what_was_written_before() {
+    const LAST: u64 = 2_000;
+    let pool = pool(1);
+    let (map, written) = (pool.manager().map().unwrap(), pool.manager().value(0u64).unwrap());
+    map.insert("counter".into(), 0).await.unwrap();
+    let reader = pool.spawn(read_on, (map.clone(), written.clone(), LAST));
+    for number in 1..=LAST {
+        map.insert("counter".into(), number).await.unwrap();
+        written.store(number).unwrap();
+        for _ in 0..number % 5 * 20 {
+            tokio::task::yield_now().await;
+        }
+    }
+    soon(reader).await.unwrap();
+    soon(pool.shutdown()).await;
 }

@@ -423,6 +423,32 @@ impl<T> Drop for Outlet<T> {
     }
 }
 
+/// Where a client sees whether something of an object has changed: the count of changes, in the first word of its memory.
+#[derive(Debug)]
+pub(crate) struct Mirror {
+    memory: Arc<SharedMemory>,
+}
+
+impl Mirror {
+    pub(crate) fn new(memory: Arc<SharedMemory>) -> Self {
+        Self { memory }
+    }
+
+    pub(crate) fn show(&self, changes: u64) {
+        self.memory.words()[COUNTS].store(changes & !SHUT, Ordering::SeqCst);
+    }
+
+    /// The client's view. `None`: it is not told any more.
+    pub(crate) fn look(&self) -> Option<u64> {
+        let changes = self.memory.words()[COUNTS].load(Ordering::SeqCst);
+        (changes & SHUT == 0).then_some(changes)
+    }
+
+    pub(crate) fn shut(&self) {
+        self.memory.words()[COUNTS].fetch_or(SHUT, Ordering::SeqCst);
+    }
+}
+
 /// Bells that have been set are seen by the client, or its step is seen by who looks now.
 pub(crate) fn before_looking_again() {
     fence(Ordering::SeqCst);

@@ -205,7 +205,11 @@ impl<K: Serialize, V: DeserializeOwned> Map<K, V> {
         K: Borrow<Q>,
         Q: Serialize + ?Sized,
     {
-        self.found(self.ask_key(key, |key| Ask::Get { key })?.await)
+        let key = encode_key(&self.handle, key)?;
+        match self.handle.kept(&key) {
+            Ok(value) => value.map(|value| self.handle.decode(&value)).transpose(),
+            Err(at) => self.got(key.clone(), at, self.handle.ask(Ask::Get { key }.body()).await),
+        }
     }
 
     /// As [`get`](Self::get).
@@ -218,7 +222,11 @@ impl<K: Serialize, V: DeserializeOwned> Map<K, V> {
         K: Borrow<Q>,
         Q: Serialize + ?Sized,
     {
-        self.found(self.ask_key(key, |key| Ask::Get { key })?.settle())
+        let key = encode_key(&self.handle, key)?;
+        match self.handle.kept(&key) {
+            Ok(value) => value.map(|value| self.handle.decode(&value)).transpose(),
+            Err(at) => self.got(key.clone(), at, self.handle.ask(Ask::Get { key }.body()).settle()),
+        }
     }
 
     /// Removes an entry; gives its value, if there was one.
@@ -249,6 +257,20 @@ impl<K: Serialize, V: DeserializeOwned> Map<K, V> {
         Q: Serialize + ?Sized,
     {
         self.found(self.ask_key(key, |key| Ask::Remove { key, when: When::Always })?.settle())
+    }
+
+    /// What was read, and is kept if the map had changed so many times before it was asked.
+    fn got(&self, key: Packet, at: Option<u64>, answer: Result<Body, Error>) -> Result<Option<V>, Error> {
+        if let (Some(at), Ok(body)) = (at, &answer)
+            && body.held.is_none()
+        {
+            match reply(body)? {
+                Reply::Value { .. } => self.handle.keep(key, Some(body.tail.clone()), at),
+                Reply::Absent => self.handle.keep(key, None, at),
+                _ => {}
+            }
+        }
+        self.found(answer)
     }
 
     fn found(&self, answer: Result<Body, Error>) -> Result<Option<V>, Error> {

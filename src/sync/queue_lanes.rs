@@ -4,13 +4,16 @@
 //! has been used some times, without waiting for it; what cannot go by lane (there is none, it is full or empty, the item is
 //! large or names other objects) goes as a message, as ever.
 //!
+//! A handle of a map that reads often is told in its own memory how many changes there were. As long as there are no more, what it has
+//! read is still so, and need not be asked for again.
+//!
 //! **What was given up.** A `recv` that was dropped has said so by a message, and what it may have been sent goes back to its place
 //! when that is read; until then the lane may hold what comes after it. So from then on everything goes by message, until
 //! one that was sent later has been answered. The same with a `send`.
 
 use super::connection::Connection;
 use super::handle::{Handle, Inner};
-use crate::manager::lane::{Pusher, Taker, Way};
+use crate::manager::lane::{Mirror, Pusher, Taker, Way};
 use crate::manager::mail::Arrived;
 use crate::manager::object::Body;
 use crate::manager::objects::code::Message;
@@ -18,6 +21,7 @@ use crate::manager::objects::queue::Ask;
 use crate::process::{SharedMemory, fork};
 use crate::wire::packet::Packet;
 use nix::time::{ClockId, clock_gettime};
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,6 +36,8 @@ pub(super) struct Lanes {
     /// Held only to use the lane: system calls are made without it.
     into: Mutex<Lane<Pusher>>,
     out: Mutex<Lane<Taker>>,
+    /// Of a map.
+    kept: Mutex<Lane<Kept>>,
     /// The last request that was given up, until one that came later is answered.
     given_up: AtomicU64,
 }
@@ -85,7 +91,9 @@ impl Lanes {
 
     /// Its handle is dropped.
     pub(super) fn close(&mut self, connection: &Connection, object: u64) {
+        let kept = self.kept.get_mut().unwrap_or_else(PoisonError::into_inner).ticket();
         let lanes = [
+            kept,
             self.into.get_mut().unwrap_or_else(PoisonError::into_inner).ticket(),
             self.out.get_mut().unwrap_or_else(PoisonError::into_inner).ticket(),
         ];
@@ -93,6 +101,31 @@ impl Lanes {
             drop(connection.mail().forget(ticket));
             connection.cancel(object, ticket);
         }
+    }
+}
+
+/// What was read of a map, as long as nothing has changed there.
+#[derive(Debug)]
+struct Kept {
+    mirror: Mirror,
+    /// At this count of changes.
+    at: u64,
+    values: HashMap<Packet, Option<Packet>>,
+    bytes: usize,
+}
+
+/// No more is kept than this, in bytes.
+const KEPT_MAX: usize = 1 << 20;
+
+impl Kept {
+    /// Now; what was read before the last change is forgotten.
+    fn look(&mut self) -> Option<u64> {
+        let now = self.mirror.look()?;
+        if now != self.at {
+            self.values.clear();
+            (self.at, self.bytes) = (now, 0);
+        }
+        Some(now)
     }
 }
 
@@ -154,6 +187,40 @@ impl Handle {
         }
         self.open(&lanes.out, lane, Way::Out, Taker::new);
         None
+    }
+
+    /// What was read of a map under this key before, if nothing has changed since; else the count of changes, if that is told.
+    pub(super) fn kept(&self, key: &Packet) -> Result<Option<Body>, Option<u64>> {
+        if self.connection().server().is_some() || fork::is_forked_copy() {
+            return Err(None);
+        }
+        let Some(lanes) = self.may_use_lanes() else { return Err(None) };
+        let mut lane = lock(&lanes.kept);
+        if let Lane::Open(_, kept) = &mut *lane {
+            let now = kept.look();
+            return match kept.values.get(key) {
+                Some(value) if now.is_some() => Ok(value.clone().map(|value| Body::with_value(Packet::default(), value, None))),
+                _ => Err(now),
+            };
+        }
+        let end = |memory| Some(Kept { mirror: Mirror::new(memory), at: 0, values: HashMap::new(), bytes: 0 });
+        self.open(&lanes.kept, lane, Way::Out, end);
+        Err(None)
+    }
+
+    /// Keeps what was read of a map, after it had changed so many times.
+    pub(super) fn keep(&self, key: Packet, value: Option<Packet>, at: u64) {
+        if let Lane::Open(_, kept) = &mut *lock(&self.lanes().kept)
+            && kept.look() == Some(at)
+        {
+            kept.bytes += key.len() + value.as_ref().map_or(0, |value| value.len()) + 100;
+            if kept.bytes > KEPT_MAX {
+                kept.values.clear();
+                kept.bytes = 0;
+                return;
+            }
+            kept.values.insert(key, value);
+        }
     }
 
     /// The manager wants to know that something has happened in a lane.

@@ -14,9 +14,12 @@ use super::code::{Message, Pack, Wait, messages, unpack};
 use super::line::{Line, WAITER_BYTES};
 use super::when::When;
 use crate::manager::held::join;
+use crate::manager::lane::{self, Mirror, Way};
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Held, Object};
+use crate::process::SharedMemory;
 use crate::wire::packet::Packet;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 messages!(
@@ -120,6 +123,9 @@ impl Log {
     }
 }
 
+/// Clients that are told of changes in their own memory, at most.
+const MIRRORS_MAX: usize = 64;
+
 struct Watch {
     key: Option<Packet>,
     /// What it is known to have.
@@ -133,6 +139,10 @@ pub(crate) struct Map {
     order: BTreeMap<u64, Packet>,
     next: u64,
     version: u64,
+    /// Counts what has changed, removals too.
+    changes: u64,
+    /// Clients that keep what they have read as long as nothing has changed.
+    mirrors: BTreeMap<Caller, Mirror>,
     bytes: usize,
     watches: BTreeMap<Caller, Watch>,
     log: Log,
@@ -169,6 +179,7 @@ impl Map {
 
     fn insert(&mut self, key: Packet, value: Packet, held: Held) -> Body {
         self.version += 1;
+        self.has_changed();
         let version = self.version;
         self.note(&key, Some((&value, &held)));
         self.bytes += value.len();
@@ -192,10 +203,17 @@ impl Map {
 
     fn remove(&mut self, key: &Packet) -> Body {
         let Some(entry) = self.entries.remove(key) else { return Reply::Absent.body() };
+        self.has_changed();
         self.order.remove(&entry.order);
         self.bytes -= ENTRY_BYTES + 2 * key.len() + entry.value.len();
         self.note(key, None);
         Self::body(&Reply::Value { version: entry.version }, &entry.value, &entry.held)
+    }
+
+    /// Told to those who keep what they have read, before anybody is answered.
+    fn has_changed(&mut self) {
+        self.changes += 1;
+        self.mirrors.values().for_each(|mirror| mirror.show(self.changes));
     }
 
     fn snapshot(&self, values: bool) -> Body {
@@ -327,6 +345,12 @@ impl Map {
     }
 }
 
+impl Drop for Map {
+    fn drop(&mut self) {
+        self.mirrors.values().for_each(Mirror::shut);
+    }
+}
+
 impl Object for Map {
     fn request(&mut self, caller: Caller, body: Body, now: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
         if self.watches.contains_key(&caller) || self.line.contains(caller) {
@@ -341,11 +365,13 @@ impl Object for Map {
 
     fn cancel(&mut self, caller: Caller, _: Instant, _: &mut Vec<Answer>) {
         self.line.remove(caller);
+        self.mirrors.remove(&caller);
         self.unwatch(caller);
     }
 
     fn gone(&mut self, client: Client, _: Gone, _: Instant, _: &mut Vec<Answer>) {
         self.line.remove_client(client);
+        self.mirrors.retain(|caller, _| caller.client != client);
         for watch in super::line::of_client(&self.watches, client).collect::<Vec<_>>() {
             self.unwatch(watch);
         }
@@ -360,7 +386,17 @@ impl Object for Map {
     }
 
     fn bytes(&self) -> usize {
-        self.bytes + self.log.bytes + self.line.len() * WAITER_BYTES + self.watches.len() * 100
+        self.bytes + self.log.bytes + self.line.len() * WAITER_BYTES + self.watches.len() * 100 + self.mirrors.len() * lane::WORDS * 8
+    }
+
+    fn lane(&mut self, caller: Caller, way: Way, memory: Arc<SharedMemory>, _: Instant, _: &mut Vec<Answer>) -> bool {
+        if way != Way::Out || self.mirrors.len() >= MIRRORS_MAX || self.mirrors.contains_key(&caller) {
+            return false;
+        }
+        let mirror = Mirror::new(memory);
+        mirror.show(self.changes);
+        self.mirrors.insert(caller, mirror);
+        true
     }
 }
 

@@ -526,7 +526,7 @@ impl World {
         }
         self.places.insert(id, (Place::Gone, 0));
         self.note("by lane out");
-        if !(self.senders.is_empty() && self.joiners.is_empty()) && !ring {
+        if !ring && (!self.senders.is_empty() || !self.joiners.is_empty()) {
             return Err(format!("item {id} was taken without a bell"));
         }
         if ring { self.ring(caller.client) } else { Ok(()) }
