@@ -338,6 +338,8 @@ struct Job {
     /// Async, it is to be dropped; and its worker has been told.
     dropping: bool,
     told: bool,
+    /// It was done when its time was up, and its reply has had a grace of its own.
+    excused: bool,
     /// A process has begun it, in this try, and when.
     begun: bool,
     began_at: Instant,
@@ -740,6 +742,7 @@ impl World {
                 stop: None,
                 dropping: false,
                 told: false,
+                excused: false,
                 begun: false,
                 began_at: self.now,
                 done: false,
@@ -830,6 +833,7 @@ impl World {
                 Way::Ask(grace) => grace,
             };
             job.dropping = job.way() == Way::Drop;
+            job.excused = job.way() == Way::Kill;
             hand.asked.push((self.now + grace, id));
             if job.mode == Mode::Sync && job.way() != Way::Kill {
                 self.hear(worker, id); // it looks at its word
@@ -873,11 +877,16 @@ impl World {
             }
             self.stop(id, stop);
         }
-        // Async tasks that were asked, and have not stopped by themselves.
+        // Tasks that are done, and whose replies have not come; async ones that were asked, and have not stopped by themselves.
         for hand in self.hands.values_mut().filter(|hand| hand.life != Life::Doomed) {
             for (by, id) in &mut hand.asked {
                 let job = &mut self.jobs[*id as usize];
-                if *by <= self.now && job.mode == Mode::Async && !job.dropping && !job.done {
+                if *by > self.now {
+                    continue;
+                }
+                if job.done && !job.excused {
+                    (*by, job.excused) = (self.now + ABORT_GRACE, true);
+                } else if job.mode == Mode::Async && !job.dropping && !job.done {
                     // It has as long again, up to a second.
                     let grace = job.options.grace.unwrap_or(ABORT_GRACE).min(ABORT_GRACE);
                     (*by, job.dropping) = (self.now + grace, true);
@@ -906,7 +915,7 @@ impl World {
         let job = &mut self.jobs[id as usize];
         let wait = job.options.retry.wait(job.attempt);
         (job.attempt, job.moves, job.stop) = (job.attempt + 1, 0, None);
-        (job.begun, job.done, job.dropping, job.told) = (false, false, false, false);
+        (job.begun, job.done, job.dropping, job.told, job.excused) = (false, false, false, false, false);
         if wait.is_zero() {
             self.enqueue(id);
         } else {
@@ -1475,7 +1484,7 @@ impl World {
         ensure!(hand.life != Life::Doomed, "{key:?} is killed twice");
         ensure!(self.killed || stopped || overdue || late || unwanted || told, "{hand:?} is killed for nothing");
         if let Some(hand) = self.hands.get_mut(&key) {
-            hand.killed_for_one = stopped || overdue;
+            hand.killed_for_one = (stopped || overdue) && !told;
         }
         self.die(key);
         Ok(())
@@ -1571,8 +1580,7 @@ impl World {
     fn overdue(&self) -> Check {
         let late = self.hands.iter().find(|(_, hand)| match hand.life {
             Life::Starting { until } => until.is_some_and(|until| until <= self.now),
-            // One that is done has only to be heard of.
-            Life::Ready => hand.asked.iter().any(|(by, id)| *by <= self.now && !self.jobs[*id as usize].done),
+            Life::Ready => hand.asked.iter().any(|(by, _)| *by <= self.now),
             Life::Leaving { by } => by <= self.now,
             Life::Doomed => false,
         });
