@@ -8,11 +8,11 @@ mod processes;
 
 use futures::StreamExt;
 use nix::sys::signal::Signal;
-use processes::{Seen, children, in_own_process, own_dir, own_process, pid, soon, until, wait_until};
+use processes::{Seen, children, in_own_process, own_dir, own_process, passes, pid, soon, until, wait_until};
 use procpool::{Array, Barrier, Event, List, Manager, Map, Mutex, Pool, Queue, RwLock, Semaphore, Value};
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 fn pool(workers: usize) -> Pool {
@@ -268,6 +268,112 @@ async fn a_worker_without_address_space_is_told_so_and_goes_on() {
         (refused == Err(procpool::ErrorKind::Memory), small.load().unwrap(), large.at(5).unwrap().load().unwrap())
     };
     assert_eq!(soon(pool.spawn(tries, (small, large))).await.unwrap(), (true, 7, 1));
+}
+
+/// How many memfds are mapped here.
+fn mapped() -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().filter(|line| line.contains(" rw-s ") && line.contains("/memfd:")).count()
+}
+
+/// Sends, receives and reads so often that there are lanes, if they are to be had: how many, and whether all was right.
+fn use_lanes(queue: &Queue<u64>, map: &Map<u32, u64>) -> (usize, bool) {
+    let before = mapped();
+    let mut right = true;
+    for n in 0..100 {
+        queue.blocking_send(n).unwrap();
+        right &= queue.blocking_recv().unwrap() == Some(n);
+        right &= map.blocking_get(&1).unwrap() == Some(7);
+    }
+    (mapped() - before, right)
+}
+
+#[test]
+fn where_files_may_not_grow_there_are_no_lanes_and_everything_goes_by_message() {
+    in_own_process("own_process_without_lanes");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_without_lanes() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if own_dir().is_none() {
+        return;
+    }
+    let (soft, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+    let pool = pool(1);
+    soon_blocking(pool.spawn(pid, ()));
+    let manager = pool.manager();
+    let uses = |queue: Queue<u64>, map: Map<u32, u64>| use_lanes(&queue, &map);
+    for (limit, lanes) in [(16 << 10, 0), (soft, 3)] {
+        setrlimit(Resource::RLIMIT_FSIZE, limit, hard).unwrap();
+        let (queue, map) = (manager.queue(10).unwrap(), manager.map().unwrap());
+        map.blocking_insert(1, 7).unwrap();
+        assert_eq!(soon_blocking(pool.spawn(uses, (queue, map))), (lanes, true));
+    }
+}
+
+#[tokio::test]
+async fn a_worker_without_address_space_for_lanes_sends_and_receives_by_message() {
+    let pool = pool(1);
+    let manager = pool.manager();
+    let uses = |queues: [Queue<u64>; 2], maps: [Map<u32, u64>; 2]| {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        maps[0].blocking_get(&1).unwrap(); // it has the thread that reads
+        // Something on the heap, which a limit on addresses does not take away: it is free, and stays below what is not.
+        let free: Vec<_> = (0..40).map(|_| vec![0u8; 50_000]).collect();
+        let stays = vec![0u8; 50_000];
+        drop(free);
+        let (soft, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
+        let pages: u64 = std::fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
+        setrlimit(Resource::RLIMIT_AS, pages * 4096, hard).unwrap();
+        let without = use_lanes(&queues[0], &maps[0]);
+        setrlimit(Resource::RLIMIT_AS, soft, hard).unwrap();
+        drop(stays);
+        (without, use_lanes(&queues[1], &maps[1]))
+    };
+    let queues = [manager.queue(10).unwrap(), manager.queue(10).unwrap()];
+    let maps = [manager.map().unwrap(), manager.map().unwrap()];
+    for map in &maps {
+        map.insert(1, 7).await.unwrap();
+    }
+    assert_eq!(soon(pool.spawn(uses, (queues, maps))).await.unwrap(), ((0, true), (3, true)));
+}
+
+/// What is shared is in memfds, which no mounted file system counts.
+#[test]
+#[ignore = "needs root"]
+fn needs_root_objects_and_lanes_work_where_dev_shm_is_full() {
+    let (test, dir) = ("own_process_with_a_full_dev_shm", tempfile::tempdir().unwrap());
+    let own = own_process(&std::env::current_exe().unwrap(), test, dir.path());
+    let fill = "mount -t tmpfs -o size=4096 none /dev/shm && head -c 4096 /dev/zero > /dev/shm/full && exec \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", fill]).arg(own.get_program()).args(own.get_args());
+    command.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    passes(test, command);
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_with_a_full_dev_shm() {
+    if own_dir().is_none() {
+        return;
+    }
+    let full = std::fs::write("/dev/shm/more", "more").unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    let pool = pool(1);
+    let manager = pool.manager();
+    let (queue, map): (Queue<u64>, Map<u32, u64>) = (manager.queue(10).unwrap(), manager.map().unwrap());
+    map.blocking_insert(1, 7).unwrap();
+    let (lock, array) = (manager.mutex(vec![1u8; 200_000]).unwrap(), manager.array(&[1u64; 100_000]).unwrap());
+    let uses = |queue: Queue<u64>, map: Map<u32, u64>, lock: Mutex<Vec<u8>>, array: Array<u64>| {
+        lock.blocking_lock().unwrap().push(2);
+        array.at(99_999).unwrap().fetch_add(1).unwrap();
+        use_lanes(&queue, &map)
+    };
+    let used = soon_blocking(pool.spawn(uses, (queue.clone(), map.clone(), lock.clone(), array.clone())));
+    assert_eq!(used, (3, true));
+    assert_eq!((lock.blocking_get().unwrap().len(), array.to_vec().unwrap()[99_999]), (200_001, 2));
 }
 
 fn soon_blocking<R: serde::de::DeserializeOwned>(handle: procpool::JoinHandle<R>) -> R {

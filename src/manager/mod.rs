@@ -5,7 +5,7 @@
 //! * `server.rs`: the rules under their lock, and the sockets of clients;
 //! * `rings.rs`: threads that wait for each other's locks;
 //! * `segments.rs`: the memory that it shares with its clients; `lock/`: the lock that lives in shared memory;
-//! * `lane.rs`: memory through which a client and a queue pass items;
+//! * `lane.rs`: memory through which a client and a queue pass items; `reads.rs`: what a client keeps that it has read of a map;
 //! * `message.rs`: what clients and manager say to each other; `outgoing.rs`: what is to be written to a socket;
 //! * `mail.rs`: where a client's answers arrive.
 //!
@@ -19,6 +19,7 @@ pub(crate) mod message;
 pub(crate) mod object;
 pub(crate) mod objects;
 pub(crate) mod outgoing;
+pub(crate) mod reads;
 pub(crate) mod rings;
 pub(crate) mod segments;
 pub(crate) mod server;

@@ -13,15 +13,15 @@
 
 use super::connection::Connection;
 use super::handle::{Handle, Inner};
-use crate::manager::lane::{Mirror, Pusher, Taker, Way};
+use crate::manager::lane::{Pusher, Taker, Way};
 use crate::manager::mail::Arrived;
 use crate::manager::object::Body;
 use crate::manager::objects::code::Message;
 use crate::manager::objects::queue::Ask;
+use crate::manager::reads::Reads;
 use crate::process::{SharedMemory, fork};
 use crate::wire::packet::Packet;
 use nix::time::{ClockId, clock_gettime};
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,7 +37,7 @@ pub(super) struct Lanes {
     into: Mutex<Lane<Pusher>>,
     out: Mutex<Lane<Taker>>,
     /// Of a map.
-    kept: Mutex<Lane<Kept>>,
+    kept: Mutex<Lane<Reads>>,
     /// The last request that was given up, until one that came later is answered.
     given_up: AtomicU64,
 }
@@ -101,31 +101,6 @@ impl Lanes {
             drop(connection.mail().forget(ticket));
             connection.cancel(object, ticket);
         }
-    }
-}
-
-/// What was read of a map, as long as nothing has changed there.
-#[derive(Debug)]
-struct Kept {
-    mirror: Mirror,
-    /// At this count of changes.
-    at: u64,
-    values: HashMap<Packet, Option<Packet>>,
-    bytes: usize,
-}
-
-/// No more is kept than this, in bytes.
-const KEPT_MAX: usize = 1 << 20;
-
-impl Kept {
-    /// Now; what was read before the last change is forgotten.
-    fn look(&mut self) -> Option<u64> {
-        let now = self.mirror.look()?;
-        if now != self.at {
-            self.values.clear();
-            (self.at, self.bytes) = (now, 0);
-        }
-        Some(now)
     }
 }
 
@@ -196,30 +171,18 @@ impl Handle {
         }
         let Some(lanes) = self.may_use_lanes() else { return Err(None) };
         let mut lane = lock(&lanes.kept);
-        if let Lane::Open(_, kept) = &mut *lane {
-            let now = kept.look();
-            return match kept.values.get(key) {
-                Some(value) if now.is_some() => Ok(value.clone().map(|value| Body::with_value(Packet::default(), value, None))),
-                _ => Err(now),
-            };
+        if let Lane::Open(_, reads) = &mut *lane {
+            let value = reads.get(key)?;
+            return Ok(value.map(|value| Body::with_value(Packet::default(), value, None)));
         }
-        let end = |memory| Some(Kept { mirror: Mirror::new(memory), at: 0, values: HashMap::new(), bytes: 0 });
-        self.open(&lanes.kept, lane, Way::Out, end);
+        self.open(&lanes.kept, lane, Way::Out, |memory| Some(Reads::new(memory)));
         Err(None)
     }
 
     /// Keeps what was read of a map, after it had changed so many times.
     pub(super) fn keep(&self, key: Packet, value: Option<Packet>, at: u64) {
-        if let Lane::Open(_, kept) = &mut *lock(&self.lanes().kept)
-            && kept.look() == Some(at)
-        {
-            kept.bytes += key.len() + value.as_ref().map_or(0, |value| value.len()) + 100;
-            if kept.bytes > KEPT_MAX {
-                kept.values.clear();
-                kept.bytes = 0;
-                return;
-            }
-            kept.values.insert(key, value);
+        if let Lane::Open(_, reads) = &mut *lock(&self.lanes().kept) {
+            reads.keep(key, value, at);
         }
     }
 

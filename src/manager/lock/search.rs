@@ -8,12 +8,15 @@
 //! run again from its beginning, with what it has been given so far (`log`). What the functions do is all in their code
 //! and in that, so this is exact. The manager's functions are stopped in the same way: clients step in between.
 //!
-//! The value is a counter, in two words that belong together: what is read must be what was committed last, whole.
+//! The value is a counter, in two words that belong together: what is read must be what was committed last, whole. It may also be one
+//! that has no room in its place (`Setup::larges`): then it is committed by a message, the manager keeps it and gives it to whoever reads.
+//! A commit by message may find the manager full (`Setup::fulls`): then it is a roll-back.
 //!
 //! Checked in every state: at most one holder, and he owns the word; what a holder finds was committed last, and whether
 //! somebody ended without releasing is told; nobody alive waits for ever (no step left, somebody not done); at the end
 //! the lock is free and the value right.
 
+use super::kept::Kept;
 use super::waiters::{Broken, Grant, Waiters, Waiting};
 use super::word::{self, Attempt, Memory, Owner, Release, Released, Stored, Word};
 use std::cell::{Cell, RefCell};
@@ -47,6 +50,14 @@ enum Bug {
     NoMark,
     /// A grant to one who has given up is not taken back.
     KeptGrant,
+    /// Who commits a value that has room does not ask whether the manager keeps one.
+    NotAsked,
+    /// What the manager keeps it keeps for the other buffer.
+    OtherBuffer,
+    /// The manager looks after an end before it has read what was sent.
+    DeathFirst,
+    /// A commit for which there is no room leaves no mark.
+    FullUnmarked,
 }
 
 struct Stopping<'a> {
@@ -167,8 +178,12 @@ enum Doing {
     Accepting(Ticket, u64),
     /// Has the lock, and has yet to decide.
     Holding(Word),
-    /// Reads the value, adds one, releases.
-    Adding(Word),
+    /// Reads the value, or has had it from the manager, adds one, releases; the new one may have no room.
+    Adding {
+        held: Word,
+        fetched: Option<u8>,
+        large: bool,
+    },
     /// Releases as it was, and leaves the mark: a task that is stopped, or whose limit ran out.
     RollingBack(Word),
     /// Releases as it was, having looked only.
@@ -177,6 +192,8 @@ enum Doing {
     Ringing,
     /// Reads without the lock; with what had been committed when it began.
     Snapshot(u8),
+    /// The same, of a value that the manager keeps.
+    Fetching(u8),
     Done,
 }
 
@@ -193,6 +210,14 @@ enum ToManager {
     Park(Ticket),
     Cancel(Ticket),
     Rang,
+    /// The holder leaves it with a value.
+    Commit {
+        process: u8,
+        value: u8,
+        large: bool,
+    },
+    /// The same, and there is no room for it.
+    Full(u8),
 }
 
 /// What the manager is doing.
@@ -219,6 +244,9 @@ struct World {
     processes: Vec<Process>,
     waiters: Waiters<Ticket>,
     managing: Option<(Managing, Vec<u64>)>,
+    kept: Kept<u8>,
+    /// The commit that the manager is at has been counted.
+    counted: bool,
     tickets: u8,
     committed: u8,
     /// Somebody has ended without releasing, and nobody has been told.
@@ -228,6 +256,8 @@ struct World {
     revokes: u8,
     rollbacks: u8,
     looks: u8,
+    larges: u8,
+    fulls: u8,
 }
 
 struct Setup {
@@ -239,13 +269,37 @@ struct Setup {
     revokes: u8,
     rollbacks: u8,
     looks: u8,
+    /// Commits of values that have no room in their place; the first value is one of them if there are any.
+    larges: u8,
+    /// Commits by message for which the manager has no room.
+    fulls: u8,
     /// A thread more, of a process of its own, which reads without the lock.
     reader: bool,
     bug: Option<Bug>,
 }
 
-const CALM: Setup =
-    Setup { threads: &[0, 1], rounds: 1, kills: 0, cancels: 0, revokes: 0, rollbacks: 0, looks: 0, reader: false, bug: None };
+const CALM: Setup = Setup {
+    threads: &[0, 1],
+    rounds: 1,
+    kills: 0,
+    cancels: 0,
+    revokes: 0,
+    rollbacks: 0,
+    looks: 0,
+    larges: 0,
+    fulls: 0,
+    reader: false,
+    bug: None,
+};
+
+fn look(world: &World) -> Word {
+    word::look(&Stopping::new(&mut world.words.clone(), Vec::new(), 1, false, None)).unwrap_or_else(|Stop| unreachable!())
+}
+
+/// Where the value of this word stands.
+fn stored(world: &World, word: Word) -> Stored {
+    word::stored(&Stopping::new(&mut world.words.clone(), Vec::new(), 1, false, None), word).unwrap_or_else(|Stop| unreachable!())
+}
 
 /// What came of running a function for one step.
 enum Ran<T> {
@@ -269,12 +323,17 @@ impl Setup {
         let mut words = [0; WORDS];
         // The value 0, whole.
         (words[2], words[3], words[4], words[5]) = (16, 16, 0, !0);
+        if self.larges > 0 {
+            words[2] = word::OUTSIDE;
+        }
         World {
             words,
             threads,
             processes: vec![process; processes],
             waiters: Waiters::new(),
             managing: None,
+            kept: Kept::new((self.larges > 0).then_some(0)),
+            counted: false,
             tickets: 0,
             committed: 0,
             mark_due: false,
@@ -283,6 +342,8 @@ impl Setup {
             revokes: self.revokes,
             rollbacks: self.rollbacks,
             looks: self.looks,
+            larges: self.larges,
+            fulls: self.fulls,
         }
     }
 
@@ -328,7 +389,12 @@ impl Setup {
         };
         let tell = |world: &mut World, message| world.processes[usize::from(process)].channel.push(message);
         match thread.doing {
-            Doing::Trying | Doing::Accepting(..) | Doing::Adding(_) | Doing::RollingBack(_) | Doing::Leaving(_) | Doing::Snapshot(_) => {
+            Doing::Trying
+            | Doing::Accepting(..)
+            | Doing::Adding { .. }
+            | Doing::RollingBack(_)
+            | Doing::Leaving(_)
+            | Doing::Snapshot(_) => {
                 let (whole, died_within) = self.function_step(world, index)?;
                 must.push((whole, "thread"));
                 if world.kills > 0 {
@@ -336,7 +402,17 @@ impl Setup {
                 }
             }
             Doing::Holding(word) => {
-                must.push((now(Doing::Adding(word)), "adds"));
+                // What the manager keeps it gives between two things that it does.
+                let outside = stored(world, word) == Stored::Outside;
+                if !outside || world.managing.is_none() {
+                    let fetched = world.kept.of(word).copied().filter(|_| outside);
+                    must.push((now(Doing::Adding { held: word, fetched, large: false }), "adds"));
+                    if world.larges > 0 {
+                        let mut next = now(Doing::Adding { held: word, fetched, large: true });
+                        next.larges -= 1;
+                        may.push((next, "makes it large"));
+                    }
+                }
                 if world.rollbacks > 0 {
                     let mut next = now(Doing::RollingBack(word));
                     next.rollbacks -= 1;
@@ -355,6 +431,20 @@ impl Setup {
                     tell(&mut next, ToManager::Rang);
                 }
                 must.push((next, "rings"));
+            }
+            Doing::Fetching(from) => {
+                let word = look(world);
+                if world.managing.is_some() {
+                    // not now
+                } else if stored(world, word) == Stored::Outside {
+                    let value = world.kept.of(word).copied();
+                    if !value.is_some_and(|value| (from..=world.committed).contains(&value)) {
+                        return Err(format!("a stale snapshot of what the manager keeps: {value:?}"));
+                    }
+                    must.push((now(Doing::Done), "fetches"));
+                } else {
+                    must.push((now(Doing::Snapshot(from)), "looks again"));
+                }
             }
             Doing::Parked(_) | Doing::Done => {}
         }
@@ -450,31 +540,41 @@ impl Setup {
                 let ran = self.run(&mut world.words, &log, left, |memory| word::accept(memory, me, version));
                 attempt(world, ran, &|world| world.threads[index].doing = Doing::Parked(ticket))
             }
-            Doing::Adding(held) => {
+            Doing::Adding { held, fetched, large } => {
                 let committed = u64::from(world.committed);
                 let ran = self.run(&mut world.words, &log, left, |memory| {
                     let mut value = [0; 2];
-                    let stored = word::stored(memory, held)?;
-                    let mut words = value.iter_mut();
-                    word::read(memory, held, 2, |word| *words.next().expect("two") = word)?;
-                    let right = stored == Stored::Here(16) && value == [committed, !committed];
+                    match word::stored(memory, held)? {
+                        Stored::Here(16) => {
+                            let mut words = value.iter_mut();
+                            word::read(memory, held, 2, |word| *words.next().expect("two") = word)?;
+                        }
+                        Stored::Outside => value = fetched.map_or(value, |value| [u64::from(value), !u64::from(value)]),
+                        Stored::Here(_) | Stored::Broken => {}
+                    }
+                    let right = value == [committed, !committed];
+                    if large || self.bug != Some(Bug::NotAsked) && word::has_outside(memory)? {
+                        let held = word::is_held(memory, held)?;
+                        return Ok((right, if held { None } else { Some(Released::Broken) })); // the manager is told
+                    }
                     let new = [value[0] + 1, !(value[0] + 1)];
                     let how = Release { commit: true, recovered: Some(false) };
                     if self.bug == Some(Bug::LateWrite) {
                         let released = word::release(memory, held, how)?;
                         word::write(memory, held, 16, new.into_iter())?;
-                        return Ok((right, released));
+                        return Ok((right, Some(released)));
                     }
                     word::write(memory, held, 16, new.into_iter())?;
-                    Ok((right, word::release(memory, held, how)?))
+                    Ok((right, Some(word::release(memory, held, how)?)))
                 });
                 let ran = match ran {
-                    Ran::Ended((right, released)) => {
-                        if !right {
-                            return Err("a holder finds another value than was committed last".to_owned());
-                        }
-                        Ran::Ended(released)
+                    Ran::Ended((false, _)) => return Err("a holder finds another value than was committed last".to_owned()),
+                    Ran::Ended((true, None)) => {
+                        let message = ToManager::Commit { process, value: world.committed + 1, large };
+                        world.processes[usize::from(process)].channel.push(message);
+                        return release(world, Ran::Ended(Released::Free));
                     }
+                    Ran::Ended((true, Some(released))) => Ran::Ended(released),
                     Ran::Stopped(log) => Ran::Stopped(log),
                 };
                 let ended = release(world, ran)?;
@@ -511,6 +611,11 @@ impl Setup {
                         world.threads[index].doing = Doing::Snapshot(world.committed);
                         Ok(true)
                     }
+                    Ran::Ended(Some((Stored::Outside, _))) => {
+                        world.threads[index].log.clear();
+                        world.threads[index].doing = Doing::Fetching(from);
+                        Ok(true)
+                    }
                     Ran::Ended(Some(_)) => {
                         let value = out[0];
                         if out[1] != !value || value < u64::from(from) || value > u64::from(world.committed) {
@@ -531,8 +636,10 @@ impl Setup {
         world.processes[usize::from(process)].alive = false;
         for index in 0..world.threads.len() {
             if self.process_of(index) == process {
-                let held =
-                    matches!(world.threads[index].doing, Doing::Holding(_) | Doing::Adding(_) | Doing::RollingBack(_) | Doing::Leaving(_));
+                let held = matches!(
+                    world.threads[index].doing,
+                    Doing::Holding(_) | Doing::Adding { .. } | Doing::RollingBack(_) | Doing::Leaving(_)
+                );
                 world.mark_due |= held;
             }
         }
@@ -578,7 +685,17 @@ impl Setup {
                 let mut next = begin(Managing::Message(message));
                 next.processes[number].channel.remove(0);
                 must.push((next, "manager reads"));
-            } else if !process.alive && !process.buried {
+                if let ToManager::Commit { process, .. } = message
+                    && world.fulls > 0
+                {
+                    let mut next = begin(Managing::Message(ToManager::Full(process)));
+                    next.processes[number].channel.remove(0);
+                    next.fulls -= 1;
+                    may.push((next, "manager is full"));
+                }
+            }
+            let read = process.channel.is_empty() || self.bug == Some(Bug::DeathFirst);
+            if read && !process.alive && !process.buried {
                 // What it had written has been read.
                 let mut next = begin(Managing::Death(number as u8));
                 next.processes[number].buried = true;
@@ -600,6 +717,7 @@ impl Setup {
         // Run again from the beginning, also what it changes of its own.
         let mut waiters = world.waiters.clone();
         let mark = next.words[0];
+        let buffer = Cell::new(None);
         let ran = self.run(&mut next.words, &log, usize::MAX, |memory| match managing {
             Managing::Message(ToManager::Park(ticket)) => waiters.park(memory, ticket),
             Managing::Message(ToManager::Cancel(ticket)) if self.bug == Some(Bug::KeptGrant) && waiters.granted() == Some(ticket) => {
@@ -607,6 +725,12 @@ impl Setup {
             }
             Managing::Message(ToManager::Cancel(ticket)) => waiters.cancel(memory, ticket),
             Managing::Message(ToManager::Rang) => waiters.pump(memory),
+            Managing::Message(ToManager::Commit { process, value, large }) => {
+                let value = [u64::from(value), !u64::from(value)].map(u64::to_le_bytes);
+                let here = (!large).then_some(value.as_flattened());
+                waiters.commit(memory, owner(process), Some(false), here, |at| buffer.set(Some(at)))
+            }
+            Managing::Message(ToManager::Full(process)) => waiters.roll_back(memory, owner(process)),
             Managing::Death(process) if self.bug == Some(Bug::OwnOnly) => {
                 waiters.drop_tickets(owner(process));
                 if word::look(memory)?.owner() != owner(process) {
@@ -617,15 +741,32 @@ impl Setup {
             Managing::Death(process) => waiters.died(memory, owner(process)),
             Managing::Revoking => waiters.revoke(memory),
         });
-        if self.bug == Some(Bug::NoMark) && matches!(managing, Managing::Death(_)) {
+        let unmarked = match managing {
+            Managing::Death(_) => self.bug == Some(Bug::NoMark),
+            Managing::Message(ToManager::Full(_)) => self.bug == Some(Bug::FullUnmarked),
+            _ => false,
+        };
+        if unmarked {
             const MARK: u64 = 1 << 22;
             next.words[0] = next.words[0] & !MARK | mark & MARK;
+        }
+        if buffer.get().is_some() && !next.counted {
+            // The word names it, also if there is more to do.
+            next.counted = true;
+            next.committed += 1;
+            next.mark_due = false;
         }
         match ran {
             Ran::Stopped(log) => next.managing = Some((managing, log)),
             Ran::Ended(Err(Broken)) => return Err("the manager finds the word changed".to_owned()),
             Ran::Ended(Ok(grant)) => {
                 next.waiters = waiters;
+                next.counted = false;
+                if let (Managing::Message(ToManager::Commit { value, large, .. }), Some(at)) = (managing, buffer.get()) {
+                    let at = if self.bug == Some(Bug::OtherBuffer) { 1 - at } else { at };
+                    next.kept.committed(at, value, !large);
+                }
+                next.mark_due |= matches!(managing, Managing::Message(ToManager::Full(_)));
                 if let Some(Grant { to, version }) = grant {
                     next.processes[usize::from(to.process)].mail.push((to, version));
                 }
@@ -635,10 +776,10 @@ impl Setup {
     }
 
     fn check(&self, world: &World, stuck: bool) -> Result<(), String> {
-        let word = word::look(&Stopping::new(&mut world.words.clone(), Vec::new(), 1, false, None)).unwrap_or_else(|Stop| unreachable!());
+        let word = look(world);
         let living = || world.threads.iter().enumerate().filter(|(index, _)| world.processes[usize::from(self.process_of(*index))].alive);
         let mut holders = living().filter(|(_, thread)| {
-            matches!(thread.doing, Doing::Holding(_) | Doing::Adding(_) | Doing::RollingBack(_) | Doing::Leaving(_))
+            matches!(thread.doing, Doing::Holding(_) | Doing::Adding { .. } | Doing::RollingBack(_) | Doing::Leaving(_))
                 // With a late write it has been released within.
                 && self.bug != Some(Bug::LateWrite)
         });
@@ -649,6 +790,10 @@ impl Setup {
             if word.owner() != owner(self.process_of(index)) || word.is_granted() {
                 return Err("a holder that does not own the word".into());
             }
+        }
+        let outside = stored(world, word) == Stored::Outside;
+        if world.managing.is_none() && world.kept.values().count() != usize::from(outside) {
+            return Err("the manager keeps what it need not, or not what it must".into());
         }
         if !stuck {
             return Ok(());
@@ -669,6 +814,9 @@ impl Setup {
                 }
             }
         });
+        if let Some(value) = world.kept.of(word) {
+            out.extend([u64::from(*value), !u64::from(*value)]);
+        }
         // (The whole of it is more than one step where words are seen.)
         if matches!(last, Ran::Ended(())) && out != [u64::from(world.committed), !u64::from(world.committed)] {
             return Err("another value than was committed last".into());
@@ -754,6 +902,15 @@ fn whoever_reads_without_the_lock_never_sees_half_a_value() {
 }
 
 #[test]
+fn values_that_the_manager_commits_are_whole_and_kept_as_long_as_they_are_the_locks() {
+    clean(&Setup { rounds: 2, kills: 1, larges: 1, ..CALM });
+    clean(&Setup { kills: 1, fulls: 1, larges: 1, ..CALM });
+    clean(&Setup { threads: &[0, 1, 2], larges: 1, ..CALM });
+    clean(&Setup { reader: true, larges: 1, ..CALM });
+    clean(&Setup { rounds: 2, rollbacks: 1, looks: 1, larges: 2, ..CALM });
+}
+
+#[test]
 fn every_bug_that_is_planted_is_found() {
     let waits = "somebody waits for ever";
     let value = "a holder finds another value than was committed last";
@@ -767,6 +924,10 @@ fn every_bug_that_is_planted_is_found() {
         (Bug::LateWrite, "a torn or stale snapshot", Setup { threads: &[0, 1], reader: true, ..CALM }),
         (Bug::NoMark, mark, Setup { threads: &[0, 1], kills: 1, ..CALM }),
         (Bug::KeptGrant, waits, Setup { threads: &[0, 1, 2], cancels: 1, ..CALM }),
+        (Bug::NotAsked, "the manager keeps what it need not", Setup { larges: 1, ..CALM }),
+        (Bug::OtherBuffer, value, Setup { larges: 1, ..CALM }),
+        (Bug::DeathFirst, "the manager finds the word changed", Setup { larges: 1, kills: 1, ..CALM }),
+        (Bug::FullUnmarked, mark, Setup { larges: 1, fulls: 1, ..CALM }),
     ];
     for (bug, how, setup) in planted {
         let found = Setup { bug: Some(bug), ..setup }.search().expect_err("it is there");
@@ -785,6 +946,9 @@ fn three_processes_with_two_things_that_go_wrong() {
         Setup { threads: &[0, 0, 1], kills: 1, cancels: 1, revokes: 1, ..CALM },
         Setup { threads: &[0, 1], rounds: 2, kills: 1, cancels: 1, revokes: 1, rollbacks: 1, ..CALM },
         Setup { threads: &[0, 1], rounds: 2, reader: true, kills: 1, ..CALM },
+        Setup { threads: &[0, 1, 2], kills: 1, larges: 1, fulls: 1, ..CALM },
+        Setup { threads: &[0, 1], rounds: 2, larges: 2, kills: 1, revokes: 1, ..CALM },
+        Setup { threads: &[0, 1], reader: true, larges: 1, kills: 1, rollbacks: 1, ..CALM },
     ];
     for setup in two_of_them {
         clean(&setup);

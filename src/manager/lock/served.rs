@@ -4,6 +4,7 @@
 //! between leaving the lock to the manager and saying so, or may not want to say so. The pause between two looks doubles
 //! from [`LATE`] to a second.
 
+use super::kept::Kept;
 use super::waiters::{Broken, Grant, Waiters, Waiting};
 use super::word::{self, Owner, always};
 use crate::manager::message::Refusal;
@@ -43,8 +44,7 @@ pub(crate) struct Lock {
     memory: Allocated,
     waiters: Waiters<Caller>,
     limits: BTreeSet<(Instant, Caller)>,
-    /// The value, if the manager keeps it: in the place of the buffer that is the value's.
-    outside: [Option<(Packet, Held)>; 2],
+    outside: Kept<(Packet, Held)>,
     broken: bool,
     /// Grants that were taken back because they came too late.
     late: u64,
@@ -71,7 +71,7 @@ impl Lock {
             memory,
             waiters: Waiters::new(),
             limits: BTreeSet::new(),
-            outside: [outside, None],
+            outside: Kept::new(outside),
             broken: false,
             late: 0,
             granted_at: None,
@@ -86,7 +86,7 @@ impl Lock {
 
     /// What it holds, in bytes, roughly.
     pub(crate) fn bytes(&self) -> usize {
-        let outside = self.outside.iter().flatten().map(|(value, _)| value.len()).sum::<usize>();
+        let outside = self.outside.values().map(|(value, _)| value.len()).sum::<usize>();
         self.memory.words().len() * 8 + outside + self.waiters.queue().len() * 64
     }
 
@@ -161,12 +161,7 @@ impl Lock {
         let Some(buffer) = buffer else {
             return [Some((value, held)), None]; // it did not hold it: its own mistake, and nobody else's
         };
-        let mut old = std::mem::take(&mut self.outside);
-        if fits {
-            old[buffer] = Some((value, held));
-        } else {
-            self.outside[buffer] = Some((value, held));
-        }
+        let old = self.outside.committed(buffer, (value, held), fits);
         self.tell(step, now, told);
         old
     }
@@ -180,7 +175,7 @@ impl Lock {
     pub(crate) fn outside(&self) -> Option<&(Packet, Held)> {
         let word = always(word::look(self.memory.words()));
         match always(word::stored(self.memory.words(), word)) {
-            word::Stored::Outside => self.outside[1 - word.other_buffer()].as_ref(),
+            word::Stored::Outside => self.outside.of(word),
             _ => None,
         }
     }

@@ -84,7 +84,7 @@ const LENGTHS: usize = 2;
 pub(crate) const HEAD: usize = 4;
 
 /// In a length: the manager keeps this value, for it has no room in its place.
-const OUTSIDE: u64 = 1 << 63;
+pub(super) const OUTSIDE: u64 = 1 << 63;
 
 const SEAT_BITS: u32 = 12;
 const GENERATION_BITS: u32 = 8;

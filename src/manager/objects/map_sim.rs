@@ -1,7 +1,12 @@
-//! A map against std's own, and its watchers against a list of all changes.
+//! A map against std's own, its watchers against a list of all changes, and clients that keep what they have read.
+//!
+//! A reader does in steps what its process does: looks for what it has kept, asks, keeps the answer; others change the map in between.
+//! What it gives without asking must be what is there at that moment. So five ways of counting the changes wrongly are found ([`Flaw`]).
 
 use super::*;
 use crate::manager::objects::testing::{Clients, Rng, rounds};
+use crate::manager::reads::Reads;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 fn packet(number: u64) -> Packet {
@@ -10,6 +15,39 @@ fn packet(number: u64) -> Packet {
 
 fn number(value: &[u8]) -> u64 {
     u64::from_le_bytes(value.try_into().expect("eight bytes"))
+}
+
+/// What is planted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flaw {
+    /// Changes are not counted.
+    NotMoved,
+    /// A removal is not counted.
+    NotByRemove,
+    /// A change is counted before it is made, and somebody reads in between.
+    MovedBefore,
+    /// A change is counted only after who made it was answered.
+    MovedLate,
+    /// The reader looks at the count when it has the answer, not before it asks.
+    LookedAfter,
+}
+
+const FLAWS: [Flaw; 5] = [Flaw::NotMoved, Flaw::NotByRemove, Flaw::MovedBefore, Flaw::MovedLate, Flaw::LookedAfter];
+
+/// A client that keeps what it has read.
+struct Reader {
+    lane: Caller,
+    memory: Arc<SharedMemory>,
+    reads: Reads,
+    asks: Option<Asks>,
+}
+
+/// Under this key, when there had been so many changes; and the answer, when it has come.
+#[derive(Clone, Copy)]
+struct Asks {
+    key: u64,
+    at: Option<u64>,
+    answer: Option<Option<u64>>,
 }
 
 /// A watcher: what it has been told so far, and what it waits with.
@@ -36,10 +74,14 @@ struct World {
     /// One answer in so many is thrown away, as if its request had been given up just then.
     drops: u64,
     fetched: u64,
+    readers: Vec<Reader>,
+    /// Reads that were not asked for.
+    kept: u64,
+    flaw: Option<Flaw>,
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, flaw: Option<Flaw>) -> Self {
         let mut rng = Rng::new(seed);
         Self {
             drops: rng.below(6),
@@ -52,6 +94,9 @@ impl World {
             changes: Vec::new(),
             watchers: Vec::new(),
             fetched: 0,
+            readers: Vec::new(),
+            kept: 0,
+            flaw,
         }
     }
 
@@ -99,6 +144,101 @@ impl World {
             Some((_, value, version)) => (Reply::Refused { version }, vec![value]),
             None => (Reply::RefusedAbsent, vec![]),
         }
+    }
+
+    /// What the readers see of the count of changes.
+    fn counts(&self) -> Vec<u64> {
+        self.readers.iter().map(|reader| reader.memory.words()[0].load(Ordering::SeqCst)).collect()
+    }
+
+    fn set_counts(&self, counts: impl IntoIterator<Item = u64>) {
+        for (reader, count) in self.readers.iter().zip(counts) {
+            reader.memory.words()[0].store(count, Ordering::SeqCst);
+        }
+    }
+
+    /// One request of somebody's, with what is planted around it.
+    fn request(&mut self) -> Result<(), String> {
+        let changes = self.map.changes;
+        if self.flaw == Some(Flaw::MovedBefore) {
+            self.set_counts(std::iter::repeat(changes + 1));
+            for _ in 0..self.rng.below(6) {
+                self.read()?;
+            }
+        }
+        self.set_counts(vec![self.map.changes; if self.flaw == Some(Flaw::MovedLate) { self.readers.len() } else { 0 }]);
+        let (before, len) = (self.counts(), self.model.len());
+        self.operate()?;
+        let shown = match self.flaw {
+            Some(Flaw::NotMoved | Flaw::MovedLate) => false,
+            Some(Flaw::NotByRemove) => self.model.len() >= len,
+            _ => true,
+        };
+        if !shown {
+            self.set_counts(before);
+        }
+        Ok(())
+    }
+
+    /// One step of some reader.
+    fn read(&mut self) -> Result<(), String> {
+        let at = self.rng.below(self.readers.len() as u64) as usize;
+        let key = self.rng.below(8);
+        let there = |world: &Self, key| world.entry(key).map(|(_, value, _)| value);
+        let Some(reader) = self.readers.get_mut(at) else { return Ok(()) };
+        match reader.asks.take() {
+            None => match reader.reads.get(&packet(key)) {
+                Ok(value) => {
+                    let (value, now) = (value.as_deref().map(number), there(self, key));
+                    self.kept += 1;
+                    if value != now {
+                        return Err(format!("a reader has kept {value:?} under {key}, where {now:?} is"));
+                    }
+                }
+                Err(at) => reader.asks = Some(Asks { key, at, answer: None }),
+            },
+            Some(asks @ Asks { key, answer: None, .. }) => {
+                let caller = self.clients.caller_of(reader.lane.client);
+                let answers = self.ask(caller, &Ask::Get { key: packet(key) }, Packet::default())?;
+                let [Answer { body, .. }] = &answers[..] else { return Err(format!("{} answers", answers.len())) };
+                let value = match Reply::read(&body.head) {
+                    Ok(Reply::Value { .. }) => Some(number(&body.tail)),
+                    Ok(Reply::Absent) => None,
+                    other => return Err(format!("a reader was answered {other:?}")),
+                };
+                if value != there(self, key) {
+                    return Err(format!("a reader was given {value:?}"));
+                }
+                self.readers[at].asks = Some(Asks { answer: Some(value), ..asks });
+            }
+            Some(Asks { key, at, answer: Some(value) }) => {
+                let at = if self.flaw == Some(Flaw::LookedAfter) { Mirror::new(Arc::clone(&reader.memory)).look() } else { at };
+                if let Some(at) = at {
+                    reader.reads.keep(packet(key), value.map(packet), at);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A reader comes, or goes.
+    fn come_or_go(&mut self) -> Result<(), String> {
+        if self.readers.len() < 3 {
+            let lane = self.clients.caller(&mut self.rng);
+            let memory = Arc::new(SharedMemory::create(8).map_err(|e| e.to_string())?);
+            if !self.map.lane(lane, Way::Out, Arc::clone(&memory), self.now, &mut Vec::new()) {
+                return Err("no memory is taken".into());
+            }
+            self.readers.push(Reader { lane, reads: Reads::new(Arc::clone(&memory)), memory, asks: None });
+        } else {
+            let at = self.rng.below(self.readers.len() as u64) as usize;
+            let reader = self.readers.remove(at);
+            self.map.cancel(reader.lane, self.now, &mut Vec::new());
+        }
+        if self.map.mirrors.len() != self.readers.len() {
+            return Err("changes are told to nobody, or not to somebody".into());
+        }
+        Ok(())
     }
 
     fn operate(&mut self) -> Result<(), String> {
@@ -220,8 +360,10 @@ impl World {
     }
 
     fn step(&mut self) -> Result<(), String> {
-        match self.rng.below(100) {
-            0..60 => self.operate(),
+        match self.rng.below(140) {
+            0..60 => self.request(),
+            100..138 => self.read(),
+            138..140 => self.come_or_go(),
             60..66 => {
                 let caller = self.clients.caller(&mut self.rng);
                 let key = self.rng.chance(50).then(|| self.rng.below(8));
@@ -257,6 +399,7 @@ impl World {
                 let client = self.clients.any(&mut self.rng);
                 self.clients.replace(client);
                 self.watchers.retain(|watcher| watcher.caller.client != client);
+                self.readers.retain(|reader| reader.lane.client != client);
                 self.map.gone(client, Gone::Died, self.now, &mut Vec::new());
                 self.told(vec![])
             }
@@ -270,23 +413,33 @@ impl World {
     }
 }
 
+fn run(world: &mut World) -> Result<(), String> {
+    (0..400).try_for_each(|step| world.step().map_err(|wrong| format!("step {step}: {wrong}")))
+}
+
 #[test]
 fn it_is_as_a_map_is_and_watchers_see_every_change_once() {
-    let mut fetched = 0;
+    let (mut fetched, mut kept) = (0, 0);
     rounds(150, |seed| {
-        let mut world = World::new(seed);
-        for step in 0..300 {
-            world.step().map_err(|wrong| format!("step {step}: {wrong}"))?;
-        }
-        fetched += world.fetched;
+        let mut world = World::new(seed, None);
+        run(&mut world)?;
+        (fetched, kept) = (fetched + world.fetched, kept + world.kept);
         Ok(())
     });
-    assert!(fetched > 100, "{fetched} changes are no test");
+    assert!(fetched > 100 && kept > 100, "{fetched} changes and {kept} reads are no test");
+}
+
+#[test]
+fn every_flaw_that_is_planted_in_the_count_of_changes_is_found() {
+    for flaw in FLAWS {
+        let found = (0..500).find_map(|seed| run(&mut World::new(seed, Some(flaw))).err());
+        assert!(found.is_some_and(|found| found.contains("a reader has kept")), "{flaw:?} was not found");
+    }
 }
 
 #[test]
 fn a_watcher_that_is_too_far_behind_is_told_so_and_memory_stays_bounded() {
-    let mut world = World::new(0);
+    let mut world = World::new(0, None);
     let (watch, writer) = (world.clients.caller(&mut world.rng), world.clients.any(&mut world.rng));
     world.ask(watch, &Ask::Watch { key: None }, Packet::default()).expect("watch");
     for _ in 0..3 * LOG_MAX {

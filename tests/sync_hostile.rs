@@ -1,0 +1,280 @@
+//! Workers that write what they like into the memory that they share with a manager: what they reach breaks, with a typed error, and
+//! nothing else; the manager and the application go on, and nobody waits for ever.
+//!
+//! A worker knows its memory from `/proc/self/maps`: what was mapped when it used an object for the first time is that object's, and
+//! whatever lies in the same segment. (The rules are tried beside them with words of every kind: `manager/lane.rs`, `sync/mutex_tests.rs`.)
+
+#![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(unsafe_code, reason = "a task that writes where it should not")]
+
+#[path = "common/processes.rs"]
+mod processes;
+
+use processes::{soon, until};
+use procpool::{Array, ErrorKind, Map, Mutex, Pool, Queue, Value};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+fn pool(workers: usize) -> Pool {
+    Pool::builder().workers(workers).build().unwrap()
+}
+
+// ---- the hostile task
+
+/// What is written over all words.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum Scribble {
+    Zeros,
+    Ones,
+    /// Other words again and again, until it is killed.
+    Noise,
+}
+
+const AT_ONCE: [Scribble; 2] = [Scribble::Zeros, Scribble::Ones];
+
+/// The memfds that are mapped here.
+fn shared_memory() -> BTreeSet<(usize, usize)> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let shared = maps.lines().filter(|line| line.contains(" rw-s ") && line.contains("/memfd:"));
+    shared
+        .map(|line| {
+            let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+            (usize::from_str_radix(from, 16).unwrap(), usize::from_str_radix(to, 16).unwrap())
+        })
+        .collect()
+}
+
+/// Writes over what `first_use` maps; `told` is called when all of it was written over once.
+fn scribble_over(how: Scribble, first_use: impl FnOnce(), told: impl FnOnce()) {
+    let before = shared_memory();
+    first_use();
+    let ours: Vec<Range<usize>> = shared_memory().difference(&before).map(|(from, to)| *from..*to).collect();
+    assert!(!ours.is_empty(), "it has no memory");
+    let mut noise = 1u64;
+    let mut write = || {
+        for place in ours.iter().flat_map(|range| range.clone().step_by(8)) {
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let word = match how {
+                Scribble::Zeros => 0,
+                Scribble::Ones => u64::MAX,
+                // Many of these are small numbers, which make more sense.
+                Scribble::Noise => noise >> (noise >> 58),
+            };
+            // SAFETY: the place is mapped as long as the handle exists, which outlives this; everybody uses atomics there.
+            unsafe { AtomicU64::from_ptr(place as *mut u64) }.store(word, Ordering::Relaxed);
+        }
+    };
+    write();
+    told();
+    while let Scribble::Noise = how {
+        write();
+    }
+}
+
+/// Says that it has been done.
+fn say(done: &Value<bool>) {
+    done.store(true).unwrap();
+}
+
+// ---- locks
+
+/// Longer than what shares a segment with others.
+type Large = Vec<u64>;
+
+fn large() -> Large {
+    vec![u64::MAX; 1500]
+}
+
+fn scribble_lock(how: Scribble, lock: Mutex<Large>, done: Value<bool>) {
+    done.load().unwrap(); // so that it has been mapped before
+    scribble_over(how, || drop(lock.blocking_lock().unwrap()), || say(&done));
+}
+
+/// What may come of an attempt on such a lock.
+fn is_typed(error: &procpool::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ObjectBroken | ErrorKind::Decode | ErrorKind::TimedOut)
+}
+
+#[tokio::test]
+async fn a_lock_whose_memory_is_written_over_is_broken_and_no_other() {
+    for how in AT_ONCE {
+        let pool = pool(2);
+        let manager = pool.manager();
+        let (bad, good, done) = (manager.mutex(large()).unwrap(), manager.mutex(5u64).unwrap(), manager.value(false).unwrap());
+        soon(pool.spawn(scribble_lock, (how, bad.clone(), done.clone()))).await.unwrap();
+        let error = soon(bad.lock_timeout(Duration::from_secs(5))).await.map(drop).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::ObjectBroken | ErrorKind::Decode), "{how:?}: {error}");
+        assert!(is_typed(&soon(bad.get()).await.unwrap_err()));
+        // Elsewhere, too; and the good one is good there and here.
+        let seen = |bad: Mutex<Large>, good: Mutex<u64>| {
+            *good.blocking_lock().unwrap() += 1;
+            bad.blocking_lock_timeout(Duration::from_secs(5)).map(drop).is_err()
+        };
+        assert!(soon(pool.spawn(seen, (bad.clone(), good.clone()))).await.unwrap());
+        assert_eq!(soon(good.get()).await.unwrap(), 6);
+        drop((bad, good, done));
+        until("nothing is left", || manager.objects() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lock_that_is_written_over_without_end_holds_up_nobody() {
+    let pool = pool(2);
+    let manager = pool.manager();
+    let (bad, good, done) = (manager.mutex(large()).unwrap(), manager.mutex(0u64).unwrap(), manager.value(false).unwrap());
+    let hostile = pool.spawn(scribble_lock, (Scribble::Noise, bad.clone(), done.clone()));
+    until("it writes", || done.load().unwrap()).await;
+    let add = |good: Mutex<u64>| *good.blocking_lock().unwrap() += 1;
+    for _ in 0..50 {
+        if let Err(error) = soon(bad.lock_timeout(Duration::from_millis(1))).await.map(drop) {
+            assert!(is_typed(&error), "{error}");
+        }
+        soon(pool.spawn(add, &good)).await.unwrap();
+        *soon(good.lock()).await.unwrap() += 1;
+    }
+    hostile.abort();
+    assert!(soon(hostile).await.is_err());
+    assert_eq!(soon(good.get()).await.unwrap(), 100);
+    // What has been broken stays so, and can be dropped.
+    drop((bad, good, done));
+    until("nothing is left", || manager.objects() == 0).await;
+}
+
+// ---- values and arrays
+
+#[tokio::test]
+async fn whatever_is_written_into_an_array_is_some_number_there_and_not_elsewhere() {
+    fn scribble(how: Scribble, array: Array<u8>, flags: Array<bool>) {
+        scribble_over(how, || _ = (array.at(0).unwrap().load().unwrap(), flags.at(0).unwrap().load().unwrap()), || ());
+    }
+    for (how, byte, flag) in [(Scribble::Zeros, 0, false), (Scribble::Ones, u8::MAX, true)] {
+        let pool = pool(1);
+        let manager = pool.manager();
+        let (array, flags, good) =
+            (manager.array(&[1u8; 5000]).unwrap(), manager.array(&[true; 5000]).unwrap(), manager.array(&[3u8; 5000]).unwrap());
+        soon(pool.spawn(scribble, (how, array.clone(), flags.clone()))).await.unwrap();
+        assert_eq!((array.len(), array.to_vec().unwrap()), (5000, vec![byte; 5000]));
+        assert_eq!(flags.to_vec().unwrap(), vec![flag; 5000]);
+        // Bits that no byte has are no hindrance to who compares.
+        let element = array.at(9).unwrap();
+        assert_eq!((element.compare_exchange(byte, 8).unwrap(), element.fetch_add(1).unwrap()), (Ok(byte), 8));
+        assert_eq!(flags.at(9).unwrap().fetch_xor(true).unwrap(), flag);
+        assert_eq!(flags.at(9).unwrap().load().unwrap(), !flag);
+        assert_eq!(good.to_vec().unwrap(), [3; 5000]);
+    }
+}
+
+// ---- the lanes of a queue
+
+/// Uses the queue until it has both lanes, and then writes over them.
+fn scribble_lanes(how: Scribble, queue: Queue<u64>, done: Value<bool>) {
+    done.load().unwrap(); // so that it has been mapped before
+    let have_lanes = || {
+        let before = shared_memory().len();
+        while shared_memory().len() < before + 2 {
+            queue.blocking_send(1).unwrap();
+            queue.blocking_recv().unwrap().unwrap();
+        }
+    };
+    scribble_over(how, have_lanes, || say(&done));
+    // It is told nothing of it, for nobody knows; but it is not kept waiting, either.
+    let _ = queue.blocking_send_timeout(2, Duration::from_secs(5));
+    let _ = queue.blocking_recv_timeout(Duration::from_millis(1));
+}
+
+/// Everything that others send arrives once and in order, whatever else may stand between.
+async fn others_are_served(pool: &Pool, queue: &Queue<u64>) {
+    const FIRST: u64 = 1 << 40;
+    const COUNT: u64 = 500;
+    let send = |queue: Queue<u64>| (FIRST..FIRST + COUNT).for_each(|n| queue.blocking_send(n).unwrap());
+    let sending = pool.spawn(send, queue);
+    let mut next = FIRST;
+    while next < FIRST + COUNT {
+        match soon(queue.recv()).await {
+            Ok(item) => next += u64::from(item == Some(next)),
+            // One of those that the hostile one has "sent".
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Decode, "{error}"),
+        }
+    }
+    soon(sending).await.unwrap();
+}
+
+#[tokio::test]
+async fn lanes_that_are_written_over_cost_their_process_and_leave_the_queue_to_the_others() {
+    for how in AT_ONCE {
+        let pool = pool(2);
+        let manager = pool.manager();
+        let (bad, good, done) = (manager.queue(32).unwrap(), manager.queue(4).unwrap(), manager.value(false).unwrap());
+        soon(pool.spawn(scribble_lanes, (how, bad.clone(), done.clone()))).await.unwrap();
+        others_are_served(&pool, &bad).await;
+        others_are_served(&pool, &good).await;
+        assert!(bad.len().unwrap() <= 32);
+        soon(pool.shutdown()).await;
+        drop((bad, good, done));
+        until("nothing is left", || manager.objects() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn lanes_that_are_written_over_without_end_hold_up_nobody() {
+    let pool = pool(2);
+    let manager = pool.manager();
+    let (bad, good, done) = (manager.queue(32).unwrap(), manager.queue(4).unwrap(), manager.value(false).unwrap());
+    let hostile = pool.spawn(scribble_lanes, (Scribble::Noise, bad.clone(), done.clone()));
+    until("it writes", || done.load().unwrap()).await;
+    others_are_served(&pool, &bad).await;
+    others_are_served(&pool, &good).await;
+    hostile.abort();
+    assert!(soon(hostile).await.is_err());
+    others_are_served(&pool, &bad).await;
+    drop((bad, good, done));
+    until("nothing is left", || manager.objects() == 0).await;
+}
+
+// ---- a map's count of changes
+
+#[tokio::test]
+async fn a_map_whose_count_of_changes_is_written_over_is_right_for_all_others() {
+    fn scribble(how: Scribble, map: Map<u32, u64>, done: Value<bool>) {
+        done.load().unwrap();
+        let before = shared_memory().len();
+        let read = || {
+            while shared_memory().len() == before {
+                assert!(map.blocking_get(&1).unwrap().is_some());
+            }
+        };
+        scribble_over(how, read, || say(&done));
+        assert!(map.blocking_get(&1).is_ok());
+    }
+    let read_on = |map: Map<u32, u64>, last: u64| {
+        let mut newest = 0;
+        while newest < last {
+            let now = map.blocking_get(&1).unwrap().unwrap();
+            assert!(now >= newest, "{now} after {newest}");
+            newest = now;
+        }
+    };
+    for how in [Scribble::Zeros, Scribble::Ones, Scribble::Noise] {
+        let pool = pool(2);
+        let manager = pool.manager();
+        let (map, done) = (manager.map().unwrap(), manager.value(false).unwrap());
+        soon(map.insert(1, 0)).await.unwrap();
+        let hostile = pool.spawn(scribble, (how, map.clone(), done.clone()));
+        until("it has written", || done.load().unwrap()).await;
+        let reading = pool.spawn(read_on, (map.clone(), 300));
+        for n in 1..=300 {
+            soon(map.insert(1, n)).await.unwrap();
+            assert_eq!(soon(map.get(&1)).await.unwrap(), Some(n));
+        }
+        soon(reading).await.unwrap();
+        if let Scribble::Noise = how {
+            hostile.abort();
+        }
+        let ended = soon(hostile).await;
+        assert_eq!(ended.is_ok(), !matches!(how, Scribble::Noise), "{ended:?}");
+    }
+}
