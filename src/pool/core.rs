@@ -47,6 +47,9 @@
 //! 14. A worker without such memory (of another program) has one sync task in hand at a time, which counts as begun.
 //! 23. A worker that has not begun a task within [`DEAF`] or two of those, though nothing stands before it, stands still: what it has not
 //!     begun is taken back as soon as another can have it, and it is given something only when nobody else can take it, until it answers.
+//!     As long as nobody can, a worker more is started if a place is vacant. And when it has begun nothing of what it has in hand for as long as
+//!     the time limit of one of those tasks (one run's, or the whole's), it is killed: nothing has run, so that costs nobody anything. (Without
+//!     a limit it is waited for: somebody may have stopped it to look into it.)
 //!
 //! Rules 15 to 22, of who is on the staff, are in `core_staff.rs`; how a pool ends is in `core_ending.rs`.
 
@@ -77,6 +80,8 @@ pub(crate) const ABORT_GRACE: Duration = Duration::from_secs(1);
 /// How often it is looked whether workers begin what they are given. A process that has to wait for its processor begins later at times;
 /// then it costs little that another begins it.
 const DEAF: Duration = Duration::from_millis(100);
+/// What the clock cannot hold is as good as this.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// The wait after a first failed start; it doubles with each further one, up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -274,6 +279,12 @@ impl<T> Task<T> {
         self.options.as_ref()?.timeout
     }
 
+    /// For so long a worker may stand still with it in hand, though nobody else can take it.
+    fn patience(&self) -> Option<Duration> {
+        let options = self.options.as_ref()?;
+        options.timeout.into_iter().chain(options.deadline).min()
+    }
+
     /// How it is stopped while it runs.
     fn way_to_stop(&self) -> Way {
         let options = self.options.as_ref();
@@ -340,7 +351,7 @@ struct Flight {
     task: TaskKey,
     /// When it was first seen to have begun.
     begun: Option<Instant>,
-    /// It is to be stopped, and was seen to be done: its reply has a grace to come, and no other.
+    /// It is to be stopped or its time is over, and it was seen to be done: its reply has a grace to come, and no other.
     done: bool,
     /// It was looked at, with nothing before it, and had not begun.
     overlooked: bool,
@@ -359,7 +370,7 @@ struct Worker<M> {
     in_flight: VecDeque<Flight>,
     /// Slots that were used and are free, the last freed last; and how many were ever used.
     free_slots: Vec<u16>,
-    slots_used: u16,
+    slots_used: u32,
     mode: Mode,
     /// Time of one sync task, smoothed.
     service: Option<Duration>,
@@ -373,7 +384,7 @@ struct Worker<M> {
     killed_for: Option<TaskKey>,
     /// When the time limits of its tasks are to be looked at: not before any can be over.
     look_at: Option<Instant>,
-    /// Tasks that were asked to stop, or are done by their word, and when their time is up, in this order.
+    /// Tasks that were asked to stop, or are done by their word though nobody has heard of it, and when their time is up, in this order.
     asked: VecDeque<(Instant, TaskKey)>,
     /// Then it must have ended, having hung up or been retired, else it is doomed; or having been killed, else it is given up.
     end_by: Option<Instant>,
@@ -384,8 +395,8 @@ struct Worker<M> {
     counted_behind: usize,
     /// Why it goes, if that is known.
     why: Option<WorkerEnd>,
-    /// Rule 23.
-    deaf: bool,
+    /// It is deaf (rule 23), and has begun nothing new since then.
+    deaf_since: Option<Instant>,
     post: Post,
 }
 
@@ -405,7 +416,7 @@ impl<M: Memory> Worker<M> {
             Mode::Sync => self.window(),
             Mode::Async => concurrency,
         };
-        self.state == State::Ready && !self.alone && !self.deaf && (1..limit).contains(&self.in_flight.len())
+        self.state == State::Ready && !self.alone && self.deaf_since.is_none() && (1..limit).contains(&self.in_flight.len())
     }
 
     /// How many sync tasks stand behind another.
@@ -427,7 +438,7 @@ impl<M: Memory> Worker<M> {
     fn claim(&mut self, id: u64) -> Claim {
         let slot = self.free_slots.pop().unwrap_or_else(|| {
             self.slots_used += 1;
-            self.slots_used - 1
+            (self.slots_used - 1) as u16
         });
         let claim = Claim { slot, id };
         if let Some(memory) = &self.memory {
@@ -677,12 +688,17 @@ impl<T, M: Memory> Core<T, M> {
         }
         worker.busy_since = now;
         worker.fruitless = None;
-        worker.deaf = false;
+        worker.deaf_since = None;
         self.answered(key, now, actions);
         let Some(worker) = self.workers.get_mut(key) else { return };
         if !worker.asked.is_empty() {
             // A task that is tried again may even be in this worker's hand anew.
-            worker.asked.retain(|(_, task)| self.tasks.get(*task).is_some_and(|task| task.stopping.is_some() && task.worker == Some(key)));
+            let mut asked = std::mem::take(&mut worker.asked);
+            asked.retain(|(_, task)| {
+                let flight = worker.in_flight.iter().find(|flight| flight.task == *task);
+                flight.is_some_and(|flight| flight.done || self.tasks.get(*task).is_some_and(|task| task.stopping.is_some()))
+            });
+            worker.asked = asked;
         }
         self.emptied(key);
         self.go_on(now, actions); // a task that is tried again may want a worker more
@@ -695,11 +711,12 @@ impl<T, M: Memory> Core<T, M> {
         task.stopping = None;
         task.attempt += 1;
         task.moves = 0;
-        let Some(until) = (!wait.is_zero()).then(|| now.checked_add(wait)).flatten() else {
+        if wait.is_zero() {
             self.queue.push_back(key);
             self.queued += 1;
             return;
-        };
+        }
+        let until = now.checked_add(wait).unwrap_or(now + FOR_EVER);
         task.delayed = Some(until);
         self.delayed.insert((until, key));
         self.deadline_moved |= self.delayed.first() == Some(&(until, key));
@@ -748,18 +765,19 @@ impl<T, M: Memory> Core<T, M> {
     /// A process has said hello; its `init` runs now.
     pub(crate) fn hello(&mut self, key: WorkerKey) {
         if let Some(Worker { state: State::Starting { until }, started, .. }) = self.workers.get_mut(key) {
-            *until = self.rules.start_limit.map(|limit| *started + limit);
+            *until = self.rules.start_limit.and_then(|limit| started.checked_add(limit));
         }
     }
 
-    /// A process is ready for its first task. Without memory, see rule 14.
-    pub(crate) fn ready(&mut self, key: WorkerKey, memory: Option<M>, now: Instant, actions: &mut Vec<Action<T>>) {
-        let Some(worker) = self.workers.get_mut(key) else { return };
-        let State::Starting { .. } = worker.state else { return };
+    /// A process is ready for its first task. Without memory, see rule 14. `false`: too late, it is not wanted any more.
+    pub(crate) fn ready(&mut self, key: WorkerKey, memory: Option<M>, now: Instant, actions: &mut Vec<Action<T>>) -> bool {
+        let Some(worker) = self.workers.get_mut(key) else { return false };
+        let State::Starting { .. } = worker.state else { return false };
         worker.memory = memory;
         self.failure = None;
         self.take_up(key, now, actions);
         self.go_on(now, actions); // a back-off may be over
+        true
     }
 
     /// A process could not be started, or ended before it was ready.
@@ -791,7 +809,9 @@ impl<T, M: Memory> Core<T, M> {
             let unbegun = worker.look(flight.claim) == Progress::Queued && !(was_next && task.is_suspect());
             let innocent =
                 worker.killed_for.is_some_and(|key| key != flight.task) && task.options.as_ref().is_some_and(|options| options.idempotent);
-            let (fate, wait) = match task.stopping {
+            // It was done in time by its word, and its answer never came.
+            let unanswered = task.timeout().filter(|_| flight.done).map(|limit| Stop::TimedOut(Limit::Timeout(limit)));
+            let (fate, wait) = match task.stopping.or(unanswered) {
                 None if unbegun || innocent => {
                     task.worker = None;
                     task.moves += u8::from(unbegun && was_next);
@@ -852,7 +872,10 @@ impl<T, M: Memory> Core<T, M> {
         match &mut worker.state {
             State::Starting { until: limit } => *limit = Some(limit.map_or(until, |limit| limit.min(until))),
             State::Spare | State::Ready | State::Departing | State::Retiring => {
-                worker.end_by = Some(until);
+                // One that was retired has what it was given then: it may run exit handlers now.
+                if worker.state != State::Retiring || worker.why.is_none() {
+                    worker.end_by = Some(until);
+                }
                 self.withdraw(key, State::Retiring);
             }
             State::Doomed => {}
@@ -925,7 +948,7 @@ impl<T, M: Memory> Core<T, M> {
             failure.retry = failure.retry.filter(|retry| now < *retry);
         }
         if self.listen_at.is_some_and(|at| at <= now) {
-            self.listen(now);
+            self.relieve(now, actions);
         }
         self.end_in_time(now, actions);
         self.time_the_staff(now, actions);
@@ -933,24 +956,49 @@ impl<T, M: Memory> Core<T, M> {
     }
 
     /// Rule 23.
-    fn listen(&mut self, now: Instant) {
+    fn relieve(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
+        let stuck = self.listen(now, actions);
+        if stuck > 0 {
+            self.want_workers(stuck, now, actions);
+            if self.has_idle() {
+                self.listen(now, actions); // a spare was there
+            }
+        }
+    }
+
+    /// Looks whether workers begin what they are given. What a deaf one has not begun goes to whoever can take it; says how much
+    /// nobody can.
+    fn listen(&mut self, now: Instant, actions: &mut Vec<Action<T>>) -> usize {
         self.listen_at = None;
+        let mut stuck = 0;
         for key in self.workers.keys() {
             let Some(worker) = self.workers.get_mut(key) else { continue };
-            if worker.state != State::Ready || worker.memory.is_none() || worker.in_flight.is_empty() {
+            if !matches!(worker.state, State::Ready | State::Departing) || worker.memory.is_none() || worker.in_flight.is_empty() {
                 continue;
             }
             self.listen_at = Some(now + DEAF);
             if !worker.overlooks(|task| self.tasks.get(task).is_some_and(|task| task.large)) {
                 continue;
             }
-            worker.deaf = true;
-            let mode = worker.mode;
+            let since = *worker.deaf_since.get_or_insert(worker.busy_since);
+            let (mode, alone, all) = (worker.mode, worker.alone, worker.in_flight.len());
+            let limits = worker.in_flight.iter().filter_map(|flight| self.tasks.get(flight.task)?.patience());
+            let patience = limits.min().filter(|_| worker.none_begun());
+            let unbegun = worker.in_flight.iter().filter(|flight| worker.look(flight.claim) == Progress::Queued).count();
             self.list(key);
-            if self.place_well(mode, false, now).is_some() {
+            if self.place_well(mode, alone, now).is_some() {
                 self.take_back(key, usize::MAX);
+            } else if patience.is_some_and(|limit| limit <= now.saturating_duration_since(since)) {
+                // Else it has begun something just now.
+                if self.take_back(key, usize::MAX) == all {
+                    self.blame(key, WorkerEnd::Unresponsive);
+                    self.condemn(key, now, actions);
+                }
+            } else {
+                stuck += unbegun;
             }
         }
+        stuck
     }
 
     /// A worker's time is over. `false`: the tasks that should have been answered have been done after all, just now; each
@@ -998,20 +1046,26 @@ impl<T, M: Memory> Core<T, M> {
         }
         let (mut over, mut next) = (Vec::new(), None::<Instant>);
         for at in 0..worker.in_flight.len() {
-            let Flight { claim, task, begun, .. } = worker.in_flight[at];
+            let Flight { claim, task, begun, done, .. } = worker.in_flight[at];
             let Some(task_in) = self.tasks.get(task).filter(|task| task.stopping.is_none()) else { continue };
-            let Some(timeout) = task_in.timeout() else { continue };
-            let ends = match worker.look(claim) {
-                Progress::Queued | Progress::Revoked => now + timeout,
-                Progress::Done => continue,
-                Progress::Started | Progress::Asked | Progress::Unknown => {
-                    let noted = worker.memory.as_ref().and_then(|memory| self.clock.at(memory.claims().started_at(claim)));
-                    let seen = begun.unwrap_or(now);
-                    worker.in_flight[at].begun = Some(seen);
-                    noted.map_or(seen, |noted| noted.min(seen)) + timeout
-                }
+            let Some(timeout) = task_in.timeout().filter(|_| !done) else { continue };
+            let progress = worker.look(claim);
+            // What has begun does not wait again, and nobody but us takes a task back: the worker has touched its word.
+            let ends = if progress == Progress::Queued && begun.is_none() {
+                now.checked_add(timeout)
+            } else {
+                let noted = worker.memory.as_ref().and_then(|memory| self.clock.at(memory.claims().started_at(claim)));
+                let seen = begun.unwrap_or(now);
+                worker.in_flight[at].begun = Some(seen);
+                noted.map_or(seen, |noted| noted.min(seen)).checked_add(timeout)
             };
-            if ends <= now {
+            let Some(ends) = ends else { continue }; // never
+            if ends <= now && progress == Progress::Done {
+                // It has ended in time, so it is not stopped; but a worker that only says so has no longer than this.
+                worker.in_flight[at].done = true;
+                worker.give_until(now + ABORT_GRACE, task);
+                self.deadline_moved = true;
+            } else if ends <= now {
                 over.push((task, timeout));
             } else {
                 next = Some(next.map_or(ends, |next| next.min(ends)));
@@ -1146,7 +1200,7 @@ impl<T, M: Memory> Core<T, M> {
 
     /// Somebody is idle, and hears.
     fn has_idle(&self) -> bool {
-        self.idle.last().and_then(|key| self.workers.get(*key)).is_some_and(|worker| !worker.deaf)
+        self.idle.last().and_then(|key| self.workers.get(*key)).is_some_and(|worker| worker.deaf_since.is_none())
     }
 
     /// Only to where [`Core::place`] says.
@@ -1169,8 +1223,8 @@ impl<T, M: Memory> Core<T, M> {
             self.listen_at = Some(now + DEAF);
             self.deadline_moved = true;
         }
-        if let Some(timeout) = task.timeout() {
-            let over = now + timeout;
+        // What the clock cannot hold is never over.
+        if let Some(over) = task.timeout().and_then(|timeout| now.checked_add(timeout)) {
             if worker.look_at.is_none_or(|at| over < at) {
                 worker.look_at = Some(over);
                 self.deadline_moved = true;
@@ -1190,6 +1244,10 @@ impl<T, M: Memory> Core<T, M> {
         for at in (0..worker.in_flight.len()).rev() {
             if taken == most {
                 break;
+            }
+            // What is being stopped had begun, whatever its word says now: it must not run again.
+            if self.tasks.get(worker.in_flight[at].task).is_some_and(|task| task.stopping.is_some()) {
+                continue;
             }
             if worker.revoke(worker.in_flight[at].claim) == Progress::Queued
                 && let Some(flight) = worker.let_go(at)
@@ -1213,7 +1271,7 @@ impl<T, M: Memory> Core<T, M> {
         match self.workers.get(key) {
             Some(Worker { state: State::Ready, in_flight, .. }) if in_flight.is_empty() => {
                 // The deaf are used last.
-                let at = if self.workers.get(key).is_some_and(|worker| worker.deaf) { 0 } else { self.idle.len() };
+                let at = if self.workers.get(key).is_some_and(|worker| worker.deaf_since.is_some()) { 0 } else { self.idle.len() };
                 self.idle.insert(at, key);
                 self.somebody_idle();
             }
@@ -1279,8 +1337,12 @@ impl<T, M: Memory> Core<T, M> {
         let Some(task) = self.tasks.get_mut(key) else { return };
         let Some(worker_key) = task.worker else { return self.forget_queued(key, stop.fate(), actions) };
         let stopping_before = task.stopping.is_some();
-        // What the caller wants counts more than the end, and that more than a limit.
-        if !stopping_before || stop == Stop::Abort || (stop == Stop::Close && task.stopping != Some(Stop::Abort)) {
+        // What the caller wants counts more than the end, that more than a limit, and that of the whole more than that of one run.
+        let by_the_whole = matches!(
+            (task.stopping, stop),
+            (Some(Stop::TimedOut(Limit::Timeout(_))), Stop::TimedOut(Limit::Deadline(_))) // else it would be tried again
+        );
+        if !stopping_before || by_the_whole || stop == Stop::Abort || (stop == Stop::Close && task.stopping != Some(Stop::Abort)) {
             task.stopping = Some(stop);
         }
         let way = task.way_to_stop();
@@ -1350,32 +1412,37 @@ impl<T, M: Memory> Core<T, M> {
 
     /// Rule 6: as many starts under way as there are tasks that found nobody idle; but a spare is quicker (rule 18).
     fn want_workers(&mut self, extra: usize, now: Instant, actions: &mut Vec<Action<T>>) {
+        let mut enlisted = false;
         loop {
             let behind = if self.phase == Phase::Open { self.behind } else { 0 };
             let demand = (self.queued + behind).max(extra);
             if demand == 0 || self.has_idle() {
-                return;
+                break;
             }
             if let Some(spare) = self.spare_for_a_vacancy() {
+                enlisted = true;
                 self.enlist(spare, now);
                 self.serve(now, actions);
                 self.share(now, actions);
             } else if self.starting >= demand || self.staff.places >= self.rules.workers {
-                return;
+                break;
             } else if let Some(coming) = self.surplus_to_come() {
                 self.promise(coming);
             } else if self.starts_are_allowed(now) {
                 self.start(Duty::On, now, actions);
             } else {
-                return;
+                break;
             }
+        }
+        if enlisted {
+            self.call_spares(now, actions);
         }
     }
 
     fn start(&mut self, duty: Duty, now: Instant, actions: &mut Vec<Action<T>>) {
         let limit = self.rules.start_limit.map_or(self.rules.hello_limit, |limit| limit.min(self.rules.hello_limit));
         let key = self.workers.insert(Worker {
-            state: State::Starting { until: Some(now + limit) },
+            state: State::Starting { until: now.checked_add(limit) },
             memory: None,
             started: now,
             in_flight: VecDeque::new(),
@@ -1394,7 +1461,7 @@ impl<T, M: Memory> Core<T, M> {
             listed: None,
             counted_behind: 0,
             why: None,
-            deaf: false,
+            deaf_since: None,
             post: Post::new(duty, self.staff.generation, now),
         });
         self.order(duty);

@@ -3,13 +3,13 @@
 //! ```text
 //! drain     takes nothing more; what is here runs to its end
 //! drain_by  the same, but at the limit it is cut short: what has not begun is settled, and what runs is stopped as by an
-//!           abort (rule 8), with the same grace
+//!           abort (rule 8), with the same grace; who has nothing left to do is retired, and has a second for it in any case
 //! kill      every worker is killed; what has not begun is settled at once, what runs when its process has ended
 //! ```
 //!
 //! What was cut off is written down ([`CutOff`]); a task that answered in time is not.
 
-use super::{Action, Core, Fate, Memory, Phase, State, Stop, Worker};
+use super::{Action, Core, Fate, Memory, Phase, State, Stop};
 use crate::pool::ending::CutOff;
 use crate::pool::stats::WorkerEnd;
 use std::time::Instant;
@@ -39,7 +39,7 @@ impl<T, M: Memory> Core<T, M> {
                 && worker.why.is_some()
             // else it has hung up by itself, and is given what everybody is given
             {
-                worker.end_by = worker.end_by.map(|by| by.min(now + limit));
+                worker.end_by = worker.end_by.into_iter().chain(now.checked_add(limit)).min();
             }
         }
         self.phase = Phase::Draining;
@@ -74,15 +74,19 @@ impl<T, M: Memory> Core<T, M> {
             self.stop(key, Stop::Close, now, actions);
         }
         for key in self.workers.keys() {
-            // Those that start, and those that have nothing left to do and have not ended by now: they may stand still.
-            let is_over = |worker: &Worker<M>| match worker.state {
+            let Some(worker) = self.workers.get(key) else { continue };
+            let is_over = match worker.state {
                 State::Starting { .. } => true,
-                State::Spare | State::Ready | State::Departing | State::Retiring => worker.in_flight.is_empty(),
-                State::Doomed => false,
+                // It has hung up by itself. (One that was retired has the time that it was given.)
+                State::Retiring => worker.in_flight.is_empty() && worker.why.is_none(),
+                State::Spare | State::Ready | State::Departing | State::Doomed => false,
             };
-            if self.workers.get(key).is_some_and(is_over) {
+            let is_free = matches!(worker.state, State::Spare | State::Ready | State::Departing) && worker.in_flight.is_empty();
+            if is_over {
                 self.blame(key, WorkerEnd::Closed);
                 self.condemn(key, now, actions);
+            } else if is_free {
+                self.retire(key, WorkerEnd::Closed, now, actions);
             }
         }
     }

@@ -345,6 +345,8 @@ struct Job {
     began_at: Instant,
     /// It has ended there, and its reply is committed.
     done: bool,
+    /// And its time limit has passed since, without anybody having heard of it.
+    unheard: bool,
     service: Duration,
     /// In so many tries it hangs, or kills its worker.
     hangs: u8,
@@ -746,6 +748,7 @@ impl World {
                 begun: false,
                 began_at: self.now,
                 done: false,
+                unheard: false,
                 service,
                 hangs: if hangs { tries } else { 0 },
                 crashes: if crashes { tries } else { 0 },
@@ -818,7 +821,8 @@ impl World {
         }
         // What the caller wants counts more than the end, and that more than a limit.
         let first = job.stop.is_none();
-        if first || stop == Stop::Abort || (stop == Stop::Close && job.stop != Some(Stop::Abort)) {
+        let timeouts = matches!(job.stop, Some(Stop::TimedOut(Limit::Timeout(_)))) && matches!(stop, Stop::TimedOut(Limit::Deadline(_)));
+        if first || timeouts || stop == Stop::Abort || (stop == Stop::Close && job.stop != Some(Stop::Abort)) {
             job.stop = Some(stop);
         }
         if let Place::InFlight(worker) = job.place
@@ -877,6 +881,21 @@ impl World {
             }
             self.stop(id, stop);
         }
+        // What has ended in time must be heard of before long.
+        for id in 0..self.jobs.len() as u64 {
+            let job = &mut self.jobs[id as usize];
+            let Place::InFlight(worker) = job.place else { continue };
+            let over = job.options.timeout.is_some_and(|limit| job.began_at + limit <= self.now);
+            if over
+                && job.done
+                && job.stop.is_none()
+                && !std::mem::replace(&mut job.unheard, true)
+                && let Some(hand) = self.hands.get_mut(&worker).filter(|hand| hand.life != Life::Doomed)
+            {
+                job.excused = true;
+                hand.asked.push((self.now + ABORT_GRACE, id));
+            }
+        }
         // Tasks that are done, and whose replies have not come; async ones that were asked, and have not stopped by themselves.
         for hand in self.hands.values_mut().filter(|hand| hand.life != Life::Doomed) {
             for (by, id) in &mut hand.asked {
@@ -915,7 +934,8 @@ impl World {
         let job = &mut self.jobs[id as usize];
         let wait = job.options.retry.wait(job.attempt);
         (job.attempt, job.moves, job.stop) = (job.attempt + 1, 0, None);
-        (job.begun, job.done, job.dropping, job.told, job.excused) = (false, false, false, false, false);
+        (job.begun, job.done, job.dropping) = (false, false, false);
+        (job.told, job.unheard, job.excused) = (false, false, false);
         if wait.is_zero() {
             self.enqueue(id);
         } else {
@@ -1114,6 +1134,8 @@ impl World {
         let by = self.now + END_GRACE;
         match &mut hand.life {
             Life::Starting { until } => *until = Some(until.map_or(by, |until| until.min(by))),
+            // One that was retired has what it was given then.
+            Life::Leaving { .. } if hand.retired => {}
             life @ (Life::Ready | Life::Leaving { .. }) => *life = Life::Leaving { by },
             Life::Doomed => {}
         }
@@ -1151,6 +1173,9 @@ impl World {
             }
             let was_next = none_begun && (at == 0 || job.mode == Mode::Async);
             let lost = job.begun || (was_next && job.moves == MOVES_MAX);
+            if job.unheard && job.stop.is_none() {
+                job.stop = job.options.timeout.map(|limit| Stop::TimedOut(Limit::Timeout(limit)));
+            }
             let again = match job.stop {
                 None if !lost => {
                     job.moves += u8::from(was_next);
@@ -1478,8 +1503,8 @@ impl World {
         let overdue = hand.asked.iter().any(|(by, _)| *by <= now);
         let late = matches!(hand.life, Life::Leaving { by } if by <= now);
         let unwanted = self.draining && (self.open == 0 || self.cut) && matches!(hand.life, Life::Starting { .. });
-        // It has nothing left to do, and has not ended by the limit.
-        let unwanted = unwanted || self.cut && matches!(hand.life, Life::Ready | Life::Leaving { .. }) && hand.in_flight.is_empty();
+        // It has hung up by itself, and has not ended by the limit.
+        let unwanted = unwanted || self.cut && matches!(hand.life, Life::Leaving { .. }) && !hand.retired && hand.in_flight.is_empty();
         let told = self.told == Some(key);
         ensure!(hand.life != Life::Doomed, "{key:?} is killed twice");
         ensure!(self.killed || stopped || overdue || late || unwanted || told, "{hand:?} is killed for nothing");

@@ -347,9 +347,9 @@ impl<T, M: Memory> Core<T, M> {
     pub(super) fn retire(&mut self, key: WorkerKey, why: WorkerEnd, now: Instant, actions: &mut Vec<Action<T>>) {
         self.withdraw(key, State::Retiring);
         self.vacate(key, Duty::Off);
-        let by = now + self.exit_limit(now);
+        let by = now.checked_add(self.exit_limit(now));
         if let Some(worker) = self.workers.get_mut(key) {
-            worker.end_by = Some(by);
+            worker.end_by = by;
             worker.why.get_or_insert(why);
             actions.push(Action::Retire(key));
         }
@@ -729,7 +729,8 @@ impl<T, M: Memory> Core<T, M> {
 
     /// Counts workers and open tasks.
     pub(crate) fn census(&self) -> Stats {
-        let mut stats = Stats { queued: self.queued, in_hand: self.tasks.len() - self.queued, ..Stats::default() };
+        let waiting = self.queued + self.delayed.len();
+        let mut stats = Stats { queued: waiting, in_hand: self.tasks.len() - waiting, ..Stats::default() };
         for (_, worker) in self.workers.iter() {
             let place = match worker.state {
                 State::Starting { .. } => &mut stats.starting,

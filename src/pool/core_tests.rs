@@ -36,7 +36,7 @@ impl Bench {
     }
 
     pub(super) fn ready_now(&mut self, key: WorkerKey) -> Vec<String> {
-        self.does(|core, now, actions| core.ready(key, Some(TestMemory::new(2048)), now, actions))
+        self.does(|core, now, actions| _ = core.ready(key, Some(TestMemory::new(2048)), now, actions))
     }
 
     /// The next deadline but for rule 23, by which it is always looked again before long.
@@ -360,7 +360,7 @@ fn rule_14_without_memory_one_sync_task_is_in_hand_and_counts_as_begun() {
     let mut bench = Bench::new(1);
     let (first, _) = bench.task(Mode::Sync);
     let worker = bench.core.workers.keys()[0];
-    assert_eq!(bench.does(|core, now, actions| core.ready(worker, None, now, actions)), ["send 0 0"]);
+    assert_eq!(bench.does(|core, now, actions| _ = core.ready(worker, None, now, actions)), ["send 0 0"]);
     bench.pass(MS / 1000);
     bench.reply(worker, &[0]);
     assert_eq!(bench.task(Mode::Sync).1, ["send 0 1"]);
@@ -636,7 +636,7 @@ fn an_end_asks_async_tasks_and_waits_for_them_no_longer_than_an_abort_does() {
 }
 
 #[test]
-fn a_worker_that_has_nothing_left_to_do_and_does_not_end_is_killed_at_the_limit() {
+fn a_worker_that_has_nothing_left_to_do_has_a_second_to_end_whatever_the_limit_is() {
     let (mut bench, w) = Bench::ready(2);
     bench.task(Mode::Sync);
     let limit = bench.now + 2 * MS;
@@ -646,9 +646,117 @@ fn a_worker_that_has_nothing_left_to_do_and_does_not_end_is_killed_at_the_limit(
     assert_eq!(bench.reply(w[1], &[0]), ["retire 1"]);
     assert_eq!(bench.exit(w[1]), [""; 0]);
     bench.pass(MS);
-    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.tick(), [""; 0], "it may be in its exit function");
+    bench.pass(ABORT_GRACE - 2 * MS);
+    assert_eq!(bench.tick(), ["kill 0"], "a second after it was retired");
     assert_eq!(bench.exit(w[0]), ["ended"]);
     assert!(bench.core.cut_off().is_empty());
+}
+
+#[test]
+fn who_has_nothing_left_to_do_when_a_drain_is_cut_short_is_retired() {
+    let (mut bench, w) = Bench::ready(2);
+    // Two tasks that want an idle worker each, of which one is taken back at the limit.
+    bench.task(Mode::Sync);
+    bench.task(Mode::Sync);
+    bench.task(Mode::Sync);
+    bench.begin(w[1], &[0]);
+    let now = bench.now;
+    let mut words = bench.does(|core, _, actions| core.drain_by(now, now, actions));
+    words.sort();
+    assert_eq!(words, ["closed 1", "closed 2", "kill 1", "retire 0"], "the one that had not begun its task has no task now");
+    bench.pass(ABORT_GRACE);
+    assert_eq!(bench.tick(), ["kill 0"]);
+}
+
+#[test]
+fn a_worker_that_has_hung_up_when_it_was_retired_keeps_its_exit_limit() {
+    let limit = Duration::from_secs(60);
+    let mut bench = Bench::with_policy(1, Policy { exit_limit: limit, ..Policy::default() });
+    bench.does(|core, now, actions| core.start_all(now, actions));
+    let worker = bench.core.workers.keys()[0];
+    bench.ready_now(worker);
+    assert_eq!(bench.does(|core, now, actions| core.drain(now, actions)), ["retire 0"]);
+    bench.core.hung_up(worker, bench.now + 2 * MS);
+    assert_eq!(bench.core.next_deadline(), Some(bench.now + limit));
+}
+
+#[test]
+fn limits_beyond_the_clock_are_none() {
+    let mut bench = Bench::with_policy(1, Policy { exit_limit: Duration::MAX, ..Policy::default() });
+    bench.core.rules.start_limit = Some(Duration::MAX);
+    bench.does(|core, now, actions| core.start_all(now, actions));
+    let worker = bench.core.workers.keys()[0];
+    bench.core.hello(worker);
+    assert_eq!(bench.core.next_deadline(), None, "it may start for ever");
+    bench.ready_now(worker);
+    let options = Options { timeout: Some(Duration::MAX), deadline: Some(Duration::MAX), ..Options::default() };
+    assert_eq!(bench.with(Mode::Sync, options).1, ["send 0 0"]);
+    bench.begin_timed(worker, 0);
+    bench.core.workers.get_mut(worker).expect("it lives").look_at = Some(bench.now);
+    assert_eq!(bench.tick(), [""; 0], "a look at it finds no end");
+    bench.reply(worker, &[0]);
+    bench.core.listen_at = None;
+    assert_eq!(bench.does(|core, now, actions| core.drain(now, actions)), ["retire 0"]);
+    assert_eq!(bench.core.next_deadline(), None, "it may end for ever");
+    // Until somebody wants it to be over.
+    let until = bench.now + 2 * ABORT_GRACE;
+    bench.does(|core, now, actions| core.drain_by(until, now, actions));
+    bench.pass(2 * ABORT_GRACE);
+    assert_eq!(bench.tick(), ["kill 0"]);
+}
+
+#[test]
+fn a_back_off_beyond_the_clock_does_not_end() {
+    let (mut bench, w) = Bench::ready(1);
+    let retry = Retry { most: 9, panics: true, wait_min: Duration::MAX, wait_max: Duration::MAX, ..Retry::default() };
+    let (key, _) = bench.with(Mode::Sync, Options { retry, ..Options::default() });
+    bench.begin(w[0], &[0]);
+    assert_eq!(bench.answer(w[0], 0, Answer::Panicked), (true, vec![]));
+    assert!(bench.deadline().is_some_and(|at| at > bench.now + FOR_EVER / 2));
+    assert_eq!(bench.abort(key), ["cancelled 0"]);
+}
+
+#[test]
+fn what_waits_for_its_next_try_counts_as_queued() {
+    let (mut bench, w) = Bench::ready(1);
+    let retry = Retry { most: 9, panics: true, wait_min: MS, wait_max: MS, ..Retry::default() };
+    bench.with(Mode::Sync, Options { retry, ..Options::default() });
+    bench.begin(w[0], &[0]);
+    bench.answer(w[0], 0, Answer::Panicked);
+    let census = bench.core.census();
+    assert_eq!((census.queued, census.in_hand), (1, 0));
+}
+
+#[test]
+fn a_worker_holds_as_many_async_tasks_as_there_are_slots() {
+    let mut bench = Bench::new(1);
+    bench.core.rules.concurrency = 1 << 16;
+    bench.does(|core, now, actions| core.start_all(now, actions));
+    let worker = bench.core.workers.keys()[0];
+    bench.does(|core, now, actions| _ = core.ready(worker, Some(TestMemory::new(1 << 16)), now, actions));
+    let mut slots = vec![false; 1 << 16];
+    for _ in 0..1 << 16 {
+        bench.task(Mode::Async);
+    }
+    for flight in &bench.core.workers.get(worker).expect("it lives").in_flight {
+        assert!(!std::mem::replace(&mut slots[usize::from(flight.claim.slot)], true), "{flight:?}");
+    }
+    assert_eq!(slots.iter().filter(|used| **used).count(), 1 << 16);
+}
+
+#[test]
+fn a_worker_that_gets_ready_after_its_time_has_failed_to_start() {
+    let mut bench = Bench::new(1);
+    bench.task(Mode::Sync);
+    let worker = bench.core.workers.keys()[0];
+    bench.core.hello(worker);
+    bench.pass(Duration::from_secs(61));
+    assert_eq!(bench.tick(), ["time out 0"]);
+    let mut taken = true;
+    assert_eq!(bench.does(|core, now, actions| taken = core.ready(worker, None, now, actions)), [""; 0]);
+    assert!(!taken, "so that its end is told as that of a start");
+    assert_eq!(bench.fail(worker), ["start failed 0"]);
 }
 
 #[test]
@@ -692,6 +800,111 @@ fn rule_23_what_a_worker_that_stands_still_has_not_begun_goes_to_another() {
     bench.begin(w[1], &[6]);
     bench.reply(w[1], &[6]);
     assert_eq!(bench.task(Mode::Sync).1, ["send 1 7"]);
+}
+
+#[test]
+fn rule_23_a_worker_more_is_started_when_only_one_that_stands_still_is_there() {
+    let mut bench = Bench::new(2);
+    bench.task(Mode::Sync);
+    let worker = bench.core.workers.keys()[0];
+    bench.ready_now(worker);
+    bench.begin(worker, &[0]);
+    bench.reply(worker, &[0]);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 1"]);
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), [""; 0]);
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), ["start 1"]);
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), [""; 0], "one is enough");
+    let next = bench.core.workers.keys()[1];
+    assert_eq!(bench.ready_now(next), [""; 0]);
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), ["send 1 1"]);
+}
+
+#[test]
+fn rule_23_a_spare_takes_what_a_worker_that_stands_still_has_not_begun() {
+    let mut bench = Bench::with_policy(2, Policy { spares: 1, min: 1, ..Policy::default() });
+    bench.does(|core, now, actions| core.start_all(now, actions));
+    for key in bench.core.workers.keys() {
+        bench.ready_now(key);
+    }
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 0"]);
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), [""; 0]);
+    bench.pass(DEAF);
+    let mut words = bench.tick();
+    words.sort();
+    assert_eq!(words, ["send 1 0", "start 2"]);
+}
+
+#[test]
+fn rule_23_holds_for_the_last_task_of_a_worker() {
+    let mut bench = Bench::with_policy(1, Policy { max_tasks: Some(1), ..Policy::default() });
+    bench.does(|core, now, actions| core.start_all(now, actions));
+    let worker = bench.core.workers.keys()[0];
+    bench.ready_now(worker);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 0", "start 1"], "its successor is ordered");
+    let next = bench.core.workers.keys()[1];
+    bench.ready_now(next);
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), [""; 0]);
+    bench.pass(DEAF);
+    let words = bench.tick();
+    assert!(words.contains(&"send 1 0".into()) && words.contains(&"retire 0".into()), "{words:?}");
+}
+
+#[test]
+fn rule_23_who_stands_still_for_longer_than_a_task_may_take_is_killed_if_nobody_else_can_have_it() {
+    for mode in [Mode::Sync, Mode::Async] {
+        let (mut bench, w) = Bench::ready(1);
+        assert_eq!(bench.with(mode, timeout(5 * DEAF)).1, ["send 0 0"]);
+        for _ in 0..4 {
+            bench.pass(DEAF);
+            assert_eq!(bench.tick(), [""; 0]);
+        }
+        bench.pass(DEAF);
+        assert_eq!(bench.tick(), ["kill 0"]);
+        assert_eq!(bench.core.why_ended(w[0]), Some(WorkerEnd::Unresponsive));
+        assert_eq!(bench.exit(w[0]), ["start 0"]);
+        let next = bench.core.workers.keys()[0];
+        assert_eq!(bench.ready_now(next), ["send 0 0"], "it runs elsewhere, for the first time");
+    }
+}
+
+#[test]
+fn rule_23_who_stands_still_is_waited_for_if_no_task_has_a_limit_or_one_has_begun() {
+    let (mut bench, _) = Bench::ready(1);
+    bench.task(Mode::Sync);
+    let (mut other, w) = Bench::ready(1);
+    other.task(Mode::Async);
+    other.with(Mode::Async, timeout(DEAF));
+    other.begin(w[0], &[0]);
+    for _ in 0..1000 {
+        bench.pass(DEAF);
+        assert_eq!(bench.tick(), [""; 0]);
+        other.pass(DEAF);
+        assert_eq!(other.tick(), [""; 0]);
+    }
+}
+
+#[test]
+fn rule_23_a_deadline_that_passed_in_a_worker_that_stands_still_has_the_next_one_replace_it() {
+    let (mut bench, _) = Bench::ready(1);
+    let options = Options { deadline: Some(5 * DEAF), ..Options::default() };
+    bench.with(Mode::Sync, options.clone());
+    for _ in 0..4 {
+        bench.pass(DEAF);
+        assert_eq!(bench.tick(), [""; 0]);
+    }
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), [format!("timed out 0 {:?}", Limit::Deadline(5 * DEAF))]);
+    assert_eq!(bench.with(Mode::Sync, options).1, ["send 0 1"]);
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), [""; 0]);
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), ["kill 0"]);
 }
 
 #[test]
@@ -1004,4 +1217,73 @@ fn rule_13_an_idempotent_neighbour_runs_again() {
     assert_eq!(bench.tick(), ["kill 0"]);
     assert_eq!(bench.exit(w[0]), ["cancelled 0", "lost 2", "start 0"]);
     assert_eq!(bench.core.queued(), 1);
+}
+
+#[test]
+fn rule_11_a_deadline_that_passes_while_a_limit_stops_the_task_ends_it() {
+    let (mut bench, w) = Bench::ready(2);
+    let retry = Retry { most: 5, ..Retry::default() };
+    let options = Options { timeout: Some(100 * MS), deadline: Some(150 * MS), grace: Some(1000 * MS), retry, ..Options::default() };
+    bench.with(Mode::Sync, options);
+    bench.begin_timed(w[1], 0);
+    bench.pass(100 * MS);
+    assert_eq!(bench.tick(), [""; 0], "it is asked, by its word");
+    bench.pass(50 * MS);
+    assert_eq!(bench.tick(), [""; 0]);
+    bench.pass(950 * MS);
+    assert_eq!(bench.tick(), ["kill 1"]);
+    assert_eq!(bench.exit(w[1])[0], format!("timed out 0 {:?}", Limit::Deadline(150 * MS)), "and is not tried again");
+}
+
+#[test]
+fn rule_11_a_word_that_says_done_or_taken_back_evades_no_limit() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.with(Mode::Sync, timeout(50 * MS));
+    bench.begin_timed(w[0], 0);
+    bench.finish(w[0], &[0]);
+    bench.pass(50 * MS);
+    assert_eq!(bench.tick(), [""; 0], "it may have ended in time");
+    bench.pass(ABORT_GRACE);
+    assert_eq!(bench.tick(), ["kill 0"]);
+    assert_eq!(bench.exit(w[0])[0], format!("timed out 0 {:?}", Limit::Timeout(50 * MS)));
+
+    let (mut bench, w) = Bench::ready(1);
+    bench.with(Mode::Sync, timeout(50 * MS));
+    bench.begin_timed(w[0], 0);
+    bench.each(w[0], &[0], |claims, claim| {
+        claims.offer(claim);
+        assert_eq!(claims.revoke(claim), Progress::Queued);
+    });
+    bench.pass(50 * MS);
+    assert_eq!(bench.tick(), ["kill 0"]);
+}
+
+#[test]
+fn rule_11_what_has_ended_in_time_and_is_heard_of_later_counts_though_others_answer_meanwhile() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.with(Mode::Async, timeout(50 * MS));
+    bench.task(Mode::Async);
+    bench.begin_timed(w[0], 0);
+    bench.begin_timed(w[0], 1);
+    bench.finish(w[0], &[0]);
+    bench.pass(50 * MS);
+    assert_eq!(bench.tick(), [""; 0]);
+    assert_eq!(bench.reply(w[0], &[1]), [""; 0]);
+    assert_eq!(bench.deadline(), Some(bench.now + ABORT_GRACE), "it is not forgotten by that");
+    assert_eq!(bench.reply(w[0], &[0]), [""; 0]);
+    assert_eq!(bench.deadline(), None);
+}
+
+#[test]
+fn rule_8_what_is_being_stopped_does_not_run_again_whatever_its_word_says() {
+    let (mut bench, w) = Bench::ready(2);
+    let options = Options { timeout: Some(50 * MS), grace: Some(50 * MS), ..Options::default() };
+    assert_eq!(bench.with(Mode::Sync, options).1, ["send 1 0"]);
+    bench.begin_timed(w[1], 0);
+    bench.pass(50 * MS);
+    assert_eq!(bench.tick(), [""; 0]);
+    bench.each(w[1], &[0], |claims, claim| claims.offer(claim)); // the worker writes its own word
+    bench.pass(50 * MS);
+    assert_eq!(bench.tick(), ["kill 1"]);
+    assert_eq!(bench.exit(w[1])[0], format!("timed out 0 {:?}", Limit::Timeout(50 * MS)));
 }

@@ -659,23 +659,28 @@ impl Engine {
         });
     }
 
-    fn ready_for_work(&self, key: WorkerKey) {
-        let pid = self.apply(|state, now| {
+    /// Whether what becomes of this worker from now on is told as that of one that was ready.
+    fn ready_for_work(&self, key: WorkerKey) -> bool {
+        let (taken, doomed, pid) = self.apply(|state, now| {
             state.timed = true;
             let link = state.links.get(&key);
             let process = link.and_then(|link| link.process.as_ref());
-            let pid = process.filter(|_| link.is_some_and(|link| !link.doomed)).map(|process| process.child.pid());
+            let pid = process.map(|process| process.child.pid());
+            let doomed = link.is_some_and(|link| link.doomed);
             // Another program claims nothing in it.
             let process = process.filter(|_| self.config.program.is_none());
             let memory = process.map(|process| Arc::clone(&process.memory));
-            state.core.ready(key, memory, now, &mut state.actions);
-            pid
+            (state.core.ready(key, memory, now, &mut state.actions), doomed, pid)
         });
+        if !taken && doomed {
+            return false; // its start has taken too long, say
+        }
         self.tell_start(None);
         if let Some(pid) = pid {
             self.tally.started();
             self.feeds.tell(&WorkerEvent::Up { pid });
         }
+        true
     }
 
     fn init_failed(&self, key: WorkerKey, pid: u32, failed: InitFailed) {
@@ -838,8 +843,7 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
             }
             (Stage::Init, kind::READY) => {
                 message.end()?;
-                reader.stage = Stage::Ready;
-                engine.ready_for_work(key);
+                reader.stage = if engine.ready_for_work(key) { Stage::Ready } else { Stage::Init };
             }
             (Stage::Init, kind::INIT_FAILED) => engine.init_failed(key, reader.pid, message.map()?),
             (_, other) => return Err(Bad(format!("a message of kind {other} out of its place"))),

@@ -13,7 +13,7 @@ use super::driver::{self, Driver};
 use super::ending::CutOff;
 use super::events::{Events, Feeds};
 use super::launch;
-use super::link::Link;
+use super::link::{Link, Outgoing};
 use super::reply::{Cargo, Extra, Inlet, Outcome, Reply, Things, shielded};
 use super::spec::{Config, Room, TaskSpec, Ticket};
 use super::stats::{Stats, Tally};
@@ -547,7 +547,12 @@ impl Engine {
                 Action::Start(key) => launch::order(self.this.upgrade(), key),
                 Action::Kill(key) | Action::TimeOut(key) => self.kill_worker(key, matches!(action, Action::TimeOut(_))),
                 Action::Retire(key) => {
-                    let socket = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|p| Arc::clone(&p.socket));
+                    let mut state = self.lock();
+                    let socket = state.links.get_mut(&key).and_then(|link| {
+                        link.retired = true;
+                        link.process.as_ref().map(|process| Arc::clone(&process.socket))
+                    });
+                    drop(state);
                     if let Some(socket) = socket {
                         let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write);
                     }
@@ -672,7 +677,12 @@ impl Engine {
                 Ok(len) => written = Some((chunk, from, len)),
                 Err(error) => {
                     let mut state = self.lock();
-                    if let Some(Link { out, .. }) = state.links.get_mut(&key) {
+                    if let Some(Link { out, retired, .. }) = state.links.get_mut(&key) {
+                        if *retired && error.kind() != std::io::ErrorKind::WouldBlock {
+                            // We have closed its intake. What is left are calls that were taken back.
+                            *out = Outgoing::default();
+                            return;
+                        }
                         out.wrote(chunk, from, 0);
                         out.blocked = error.kind() == std::io::ErrorKind::WouldBlock;
                     }
@@ -692,17 +702,7 @@ impl Engine {
 
     /// Turns, unless somebody is at it; who then goes round once more.
     fn turn_now(&self) {
-        let mut wanted = self.wanted.fetch_add(1, Ordering::AcqRel) + 1;
-        if wanted > 1 {
-            return;
-        }
-        loop {
-            self.turn_once(&mut self.driver.lock().unwrap_or_else(PoisonError::into_inner));
-            match self.wanted.compare_exchange(wanted, 0, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return,
-                Err(more) => wanted = more,
-            }
-        }
+        take_turns(&self.wanted, || self.turn_once(&mut self.driver.lock().unwrap_or_else(PoisonError::into_inner)));
     }
 
     /// A turn by the pool's own runtime. `false`: the pool has ended.
@@ -826,6 +826,33 @@ impl Todo {
     }
 }
 
+/// Takes a turn for each that is wanted, unless somebody is at it.
+fn take_turns(wanted: &AtomicU32, mut turn: impl FnMut()) {
+    /// A turn that panics must not keep everybody else from turning, for good.
+    struct AtIt<'a>(&'a AtomicU32);
+
+    impl Drop for AtIt<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                self.0.store(0, Ordering::Release);
+            }
+        }
+    }
+
+    let mut count = wanted.fetch_add(1, Ordering::AcqRel) + 1;
+    if count > 1 {
+        return;
+    }
+    let _at_it = AtIt(wanted);
+    loop {
+        turn();
+        match wanted.compare_exchange(count, 0, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return,
+            Err(more) => count = more,
+        }
+    }
+}
+
 /// What a fate is to the one who waits.
 fn why(fate: Fate, function: &'static str) -> TaskError {
     let what = match fate {
@@ -843,5 +870,33 @@ pub(super) fn timed_out(limit: Limit) -> What {
     match limit {
         Limit::Timeout(limit) => What::TimedOut { limit, whole: false },
         Limit::Deadline(limit) => What::TimedOut { limit, whole: true },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_turn_that_panics_others_turn() {
+        let wanted = AtomicU32::new(0);
+        let turn = || take_turns(&wanted, || panic!("a bug"));
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(turn)).expect_err("it panics");
+        let mut turns = 0;
+        take_turns(&wanted, || turns += 1);
+        assert_eq!((turns, wanted.load(Ordering::Relaxed)), (1, 0));
+    }
+
+    #[test]
+    fn a_turn_that_is_wanted_meanwhile_is_taken_by_who_is_at_it() {
+        let wanted = AtomicU32::new(0);
+        let mut turns = 0;
+        take_turns(&wanted, || {
+            turns += 1;
+            if turns == 1 {
+                take_turns(&wanted, || unreachable!("somebody is at it"));
+            }
+        });
+        assert_eq!((turns, wanted.load(Ordering::Relaxed)), (2, 0));
     }
 }

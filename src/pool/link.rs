@@ -27,6 +27,8 @@ pub(crate) struct Link {
     pub(crate) doomed: bool,
     /// Its start took too long.
     pub(crate) timed_out: bool,
+    /// Its intake has been closed, for it is to end.
+    pub(crate) retired: bool,
     /// It has closed its socket.
     pub(crate) hung_up: bool,
     /// Why its start failed, if it said so or broke the protocol in it.

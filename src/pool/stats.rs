@@ -23,7 +23,7 @@ pub struct Stats {
     /// Workers that get no more tasks, and whose process has not ended yet. They may still be at the tasks that they have. A
     /// process that the kernel cannot end stays here.
     pub leaving: usize,
-    /// Tasks that wait for a worker.
+    /// Tasks that wait for a worker, or for their next try.
     pub queued: usize,
     /// Tasks that a worker has in hand: of the sync ones in one worker the first runs and the others stand behind it;
     /// async ones run side by side.
@@ -77,6 +77,9 @@ pub enum WorkerEnd {
     Died,
     /// It was killed to stop a task that ran in it.
     TaskStopped,
+    /// It stood still: it began nothing of what it had been given, for as long as a time limit of one of those tasks, while
+    /// no other worker could take them. It was killed, and they go to another.
+    Unresponsive,
     /// It broke the protocol, and was killed.
     BadFrame,
     /// It never got ready: the start was refused, failed, or took too long.
