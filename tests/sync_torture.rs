@@ -110,6 +110,8 @@ impl Round {
         loop {
             match self.pool.spawn(function, args.clone()).await {
                 Ok(result) => return result,
+                // So many were killed while they started that those who waited for them are told. It did not run.
+                Err(error) if error.is_start_failed() => {}
                 Err(error) => {
                     assert!(error.is_worker_died(), "seed {}: {error}", self.seed);
                     self.deaths.fetch_add(1, Ordering::Relaxed);
@@ -125,8 +127,9 @@ impl Round {
     /// All that is left is the manager, and nobody refers to anything in it.
     async fn ends(self) {
         until("no reference is left", || self.pool.manager().objects() == 0).await;
+        // (Of those that are killed, some are just starting.)
         let killed = self.killed.load(Ordering::Relaxed).into();
-        assert!((1..=killed).contains(&self.deaths()), "{} died of {killed}", self.deaths());
+        assert!(self.deaths() <= killed, "{} died of {killed}", self.deaths());
         soon(self.pool.shutdown()).await;
     }
 }
@@ -403,7 +406,6 @@ fn own_process_barrier() {
             }
         };
         soon(async { tokio::join!(meeting, round.kill(15)) }).await;
-        assert!(resets > 0, "it never broke");
         assert!(resets <= round.deaths(), "it broke {resets} times by itself");
         let [passed, leaders] = [passed, leaders].map(|counts| counts.to_vec().unwrap());
         assert!(passed.iter().all(|count| (*count as usize) <= WORKERS) && leaders.iter().all(|count| *count <= 1));
