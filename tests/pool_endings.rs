@@ -248,6 +248,32 @@ async fn an_async_task_that_does_not_yield_is_killed_after_a_grace() {
     assert!(soon(stubborn).await.unwrap_err().is_pool_closed());
 }
 
+static GOODBYE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+
+extern "C" fn say_goodbye_very_slowly() {
+    // Longer than a worker has that hangs up without having been told to end.
+    std::thread::sleep(Duration::from_millis(2500));
+    if let Some(log) = GOODBYE.get() {
+        note(log, "done");
+    }
+}
+
+fn register_goodbye(log: PathBuf) {
+    GOODBYE.set(log).unwrap();
+    // SAFETY: the handler unwinds nowhere, and lives as long as the program.
+    assert_eq!(unsafe { libc::atexit(say_goodbye_very_slowly) }, 0);
+}
+
+#[tokio::test]
+async fn exit_handlers_have_the_exit_limit_though_the_socket_is_closed_by_then() {
+    let dir = tempdir().unwrap();
+    let log = dir.path().join("log");
+    let pool = Pool::builder().workers(1).exit_timeout(HOUR).build().unwrap();
+    soon(pool.spawn(register_goodbye, &log)).await.unwrap();
+    soon(pool.shutdown()).await;
+    assert_eq!(lines(&log).len(), 1);
+}
+
 // ---- at once
 
 #[tokio::test]

@@ -415,3 +415,43 @@ async fn an_isolated_task_takes_what_it_left_along() {
     assert!(worker.is_gone());
     scene.end().await;
 }
+
+// ---- limits beyond the clock, and workers that stand still
+
+#[tokio::test]
+async fn limits_beyond_what_the_clock_can_hold_are_none() {
+    let builder = procpool::Pool::builder().workers(1).start_timeout(Duration::MAX).exit_timeout(Duration::MAX);
+    let pool = builder.timeout(Duration::MAX).build().unwrap();
+    let call = pool.call(echo).deadline(Duration::MAX).grace(Duration::MAX);
+    let tasks: Vec<_> = (0..3).map(|n| call.clone().spawn(n)).collect();
+    for (task, n) in tasks.into_iter().zip(0..) {
+        assert_eq!(within("a task", task).await.unwrap(), n);
+    }
+    within("the end", pool.shutdown()).await;
+}
+
+/// Its worker begins nothing any more from the mark on.
+async fn leave_a_spinner(marks: PathBuf) -> u32 {
+    tokio::task::spawn_local(async {
+        mark(marks, "spins");
+        loop {
+            std::hint::spin_loop();
+        }
+    });
+    std::process::id()
+}
+
+#[tokio::test]
+async fn a_worker_that_a_task_has_left_spinning_swallows_no_other_task() {
+    // Killed when the limit is over, or another one is started; or, without a limit, another one is there.
+    for (workers, limit) in [(1, Some(Duration::from_millis(300))), (4, Some(Duration::from_millis(300))), (4, None)] {
+        let scene = Scene::new(workers);
+        let marks = scene.marks("spinner");
+        let spoilt = within("the spinner", scene.pool.spawn(leave_a_spinner, marks.path())).await.unwrap();
+        until("it spins", || marks.lines().len() == 1).await;
+        let call = scene.pool.call(std::process::id);
+        let call = if let Some(limit) = limit { call.timeout(limit) } else { call };
+        assert_ne!(within("the next task", call.spawn(())).await.unwrap(), spoilt);
+        within("the end", scene.pool.kill()).await;
+    }
+}

@@ -358,6 +358,48 @@ async fn the_exit_function_runs_where_a_worker_ends_in_good_order_and_only_there
     }
 }
 
+/// Nothing else begins in its worker meanwhile, and its socket fills.
+async fn block_until(begun: PathBuf, gate: PathBuf, _ballast: Vec<u8>) {
+    note(&begun, "begun");
+    while !gate.exists() {
+        std::thread::sleep(MS);
+    }
+}
+
+fn say_goodbye_slowly(log: PathBuf) {
+    std::thread::sleep(300 * MS);
+    note(&log, "done");
+}
+
+#[tokio::test]
+async fn the_exit_function_runs_to_its_end_though_calls_were_taken_back_before_they_were_sent() {
+    let dir = tempdir().unwrap();
+    let (log, begun, gate) = (dir.path().join("log"), dir.path().join("begun"), dir.path().join("gate"));
+    let pool = pool_of(1, |builder| builder.exit(say_goodbye_slowly, &log));
+    soon(pool.ready()).await.unwrap();
+    let ballast = vec![7u8; 60_000];
+    let tasks: Vec<_> = (0..100).map(|_| pool.spawn(block_until, &(begun.clone(), gate.clone(), ballast.clone()))).collect();
+    until("one blocks", || lines(&begun).len() == 1).await;
+    soon(pool.recycle()).await.unwrap();
+    std::fs::write(&gate, "").unwrap();
+    for task in tasks {
+        soon(task).await.unwrap();
+    }
+    until("the replaced one has gone", || pool.stats().ended() == 1).await;
+    assert_eq!(pool.stats().ended_by(WorkerEnd::Recycled), 1, "{:?}", pool.stats());
+    assert_eq!(lines(&log).len(), 1);
+}
+
+#[tokio::test]
+async fn an_exit_function_has_a_second_whatever_the_limit_of_the_shutdown_is() {
+    let dir = tempdir().unwrap();
+    let log = dir.path().join("log");
+    let pool = pool_of(1, |builder| builder.exit(say_goodbye_slowly, &log));
+    soon(pool.ready()).await.unwrap();
+    assert!(soon(pool.shutdown_within(10 * MS)).await.is_empty());
+    assert_eq!(lines(&log).len(), 1);
+}
+
 #[tokio::test]
 async fn an_exit_function_that_panics_or_hangs_harms_nobody() {
     fn panic_at_exit() {

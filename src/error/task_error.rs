@@ -144,6 +144,18 @@ pub(crate) enum What {
 /// An error of a task's own is kept among its earlier tries if it is no longer than this, in bytes, encoded: there may be 254.
 const OWN_ERROR_MAX: usize = 16 << 10;
 
+/// So much of a text is kept of an earlier try, in bytes, whatever its worker has written there.
+const KEPT_MAX: usize = 16 << 10;
+
+fn shorten(text: &mut String) {
+    if text.len() > KEPT_MAX {
+        let most = KEPT_MAX - '\u{2026}'.len_utf8();
+        text.truncate((0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
+        text.push('\u{2026}');
+        text.shrink_to_fit();
+    }
+}
+
 impl What {
     pub(crate) fn own_error(pid: u32, result: &[u8]) -> Self {
         Self::OwnError { pid, result: (result.len() <= OWN_ERROR_MAX).then(|| result.into()) }
@@ -159,6 +171,21 @@ impl TaskError {
     pub(crate) fn last_words(mut self, out_of_memory: bool, stderr: Option<Arc<str>>) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.inner) {
             (inner.out_of_memory, inner.stderr) = (out_of_memory, stderr);
+        }
+        self
+    }
+
+    /// As it is kept among the earlier tries of a task: no text in it is longer than [`KEPT_MAX`].
+    pub(crate) fn shortened(mut self) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            match &mut inner.what {
+                What::Panicked { message, location, backtrace, .. } => {
+                    shorten(message);
+                    location.iter_mut().chain(backtrace).for_each(shorten);
+                }
+                What::ArgumentDecode { reason, .. } | What::ResultEncode { reason, .. } | What::BadFrame { reason, .. } => shorten(reason),
+                _ => {}
+            }
         }
         self
     }
@@ -396,6 +423,8 @@ impl TaskError {
 
     /// How the earlier tries of the task failed, in order, if it had any ([`Call::retries`](crate::Call::retries)). This error
     /// is how the last one did, or why there was no further one.
+    ///
+    /// Of the texts in them (a panic's message, a backtrace, a reason) the first 16 KiB each are kept.
     pub fn earlier_attempts(&self) -> &[Self] {
         &self.inner.earlier
     }
@@ -492,5 +521,31 @@ impl std::error::Error for TaskError {
             What::StartFailed(cause) => Some(cause),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_an_earlier_try_long_texts_are_kept_in_part() {
+        let long = "\u{e9}".repeat(1 << 20);
+        let panicked = |text: &str| What::Panicked {
+            message: text.into(),
+            location: Some(text.into()),
+            backtrace: Some(text.into()),
+            pid: 1,
+            status: None,
+        };
+        let error = TaskError::new(panicked(&long), "f").shortened();
+        let What::Panicked { message, location: Some(location), backtrace: Some(backtrace), .. } = &error.inner.what else {
+            panic!("{error:?}")
+        };
+        for text in [message, location, backtrace] {
+            assert!(text.capacity() <= KEPT_MAX && text.starts_with("\u{e9}\u{e9}") && text.ends_with("\u{2026}"), "{}", text.len());
+        }
+        let error = TaskError::new(panicked("short"), "f").shortened();
+        assert!(matches!(&error.inner.what, What::Panicked { message, .. } if message == "short"));
     }
 }

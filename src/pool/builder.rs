@@ -379,7 +379,8 @@ impl Builder {
 
     /// How long a worker that is to end may take for it, its [`exit`](Self::exit) function and the exit handlers of libraries
     /// included; then it is killed. Default: 5 seconds. At the end of a pool by
-    /// [`shutdown_within`](Pool::shutdown_within) it has no longer than that limit, but a second in any case.
+    /// [`shutdown_within`](Pool::shutdown_within) it has no longer than that limit, but a second in any case (or this limit, if it
+    /// is less). A limit beyond what the clock can hold is none.
     pub fn exit_timeout(mut self, limit: Duration) -> Self {
         self.policy.exit_limit = limit;
         self

@@ -85,6 +85,11 @@ where
     /// with its process, also one that spins, is stopped by a signal, or ignores signals; an async one is dropped at its next
     /// await point, and if it reaches none in a second, its process is killed. (With a [`grace`](Self::grace) it is asked
     /// first.) Then the handle resolves to [`is_timeout`](crate::TaskError::is_timeout). A result that comes just before counts.
+    /// A limit beyond what the clock can hold is none.
+    ///
+    /// A worker that stands still (somebody has stopped its process, or an earlier task has left something spinning in it) begins
+    /// nothing: what it was given goes to another one as soon as another is free. If none is, it is killed after this time
+    /// ([`Unresponsive`](crate::WorkerEnd::Unresponsive)), and the task begins elsewhere; without a limit it is waited for.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.options().timeout = Some(limit);
         self

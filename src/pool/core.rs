@@ -1224,11 +1224,11 @@ impl<T, M: Memory> Core<T, M> {
             self.deadline_moved = true;
         }
         // What the clock cannot hold is never over.
-        if let Some(over) = task.timeout().and_then(|timeout| now.checked_add(timeout)) {
-            if worker.look_at.is_none_or(|at| over < at) {
-                worker.look_at = Some(over);
-                self.deadline_moved = true;
-            }
+        if let Some(over) = task.timeout().and_then(|timeout| now.checked_add(timeout))
+            && worker.look_at.is_none_or(|at| over < at)
+        {
+            worker.look_at = Some(over);
+            self.deadline_moved = true;
         }
         let attempt = task.attempt;
         self.count_task(key);

@@ -29,6 +29,7 @@ use crate::error::{Error, Why};
 use crate::pool::loss::Loss;
 use crate::pool::stats::{Stats, WorkerEnd};
 use std::collections::VecDeque;
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -145,7 +146,9 @@ pub(super) struct Staff {
     /// Somebody has become idle, and no time to look is set.
     idle_anew: bool,
     /// Deaths that count, the oldest first.
-    pub(super) deaths: VecDeque<(Instant, Arc<Loss>)>,
+    pub(super) deaths: VecDeque<Instant>,
+    /// How the last ones of them ended: a few, however large the budget is.
+    last_ends: VecDeque<(u32, Option<ExitStatus>)>,
     /// No spare is started before.
     pause: Option<Instant>,
     /// The budget is used up.
@@ -424,14 +427,17 @@ impl<T, M: Memory> Core<T, M> {
             .restarts
             .unwrap_or_else(|| RESTARTS.saturating_add(2 * u32::try_from(self.rules.workers).unwrap_or(u32::MAX / 4)));
         let deaths = &mut self.staff.deaths;
-        deaths.push_back((now, Arc::clone(loss)));
-        while deaths.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > within) {
+        deaths.push_back(now);
+        while deaths.front().is_some_and(|at| now.saturating_duration_since(*at) > within) {
             deaths.pop_front();
+        }
+        self.staff.last_ends.push_back((loss.pid, loss.status));
+        while self.staff.last_ends.len() > deaths.len().min(3) {
+            self.staff.last_ends.pop_front();
         }
         self.staff.pause = Some(now + BACKOFF_MIN.saturating_mul(deaths.len() as u32).min(PAUSE_MAX));
         if deaths.len() > most as usize && self.staff.halt.is_none() {
-            let last = deaths.iter().rev().take(3).map(|(_, loss)| Arc::clone(loss)).collect::<Vec<_>>();
-            let last = last.iter().rev().map(|loss| (loss.pid, loss.status)).collect();
+            let last = self.staff.last_ends.iter().copied().collect();
             self.staff.halt = Some(Why::RestartLimit { most, within, last }.into());
         }
     }

@@ -274,6 +274,20 @@ fn rule_21_workers_that_end_before_they_are_given_a_task_halt_the_pool() {
 }
 
 #[test]
+fn rule_21_a_budget_without_end_keeps_three_ends_and_not_every_one() {
+    let policy = Policy { restarts: Some(u32::MAX), restarts_within: Duration::MAX, ..Policy::default() };
+    let (mut bench, _) = manned(1, policy);
+    for _ in 0..100 {
+        bench.does(|core, now, actions| core.start_all(now, actions));
+        for key in bench.core.workers.keys() {
+            bench.ready_now(key);
+            bench.exit(key);
+        }
+    }
+    assert_eq!((bench.core.staff.deaths.len(), bench.core.staff.last_ends.len()), (100, 3));
+}
+
+#[test]
 fn rule_21_only_deaths_of_the_period_count() {
     let (mut bench, mut w) = manned(1, Policy { restarts: Some(3), restarts_within: SECOND, ..Policy::default() });
     for _ in 0..20 {

@@ -653,6 +653,12 @@ impl Engine {
         }
     }
 
+    /// Whether a process is still to be started for a worker: not when the pool has been ended since that was ordered.
+    pub(super) fn is_wanted(&self, key: WorkerKey) -> bool {
+        let state = self.lock();
+        !(state.core.is_closed() && state.links.get(&key).is_none_or(|link| link.doomed))
+    }
+
     /// Writes what there is for a worker. Only for whoever has set `busy`.
     pub(super) fn flush(&self, key: WorkerKey) {
         let mut written = None;

@@ -98,7 +98,10 @@ impl Feeds {
     pub(crate) fn subscribe(&self, engine: Weak<Engine>) -> Events {
         let feed = Arc::<Feed>::default();
         match &mut *self.open.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(feeds) => feeds.push(Arc::downgrade(&feed)),
+            Some(feeds) => {
+                feeds.retain(|feed| feed.strong_count() > 0);
+                feeds.push(Arc::downgrade(&feed));
+            }
             None => feed.inside.lock().unwrap_or_else(PoisonError::into_inner).ended = true,
         }
         Events { engine, feed }
@@ -190,6 +193,15 @@ impl fmt::Debug for Events {
 mod tests {
     use super::*;
     use futures::{FutureExt, StreamExt};
+
+    #[test]
+    fn streams_that_are_dropped_are_forgotten_though_nothing_happens() {
+        let feeds = Feeds::new();
+        let kept = feeds.subscribe(Weak::new());
+        (0..100).for_each(|_| drop(feeds.subscribe(Weak::new())));
+        assert!(feeds.open.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|feeds| feeds.len() <= 2));
+        drop(kept);
+    }
 
     #[test]
     fn the_oldest_are_lost_first_and_counted() {

@@ -4,7 +4,7 @@ use super::capture::{Capture, Streams};
 use super::core::WorkerKey;
 use super::engine::Engine;
 use super::spec::{Config, Surroundings};
-use crate::error::Error;
+use crate::error::{Error, Why};
 use crate::process::{Child, Spawn, WorkerMemory, oom_kills, spawn_with_stdout, steward};
 use crate::worker::MARKER;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -34,6 +34,9 @@ pub(crate) struct Launched {
 pub(super) fn order(engine: Option<Arc<Engine>>, key: WorkerKey) {
     let Some(engine) = engine else { return };
     steward::run(move || {
+        if !engine.is_wanted(key) {
+            return engine.started(key, Err(Why::PoolClosed.into()));
+        }
         #[cfg(test)]
         if let Some(Launcher(launch)) = &engine.config.launcher {
             return engine.started(key, launch());

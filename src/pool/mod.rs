@@ -98,7 +98,7 @@ use std::time::Duration;
 /// |---|---|---|---|---|
 /// | [`shutdown()`](Self::shutdown) | refused | run | run to their end | end when nothing is left to do; their exit function ([`Builder::exit`]) and what exit handlers they have run |
 /// | `shutdown()` and [`abort_queued()`](Self::abort_queued) | refused | cancelled | run to their end | the same |
-/// | [`shutdown_within(limit)`](Self::shutdown_within) | refused | run; at the limit closed | the same; at the limit async ones are dropped at an await point, sync ones die with their process; those with a [`grace`](Call::grace) are asked first | end, or are killed at the limit (a second later where an async task does not yield) |
+/// | [`shutdown_within(limit)`](Self::shutdown_within) | refused | run; at the limit closed | the same; at the limit async ones are dropped at an await point, sync ones die with their process; those with a [`grace`](Call::grace) are asked first | end, or are killed at the limit: those of sync tasks at once, others when an async task has not yielded, or an exit function not ended, for a second |
 /// | [`kill()`](Self::kill) | refused | closed at once | closed when their process has ended | are killed |
 /// | the last `Pool` is dropped | | as by `kill()` | as by `kill()` | as by `kill()` |
 /// | the runtime that built it ends | taken | run | run | go on; a thread of the crate's own drives the pool |
@@ -429,7 +429,9 @@ impl Pool {
     /// At the limit, what waits is resolved, and what runs is stopped as by an [abort](JoinHandle::abort): async tasks are
     /// dropped at their next await point, and their process is killed if they reach none within a second; the processes of sync
     /// tasks are killed; and a task with a [`grace`](Call::grace) is asked first, and has that much longer. All of these tasks are
-    /// [`is_pool_closed`](crate::TaskError::is_pool_closed). It counts from the call; of several calls the earliest limit
+    /// [`is_pool_closed`](crate::TaskError::is_pool_closed). A worker that has nothing left to do, and has not ended (it runs its
+    /// exit function, or stands still), is killed at the limit as well, but not before it has had a second, or its
+    /// [`exit_timeout`](Builder::exit_timeout) if that is shorter. The limit counts from the call; of several calls the earliest
     /// counts. A limit beyond what the clock can hold is none.
     pub fn shutdown_within(&self, limit: Duration) -> Ending {
         self.engine().drain(Some(limit));

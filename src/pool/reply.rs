@@ -53,7 +53,7 @@ impl Cargo {
 
     /// A try has failed, and another follows.
     pub(crate) fn failed(&mut self, error: TaskError) {
-        self.extra.get_or_insert_default().earlier.push(error);
+        self.extra.get_or_insert_default().earlier.push(error.shortened());
     }
 
     /// Gives the task its outcome; an error brings along those of the earlier tries.

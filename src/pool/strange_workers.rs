@@ -594,3 +594,28 @@ async fn a_start_that_the_system_refuses_is_told_to_its_tasks_and_the_pool_recov
         tokio::task::yield_now().await;
     }
 }
+
+#[tokio::test]
+async fn a_start_that_was_ordered_before_a_kill_is_not_made_after_it() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(gate);
+    let counted = Arc::clone(&count);
+    let starts = move || {
+        counted.fetch_add(1, Ordering::AcqRel);
+        let _ = gate.lock().unwrap().recv_timeout(HANG);
+        Err(Error::spawn("testing", std::io::Error::other("no")))
+    };
+    let pool = builder(starts).workers(3).build().unwrap();
+    let tasks: Vec<_> = (0..3).map(|_| pool.spawn(std::process::id, ())).collect();
+    while count.load(Ordering::Acquire) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let ending = pool.kill();
+    go.send(()).unwrap();
+    tokio::time::timeout(HANG, ending).await.unwrap();
+    for task in tasks {
+        assert!(task.await.unwrap_err().is_pool_closed());
+    }
+    assert_eq!(count.load(Ordering::Acquire), 1, "the one that was under way");
+}
