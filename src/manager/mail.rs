@@ -65,6 +65,11 @@ impl Mail {
         Ok(ticket)
     }
 
+    /// The last ticket that was opened: who opens one after this has a higher one.
+    pub(crate) fn newest(&self) -> u64 {
+        self.lock().next
+    }
+
     /// What has come; else `waker` is told when something does.
     pub(crate) fn poll(&self, ticket: u64, waker: &Waker) -> Poll<Arrived> {
         // To clone or to drop one may run the caller's code.

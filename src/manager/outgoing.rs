@@ -44,6 +44,16 @@ pub(crate) struct Outgoing {
     waiting: Vec<Waker>,
 }
 
+/// What has come of a frame written past the queue.
+pub(crate) struct Past {
+    /// The kernel has it. If not, it waits nowhere.
+    pub(crate) sent: bool,
+    /// There is more to write: as [`Outgoing::want_to_write`].
+    pub(crate) more: bool,
+    /// Whom to wake, without the lock: those who came meanwhile, and had to wait.
+    pub(crate) wake: Vec<Waker>,
+}
+
 /// A piece that is being written, without the lock.
 pub(crate) struct Piece {
     chunk: Chunk,
@@ -89,9 +99,8 @@ impl Outgoing {
         !self.dead && self.chunks.is_empty() && !std::mem::replace(&mut self.busy, true)
     }
 
-    /// What has come of a frame written past the queue: whether the kernel has it. If not, it waits nowhere. Whether
-    /// there is more to write comes after it: as [`want_to_write`](Self::want_to_write).
-    pub(crate) fn wrote_past(&mut self, frame: &[u8], result: &io::Result<usize>) -> (bool, bool) {
+    /// What has come of a frame written past the queue.
+    pub(crate) fn wrote_past(&mut self, frame: &[u8], result: &io::Result<usize>) -> Past {
         match result {
             Ok(len) => {
                 self.put += frame.len() as u64;
@@ -101,16 +110,15 @@ impl Outgoing {
                     self.chunks.push_front(Chunk { bytes: frame[*len..].to_vec(), fds: Vec::new() });
                 }
                 self.busy = !self.chunks.is_empty();
-                (true, self.busy)
+                // Else whoever writes the rest gives them out.
+                let wake = if self.busy { Vec::new() } else { std::mem::take(&mut self.waiting) };
+                Past { sent: true, more: self.busy, wake }
             }
             Err(error) if is_full(error) => {
                 self.blocked = true; // it stays busy
-                (false, false)
+                Past { sent: false, more: false, wake: Vec::new() }
             }
-            Err(_) => {
-                self.dead = true;
-                (false, false)
-            }
+            Err(_) => Past { sent: false, more: false, wake: self.kill() },
         }
     }
 
@@ -223,6 +231,37 @@ mod tests {
             Some(())
         })
         .0
+    }
+
+    #[test]
+    fn who_comes_while_a_frame_is_written_past_is_woken_when_it_is_sent_or_never_will_be() {
+        let waits = |out: &mut Outgoing| {
+            assert!(out.write_past() && !out.write_past(), "one at a time");
+            out.wait_until_empty(Waker::noop().clone());
+        };
+        let mut out = Outgoing::default();
+        waits(&mut out);
+        let past = out.wrote_past(&[0; 8], &Ok(8));
+        assert!(past.sent && !past.more && past.wake.len() == 1);
+        // More has come: who writes that wakes them.
+        waits(&mut out);
+        out.push(Vec::new(), |body| body.push(1));
+        let past = out.wrote_past(&[0; 8], &Ok(8));
+        assert!(past.sent && past.more && past.wake.is_empty());
+        let (a, _b) = UnixStream::pair().expect("pair");
+        let (full, wake) = write_out(a.as_fd(), |act| {
+            act(&mut out);
+            Some(())
+        });
+        assert!(!full && wake.len() == 1);
+        // There is no room: they wait on.
+        waits(&mut out);
+        let past = out.wrote_past(&[0; 8], &Err(io::ErrorKind::WouldBlock.into()));
+        assert!(!past.sent && !past.more && past.wake.is_empty() && out.has_room());
+        out.take().err().expect("nothing to write").clear();
+        waits(&mut out);
+        let past = out.wrote_past(&[0; 8], &Err(io::ErrorKind::BrokenPipe.into()));
+        assert!(!past.sent && !past.more && past.wake.len() == 1 && out.is_dead());
     }
 
     #[test]

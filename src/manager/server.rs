@@ -533,18 +533,25 @@ impl Server {
     }
 
     /// Watches a client's socket for what is wanted of it now: something to read, unless it does not read itself; room.
+    /// Then looks again: another thread may have set it to something newer, or older, meanwhile.
     fn watch(&self, client: Client) {
-        let inside = self.lock();
-        let Some(link) = inside.links.get(&client) else { return };
-        let flags = match (link.out.is_blocked(), link.out.backlog() > BACKLOG_MAX) {
-            (true, true) => EpollFlags::EPOLLOUT,
-            (true, false) => READ_WRITE,
-            (false, _) => READ,
-        };
-        let socket = Arc::clone(&link.socket);
-        drop(inside);
-        // It fails only if the socket has just been taken out.
-        let _ = self.epoll.modify(socket.as_fd(), &mut EpollEvent::new(flags, token(client, SOCKET)));
+        let mut set = None;
+        loop {
+            let inside = self.lock();
+            let Some(link) = inside.links.get(&client) else { return };
+            let flags = match (link.out.is_blocked(), link.out.backlog() > BACKLOG_MAX) {
+                (true, true) => EpollFlags::EPOLLOUT,
+                (true, false) => READ_WRITE,
+                (false, _) => READ,
+            };
+            if set.replace(flags) == Some(flags) {
+                return;
+            }
+            let socket = Arc::clone(&link.socket);
+            drop(inside);
+            // It fails only if the socket has just been taken out.
+            let _ = self.epoll.modify(socket.as_fd(), &mut EpollEvent::new(flags, token(client, SOCKET)));
+        }
     }
 
     // ---- turning

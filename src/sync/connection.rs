@@ -404,6 +404,13 @@ impl Connection {
             remote.hang_up();
         }
     }
+
+    pub(super) fn elsewhere(&self) -> Option<&Arc<Remote>> {
+        match &self.route {
+            Route::Remote(remote) => Some(remote),
+            Route::Local(_) | Route::Failed(_) => None,
+        }
+    }
 }
 
 impl Drop for Connection {

@@ -113,7 +113,7 @@ impl<T> Delivery<T> {
         if !self.ended {
             self.ended = true;
             // An error: the manager is closed, and the queue with it.
-            let _ = self.handle.tell(Ask::Reject { lease: self.lease }.body());
+            let _ = self.handle.giving_up(|| self.handle.tell(Ask::Reject { lease: self.lease }.body()));
         }
     }
 }

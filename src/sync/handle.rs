@@ -172,10 +172,19 @@ impl Handle {
         self.0.lanes.get_or_init(Box::default)
     }
 
-    /// A request was dropped before it was ready.
-    fn gave_up(&self, ticket: u64) {
-        if let Some(lanes) = self.0.lanes.get() {
-            lanes.gave_up(ticket);
+    /// Tells that something goes back to its place which was on its way here, or here.
+    pub(super) fn giving_up<R>(&self, tell: impl FnOnce() -> R) -> R {
+        self.gave_up();
+        let told = tell();
+        self.gave_up(); // again: another thread may have asked meanwhile, before it was told
+        told
+    }
+
+    fn gave_up(&self) {
+        if !fork::is_forked_copy()
+            && let Some(lanes) = self.0.lanes.get()
+        {
+            lanes.gave_up(self.connection().mail().newest());
         }
     }
 
@@ -479,8 +488,7 @@ impl Drop for Asking {
             if !fork::is_forked_copy() {
                 drop(self.handle.connection().mail().forget(ticket));
             }
-            self.handle.gave_up(ticket);
-            self.handle.cancel(ticket);
+            self.handle.giving_up(|| self.handle.cancel(ticket));
         }
     }
 }

@@ -9,6 +9,7 @@ use super::{stopping, value::Value};
 use crate::error::ErrorKind;
 use crate::process::testing::{forked, in_own_process, is_own_process, open_fds, wait_until};
 use futures::FutureExt;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader, Read};
@@ -17,6 +18,7 @@ use std::pin::pin;
 use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 fn manager() -> Manager {
@@ -480,6 +482,7 @@ fn own_process_leaves_nothing() {
         let value = manager.value(1u64).expect("a value");
         blocking(there.lock()).push(1);
         blocking(here.lock()).resize(500_000, 1);
+        elsewhere.connection.elsewhere().expect("elsewhere").lean().expect("a thread");
         assert!(maps() > 0 && open_fds() > fds && threads() > threads_before);
         drop((manager, here, there, elsewhere, value));
     }
@@ -783,4 +786,84 @@ fn what_travels_and_where() {
     assert!(error.to_string().contains("travels only"), "{error}");
     let mut ends = String::new();
     std::io::empty().read_to_string(&mut ends).expect("nothing");
+}
+
+#[test]
+fn a_thread_that_blocks_reads_itself_and_starts_no_other() {
+    let (_manager, here, elsewhere, there) = lock_and_there(1u64);
+    let remote = elsewhere.connection.elsewhere().expect("elsewhere");
+    for round in 1..=3 {
+        let mut held = blocking(here.lock());
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| *there.blocking_lock().expect("lock"));
+            wait_until("it waits", || elsewhere.connection.mail().is_waited_for());
+            *held += 1;
+            drop(held);
+            assert_eq!(waits.join().expect("no panic"), round + 1);
+        });
+    }
+    assert!(!remote.has_thread());
+}
+
+#[test]
+fn the_thread_that_reads_sleeps_while_another_one_reads_and_can_be_missing() {
+    in_own_process("sync::mutex_tests::own_process_reader");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_reader() {
+    if !is_own_process() {
+        return;
+    }
+    let (_manager, here, elsewhere, there) = lock_and_there(1u64);
+    blocking(there.get());
+    let remote = elsewhere.connection.elsewhere().expect("elsewhere");
+
+    // No descriptor is to be had: who would wait is told, and the next one may have better luck.
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("limits");
+    let no_more = || setrlimit(Resource::RLIMIT_NOFILE, 3, hard).expect("limits");
+    let as_before = || setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("limits");
+    let held = blocking(here.lock());
+    no_more();
+    let refused = there.lock().now_or_never().expect("it is told at once").map(drop);
+    as_before();
+    assert_eq!(refused.expect_err("nobody reads").kind(), ErrorKind::Memory);
+    let mut waits = pin!(there.lock());
+    assert!(waits.as_mut().now_or_never().is_none());
+    drop(held);
+    let mut got = None;
+    wait_until("somebody reads", || {
+        got = waits.as_mut().now_or_never();
+        got.is_some()
+    });
+    drop(got.expect("it came").expect("it has the lock"));
+
+    // Nobody can write when there is room again: then all is over.
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("pair");
+    let alone = Connection::remote(1, ours.into());
+    no_more();
+    wait_until("the socket is full", || {
+        alone.cancel(1, 1);
+        (0..1000).for_each(|_| alone.cancel(1, 1));
+        alone.mail().is_closed()
+    });
+    as_before();
+    alone.flush();
+    drop(theirs);
+
+    // While another one reads, what is there is not for the thread, which sleeps.
+    let mut threads = std::fs::read_dir("/proc/self/task").expect("/proc").map(|thread| thread.expect("/proc").path());
+    let thread = threads
+        .find(|thread| std::fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.starts_with("procpool-manage")))
+        .expect("it runs");
+    let sleeps = || std::fs::read_to_string(thread.join("stat")).expect("/proc").contains(") S ");
+    let ticket = elsewhere.connection.ticket().expect("a ticket");
+    let comes = || elsewhere.connection.mail().poll(ticket, Waker::noop());
+    assert!(comes().is_pending());
+    remote.while_reading_asked(
+        || elsewhere.connection.fetch(there.handle().name().object, ticket),
+        || wait_until("it sleeps", || (0..100).all(|_| sleeps())),
+    );
+    wait_until("it reads afterwards", || comes().is_ready());
 }

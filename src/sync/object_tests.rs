@@ -727,3 +727,48 @@ fn handles_and_their_futures_are_send() {
     is_send(&queue.sink());
     is_send(&manager.rwlock(String::new()).expect("lock").write());
 }
+
+// ---- what is given up while more is on its way
+
+/// A queue as a process sees it that has lanes by now; it is empty.
+fn queue_with_lanes(manager: &Manager) -> (Process, Queue<u32>, Queue<u32>) {
+    let process = Process::new(manager);
+    let here: Queue<u32> = manager.queue(1000).expect("queue");
+    let there = process.has(&here);
+    for number in 0..100 {
+        here.blocking_send(number).expect("send");
+        assert_eq!(there.blocking_recv().expect("recv"), Some(number));
+    }
+    (process, here, there)
+}
+
+fn rest(queue: &Queue<u32>, count: usize) -> Vec<u32> {
+    (0..count).map(|_| queue.blocking_recv().expect("recv").expect("one")).collect()
+}
+
+#[test]
+fn what_a_dropped_stream_had_fetched_comes_before_what_came_later() {
+    let manager = Manager::new().expect("manager");
+    let (_process, here, there) = queue_with_lanes(&manager);
+    for _ in 0..20 {
+        let mut stream = there.stream().prefetch(10);
+        assert!(stream.next().now_or_never().is_none());
+        assert!(there.is_empty().expect("status"), "by now it is known that it waits");
+        here.blocking_send_many((0..30).collect()).expect("send");
+        let mut got: Vec<u32> = (0..3).map(|_| block_on(stream.next()).expect("one").expect("decoded")).collect();
+        drop(stream);
+        got.extend(rest(&there, 27));
+        assert!(got.is_sorted(), "{got:?}");
+    }
+}
+
+#[test]
+fn what_a_dropped_lease_gives_back_comes_before_what_came_later() {
+    let manager = Manager::new().expect("manager");
+    let (_process, here, there) = queue_with_lanes(&manager);
+    for _ in 0..20 {
+        here.blocking_send_many((0..10).collect()).expect("send");
+        drop(there.blocking_lease().expect("lease").expect("one"));
+        assert_eq!(rest(&there, 10), (0..10).collect::<Vec<_>>());
+    }
+}

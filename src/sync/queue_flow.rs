@@ -51,7 +51,7 @@ struct Fetched {
 impl Drop for Fetched {
     fn drop(&mut self) {
         if !self.items.is_empty() {
-            self.handle.cancel(self.ticket);
+            self.handle.giving_up(|| self.handle.cancel(self.ticket));
         }
     }
 }

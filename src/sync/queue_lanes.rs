@@ -9,7 +9,8 @@
 //!
 //! **What was given up.** A `recv` that was dropped has said so by a message, and what it may have been sent goes back to its place
 //! when that is read; until then the lane may hold what comes after it. So from then on everything goes by message, until
-//! one that was sent later has been answered. The same with a `send`.
+//! one that was sent later than that message has been answered. The same with a `send`, with a stream that had fetched more
+//! than it has yielded, and with a delivery that is let go.
 
 use super::connection::Connection;
 use super::handle::{Handle, Inner};
@@ -38,7 +39,8 @@ pub(super) struct Lanes {
     out: Mutex<Lane<Taker>>,
     /// Of a map.
     kept: Mutex<Lane<Reads>>,
-    /// The last request that was given up, until one that came later is answered.
+    /// The last request that may have been sent before it was told that something was given up, until one that was sent
+    /// later is answered.
     given_up: AtomicU64,
 }
 
@@ -75,9 +77,9 @@ fn lock<T>(lane: &Mutex<Lane<T>>) -> MutexGuard<'_, Lane<T>> {
 }
 
 impl Lanes {
-    /// A request was dropped before it was ready.
-    pub(super) fn gave_up(&self, ticket: u64) {
-        self.given_up.fetch_max(ticket, Ordering::AcqRel);
+    /// Something was given up; `newest` is the last ticket.
+    pub(super) fn gave_up(&self, newest: u64) {
+        self.given_up.fetch_max(newest, Ordering::AcqRel);
     }
 
     /// A request was answered.

@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::manager::mail::{Arrived, Mail, shielded};
 use crate::manager::message::{FRAME_MAX, Refusal, ToClient, ToManager};
 use crate::manager::object::Body;
-use crate::manager::outgoing::{Fd, Outgoing, write_out};
+use crate::manager::outgoing::{Fd, Outgoing, Past, write_out};
 use crate::process::{SharedMemory, fork, sys};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::packet::Packet;
@@ -60,6 +60,16 @@ pub(crate) fn driven<R>(run: impl FnOnce() -> R) -> R {
     }
     let _reset = Reset(DRIVEN.replace(true));
     run()
+}
+
+/// What has come of an attempt to read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Read,
+    /// Somebody else reads, and tells when he is done.
+    Busy,
+    /// Nothing will come any more.
+    Ended,
 }
 
 /// What has come and has not been read to its end.
@@ -195,16 +205,17 @@ impl Remote {
         drop(out);
         let result = sys::send(self.socket.as_fd(), &bytes);
         let mut out = self.lock();
-        let (sent, more) = out.wrote_past(&bytes, &result);
+        let Past { sent, more, wake } = out.wrote_past(&bytes, &result);
         let dead = out.is_dead();
         if !sent && !dead {
             out.wait_until_empty(waker);
         }
         drop(out);
+        wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
         if more {
             self.write();
-        } else if !sent && !dead && self.listen().is_ok() {
-            self.ring();
+        } else if !sent && !dead {
+            self.wait_for_room();
         }
         match (sent, dead) {
             (true, _) => Poll::Ready(Ok(())),
@@ -231,9 +242,27 @@ impl Remote {
             Some(())
         });
         wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
-        if full && self.listen().is_ok() {
-            self.ring();
+        if full {
+            self.wait_for_room();
         }
+    }
+
+    /// Leaves it to the thread to write when there is room. If there can be no thread, nothing would ever be sent: then
+    /// the connection ends, and all who wait are told.
+    fn wait_for_room(self: &Arc<Self>) {
+        if self.listen().is_ok() {
+            self.ring();
+        } else {
+            self.hang_up();
+            self.ended();
+        }
+    }
+
+    /// Nothing will come any more, nor can anything be sent.
+    fn ended(&self) {
+        let wake = self.lock().kill();
+        wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
+        self.mail.close();
     }
 
     fn ring(&self) {
@@ -265,8 +294,9 @@ impl Remote {
 
     /// Somebody relies on the thread.
     pub(super) fn lean(self: &Arc<Self>) -> Result<(), Error> {
-        if !self.leaned.swap(true, Ordering::AcqRel) {
-            self.listen()?;
+        if !self.leaned.load(Ordering::Acquire) {
+            self.listen()?; // if that fails, the next one tries again
+            self.leaned.store(true, Ordering::Release);
             self.ring();
         }
         Ok(())
@@ -280,7 +310,15 @@ impl Remote {
             Err(TryLockError::WouldBlock) => None,
         };
         attempt().or_else(|| {
-            self.next.lock().unwrap_or_else(PoisonError::into_inner).push(waker.clone());
+            let waker = waker.clone(); // without the lock
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            if next.iter().any(|other| other.will_wake(&waker)) {
+                drop(next);
+                drop(waker);
+            } else {
+                next.push(waker);
+                drop(next);
+            }
             attempt()
         })
     }
@@ -290,10 +328,7 @@ impl Remote {
         let ended = incoming.ended;
         drop(incoming);
         if ended {
-            // Nothing will come any more, nor can anything be sent.
-            let wake = self.lock().kill();
-            wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
-            self.mail.close();
+            self.ended();
         }
         let next = std::mem::take(&mut *self.next.lock().unwrap_or_else(PoisonError::into_inner));
         next.into_iter().for_each(|waker| shielded(|| waker.wake()));
@@ -317,12 +352,12 @@ impl Remote {
     }
 
     /// Reads what is there, for whoever it is.
-    fn turn(&self, waker: &Waker) -> bool {
-        let Some(mut incoming) = self.try_read(waker) else { return true };
+    fn turn(&self, waker: &Waker) -> Turn {
+        let Some(mut incoming) = self.try_read(waker) else { return Turn::Busy };
         self.read(&mut incoming);
         let ended = incoming.ended;
         self.let_others_read(incoming);
-        !ended
+        if ended { Turn::Ended } else { Turn::Read }
     }
 
     // ---- the thread
@@ -354,30 +389,36 @@ impl Remote {
         let waker = Waker::from(Arc::new(Ring(Arc::downgrade(&self))));
         loop {
             let leaned = self.leaned.load(Ordering::Acquire);
-            if leaned && !self.turn(&waker) {
+            let turn = if leaned { self.turn(&waker) } else { Turn::Read };
+            if turn == Turn::Ended {
                 return;
             }
-            let mut wanted = if self.lock().is_blocked() { PollFlags::POLLOUT } else { PollFlags::empty() };
+            // While another one reads, what is there is his, and so is the end: to be told of it again and again would only
+            // keep him from it. He rings when he is done.
+            let busy = turn == Turn::Busy;
+            let blocked = self.lock().is_blocked();
+            let mut wanted = if blocked { PollFlags::POLLOUT } else { PollFlags::empty() };
             // Else the end is heard of all the same (POLLHUP), for it need not be asked for.
-            if leaned {
+            if leaned && !busy {
                 wanted |= PollFlags::POLLIN;
             }
-            let mut fds = [PollFd::new(self.socket.as_fd(), wanted), PollFd::new(bell.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [PollFd::new(bell.as_fd(), PollFlags::POLLIN), PollFd::new(self.socket.as_fd(), wanted)];
+            let count = if busy && !blocked { 1 } else { 2 };
             let limit = if leaned { PollTimeout::from(LINGER) } else { PollTimeout::NONE };
-            let ready = match poll(&mut fds, limit) {
+            let ready = match poll(&mut fds[..count], limit) {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => continue,
                 Err(_) => return,
             };
             let _ = bell.read();
-            let has = |i: usize, what| fds[i].revents().is_some_and(|events| events.intersects(what));
-            if has(0, PollFlags::POLLOUT) {
+            let has = |what| count == 2 && fds[1].revents().is_some_and(|events| events.intersects(what));
+            if has(PollFlags::POLLOUT) {
                 let write = self.lock().has_room();
                 if write {
                     self.write();
                 }
             }
-            if has(0, PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL) {
+            if has(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL) {
                 self.leaned.store(true, Ordering::Release); // reads to the end
             }
             if leaned && ready == 0 {
@@ -461,6 +502,25 @@ impl Remote {
     }
 }
 
+#[cfg(test)]
+impl Remote {
+    pub(super) fn has_thread(&self) -> bool {
+        self.bell.get().is_some()
+    }
+
+    /// Reads, as far as others see, while what is asked for has come, and meanwhile does this.
+    pub(super) fn while_reading_asked(self: &Arc<Self>, ask: impl FnOnce(), act: impl FnOnce()) {
+        let incoming = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        ask();
+        self.lean().expect("a thread");
+        let come = poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], PollTimeout::from(30_000u16));
+        assert_eq!(come, Ok(1), "nothing came");
+        act();
+        assert!(self.next.lock().unwrap_or_else(PoisonError::into_inner).len() <= 1);
+        self.let_others_read(incoming);
+    }
+}
+
 /// Rings the thread.
 struct Ring(Weak<Remote>);
 
@@ -503,7 +563,7 @@ async fn drive(remote: Arc<Remote>) {
                 Poll::Pending => false,
             };
             // (Woken by another who has read until now, there may be something as well.)
-            if (ready || first) && !remote.turn(cx.waker()) {
+            if (ready || first) && remote.turn(cx.waker()) == Turn::Ended {
                 return Poll::Ready(());
             }
             if !ready {

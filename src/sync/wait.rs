@@ -78,19 +78,22 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
 
 /// As [`block_on`], also within an async context: for what comes from the manager at once.
 pub(crate) fn park_on<F: Future>(future: F) -> F::Output {
+    /// Puts back what was so before: a future may block within its own poll.
+    struct Unblock(From);
+    impl Drop for Unblock {
+        fn drop(&mut self) {
+            BLOCKED.set(BLOCKED.get() - 1);
+            FROM.set(std::mem::take(&mut self.0));
+        }
+    }
     let mut future = pin!(future);
+    // Before anything is polled: else what waits for an answer would start the thread that reads, for nothing.
+    BLOCKED.set(BLOCKED.get() + 1);
+    let _unblock = Unblock(FROM.take());
     // As a rule it is ready at once.
     if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         return output;
     }
-    struct Unblock;
-    impl Drop for Unblock {
-        fn drop(&mut self) {
-            BLOCKED.set(BLOCKED.get() - 1);
-        }
-    }
-    BLOCKED.set(BLOCKED.get() + 1);
-    let _unblock = Unblock;
     let parked = Arc::new(Parked { thread: thread::current(), woken: AtomicBool::new(false) });
     let waker = Waker::from(Arc::clone(&parked));
     let mut cx = Context::from_waker(&waker);

@@ -11,7 +11,7 @@ use crate::manager::message::Refusal;
 use crate::manager::object::{Caller, Client, Held};
 use crate::manager::segments::Allocated;
 use crate::wire::packet::Packet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,9 @@ pub(crate) enum Told {
 pub(crate) struct Lock {
     memory: Allocated,
     waiters: Waiters<Caller>,
-    limits: BTreeSet<(Instant, Caller)>,
+    limits: Limits,
+    /// To whom it was granted last, if it has not been taken back since.
+    granted: Option<Caller>,
     outside: Kept<(Packet, Held)>,
     broken: bool,
     /// Grants that were taken back because they came too late.
@@ -52,6 +54,36 @@ pub(crate) struct Lock {
     granted_at: Option<Instant>,
     look_at: Option<Instant>,
     pause: Duration,
+}
+
+/// Until when each waits who does not wait for ever. Whoever has had the lock is forgotten with the next grant.
+#[derive(Default)]
+struct Limits {
+    by_time: BTreeSet<(Instant, Caller)>,
+    by_caller: BTreeMap<Caller, Instant>,
+}
+
+impl Limits {
+    fn insert(&mut self, until: Instant, caller: Caller) {
+        self.remove(caller);
+        self.by_time.insert((until, caller));
+        self.by_caller.insert(caller, until);
+    }
+
+    fn remove(&mut self, caller: Caller) {
+        if let Some(until) = self.by_caller.remove(&caller) {
+            self.by_time.remove(&(until, caller));
+        }
+    }
+
+    fn remove_of(&mut self, client: Client) {
+        self.by_time.retain(|(_, waiting)| waiting.client != client);
+        self.by_caller.retain(|waiting, _| waiting.client != client);
+    }
+
+    fn first(&self) -> Option<(Instant, Caller)> {
+        self.by_time.first().copied()
+    }
 }
 
 type Step = Result<Result<Option<Grant<Caller>>, Broken>, Infallible>;
@@ -70,7 +102,8 @@ impl Lock {
         Self {
             memory,
             waiters: Waiters::new(),
-            limits: BTreeSet::new(),
+            limits: Limits::default(),
+            granted: None,
             outside: Kept::new(outside),
             broken: false,
             late: 0,
@@ -117,7 +150,7 @@ impl Lock {
             return told.push(Told::Refused(caller, Refusal::Broken));
         }
         if let Some(until) = until {
-            self.limits.insert((until, caller));
+            self.limits.insert(until, caller);
         }
         self.step(now, told, |waiters, memory| waiters.park(memory, caller));
         // One that came earlier may have been late already, with nobody to mind.
@@ -126,7 +159,7 @@ impl Lock {
 
     /// Somebody waits no longer.
     pub(crate) fn cancel(&mut self, caller: Caller, now: Instant, told: &mut Vec<Told>) {
-        self.limits.retain(|(_, waiting)| *waiting != caller);
+        self.limits.remove(caller);
         self.step(now, told, |waiters, memory| waiters.cancel(memory, caller));
     }
 
@@ -137,7 +170,7 @@ impl Lock {
 
     /// A client has ended.
     pub(crate) fn gone(&mut self, client: Client, now: Instant, told: &mut Vec<Told>) {
-        self.limits.retain(|(_, waiting)| waiting.client != client);
+        self.limits.remove_of(client);
         self.step(now, told, |waiters, memory| waiters.died(memory, owner_of(client)));
     }
 
@@ -181,14 +214,14 @@ impl Lock {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.limits.first().map(|(at, _)| *at).into_iter().chain(self.look_at).min()
+        self.limits.first().map(|(at, _)| at).into_iter().chain(self.look_at).min()
     }
 
     pub(crate) fn tick(&mut self, now: Instant, is_client: impl Fn(Owner) -> bool, told: &mut Vec<Told>) {
-        while let Some((at, caller)) = self.limits.first().copied()
+        while let Some((at, caller)) = self.limits.first()
             && at <= now
         {
-            self.limits.pop_first();
+            self.limits.remove(caller);
             // One that has accepted has it.
             let waits = self.waiters.queue().any(|waiting| waiting == caller)
                 || self.waiters.granted() == Some(caller) && always(self.waiters.is_pending(self.memory.words()));
@@ -218,20 +251,26 @@ impl Lock {
         self.broken = true;
         let waiting = always(self.waiters.break_up(self.memory.words()));
         told.extend(waiting.into_iter().map(|caller| Told::Refused(caller, Refusal::Closed)));
-        (self.look_at, self.limits) = (None, BTreeSet::new());
+        (self.look_at, self.limits) = (None, Limits::default());
     }
 
     fn break_up(&mut self, told: &mut Vec<Told>) {
         self.broken = true;
         let waiting = always(self.waiters.break_up(self.memory.words()));
         told.extend(waiting.into_iter().map(|caller| Told::Refused(caller, Refusal::Broken)));
-        (self.look_at, self.limits) = (None, BTreeSet::new());
+        (self.look_at, self.limits) = (None, Limits::default());
     }
 
     fn take_back_late(&mut self, now: Instant, told: &mut Vec<Told>) {
         if self.granted_at.is_some_and(|at| now >= at + LATE) && !self.waiters.is_empty() && !self.broken {
             self.granted_at = None;
-            self.late += u64::from(always(self.waiters.is_pending(self.memory.words())));
+            let pending = always(self.waiters.is_pending(self.memory.words()));
+            self.late += u64::from(pending);
+            if let Some(last) = self.granted.take()
+                && !pending
+            {
+                self.limits.remove(last);
+            }
             self.step(now, told, |waiters, memory| waiters.revoke(memory));
         }
     }
@@ -251,13 +290,72 @@ impl Lock {
     fn tell(&mut self, step: Step, now: Instant, told: &mut Vec<Told>) {
         match always(step) {
             Ok(Some(Grant { to, version })) => {
+                if let Some(last) = self.granted.replace(to)
+                    && last != to
+                {
+                    self.limits.remove(last); // he has had it
+                }
                 self.granted_at = Some(now);
+                (self.pause, self.look_at) = (LATE, None);
                 told.push(Told::Granted(to, version));
             }
             Ok(None) => {}
             Err(Broken) => self.break_up(told),
         }
-        self.pause = LATE;
-        self.look_at = (!self.waiters.is_empty()).then(|| now + LATE);
+        if self.waiters.is_empty() {
+            (self.pause, self.look_at) = (LATE, None);
+        } else {
+            // What a client tells cannot put it off.
+            self.look_at = Some(self.look_at.map_or(now + LATE, |at| at.min(now + LATE)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::word::{Attempt, Release};
+    use super::*;
+    use crate::manager::segments::Segments;
+    use std::sync::Arc;
+
+    const CLIENT: Client = Client { seat: 5, generation: 1 };
+
+    fn caller(ticket: u64) -> Caller {
+        Caller { client: CLIENT, ticket }
+    }
+
+    fn lock() -> Lock {
+        let segments = Arc::new(Segments::default());
+        Lock::new(segments.allocate(64).expect("memory"), Packet::copy_from(b"value"), None)
+    }
+
+    #[test]
+    fn the_limit_of_one_who_has_had_it_is_forgotten() {
+        let (mut lock, now) = (lock(), Instant::now());
+        for ticket in 1..=100 {
+            let mut told = Vec::new();
+            lock.park(caller(ticket), Some(now + Duration::from_secs(3600)), now, &mut told);
+            let [Told::Granted(to, version)] = told[..] else { panic!("{told:?}") };
+            assert_eq!(to, caller(ticket));
+            let accepted = always(word::accept(lock.memory.words(), owner_of(CLIENT), version));
+            let Attempt::Held(held) = accepted else { panic!("{accepted:?}") };
+            assert_eq!((lock.limits.by_time.len(), lock.limits.by_caller.len()), (1, 1));
+            always(word::release(lock.memory.words(), held, Release { commit: false, recovered: None }));
+        }
+        lock.gone(CLIENT, now, &mut Vec::new());
+        assert_eq!((lock.limits.by_time.len(), lock.limits.by_caller.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_a_client_tells_does_not_put_off_the_look_at_it() {
+        let (mut lock, begun) = (lock(), Instant::now());
+        let holder = Client { seat: 6, generation: 1 };
+        assert!(matches!(always(word::try_lock(lock.memory.words(), owner_of(holder))), Attempt::Held(_)));
+        let mut told = Vec::new();
+        lock.park(caller(1), None, begun, &mut told);
+        for step in 1..10 {
+            lock.rang(begun + LATE * step / 10, &mut told);
+        }
+        assert_eq!((lock.next_deadline(), told.len()), (Some(begun + LATE), 0));
     }
 }
