@@ -14,14 +14,13 @@
 
 use super::connection::Connection;
 use super::handle::{Handle, Inner};
-use crate::manager::lane::{Mirror, Pusher, Taker, Way};
+use crate::manager::lane::{Mirror, Pusher, Taker, Way, time};
 use crate::manager::mail::Arrived;
 use crate::manager::object::Body;
 use crate::manager::objects::code::Message;
 use crate::manager::objects::queue::Ask;
 use crate::process::{SharedMemory, fork};
 use crate::wire::packet::Packet;
-use nix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -129,11 +128,6 @@ impl Kept {
         }
         Some(now)
     }
-}
-
-/// So that who sent before another began comes before him: all processes have the same clock.
-fn time() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
 impl Handle {
