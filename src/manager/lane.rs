@@ -31,6 +31,7 @@
 
 use crate::process::SharedMemory;
 use crate::wire::packet::Packet;
+use nix::time::{ClockId, clock_gettime};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -103,10 +104,23 @@ fn counts(words: &[AtomicU64]) -> Counts {
     Counts::of(words[COUNTS].load(Ordering::Acquire))
 }
 
-/// Changes the counts by compare-and-swap, as long as `change` wants to; gives them as they were before it.
-fn change(words: &[AtomicU64], mut change: impl FnMut(Counts) -> Counts) -> Counts {
-    let before = words[COUNTS].fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| Some(change(Counts::of(word)).word()));
-    Counts::of(before.unwrap_or_else(|word| word))
+/// The manager's change of the counts, by compare-and-swap; gives them as they were before it. The client can come between
+/// as often as it has steps left: beyond it somebody plays with us.
+fn change(words: &[AtomicU64], mut change: impl FnMut(Counts) -> Counts) -> Result<Counts, Broken> {
+    let mut word = words[COUNTS].load(Ordering::Acquire);
+    for _ in 0..=SLOTS {
+        let new = change(Counts::of(word)).word();
+        match words[COUNTS].compare_exchange(word, new, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return Ok(Counts::of(word)),
+            Err(found) => word = found,
+        }
+    }
+    Err(Broken)
+}
+
+/// So that who sent before another began comes before him: all processes have the same clock.
+pub(crate) fn time() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
 /// The client's step: gives whether it was made, and whether to ring.
@@ -271,8 +285,8 @@ impl Inlet {
         counts(self.memory.words()).done != self.seen
     }
 
-    /// Takes in what there is: each item with its time.
-    pub(crate) fn pull(&mut self, mut put: impl FnMut(u64, Packet)) -> Result<(), Broken> {
+    /// Takes in what there is and was sent until this [`time`]: each item with its time.
+    pub(crate) fn pull(&mut self, until: u64, mut put: impl FnMut(u64, Packet)) -> Result<(), Broken> {
         let words = self.memory.words();
         let done = counts(words).done;
         if done == self.seen {
@@ -287,7 +301,14 @@ impl Inlet {
             if len > ITEM_MAX || at != (self.head + 1) % DATA as u64 {
                 return Err(Broken);
             }
-            put(data(words, self.head).load(Ordering::Relaxed), copy(words, at, len));
+            let sent = data(words, self.head).load(Ordering::Relaxed);
+            if sent > until {
+                if sent > time() {
+                    return Err(Broken); // it is here, and was not sent yet
+                }
+                break;
+            }
+            put(sent, copy(words, at, len));
             self.head += 1 + words_of(len);
             self.seen = plus(self.seen, 1);
         }
@@ -296,15 +317,15 @@ impl Inlet {
     }
 
     /// So many more may come.
-    pub(crate) fn grant(&mut self, more: u32) {
+    pub(crate) fn grant(&mut self, more: u32) -> Result<(), Broken> {
         self.limit = plus(self.limit, more);
         let limit = self.limit;
-        change(self.memory.words(), |counts| Counts { limit, ..counts });
+        change(self.memory.words(), |counts| Counts { limit, ..counts }).map(drop)
     }
 
     /// What has not been put in by now may not come.
     pub(crate) fn revoke(&mut self) -> Result<(), Broken> {
-        let before = change(self.memory.words(), |counts| Counts { limit: counts.done, ..counts });
+        let before = change(self.memory.words(), |counts| Counts { limit: counts.done, ..counts })?;
         if between(self.seen, before.done) > self.credit() {
             return Err(Broken);
         }
@@ -389,14 +410,14 @@ impl<T> Outlet<T> {
         self.items.push_back((item, need));
     }
 
-    pub(crate) fn show(&self) {
-        change(self.memory.words(), |counts| Counts { limit: self.limit, ..counts });
+    pub(crate) fn show(&self) -> Result<(), Broken> {
+        change(self.memory.words(), |counts| Counts { limit: self.limit, ..counts }).map(drop)
     }
 
     /// Takes back what has not been taken, and gives it, in its order. What has been, is told first.
     pub(crate) fn reclaim(&mut self, taken: impl FnMut(T)) -> Result<Vec<T>, Broken> {
         let limit = self.limit;
-        let before = change(self.memory.words(), |counts| Counts { done: limit, limit, ..counts });
+        let before = change(self.memory.words(), |counts| Counts { done: limit, limit, ..counts })?;
         self.settle_to(before.done, taken)?;
         self.done = limit;
         self.freed = self.tail;
@@ -495,7 +516,7 @@ mod tests {
         while next < COUNT {
             turn += 1;
             inlet
-                .pull(|time, value| {
+                .pull(u64::MAX, |time, value| {
                     assert_eq!((time, number(&value)), (next, next));
                     next += 1;
                 })
@@ -504,7 +525,7 @@ mod tests {
                 inlet.revoke().expect("well kept");
             }
             let more = (turn % 40).min(SLOTS - inlet.credit());
-            inlet.grant(more);
+            inlet.grant(more).expect("well kept");
         }
         client.join().expect("no panic");
         assert!(inlet.credit() <= SLOTS && !inlet.has_news());
@@ -544,7 +565,7 @@ mod tests {
                 outlet.put(&item(first), first);
                 back.pop_front();
             }
-            outlet.show();
+            outlet.show().expect("well kept");
             outlet.settle(|item| taken.push(item)).expect("well kept");
             if turn.is_multiple_of(50) {
                 for item in outlet.reclaim(|item| taken.push(item)).expect("well kept").into_iter().rev() {
@@ -565,7 +586,7 @@ mod tests {
             let (mut inlet, mut outlet) = (Inlet::new(Arc::clone(&ours)), Outlet::<u64>::new(ours));
             let write = || theirs.words()[COUNTS].store(word, Ordering::Relaxed);
             write();
-            assert_eq!((inlet.pull(|_, _| panic!("nothing came")), outlet.settle(|_| panic!())), (Err(Broken), Err(Broken)));
+            assert_eq!((inlet.pull(u64::MAX, |_, _| panic!("nothing came")), outlet.settle(|_| panic!())), (Err(Broken), Err(Broken)));
             assert_eq!(outlet.reclaim(|_| panic!()).err(), Some(Broken));
             write();
             assert_eq!(inlet.revoke(), Err(Broken));
@@ -573,11 +594,29 @@ mod tests {
         for slot in [0, 1 << 32 | (ITEM_MAX as u64 + 1), 7 << 32 | 8, u64::MAX] {
             let (ours, theirs) = memory();
             let mut inlet = Inlet::new(ours);
-            inlet.grant(2);
+            inlet.grant(2).expect("well kept");
             let mut pusher = Pusher::new(Arc::clone(&theirs)).expect("a lane");
             assert_eq!(pusher.push(0, b"x"), Some(false));
             theirs.words()[SLOT].store(slot, Ordering::Relaxed);
-            assert_eq!(inlet.pull(|_, _| panic!("nothing came")), Err(Broken));
+            assert_eq!(inlet.pull(u64::MAX, |_, _| panic!("nothing came")), Err(Broken));
         }
+    }
+
+    #[test]
+    fn what_was_sent_later_waits_and_what_was_not_sent_yet_is_a_lie() {
+        let (ours, theirs) = memory();
+        let mut inlet = Inlet::new(ours);
+        inlet.grant(9).expect("well kept");
+        let mut pusher = Pusher::new(theirs).expect("a lane");
+        for (time, value) in [(3, "a"), (5, "b"), (8, "c")] {
+            assert!(pusher.push(time, value.as_bytes()).is_some());
+        }
+        for (until, expected) in [(5, &b"ab"[..]), (7, b""), (8, b"c")] {
+            let mut got = Vec::new();
+            inlet.pull(until, |_, value| got.extend_from_slice(&value)).expect("well kept");
+            assert_eq!((got.as_slice(), inlet.has_news()), (expected, until < 8));
+        }
+        assert!(pusher.push(u64::MAX, b"d").is_some());
+        assert_eq!(inlet.pull(time(), |_, _| panic!("it was not sent yet")), Err(Broken));
     }
 }

@@ -730,6 +730,10 @@ impl Machine {
         // Without one there is no other way than to look all the time.
         let Ok(timer) = set else { return };
         inside.traced = Some(timer);
+        // All that it sent has been read, and its end stays readable as well.
+        if let Some(socket) = &inside.socket {
+            let _ = self.epoll.delete(socket);
+        }
         let _ = self.epoll.modify(self.child.pidfd(), &mut EpollEvent::new(EpollFlags::empty(), ENDED));
     }
 

@@ -14,7 +14,7 @@
 
 use super::connection::Connection;
 use super::handle::{Handle, Inner};
-use crate::manager::lane::{Pusher, Taker, Way};
+use crate::manager::lane::{Pusher, Taker, Way, time};
 use crate::manager::mail::Arrived;
 use crate::manager::object::Body;
 use crate::manager::objects::code::Message;
@@ -22,7 +22,6 @@ use crate::manager::objects::queue::Ask;
 use crate::manager::reads::Reads;
 use crate::process::{SharedMemory, fork};
 use crate::wire::packet::Packet;
-use nix::time::{ClockId, clock_gettime};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -104,11 +103,6 @@ impl Lanes {
             connection.cancel(object, ticket);
         }
     }
-}
-
-/// So that who sent before another began comes before him: all processes have the same clock.
-fn time() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
 impl Handle {

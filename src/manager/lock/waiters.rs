@@ -35,13 +35,15 @@ pub(crate) struct Waiters<C> {
     queue: VecDeque<C>,
     /// The last grant; it may have been accepted since.
     granted: Option<Grant<C>>,
+    /// Grants that came too late, one after another.
+    late: usize,
 }
 
 type Outcome<T, M> = Result<Result<T, Broken>, <M as Memory>::Stop>;
 
 impl<C: Waiting> Waiters<C> {
     pub(crate) fn new() -> Self {
-        Self { queue: VecDeque::new(), granted: None }
+        Self { queue: VecDeque::new(), granted: None, late: 0 }
     }
 
     /// Those that wait, in order; not the one to whom it was granted.
@@ -78,14 +80,18 @@ impl<C: Waiting> Waiters<C> {
         self.pump(memory)
     }
 
-    /// A grant has not been accepted for long, and others wait: the next one gets it, and the late one is second.
+    /// A grant has not been accepted for long, and others wait: the next one gets it, and the late one is second. If that
+    /// one is late as well it is third, and so on, until one has accepted: else two that are stopped would take turns, and
+    /// nobody behind them would ever get it.
     pub(crate) fn revoke<M: Memory + ?Sized>(&mut self, memory: &M) -> Outcome<Option<Grant<C>>, M> {
         let Some(grant) = self.granted.filter(|_| !self.queue.is_empty()) else { return Ok(Ok(None)) };
         self.granted = None;
         if !self.take_back(memory, grant)? {
+            self.late = 0;
             return Ok(Ok(None));
         }
-        self.queue.insert(1, grant.to);
+        self.late = (self.late + 1).min(self.queue.len());
+        self.queue.insert(self.late, grant.to);
         self.pump(memory)
     }
 
@@ -182,7 +188,9 @@ impl<C: Waiting> Waiters<C> {
         }
         self.queue.pop_front();
         let grant = Grant { to: next, version: new.version() };
-        self.granted = Some(grant);
+        if self.granted.replace(grant).is_some() {
+            self.late = 0; // the last one had accepted: what is taken back is forgotten
+        }
         Ok(Ok(Some(grant)))
     }
 
@@ -190,5 +198,51 @@ impl<C: Waiting> Waiters<C> {
     pub(crate) fn break_up<M: Memory + ?Sized>(&mut self, memory: &M) -> Result<Vec<C>, M::Stop> {
         word::set_broken(memory)?;
         Ok(self.queue.drain(..).chain(self.granted.take().map(|grant| grant.to)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::word::{Attempt, Release, always};
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+
+    impl Waiting for u32 {
+        fn owner(self) -> Owner {
+            Owner::new(self + 10, 1) // the first are not processes
+        }
+    }
+
+    #[test]
+    fn those_behind_get_it_however_many_before_them_never_accept() {
+        for stopped in 0..5u32 {
+            let words: Vec<AtomicU64> = (0..32).map(|_| AtomicU64::new(0)).collect();
+            let words = &words[..];
+            word::init(words, Some(&[0; 8]));
+            let mut waiters = Waiters::new();
+            let Attempt::Held(mut held) = always(word::try_lock(words, 100.owner())) else { panic!("it is free") };
+            let all = stopped + 3;
+            for who in 0..all {
+                assert_eq!(always(waiters.park(words, who)), Ok(None));
+            }
+            let (mut got, mut revoked, mut in_a_row) = (Vec::new(), 0, 0);
+            while got.len() < 3 {
+                always(word::release(words, held, Release { commit: false, recovered: None }));
+                let mut grant = always(waiters.pump(words)).expect("well kept").expect("somebody waits");
+                while grant.to < stopped {
+                    (revoked, in_a_row) = (revoked + 1, in_a_row + 1);
+                    assert!(in_a_row <= 30, "{stopped}: nobody gets it");
+                    grant = always(waiters.revoke(words)).expect("well kept").expect("others wait");
+                }
+                in_a_row = 0;
+                let Attempt::Held(mine) = always(word::accept(words, grant.to.owner(), grant.version)) else { panic!("granted") };
+                held = mine;
+                got.push(grant.to);
+            }
+            assert!(got.is_sorted(), "{got:?}");
+            assert_eq!(waiters.queue().len(), stopped as usize, "they wait on");
+            // A single late one is second.
+            assert!(stopped != 1 || revoked == 3);
+        }
     }
 }

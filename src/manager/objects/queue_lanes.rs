@@ -10,7 +10,10 @@ impl Queue {
         if self.inlets.values().any(Inlet::has_news) {
             let mut items = Vec::new();
             let several = self.inlets.len() > 1;
-            self.inlets.retain(|_, inlet| inlet.pull(|time, value| items.push((time, value))).is_ok());
+            // They are emptied one after another. What is sent meanwhile waits for the next time: else an item in an inlet
+            // that comes later here would pass one that was sent before it into an inlet that we have been at.
+            let until = if several { lane::time() } else { u64::MAX };
+            self.inlets.retain(|_, inlet| inlet.pull(until, |time, value| items.push((time, value))).is_ok());
             self.credit = self.inlets.values().map(|inlet| inlet.credit() as usize).sum();
             if several {
                 // Each inlet's are in their order; whoever had sent before another began, comes before him.
@@ -120,7 +123,8 @@ impl Queue {
         }
         // A part more, for those who have none. (All are reclaimed before somebody is served.)
         let part = self.ready.len().div_ceil(self.outlets.len() + 1).min(AHEAD_MAX);
-        for outlet in self.outlets.values_mut() {
+        let mut broken = Vec::new();
+        for (caller, outlet) in &mut self.outlets {
             let before = outlet.len();
             while outlet.len() < part
                 && let Some(item) = self.ready.front()
@@ -133,10 +137,11 @@ impl Queue {
                 outlet.put(&value, item);
                 self.offered += 1;
             }
-            if outlet.len() > before {
-                outlet.show();
+            if outlet.len() > before && outlet.show().is_err() {
+                broken.push(*caller);
             }
         }
+        broken.into_iter().for_each(|caller| self.close_lane(caller));
     }
 
     /// Room that nobody waits for is granted to the inlets, in equal parts.
@@ -152,14 +157,18 @@ impl Queue {
         let mut room = self.capacity.map_or(usize::MAX, |capacity| capacity.saturating_sub(used));
         // (A part more, for those who have no lane.)
         let part = (room.saturating_add(self.credit) / (self.inlets.len() + 1)).max(1);
-        for inlet in self.inlets.values_mut() {
+        let mut broken = Vec::new();
+        for (caller, inlet) in &mut self.inlets {
             let credit = inlet.credit() as usize;
             let more = part.min(SLOTS as usize).saturating_sub(credit).min(room);
             if more > 0 && (credit == 0 || more >= GRANT_MIN) {
-                inlet.grant(more as u32);
+                if inlet.grant(more as u32).is_err() {
+                    broken.push(*caller);
+                }
                 self.credit += more;
                 room -= more;
             }
         }
+        broken.into_iter().for_each(|caller| self.close_lane(caller));
     }
 }

@@ -541,7 +541,7 @@ impl World {
             }
             Some(Flaw::LanePasses) if !self.queue.senders.is_empty() => {
                 if let Some(inlet) = self.queue.inlets.values_mut().next() {
-                    inlet.grant(1);
+                    inlet.grant(1).expect("well kept");
                     self.queue.credit += 1;
                 }
             }
