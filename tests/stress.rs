@@ -56,8 +56,13 @@ async fn own_process_with_many_processes() {
         until("all are reaped", || children(pid()).is_empty()).await;
         after.push((facts::holdings(), facts::resident()));
     }
-    let ((early, memory_early), (late, memory_late)) = (after[1], after[19]);
-    assert_eq!(early, late, "descriptors and threads");
+    let ((early, memory_early), (_, memory_late)) = (after[1], after[19]);
+    // The last one's are closed a moment after it is told.
+    until("no more descriptors and threads are held than before", || {
+        let (descriptors, threads) = facts::holdings();
+        descriptors <= early.0 && threads <= early.1
+    })
+    .await;
     assert!(memory_late <= memory_early + memory_early / 20, "{memory_early} bytes became {memory_late}");
 }
 

@@ -15,7 +15,7 @@
 //!    told: not before the last lease has ended, for its item may come back.
 //! 6. With its last sender a queue closes; with its last receiver it closes, and what is in it is dropped.
 //! 7. `join` waits until nothing is left: ready, on offer or leased.
-//! 8. A client that sends or receives often has a [lane](crate::manager::lane) for it. What stands in an inlet is in the queue
+//! 8. A client that sends or receives often has a [`lane`] for it. What stands in an inlet is in the queue
 //!    from the moment at which it was put in; so before anything is decided, the inlets are emptied, in the order of the times at
 //!    which items were put in. What was granted and not used takes room; nothing is granted while somebody waits for room, and
 //!    what was granted is revoked first. What stands in an outlet is on offer; it is reclaimed before anybody else is served,
