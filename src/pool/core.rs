@@ -631,12 +631,6 @@ impl<T, M: Memory> Core<T, M> {
         self.workers.get(key).map_or(0, |worker| worker.in_flight.len())
     }
 
-    /// How long a worker is busy with the sync tasks that it has in hand, as far as is known.
-    pub(crate) fn work_in_hand(&self, key: WorkerKey) -> Duration {
-        let Some(worker) = self.workers.get(key).filter(|worker| worker.mode == Mode::Sync) else { return Duration::ZERO };
-        worker.service.unwrap_or_default().saturating_mul(worker.in_flight.len() as u32)
-    }
-
     /// The task's number on the wire.
     pub(crate) fn id_of(&self, key: TaskKey) -> Option<u64> {
         self.tasks.get(key).map(|task| task.id)

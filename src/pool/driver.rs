@@ -46,9 +46,8 @@ const HELLO_MAX: usize = 64 << 10;
 const STDERR_TAIL: u64 = 4096;
 /// So many replies in one look, from a worker that has as many still to give, mean that more are coming at once.
 const BUSY: usize = 4;
-/// How long the pool then naps, instead of having each further reply ring; or when the worker has work in hand for twice as
-/// long. It is what a result may have to wait in a stream of results, and must be less than the work that workers have in hand
-/// (`WINDOW_WORK` in `core.rs`), so that none runs dry.
+/// How long the pool then naps, instead of having each further reply ring. It is what a result may have to wait in a stream of
+/// results, and must be less than the work that workers have in hand (`WINDOW_WORK` in `core.rs`), so that none runs dry.
 const NAP: Duration = Duration::from_micros(100);
 
 // ---- the epoll set
@@ -424,7 +423,7 @@ impl Engine {
                 let Some(replies) = self.empty_outbox(driver, *key) else { return false };
                 let Some(reader) = driver.readers.get(key) else { return false };
                 let ring = reader.memory.ring();
-                if replies > 0 && self.is_in_the_stream(*key, replies) {
+                if replies >= BUSY && self.lock().core.in_hand(*key) >= BUSY {
                     reader.intake.wake(&ring);
                     return true;
                 }
@@ -439,12 +438,6 @@ impl Engine {
         }
         awake.append(&mut driver.awake);
         driver.awake = awake;
-    }
-
-    /// A worker that has given so many replies has more to do, and nobody need be told of each.
-    fn is_in_the_stream(&self, key: WorkerKey, replies: usize) -> bool {
-        let state = self.lock();
-        (replies >= BUSY && state.core.in_hand(key) >= BUSY) || state.core.work_in_hand(key) >= 2 * NAP
     }
 
     /// Takes in what a worker has committed to its outbox, and says how many replies that were; `None`: it says nothing more.
