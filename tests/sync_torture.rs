@@ -4,8 +4,9 @@
 //! sums are exact: what a process writes down before and after each of its steps says how often a step was done, but for the one step that
 //! it was in when it died. So the only room that a sum has is that of the deaths, and that is asserted.
 //!
-//! A test is one round with one seed. `PROCPOOL_TORTURE_SECONDS` makes each go on with further seeds for as long, and
-//! `PROCPOOL_TORTURE_SEED` says with which it begins. The lock, the semaphore, the lock of readers and writers, the map and leases are
+//! A round has one seed. A test goes on with further ones until a task has died of it, and a barrier has broken: a round in which
+//! nobody was hit shows nothing. `PROCPOOL_TORTURE_SECONDS` makes each go on for as long, and `PROCPOOL_TORTURE_SEED` says with which
+//! it begins. The lock, the semaphore, the lock of readers and writers, the map and leases are
 //! tortured in `sync_manager.rs`, the lanes of a queue in `sync_queue.rs` as well.
 
 #![cfg(target_os = "linux")]
@@ -124,27 +125,37 @@ impl Round {
         self.deaths.load(Ordering::Relaxed).into()
     }
 
-    /// All that is left is the manager, and nobody refers to anything in it.
-    async fn ends(self) {
+    /// All that is left is the manager, and nobody refers to anything in it. Whether somebody was hit.
+    async fn ends(self) -> bool {
         until("no reference is left", || self.pool.manager().objects() == 0).await;
         // (Of those that are killed, some are just starting.)
         let killed = self.killed.load(Ordering::Relaxed).into();
         assert!(self.deaths() <= killed, "{} died of {killed}", self.deaths());
         soon(self.pool.shutdown()).await;
+        self.deaths() > 0
     }
 }
 
-/// Runs rounds in a runtime, one if nothing else is said.
-fn rounds<F: Future<Output = ()>>(round: impl Fn(Round) -> F) {
+/// So many rounds in which nobody is hit are no chance any more.
+const HARMLESS_MAX: u32 = 50;
+
+/// Runs rounds in a runtime, until one has hit what it is meant to.
+fn rounds<F: Future<Output = bool>>(round: impl Fn(Round) -> F) {
     if own_dir().is_none() {
         return;
     }
     let until = Instant::now() + Duration::from_secs(number("PROCPOOL_TORTURE_SECONDS").unwrap_or(0));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (mut hit, mut harmless) = (false, 0);
     for seed in number("PROCPOOL_TORTURE_SEED").unwrap_or(1).. {
         println!("seed {seed}");
-        runtime.block_on(round(Round::new(seed)));
-        if Instant::now() >= until {
+        if runtime.block_on(round(Round::new(seed))) {
+            hit = true;
+        } else {
+            harmless += 1;
+        }
+        assert!(hit || harmless < HARMLESS_MAX, "nobody was hit in {harmless} rounds");
+        if hit && Instant::now() >= until {
             break;
         }
     }
@@ -244,7 +255,7 @@ fn own_process_values() {
         let before = notes.get("float").into_iter().flatten().map(|text| text.parse::<f64>().unwrap() as u64).collect::<Vec<_>>();
         assert_counts((total - 0.5) as u64, &numbers(&notes, "float?"), &before, deaths);
         drop((args, value, array, sum, stop));
-        round.ends().await;
+        round.ends().await
     });
 }
 
@@ -287,7 +298,7 @@ fn own_process_events() {
         let twice = passed_by - (ROUNDS * WORKERS) as u64;
         assert!(twice <= round.deaths(), "{twice} passed again what they had passed");
         drop((events, now, passed));
-        round.ends().await;
+        round.ends().await
     });
 }
 
@@ -342,7 +353,7 @@ fn own_process_condvar() {
         let there = soon(stock.lock()).await.unwrap().clone();
         assert_eq!((there.there, there.taken), (0, ITEMS));
         drop((stock, changed));
-        round.ends().await;
+        round.ends().await
     });
 }
 
@@ -412,7 +423,7 @@ fn own_process_barrier() {
         let missing = |counts: Vec<u32>, all: usize| (ROUNDS * all) as u64 - counts.into_iter().map(u64::from).sum::<u64>();
         assert!(missing(passed, WORKERS) <= round.deaths() && missing(leaders, 1) <= round.deaths(), "who did not say so is dead");
         drop((args, barrier, come));
-        round.ends().await;
+        round.ends().await && resets > 0
     });
 }
 
@@ -484,7 +495,7 @@ fn own_process_lists() {
             assert_counts(total, &begun, &before, deaths);
         }
         drop((args, from, to, counts, no_more));
-        round.ends().await;
+        round.ends().await
     });
 }
 
@@ -539,7 +550,7 @@ fn own_process_queue() {
         let lost = sent.iter().filter(|item| !taken.contains(item)).count() as u64;
         assert!(lost <= deaths, "{lost} are lost with {deaths} dead");
         drop((queue, stop));
-        round.ends().await;
+        round.ends().await
     });
 }
 
@@ -606,7 +617,7 @@ fn own_process_channels() {
             };
             assert_eq!(soon(refused).await.error().kind(), ErrorKind::Closed);
         }
-        round.ends().await;
+        round.ends().await
     });
 }
 
@@ -656,6 +667,6 @@ fn own_process_registered() {
         let total = tally.call(false).await.unwrap();
         assert_counts(total, &numbers(&notes, "calls"), &numbers(&notes, "called"), round.deaths());
         drop((tally, stop));
-        round.ends().await;
+        round.ends().await
     });
 }

@@ -1814,7 +1814,6 @@ fn everything_comes_up() {
         "cut off in the queue",
         "cut off at work",
         "TimedOut",
-        "Ask",
         "Note",
         "tried again",
     ] {
