@@ -51,7 +51,8 @@
 //!     the time limit of one of those tasks (one run's, or the whole's), it is killed: nothing has run, so that costs nobody anything. (Without
 //!     a limit it is waited for: somebody may have stopped it to look into it.)
 //!
-//! Rules 15 to 22, of who is on the staff, are in `core_staff.rs`; how a pool ends is in `core_ending.rs`.
+//! Rules 15 to 22, of who is on the staff, are in `core_staff.rs`. How tasks are stopped (rules 8 and 11) is in `core_stop.rs`,
+//! what becomes of workers that stand still (rule 23) in `core_deaf.rs`, how a pool ends in `core_ending.rs`.
 
 use super::loss::Loss;
 use super::options::{Options, Retry};
@@ -463,22 +464,6 @@ impl<M: Memory> Worker<M> {
         self.asked.insert(at, (by, task));
     }
 
-    /// Whether something that it could have begun was not begun at two looks, of which this is one. What is large takes its time to arrive.
-    fn overlooks(&mut self, is_large: impl Fn(TaskKey) -> bool) -> bool {
-        let first = match self.mode {
-            Mode::Sync => 1,
-            Mode::Async => usize::MAX,
-        };
-        let mut twice = false;
-        for at in 0..self.in_flight.len().min(first) {
-            let Flight { claim, task, .. } = self.in_flight[at];
-            if self.look(claim) == Progress::Queued && !is_large(task) {
-                twice |= std::mem::replace(&mut self.in_flight[at].overlooked, true);
-            }
-        }
-        twice
-    }
-
     /// It has begun none of the tasks in its hand.
     fn none_begun(&self) -> bool {
         self.in_flight.iter().all(|flight| self.look(flight.claim) == Progress::Queued)
@@ -728,22 +713,6 @@ impl<T, M: Memory> Core<T, M> {
         Some(task)
     }
 
-    /// The caller does not want the task any more. Nothing happens if it has ended.
-    pub(crate) fn abort(&mut self, key: TaskKey, now: Instant, actions: &mut Vec<Action<T>>) {
-        self.stop(key, Stop::Abort, now, actions);
-        self.go_on(now, actions); // it may have held back others
-    }
-
-    /// Aborts every task whose cargo fits.
-    pub(crate) fn abort_where(&mut self, fits: impl Fn(&T) -> bool, now: Instant, actions: &mut Vec<Action<T>>) {
-        let keys: Vec<_> = self.tasks.iter().filter(|(_, task)| fits(&task.cargo)).map(|(key, _)| key).collect();
-        for key in keys {
-            self.stop(key, Stop::Abort, now, actions);
-        }
-        // Only now: else tasks would be sent that are about to be aborted.
-        self.go_on(now, actions);
-    }
-
     // ---- workers
 
     /// All workers that there are to be in any case are wanted, now.
@@ -892,15 +861,6 @@ impl<T, M: Memory> Core<T, M> {
         std::mem::take(&mut self.deadline_moved)
     }
 
-    /// Workers that should have answered a task that was stopped by now, and not already by then (rule 8). What they have
-    /// committed is to be taken in before [`Core::tick`]: else one that did answer in time is killed, and with it a task that it
-    /// has begun since.
-    pub(crate) fn overdue(&self, then: Option<Instant>, now: Instant) -> Vec<WorkerKey> {
-        let is_new = |(by, _): &(Instant, TaskKey)| *by <= now && then.is_none_or(|then| then < *by);
-        let is_overdue = |worker: &Worker<M>| worker.state != State::Doomed && worker.asked.iter().any(is_new);
-        self.workers.iter().filter(|(_, worker)| is_overdue(worker)).map(|(key, _)| key).collect()
-    }
-
     /// Time has passed.
     pub(crate) fn tick(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         while let Some((_, key)) = self.delayed.first().copied().filter(|(at, _)| *at <= now) {
@@ -947,128 +907,6 @@ impl<T, M: Memory> Core<T, M> {
         self.end_in_time(now, actions);
         self.time_the_staff(now, actions);
         self.go_on(now, actions);
-    }
-
-    /// Rule 23.
-    fn relieve(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
-        let stuck = self.listen(now, actions);
-        if stuck > 0 {
-            self.want_workers(stuck, now, actions);
-            if self.has_idle() {
-                self.listen(now, actions); // a spare was there
-            }
-        }
-    }
-
-    /// Looks whether workers begin what they are given. What a deaf one has not begun goes to whoever can take it; says how much
-    /// nobody can.
-    fn listen(&mut self, now: Instant, actions: &mut Vec<Action<T>>) -> usize {
-        self.listen_at = None;
-        let mut stuck = 0;
-        for key in self.workers.keys() {
-            let Some(worker) = self.workers.get_mut(key) else { continue };
-            if !matches!(worker.state, State::Ready | State::Departing) || worker.memory.is_none() || worker.in_flight.is_empty() {
-                continue;
-            }
-            self.listen_at = Some(now + DEAF);
-            if !worker.overlooks(|task| self.tasks.get(task).is_some_and(|task| task.large)) {
-                continue;
-            }
-            let since = *worker.deaf_since.get_or_insert(worker.busy_since);
-            let (mode, alone, all) = (worker.mode, worker.alone, worker.in_flight.len());
-            let limits = worker.in_flight.iter().filter_map(|flight| self.tasks.get(flight.task)?.patience());
-            let patience = limits.min().filter(|_| worker.none_begun());
-            let unbegun = worker.in_flight.iter().filter(|flight| worker.look(flight.claim) == Progress::Queued).count();
-            self.list(key);
-            if self.place_well(mode, alone, now).is_some() {
-                self.take_back(key, usize::MAX);
-            } else if patience.is_some_and(|limit| limit <= now.saturating_duration_since(since)) {
-                // Else it has begun something just now.
-                if self.take_back(key, usize::MAX) == all {
-                    self.blame(key, WorkerEnd::Unresponsive);
-                    self.condemn(key, now, actions);
-                }
-            } else {
-                stuck += unbegun;
-            }
-        }
-        stuck
-    }
-
-    /// A worker's time is over. `false`: the tasks that should have been answered have been done after all, just now; each
-    /// is given another grace, once, for its reply to come. Or they are async and were only asked so far: now they are dropped.
-    fn is_given_up(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) -> bool {
-        loop {
-            let Some(worker) = self.workers.get(key) else { return false };
-            let Some((_, task)) = worker.asked.front().copied().filter(|(by, _)| *by <= now) else {
-                return worker.deadline(false).is_some_and(|by| by <= now);
-            };
-            if worker.mode == Mode::Sync && worker.state != State::Doomed {
-                self.take_back(key, usize::MAX); // as in `stop`: what stands behind it begins if it is done now
-            }
-            let grace = self.tasks.get(task).map_or(ABORT_GRACE, Task::drop_grace);
-            let Some(worker) = self.workers.get_mut(key) else { return false };
-            let excused = worker.in_flight.iter().position(|flight| flight.task == task && !flight.done);
-            let is_done = |at: &usize| worker.look(worker.in_flight[*at].claim) == Progress::Done;
-            let Some(at) = excused.filter(is_done) else {
-                if worker.mode == Mode::Async
-                    && let Some(flight) = worker.in_flight.iter_mut().find(|flight| flight.task == task && !flight.dropping && !flight.done)
-                {
-                    flight.dropping = true;
-                    actions.push(Action::Cancel(key, task));
-                    worker.asked.pop_front();
-                    worker.give_until(now + grace, task);
-                    self.deadline_moved = true;
-                    continue;
-                }
-                worker.killed_for = Some(task);
-                worker.why.get_or_insert(WorkerEnd::TaskStopped);
-                return true;
-            };
-            worker.in_flight[at].done = true;
-            worker.asked.pop_front();
-            worker.give_until(now + ABORT_GRACE, task);
-            self.deadline_moved = true;
-        }
-    }
-
-    /// Rule 11, for the tasks of one worker.
-    fn look_at_limits(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
-        let Some(worker) = self.workers.get_mut(key) else { return };
-        if worker.look_at.is_none_or(|at| now < at) {
-            return;
-        }
-        let (mut over, mut next) = (Vec::new(), None::<Instant>);
-        for at in 0..worker.in_flight.len() {
-            let Flight { claim, task, begun, done, .. } = worker.in_flight[at];
-            let Some(task_in) = self.tasks.get(task).filter(|task| task.stopping.is_none()) else { continue };
-            let Some(timeout) = task_in.timeout().filter(|_| !done) else { continue };
-            let progress = worker.look(claim);
-            // What has begun does not wait again, and nobody but us takes a task back: the worker has touched its word.
-            let ends = if progress == Progress::Queued && begun.is_none() {
-                now.checked_add(timeout)
-            } else {
-                let noted = worker.memory.as_ref().and_then(|memory| self.clock.at(memory.claims().started_at(claim)));
-                let seen = begun.unwrap_or(now);
-                worker.in_flight[at].begun = Some(seen);
-                noted.map_or(seen, |noted| noted.min(seen)).checked_add(timeout)
-            };
-            let Some(ends) = ends else { continue }; // never
-            if ends <= now && progress == Progress::Done {
-                // It has ended in time, so it is not stopped; but a worker that only says so has no longer than this.
-                worker.in_flight[at].done = true;
-                worker.give_until(now + ABORT_GRACE, task);
-                self.deadline_moved = true;
-            } else if ends <= now {
-                over.push((task, timeout));
-            } else {
-                next = Some(next.map_or(ends, |next| next.min(ends)));
-            }
-        }
-        worker.look_at = next;
-        for (task, timeout) in over {
-            self.stop(task, Stop::TimedOut(Limit::Timeout(timeout)), now, actions);
-        }
     }
 
     // ---- the end
@@ -1326,73 +1164,6 @@ impl<T, M: Memory> Core<T, M> {
         Some(worker)
     }
 
-    /// Settles a task that has not begun; has one stopped that runs (rule 8).
-    fn stop(&mut self, key: TaskKey, stop: Stop, now: Instant, actions: &mut Vec<Action<T>>) {
-        let Some(task) = self.tasks.get_mut(key) else { return };
-        let Some(worker_key) = task.worker else { return self.forget_queued(key, stop.fate(), actions) };
-        let stopping_before = task.stopping.is_some();
-        // What the caller wants counts more than the end, that more than a limit, and that of the whole more than that of one run.
-        let by_the_whole = matches!(
-            (task.stopping, stop),
-            (Some(Stop::TimedOut(Limit::Timeout(_))), Stop::TimedOut(Limit::Deadline(_))) // else it would be tried again
-        );
-        if !stopping_before || by_the_whole || stop == Stop::Abort || (stop == Stop::Close && task.stopping != Some(Stop::Abort)) {
-            task.stopping = Some(stop);
-        }
-        let way = task.way_to_stop();
-        let Some(worker) = self.workers.get_mut(worker_key) else { return };
-        let Some(at) = worker.in_flight.iter().position(|flight| flight.task == key) else { return };
-        let claim = worker.in_flight[at].claim;
-        if worker.revoke(claim) == Progress::Queued {
-            worker.let_go(at);
-            worker.post.served -= 1;
-            if let Some(task) = self.forget(key) {
-                actions.push(Action::Settle(task.cargo, stop.fate()));
-            }
-            return self.emptied(worker_key);
-        }
-        if stopping_before || worker.state == State::Doomed {
-            return;
-        }
-        let until = match way {
-            Way::Kill => None,
-            Way::Ask(grace) => {
-                if let Some(memory) = &worker.memory {
-                    memory.claims().ask(claim);
-                }
-                if worker.mode == Mode::Async {
-                    actions.push(Action::Ask(worker_key, key));
-                }
-                // What the clock cannot hold is for ever.
-                Some(now.checked_add(grace))
-            }
-            Way::Drop => {
-                worker.in_flight[at].dropping = true;
-                actions.push(Action::Cancel(worker_key, key));
-                Some(Some(now + ABORT_GRACE))
-            }
-        };
-        if let Some(until) = until {
-            until.into_iter().for_each(|until| worker.give_until(until, key));
-            self.deadline_moved = true;
-            return;
-        }
-        if worker.look(claim) != Progress::Done {
-            self.take_back(worker_key, usize::MAX);
-        }
-        let Some(worker) = self.workers.get_mut(worker_key) else { return };
-        if worker.look(claim) == Progress::Done {
-            // Its reply is on its way; one that only says so has until then.
-            worker.in_flight.iter_mut().filter(|flight| flight.task == key).for_each(|flight| flight.done = true);
-            worker.give_until(now + ABORT_GRACE, key);
-            self.deadline_moved = true;
-        } else {
-            worker.killed_for = Some(key);
-            self.blame(worker_key, WorkerEnd::TaskStopped);
-            self.condemn(worker_key, now, actions);
-        }
-    }
-
     /// A queued task ends without having been sent.
     fn forget_queued(&mut self, key: TaskKey, fate: Fate, actions: &mut Vec<Action<T>>) {
         if let Some(task) = self.forget(key) {
@@ -1488,6 +1259,12 @@ impl<T, M: Memory> Core<T, M> {
         }
     }
 }
+
+#[path = "core_stop.rs"]
+mod stopping;
+
+#[path = "core_deaf.rs"]
+mod deaf;
 
 #[path = "core_ending.rs"]
 mod ending;

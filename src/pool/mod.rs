@@ -3,7 +3,7 @@
 //! * `builder.rs`, `call.rs`, `size.rs`: the options of a pool, and of one call; `named.rs`: a task of another program;
 //! * `spec.rs`: what both come to; `options.rs`: limits and retries of a call; `elsewhere.rs`: the engine of platforms without workers;
 //! * `join.rs`, `results.rs`, `ending.rs`: what a caller waits for; `reply.rs`: how it gets there;
-//! * `core.rs`: the rules, pure; `core_ending.rs`: those of the end; `core_staff.rs`: those of who is there; `slots.rs`: their table; `loss.rs`: what a death cost;
+//! * `core.rs`: the rules, pure; `core_stop.rs`: those of stopping a task; `core_deaf.rs`: of workers that stand still; `core_ending.rs`: of the end; `core_staff.rs`: those of who is there; `slots.rs`: their table; `loss.rs`: what a death cost;
 //! * `stats.rs`, `events.rs`: what is counted and told of it;
 //! * `output.rs`: where what workers print goes; `capture.rs`: how it gets there;
 //! * `tokens.rs`: the cancellation tokens that calls were given;
