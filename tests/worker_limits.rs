@@ -9,11 +9,11 @@ mod processes;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
-use processes::{die, own_dir, own_process, passes, pid, soon};
+use processes::{die, in_own_process_of_nobody, own_dir, own_process, passes, pid, soon};
 use procpool::{Builder, ErrorKind, Limits, Pool, Process, TaskError};
 use std::fs::File;
 use std::io::{ErrorKind as IoErrorKind, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -261,15 +261,7 @@ async fn descriptors_are_limited_and_the_least_that_is_allowed_is_enough_for_a_w
 
 #[test]
 fn processes_are_limited() {
-    let (test, dir) = ("own_process_whose_workers_may_start_nothing", tempdir().unwrap());
-    let mut command = own_process(&std::env::current_exe().unwrap(), test, dir.path());
-    // It is not for one who may do everything.
-    const NOBODY: u32 = 65_534;
-    // SAFETY: asks for a number.
-    if unsafe { libc::geteuid() } == 0 {
-        command.uid(NOBODY).gid(NOBODY);
-    }
-    passes(test, command);
+    in_own_process_of_nobody("own_process_whose_workers_may_start_nothing");
 }
 
 #[tokio::test]

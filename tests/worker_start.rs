@@ -10,12 +10,13 @@ use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use processes::{
-    Seen, children, die, in_own_process, lines, note, own_dir, own_process, passes, pid, pids, signal, soon, until, wait_for, wait_until,
+    Seen, children, die, in_own_process, in_own_process_of_nobody, lines, note, own_dir, pid, pids, signal, soon, until, wait_for,
+    wait_until,
 };
 use procpool::{Builder, ErrorKind, Pool, TaskError, TaskErrorKind};
 use std::collections::HashSet;
 use std::error::Error as _;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::tempdir;
@@ -362,15 +363,7 @@ async fn own_process_without_descriptors() {
 
 #[test]
 fn processes_that_run_out_fail_what_needs_them_and_the_pool_recovers() {
-    let (test, dir) = ("own_process_without_processes", tempdir().unwrap());
-    let mut command = own_process(&std::env::current_exe().unwrap(), test, dir.path());
-    // The limit counts the processes of a user, and is not for one who may do everything.
-    const NOBODY: u32 = 65_534;
-    // SAFETY: asks for a number.
-    if unsafe { libc::geteuid() } == 0 {
-        command.uid(NOBODY).gid(NOBODY);
-    }
-    passes(test, command);
+    in_own_process_of_nobody("own_process_without_processes");
 }
 
 #[tokio::test]
