@@ -180,6 +180,7 @@ enum Read {
     Failed(u64, Failed),
     Welcome(Welcome),
     Init(u32, u32, Vec<u8>),
+    Exit(u32, u32, Vec<u8>),
     /// Slot and try; number, flags, index, how many arguments, and these.
     Call((u16, u8), u64, u8, u32, u32, Vec<u8>),
     Ask(u64),
@@ -207,10 +208,11 @@ fn read_message(body: &[u8]) -> Result<Read, Bad> {
         }
         kind::FAILED => Read::Failed(message.uint()?, message.map()?),
         kind::WELCOME => Read::Welcome(message.map()?),
-        kind::INIT => {
+        kind::INIT | kind::EXIT => {
+            let read = if message.kind == kind::INIT { Read::Init } else { Read::Exit };
             let index = message.uint()?;
             let (arity, values) = rest(&message);
-            Read::Init(index, arity, values)
+            read(index, arity, values)
         }
         kind::CALL => {
             let place = (message.uint()?, message.uint()?);
@@ -259,6 +261,10 @@ fn write_message(message: &Read) -> Vec<u8> {
             message::init(&mut out, *index, *arity);
             values = args;
         }
+        Read::Exit(index, arity, args) => {
+            message::exit(&mut out, *index, *arity);
+            values = args;
+        }
         Read::Call((slot, attempt), id, flags, index, arity, args) => {
             message::call(&mut out, *id, *flags, Callee::Index(*index), *arity);
             message::address(&mut out[..message::ADDRESS_END], *slot, *attempt);
@@ -301,6 +307,7 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
             single: None,
         }),
         Read::Init(70_000, 2, vec![5, 0xc0]),
+        Read::Exit(70_000, 2, vec![5, 0xc0]),
         Read::Call((1000, 3), 300, 1, 7, 8, vec![1, 2, 3, 4, 5, 6, 7, 8]),
         Read::Call((0, 1), 0, 0, 0, 0, vec![]),
         Read::Bell,
@@ -324,7 +331,7 @@ fn broken_messages_are_read_right_or_refused() {
         match read {
             Ok(Read::Other) => count(tally, "other kinds"),
             // Longer than any of ours: it is to be read, never written.
-            Ok(Read::Call(_, _, _, _, 9.., _) | Read::Call(_, _, 128.., ..) | Read::Init(_, 9.., _)) => {
+            Ok(Read::Call(_, _, _, _, 9.., _) | Read::Call(_, _, 128.., ..) | Read::Init(_, 9.., _) | Read::Exit(_, 9.., _)) => {
                 count(tally, "calls that nobody writes")
             }
             Ok(read) => {
@@ -347,6 +354,7 @@ fn broken_messages_are_read_right_or_refused() {
         "Failed",
         "Welcome",
         "Init",
+        "Exit",
         "Call",
         "Ask",
         "Cancel",
