@@ -280,6 +280,9 @@ async fn own_process_descriptors() {
     // What a task starts holds nothing of ours.
     let of_a_child = || {
         let mut child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
+        // `spawn` may return while the kernel is still closing what is not for the new program; it is named after that.
+        let comm = format!("/proc/{}/comm", child.id());
+        wait_until("it has begun", || std::fs::read_to_string(&comm).unwrap() == "sleep\n");
         let open = descriptors(child.id());
         child.kill().unwrap();
         child.wait().unwrap();
