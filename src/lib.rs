@@ -41,7 +41,7 @@ pub use sync::{
     QueueSender, QueueSink, QueueStream, Registered, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Served,
     channel, duplex,
 };
-pub use task::{ArgsFor, ArgsTuple, Cancelled, Init, Task, attempt, cancelled, is_cancelled, state};
+pub use task::{ArgsFor, ArgsTuple, Cancelled, Init, Task, attempt, cancelled, is_cancelled, state, task_id};
 
 #[doc = include_str!("../docs/waiting.md")]
 pub mod waiting {}

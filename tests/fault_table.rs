@@ -469,7 +469,7 @@ impl Case {
     /// Two async tasks in one worker, which run.
     async fn spawn_neighbours(&self) -> [JoinHandle<Answer>; 2] {
         let args = || (self.path("neighbours"), self.path("gate"));
-        let both = [self.pool.spawn(stand_by, args()), self.pool.call(stand_by).idempotent().spawn(args())];
+        let both = [self.pool.spawn(stand_by, args()), self.pool.call(stand_by).idempotent(true).spawn(args())];
         until("the neighbours run", || self.log_of("neighbours").len() == 2).await;
         both
     }

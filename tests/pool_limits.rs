@@ -156,6 +156,7 @@ async fn a_deadline_counts_the_queue_and_the_retries() {
     let endless = scene.pool.call(|| -> () { std::process::abort() }).retries(254).backoff(LIMIT, LIMIT).deadline(5 * LIMIT).spawn(());
     let error = within("the one that is tried again", endless).await.unwrap_err();
     timed_out(&error, 5 * LIMIT);
+    assert_eq!((error.is_deadline(), error.attempt()), (true, error.earlier_attempts().len() + 1));
     assert!(error.earlier_attempts().iter().all(TaskError::is_worker_died) && !error.earlier_attempts().is_empty());
     assert!(marks.lines().is_empty());
     scene.end().await;
@@ -175,7 +176,9 @@ async fn half_an_answer_does_not_keep_a_limit_from_its_time() {
         vec![1; 256 << 20]
     };
     let handle = scene.pool.call(large).timeout(2 * LIMIT).spawn(scene.marks("worker").path());
-    timed_out(&within("the limit", handle).await.unwrap_err(), 2 * LIMIT);
+    let error = within("the limit", handle).await.unwrap_err();
+    timed_out(&error, 2 * LIMIT);
+    assert_eq!((error.is_deadline(), error.attempt()), (false, 1));
     scene.end().await;
 }
 
@@ -407,7 +410,7 @@ async fn an_isolated_task_takes_what_it_left_along() {
         mark(marks, std::process::id());
         std::future::pending::<()>().await
     };
-    let handle = scene.pool.call(detaches).isolated().spawn(marks.path());
+    let handle = scene.pool.call(detaches).isolated(true).spawn(marks.path());
     marks.count(1).await;
     let worker = Proc::of(marks.lines()[0].parse().unwrap()).unwrap();
     handle.abort();

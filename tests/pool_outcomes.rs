@@ -596,6 +596,7 @@ async fn texts_bytes_and_times_come_back_equal() {
     let not_text = PathBuf::from(std::ffi::OsString::from_vec(vec![b'a', 0xff]));
     let error = within("a path that is no text", scene.pool.spawn(echo::<PathBuf>, not_text)).await.unwrap_err();
     assert_eq!(error.kind(), TaskErrorKind::ArgumentEncode);
+    assert!(error.reason().unwrap().contains("UTF-8"), "{error}");
     scene.end().await;
 }
 

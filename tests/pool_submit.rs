@@ -220,7 +220,9 @@ fn options_that_make_no_sense_are_refused_by_build() {
         let text = format!("{builder:?}");
         let error = builder.build().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption, "{text}");
-        assert!(error.to_string().starts_with("invalid option "), "{error}");
+        let (option, reason) = (error.option().unwrap(), error.reason().unwrap());
+        assert_eq!(error.to_string(), format!("invalid option {option}: {reason}"));
+        assert!(text.contains(option), "{option}: {text}");
     }
 }
 

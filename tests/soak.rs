@@ -304,10 +304,10 @@ impl World {
                     call = call.grace(Duration::from_millis(20));
                 }
                 if asked.idempotent {
-                    call = call.idempotent();
+                    call = call.idempotent(true);
                 }
                 if dice.one_in(10) {
-                    call = call.isolated();
+                    call = call.isolated(true);
                 }
                 if asked.retries > 0 && dice.one_in(2) {
                     call = call.backoff(dice.millis(5), Duration::from_millis(10));

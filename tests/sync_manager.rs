@@ -221,6 +221,76 @@ fn a_thread_that_wants_what_it_has_is_told_and_one_that_only_looks_like_it_is_no
     assert!(one.blocking_lock_timeout(Duration::from_millis(20)).unwrap_err().is_timeout());
 }
 
+#[test]
+fn rings_are_looked_for_by_default_in_debug_builds_and_only_there() {
+    let one = Manager::new().unwrap().mutex(0u64).unwrap();
+    let _held = one.blocking_lock().unwrap();
+    if cfg!(debug_assertions) {
+        assert!(one.blocking_lock().unwrap_err().is_deadlock());
+    } else {
+        let waits = std::thread::spawn({
+            let one = one.clone();
+            move || one.blocking_lock().map(drop)
+        });
+        assert!(one.blocking_lock_timeout(Duration::from_millis(100)).unwrap_err().is_timeout());
+        drop(_held);
+        waits.join().unwrap().unwrap();
+    }
+}
+
+// ---- names
+
+#[test]
+fn each_kind_of_object_is_found_again_by_its_name() {
+    let manager = Manager::new().unwrap();
+    // Each is made twice by the same name: the second is the first, so it sees what was done to that.
+    let [one, other] = [(); 2].map(|()| manager.mutex_named("x", 1u64).unwrap());
+    *one.blocking_lock().unwrap() = 2;
+    assert_eq!(other.blocking_get().unwrap(), 2);
+    let [one, other] = [(); 2].map(|()| manager.rwlock_named("x", 1u64).unwrap());
+    let mut guard = one.blocking_write().unwrap();
+    *guard = 2;
+    guard.blocking_commit().unwrap();
+    assert_eq!(other.blocking_get().unwrap(), 2);
+    let [one, other] = [(); 2].map(|()| manager.value_named("x", 1u64).unwrap());
+    one.store(2).unwrap();
+    assert_eq!(other.load().unwrap(), 2);
+    let [one, other] = [(); 2].map(|()| manager.array_named("x", &[1u64, 1]).unwrap());
+    one.at(1).unwrap().store(2).unwrap();
+    assert_eq!(other.to_vec().unwrap(), [1, 2]);
+    let [one, other] = [(); 2].map(|()| manager.queue_named::<u64>("x", 1).unwrap());
+    one.blocking_send(2).unwrap();
+    assert_eq!(other.try_recv().unwrap(), Some(2));
+    let [one, other] = [(); 2].map(|()| manager.semaphore_named("x", 1).unwrap());
+    let permit = one.try_acquire().unwrap();
+    assert!(permit.is_some() && other.try_acquire().unwrap().is_none());
+    let [one, other] = [(); 2].map(|()| manager.bounded_semaphore_named("bounded", 1).unwrap());
+    let permit = one.try_acquire().unwrap();
+    assert!(permit.is_some() && other.try_acquire().unwrap().is_none());
+    let [one, other] = [(); 2].map(|()| manager.event_named("x").unwrap());
+    one.set().unwrap();
+    assert!(other.is_set().unwrap());
+    let [one, other] = [(); 2].map(|()| manager.barrier_named("x", 2).unwrap());
+    let waits = std::thread::spawn(move || one.blocking_wait().map(|result| result.is_leader()));
+    let is_leader = other.blocking_wait().unwrap().is_leader();
+    assert_ne!(waits.join().unwrap().unwrap(), is_leader);
+    let [one, other] = [(); 2].map(|()| manager.condvar_named("x").unwrap());
+    let lock = manager.mutex(false).unwrap();
+    let waits = std::thread::spawn({
+        let lock = lock.clone();
+        move || one.blocking_wait_while(lock.blocking_lock()?, |done| !*done).map(drop)
+    });
+    *lock.blocking_lock().unwrap() = true;
+    other.notify_all().unwrap();
+    waits.join().unwrap().unwrap();
+    let [one, other] = [(); 2].map(|()| manager.map_named::<String, u64>("x").unwrap());
+    one.blocking_insert("a".into(), 2).unwrap();
+    assert_eq!(other.blocking_get("a").unwrap(), Some(2));
+    let [one, other] = [(); 2].map(|()| manager.list_named::<u64>("x").unwrap());
+    one.blocking_push(2).unwrap();
+    assert_eq!(other.blocking_snapshot().unwrap(), [2]);
+}
+
 // ---- limits
 
 #[test]

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use nix::sys::signal::Signal;
 use processes::{soon, until};
 use procpool::{Manager, Mutex, Pool, Process, Value};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn add(total: Mutex<u64>, times: u64) -> u64 {
     for _ in 0..times {
@@ -123,6 +123,80 @@ async fn an_async_task_that_is_aborted_rolls_back_and_its_waiting_ends() {
     assert!(soon(holder).await.unwrap_err().is_cancelled());
     let guard = soon(lock.lock()).await.unwrap();
     assert_eq!((*guard, guard.recovered()), (1, true));
+}
+
+#[tokio::test]
+async fn a_task_that_holds_a_lock_over_its_time_limit_rolls_back() {
+    let pool = pool(1);
+    let lock = pool.manager().mutex(1u64).unwrap();
+    async fn holds(lock: Mutex<u64>) {
+        *lock.lock().await.unwrap() = 2; // committed
+        let mut guard = lock.lock().await.unwrap();
+        *guard = 99;
+        std::future::pending().await
+    }
+    fn blocks(lock: Mutex<u64>) {
+        *lock.blocking_lock().unwrap() = 2;
+        let mut guard = lock.blocking_lock().unwrap();
+        *guard = 99;
+        loop {
+            std::thread::park();
+        }
+    }
+    const LIMIT: Duration = Duration::from_millis(100);
+    for sync in [false, true] {
+        *lock.lock().await.unwrap() = 1;
+        let task =
+            if sync { pool.call(blocks).timeout(LIMIT).spawn(lock.clone()) } else { pool.call(holds).timeout(LIMIT).spawn(lock.clone()) };
+        assert!(soon(task).await.unwrap_err().is_timeout());
+        let mut guard = soon(lock.lock()).await.unwrap();
+        assert_eq!((*guard, guard.recovered()), (2, true), "sync: {sync}");
+        guard.clear_recovered();
+    }
+}
+
+/// The issue's own bound, for the quickest of some: from a moment *before* the process ends.
+#[tokio::test]
+async fn a_holder_that_ends_however_gives_the_next_the_lock_within_ten_milliseconds() {
+    fn holds(lock: Mutex<u64>, held: Value<u32>, exit: Value<bool>) {
+        let mut guard = lock.blocking_lock().unwrap();
+        *guard = 99;
+        held.store(std::process::id()).unwrap();
+        while !exit.load().unwrap() {
+            std::thread::yield_now();
+        }
+        std::process::exit(0);
+    }
+    let pool = pool(1);
+    let manager = pool.manager();
+    let (lock, held, exit) = (manager.mutex(1u64).unwrap(), manager.value(0u32).unwrap(), manager.value(false).unwrap());
+    for by_exit in [false, true] {
+        let mut least = Duration::MAX;
+        for _ in 0..20 {
+            let task = pool.spawn(holds, (lock.clone(), held.clone(), exit.clone()));
+            until("it holds", || held.load().unwrap() != 0).await;
+            let waiting = tokio::spawn({
+                let lock = lock.clone();
+                async move { lock.lock_owned().await.map(|guard| (guard, Instant::now())) }
+            });
+            tokio::task::yield_now().await;
+            let begin = Instant::now();
+            if by_exit {
+                exit.store(true).unwrap();
+            } else {
+                processes::signal(held.load().unwrap(), Signal::SIGKILL);
+            }
+            let (mut guard, at) = soon(waiting).await.unwrap().unwrap();
+            assert_eq!((*guard, guard.recovered()), (1, true), "by exit: {by_exit}");
+            guard.clear_recovered();
+            drop(guard);
+            least = least.min(at - begin);
+            assert!(soon(task).await.unwrap_err().is_worker_died());
+            held.store(0).unwrap();
+            exit.store(false).unwrap();
+        }
+        assert!(least < Duration::from_millis(10), "by exit: {by_exit}: {least:?}");
+    }
 }
 
 #[tokio::test]

@@ -42,7 +42,9 @@ fn state_pid() -> Option<(u32, u32)> {
 
 /// The cause of a start that failed, which the task was told.
 fn cause(error: &TaskError) -> &procpool::Error {
-    error.source().unwrap().downcast_ref().unwrap()
+    let cause = error.start_error().unwrap();
+    assert!(std::ptr::eq(error.source().unwrap().downcast_ref().unwrap(), cause));
+    cause
 }
 
 // ---- init
@@ -145,14 +147,21 @@ async fn a_failing_init_fails_every_task_with_its_cause_and_starts_few_processes
         for task in tasks {
             let error = soon(task).await.unwrap_err();
             assert_eq!(error.kind(), TaskErrorKind::InitFailed, "{how}: {error:?}");
-            assert!(error.is_start_failed());
+            assert!(error.is_start_failed() && error.is_init_failed());
             let cause = cause(&error);
             assert!(cause.is_init_failed() && !cause.is_timeout(), "{how}: {cause:?}");
             assert!(pids(&log).contains(&cause.pid().unwrap()), "{how}: {cause:?}");
             let status = error.exit_status();
             match how {
-                "error" => assert!(cause.to_string().contains("the model is missing"), "{cause}"),
-                "panic" => assert!(cause.to_string().contains("the model is broken") && cause.to_string().contains(file!()), "{cause}"),
+                "error" => {
+                    assert_eq!((cause.reason(), cause.is_panic()), (Some("the model is missing"), false));
+                    assert!(cause.to_string().contains("the model is missing"), "{cause}");
+                }
+                "panic" => {
+                    assert_eq!((cause.panic_message(), cause.is_panic()), (Some("the model is broken"), true));
+                    assert!(cause.panic_location().unwrap().contains(file!()), "{cause:?}");
+                    assert!(cause.to_string().contains("the model is broken") && cause.to_string().contains(file!()), "{cause}");
+                }
                 "exit" => assert_eq!(status.unwrap().code(), Some(3)),
                 "_exit" => assert_eq!(status.unwrap().code(), Some(0)),
                 _ => assert_eq!(status.unwrap().signal(), Some(libc::SIGABRT)),
@@ -230,7 +239,7 @@ async fn an_init_that_hangs_is_ended_by_the_start_limit() {
         let pool = builder.build().unwrap();
         let error = soon(pool.spawn(pid, ())).await.unwrap_err();
         assert_eq!(error.kind(), TaskErrorKind::InitFailed, "{error:?}");
-        assert!(cause(&error).is_timeout(), "{error:?}");
+        assert_eq!((cause(&error).is_timeout(), cause(&error).time_limit()), (true, Some(Duration::from_millis(300))), "{error:?}");
         assert_eq!(cause(&error).pid(), Some(pids(&log)[0]));
         assert!(!Path::new("/proc").join(&lines(&log)[0]).exists(), "told when it has ended");
     }

@@ -40,9 +40,10 @@ pub enum ErrorKind {
     DiedAtStart,
     /// Something answered that is not a worker of this program and this version.
     NotAWorker,
-    /// The worker did not get ready within its time.
+    /// The new process did not say hello within its time.
     StartTimeout,
-    /// The pool's `init` function failed: its own error, a panic, or the end of its process.
+    /// The pool's `init` function failed: its own error, a panic, the end of its process, or no end within
+    /// [`Builder::start_timeout`](crate::Builder::start_timeout) ([`Error::is_timeout`]).
     InitFailed,
     /// Workers ended by themselves too often before they were given any task
     /// ([`Builder::restart_limit`](crate::Builder::restart_limit)).
@@ -307,26 +308,75 @@ impl Error {
         self.kind() == ErrorKind::NotHeld
     }
 
-    /// A call to a registered object panicked.
+    /// A call to a registered object panicked, or the pool's `init` function did.
     pub fn is_panic(&self) -> bool {
-        self.kind() == ErrorKind::Panicked
+        self.panic_message().is_some()
     }
 
-    /// The message of the panic, if a call to a registered object panicked. (Where it did, the application's panic hook has
-    /// told.)
+    /// The message of that panic.
     pub fn panic_message(&self) -> Option<&str> {
         match &*self.why {
-            Why::ObjectPanicked { message } => Some(message),
+            Why::ObjectPanicked { message } | Why::InitPanicked { message, .. } => Some(message),
             _ => None,
         }
     }
 
-    /// Why a value could not be encoded or decoded.
-    pub(crate) fn reason(&self) -> Option<&str> {
+    /// Where `init` panicked, as `file:line:column`. (Where a registered object did, the application's panic hook has told.)
+    pub fn panic_location(&self) -> Option<&str> {
         match &*self.why {
-            Why::Encode(reason) | Why::Decode(reason) => Some(reason),
+            Why::InitPanicked { location, .. } => location.as_deref(),
             _ => None,
         }
+    }
+
+    /// What is wrong, in words, with the option that makes no sense, with the value that could not be encoded or decoded, or with
+    /// what answered in a worker's place; and the error that `init` returned.
+    pub fn reason(&self) -> Option<&str> {
+        match &*self.why {
+            Why::Encode(reason)
+            | Why::Decode(reason)
+            | Why::ArgumentEncode { reason, .. }
+            | Why::InvalidOption { reason, .. }
+            | Why::NotAWorker { reason, .. } => Some(reason),
+            Why::InitError { message, .. } => Some(message),
+            _ => None,
+        }
+    }
+
+    /// The builder's option that makes no sense, by the name of its method.
+    pub fn option(&self) -> Option<&'static str> {
+        match &*self.why {
+            Why::InvalidOption { option, .. } => Some(option),
+            _ => None,
+        }
+    }
+
+    /// The time that a worker had to start, if it took longer.
+    pub fn time_limit(&self) -> Option<Duration> {
+        match &*self.why {
+            Why::HelloTimeout { limit, .. } | Why::InitTimeout { limit, .. } => Some(*limit),
+            _ => None,
+        }
+    }
+
+    /// A value could not be encoded or decoded.
+    pub fn is_unserializable(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Encode | ErrorKind::Decode | ErrorKind::ArgumentEncode)
+    }
+
+    /// Something was larger than it may be: see [`size_limit`](Self::size_limit).
+    pub fn is_too_large(&self) -> bool {
+        self.kind() == ErrorKind::TooLarge
+    }
+
+    /// The call was made in a forked copy of the application.
+    pub fn is_forked(&self) -> bool {
+        self.kind() == ErrorKind::Forked
+    }
+
+    /// Workers do not exist on this platform.
+    pub fn is_unsupported(&self) -> bool {
+        self.kind() == ErrorKind::Unsupported
     }
 
     /// A barrier is broken.

@@ -61,9 +61,9 @@ pub enum TaskErrorKind {
     QueueFull,
     /// The pool was shut down or dropped before the task could run to its end.
     PoolClosed,
-    /// No worker could be started for the task. [`std::error::Error::source`] says why.
+    /// No worker could be started for the task. [`TaskError::start_error`] says why.
     StartFailed,
-    /// The pool's `init` function failed in the workers. [`std::error::Error::source`] says why.
+    /// The pool's `init` function failed in the workers. [`TaskError::start_error`] says why.
     InitFailed,
     /// The worker broke the protocol while it ran the task; it was killed.
     BadFrame,
@@ -294,9 +294,14 @@ impl TaskError {
         self.kind() == TaskErrorKind::UnknownTask
     }
 
-    /// No worker could be started, `init` included.
+    /// No worker could be started, `init` included. Why, says [`start_error`](Self::start_error).
     pub fn is_start_failed(&self) -> bool {
         matches!(self.kind(), TaskErrorKind::StartFailed | TaskErrorKind::InitFailed)
+    }
+
+    /// The pool's `init` function failed in the workers.
+    pub fn is_init_failed(&self) -> bool {
+        self.kind() == TaskErrorKind::InitFailed
     }
 
     /// The worker's stack overflowed (a [`WorkerDied`](TaskErrorKind::WorkerDied) told apart from
@@ -413,12 +418,43 @@ impl TaskError {
         }
     }
 
-    /// The time limit that was over, if one was.
+    /// The time limit that was over, if one was: that of one run, or that of the whole, as [`is_deadline`](Self::is_deadline) says.
     pub fn time_limit(&self) -> Option<Duration> {
         match self.inner.what {
             What::TimedOut { limit, .. } => Some(limit),
             _ => None,
         }
+    }
+
+    /// The time limit that was over was that of the whole ([`Call::deadline`](crate::Call::deadline)), not that of one run.
+    pub fn is_deadline(&self) -> bool {
+        matches!(self.inner.what, What::TimedOut { whole: true, .. })
+    }
+
+    /// Why no worker could be started, if that is what happened. (The same as [`source`](std::error::Error::source).)
+    pub fn start_error(&self) -> Option<&Error> {
+        match &self.inner.what {
+            What::StartFailed(cause) => Some(cause),
+            _ => None,
+        }
+    }
+
+    /// What is wrong with the arguments or the result that could not be encoded or decoded, or with the frame that broke the
+    /// protocol, in words.
+    pub fn reason(&self) -> Option<&str> {
+        match &self.inner.what {
+            What::ArgumentEncode(reason)
+            | What::ArgumentDecode { reason, .. }
+            | What::ResultEncode { reason, .. }
+            | What::ResultDecode(reason)
+            | What::BadFrame { reason, .. } => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Which try of the task failed like this, from 1: one more than there are [`earlier_attempts`](Self::earlier_attempts).
+    pub fn attempt(&self) -> usize {
+        self.inner.earlier.len() + 1
     }
 
     /// How the earlier tries of the task failed, in order, if it had any ([`Call::retries`](crate::Call::retries)). This error
@@ -517,10 +553,7 @@ impl fmt::Debug for TaskError {
 
 impl std::error::Error for TaskError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match &self.inner.what {
-            What::StartFailed(cause) => Some(cause),
-            _ => None,
-        }
+        self.start_error().map(|cause| cause as _)
     }
 }
 

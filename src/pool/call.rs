@@ -140,16 +140,16 @@ where
     }
 
     /// The task has its worker to itself while it runs, and to stop it is always to kill that process: what it has left there
-    /// (threads, tokio tasks) ends with it. Default: async tasks share a worker.
-    pub fn isolated(mut self) -> Self {
-        self.options().isolated = true;
+    /// (threads, tokio tasks) ends with it. Default: no; async tasks share a worker.
+    pub fn isolated(mut self, wanted: bool) -> Self {
+        self.options().isolated = wanted;
         self
     }
 
-    /// The task may be run twice. When its worker is killed only to stop another task in it (as it may be for async ones), it
-    /// runs again, and that counts as no attempt. Default: it is told that its worker died.
-    pub fn idempotent(mut self) -> Self {
-        self.options().idempotent = true;
+    /// Whether the task may be run twice. When its worker is killed only to stop another task in it (as it may be for async ones), it
+    /// runs again, and that counts as no attempt. Default: no; it is told that its worker died.
+    pub fn idempotent(mut self, wanted: bool) -> Self {
+        self.options().idempotent = wanted;
         self
     }
 

@@ -106,6 +106,7 @@ use tokio::sync::oneshot;
 ///
 /// Awaiting by `&mut` and dropping that future loses nothing, nor does it do anything to the process. The value stays
 /// with the handle: it may be awaited again.
+#[must_use = "a process whose handle is dropped goes on, and its result is lost"]
 pub struct Process<R = ()> {
     machine: Arc<Machine>,
     streams: Streams,

@@ -43,6 +43,7 @@ pub enum MapChange<K, V> {
 /// # Cancel safety
 ///
 /// No change is lost by dropping what waits for it.
+#[must_use = "streams do nothing unless polled"]
 pub struct MapWatch<K, V> {
     handle: Handle,
     watch: u64,

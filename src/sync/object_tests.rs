@@ -419,7 +419,7 @@ fn what_a_writer_had_not_committed_when_it_died_was_never_there() {
         }
     });
     panicked.join().expect_err("it panics");
-    assert_eq!(there.get().expect("get")[0], 3);
+    assert_eq!(there.blocking_get().expect("get")[0], 3);
     assert!(lock.blocking_read().expect("read").recovered());
 }
 

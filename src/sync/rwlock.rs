@@ -237,13 +237,31 @@ impl<T: DeserializeOwned> RwLock<T> {
         wait::block_on(self.read_timeout(limit))
     }
 
-    /// The value as it was committed last, without the lock. Asks the manager, which answers at once.
+    /// The value as it was committed last, without the lock. The manager answers at once.
     ///
     /// # Errors
     ///
     /// As [`read`](Self::read).
-    pub fn get(&self) -> Result<T, Error> {
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost.
+    pub async fn get(&self) -> Result<T, Error> {
+        let body = self.handle.ask(Ask::Get { have: self.have() }.body()).await?;
+        self.value_in(body)
+    }
+
+    /// As [`get`](Self::get), for threads: the manager answers at once, so it may be called anywhere.
+    ///
+    /// # Errors
+    ///
+    /// As `get`.
+    pub fn blocking_get(&self) -> Result<T, Error> {
         let body = self.handle.ask(Ask::Get { have: self.have() }.body()).settle()?;
+        self.value_in(body)
+    }
+
+    fn value_in(&self, body: Body) -> Result<T, Error> {
         match reply(&body)? {
             Reply::Locked { version, value, .. } => self.value(version, value, body),
             other => Err(strange(&other)),

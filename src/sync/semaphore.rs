@@ -71,6 +71,16 @@ impl Manager {
         self.make_semaphore(Some(name), permits, false)
     }
 
+    /// The semaphore of this name; makes a [bounded](Self::bounded_semaphore) one if there is none. (One that is there is bounded
+    /// as it was made.)
+    ///
+    /// # Errors
+    ///
+    /// As [`semaphore`](Self::semaphore).
+    pub fn bounded_semaphore_named(&self, name: &str, permits: u64) -> Result<Semaphore, Error> {
+        self.make_semaphore(Some(name), permits, true)
+    }
+
     fn make_semaphore(&self, name: Option<&str>, permits: u64, bounded: bool) -> Result<Semaphore, Error> {
         if permits > PERMITS_MAX {
             return Err(Why::InvalidOption { option: "permits", reason: format!("more than {PERMITS_MAX}") }.into());

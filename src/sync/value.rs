@@ -204,6 +204,17 @@ impl Manager {
         Ok(Array { handle, marker: PhantomData })
     }
 
+    /// The array of this name; if there is none, one is made. It has its name as long as there is a handle to it. Neither type nor
+    /// length is looked at.
+    ///
+    /// # Errors
+    ///
+    /// As [`array`](Self::array).
+    pub fn array_named<T: Atomic>(&self, name: &str, elements: &[T]) -> Result<Array<T>, Error> {
+        let handle = self.make_cells(kinds::ARRAY, Some(name), elements)?;
+        Ok(Array { handle, marker: PhantomData })
+    }
+
     fn make_cells<T: Atomic>(&self, kind: crate::manager::message::Kind, name: Option<&str>, values: &[T]) -> Result<Handle, Error> {
         let connection = self.connection();
         let server = connection.local()?;

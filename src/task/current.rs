@@ -244,6 +244,24 @@ pub fn attempt() -> Option<u32> {
     }
 }
 
+/// In a task: its number, the same as [`JoinHandle::id`](crate::JoinHandle::id) gives in the application: so what a worker logs can
+/// be told apart by task. Of an async task as [`attempt`]. `None` outside of a task of a pool.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let pool = procpool::Pool::builder().workers(1).build()?;
+/// let handle = pool.spawn(procpool::task_id, ());
+/// let id = handle.id();
+/// assert_eq!(handle.await?, Some(id));
+/// assert_eq!(procpool::task_id(), None);
+/// # Ok(())
+/// # }
+/// ```
+pub fn task_id() -> Option<u64> {
+    Some(running().id).filter(|id| *id != 0)
+}
+
 /// This task runs now.
 pub(crate) fn set_current(slot: u16, id: u64, attempt: u8, is_sync: bool) {
     SLOT.store(slot, Ordering::Relaxed);
