@@ -214,6 +214,67 @@ async fn an_object_of_ones_own_is_called_by_many_processes_one_after_another() {
     assert_eq!(soon(counter.call(Call::Add(0))).await.unwrap(), 300);
 }
 
+/// What cannot travel this way or that.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+enum Odd {
+    Fine(String),
+    Unwritable(#[serde(serialize_with = "refuse_to_write")] ()),
+    Unreadable(#[serde(deserialize_with = "refuse_to_read")] ()),
+}
+
+fn refuse_to_write<S: serde::Serializer>((): &(), _: S) -> Result<S::Ok, S::Error> {
+    Err(serde::ser::Error::custom("not to be written"))
+}
+
+fn refuse_to_read<'de, D: serde::Deserializer<'de>>(_: D) -> Result<(), D::Error> {
+    Err(serde::de::Error::custom("not to be read"))
+}
+
+/// Gives what it is asked for, and counts.
+struct Giver(u64);
+
+impl Served for Giver {
+    type Call = (Odd, u8);
+    type Reply = (Odd, u64);
+
+    async fn call(&mut self, (odd, what): (Odd, u8)) -> (Odd, u64) {
+        self.0 += 1;
+        let reply = match what {
+            0 => odd,
+            1 => Odd::Unwritable(()),
+            2 => Odd::Unreadable(()),
+            _ => Odd::Fine("x".repeat((16 << 20) + 1)),
+        };
+        (reply, self.0)
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_travel_to_an_object_of_ones_own_or_back_is_told_and_the_object_goes_on() {
+    let pool = pool(1);
+    let giver = pool.manager().register(Giver(0)).unwrap();
+    async fn errors(giver: Registered<Giver>) {
+        let fine = || Odd::Fine("x".into());
+        let large = Odd::Fine("x".repeat((16 << 20) + 1));
+        for (call, expected, reason) in [
+            ((Odd::Unwritable(()), 0), ErrorKind::Encode, Some("not to be written")),
+            ((large, 0), ErrorKind::TooLarge, None),
+            ((Odd::Unreadable(()), 0), ErrorKind::Decode, Some("not to be read")),
+            ((fine(), 1), ErrorKind::Encode, Some("not to be written")),
+            ((fine(), 2), ErrorKind::Decode, Some("not to be read")),
+            ((fine(), 3), ErrorKind::TooLarge, None),
+        ] {
+            let error = giver.call(call).await.unwrap_err();
+            assert_eq!(error.kind(), expected, "{error}");
+            assert!(reason.is_none_or(|reason| error.reason().unwrap().contains(reason)), "{error:?}");
+        }
+        // Of those it has seen the last three only.
+        assert_eq!(giver.call((fine(), 0)).await.unwrap(), (fine(), 4));
+    }
+    soon(pool.spawn(errors, giver.clone())).await.unwrap();
+    assert_eq!(giver.call((Odd::Fine(String::new()), 0)).await.unwrap().1, 5);
+}
+
 #[tokio::test]
 async fn the_ends_of_a_channel_go_to_two_workers_and_end_with_them() {
     let pool = pool(2);
