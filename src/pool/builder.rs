@@ -102,7 +102,7 @@ impl Builder {
     /// It bounds who is given tasks. For a moment there may be more processes: [`spares`](Self::spares), a worker's successor
     /// that gets ready, and workers that have been replaced and are not done with their tasks.
     ///
-    /// Default: [`std::thread::available_parallelism`], that is one a core. Zero, a range from more to fewer and more than
+    /// Default: [`std::thread::available_parallelism`], that is one per core. Zero, a range from more to fewer and more than
     /// 4,194,304 are refused by [`build`](Self::build).
     pub fn workers(mut self, workers: impl WorkerCount) -> Self {
         self.workers = Some(workers.__bounds());
@@ -177,7 +177,7 @@ impl Builder {
     /// starts that fail are tried again after a back-off (10 ms, doubling up to 5 s), and told to the tasks that
     /// wait for them.
     ///
-    /// Default: 10 and 2 for each worker, within 10 seconds.
+    /// Default: 10 plus 2 per worker, within 10 seconds.
     pub fn restart_limit(mut self, deaths: u32, within: Duration) -> Self {
         (self.policy.restarts, self.policy.restarts_within) = (Some(deaths), within);
         self

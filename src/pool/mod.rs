@@ -132,7 +132,7 @@ impl Drop for Last {
 }
 
 impl Pool {
-    /// A pool with the default options: one worker a core, started as calls need them. See
+    /// A pool with the default options: one worker per core, started as calls need them. See
     /// [`Builder::build`].
     ///
     /// # Errors
@@ -324,7 +324,7 @@ impl Pool {
         self.engine().ready().await
     }
 
-    /// There are to be so many workers from now on: a number, or a range (`pool.resize(0..=8)`), as for [`Builder::workers`]. It is
+    /// How many workers there are to be from now on: a number, or a range (`pool.resize(0..=8)`), as for [`Builder::workers`]. It is
     /// done by the call, which waits for nothing.
     ///
     /// Of more, those that are needed are started when tasks need them. Of fewer, those that are too many are given nothing

@@ -66,7 +66,7 @@ impl BarrierWaitResult {
 }
 
 impl Manager {
-    /// Makes a barrier for so many parties.
+    /// Makes a barrier for this number of parties.
     ///
     /// # Errors
     ///
@@ -75,7 +75,7 @@ impl Manager {
         self.make_barrier(None, parties)
     }
 
-    /// The barrier of this name; makes it, for so many parties, if there is none.
+    /// The barrier of this name; makes it, for this number of parties, if there is none.
     ///
     /// # Errors
     ///
@@ -119,7 +119,7 @@ impl Barrier {
         Self::passed(self.ask(Wait::Ever).await)
     }
 
-    /// As [`wait`](Self::wait), at most so long; then the barrier breaks.
+    /// As [`wait`](Self::wait), for at most `limit`; then the barrier breaks.
     ///
     /// # Errors
     ///

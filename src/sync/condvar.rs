@@ -165,7 +165,7 @@ impl Condvar {
         Ok(guard)
     }
 
-    /// As [`wait`](Self::wait), but it waits for a notification at most so long; then it locks again all the same (which may
+    /// As [`wait`](Self::wait), but it waits for a notification for at most `limit`; then it locks again all the same (which may
     /// take longer). Says whether it was notified.
     ///
     /// # Errors

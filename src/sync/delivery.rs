@@ -86,7 +86,7 @@ impl<T> Delivery<T> {
         done(self.handle.ask(Ask::Reject { lease: self.lease }.body()).settle())
     }
 
-    /// From now on the lease lasts so long, whatever it had been; then the item is delivered again.
+    /// From now on the lease lasts this long, whatever it had been; then the item is delivered again.
     ///
     /// # Errors
     ///

@@ -113,7 +113,7 @@ impl Event {
         Self::answered(self.handle.ask(Ask::Wait { wait: Wait::Ever }.body()).await).map(drop)
     }
 
-    /// As [`wait`](Self::wait), at most so long.
+    /// As [`wait`](Self::wait), for at most `limit`.
     ///
     /// # Errors
     ///

@@ -210,7 +210,7 @@ impl<O: Served> Registered<O> {
         self.finish(self.start(&call, Wait::Ever)?.await)
     }
 
-    /// As [`call`](Self::call), for at most so long. A call that has not begun by then never does; one that has runs to its
+    /// As [`call`](Self::call), for at most `limit`. A call that has not begun by then never does; one that has runs to its
     /// end all the same.
     ///
     /// # Errors

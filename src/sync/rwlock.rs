@@ -189,7 +189,7 @@ impl<T: DeserializeOwned> RwLock<T> {
         self.wait(false, Wait::Ever).await.map(RwLockReadGuard::new)
     }
 
-    /// As [`read`](Self::read); waits at most so long.
+    /// As [`read`](Self::read); waits for at most `limit`.
     ///
     /// # Errors
     ///
@@ -283,7 +283,7 @@ impl<T: Serialize + DeserializeOwned> RwLock<T> {
         self.wait(true, Wait::Ever).await.map(RwLockWriteGuard::new)
     }
 
-    /// As [`write`](Self::write); waits at most so long.
+    /// As [`write`](Self::write); waits for at most `limit`.
     ///
     /// # Errors
     ///

@@ -43,7 +43,7 @@ pub struct Semaphore {
 handle_travels!(Semaphore, kinds::SEMAPHORE);
 
 impl Manager {
-    /// Makes a semaphore with so many permits; more may be [added](Semaphore::add_permits).
+    /// Makes a semaphore with this number of permits; more may be [added](Semaphore::add_permits).
     ///
     /// # Errors
     ///
@@ -62,7 +62,7 @@ impl Manager {
         self.make_semaphore(None, permits, true)
     }
 
-    /// The semaphore of this name; makes it, with so many permits, if there is none.
+    /// The semaphore of this name; makes it, with this number of permits, if there is none.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl Semaphore {
         self.wait(1, Wait::Ever).await
     }
 
-    /// Takes so many permits at once; waits until there are as many.
+    /// Takes several permits at once; waits until there are that many.
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl Semaphore {
         self.wait(permits, Wait::Ever).await
     }
 
-    /// As [`acquire`](Self::acquire); waits at most so long.
+    /// As [`acquire`](Self::acquire); waits for at most `limit`.
     ///
     /// # Errors
     ///
@@ -152,7 +152,7 @@ impl Semaphore {
         self.wait(1, Wait::Limit(limit)).await
     }
 
-    /// As [`acquire_many`](Self::acquire_many); waits at most so long.
+    /// As [`acquire_many`](Self::acquire_many); waits for at most `limit`.
     ///
     /// # Errors
     ///
@@ -174,7 +174,7 @@ impl Semaphore {
         self.try_acquire_many(1)
     }
 
-    /// Takes so many permits if there are as many, and nobody waits; else `None`.
+    /// Takes several permits if there are that many, and nobody waits; else `None`.
     ///
     /// # Errors
     ///
@@ -297,11 +297,11 @@ impl SemaphorePermit {
         self.permits
     }
 
-    /// Gives so many of them back, and keeps the others.
+    /// Gives some of them back, and keeps the others.
     ///
     /// # Errors
     ///
-    /// [`NotHeld`](crate::ErrorKind::NotHeld), when there are not so many here; nothing happens then.
+    /// [`NotHeld`](crate::ErrorKind::NotHeld), when there are not that many here; nothing happens then.
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     pub fn release(&mut self, permits: u32) -> Result<(), Error> {
         if permits > self.permits {
@@ -312,7 +312,7 @@ impl SemaphorePermit {
         Ok(())
     }
 
-    /// Never gives them back: the semaphore has so many less from now on.
+    /// Never gives them back: the semaphore has that many fewer from now on.
     ///
     /// # Errors
     ///
