@@ -246,7 +246,7 @@ fn threads_and_tasks_may_use_one_end_together() {
     let (here, there) = duplex::<Vec<u8>, u32>().unwrap();
     let flood = Process::spawn(floods, there).unwrap();
     let here = Arc::new(here);
-    let item = |n: usize| vec![(n % 251) as u8; if n % 251 == 0 { 0 } else { n % 251 }];
+    let item = |n: usize| vec![(n % 251) as u8; n % 251];
     let mut threads: Vec<JoinHandle<Vec<u32>>> = Vec::new();
     let left = Arc::new(AtomicU32::new(ITEMS));
     let got = |got: &mut Vec<u32>, left: &AtomicU32, n: u32| {

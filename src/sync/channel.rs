@@ -8,7 +8,7 @@ use super::channel_waits::{AtOnce, InRuntime, OnThread};
 use super::connection::Connection;
 use super::handle::{Handle, kinds};
 use super::manager::Manager;
-use super::wait::{block_on, park_on};
+use super::wait::{park_on, refuse_in_async_context};
 use crate::error::{Error, SendError, Why};
 use crate::manager::object::Part;
 use crate::manager::objects::channel::{Ask, End};
@@ -17,9 +17,12 @@ use crate::process::fork;
 use serde::de::{self, DeserializeOwned};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 use std::fmt;
+use std::future::Future;
 use std::marker::PhantomData;
 use std::os::unix::net::UnixStream;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// Makes a channel: two ends, each of which sends to the other and receives from it (Python's `Pipe`). Either may be sent to
@@ -161,6 +164,16 @@ impl<S, R> Channel<S, R> {
     }
 }
 
+/// Blocks the thread until the future is ready, which it is at once where nobody else uses the same end: it waits within its poll.
+fn by_thread<T>(future: impl Future<Output = T>) -> T {
+    refuse_in_async_context();
+    let mut future = pin!(future);
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => park_on(future),
+    }
+}
+
 impl<S: Serialize, R> Channel<S, R> {
     /// Sends an item to the other end; waits while there is no room on the way.
     ///
@@ -199,7 +212,7 @@ impl<S: Serialize, R> Channel<S, R> {
     ///
     /// Within an async context.
     pub fn blocking_send(&self, item: S) -> Result<(), SendError<S>> {
-        let result = block_on(async { self.pipe()?.send(&item, &OnThread(None)).await });
+        let result = by_thread(async { self.pipe()?.send(&item, &OnThread(None)).await });
         result.map_err(|error| SendError::new(item, error))
     }
 }
@@ -249,7 +262,7 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
     ///
     /// Within an async context.
     pub fn blocking_recv(&self) -> Result<Option<R>, Error> {
-        block_on(async { self.pipe()?.recv(&OnThread(None)).await })
+        by_thread(async { self.pipe()?.recv(&OnThread(None)).await })
     }
 
     /// As [`blocking_recv`](Self::blocking_recv); waits at most so long.
@@ -262,7 +275,7 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
     ///
     /// Within an async context.
     pub fn blocking_recv_timeout(&self, limit: Duration) -> Result<Option<R>, Error> {
-        block_on(async { self.pipe()?.recv(&OnThread(Instant::now().checked_add(limit))).await })
+        by_thread(async { self.pipe()?.recv(&OnThread(Instant::now().checked_add(limit))).await })
     }
 }
 

@@ -159,6 +159,9 @@ impl OnThread {
 
 impl Waits for OnThread {
     async fn turn<'a, T: Send>(&self, _: Way, side: &'a Mutex<T>) -> Result<MutexGuard<'a, T>, Error> {
+        if let Ok(side) = side.try_lock() {
+            return Ok(side);
+        }
         match self.0 {
             None => Ok(side.lock().await),
             Some(until) => park_until(side.lock(), until).ok_or_else(|| Why::TimedOut.into()),
