@@ -1,9 +1,11 @@
-//! W7: a queue, one producer and one consumer; ping-pong over two queues and over a channel, beside a bare socket in the same run.
+//! W7: a queue, one producer and one consumer; ping-pong over two queues and over a channel, beside a bare socket in the same run;
+//! and over a channel by threads that block.
 
 use crate::child::Echo;
 use crate::report::{Report, seconds_since};
 use crate::{Options, Result, place};
 use procpool::{Channel, Failure, Manager, Process, Queue};
+use std::error::Error;
 use std::time::{Duration, Instant};
 
 const ITEMS: usize = 200_000;
@@ -37,8 +39,11 @@ fn run(options: &Options, report: &Report, place: &str) -> Result<()> {
         report.latencies("ping-pong ", queue, &format!("{note}, two queues of a manager"));
         report.latencies("channel ping-pong ", channel, &note);
         report.latencies("bare ", bare, &format!("{note}, tokio UnixStream, child on current_thread"));
-        Ok(())
-    })
+        Ok::<_, Box<dyn Error>>(())
+    })?;
+    let note = format!("blocking_send and blocking_recv on both sides{place}");
+    report.latencies("channel blocking ping-pong ", blocking_ping_pong(laps)?, &note);
+    Ok(())
 }
 
 // ---- items
@@ -199,4 +204,33 @@ async fn ping_pong(laps: usize) -> Result<Laps> {
     by_channel.await??;
     echo.stop()?;
     Ok(Laps { queue, channel, bare })
+}
+
+// ---- by threads that block, as the peers do
+
+fn blocking_echo_channel(end: Channel<u64>) -> Result<(), Failure> {
+    while let Some(n) = end.blocking_recv()? {
+        end.blocking_send(n)?;
+    }
+    Ok(())
+}
+
+fn blocking_ping_pong(laps: usize) -> Result<Vec<Duration>> {
+    let (here, far) = procpool::channel()?;
+    let process = Process::spawn(blocking_echo_channel, far)?;
+    let lap = |n| -> Result<()> {
+        here.blocking_send(n)?;
+        assert_eq!(here.blocking_recv()?, Some(n));
+        Ok(())
+    };
+    (0..WARM_UP).try_for_each(lap)?;
+    let mut took = Vec::with_capacity(laps);
+    for n in 0..laps as u64 {
+        let start = Instant::now();
+        lap(n)?;
+        took.push(start.elapsed());
+    }
+    drop(here);
+    process.blocking_join()??;
+    Ok(took)
 }

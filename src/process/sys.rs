@@ -112,6 +112,15 @@ pub(crate) enum Patience {
     Waits,
 }
 
+impl Patience {
+    fn flags(self) -> MsgFlags {
+        match self {
+            Self::None => MsgFlags::MSG_DONTWAIT,
+            Self::Waits => MsgFlags::empty(),
+        }
+    }
+}
+
 /// What one [`recv_with_fds`] brought.
 #[derive(Debug)]
 pub(crate) struct Received {
@@ -260,7 +269,12 @@ pub(crate) fn at_exit(function: extern "C" fn()) -> bool {
 ///
 /// `WouldBlock` when nothing is there.
 pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    retry(|| Ok(socket::recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?))
+    recv_or_wait(socket, buffer, Patience::None)
+}
+
+/// As [`recv`], and waits for something to come, if it is to. (Where the description is `O_NONBLOCK`, it does not.)
+pub(crate) fn recv_or_wait(socket: BorrowedFd<'_>, buffer: &mut [u8], patience: Patience) -> io::Result<usize> {
+    retry(|| Ok(socket::recv(socket.as_raw_fd(), buffer, patience.flags())?))
 }
 
 /// How many bytes can be received at this moment (`FIONREAD`, unix(7) `SIOCINQ`).
@@ -296,7 +310,13 @@ pub(crate) fn refuse_descriptors(socket: BorrowedFd<'_>) -> io::Result<()> {
 ///
 /// `WouldBlock` when there is no room at all, `BrokenPipe` when nobody can read it any more.
 pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    send_or_wait(socket, bytes, Patience::None)
+}
+
+/// As [`send`], and waits for room for all of it, if it is to; a signal that comes when a part has gone ends that.
+/// (Where the description is `O_NONBLOCK`, it does not wait.)
+pub(crate) fn send_or_wait(socket: BorrowedFd<'_>, bytes: &[u8], patience: Patience) -> io::Result<usize> {
+    let flags = patience.flags() | MsgFlags::MSG_NOSIGNAL;
     retry(|| Ok(socket::send(socket.as_raw_fd(), bytes, flags)?))
 }
 
@@ -362,11 +382,7 @@ pub(crate) fn recv_with_fds_or_wait(socket: BorrowedFd<'_>, buffer: &mut [u8], f
         // `control_buffer_holds_a_full_message` checks.
         message.msg_controllen = unsafe { libc::CMSG_LEN(4 * fds_max as u32) } as _;
     }
-    let flags = libc::MSG_CMSG_CLOEXEC
-        | match patience {
-            Patience::None => libc::MSG_DONTWAIT,
-            Patience::Waits => 0,
-        };
+    let flags = (MsgFlags::MSG_CMSG_CLOEXEC | patience.flags()).bits();
     let bytes = retry(|| {
         // SAFETY: `message` points to one slice over `buffer` and to `control`, both valid for writes of the lengths
         // given and alive; an interrupted call (which alone is repeated) has changed nothing.

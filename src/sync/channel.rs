@@ -1,32 +1,29 @@
-//! A channel between exactly two processes: a pair of sockets, with nobody between them.
+//! A channel between exactly two processes: a pair of sockets for each direction, with nobody between them.
 //!
-//! Each end begins as a shared object (`manager/objects/channel.rs`) that holds its socket, so that it travels as every
-//! handle does. The first call takes the socket out; from then on the end is this process's own, and cannot be sent away
-//! any more.
+//! Each end begins as a shared object (`manager/objects/channel.rs`) that holds its two sockets, so that it travels as every
+//! handle does. The first call takes them out; from then on the end is this process's own, and cannot be sent away any more.
 
+use super::channel_pipe::Pipe;
+use super::channel_waits::{AtOnce, InRuntime, OnThread};
 use super::connection::Connection;
 use super::handle::{Handle, kinds};
 use super::manager::Manager;
+use super::wait::{park_on, refuse_in_async_context};
 use crate::error::{Error, SendError, Why};
 use crate::manager::object::Part;
 use crate::manager::objects::channel::{Ask, End};
 use crate::manager::objects::code::Message;
-use crate::process::{fork, sys};
-use crate::wire::frame::{self, BODY_MAX_DEFAULT, FrameBuffer};
-use crate::wire::value::{self, EncodeError, names};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crate::process::fork;
 use serde::de::{self, DeserializeOwned};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 use std::fmt;
 use std::future::Future;
-use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use tokio::io::Interest;
 
 /// Makes a channel: two ends, each of which sends to the other and receives from it (Python's `Pipe`). Either may be sent to
 /// another process, as an argument or in a result. (Inside a shared object, too, if its manager has made the channel:
@@ -88,9 +85,13 @@ impl Manager {
 }
 
 fn make<A, B>(home: &Arc<Connection>) -> Result<Ends<A, B>, Error> {
-    let (one, two) = UnixStream::pair().map_err(|e| Error::spawn("making the sockets of a channel", e))?;
-    let end = |socket: UnixStream| Handle::create(home, kinds::CHANNEL, Part::WHOLE, None, || Box::new(End::new(Arc::new(socket.into()))));
-    Ok((Channel::new(end(one)?), Channel::new(end(two)?)))
+    let pair = || UnixStream::pair().map_err(|e| Error::spawn("making the sockets of a channel", e));
+    let ((from_a, to_b), (from_b, to_a)) = (pair()?, pair()?);
+    let end = |receives: UnixStream, sends: UnixStream| {
+        let end = || End::new(Arc::new(receives.into()), Arc::new(sends.into()));
+        Handle::create(home, kinds::CHANNEL, Part::WHOLE, None, || Box::new(end()))
+    };
+    Ok((Channel::new(end(from_b, to_b)?), Channel::new(end(from_a, to_a)?)))
 }
 
 /// Who keeps the ends that nobody has used yet: a manager of this process, as long as there are any.
@@ -127,216 +128,14 @@ fn home() -> Result<Arc<Connection>, Error> {
 pub struct Channel<S, R = S> {
     handle: Handle,
     pipe: OnceLock<Pipe>,
+    /// Held to take the sockets: one does that, and the others have them then.
+    taking: Mutex<()>,
     marker: PhantomData<fn(S) -> R>,
-}
-
-/// The socket, once it is this process's own.
-struct Pipe {
-    socket: OwnedFd,
-    sending: tokio::sync::Mutex<Outgoing>,
-    receiving: tokio::sync::Mutex<FrameBuffer>,
-    /// Where it is watched: of which runtime, and by what. Held only to look.
-    watched: Mutex<Option<(tokio::runtime::Id, Arc<tokio::net::UnixStream>)>>,
-}
-
-/// What has been encoded and not yet written: the rest of one item, when its sender was dropped midway.
-#[derive(Default)]
-struct Outgoing {
-    bytes: Vec<u8>,
-    written: usize,
-}
-
-#[derive(Clone, Copy)]
-enum Way {
-    In,
-    Out,
-}
-
-/// How a caller waits until the socket can be read or written again.
-trait Waits {
-    /// The longest frame that may be begun, in bytes: one that does not wait cannot finish it.
-    const FRAME_MAX: usize = BODY_MAX_DEFAULT;
-
-    fn until(&self, pipe: &Pipe, way: Way) -> impl Future<Output = Result<(), Error>> + Send;
-}
-
-/// A frame of so many bytes goes whole or not at all when nobody waits: the kernel takes up to half of a socket's buffer
-/// (212,992 bytes by default) as one piece (Linux, `unix_stream_sendmsg`).
-const WHOLE_MAX: usize = 64 << 10;
-
-/// In the runtime.
-struct InRuntime;
-/// By blocking the thread, until then.
-struct OnThread(Option<Instant>);
-/// Not at all.
-struct AtOnce;
-
-impl Waits for InRuntime {
-    async fn until(&self, pipe: &Pipe, way: Way) -> Result<(), Error> {
-        let failed = |e| Error::from(Why::Memory { step: "watching the socket of a channel", source: e });
-        let runtime = tokio::runtime::Handle::try_current().map_err(|e| failed(io::Error::other(e)))?;
-        let watched = pipe.watched.lock().unwrap_or_else(PoisonError::into_inner).as_ref().filter(|(id, _)| *id == runtime.id()).cloned();
-        let watched = match watched {
-            Some((_, watched)) => watched,
-            None => {
-                let new = Arc::new(pipe.watch().map_err(failed)?);
-                let old = pipe.watched.lock().unwrap_or_else(PoisonError::into_inner).replace((runtime.id(), Arc::clone(&new)));
-                drop(old); // it is taken out of its runtime without the lock
-                new
-            }
-        };
-        let (interest, wanted) = match way {
-            Way::In => (Interest::READABLE, PollFlags::POLLIN),
-            Way::Out => (Interest::WRITABLE, PollFlags::POLLOUT),
-        };
-        watched.ready(interest).await.map_err(failed)?;
-        // It may be known from before: then it is looked at, and if there is nothing, the runtime is told so.
-        let mut fds = [PollFd::new(pipe.socket.as_fd(), wanted)];
-        if poll(&mut fds, PollTimeout::ZERO) == Ok(0) {
-            let _ = watched.try_io(interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-        }
-        Ok(())
-    }
-}
-
-impl Waits for OnThread {
-    async fn until(&self, pipe: &Pipe, way: Way) -> Result<(), Error> {
-        let wanted = match way {
-            Way::In => PollFlags::POLLIN,
-            Way::Out => PollFlags::POLLOUT,
-        };
-        loop {
-            let left = self.0.map(|until| until.saturating_duration_since(Instant::now()));
-            if left == Some(Duration::ZERO) {
-                return Err(Why::TimedOut.into());
-            }
-            // Rounded up: not before its time.
-            let timeout =
-                left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX));
-            let mut fds = [PollFd::new(pipe.socket.as_fd(), wanted)];
-            match poll(&mut fds, timeout) {
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
-                Err(errno) => return Err(Why::Memory { step: "waiting for the socket of a channel", source: errno.into() }.into()),
-            }
-        }
-    }
-}
-
-impl Waits for AtOnce {
-    const FRAME_MAX: usize = WHOLE_MAX;
-
-    async fn until(&self, _: &Pipe, way: Way) -> Result<(), Error> {
-        Err(match way {
-            Way::In => Why::Empty,
-            Way::Out => Why::Full,
-        }
-        .into())
-    }
-}
-
-impl Pipe {
-    fn new(socket: OwnedFd) -> Self {
-        Self {
-            socket,
-            sending: tokio::sync::Mutex::default(),
-            receiving: tokio::sync::Mutex::new(FrameBuffer::new(BODY_MAX_DEFAULT)),
-            watched: Mutex::default(),
-        }
-    }
-
-    /// The socket once more, as this runtime watches it.
-    fn watch(&self) -> io::Result<tokio::net::UnixStream> {
-        let socket = UnixStream::from(self.socket.try_clone()?);
-        socket.set_nonblocking(true)?;
-        tokio::net::UnixStream::from_std(socket)
-    }
-
-    /// Writes what is to be written. An error for want of time or room leaves the rest for the next.
-    async fn flush(&self, out: &mut Outgoing, waits: &impl Waits) -> Result<(), Error> {
-        while out.written < out.bytes.len() {
-            match sys::send(self.socket.as_fd(), &out.bytes[out.written..]) {
-                Ok(len) => out.written += len,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => waits.until(self, Way::Out).await?,
-                Err(_) => {
-                    *out = Outgoing::default();
-                    return Err(Why::Closed.into());
-                }
-            }
-        }
-        out.written = 0;
-        out.bytes.clear();
-        out.bytes.shrink_to(64 << 10);
-        Ok(())
-    }
-
-    async fn send<T: Serialize, W: Waits>(&self, item: &T, waits: &W) -> Result<(), Error> {
-        let mut out = self.sending.lock().await;
-        // The rest of one whose sender gave up midway, or this would come into the midst of it.
-        self.flush(&mut out, waits).await?;
-        let Outgoing { bytes, .. } = &mut *out;
-        let start = frame::begin(bytes);
-        let (encoded, things) = names::collecting(|| value::encode(item, bytes, start + W::FRAME_MAX));
-        let encoded = encoded.map_err(|error| match error {
-            EncodeError::TooLarge { .. } => Why::TooLarge { limit: W::FRAME_MAX },
-            error => Why::Encode(error.to_string()),
-        });
-        let refused = match encoded {
-            Ok(()) if things.is_empty() => None,
-            Ok(()) => Some(Why::Encode("a handle of a shared object does not travel through a channel".into())),
-            Err(why) => Some(why),
-        };
-        if let Some(why) = refused {
-            bytes.clear();
-            return Err(why.into());
-        }
-        frame::finish(bytes, start);
-        let begun = Begun(&mut out);
-        let result = self.flush(begun.0, waits).await;
-        drop(begun);
-        result
-    }
-
-    async fn recv<T: DeserializeOwned>(&self, waits: &impl Waits) -> Result<Option<T>, Error> {
-        let mut buffer = self.receiving.lock().await;
-        loop {
-            let frame = buffer.next_frame().map_err(|too_long| Error::from(Why::Decode(too_long.to_string())))?;
-            if let Some(range) = frame {
-                let decoded = value::decode(buffer.bytes(range));
-                return decoded.map(Some).map_err(|error| Why::Decode(error.to_string()).into());
-            }
-            match sys::recv(self.socket.as_fd(), buffer.space()) {
-                Ok(0) => return end_of(&buffer),
-                Ok(len) => buffer.filled(len),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => waits.until(self, Way::In).await?,
-                // The other end was closed with something of ours unread.
-                Err(_) => return end_of(&buffer),
-            }
-        }
-    }
-}
-
-/// What has not begun when its sender gives up is not sent later; what has is finished by the next.
-struct Begun<'a>(&'a mut Outgoing);
-
-impl Drop for Begun<'_> {
-    fn drop(&mut self) {
-        if self.0.written == 0 {
-            self.0.bytes.clear();
-        }
-    }
-}
-
-fn end_of<T>(buffer: &FrameBuffer) -> Result<Option<T>, Error> {
-    match buffer.rest() {
-        0 => Ok(None),
-        rest => Err(Why::Decode(format!("the other end was closed in the midst of an item, after {rest} bytes of it")).into()),
-    }
 }
 
 impl<S, R> Channel<S, R> {
     fn new(handle: Handle) -> Self {
-        Self { handle, pipe: OnceLock::new(), marker: PhantomData }
+        Self { handle, pipe: OnceLock::new(), taking: Mutex::new(()), marker: PhantomData }
     }
 
     fn pipe(&self) -> Result<&Pipe, Error> {
@@ -346,11 +145,14 @@ impl<S, R> Channel<S, R> {
         if let Some(pipe) = self.pipe.get() {
             return Ok(pipe);
         }
-        match self.handle.descriptor(Ask::Take.body())? {
-            Some(socket) => Ok(self.pipe.get_or_init(|| Pipe::new(socket))),
-            // Another thread was quicker, or another process has it.
-            None => self.pipe.get().ok_or_else(|| Why::NotHeld.into()),
+        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipe) = self.pipe.get() {
+            return Ok(pipe);
         }
+        // Another process has it, if there is none.
+        let receives = self.handle.descriptor(Ask::Take.body())?.ok_or(Why::NotHeld)?;
+        let sends = self.handle.descriptor(Ask::Sends.body())?.ok_or(Why::NotHeld)?;
+        Ok(self.pipe.get_or_init(|| Pipe::new(receives, sends)))
     }
 }
 
@@ -362,8 +164,14 @@ impl<S, R> Channel<S, R> {
     }
 }
 
+/// Blocks the thread until the future is ready, which it is at once where nobody else uses the same end: it waits within its poll.
 fn by_thread<T>(future: impl Future<Output = T>) -> T {
-    super::wait::block_on(future)
+    refuse_in_async_context();
+    let mut future = pin!(future);
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => park_on(future),
+    }
 }
 
 impl<S: Serialize, R> Channel<S, R> {
@@ -390,10 +198,7 @@ impl<S: Serialize, R> Channel<S, R> {
     /// [`Full`](crate::ErrorKind::Full), and those of [`send`](Self::send); here [`TooLarge`](crate::ErrorKind::TooLarge) is
     /// more than 64 KiB, which could be sent only in parts.
     pub fn try_send(&self, item: S) -> Result<(), SendError<S>> {
-        let sent = self.pipe().and_then(|pipe| {
-            // Somebody who waits for room has come before.
-            futures::FutureExt::now_or_never(pipe.send(&item, &AtOnce)).unwrap_or_else(|| Err(Why::Full.into()))
-        });
+        let sent = self.pipe().and_then(|pipe| park_on(pipe.send(&item, &AtOnce)));
         sent.map_err(|error| SendError::new(item, error))
     }
 
@@ -435,8 +240,7 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
     ///
     /// [`Empty`](crate::ErrorKind::Empty), and those of `recv`.
     pub fn try_recv(&self) -> Result<Option<R>, Error> {
-        let pipe = self.pipe()?;
-        futures::FutureExt::now_or_never(pipe.recv(&AtOnce)).unwrap_or_else(|| Err(Why::Empty.into()))
+        park_on(self.pipe()?.recv(&AtOnce))
     }
 
     /// As [`recv`](Self::recv); waits at most so long. Needs a runtime with time enabled.

@@ -7,6 +7,7 @@
 //! * `cell.rs`: an object's part of the manager's memory;
 //! * `mutex.rs`: the lock; `value.rs`: atomics;
 //! * `queue_lanes.rs`: how items go into a queue and out of it without messages;
+//! * `channel_pipe.rs`: what goes through a channel; `channel_waits.rs`: how its users wait;
 //! * `readiness.rs`: a descriptor that a runtime watches;
 //! * `wait.rs`: waiting by blocking the thread; `stopping.rs`: whether a task is being aborted;
 //! * `holding.rs`: which locks each thread holds.
@@ -14,6 +15,8 @@
 mod barrier;
 mod cell;
 mod channel;
+mod channel_pipe;
+mod channel_waits;
 mod condvar;
 pub(crate) mod connection;
 mod delivery;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 /// A thread that waits, and whether it has been woken since it looked.
 struct Parked {
@@ -109,6 +110,24 @@ pub(crate) fn park_on<F: Future>(future: F) -> F::Output {
                 while !woken() {
                     thread::park();
                 }
+            }
+        }
+    }
+}
+
+/// Blocks the thread until the future is ready, or until then: `None`. For what no manager answers.
+pub(super) fn park_until<F: Future>(future: F, until: Instant) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let parked = Arc::new(Parked { thread: thread::current(), woken: AtomicBool::new(false) });
+    let waker = Waker::from(Arc::clone(&parked));
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return Some(output);
+        }
+        while !parked.woken.swap(false, Ordering::AcqRel) {
+            match until.saturating_duration_since(Instant::now()) {
+                Duration::ZERO => return None,
+                left => thread::park_timeout(left),
             }
         }
     }

@@ -1,6 +1,7 @@
-//! One end of a channel, until somebody uses it: a socket that is handed over once, to whoever asks first.
+//! One end of a channel, until somebody uses it: two sockets that are handed over once, to whoever asks first.
 //!
-//! So an end can be sent to another process, and it is there, and nowhere else, that it is open from then on.
+//! So an end can be sent to another process, and it is there, and nowhere else, that it is open from then on. A message brings
+//! one descriptor: who has got the first asks for the second, and nobody else does.
 
 use super::code::{Message, messages};
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Descriptor, Gone, Object};
@@ -9,30 +10,39 @@ use std::time::Instant;
 messages!(
     /// What an end is asked.
     Ask {
+        /// The socket to receive from: the end is the caller's from now on.
         1 Take,
+        /// The socket to send to, by who has taken the first.
+        2 Sends,
     }
 );
 
 messages!(
-    /// What it answers, when there is no socket (any more) that it could answer with.
+    /// What it answers, when it has not (any more) what it could answer with.
     Reply {
         1 Taken,
     }
 );
 
 /// One end.
-pub(crate) struct End(Option<Descriptor>);
+pub(crate) struct End {
+    receives: Option<Descriptor>,
+    sends: Option<Descriptor>,
+}
 
 impl End {
-    pub(crate) fn new(socket: Descriptor) -> Self {
-        Self(Some(socket))
+    pub(crate) fn new(receives: Descriptor, sends: Descriptor) -> Self {
+        Self { receives: Some(receives), sends: Some(sends) }
     }
 }
 
 impl Object for End {
     fn request(&mut self, caller: Caller, body: Body, _: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
-        let Ask::Take = Ask::read(&body.head)?;
-        answers.push(match self.0.take() {
+        let socket = match Ask::read(&body.head)? {
+            Ask::Take => self.receives.take(),
+            Ask::Sends => self.sends.take(),
+        };
+        answers.push(match socket {
             Some(socket) => Answer::descriptor(caller, socket),
             None => Answer::new(caller, Reply::Taken.body()),
         });
