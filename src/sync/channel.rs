@@ -249,7 +249,7 @@ impl Pipe {
     fn watch(&self) -> io::Result<tokio::net::UnixStream> {
         let socket = UnixStream::from(self.socket.try_clone()?);
         socket.set_nonblocking(true)?;
-        tokio::net::UnixStream::from_std(socket)
+        tokio::net::UnixStream::from_std(socket).inspect(|_| super::readiness::this_one_has_io())
     }
 
     /// Writes what is to be written. An error for want of time or room leaves the rest for the next.

@@ -7,10 +7,14 @@
 //! * `cell.rs`: an object's part of the manager's memory;
 //! * `mutex.rs`: the lock; `value.rs`: atomics;
 //! * `queue_lanes.rs`: how items go into a queue and out of it without messages;
+//! * `attendant.rs`: who turns the application's own manager while it is waited for;
 //! * `readiness.rs`: a descriptor that a runtime watches;
 //! * `wait.rs`: waiting by blocking the thread; `stopping.rs`: whether a task is being aborted;
 //! * `holding.rs`: which locks each thread holds.
 
+mod attendant;
+#[cfg(test)]
+mod attendant_tests;
 mod barrier;
 mod cell;
 mod channel;

@@ -20,7 +20,7 @@ const FUSE: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(20);
 
 /// Another process.
-struct Process {
+pub(super) struct Process {
     connection: Arc<Connection>,
     /// By which handles get there.
     bag: List<u8>,
@@ -35,7 +35,7 @@ struct Any {
 handle_travels!(Any, kinds::LIST);
 
 impl Process {
-    fn new(manager: &Manager) -> Self {
+    pub(super) fn new(manager: &Manager) -> Self {
         let here: List<u8> = manager.list().expect("list");
         let server = manager.connection().server().expect("local");
         let (client, socket) = server.connect(None).expect("connect");
@@ -48,7 +48,7 @@ impl Process {
     }
 
     /// A handle as this process has it.
-    fn has<H: Serialize + DeserializeOwned + Clone>(&self, handle: &H) -> H {
+    pub(super) fn has<H: Serialize + DeserializeOwned + Clone>(&self, handle: &H) -> H {
         let (here, there): (List<H>, List<H>) = (Any::of(&self.here).into(), Any::of(&self.bag).into());
         here.blocking_push(handle.clone()).expect("push");
         there.blocking_pop().expect("pop").expect("one")
