@@ -772,3 +772,28 @@ fn what_a_dropped_lease_gives_back_comes_before_what_came_later() {
         assert_eq!(rest(&there, 10), (0..10).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn one_waits_at_a_lane_and_the_others_of_its_process_and_elsewhere_have_their_turns() {
+    let manager = Manager::new().expect("manager");
+    let (_process, here, there) = queue_with_lanes(&manager);
+    for _ in 0..20 {
+        let [mut first, mut second] = [(); 2].map(|()| Box::pin(there.recv()));
+        assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
+        assert!(there.is_empty().expect("status"), "by now it is known that they wait");
+        here.blocking_send_many((0..4).collect()).expect("send");
+        assert!(there.leased().is_ok(), "and by now what was promised and offered has come");
+        // What is behind the first one's is anybody's.
+        assert_eq!(there.blocking_recv().expect("recv"), Some(2));
+        assert_eq!(here.blocking_recv().expect("recv"), Some(3));
+        assert_eq!(block_on(second).expect("recv"), Some(1));
+        assert_eq!(here.try_recv().expect_err("it is promised").kind(), ErrorKind::Empty);
+        assert_eq!(block_on(first).expect("recv"), Some(0));
+        // One who waits no longer gives it back to its place.
+        let mut first = Box::pin(there.recv());
+        assert!(first.as_mut().now_or_never().is_none() && there.is_empty().expect("status"));
+        here.blocking_send_many((4..6).collect()).expect("send");
+        drop(first);
+        assert_eq!(rest(&there, 2), [4, 5]);
+    }
+}
