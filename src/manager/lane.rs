@@ -20,6 +20,9 @@
 //! * **reclaim** (outlets): `done` goes up to `limit`: what was not taken is the manager's again. (Were `limit` to go down, and up
 //!   again with other items, a client that was stopped between copying an item and taking it would take another than it had
 //!   copied. `done` never goes back, so it finds the word changed.)
+//! * **promise** (outlets): the first item is for a client that waits for it; it is not reclaimed, as long as that one has not said that it
+//!   waits no longer. What is behind it is reclaimed by `limit` going down to it: a client copies no item but the next one, and that one stays
+//!   what it is;
 //! * **shut**: nothing more.
 //!
 //! A client that dies at any instruction has sent what `done` says, and received what `done` says; the manager looks after its end.
@@ -361,11 +364,13 @@ pub(crate) struct Outlet<T> {
     /// Words written so far, and of how many of them the place is free again.
     tail: u64,
     freed: u64,
+    /// The first item is promised under this ticket, as long as so many are done.
+    promised: Option<(u64, u32)>,
 }
 
 impl<T> Outlet<T> {
     pub(crate) fn new(memory: Arc<SharedMemory>) -> Self {
-        Self { memory, items: VecDeque::new(), done: 0, limit: 0, tail: 0, freed: 0 }
+        Self { memory, items: VecDeque::new(), done: 0, limit: 0, tail: 0, freed: 0, promised: None }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -393,6 +398,7 @@ impl<T> Outlet<T> {
                 taken(item);
             }
         }
+        self.promised.take_if(|(_, done)| *done != self.done);
         Ok(())
     }
 
@@ -410,15 +416,41 @@ impl<T> Outlet<T> {
         self.items.push_back((item, need));
     }
 
+    /// As [`put`](Self::put), and it is not reclaimed, for somebody waits for it under this ticket. Nothing else is here.
+    pub(crate) fn promise(&mut self, bytes: &[u8], item: T, ticket: u64) {
+        debug_assert!(self.items.is_empty(), "only the next item can be promised");
+        self.promised = Some((ticket, self.done));
+        self.put(bytes, item);
+    }
+
+    /// Under this ticket nobody waits for what was promised. Gives whether it was.
+    pub(crate) fn take_back(&mut self, ticket: u64) -> bool {
+        self.promised.take_if(|(promised, _)| *promised == ticket).is_some()
+    }
+
+    /// What was promised may be reclaimed.
+    pub(crate) fn break_promise(&mut self) {
+        self.promised = None;
+    }
+
     pub(crate) fn show(&self) -> Result<(), Broken> {
         change(self.memory.words(), |counts| Counts { limit: self.limit, ..counts }).map(drop)
     }
 
-    /// Takes back what has not been taken, and gives it, in its order. What has been, is told first.
+    /// Takes back what has not been taken and is not promised, and gives it, in its order. What has been taken, is told first.
     pub(crate) fn reclaim(&mut self, taken: impl FnMut(T)) -> Result<Vec<T>, Broken> {
-        let limit = self.limit;
-        let before = change(self.memory.words(), |counts| Counts { done: limit, limit, ..counts })?;
+        let (limit, promised) = (self.limit, self.promised);
+        let before = change(self.memory.words(), |counts| match promised {
+            Some((_, done)) if done == counts.done => Counts { limit: plus(done, 1), ..counts },
+            _ => Counts { done: limit, limit, ..counts },
+        })?;
         self.settle_to(before.done, taken)?;
+        if self.promised.is_some() {
+            let behind: Vec<_> = self.items.drain(1..).collect();
+            self.tail -= behind.iter().map(|(_, words)| words).sum::<u64>();
+            self.limit = plus(self.done, 1);
+            return Ok(behind.into_iter().map(|(item, _)| item).collect());
+        }
         self.done = limit;
         self.freed = self.tail;
         Ok(self.rest())
@@ -426,6 +458,7 @@ impl<T> Outlet<T> {
 
     /// Gives what the client cannot take any more: only after it is shut.
     pub(crate) fn rest(&mut self) -> Vec<T> {
+        self.promised = None;
         self.items.drain(..).map(|(item, _)| item).collect()
     }
 
@@ -577,6 +610,53 @@ mod tests {
         done.store(true, Ordering::Release);
         let had = client.join().expect("no panic");
         assert!(had == taken && had.is_sorted() && had.len() as u64 == COUNT);
+    }
+
+    #[test]
+    fn what_is_promised_stays_for_its_client_while_what_is_behind_it_comes_and_goes() {
+        let (ours, theirs) = memory();
+        let mut outlet = Outlet::new(ours);
+        const COUNT: u64 = 10_000;
+        let client = thread::spawn(move || {
+            let mut taker = Taker::new(theirs).expect("a lane");
+            let mut had = Vec::new();
+            while had.last() != Some(&COUNT) {
+                match taker.take() {
+                    Some((value, _)) => had.push(number(&value)),
+                    None => thread::yield_now(),
+                }
+            }
+            had
+        });
+        let (mut taken, mut next, mut promises) = (Vec::new(), 0, 0);
+        while next <= COUNT {
+            outlet.settle(|item| taken.push(item)).expect("well kept");
+            // What is reclaimed is given to nobody else here: it is missing, and what is promised is not.
+            let reclaimed = outlet.reclaim(|item| taken.push(item)).expect("well kept");
+            assert!(reclaimed.iter().all(|number| number % 3 != 0 && !taken.contains(number) || *number == COUNT), "{reclaimed:?}");
+            if outlet.len() > 0 {
+                thread::yield_now();
+                continue;
+            }
+            next = next.next_multiple_of(3);
+            outlet.promise(&item(next), next, 7);
+            promises += 1;
+            for behind in [next + 1, next + 2] {
+                outlet.put(&item(behind), behind);
+            }
+            outlet.show().expect("well kept");
+            next += 3;
+        }
+        assert!(!outlet.take_back(8));
+        outlet.take_back(7);
+        assert!(outlet.reclaim(|item| taken.push(item)).is_ok());
+        outlet.put(&item(COUNT), COUNT);
+        outlet.show().expect("well kept");
+        let had = client.join().expect("no panic");
+        outlet.settle(|item| taken.push(item)).expect("well kept");
+        assert_eq!(had, taken);
+        let kept = taken.iter().filter(|number| *number % 3 == 0).count();
+        assert!(taken.is_sorted() && kept + 1 >= promises, "{kept} of {promises}");
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! with what clients have written. What comes out is done after the lock has been released: what is for the application
 //! is put into its mail, what is for a client is written to its socket (whoever finds nobody writing writes).
 //!
-//! The steward turns it, and no runtime ever: all descriptors are in one epoll set.
+//! All descriptors are in one epoll set. The steward turns it, or while somebody in the application waits, a task of his runtime
+//! (`post.rs`).
 //!
 //! A client is a process at the other end of a socket. It has ended when the socket has (the kernel closes a dead
 //! process's files only when none of its threads runs any more), or when its pidfd says so: a process that it has
@@ -19,6 +20,7 @@ use super::mail::{Arrived, Mail, shielded};
 use super::message::{FRAME_MAX, Kind, Name, Refusal, ToClient, ToManager};
 use super::object::{Answer, Body, Caller, Client, Held, Part};
 use super::outgoing::{Fd, Outgoing, write_out};
+use super::post::Post;
 use super::rings::Wait;
 use super::segments::Segments;
 use super::state::{Action, BYTES_MAX, LOCAL, State, What};
@@ -31,7 +33,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -43,6 +45,9 @@ const BACKLOG_MAX: u64 = 4 << 20;
 const READINGS: u32 = 16;
 /// Clients that one client has introduced, at most.
 const INTRODUCED_MAX: usize = 1024;
+/// The steward looks so often, at least, whether a busy manager is turned as it should be: so long, and a millisecond, workers may
+/// have to wait for a runtime that has begun to stand still.
+const REST_MAX: Duration = Duration::from_millis(4);
 /// Descriptors that have come from a client and that no message has claimed, at most.
 const DESCRIPTORS_MAX: usize = 4;
 
@@ -83,9 +88,25 @@ pub(crate) struct Server {
     dropped: Mutex<Vec<(u64, Part)>>,
     segments: Arc<Segments>,
     ended: AtomicBool,
+    /// Who turns it, beside the steward.
+    post: Post,
+    /// Counts what has been put into the application's mail.
+    delivered: AtomicU64,
+    /// The last turn has left something.
+    more: AtomicBool,
     // What the steward asks of those that have a runtime.
     turns: AtomicU64,
     unattended: AtomicBool,
+}
+
+/// What has come of a turn by who had the post.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turned {
+    All,
+    /// There may be more to do.
+    More,
+    /// He has not, or no longer, the post.
+    Lost,
 }
 
 struct Inside {
@@ -137,7 +158,7 @@ struct Todo {
 }
 
 impl Server {
-    /// A manager without objects. The steward turns it until it is [closed](Self::close).
+    /// A manager without objects. It is turned until it is [closed](Self::close).
     pub(crate) fn start() -> Result<Arc<Self>, Error> {
         let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
         crate::process::fork::arm().map_err(|e| Error::spawn("arming the fork guard", e))?;
@@ -164,6 +185,9 @@ impl Server {
             dropped: Mutex::new(Vec::new()),
             segments: Arc::default(),
             ended: AtomicBool::new(false),
+            post: Post::default(),
+            delivered: AtomicU64::new(0),
+            more: AtomicBool::new(false),
             turns: AtomicU64::new(0),
             unattended: AtomicBool::new(false),
         });
@@ -353,8 +377,10 @@ impl Server {
         self.apply(|state, now| state.close(now));
         self.mail.close();
         self.ended.store(true, Ordering::Release);
-        // It is ready from now on, so that the steward turns it once more, and forgets it.
+        // It is ready from now on, so that the steward turns it once more, and forgets it; and who has had the post ends.
+        self.post.close();
         let _ = self.timer.set(Expiration::OneShot(Duration::from_nanos(1).into()), TimerSetTimeFlags::empty());
+        steward::look(self);
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -472,6 +498,9 @@ impl Server {
     }
 
     fn perform(&self, mut todo: Todo) {
+        if !todo.local.is_empty() {
+            self.delivered.fetch_add(1, Ordering::Relaxed);
+        }
         for (ticket, arrived) in todo.local {
             drop(self.mail.deliver(ticket, arrived));
         }
@@ -571,9 +600,42 @@ impl Server {
         }
     }
 
+    // ---- the post
+
+    pub(crate) fn post(&self) -> &Post {
+        &self.post
+    }
+
+    /// Somebody waits, and another runtime has the post.
+    pub(crate) fn wait_outside(&self) {
+        steward::attend(self);
+    }
+
+    /// A turn by who has the post, under this number.
+    pub(crate) fn turn_at_post(&self, number: u64) -> Turned {
+        if !self.post.is_held_by(number) {
+            return Turned::Lost;
+        }
+        self.turns.fetch_add(1, Ordering::AcqRel);
+        let before = self.delivered.load(Ordering::Relaxed);
+        self.turn_now();
+        if !self.post.turned(number, self.delivered.load(Ordering::Relaxed) != before) {
+            return Turned::Lost;
+        }
+        if self.more.load(Ordering::Relaxed) { Turned::More } else { Turned::All }
+    }
+
+    /// Whoever has the post under this number has it no longer; the steward turns again.
+    pub(crate) fn leave_post(&self, number: u64) {
+        if self.post.leave(number) {
+            steward::look(self);
+        }
+    }
+
     fn turn_once(&self) {
         let mut events = [EpollEvent::empty(); 64];
         let n = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
+        self.more.store(n == events.len(), Ordering::Relaxed);
         for event in &events[..n] {
             let client = client_of(event.data());
             match event.data() & 3 {
@@ -653,6 +715,9 @@ impl Server {
                         break;
                     }
                     more = reading + 1 == READINGS;
+                    if more {
+                        self.more.store(true, Ordering::Relaxed);
+                    }
                     if all && !even {
                         break; // what comes now is told by the epoll set
                     }
@@ -777,7 +842,7 @@ impl Server {
                 let _ = self.epoll.delete(pidfd.as_fd());
             }
             // Somebody may be writing, and holds the socket still: the other end shall see it now.
-            let _ = nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(&*socket), nix::sys::socket::Shutdown::Both);
+            let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
             out.kill().into_iter().for_each(|waker| shielded(|| waker.wake()));
         }
         self.perform(todo);
@@ -913,7 +978,15 @@ impl steward::Turn for Server {
     }
 
     fn is_alone(&self) -> bool {
-        true
+        self.post.is_vacant()
+    }
+
+    fn taken_over(&self) {
+        self.post.vacate();
+    }
+
+    fn longest_rest(&self) -> Duration {
+        REST_MAX
     }
 }
 

@@ -517,7 +517,7 @@ impl Engine {
     /// The pool's runtime has gone.
     pub(super) fn lost_runtime(&self) {
         self.alone.store(true, Ordering::Release);
-        steward::look();
+        steward::look(self);
     }
 
     // ---- entering the rules
@@ -575,7 +575,7 @@ impl Engine {
                     });
                     self.feeds.close();
                     self.alone.store(true, Ordering::Release); // so that the steward forgets it
-                    steward::look();
+                    steward::look(self);
                 }
                 Action::Send(..) | Action::Ask(..) | Action::Cancel(..) | Action::Note(..) => unreachable!("done under the lock"),
             }

@@ -8,7 +8,7 @@
 //! No user code runs here, except wakers (and the panic hook, should one of them panic). It is started with the first pool or process and stays; in a forked
 //! copy of the application it does not exist, and nothing is asked of it.
 //!
-//! Who turns a pool that has a runtime:
+//! Who turns what has a runtime:
 //!
 //! ```text
 //! Armed ──(something is ready)──▶ Checking ──(1 ms later: turned meanwhile)──▶ Resting ──▶ Armed
@@ -18,6 +18,9 @@
 //!
 //! A call from outside that runtime ends the rest ([`attend`]), so that it waits a millisecond or
 //! so (up to a rest more, if it comes just before one begins); a pool in which nothing happens costs nothing, and a busy one some wake-ups a second.
+//!
+//! A manager has no runtime of its own: one that waits for it takes the post, and loses it when the steward has to take over
+//! ([`Turn::taken_over`]). Then the steward turns it as it does whatever is alone, until another takes the post.
 
 use super::child::Orphan;
 use super::fork;
@@ -27,7 +30,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -51,14 +54,21 @@ pub(crate) trait Turn: Send + Sync {
     fn unattended(&self) -> &AtomicBool;
     /// Somebody is turning it.
     fn is_turning(&self) -> bool;
-    /// It has no runtime (any more).
+    /// It has no runtime (any more), or none now.
     fn is_alone(&self) -> bool;
+    /// Its runtime has not turned it in time, so the steward does.
+    fn taken_over(&self) {}
+    /// The longest rest between two looks at whether it is turned as it should be.
+    fn longest_rest(&self) -> Duration {
+        REST_MAX
+    }
 }
 
 enum Order {
     Do(Box<dyn FnOnce() + Send>),
     Watch(Arc<dyn Turn>),
-    Look,
+    /// At what is ready by this descriptor.
+    Look(RawFd),
     Reap(Orphan),
 }
 
@@ -139,16 +149,16 @@ pub(crate) fn watch(what: Arc<dyn Turn>) {
     order(Order::Watch(what));
 }
 
-/// Somebody waits for `what` from outside its runtime, or it has lost its runtime.
+/// Somebody waits for `what` from outside its runtime.
 pub(crate) fn attend(what: &dyn Turn) {
     if what.unattended().load(Ordering::Relaxed) && what.unattended().swap(false, Ordering::AcqRel) {
-        order(Order::Look);
+        look(what);
     }
 }
 
-/// Looks at everything again: something has lost its runtime.
-pub(crate) fn look() {
-    order(Order::Look);
+/// Looks at it again: it has lost its runtime.
+pub(crate) fn look(what: &dyn Turn) {
+    order(Order::Look(what.ready_fd().as_raw_fd()));
 }
 
 /// Reaps a child whose owner has gone.
@@ -170,7 +180,7 @@ enum Watching {
     TakenOver {
         turns: u64,
     },
-    /// It has no runtime.
+    /// It has no runtime, at least for now.
     Alone,
 }
 
@@ -240,9 +250,10 @@ impl Watches {
                     }
                 }
             }
-            Order::Look => {
-                let tokens: Vec<_> = self.entries.keys().copied().collect();
-                for token in tokens {
+            Order::Look(ready) => {
+                // It keeps its descriptor as long as it is among them; another's number is looked at for nothing.
+                let found = self.entries.iter().find(|(_, entry)| entry.what.ready_fd().as_raw_fd() == ready);
+                if let Some(token) = found.map(|(token, _)| *token) {
                     self.look(token);
                 }
             }
@@ -281,6 +292,12 @@ impl Watches {
         let turns = entry.what.turns().load(Ordering::Acquire);
         match entry.watching {
             Watching::Armed => entry.watching = Watching::Checking { turns, until: Instant::now() + PATIENCE },
+            // A runtime has taken the post.
+            Watching::Alone if !entry.what.is_alone() => {
+                entry.watching = Watching::Checking { turns, until: Instant::now() + PATIENCE };
+                entry.rest = PATIENCE;
+                let _ = self.epoll.modify(entry.what.ready_fd(), &mut EpollEvent::new(EpollFlags::empty(), token));
+            }
             // Its runtime turns it again, or is at it right now.
             Watching::TakenOver { turns: before } if before != turns || entry.what.is_turning() => self.arm(token, PATIENCE),
             Watching::TakenOver { .. } | Watching::Alone => self.turn(token),
@@ -312,11 +329,12 @@ impl Watches {
             };
             if entry.what.turns().load(Ordering::Acquire) != turns {
                 let until = now + entry.rest;
-                entry.rest = (entry.rest * 2).min(REST_MAX);
+                entry.rest = (entry.rest * 2).min(entry.what.longest_rest());
                 entry.watching = Watching::Resting { until };
                 entry.what.unattended().store(true, Ordering::Release);
             } else if is_readable(entry.what.ready_fd()) {
-                entry.watching = Watching::TakenOver { turns };
+                entry.what.taken_over();
+                entry.watching = if entry.what.is_alone() { Watching::Alone } else { Watching::TakenOver { turns } };
                 let _ = self.epoll.modify(entry.what.ready_fd(), &mut EpollEvent::new(LEVEL, token));
                 self.turn(token);
             } else {

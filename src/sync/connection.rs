@@ -4,6 +4,7 @@
 //! handles of one manager in one process. In the application it also keeps the manager: with the last handle (and the
 //! last pool that has it) the manager is closed.
 
+use super::attendant;
 use super::cell::Cell;
 use super::handle::{self, Inner};
 use super::remote::Remote;
@@ -83,14 +84,15 @@ impl Connection {
         &self.mail
     }
 
-    /// What has come under a ticket; else the waker is told, and it is seen to that somebody reads it.
+    /// What has come under a ticket; else the waker is told, and it is seen to that somebody reads it, or turns the manager.
     pub(crate) fn poll(&self, ticket: u64, cx: &mut Context<'_>) -> Poll<Arrived> {
         let polled = self.mail.poll(ticket, cx.waker());
-        if polled.is_pending()
-            && let Route::Remote(remote) = &self.route
-            && !remote.attend()
-        {
-            return Poll::Ready(Arrived::Refused(Refusal::NoMemory));
+        if polled.is_pending() {
+            match &self.route {
+                Route::Local(server) => attendant::attend(server),
+                Route::Remote(remote) if !remote.attend() => return Poll::Ready(Arrived::Refused(Refusal::NoMemory)),
+                Route::Remote(_) | Route::Failed(_) => {}
+            }
         }
         polled
     }

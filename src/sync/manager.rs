@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 /// The owner of shared objects: what processes share, they share through a manager.
 ///
-/// It lives in the application, and serves its objects from a thread of the crate's own, never from the application's
-/// runtime. Every pool has one ([`Pool::manager`](crate::Pool::manager), started on first use); one that is made by
+/// It lives in the application, and serves its objects from a thread of the crate's own. While a future in a tokio runtime of the
+/// application waits for one of them, that runtime does it instead, as long as it turns: this spares a wake-up for each thing that comes.
+/// (It must be a runtime that is known to have I/O, for a pool was built or a channel used in it.) Every pool has one ([`Pool::manager`](crate::Pool::manager), started on first use); one that is made by
 /// itself may be given to several pools ([`Builder::manager`](crate::Builder::manager)).
 ///
 /// It is a cheap handle: clones are the same manager. It goes on as long as any of its objects' handles, any clone, or

@@ -6,12 +6,16 @@
 //! * `manager.rs`: the public owner of them all;
 //! * `cell.rs`: an object's part of the manager's memory;
 //! * `mutex.rs`: the lock; `value.rs`: atomics;
-//! * `queue_lanes.rs`: how items go into a queue and out of it without messages;
+//! * `queue_lanes.rs`: how items go into a queue and out of it without messages; `receiving.rs`: how one waits for an item;
 //! * `channel_pipe.rs`: what goes through a channel; `channel_waits.rs`: how its users wait;
+//! * `attendant.rs`: who turns the application's own manager while it is waited for;
 //! * `readiness.rs`: a descriptor that a runtime watches;
 //! * `wait.rs`: waiting by blocking the thread; `stopping.rs`: whether a task is being aborted;
 //! * `holding.rs`: which locks each thread holds.
 
+mod attendant;
+#[cfg(test)]
+mod attendant_tests;
 mod barrier;
 mod cell;
 mod channel;
@@ -39,6 +43,7 @@ mod queue;
 mod queue_flow;
 mod queue_lanes;
 pub(crate) mod readiness;
+mod receiving;
 mod registered;
 pub(crate) mod remote;
 mod rwlock;

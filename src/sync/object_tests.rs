@@ -20,7 +20,7 @@ const FUSE: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(20);
 
 /// Another process.
-struct Process {
+pub(super) struct Process {
     connection: Arc<Connection>,
     /// By which handles get there.
     bag: List<u8>,
@@ -35,7 +35,7 @@ struct Any {
 handle_travels!(Any, kinds::LIST);
 
 impl Process {
-    fn new(manager: &Manager) -> Self {
+    pub(super) fn new(manager: &Manager) -> Self {
         let here: List<u8> = manager.list().expect("list");
         let server = manager.connection().server().expect("local");
         let (client, socket) = server.connect(None).expect("connect");
@@ -48,7 +48,7 @@ impl Process {
     }
 
     /// A handle as this process has it.
-    fn has<H: Serialize + DeserializeOwned + Clone>(&self, handle: &H) -> H {
+    pub(super) fn has<H: Serialize + DeserializeOwned + Clone>(&self, handle: &H) -> H {
         let (here, there): (List<H>, List<H>) = (Any::of(&self.here).into(), Any::of(&self.bag).into());
         here.blocking_push(handle.clone()).expect("push");
         there.blocking_pop().expect("pop").expect("one")
@@ -770,5 +770,30 @@ fn what_a_dropped_lease_gives_back_comes_before_what_came_later() {
         here.blocking_send_many((0..10).collect()).expect("send");
         drop(there.blocking_lease().expect("lease").expect("one"));
         assert_eq!(rest(&there, 10), (0..10).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn one_waits_at_a_lane_and_the_others_of_its_process_and_elsewhere_have_their_turns() {
+    let manager = Manager::new().expect("manager");
+    let (_process, here, there) = queue_with_lanes(&manager);
+    for _ in 0..20 {
+        let [mut first, mut second] = [(); 2].map(|()| Box::pin(there.recv()));
+        assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
+        assert!(there.is_empty().expect("status"), "by now it is known that they wait");
+        here.blocking_send_many((0..4).collect()).expect("send");
+        assert!(there.leased().is_ok(), "and by now what was promised and offered has come");
+        // What is behind the first one's is anybody's.
+        assert_eq!(there.blocking_recv().expect("recv"), Some(2));
+        assert_eq!(here.blocking_recv().expect("recv"), Some(3));
+        assert_eq!(block_on(second).expect("recv"), Some(1));
+        assert_eq!(here.try_recv().expect_err("it is promised").kind(), ErrorKind::Empty);
+        assert_eq!(block_on(first).expect("recv"), Some(0));
+        // One who waits no longer gives it back to its place.
+        let mut first = Box::pin(there.recv());
+        assert!(first.as_mut().now_or_never().is_none() && there.is_empty().expect("status"));
+        here.blocking_send_many((4..6).collect()).expect("send");
+        drop(first);
+        assert_eq!(rest(&there, 2), [4, 5]);
     }
 }

@@ -6,6 +6,7 @@ use super::delivery::Delivery;
 use super::handle::{Asking, Handle, handle_travels, kinds};
 use super::manager::Manager;
 use super::queue_flow::{QueueSink, QueueStream};
+use super::receiving::Receiving;
 use super::wait::refuse_in_async_context;
 use crate::error::{Error, SendError, Why};
 use crate::manager::held::join;
@@ -427,7 +428,7 @@ macro_rules! receiving {
                 consume_budget().await;
                 match self.handle.take_at_once() {
                     Some(item) => self.handle.decode(&item).map(Some),
-                    None => received(&self.handle, recv(&self.handle, Wait::Ever, 1).await),
+                    None => received(&self.handle, Receiving::new(&self.handle, Wait::Ever).await),
                 }
             }
 
@@ -460,7 +461,7 @@ macro_rules! receiving {
                 consume_budget().await;
                 match self.handle.take_at_once() {
                     Some(item) => self.handle.decode(&item).map(Some),
-                    None => received(&self.handle, recv(&self.handle, Wait::Limit(limit), 1).await),
+                    None => received(&self.handle, Receiving::new(&self.handle, Wait::Limit(limit)).await),
                 }
             }
 
@@ -477,7 +478,7 @@ macro_rules! receiving {
                 refuse_in_async_context();
                 match self.handle.take_at_once() {
                     Some(item) => self.handle.decode(&item).map(Some),
-                    None => received(&self.handle, recv(&self.handle, Wait::Ever, 1).wait()),
+                    None => received(&self.handle, Receiving::new(&self.handle, Wait::Ever).wait()),
                 }
             }
 
@@ -494,7 +495,7 @@ macro_rules! receiving {
                 refuse_in_async_context();
                 match self.handle.take_at_once() {
                     Some(item) => self.handle.decode(&item).map(Some),
-                    None => received(&self.handle, recv(&self.handle, Wait::Limit(limit), 1).wait()),
+                    None => received(&self.handle, Receiving::new(&self.handle, Wait::Limit(limit)).wait()),
                 }
             }
 

@@ -18,12 +18,12 @@ use crate::manager::lane::{Pusher, Taker, Way, time};
 use crate::manager::mail::Arrived;
 use crate::manager::object::Body;
 use crate::manager::objects::code::Message;
-use crate::manager::objects::queue::Ask;
+use crate::manager::objects::queue::{Ask, Reply};
 use crate::manager::reads::Reads;
 use crate::process::{SharedMemory, fork};
 use crate::wire::packet::Packet;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
@@ -36,6 +36,8 @@ pub(super) struct Lanes {
     /// Held only to use the lane: system calls are made without it.
     into: Mutex<Lane<Pusher>>,
     out: Mutex<Lane<Taker>>,
+    /// Somebody waits for what comes out: nobody else takes it. Changed only while `out` is held.
+    waits: AtomicBool,
     /// Of a map.
     kept: Mutex<Lane<Reads>>,
     /// The last request that may have been sent before it was told that something was given up, until one that was sent
@@ -138,7 +140,7 @@ impl Handle {
         Err(item)
     }
 
-    /// Takes an item, if that can be done at once: as an answer's body without a head.
+    /// Takes an item, if that can be done at once: as an answer's body.
     pub(super) fn take_at_once(&self) -> Option<Body> {
         if fork::is_forked_copy() {
             return None;
@@ -147,17 +149,42 @@ impl Handle {
             return server.take_now(self.name().object);
         }
         let lanes = self.may_use_lanes()?;
-        let mut lane = lock(&lanes.out);
-        if let Lane::Open(_, taker) = &mut *lane {
-            let (item, ring) = taker.take()?;
-            drop(lane);
-            if ring {
-                self.ring();
-            }
-            return Some(Body::with_value(Packet::default(), item, None));
+        let lane = lock(&lanes.out);
+        if let Lane::Open(..) = &*lane {
+            return if lanes.waits.load(Ordering::Relaxed) { None } else { self.take_out(lane) };
         }
         self.open(&lanes.out, lane, Way::Out, Taker::new);
         None
+    }
+
+    fn take_out(&self, mut lane: MutexGuard<'_, Lane<Taker>>) -> Option<Body> {
+        let Lane::Open(_, taker) = &mut *lane else { return None };
+        let (item, ring) = taker.take()?;
+        drop(lane);
+        if ring {
+            self.ring();
+        }
+        Some(Body::with_value(Reply::Item { deliveries: 0 }.packet(), item, None))
+    }
+
+    /// Somebody is about to wait for an item. If it can come by lane, gives the lane's ticket; then nobody else takes there until
+    /// he [has left](Self::leave_lane).
+    pub(super) fn wait_at_lane(&self) -> Option<u64> {
+        if self.connection().server().is_some() || fork::is_forked_copy() {
+            return None;
+        }
+        let lanes = self.may_use_lanes()?;
+        let lane = lock(&lanes.out);
+        let Lane::Open(ticket, _) = *lane else { return None };
+        (!lanes.waits.swap(true, Ordering::Relaxed)).then_some(ticket)
+    }
+
+    /// Who has waited at the lane leaves it: with his item, if he was told that it is there.
+    pub(super) fn leave_lane(&self, is_there: bool) -> Option<Body> {
+        let lanes = self.lanes();
+        let lane = lock(&lanes.out);
+        lanes.waits.store(false, Ordering::Relaxed);
+        if is_there { self.take_out(lane) } else { None }
     }
 
     /// What was read of a map under this key before, if nothing has changed since; else the count of changes, if that is told.

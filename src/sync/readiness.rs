@@ -1,9 +1,17 @@
 //! A descriptor that a tokio runtime watches.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::{Mutex, PoisonError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::{Handle, Id};
+
+/// So many runtimes are known to have I/O, at most: the last ones.
+const KNOWN_MAX: usize = 64;
+
+static KNOWN: Mutex<VecDeque<Id>> = Mutex::new(VecDeque::new());
 
 /// Watches for something to read: [`watch`].
 pub(crate) fn watch_readable<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
@@ -20,5 +28,23 @@ pub(crate) fn watch_readable<T: AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
     reason = "the successor is unsafe and younger than the tokio we ask for; what we give in owns its descriptor, which is all it wants"
 )]
 pub(crate) fn watch<T: AsRawFd>(inner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
-    AsyncFd::with_interest(inner, interest)
+    let watched = AsyncFd::with_interest(inner, interest);
+    this_one_has_io();
+    watched
+}
+
+/// The runtime in which this is called has watched something.
+fn this_one_has_io() {
+    let Ok(runtime) = Handle::try_current() else { return };
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if !known.contains(&runtime.id()) {
+        known.truncate(KNOWN_MAX - 1);
+        known.push_front(runtime.id());
+    }
+}
+
+/// Whether a runtime is known to have I/O. Tokio tells it only by a panic, so it is known of those in which something of ours
+/// has been watched that needs it: a pool has been built there, or a channel used.
+pub(crate) fn has_io(runtime: Id) -> bool {
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner).contains(&runtime)
 }

@@ -46,6 +46,11 @@ thread_local! {
     static FROM: RefCell<From> = const { RefCell::new(From::Nobody) };
 }
 
+/// Whether this thread waits by blocking.
+pub(super) fn is_blocked() -> bool {
+    BLOCKED.get() > 0
+}
+
 /// Something is waited for from this manager, on this thread. Gives whether the thread itself will read it.
 pub(super) fn will_read(remote: &Arc<Remote>) -> bool {
     if BLOCKED.get() == 0 {

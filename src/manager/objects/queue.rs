@@ -20,6 +20,9 @@
 //!    which items were put in. What was granted and not used takes room; nothing is granted while somebody waits for room, and
 //!    what was granted is revoked first. What stands in an outlet is on offer; it is reclaimed before anybody else is served,
 //!    so nobody waits for what another has and has not taken.
+//! 9. One who waits may be given his item through his outlet: it is *promised*, which is an offer as any other (rule 2), and
+//!    not reclaimed. He takes it as he takes whatever is there, and says nothing of it. One item of an outlet is promised at a time, and it is
+//!    the first there.
 
 use super::code::{Message, Pack, Wait, messages, unpack};
 use super::line::{Line, WAITER_BYTES, of_client};
@@ -54,6 +57,8 @@ messages!(
         11 Taken { recv: u64, count: u32 },
         /// In a lane something has happened that was wanted to be known.
         12 Rang,
+        /// One item, if it can be so in the lane of this ticket, out of which nobody else takes meanwhile.
+        13 RecvByLane { wait: Wait, lane: u64 },
     }
 );
 
@@ -74,6 +79,8 @@ messages!(
         /// There is no such lease (any more).
         8 NotHeld,
         9 Status { ready: u64, leased: u64, capacity: Option<u64>, closed: bool },
+        /// It is in the lane.
+        10 InLane,
     }
 );
 
@@ -147,8 +154,14 @@ struct Want {
 
 #[derive(Clone, Copy, Debug)]
 enum How {
-    Recv { max: u32 },
-    Lease { limit: Option<Duration> },
+    Recv {
+        max: u32,
+    },
+    /// By the lane of this ticket, if that can be.
+    ByLane(u64),
+    Lease {
+        limit: Option<Duration>,
+    },
 }
 
 /// The state of one queue.
@@ -323,6 +336,11 @@ impl Queue {
         {
             match want.how {
                 How::Recv { max } => self.offer(caller, max, answers),
+                How::ByLane(lane) => {
+                    if !self.promise(caller, lane, answers) {
+                        self.offer(caller, 1, answers);
+                    }
+                }
                 How::Lease { limit } => self.lease(caller, limit, now, answers),
             }
         }
@@ -466,6 +484,7 @@ impl Object for Queue {
             Ask::Send { wait } => self.send(caller, VecDeque::from([body.tail]), body.held, wait, now, answers),
             Ask::SendMany { wait } => self.send(caller, unpack(&body.tail)?.into(), body.held, wait, now, answers),
             Ask::Recv { wait, max } => self.receivers.push(caller, wait.until(now), Want { how: How::Recv { max }, wait }),
+            Ask::RecvByLane { wait, lane } => self.receivers.push(caller, wait.until(now), Want { how: How::ByLane(lane), wait }),
             Ask::Lease { wait, limit } => self.receivers.push(caller, wait.until(now), Want { how: How::Lease { limit }, wait }),
             Ask::Acknowledge { lease } => match self.end_lease(own(lease)) {
                 Some(item) => {
@@ -517,6 +536,7 @@ impl Object for Queue {
         self.close_lane(caller);
         if !self.forget_sender(caller) && self.receivers.remove(caller).is_none() && self.joiners.remove(caller).is_none() {
             self.put_back_offer(caller);
+            self.take_back(caller);
             if let Some(mut item) = self.end_lease(caller) {
                 item.deliveries -= 1;
                 self.put_back(item);

@@ -1,6 +1,6 @@
-//! What a queue does with its lanes: rule 8 of `queue.rs`.
+//! What a queue does with its lanes: rules 8 and 9 of `queue.rs`.
 
-use super::{AHEAD_MAX, Caller, GRANT_MIN, Inlet, Item, LANE_BYTES, Outlet, Packet, Queue, SLOTS};
+use super::{AHEAD_MAX, Answer, Caller, GRANT_MIN, Inlet, Item, LANE_BYTES, Message, Outlet, Packet, Queue, Reply, SLOTS};
 use crate::manager::lane;
 
 impl Queue {
@@ -47,7 +47,39 @@ impl Queue {
         self.credit = 0;
     }
 
-    /// What nobody has taken out of the outlets is ready again.
+    /// Gives one who waits the next item through his lane: it is promised to him. `false`: it has to go another way.
+    pub(super) fn promise(&mut self, caller: Caller, lane: u64, answers: &mut Vec<Answer>) -> bool {
+        let at = Caller { client: caller.client, ticket: lane };
+        let Some(outlet) = self.outlets.get_mut(&at) else { return false };
+        let goes = |item: &Item| outlet.len() == 0 && item.held.0.is_none() && outlet.fits(item.value.len());
+        if !self.ready.front().is_some_and(goes) {
+            return false;
+        }
+        let Some(item) = self.ready.pop_front() else { return false };
+        self.offered += 1;
+        let value: Packet = item.value.clone();
+        outlet.promise(&value, item, caller.ticket);
+        if outlet.show().is_err() {
+            self.close_lane(at);
+            return false;
+        }
+        answers.push(Answer::new(caller, Reply::InLane.body()));
+        true
+    }
+
+    /// What was promised to this one waits for nobody any more, unless it has been taken.
+    pub(super) fn take_back(&mut self, caller: Caller) {
+        let lane = self.outlets.iter_mut().find_map(|(at, outlet)| {
+            let promised = at.client == caller.client && outlet.take_back(caller.ticket);
+            promised.then_some(*at)
+        });
+        // To its place: something that comes before it may have come back meanwhile.
+        if let Some(lane) = lane {
+            self.empty(lane);
+        }
+    }
+
+    /// What nobody has taken out of the outlets, and is promised to nobody, is ready again.
     pub(super) fn reclaim(&mut self) {
         if self.outlets.values().all(|outlet| outlet.len() == 0) {
             return;
@@ -92,7 +124,8 @@ impl Queue {
             self.inlets.remove(&caller);
             self.credit = self.inlets.values().map(|inlet| inlet.credit() as usize).sum();
         }
-        if self.outlets.contains_key(&caller) {
+        if let Some(outlet) = self.outlets.get_mut(&caller) {
+            outlet.break_promise();
             self.empty(caller);
             self.outlets.remove(&caller);
         }
@@ -102,7 +135,9 @@ impl Queue {
     pub(super) fn tend_lanes(&mut self) -> bool {
         self.put_ahead();
         self.grant();
-        let (wanted, missed) = (!self.receivers.is_empty(), !self.senders.is_empty() || !self.joiners.is_empty());
+        let wanted = !self.receivers.is_empty();
+        // They wait for room, or for the end: that of all there is, or of a closed queue.
+        let missed = !self.senders.is_empty() || !self.joiners.is_empty() || self.closed && wanted;
         self.inlets.values().for_each(|inlet| inlet.set_bell(wanted));
         self.outlets.values().for_each(|outlet| outlet.set_bell(missed));
         if !wanted && !missed {

@@ -47,9 +47,15 @@ enum Flaw {
     LanePasses,
     /// What is put ahead is not reclaimed for others.
     Hoarded,
+    /// What is promised is reclaimed for others.
+    PromiseBroken,
+    /// What is promised to one who waits no longer is kept for him.
+    PromiseKept,
+    /// What was promised to one who waits no longer stays where it is, though something comes before it.
+    PromiseStays,
 }
 
-const FLAWS: [Flaw; 17] = [
+const FLAWS: [Flaw; 20] = [
     Flaw::CancelLoses,
     Flaw::TakenTwice,
     Flaw::ToTheEnd,
@@ -67,6 +73,9 @@ const FLAWS: [Flaw; 17] = [
     Flaw::Unrung,
     Flaw::LanePasses,
     Flaw::Hoarded,
+    Flaw::PromiseBroken,
+    Flaw::PromiseKept,
+    Flaw::PromiseStays,
 ];
 
 /// Where an item is. It was let in `nth`.
@@ -111,6 +120,8 @@ struct World {
     next_id: u64,
     pushers: BTreeMap<Caller, Pusher>,
     takers: BTreeMap<Caller, Taker>,
+    /// Who waits at which lane; and what he was promised, once he was.
+    at_lane: BTreeMap<Caller, (Caller, Option<u64>)>,
     seen: BTreeMap<&'static str, u64>,
 }
 
@@ -161,6 +172,7 @@ impl World {
             next_id: 0,
             pushers: BTreeMap::new(),
             takers: BTreeMap::new(),
+            at_lane: BTreeMap::new(),
             seen: BTreeMap::new(),
         }
     }
@@ -314,6 +326,19 @@ impl World {
                         self.note(if lease.is_some() { "leased" } else { "offered" });
                     }
                 }
+                Reply::InLane => {
+                    let lane = self.at_lane.iter().find(|(_, (caller, _))| *caller == to).map(|(lane, _)| *lane);
+                    let Some(lane) = lane.filter(|_| at == 0 && !answer.offer) else {
+                        return Err(format!("{to:?} was told to look into a lane, in place {at}"));
+                    };
+                    if self.ready().is_empty() {
+                        self.let_in()?;
+                    }
+                    let Some(id) = self.ready().first().copied() else { return Err(format!("{to:?} was promised nothing")) };
+                    self.places.get_mut(&id).expect("it is there").0 = Place::Offered(to);
+                    self.at_lane.insert(lane, (to, Some(id)));
+                    self.note("promised");
+                }
                 Reply::Empty | Reply::TimedOut { .. } => {
                     if until.is_none_or(|until| until > self.now) {
                         return Err(format!("{to:?} was sent away early"));
@@ -329,6 +354,7 @@ impl World {
                 other => return Err(format!("a receiver was told {other:?}")),
             }
             self.receivers.remove(at);
+            self.at_lane.retain(|_, (caller, promised)| *caller != to || promised.is_some());
         } else if let Some(at) = self.joiners.iter().position(|joiner| joiner.0 == to) {
             match reply {
                 Reply::Done if self.is_drained() => self.note("joined"),
@@ -389,6 +415,9 @@ impl World {
         let body = Body::with_value(ask.packet(), tail, None);
         // (As if what is put ahead were nobody else's.)
         let hidden = self.flaw == Some(Flaw::Hoarded) && matches!(ask, Ask::Recv { .. } | Ask::Lease { .. });
+        if self.flaw == Some(Flaw::PromiseBroken) {
+            self.queue.outlets.values_mut().for_each(Outlet::break_promise);
+        }
         let outlets = if hidden { std::mem::take(&mut self.queue.outlets) } else { BTreeMap::new() };
         let result = self.queue.request(caller, body, self.now, &mut answers).map_err(|bad| bad.0);
         self.queue.outlets.extend(outlets);
@@ -434,9 +463,20 @@ impl World {
             25..45 => {
                 let caller = self.clients.caller(rng);
                 let max = 1 + if rng.chance(30) { rng.below(4) as u32 } else { 0 };
+                let free = |lane: &&Caller| lane.client == caller.client && !self.at_lane.contains_key(lane);
+                let lane = self.takers.keys().find(free).copied();
                 let wait = self.wait();
+                let ask = match lane {
+                    Some(lane) if max == 1 => {
+                        self.at_lane.insert(lane, (caller, None));
+                        Ask::RecvByLane { wait, lane: lane.ticket }
+                    }
+                    // (There may be no such lane.)
+                    None if max == 1 => Ask::RecvByLane { wait, lane: caller.ticket },
+                    _ => Ask::Recv { wait, max },
+                };
                 self.receivers.push((caller, max, None, wait.until(self.now)));
-                let answers = self.ask(caller, Ask::Recv { wait, max }, Packet::default())?;
+                let answers = self.ask(caller, ask, Packet::default())?;
                 self.check(answers)
             }
             45..57 => {
@@ -482,8 +522,9 @@ impl World {
                 Way::In => drop(self.pushers.insert(caller, Pusher::new(memory).expect("a lane"))),
                 Way::Out => drop(self.takers.insert(caller, Taker::new(memory).expect("a lane"))),
             }
-        } else if !self.closed {
-            return Err("a lane was refused".into());
+        } else {
+            // (Nothing was looked at: what is in the lanes is known later.)
+            return if self.closed { Ok(()) } else { Err("a lane was refused".into()) };
         }
         self.check(answers)
     }
@@ -515,18 +556,28 @@ impl World {
     }
 
     fn take_out(&mut self) -> Result<(), String> {
-        let Some(caller) = self.rng.pick(&self.takers.keys().copied().collect::<Vec<_>>()) else { return Ok(()) };
-        let Some((item, ring)) = self.takers.get_mut(&caller).and_then(Taker::take) else { return Ok(()) };
+        // As long as somebody waits at a lane, nobody else takes there; and he only when he was told.
+        let may = |lane: &&Caller| !matches!(self.at_lane.get(lane), Some((_, None)));
+        let Some(caller) = self.rng.pick(&self.takers.keys().filter(may).copied().collect::<Vec<_>>()) else { return Ok(()) };
+        let promised = self.at_lane.remove(&caller);
+        let Some((item, ring)) = self.takers.get_mut(&caller).and_then(Taker::take) else {
+            return promised.map_or(Ok(()), |promised| Err(format!("{promised:?} was not there")));
+        };
         let id = id_of(&item);
         if item.len() != self.sizes[&id] + 8 {
             return Err(format!("item {id} has changed"));
         }
-        if self.places[&id].0 != Place::Ready || self.takers.len() == 1 && self.ready().first() != Some(&id) {
+        if let Some((to, promised)) = promised {
+            if promised != Some(id) || self.places[&id].0 != Place::Offered(to) {
+                return Err(format!("{to:?} has taken {id}, and was promised {promised:?}"));
+            }
+            self.note("taken as promised");
+        } else if self.places[&id].0 != Place::Ready || self.takers.len() == 1 && self.ready().first() != Some(&id) {
             return Err(format!("item {id} was taken, ready were {:?}; it was {:?}", self.ready(), self.places[&id]));
         }
         self.places.insert(id, (Place::Gone, 0));
         self.note("by lane out");
-        if !ring && (!self.senders.is_empty() || !self.joiners.is_empty()) {
+        if !ring && (!self.senders.is_empty() || !self.joiners.is_empty() || self.closed && !self.receivers.is_empty()) {
             return Err(format!("item {id} was taken without a bell"));
         }
         if ring { self.ring(caller.client) } else { Ok(()) }
@@ -642,7 +693,9 @@ impl World {
     }
 
     fn take(&mut self) -> Result<(), String> {
-        let Some(caller) = self.rng.pick(&self.offers()) else { return Ok(()) };
+        let mut offers = self.offers();
+        offers.retain(|caller| self.at_lane.values().all(|(waits, _)| waits != caller));
+        let Some(caller) = self.rng.pick(&offers) else { return Ok(()) };
         let items = self.at(|place| place == Place::Offered(caller));
         let mut answers = Vec::new();
         let part = self.rng.chance(40);
@@ -676,10 +729,12 @@ impl World {
         callers.extend(self.joiners.iter().map(|joiner| joiner.0));
         callers
             .extend(self.places.values().filter_map(|(place, _)| if let Place::Leased(caller, _) = place { Some(*caller) } else { None }));
-        callers.extend(self.pushers.keys().chain(self.takers.keys()));
+        callers.extend(self.pushers.keys().chain(self.takers.keys().filter(|lane| !self.at_lane.contains_key(lane))));
         let Some(caller) = self.rng.pick(&callers) else { return Ok(()) };
         self.pushers.remove(&caller);
         self.takers.remove(&caller);
+        let promised = self.at_lane.values().any(|(waits, promised)| *waits == caller && promised.is_some());
+        self.at_lane.retain(|_, (waits, _)| *waits != caller);
         self.senders.retain(|sender| sender.caller != caller);
         self.receivers.retain(|receiver| receiver.0 != caller);
         self.joiners.retain(|joiner| joiner.0 != caller);
@@ -702,7 +757,12 @@ impl World {
         {
             self.queue.senders.push(first, self.senders.iter().find(|s| s.caller == first).and_then(|s| s.until), sending);
         }
-        self.queue.cancel(caller, self.now, &mut answers);
+        if self.flaw == Some(Flaw::PromiseStays) {
+            self.queue.outlets.values_mut().for_each(|outlet| _ = outlet.take_back(caller.ticket));
+        }
+        if self.flaw != Some(Flaw::PromiseKept) || !promised {
+            self.queue.cancel(caller, self.now, &mut answers);
+        }
         self.note("gave up");
         self.check(answers)
     }
@@ -718,6 +778,7 @@ impl World {
         }
         self.pushers.retain(|caller, _| caller.client != client);
         self.takers.retain(|caller, _| caller.client != client);
+        self.at_lane.retain(|lane, _| lane.client != client);
         let mut answers = Vec::new();
         match self.flaw {
             Some(Flaw::LaneLost) => {
@@ -878,6 +939,8 @@ fn everything_comes_up() {
         "on time",
         "by lane in",
         "by lane out",
+        "promised",
+        "taken as promised",
     ] {
         assert!(seen.get(what).is_some_and(|count| *count > 20), "{what} came up {:?} times", seen.get(what));
     }
