@@ -237,6 +237,10 @@ impl Server {
         self.apply(|state, _| state.rings.on = on);
     }
 
+    pub(crate) fn back(&self, object: u64, ticket: u64) {
+        self.apply(|state, now| state.back(Caller { client: LOCAL, ticket }, object, now));
+    }
+
     pub(crate) fn rang(&self, object: u64) {
         self.apply(|state, now| state.rang(LOCAL, object, now));
     }
@@ -822,6 +826,7 @@ impl Inside {
                 let limit = (limit > 0).then(|| Duration::from_nanos(limit));
                 state.park(Caller { client, ticket }, object, limit, Wait { pid, holds }, now);
             }
+            ToManager::Back { object, ticket } => state.back(Caller { client, ticket }, object, now),
             ToManager::Rang { object } => state.rang(client, object, now),
             ToManager::Commit { object, unmark, names, value } => {
                 let held = state.hold(client, &names, now).map_err(|_| object::Bad("a value with a handle that is not its own".into()))?;

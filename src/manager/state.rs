@@ -531,6 +531,13 @@ impl State {
     }
 
     /// A lock was left to the manager.
+    /// A lock's waiter came too late to accept it.
+    pub(crate) fn back(&mut self, caller: Caller, object: u64, now: Instant) {
+        if self.has(caller.client, object) {
+            self.lock(object, |lock, _, told| lock.back(caller, now, told));
+        }
+    }
+
     pub(crate) fn rang(&mut self, client: Client, object: u64, now: Instant) {
         if self.has(client, object) {
             self.lock(object, |lock, _, told| lock.rang(now, told));

@@ -289,6 +289,14 @@ impl Connection {
         }
     }
 
+    pub(super) fn back(&self, object: u64, ticket: u64) {
+        match &self.route {
+            Route::Local(server) => server.back(object, ticket),
+            Route::Remote(remote) => remote.send(&ToManager::Back { object, ticket }),
+            Route::Failed(_) => {}
+        }
+    }
+
     pub(super) fn rang(&self, object: u64) {
         match &self.route {
             Route::Local(server) => server.rang(object),
