@@ -434,9 +434,9 @@ impl Server {
                 Action::Grant(caller, version) if caller.client == LOCAL => todo.local.push((caller.ticket, Arrived::Granted(version))),
                 Action::Map(caller, segment) => {
                     let Some(link) = links.get_mut(&caller.client) else { continue };
-                    match self.segments.memory(segment) {
-                        Some(memory) => {
-                            link.out.push(vec![memory as Fd], |out| ToClient::Mapped { ticket: caller.ticket }.write(out));
+                    match self.segments.fd(segment) {
+                        Some(fd) => {
+                            link.out.push(vec![fd], |out| ToClient::Mapped { ticket: caller.ticket }.write(out));
                         }
                         None => {
                             let why = Refusal::NoMemory;
@@ -445,9 +445,9 @@ impl Server {
                     }
                     todo.flush.push(caller.client);
                 }
-                Action::Lane(caller, memory) => {
+                Action::Lane(caller, fd) => {
                     let Some(link) = links.get_mut(&caller.client) else { continue };
-                    link.out.push(vec![memory as Fd], |out| ToClient::Mapped { ticket: caller.ticket }.write(out));
+                    link.out.push(vec![Arc::new(fd)], |out| ToClient::Mapped { ticket: caller.ticket }.write(out));
                     todo.flush.push(caller.client);
                 }
                 Action::Refuse(caller, _) | Action::Grant(caller, _) => {
@@ -731,9 +731,9 @@ impl Server {
 
     /// A client wants a lane.
     fn lane(&self, caller: Caller, object: u64, way: Way) {
-        let memory = SharedMemory::create(lane::WORDS * 8).and_then(|memory| memory.reserve().map(|()| memory));
+        let memory = SharedMemory::create_reserved(lane::WORDS * 8);
         self.apply(|state, now| match memory {
-            Ok(memory) => state.lane(caller, object, way, Arc::new(memory), now),
+            Ok((memory, fd)) => state.lane(caller, object, way, Arc::new(memory), fd, now),
             Err(_) => state.actions.push(Action::Refuse(caller, Refusal::NoMemory)),
         });
     }

@@ -270,7 +270,7 @@ impl Connection {
     pub(super) fn keep(&self, place: Place, segment: OwnedFd) -> std::io::Result<Option<Cell>> {
         let Route::Remote(remote) = &self.route else { return Ok(None) };
         let Some((seat, generation)) = remote.seat() else { return Ok(None) };
-        let memory = SharedMemory::from_fd(segment)?;
+        let memory = SharedMemory::from_fd(&segment)?;
         let memory = remote.keep_segment(place.segment, memory, place.len as usize <= SHARED_MAX);
         Ok(Cell::new(memory, place, owner_of(Client { seat, generation })))
     }

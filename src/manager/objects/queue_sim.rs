@@ -474,7 +474,8 @@ impl World {
 
     fn open_lane(&mut self) -> Result<(), String> {
         let caller = self.clients.caller(&mut self.rng);
-        let memory = Arc::new(SharedMemory::create(lane::WORDS * 8).map_err(|error| error.to_string())?);
+        let (memory, _) = SharedMemory::create(lane::WORDS * 8).map_err(|error| error.to_string())?;
+        let memory = Arc::new(memory);
         let way = if self.rng.chance(50) { Way::In } else { Way::Out };
         let mut answers = Vec::new();
         if self.queue.lane(caller, way, Arc::clone(&memory), self.now, &mut answers) {
