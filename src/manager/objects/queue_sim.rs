@@ -376,7 +376,8 @@ impl World {
             return Err(format!("the next deadline is {:?}, not {:?}", self.deadline(), self.queue.next_deadline()));
         }
         self.order.retain(|id| self.places[id].0 != Place::Gone);
-        if self.queue.bytes() != self.lengths() {
+        // (What has been taken by lane since the queue last looked, which not every event makes it do, is still counted.)
+        if !self.queue.outlets.values().any(Outlet::has_news) && self.queue.bytes() != self.lengths() {
             return Err(format!("{} bytes are held, not {}", self.lengths(), self.queue.bytes()));
         }
         Ok(())
