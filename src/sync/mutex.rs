@@ -69,7 +69,7 @@ const SMALL: usize = 16;
 ///
 /// Threads that hold locks and wait for each other's, in `blocking_` calls without a limit, of whatever processes, are told so
 /// where that is looked for ([`Manager::detect_deadlocks`], on by default in debug builds): one of them gets an error that is
-/// [`is_deadlock`](Error::is_deadlock) and names the ring. Of async tasks it is not known what else they do while they wait.
+/// [`is_deadlock`](Error::is_deadlock) and names the ring. Of async tasks this is never certain, and nothing is told.
 ///
 /// Without contention, `lock` and the guard's drop are some atomic operations in shared memory: no system call. In
 /// the application this works without any worker, from any thread, in any runtime or none.

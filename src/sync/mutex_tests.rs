@@ -663,6 +663,29 @@ fn one_that_is_stopped_when_its_turn_comes_is_passed_over() {
     assert!(child.wait().expect("wait").success());
 }
 
+/// Else it would be told of a ring that is none: the guard is dropped by another thread than took it.
+#[test]
+fn what_was_not_taken_by_blocking_is_in_no_ring() {
+    let manager = manager();
+    manager.detect_deadlocks(true);
+    let (one, other) = (manager.mutex(0u64).expect("a mutex"), manager.mutex(0u64).expect("a mutex"));
+    let server = manager.connection().server().expect("local");
+    let held = one.try_lock().expect("whole").expect("free");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _other = other.blocking_lock().expect("no deadlock");
+            drop(one.blocking_lock().expect("no deadlock"));
+        });
+        wait_until("it waits for the one, and holds the other", || server.waiting(mutex_object(&one)) == 1);
+        scope.spawn(|| {
+            let held = held;
+            wait_until("the other is waited for", || server.waiting(mutex_object(&other)) == 1);
+            drop(held);
+        });
+        drop(other.blocking_lock().expect("no deadlock"));
+    });
+}
+
 #[test]
 fn those_that_are_stopped_hold_up_each_other_waiter_once_at_most_and_go_on_when_they_are_continued() {
     let manager = manager();

@@ -765,7 +765,7 @@ impl Setup {
             }
         }
         let stopped = |owner: Owner| (0..).zip(&world.processes).any(|(number, process)| process.stopped && owner == self::owner(number));
-        if !world.waiters.is_empty()
+        if !world.waiters.is_line_empty()
             && let Some(ticket) = world.waiters.granted()
         {
             if stopped(ticket.owner()) && look(world).is_granted() {
@@ -828,7 +828,8 @@ impl Setup {
             Managing::Revoking => waiters.revoke(memory),
             Managing::TimedOut(ticket) => {
                 // As `served.rs` does it.
-                if !waiters.has(ticket) && !(waiters.granted() == Some(ticket) && waiters.is_pending(memory)?) {
+                let waits = waiters.has(ticket) || waiters.granted() == Some(ticket) && waiters.is_pending(memory)?;
+                if !waits {
                     return Ok(Ok(None));
                 }
                 refused.set(Some(ticket));
@@ -905,7 +906,7 @@ impl Setup {
         if world.processes.iter().any(|process| process.stopped) {
             return Ok(()); // it may go on
         }
-        if !word.is_nobodys() || word.is_managers() || word.has_waiters() || world.waiters.len() > 0 {
+        if !word.is_nobodys() || word.is_managers() || word.has_waiters() || world.waiters.count() > 0 {
             return Err("it is not free at the end".into());
         }
         let mut out = Vec::new();

@@ -120,11 +120,11 @@ impl Lock {
     /// What it holds, in bytes, roughly.
     pub(crate) fn bytes(&self) -> usize {
         let outside = self.outside.values().map(|(value, _)| value.len()).sum::<usize>();
-        self.memory.words().len() * 8 + outside + self.waiters.len() * 64
+        self.memory.words().len() * 8 + outside + self.waiters.count() * 64
     }
 
     pub(crate) fn waiting(&self) -> usize {
-        self.waiters.len()
+        self.waiters.count()
     }
 
     /// How many grants were taken back because they were not accepted in time.
@@ -268,7 +268,7 @@ impl Lock {
     }
 
     fn take_back_late(&mut self, now: Instant, told: &mut Vec<Told>) {
-        if self.late_at.is_some_and(|at| now >= at) && !self.waiters.is_empty() && !self.broken {
+        if self.late_at.is_some_and(|at| now >= at) && !self.waiters.is_line_empty() && !self.broken {
             self.late_at = None;
             let pending = always(self.waiters.is_pending(self.memory.words()));
             self.late += u64::from(pending);
@@ -308,7 +308,7 @@ impl Lock {
             Ok(None) => {}
             Err(Broken) => self.break_up(told),
         }
-        if self.waiters.is_empty() {
+        if self.waiters.is_line_empty() {
             (self.pause, self.look_at) = (LATE, None);
         } else {
             // What a client tells cannot put it off.

@@ -64,7 +64,7 @@ impl<C: Waiting> Waiters<C> {
     }
 
     /// How many wait; the one to whom it was granted is not among them.
-    pub(crate) fn len(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.queue.len() + self.late.len()
     }
 
@@ -85,7 +85,7 @@ impl<C: Waiting> Waiters<C> {
     }
 
     /// Nobody stands in the line.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(crate) fn is_line_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
@@ -337,8 +337,8 @@ mod tests {
         accept(&words, grant);
         assert_eq!(always(waiters.cancel(&words[..], 0)), Ok(None));
         assert_eq!(always(waiters.died(&words[..], 1.owner())), Ok(None));
-        assert_eq!(waiters.len(), 0);
+        assert_eq!(waiters.count(), 0);
         assert_eq!(always(waiters.back(&words[..], 0)), Ok(None));
-        assert_eq!(waiters.len(), 0);
+        assert_eq!(waiters.count(), 0);
     }
 }
