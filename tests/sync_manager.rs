@@ -8,7 +8,7 @@ mod processes;
 
 use futures::StreamExt;
 use nix::sys::signal::Signal;
-use processes::{Seen, children, in_own_process, own_dir, own_process, passes, pid, soon, until, wait_until};
+use processes::{Seen, children, descriptors, in_own_process, own_dir, own_process, passes, pid, soon, until, wait_until};
 use procpool::{Array, Barrier, Event, List, Manager, Map, Mutex, Pool, Queue, RwLock, Semaphore, Value};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -381,6 +381,36 @@ fn own_process_without_lanes() {
         map.blocking_insert(1, 7).unwrap();
         assert_eq!(soon_blocking(pool.spawn(uses, (queue, map))), (lanes, true));
     }
+}
+
+#[test]
+fn lanes_are_mapped_by_both_sides_and_keep_no_descriptor() {
+    in_own_process("own_process_with_lanes");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_with_lanes() {
+    if own_dir().is_none() {
+        return;
+    }
+    fn memory_of(pid: u32) -> usize {
+        descriptors(pid).iter().filter(|(_, what)| what.starts_with("/memfd:")).count()
+    }
+    let pool = pool(1);
+    soon_blocking(pool.spawn(pid, ()));
+    let manager = pool.manager();
+    let (queue, map) = (manager.queue(10).unwrap(), manager.map().unwrap());
+    map.blocking_insert(1, 7).unwrap();
+    // In the worker, while it has its lanes.
+    let uses = |queue: Queue<u64>, map: Map<u32, u64>, application: (u32, usize)| {
+        let before = memory_of(pid());
+        let used = use_lanes(&queue, &map);
+        wait_until("the application has no descriptor for them", || memory_of(application.0) == application.1);
+        (used, memory_of(pid()) == before)
+    };
+    let application = (pid(), memory_of(pid()));
+    assert_eq!(soon_blocking(pool.spawn(uses, (queue, map, application))), ((3, true), true));
 }
 
 #[tokio::test]

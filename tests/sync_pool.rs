@@ -8,7 +8,7 @@ mod processes;
 use futures::StreamExt;
 use nix::sys::signal::Signal;
 use processes::{soon, until};
-use procpool::{Manager, Mutex, Pool, Process, Value};
+use procpool::{Manager, Mutex, Pool, Process, Queue, Value};
 use std::time::{Duration, Instant};
 
 fn add(total: Mutex<u64>, times: u64) -> u64 {
@@ -312,4 +312,52 @@ async fn a_process_of_its_own_gets_handles_and_gives_them_back() {
     drop(guard);
     drop((back, begun, child));
     until("all references are gone", || manager.objects() == 0).await;
+}
+
+/// As another executor does it: blocks the thread until the future is ready.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let mut future = std::pin::pin!(future);
+    let waker = std::sync::Arc::new(Unpark(std::thread::current())).into();
+    let mut cx = std::task::Context::from_waker(&waker);
+    loop {
+        match future.as_mut().poll(&mut cx) {
+            std::task::Poll::Ready(output) => return output,
+            std::task::Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+/// The worker's runtime, which would read what comes for it, does not turn meanwhile.
+#[tokio::test]
+async fn an_async_task_may_block_its_runtime_with_another_executor_that_waits_for_objects() {
+    async fn waits_by_blocking(total: Mutex<u64>, items: Queue<u64>, reached: Value<u64>) -> u64 {
+        let mut sum = 0;
+        for _ in 0..20 {
+            *block_on(total.lock()).unwrap() += 1;
+            sum += block_on(items.recv()).unwrap().unwrap();
+            reached.fetch_add(1).unwrap();
+            *total.lock().await.unwrap() += 1;
+            sum += items.recv().await.unwrap().unwrap();
+            reached.fetch_add(1).unwrap();
+        }
+        sum
+    }
+    let pool = pool(1);
+    let manager = pool.manager();
+    let (total, items, reached) = (manager.mutex(0).unwrap(), manager.queue(8).unwrap(), manager.value(0u64).unwrap());
+    let task = pool.spawn(waits_by_blocking, &(total.clone(), items.clone(), reached.clone()));
+    for n in 0..40 {
+        until("the task is so far", || reached.load().unwrap() == n).await;
+        let guard = total.lock().await.unwrap();
+        items.send(n).await.unwrap();
+        drop(guard);
+    }
+    assert_eq!(soon(task).await.unwrap(), (0..40).sum());
+    assert_eq!(total.get().await.unwrap(), 40);
 }

@@ -515,8 +515,8 @@ mod tests {
     use std::thread;
 
     fn memory() -> (Arc<SharedMemory>, Arc<SharedMemory>) {
-        let memory = SharedMemory::create(WORDS * 8).expect("memory");
-        let other = SharedMemory::from_fd(memory.fd().try_clone_to_owned().expect("dup")).expect("memory");
+        let (memory, fd) = SharedMemory::create(WORDS * 8).expect("memory");
+        let other = SharedMemory::from_fd(&fd).expect("memory");
         (Arc::new(memory), Arc::new(other))
     }
 

@@ -32,6 +32,7 @@ mod kind {
     pub(super) const TAKE: u8 = 14;
     pub(super) const DISMISS: u8 = 15;
     pub(super) const LANE: u8 = 16;
+    pub(super) const BACK: u8 = 17;
     // From the manager.
     pub(super) const WELCOME: u8 = 32;
     pub(super) const ANSWER: u8 = 33;
@@ -126,6 +127,11 @@ pub(crate) enum ToManager<'a> {
     /// Has left this lock to the manager.
     Rang {
         object: u64,
+    },
+    /// Came too late to accept this lock, and waits on.
+    Back {
+        object: u64,
+        ticket: u64,
     },
     /// Leaves this lock, with a value that has no room in its place, or that names others, or that follows on such a one.
     /// `unmark`: it is no longer marked as recovered.
@@ -267,6 +273,7 @@ impl ToManager<'_> {
                 Writer::new(out, kind::PARK, 5).uint(*object).uint(*ticket).uint(*limit).uint((*pid).into()).uints(holds)
             }
             Self::Rang { object } => Writer::new(out, kind::RANG, 1).uint(*object),
+            Self::Back { object, ticket } => Writer::new(out, kind::BACK, 2).uint(*object).uint(*ticket),
             Self::Commit { object, unmark, names, value } => {
                 Writer::new(out, kind::COMMIT, 4).uint(*object).uint((*unmark).into()).names(names).bin(value)
             }
@@ -387,6 +394,7 @@ impl<'a> ToManager<'a> {
             (kind::ACQUIRE, 3) => Self::Acquire { object: r.uint()?, part: r.part()? },
             (kind::PARK, 6) => Self::Park { object: r.uint()?, ticket: r.uint()?, limit: r.uint()?, pid: r.uint()?, holds: r.uints()? },
             (kind::RANG, 2) => Self::Rang { object: r.uint()? },
+            (kind::BACK, 3) => Self::Back { object: r.uint()?, ticket: r.uint()? },
             (kind::COMMIT, 5) => Self::Commit { object: r.uint()?, unmark: r.uint::<u8>()? != 0, names: r.names()?, value: r.bin()? },
             (kind::FETCH, 3) => Self::Fetch { object: r.uint()?, ticket: r.uint()? },
             (kind::MAP, 3) => Self::Map { ticket: r.uint()?, segment: r.uint()? },
@@ -449,6 +457,7 @@ mod tests {
             ToManager::Acquire { object: 1, part: Part::SENDER },
             ToManager::Park { object: 1, ticket: 2, limit: 1_000_000_000, pid: 7, holds: vec![3, u64::MAX] },
             ToManager::Rang { object: 1 },
+            ToManager::Back { object: 1, ticket: 2 },
             ToManager::Commit { object: 1, unmark: true, names: names.clone(), value: &tail },
             ToManager::Fetch { object: 1, ticket: 2 },
             ToManager::Map { ticket: 1, segment: u32::MAX },

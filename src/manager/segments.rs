@@ -11,7 +11,7 @@ use super::message::Place;
 use crate::error::{Error, Why};
 use crate::process::{MemoryError, SharedMemory};
 use std::collections::HashMap;
-use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -38,6 +38,8 @@ struct Inside {
 #[derive(Debug)]
 struct Segment {
     memory: Arc<SharedMemory>,
+    /// For those who come to map it later.
+    fd: Arc<OwnedFd>,
     /// Words that were never given away begin here.
     fresh: usize,
     /// Parts given back, by their length.
@@ -84,16 +86,18 @@ impl Segments {
                 return Ok(allocated);
             }
             // Without the lock: these are system calls. Two may do so at the same time; then there is room for more.
+            let create = |words| SharedMemory::create_reserved(words * 8);
             let memory = create(if own { words } else { SEGMENT }).or_else(|error| match error.get_ref().and_then(|e| e.downcast_ref()) {
                 // Better a small one than none.
                 Some(MemoryError::FileSizeLimit { limit, .. }) if !own && *limit as usize >= words * 8 => create(words),
                 _ => Err(error),
             });
-            let memory = memory.map_err(|source| Error::from(Why::Memory { step: "getting the memory of a shared object", source }))?;
+            let (memory, fd) =
+                memory.map_err(|source| Error::from(Why::Memory { step: "getting the memory of a shared object", source }))?;
             let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
             inside.next += 1;
             let number = inside.next;
-            let segment = Segment { memory: Arc::new(memory), fresh: 0, free: HashMap::new(), used: 0 };
+            let segment = Segment { memory: Arc::new(memory), fd: Arc::new(fd), fresh: 0, free: HashMap::new(), used: 0 };
             inside.segments.insert(number, segment);
             if own {
                 return Ok(inside.take(self, number, words).expect("it is as long as that"));
@@ -126,7 +130,12 @@ impl Segments {
         drop(remains); // unmapped without the lock
     }
 
-    /// A segment, to be given to a client.
+    /// A segment's descriptor, to be given to a client.
+    pub(crate) fn fd(&self, segment: u32) -> Option<Arc<OwnedFd>> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner).segments.get(&segment).map(|segment| Arc::clone(&segment.fd))
+    }
+
+    /// A segment.
     pub(crate) fn memory(&self, segment: u32) -> Option<Arc<SharedMemory>> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner).segments.get(&segment).map(|segment| Arc::clone(&segment.memory))
     }
@@ -148,12 +157,6 @@ impl Inside {
         let place = Place { segment: number, offset: offset as u32, len: words as u32 };
         Some(Allocated { segments: Arc::clone(segments), memory: Arc::clone(&segment.memory), place })
     }
-}
-
-fn create(words: usize) -> io::Result<SharedMemory> {
-    let memory = SharedMemory::create(words * 8)?;
-    memory.reserve()?;
-    Ok(memory)
 }
 
 #[cfg(test)]

@@ -261,6 +261,10 @@ impl Server {
         self.apply(|state, _| state.rings.on = on);
     }
 
+    pub(crate) fn back(&self, object: u64, ticket: u64) {
+        self.apply(|state, now| state.back(Caller { client: LOCAL, ticket }, object, now));
+    }
+
     pub(crate) fn rang(&self, object: u64) {
         self.apply(|state, now| state.rang(LOCAL, object, now));
     }
@@ -456,9 +460,9 @@ impl Server {
                 Action::Grant(caller, version) if caller.client == LOCAL => todo.local.push((caller.ticket, Arrived::Granted(version))),
                 Action::Map(caller, segment) => {
                     let Some(link) = links.get_mut(&caller.client) else { continue };
-                    match self.segments.memory(segment) {
-                        Some(memory) => {
-                            link.out.push(vec![memory as Fd], |out| ToClient::Mapped { ticket: caller.ticket }.write(out));
+                    match self.segments.fd(segment) {
+                        Some(fd) => {
+                            link.out.push(vec![fd], |out| ToClient::Mapped { ticket: caller.ticket }.write(out));
                         }
                         None => {
                             let why = Refusal::NoMemory;
@@ -467,9 +471,9 @@ impl Server {
                     }
                     todo.flush.push(caller.client);
                 }
-                Action::Lane(caller, memory) => {
+                Action::Lane(caller, fd) => {
                     let Some(link) = links.get_mut(&caller.client) else { continue };
-                    link.out.push(vec![memory as Fd], |out| ToClient::Mapped { ticket: caller.ticket }.write(out));
+                    link.out.push(vec![Arc::new(fd)], |out| ToClient::Mapped { ticket: caller.ticket }.write(out));
                     todo.flush.push(caller.client);
                 }
                 Action::Refuse(caller, _) | Action::Grant(caller, _) => {
@@ -792,9 +796,9 @@ impl Server {
 
     /// A client wants a lane.
     fn lane(&self, caller: Caller, object: u64, way: Way) {
-        let memory = SharedMemory::create(lane::WORDS * 8).and_then(|memory| memory.reserve().map(|()| memory));
+        let memory = SharedMemory::create_reserved(lane::WORDS * 8);
         self.apply(|state, now| match memory {
-            Ok(memory) => state.lane(caller, object, way, Arc::new(memory), now),
+            Ok((memory, fd)) => state.lane(caller, object, way, Arc::new(memory), fd, now),
             Err(_) => state.actions.push(Action::Refuse(caller, Refusal::NoMemory)),
         });
     }
@@ -887,6 +891,7 @@ impl Inside {
                 let limit = (limit > 0).then(|| Duration::from_nanos(limit));
                 state.park(Caller { client, ticket }, object, limit, Wait { pid, holds }, now);
             }
+            ToManager::Back { object, ticket } => state.back(Caller { client, ticket }, object, now),
             ToManager::Rang { object } => state.rang(client, object, now),
             ToManager::Commit { object, unmark, names, value } => {
                 let held = state.hold(client, &names, now).map_err(|_| object::Bad("a value with a handle that is not its own".into()))?;

@@ -23,6 +23,7 @@ use super::segments::Allocated;
 use crate::process::SharedMemory;
 use crate::wire::packet::Packet;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -47,8 +48,8 @@ pub(crate) enum Action {
     Grant(Caller, u64),
     /// This segment of the memory.
     Map(Caller, u32),
-    /// A lane's memory.
-    Lane(Caller, Arc<SharedMemory>),
+    /// A lane's memory. Both ends have it mapped then: with the message, this descriptor is closed.
+    Lane(Caller, OwnedFd),
     /// It waits for a lock in a ring, which is described.
     Deadlock(Caller, String),
 }
@@ -436,12 +437,12 @@ impl State {
         asked.unwrap_or_else(|| Err(Bad("a request to what answers none".into())))
     }
 
-    /// A client wants a lane, for which there is this memory.
-    pub(crate) fn lane(&mut self, caller: Caller, object: u64, way: Way, memory: Arc<SharedMemory>, now: Instant) {
+    /// A client wants a lane, for which there is this memory, and its descriptor.
+    pub(crate) fn lane(&mut self, caller: Caller, object: u64, way: Way, memory: Arc<SharedMemory>, fd: OwnedFd, now: Instant) {
         let made = !self.closed
             && self.has(caller.client, object)
-            && self.served(object, now, |object, answers| object.lane(caller, way, Arc::clone(&memory), now, answers)).unwrap_or(false);
-        self.actions.push(if made { Action::Lane(caller, memory) } else { Action::Refuse(caller, Refusal::NoMemory) });
+            && self.served(object, now, |object, answers| object.lane(caller, way, memory, now, answers)).unwrap_or(false);
+        self.actions.push(if made { Action::Lane(caller, fd) } else { Action::Refuse(caller, Refusal::NoMemory) });
     }
 
     /// The application hands in a value, if that can be done at once; else it comes back.
@@ -527,6 +528,13 @@ impl State {
         if let Some(ring) = rings.find(caller, holder, name) {
             self.cancel(caller, object, now);
             self.actions.push(Action::Deadlock(caller, ring));
+        }
+    }
+
+    /// A lock's waiter came too late to accept it.
+    pub(crate) fn back(&mut self, caller: Caller, object: u64, now: Instant) {
+        if self.has(caller.client, object) {
+            self.lock(object, |lock, _, told| lock.back(caller, now, told));
         }
     }
 

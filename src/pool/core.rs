@@ -1242,6 +1242,8 @@ impl<T, M: Memory> Core<T, M> {
             for key in self.idle.iter().chain(&self.staff.spares).copied().collect::<Vec<_>>() {
                 self.retire(key, WorkerEnd::Closed, now, actions);
             }
+            // Who departed while something was queued kept his place for it; and nothing else may have changed since.
+            self.let_leave(now, actions);
         }
         if self.phase == Phase::Draining && self.tasks.len() == 0 {
             for key in self.workers.keys() {

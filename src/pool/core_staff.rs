@@ -463,6 +463,12 @@ impl<T, M: Memory> Core<T, M> {
         if self.phase == Phase::Open {
             self.place_surplus(now, actions);
         }
+        self.let_leave(now, actions);
+        self.want_workers(0, now, actions);
+    }
+
+    /// Those who depart and have nothing left to do leave, if nobody is to take their place first.
+    pub(super) fn let_leave(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         for key in self.workers.keys() {
             let Some(worker) = self.workers.get(key) else { continue };
             let may_leave = worker.post.duty != Duty::On || (self.phase != Phase::Open && self.queued == 0);
@@ -471,7 +477,6 @@ impl<T, M: Memory> Core<T, M> {
                 self.retire(key, why, now, actions);
             }
         }
-        self.want_workers(0, now, actions);
     }
 
     /// Those who are due, as far as spares are ready: who cannot serve first.

@@ -211,7 +211,7 @@ impl Hostile {
 
 /// A copy of what a worker shares with its pool, as words.
 fn words_of(memory: &WorkerMemory) -> SharedMemory {
-    SharedMemory::from_fd(memory.fd().try_clone_to_owned().unwrap()).unwrap()
+    SharedMemory::from_fd(&memory.fd()).unwrap()
 }
 
 impl Hostile {
@@ -238,8 +238,8 @@ impl Hostile {
             5 => {
                 let bytes = words.len() as i64 * 8;
                 let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-                fallocate(memory.fd(), mode, 0, bytes).unwrap();
-                assert!(ftruncate(memory.fd(), 8).is_err(), "it is sealed");
+                fallocate(self.player.memory.fd(), mode, 0, bytes).unwrap();
+                assert!(ftruncate(self.player.memory.fd(), 8).is_err(), "it is sealed");
             }
             // Replies in the ring: broken, or whole and many.
             6 => {

@@ -209,9 +209,8 @@ mod tests {
 
     #[test]
     fn note_crosses_shared_memory() {
-        let memory = SharedMemory::create(4096).expect("create");
-        let other = SharedMemory::from_fd(memory.fd().try_clone_to_owned().expect("dup"));
-        let other = other.expect("from_fd");
+        let (memory, fd) = SharedMemory::create(4096).expect("create");
+        let other = SharedMemory::from_fd(&fd).expect("from_fd");
         let ours = NotePage::new(memory.words()).expect("long enough");
         let theirs = NotePage::new(other.words()).expect("long enough");
         assert_eq!(ours.read(), None);

@@ -13,6 +13,8 @@
 //! * *Give us a file of another kind* in its place: [`SharedMemory::from_fd`] takes memory of tmpfs only; huge pages
 //!   (`MFD_HUGETLB`) would be a SIGBUS when the machine has none free.
 //!
+//! A mapping needs no descriptor: whoever makes the memory has one, to send it to the other side, for as long as it likes.
+//!
 //! In a forked copy it is not mapped (`MADV_DONTFORK`): there, touching it is a SIGSEGV, and the copy has to ask
 //! [`fork::is_forked_copy`] first.
 
@@ -23,7 +25,7 @@ use std::ffi::c_void;
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::AtomicU64;
@@ -93,7 +95,6 @@ impl From<MemoryError> for io::Error {
 pub(crate) struct SharedMemory {
     start: NonNull<c_void>,
     len: NonZeroUsize,
-    fd: OwnedFd,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and nothing but atomics reach it.
@@ -102,13 +103,14 @@ unsafe impl Send for SharedMemory {}
 unsafe impl Sync for SharedMemory {}
 
 impl SharedMemory {
-    /// Makes new memory of `len` bytes, all zeros, seals and maps it. No page of it is taken before it is touched.
+    /// Makes new memory of `len` bytes, all zeros, seals and maps it. No page of it is taken before it is touched. The
+    /// descriptor is there to be sent to the other side.
     ///
     /// # Errors
     ///
     /// [`MemoryError::Length`] unless `len` is a positive multiple of 8, [`MemoryError::FileSizeLimit`], or what the
     /// kernel says: no descriptor, no address space (`RLIMIT_AS`).
-    pub(crate) fn create(len: usize) -> io::Result<Self> {
+    pub(crate) fn create(len: usize) -> io::Result<(Self, OwnedFd)> {
         let len = checked_len(len as u64)?;
         let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
         if len.get() as u64 > limit {
@@ -118,7 +120,23 @@ impl SharedMemory {
         let fd = create_memfd()?;
         ftruncate(&fd, len.get() as libc::off_t)?;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(SEALS))?;
-        Self::map(fd, len)
+        Ok((Self::map(&fd, len)?, fd))
+    }
+
+    /// As [`create`](Self::create), and takes all its pages from the kernel now (fallocate(2)): else each is taken by whoever
+    /// touches it first, and killed by a SIGBUS if there is none.
+    ///
+    /// # Errors
+    ///
+    /// As `create`; when there is not enough memory.
+    pub(crate) fn create_reserved(len: usize) -> io::Result<(Self, OwnedFd)> {
+        let (memory, fd) = Self::create(len)?;
+        loop {
+            match fallocate(&fd, FallocateFlags::empty(), 0, len as libc::off_t) {
+                Err(Errno::EINTR) => {}
+                result => return result.map(|()| (memory, fd)).map_err(io::Error::from),
+            }
+        }
     }
 
     /// Maps memory that came from the other side, after looking at its kind, seals and length.
@@ -127,54 +145,34 @@ impl SharedMemory {
     ///
     /// A [`MemoryError`] within the [`io::Error`] when it is not what [`create`](Self::create) makes, or what the
     /// kernel says: sealed against writing (`EPERM`), no address space.
-    pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn from_fd(fd: &impl AsFd) -> io::Result<Self> {
         // Only descriptors of tmpfs and of huge pages know seals; all others say EINVAL.
-        let seals = match fcntl(&fd, FcntlArg::F_GET_SEALS) {
+        let seals = match fcntl(fd, FcntlArg::F_GET_SEALS) {
             Ok(seals) => SealFlag::from_bits_retain(seals),
             Err(Errno::EINVAL) => return Err(MemoryError::NotMemory.into()),
             Err(error) => return Err(error.into()),
         };
-        if fstatfs(&fd)?.filesystem_type() != TMPFS_MAGIC {
+        if fstatfs(fd)?.filesystem_type() != TMPFS_MAGIC {
             return Err(MemoryError::NotMemory.into());
         }
         if !seals.contains(SEALS) {
             return Err(MemoryError::NotSealed.into());
         }
         // Last, since only now it cannot change any more.
-        let len = fstat(&fd)?.st_size;
+        let len = fstat(fd)?.st_size;
         Self::map(fd, checked_len(len.unsigned_abs())?)
     }
 
-    fn map(fd: OwnedFd, len: NonZeroUsize) -> io::Result<Self> {
+    fn map(fd: &impl AsFd, len: NonZeroUsize) -> io::Result<Self> {
         // So that `drop` can tell, whoever made this.
         fork::arm()?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that is in use. Others may
         // write to the file, so it is reached by atomics alone; its length is sealed.
-        let start = unsafe { mman::mmap(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, &fd, 0) }?;
-        let memory = Self { start, len, fd };
+        let start = unsafe { mman::mmap(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, fd, 0) }?;
+        let memory = Self { start, len };
         // SAFETY: the advice concerns this mapping, and changes nothing in this process.
         unsafe { mman::madvise(start, len.get(), MmapAdvise::MADV_DONTFORK) }?;
         Ok(memory)
-    }
-
-    /// Takes all its pages from the kernel now (fallocate(2)): else each is taken by whoever touches it first, and killed
-    /// by a SIGBUS if there is none.
-    ///
-    /// # Errors
-    ///
-    /// When there is not enough memory.
-    pub(crate) fn reserve(&self) -> io::Result<()> {
-        loop {
-            match fallocate(&self.fd, FallocateFlags::empty(), 0, self.len.get() as libc::off_t) {
-                Err(Errno::EINTR) => {}
-                result => return Ok(result?),
-            }
-        }
-    }
-
-    /// Its descriptor, to be sent to the other side.
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 
     /// All of it as words.
@@ -187,12 +185,6 @@ impl SharedMemory {
         // whole words. Whatever bits are there are an AtomicU64. Everybody in this process uses atomics; another
         // process may do anything, which for an atomic is just another value.
         unsafe { slice::from_raw_parts(self.start.cast().as_ptr(), self.len.get() / WORD_BYTES) }
-    }
-}
-
-impl AsFd for SharedMemory {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd()
     }
 }
 
@@ -210,7 +202,7 @@ impl Drop for SharedMemory {
 
 impl fmt::Debug for SharedMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedMemory").field("len", &self.len).field("fd", &self.fd).finish_non_exhaustive()
+        f.debug_struct("SharedMemory").field("len", &self.len).finish_non_exhaustive()
     }
 }
 
@@ -242,7 +234,7 @@ mod tests {
     use super::*;
     use crate::process::testing::{forked, in_own_process, is_own_process};
 
-    fn refusal(result: io::Result<SharedMemory>) -> MemoryError {
+    fn refusal<T: fmt::Debug>(result: io::Result<T>) -> MemoryError {
         let error = result.expect_err("should be refused");
         *error.get_ref().and_then(|inner| inner.downcast_ref()).unwrap_or_else(|| panic!("not a MemoryError: {error:?}"))
     }
@@ -257,9 +249,9 @@ mod tests {
 
     #[test]
     fn both_sides_see_each_others_stores() {
-        let ours = SharedMemory::create(8192).expect("create");
-        let fd = ours.fd().try_clone_to_owned().expect("dup");
-        let theirs = SharedMemory::from_fd(fd).expect("from_fd");
+        let (ours, fd) = SharedMemory::create(8192).expect("create");
+        let theirs = SharedMemory::from_fd(&fd).expect("from_fd");
+        drop(fd); // of no use to those who have it mapped
         assert_eq!(theirs.words().len(), 1024);
         assert!(ours.words().iter().all(|w| w.load(Ordering::Relaxed) == 0));
         ours.words()[1023].store(7, Ordering::Release);
@@ -268,19 +260,19 @@ mod tests {
 
     #[test]
     fn length_is_sealed() {
-        let memory = SharedMemory::create(4096).expect("create");
-        assert_eq!(ftruncate(memory.fd(), 0), Err(Errno::EPERM));
-        assert_eq!(ftruncate(memory.fd(), 8192), Err(Errno::EPERM));
-        let seal = fcntl(memory.fd(), FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE));
+        let (_memory, fd) = SharedMemory::create(4096).expect("create");
+        assert_eq!(ftruncate(&fd, 0), Err(Errno::EPERM));
+        assert_eq!(ftruncate(&fd, 8192), Err(Errno::EPERM));
+        let seal = fcntl(&fd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE));
         assert_eq!(seal, Err(Errno::EPERM));
     }
 
     #[test]
     fn punched_hole_reads_as_zeros() {
-        let memory = SharedMemory::create(8192).expect("create");
+        let (memory, fd) = SharedMemory::create(8192).expect("create");
         memory.words()[0].store(u64::MAX, Ordering::Relaxed);
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(memory.fd(), flags, 0, 8192).expect("punch");
+        fallocate(&fd, flags, 0, 8192).expect("punch");
         assert_eq!(memory.words()[0].load(Ordering::Relaxed), 0);
         memory.words()[0].store(1, Ordering::Relaxed);
         assert_eq!(memory.words()[0].load(Ordering::Relaxed), 1);
@@ -290,17 +282,17 @@ mod tests {
     fn bad_memory_is_refused() {
         let none = MFdFlags::empty();
         let unsealed = memfd(4096, SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL, none);
-        assert_eq!(refusal(SharedMemory::from_fd(unsealed)), MemoryError::NotSealed);
+        assert_eq!(refusal(SharedMemory::from_fd(&unsealed)), MemoryError::NotSealed);
         let resealable = memfd(4096, SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW, none);
-        assert_eq!(refusal(SharedMemory::from_fd(resealable)), MemoryError::NotSealed);
+        assert_eq!(refusal(SharedMemory::from_fd(&resealable)), MemoryError::NotSealed);
         for len in [0, 4, 4097] {
             let odd = memfd(len, SEALS, none);
-            assert_eq!(refusal(SharedMemory::from_fd(odd)), MemoryError::Length(len.unsigned_abs()));
+            assert_eq!(refusal(SharedMemory::from_fd(&odd)), MemoryError::Length(len.unsigned_abs()));
         }
         let file = std::fs::File::open("/dev/zero").expect("open");
-        assert_eq!(refusal(SharedMemory::from_fd(file.into())), MemoryError::NotMemory);
+        assert_eq!(refusal(SharedMemory::from_fd(&file)), MemoryError::NotMemory);
         let read_only = memfd(4096, SEALS | SealFlag::F_SEAL_WRITE, none);
-        let error = SharedMemory::from_fd(read_only).expect_err("cannot be written");
+        let error = SharedMemory::from_fd(&read_only).expect_err("cannot be written");
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
         for len in [0, 12] {
             assert!(matches!(refusal(SharedMemory::create(len)), MemoryError::Length(_)));
@@ -317,7 +309,7 @@ mod tests {
         };
         ftruncate(&huge, 1 << 30).expect("ftruncate");
         fcntl(&huge, FcntlArg::F_ADD_SEALS(SEALS)).expect("seal");
-        assert_eq!(refusal(SharedMemory::from_fd(huge)), MemoryError::NotMemory);
+        assert_eq!(refusal(SharedMemory::from_fd(&huge)), MemoryError::NotMemory);
     }
 
     #[test]
@@ -348,7 +340,7 @@ mod tests {
         if !is_own_process() {
             return;
         }
-        let memory = SharedMemory::create(1 << 20).expect("create");
+        let (memory, _) = SharedMemory::create(1 << 20).expect("create");
         let code = forked(|| {
             // Take the addresses that the copy has free, as an allocator might.
             // SAFETY: MAP_FIXED_NOREPLACE touches no memory that is in use.

@@ -18,7 +18,7 @@ use super::memory::{MemoryError, SharedMemory};
 use crate::wire::claim::{Claims, SLOTS_MAX};
 use crate::wire::outbox::Ring;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const TAIL: usize = NOTE_WORDS;
 const HEAD: usize = TAIL + 8;
@@ -34,6 +34,7 @@ const RING_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct WorkerMemory {
     memory: SharedMemory,
+    fd: OwnedFd,
     slots: usize,
     ring_bytes: usize,
 }
@@ -46,8 +47,8 @@ impl WorkerMemory {
     /// As [`SharedMemory::create`].
     pub(crate) fn create(slots: usize) -> io::Result<Self> {
         let slots = slots.next_multiple_of(8).min(SLOTS_MAX);
-        let memory = SharedMemory::create(words(slots, RING_BYTES) * WORD)?;
-        Ok(Self { memory, slots, ring_bytes: RING_BYTES })
+        let (memory, fd) = SharedMemory::create(words(slots, RING_BYTES) * WORD)?;
+        Ok(Self { memory, fd, slots, ring_bytes: RING_BYTES })
     }
 
     /// What came with the welcome, which says how it is divided.
@@ -56,17 +57,17 @@ impl WorkerMemory {
     ///
     /// As [`SharedMemory::from_fd`]; `InvalidData` if it is divided otherwise.
     pub(crate) fn from_fd(fd: OwnedFd, slots: u32, ring_bytes: u32) -> io::Result<Self> {
-        let memory = SharedMemory::from_fd(fd)?;
+        let memory = SharedMemory::from_fd(&fd)?;
         let (slots, ring_bytes) = (slots as usize, ring_bytes as usize);
         let len = memory.words().len();
         if slots > SLOTS_MAX || !ring_bytes.is_power_of_two() || ring_bytes < WORD || len != words(slots, ring_bytes) {
             return Err(MemoryError::Length((len * WORD) as u64).into());
         }
-        Ok(Self { memory, slots, ring_bytes })
+        Ok(Self { memory, fd, slots, ring_bytes })
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.memory.fd()
+        self.fd.as_fd()
     }
 
     /// How many claims it has.

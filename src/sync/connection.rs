@@ -272,7 +272,7 @@ impl Connection {
     pub(super) fn keep(&self, place: Place, segment: OwnedFd) -> std::io::Result<Option<Cell>> {
         let Route::Remote(remote) = &self.route else { return Ok(None) };
         let Some((seat, generation)) = remote.seat() else { return Ok(None) };
-        let memory = SharedMemory::from_fd(segment)?;
+        let memory = SharedMemory::from_fd(&segment)?;
         let memory = remote.keep_segment(place.segment, memory, place.len as usize <= SHARED_MAX);
         Ok(Cell::new(memory, place, owner_of(Client { seat, generation })))
     }
@@ -287,6 +287,14 @@ impl Connection {
                 let pid = if holds.is_empty() { 0 } else { std::process::id() };
                 remote.send(&ToManager::Park { object, ticket, limit, pid, holds: holds.to_vec() });
             }
+            Route::Failed(_) => {}
+        }
+    }
+
+    pub(super) fn back(&self, object: u64, ticket: u64) {
+        match &self.route {
+            Route::Local(server) => server.back(object, ticket),
+            Route::Remote(remote) => remote.send(&ToManager::Back { object, ticket }),
             Route::Failed(_) => {}
         }
     }

@@ -54,6 +54,13 @@ impl Manager {
     /// Whether threads that wait for each other's locks are looked for: a ring of them, in `blocking_` calls without a
     /// limit, of whatever processes, is then told to the one that closes it ([`is_deadlock`](Error::is_deadlock)), instead of standing still.
     ///
+    /// A lock counts as held by the thread that got it by a `blocking_` call. (So a guard of such a call that is dropped by another
+    /// thread than took it, from within a [scope](std::thread::scope) say, may be told as part of a ring that it would have opened: use
+    /// [`lock_owned`](crate::Mutex::lock_owned) for what is to move.) What was got by `.await` or by `try_` counts for nobody, and a task
+    /// that waits by `.await` is in no ring. That two tasks wait for each other is not told: a task may release a lock in one branch
+    /// while it waits in another, and may be given up by a time limit around it, so that it is never certain. For these
+    /// [`lock_timeout`](crate::Mutex::lock_timeout) is of use, and one order in which all take their locks.
+    ///
     /// Default: on in debug builds, off in others. Switched on, it concerns locks that are taken later, and processes that come
     /// to use this manager later; taking a lock costs some hundred nanoseconds more then, in this process for the locks of all
     /// managers.

@@ -62,12 +62,14 @@ const SMALL: usize = 16;
 /// writes nothing. `Mutex<()>` is the plain lock.
 ///
 /// Who waits is served in the order of arrival, except that one who comes may take the lock when it is free just then, or
-/// becomes so within 20 µs, as long as nobody waits. A process that is stopped when its turn comes is passed over after
-/// 10 ms, and is the second in line then. One that is stopped while it holds the lock keeps it.
+/// becomes so within 20 µs, as long as nobody waits. One whose process is stopped when its turn comes, or gets no time to run, is
+/// passed over after 10 ms, and asked no more, so it holds up the others once; as soon as it runs again it is back at its place, before
+/// all that came later. It has twice as long with each turn that it misses, up to a second: however slow the machine, whoever comes
+/// to run within a second has the lock with the eighth of its turns at the latest. One that is stopped while it holds the lock keeps it.
 ///
 /// Threads that hold locks and wait for each other's, in `blocking_` calls without a limit, of whatever processes, are told so
 /// where that is looked for ([`Manager::detect_deadlocks`], on by default in debug builds): one of them gets an error that is
-/// [`is_deadlock`](Error::is_deadlock) and names the ring. Of async tasks it is not known what else they do while they wait.
+/// [`is_deadlock`](Error::is_deadlock) and names the ring. Of async tasks this is never certain, and nothing is told.
 ///
 /// Without contention, `lock` and the guard's drop are some atomic operations in shared memory: no system call. In
 /// the application this works without any worker, from any thread, in any runtime or none.
@@ -357,7 +359,8 @@ async fn acquire(handle: &Handle, limit: Option<Duration>) -> Result<Locked<'_>,
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Arrived::Granted(version)) => match always(word::accept(cell.words(), cell.owner(), version)) {
                     Attempt::Held(word) => return Poll::Ready(Ok(word)),
-                    Attempt::Busy => {} // it came late, and was taken back: the next one comes
+                    // It came late, and was taken back: the next one comes when this has been said.
+                    Attempt::Busy => handle.connection().back(handle.name().object, parked.ticket.number),
                     Attempt::Broken => return Poll::Ready(Err(Why::ObjectBroken.into())),
                 },
                 Poll::Ready(Arrived::Refused(why)) => return Poll::Ready(Err(error(why))),

@@ -663,6 +663,65 @@ fn one_that_is_stopped_when_its_turn_comes_is_passed_over() {
     assert!(child.wait().expect("wait").success());
 }
 
+/// Else it would be told of a ring that is none: the guard is dropped by another thread than took it.
+#[test]
+fn what_was_not_taken_by_blocking_is_in_no_ring() {
+    let manager = manager();
+    manager.detect_deadlocks(true);
+    let (one, other) = (manager.mutex(0u64).expect("a mutex"), manager.mutex(0u64).expect("a mutex"));
+    let server = manager.connection().server().expect("local");
+    let held = one.try_lock().expect("whole").expect("free");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _other = other.blocking_lock().expect("no deadlock");
+            drop(one.blocking_lock().expect("no deadlock"));
+        });
+        wait_until("it waits for the one, and holds the other", || server.waiting(mutex_object(&one)) == 1);
+        scope.spawn(|| {
+            let held = held;
+            wait_until("the other is waited for", || server.waiting(mutex_object(&other)) == 1);
+            drop(held);
+        });
+        drop(other.blocking_lock().expect("no deadlock"));
+    });
+}
+
+#[test]
+fn those_that_are_stopped_hold_up_each_other_waiter_once_at_most_and_go_on_when_they_are_continued() {
+    let manager = manager();
+    let mutex = manager.mutex(0u64).expect("a mutex");
+    let (server, object) = (manager.connection().server().expect("local"), mutex_object(&mutex));
+    let mut guard = blocking(mutex.lock());
+    let mut children: Vec<_> = (0..2)
+        .map(|before| {
+            let child = start_client(manager.connection(), "sync::mutex_tests::client_adds_once", &[mutex.handle()]);
+            wait_until("it waits", || server.waiting(object) == before + 1);
+            stop(&child);
+            child
+        })
+        .collect();
+    // There is always one who waits when the lock is released, behind the two.
+    for _ in 0..100 {
+        let mut next = pin!(mutex.lock());
+        assert!(next.as_mut().now_or_never().is_none());
+        drop(guard);
+        guard = block_on(next).expect("lock");
+        *guard += 10;
+    }
+    assert_eq!((server.late(object), server.waiting(object)), (2, 2));
+    drop(guard);
+    // Nobody is in the line: it is as if nobody waited.
+    let fencing_number = |guard: crate::MutexGuard<'_, u64>| guard.fencing_number();
+    for expected in [102, 103] {
+        assert_eq!(mutex.try_lock().expect("whole").map(fencing_number), Some(expected));
+    }
+    for (number, child) in children.iter_mut().enumerate() {
+        kill(pid(child), Signal::SIGCONT).expect("continue");
+        assert_eq!(line(child), (1001 + number).to_string());
+        assert!(child.wait().expect("wait").success());
+    }
+}
+
 #[test]
 #[ignore = "runs in a process of its own"]
 fn client_adds_once() {

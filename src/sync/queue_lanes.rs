@@ -251,7 +251,7 @@ impl Handle {
 }
 
 fn map(memory: OwnedFd) -> Option<Arc<SharedMemory>> {
-    SharedMemory::from_fd(memory).ok().map(Arc::new)
+    SharedMemory::from_fd(&memory).ok().map(Arc::new)
 }
 
 impl Inner {

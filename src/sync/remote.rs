@@ -8,6 +8,10 @@
 //! * for all others (another runtime, another executor) there is a **thread**, which is started when first one *leans* on it,
 //!   and reads as long as somebody may.
 //!
+//! A worker's own runtime does not turn while a task in it blocks, and what that waits for may be just what the runtime would read (by
+//! another executor's `block_on`, say). So the thread is there for it as well, and reads what the runtime has left lying for
+//! [`GRACE`].
+//!
 //! One reads at a time (`reading`, which is only tried, never waited for). Who comes second leaves his waker, looks once more,
 //! and is woken when the first one is done: so whatever comes, somebody reads it. That lock is held by the one who reads over
 //! his waiting for more; nobody else is kept waiting by it, for what comes for others he delivers.
@@ -34,7 +38,7 @@ use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
@@ -44,6 +48,9 @@ const DESCRIPTORS_MAX: usize = 4;
 
 /// For so long the thread that reads goes on after nobody seems to need it, in milliseconds.
 const LINGER: u16 = 100;
+
+/// For so long what has come is left to a runtime that reads for itself, in milliseconds.
+const GRACE: u16 = 10;
 
 thread_local! {
     /// What is polled on this thread now is driven by the worker's own runtime.
@@ -103,6 +110,8 @@ pub(crate) struct Remote {
     leaned: AtomicBool,
     /// A runtime has a task that reads.
     is_driven: AtomicBool,
+    /// How many times it has come to read.
+    driven: AtomicU64,
     /// Held while the thread is being started.
     starting: Mutex<()>,
     /// This process's seat and its generation.
@@ -123,6 +132,7 @@ impl Remote {
             next: Mutex::default(),
             leaned: AtomicBool::new(false),
             is_driven: AtomicBool::new(false),
+            driven: AtomicU64::new(0),
             starting: Mutex::new(()),
             seat: OnceLock::new(),
             segments: Mutex::default(),
@@ -286,6 +296,10 @@ impl Remote {
         if DRIVEN.get() {
             if !self.is_driven.swap(true, Ordering::AcqRel) {
                 tokio::spawn(drive(Arc::clone(self)));
+                // If there can be no thread, there is none: it is needed only when the runtime does not turn.
+                if self.listen().is_ok() {
+                    self.ring();
+                }
             }
             return true;
         }
@@ -387,6 +401,7 @@ impl Remote {
     fn read_on(self: Arc<Self>) {
         let bell = self.bell.wait();
         let waker = Waker::from(Arc::new(Ring(Arc::downgrade(&self))));
+        let mut left_alone = None;
         loop {
             let leaned = self.leaned.load(Ordering::Acquire);
             let turn = if leaned { self.turn(&waker) } else { Turn::Read };
@@ -399,7 +414,8 @@ impl Remote {
             let blocked = self.lock().is_blocked();
             let mut wanted = if blocked { PollFlags::POLLOUT } else { PollFlags::empty() };
             // Else the end is heard of all the same (POLLHUP), for it need not be asked for.
-            if leaned && !busy {
+            let for_runtime = !leaned && !blocked && self.is_driven.load(Ordering::Acquire);
+            if (leaned || for_runtime) && !busy {
                 wanted |= PollFlags::POLLIN;
             }
             let mut fds = [PollFd::new(bell.as_fd(), PollFlags::POLLIN), PollFd::new(self.socket.as_fd(), wanted)];
@@ -421,6 +437,9 @@ impl Remote {
             if has(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL) {
                 self.leaned.store(true, Ordering::Release); // reads to the end
             }
+            if for_runtime && has(PollFlags::POLLIN) && self.turn_for_runtime(bell, &mut left_alone, &waker) == Turn::Ended {
+                return;
+            }
             if leaned && ready == 0 {
                 // Who comes to lean now either is seen here, or sees that nobody leans.
                 self.leaned.store(false, Ordering::SeqCst);
@@ -429,6 +448,21 @@ impl Remote {
                 }
             }
         }
+    }
+
+    /// Something has come for a runtime that reads for itself. If it has not come to it within the grace, it is read here; and from
+    /// then on at once, until the runtime comes again. `left_alone`: how many times it had come when it was found not to come.
+    fn turn_for_runtime(&self, bell: &EventFd, left_alone: &mut Option<u64>, waker: &Waker) -> Turn {
+        let driven = self.driven.load(Ordering::Acquire);
+        if *left_alone != Some(driven) {
+            let _ = poll(&mut [PollFd::new(bell.as_fd(), PollFlags::POLLIN)], PollTimeout::from(GRACE));
+            let lies = poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1);
+            if !lies || self.driven.load(Ordering::Acquire) != driven {
+                return Turn::Read;
+            }
+            *left_alone = Some(driven);
+        }
+        self.turn(waker)
     }
 
     /// Reads what is there.
@@ -562,6 +596,7 @@ async fn drive(remote: Arc<Remote>) {
                 Poll::Ready(Err(_)) => return Poll::Ready(()),
                 Poll::Pending => false,
             };
+            remote.driven.fetch_add(1, Ordering::Release);
             // (Woken by another who has read until now, there may be something as well.)
             if (ready || first) && remote.turn(cx.waker()) == Turn::Ended {
                 return Poll::Ready(());

@@ -16,9 +16,9 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 /// A grant that has not been accepted for so long is taken back, if others wait: the process is stopped, or hardly gets
-/// to run.
+/// to run. Twice as long after each that the same one has let lapse.
 const LATE: Duration = Duration::from_millis(10);
-/// The longest pause between two looks.
+/// The longest pause between two looks, and the longest time to accept a grant.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 impl Waiting for Caller {
@@ -50,8 +50,8 @@ pub(crate) struct Lock {
     broken: bool,
     /// Grants that were taken back because they came too late.
     late: u64,
-    /// When the last grant was given.
-    granted_at: Option<Instant>,
+    /// From when on the last grant is late.
+    late_at: Option<Instant>,
     look_at: Option<Instant>,
     pause: Duration,
 }
@@ -107,7 +107,7 @@ impl Lock {
             outside: Kept::new(outside),
             broken: false,
             late: 0,
-            granted_at: None,
+            late_at: None,
             look_at: None,
             pause: LATE,
         }
@@ -120,11 +120,11 @@ impl Lock {
     /// What it holds, in bytes, roughly.
     pub(crate) fn bytes(&self) -> usize {
         let outside = self.outside.values().map(|(value, _)| value.len()).sum::<usize>();
-        self.memory.words().len() * 8 + outside + self.waiters.queue().len() * 64
+        self.memory.words().len() * 8 + outside + self.waiters.count() * 64
     }
 
     pub(crate) fn waiting(&self) -> usize {
-        self.waiters.queue().len()
+        self.waiters.count()
     }
 
     /// How many grants were taken back because they were not accepted in time.
@@ -133,9 +133,9 @@ impl Lock {
         self.late
     }
 
-    /// Whether he stands in the line.
+    /// Whether he waits, and it is not granted to him.
     pub(crate) fn is_waiting(&self, caller: Caller) -> bool {
-        self.waiters.queue().any(|waiting| waiting == caller)
+        self.waiters.has(caller)
     }
 
     /// Whose process has it, if one has.
@@ -161,6 +161,11 @@ impl Lock {
     pub(crate) fn cancel(&mut self, caller: Caller, now: Instant, told: &mut Vec<Told>) {
         self.limits.remove(caller);
         self.step(now, told, |waiters, memory| waiters.cancel(memory, caller));
+    }
+
+    /// Somebody came too late to accept it, and waits on.
+    pub(crate) fn back(&mut self, caller: Caller, now: Instant, told: &mut Vec<Told>) {
+        self.step(now, told, |waiters, memory| waiters.back(memory, caller));
     }
 
     /// It was left to the manager.
@@ -223,8 +228,8 @@ impl Lock {
         {
             self.limits.remove(caller);
             // One that has accepted has it.
-            let waits = self.waiters.queue().any(|waiting| waiting == caller)
-                || self.waiters.granted() == Some(caller) && always(self.waiters.is_pending(self.memory.words()));
+            let waits =
+                self.waiters.has(caller) || self.waiters.granted() == Some(caller) && always(self.waiters.is_pending(self.memory.words()));
             if waits {
                 told.push(Told::Refused(caller, Refusal::TimedOut));
                 self.step(now, told, |waiters, memory| waiters.cancel(memory, caller));
@@ -235,7 +240,8 @@ impl Lock {
             self.take_back_late(now, told);
             self.check_owner(is_client, told);
             self.step(now, told, |waiters, memory| waiters.pump(memory));
-            (self.pause, self.look_at) = (pause, self.look_at.map(|_| now + pause));
+            let next = self.late_at.filter(|at| *at > now).map_or(now + pause, |at| at.min(now + pause));
+            (self.pause, self.look_at) = (pause, self.look_at.map(|_| next));
         }
     }
 
@@ -262,8 +268,8 @@ impl Lock {
     }
 
     fn take_back_late(&mut self, now: Instant, told: &mut Vec<Told>) {
-        if self.granted_at.is_some_and(|at| now >= at + LATE) && !self.waiters.is_empty() && !self.broken {
-            self.granted_at = None;
+        if self.late_at.is_some_and(|at| now >= at) && !self.waiters.is_line_empty() && !self.broken {
+            self.late_at = None;
             let pending = always(self.waiters.is_pending(self.memory.words()));
             self.late += u64::from(pending);
             if let Some(last) = self.granted.take()
@@ -295,14 +301,14 @@ impl Lock {
                 {
                     self.limits.remove(last); // he has had it
                 }
-                self.granted_at = Some(now);
+                self.late_at = Some(now + (LATE * 2u32.saturating_pow(self.waiters.lapses())).min(PAUSE_MAX));
                 (self.pause, self.look_at) = (LATE, None);
                 told.push(Told::Granted(to, version));
             }
             Ok(None) => {}
             Err(Broken) => self.break_up(told),
         }
-        if self.waiters.is_empty() {
+        if self.waiters.is_line_empty() {
             (self.pause, self.look_at) = (LATE, None);
         } else {
             // What a client tells cannot put it off.

@@ -4,6 +4,10 @@
 //! ([`Waiters::pump`]). It is applied after everything that happens: somebody parks or gives up, the lock was left to the
 //! manager, its holder died, a grant was not accepted in time.
 //!
+//! Who does not accept in time stands out of the line from then on: he is asked no more, and nobody waits for him. As soon as
+//! he finds that his grant was taken back he says so, and is at his place again, before all that came later. So one that is
+//! stopped holds up the others once, and one that is only slow loses nothing but time: see [`Waiters::lapses`].
+//!
 //! While a process owns the word the manager changes nothing in it but the bit that somebody waits, by one unconditional
 //! operation; while nobody does, nobody else changes it, for a free word with that bit is not taken. So the manager's
 //! compare-and-swaps fail only if somebody writes what he must not: then the lock is broken.
@@ -29,82 +33,115 @@ pub(crate) trait Waiting: Copy + Eq {
     fn owner(self) -> Owner;
 }
 
+/// One that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Place<C> {
+    who: C,
+    /// The how many-th that came.
+    number: u64,
+    /// Grants that he did not accept in time.
+    lapses: u32,
+}
+
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Waiters<C> {
-    queue: VecDeque<C>,
-    /// The last grant; it may have been accepted since.
-    granted: Option<Grant<C>>,
-    /// Grants that came too late, one after another.
-    late: usize,
+    /// Those in the line, by their numbers.
+    queue: VecDeque<Place<C>>,
+    /// The last grant, at this version; it may have been accepted since.
+    granted: Option<(Place<C>, u64)>,
+    /// Those that were late, and have not said that they are there.
+    late: Vec<Place<C>>,
+    /// How many have come.
+    come: u64,
 }
 
 type Outcome<T, M> = Result<Result<T, Broken>, <M as Memory>::Stop>;
 
 impl<C: Waiting> Waiters<C> {
     pub(crate) fn new() -> Self {
-        Self { queue: VecDeque::new(), granted: None, late: 0 }
+        Self { queue: VecDeque::new(), granted: None, late: Vec::new(), come: 0 }
     }
 
-    /// Those that wait, in order; not the one to whom it was granted.
-    pub(crate) fn queue(&self) -> impl ExactSizeIterator<Item = C> + '_ {
-        self.queue.iter().copied()
+    /// How many wait; the one to whom it was granted is not among them.
+    pub(crate) fn count(&self) -> usize {
+        self.queue.len() + self.late.len()
+    }
+
+    /// Whether he waits, in the line or out of it; one to whom it was granted does not.
+    pub(crate) fn has(&self, who: C) -> bool {
+        self.queue.iter().chain(&self.late).any(|place| place.who == who)
     }
 
     /// To whom it was granted last; whether he has accepted is not known here.
     pub(crate) fn granted(&self) -> Option<C> {
-        self.granted.map(|grant| grant.to)
+        self.granted.map(|(place, _)| place.who)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// How many grants he has let lapse before to whom it was granted last. He is to be given twice the time after each: then one
+    /// that is only slow, and says each time that he is there, has it after a few of them, however slow he is.
+    pub(crate) fn lapses(&self) -> u32 {
+        self.granted.map_or(0, |(place, _)| place.lapses)
+    }
+
+    /// Nobody stands in the line.
+    pub(crate) fn is_line_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
     /// Somebody wants it.
     pub(crate) fn park<M: Memory + ?Sized>(&mut self, memory: &M, who: C) -> Outcome<Option<Grant<C>>, M> {
-        self.queue.push_back(who);
+        self.queue.push_back(Place { who, number: self.come, lapses: 0 });
+        self.come += 1;
+        self.pump(memory)
+    }
+
+    /// Somebody has found that his grant was taken back: he is there.
+    pub(crate) fn back<M: Memory + ?Sized>(&mut self, memory: &M, who: C) -> Outcome<Option<Grant<C>>, M> {
+        // He may have been refused meanwhile.
+        let Some(at) = self.late.iter().position(|place| place.who == who) else { return Ok(Ok(None)) };
+        let place = self.late.remove(at);
+        let before = self.queue.partition_point(|other| other.number < place.number);
+        self.queue.insert(before, place);
         self.pump(memory)
     }
 
     /// Somebody waits no longer. If it was granted to him, and he has not accepted, it is taken back.
     pub(crate) fn cancel<M: Memory + ?Sized>(&mut self, memory: &M, who: C) -> Outcome<Option<Grant<C>>, M> {
-        let before = self.queue.len();
-        self.queue.retain(|waiting| *waiting != who);
-        if self.queue.len() == before {
-            let Some(grant) = self.granted.filter(|grant| grant.to == who) else { return Ok(Ok(None)) };
+        if self.has(who) {
+            self.drop_tickets(|waiting| waiting == who);
+        } else {
+            let Some((place, version)) = self.granted.filter(|(place, _)| place.who == who) else { return Ok(Ok(None)) };
             self.granted = None;
-            if !self.take_back(memory, grant)? {
+            if !self.take_back(memory, place.who, version)? {
                 return Ok(Ok(None)); // he has accepted it before
             }
         }
         self.pump(memory)
     }
 
-    /// A grant has not been accepted for long, and others wait: the next one gets it, and the late one is second. If that
-    /// one is late as well it is third, and so on, until one has accepted: else two that are stopped would take turns, and
-    /// nobody behind them would ever get it.
+    /// A grant has not been accepted for long, and others wait: the next one gets it, and the late one is asked no more until
+    /// he says that he is there.
     pub(crate) fn revoke<M: Memory + ?Sized>(&mut self, memory: &M) -> Outcome<Option<Grant<C>>, M> {
-        let Some(grant) = self.granted.filter(|_| !self.queue.is_empty()) else { return Ok(Ok(None)) };
+        let Some((mut place, version)) = self.granted.filter(|_| !self.queue.is_empty()) else { return Ok(Ok(None)) };
         self.granted = None;
-        if !self.take_back(memory, grant)? {
-            self.late = 0;
+        if !self.take_back(memory, place.who, version)? {
             return Ok(Ok(None));
         }
-        self.late = (self.late + 1).min(self.queue.len());
-        self.queue.insert(self.late, grant.to);
+        place.lapses += 1;
+        self.late.push(place);
         self.pump(memory)
     }
 
     /// Whether the grant has been accepted, or lost.
     pub(crate) fn is_pending<M: Memory + ?Sized>(&self, memory: &M) -> Result<bool, M::Stop> {
-        let Some(grant) = self.granted else { return Ok(false) };
-        let word = word::look(memory)?;
-        Ok(word.owner() == grant.to.owner() && word.is_granted() && word.version() == grant.version)
+        let Some((place, version)) = self.granted else { return Ok(false) };
+        Ok(is_granted(word::look(memory)?, place.who, version))
     }
 
-    fn take_back<M: Memory + ?Sized>(&self, memory: &M, grant: Grant<C>) -> Result<bool, M::Stop> {
+    fn take_back<M: Memory + ?Sized>(&self, memory: &M, who: C, version: u64) -> Result<bool, M::Stop> {
         let word = word::look(memory)?;
-        if word.owner() != grant.to.owner() || !word.is_granted() || word.version() != grant.version {
+        if !is_granted(word, who, version) {
             return Ok(false);
         }
         word::change(memory, word, word.taken_back())
@@ -112,7 +149,7 @@ impl<C: Waiting> Waiters<C> {
 
     /// A process has ended: its tickets are dropped, and what it held goes to the next, with the last committed value.
     pub(crate) fn died<M: Memory + ?Sized>(&mut self, memory: &M, owner: Owner) -> Outcome<Option<Grant<C>>, M> {
-        self.drop_tickets(owner);
+        self.drop_tickets(|waiting| waiting.owner() == owner);
         match self.take_over(memory, owner)? {
             // Also if it was not its own: what it has left to us it may not have been able to say.
             Ok(()) => self.pump(memory),
@@ -131,9 +168,10 @@ impl<C: Waiting> Waiters<C> {
         }
     }
 
-    pub(super) fn drop_tickets(&mut self, owner: Owner) {
-        self.queue.retain(|waiting| waiting.owner() != owner);
-        self.granted.take_if(|grant| grant.to.owner() == owner);
+    pub(super) fn drop_tickets(&mut self, gone: impl Fn(C) -> bool) {
+        self.queue.retain(|place| !gone(place.who));
+        self.late.retain(|place| !gone(place.who));
+        self.granted.take_if(|(place, _)| gone(place.who));
     }
 
     pub(super) fn take_over<M: Memory + ?Sized>(&self, memory: &M, owner: Owner) -> Outcome<(), M> {
@@ -182,23 +220,25 @@ impl<C: Waiting> Waiters<C> {
         if !word.is_nobodys() {
             return Ok(Ok(None));
         }
-        let new: Word = word.granted_to(next.owner(), self.queue.len() > 1);
+        let new: Word = word.granted_to(next.who.owner(), self.queue.len() > 1);
         if word.is_broken() || !word::change(memory, word, new)? {
             return Ok(Err(Broken));
         }
         self.queue.pop_front();
-        let grant = Grant { to: next, version: new.version() };
-        if self.granted.replace(grant).is_some() {
-            self.late = 0; // the last one had accepted: what is taken back is forgotten
-        }
-        Ok(Ok(Some(grant)))
+        self.granted = Some((next, new.version()));
+        Ok(Ok(Some(Grant { to: next.who, version: new.version() })))
     }
 
     /// Nobody may have the lock any more; gives all that waited.
     pub(crate) fn break_up<M: Memory + ?Sized>(&mut self, memory: &M) -> Result<Vec<C>, M::Stop> {
         word::set_broken(memory)?;
-        Ok(self.queue.drain(..).chain(self.granted.take().map(|grant| grant.to)).collect())
+        let granted = self.granted.take().map(|(place, _)| place);
+        Ok(self.queue.drain(..).chain(self.late.drain(..)).chain(granted).map(|place| place.who).collect())
     }
+}
+
+fn is_granted<C: Waiting>(word: Word, who: C, version: u64) -> bool {
+    word.owner() == who.owner() && word.is_granted() && word.version() == version
 }
 
 #[cfg(test)]
@@ -213,36 +253,92 @@ mod tests {
         }
     }
 
+    fn lock() -> Vec<AtomicU64> {
+        let words: Vec<AtomicU64> = (0..32).map(|_| AtomicU64::new(0)).collect();
+        word::init(&words, Some(&[0; 8]));
+        words
+    }
+
+    const AS_IT_WAS: Release = Release { commit: false, recovered: None };
+
+    fn accept(words: &[AtomicU64], grant: Grant<u32>) -> Word {
+        let Attempt::Held(word) = always(word::accept(words, grant.to.owner(), grant.version)) else { panic!("granted") };
+        word
+    }
+
+    /// They wait while one holds it, and are asked when it is released, until these do.
+    fn asked_until(waiters: &mut Waiters<u32>, words: &[AtomicU64], stopped: u32) -> (Vec<u32>, Grant<u32>) {
+        let mut late = Vec::new();
+        let mut grant = always(waiters.pump(words)).expect("well kept").expect("somebody waits");
+        while grant.to < stopped {
+            late.push(grant.to);
+            grant = always(waiters.revoke(words)).expect("well kept").expect("others wait");
+        }
+        (late, grant)
+    }
+
     #[test]
-    fn those_behind_get_it_however_many_before_them_never_accept() {
-        for stopped in 0..5u32 {
-            let words: Vec<AtomicU64> = (0..32).map(|_| AtomicU64::new(0)).collect();
-            let words = &words[..];
-            word::init(words, Some(&[0; 8]));
-            let mut waiters = Waiters::new();
-            let Attempt::Held(mut held) = always(word::try_lock(words, 100.owner())) else { panic!("it is free") };
-            let all = stopped + 3;
-            for who in 0..all {
-                assert_eq!(always(waiters.park(words, who)), Ok(None));
+    fn those_that_do_not_accept_are_asked_once_and_not_again_before_they_say_that_they_are_there() {
+        for stopped in 0..5 {
+            let (words, mut waiters) = (lock(), Waiters::new());
+            let Attempt::Held(mut held) = always(word::try_lock(&words[..], 100.owner())) else { panic!("it is free") };
+            for who in 0..stopped + 3 {
+                assert_eq!(always(waiters.park(&words[..], who)), Ok(None));
             }
-            let (mut got, mut revoked, mut in_a_row) = (Vec::new(), 0, 0);
-            while got.len() < 3 {
-                always(word::release(words, held, Release { commit: false, recovered: None }));
-                let mut grant = always(waiters.pump(words)).expect("well kept").expect("somebody waits");
-                while grant.to < stopped {
-                    (revoked, in_a_row) = (revoked + 1, in_a_row + 1);
-                    assert!(in_a_row <= 30, "{stopped}: nobody gets it");
-                    grant = always(waiters.revoke(words)).expect("well kept").expect("others wait");
-                }
-                in_a_row = 0;
-                let Attempt::Held(mine) = always(word::accept(words, grant.to.owner(), grant.version)) else { panic!("granted") };
-                held = mine;
+            let (mut got, mut late) = (Vec::new(), Vec::new());
+            for _ in 0..3 {
+                always(word::release(&words[..], held, AS_IT_WAS));
+                let (more, grant) = asked_until(&mut waiters, &words, stopped);
+                late.extend(more);
+                held = accept(&words, grant);
                 got.push(grant.to);
             }
-            assert!(got.is_sorted(), "{got:?}");
-            assert_eq!(waiters.queue().len(), stopped as usize, "they wait on");
-            // A single late one is second.
-            assert!(stopped != 1 || revoked == 3);
+            assert!(late.into_iter().eq(0..stopped) && got.into_iter().eq(stopped..stopped + 3));
+            assert!((0..stopped).all(|who| waiters.has(who)), "they wait on");
+            // Nobody is in the line any more, so whoever comes takes it as if nobody waited.
+            assert_eq!(always(word::release(&words[..], held, AS_IT_WAS)), word::Released::Free);
         }
+    }
+
+    #[test]
+    fn one_that_was_late_is_at_his_place_again_and_before_all_that_came_later() {
+        let (words, mut waiters) = (lock(), Waiters::new());
+        let Attempt::Held(held) = always(word::try_lock(&words[..], 100.owner())) else { panic!("it is free") };
+        for who in 0..5 {
+            assert_eq!(always(waiters.park(&words[..], who)), Ok(None));
+        }
+        always(word::release(&words[..], held, AS_IT_WAS));
+        let (late, grant) = asked_until(&mut waiters, &words, 2);
+        assert_eq!((late, grant.to), (vec![0, 1], 2));
+        let mut held = accept(&words, grant);
+        for who in [1, 0, 77] {
+            assert_eq!(always(waiters.back(&words[..], who)), Ok(None));
+        }
+        let mut rest = Vec::new();
+        for _ in 0..4 {
+            always(word::release(&words[..], held, AS_IT_WAS));
+            let (_, grant) = asked_until(&mut waiters, &words, 0);
+            rest.push((grant.to, waiters.lapses()));
+            held = accept(&words, grant);
+        }
+        assert_eq!(rest, [(0, 1), (1, 1), (3, 0), (4, 0)]);
+    }
+
+    #[test]
+    fn one_that_is_late_and_gives_up_or_ends_is_forgotten() {
+        let (words, mut waiters) = (lock(), Waiters::new());
+        let Attempt::Held(held) = always(word::try_lock(&words[..], 100.owner())) else { panic!("it is free") };
+        for who in 0..3 {
+            assert_eq!(always(waiters.park(&words[..], who)), Ok(None));
+        }
+        always(word::release(&words[..], held, AS_IT_WAS));
+        let (late, grant) = asked_until(&mut waiters, &words, 2);
+        assert_eq!(late, [0, 1]);
+        accept(&words, grant);
+        assert_eq!(always(waiters.cancel(&words[..], 0)), Ok(None));
+        assert_eq!(always(waiters.died(&words[..], 1.owner())), Ok(None));
+        assert_eq!(waiters.count(), 0);
+        assert_eq!(always(waiters.back(&words[..], 0)), Ok(None));
+        assert_eq!(waiters.count(), 0);
     }
 }

@@ -225,7 +225,8 @@ impl World {
     fn come_or_go(&mut self) -> Result<(), String> {
         if self.readers.len() < 3 {
             let lane = self.clients.caller(&mut self.rng);
-            let memory = Arc::new(SharedMemory::create(8).map_err(|e| e.to_string())?);
+            let (memory, _) = SharedMemory::create(8).map_err(|e| e.to_string())?;
+            let memory = Arc::new(memory);
             if !self.map.lane(lane, Way::Out, Arc::clone(&memory), self.now, &mut Vec::new()) {
                 return Err("no memory is taken".into());
             }

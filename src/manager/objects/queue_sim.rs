@@ -402,7 +402,8 @@ impl World {
             return Err(format!("the next deadline is {:?}, not {:?}", self.deadline(), self.queue.next_deadline()));
         }
         self.order.retain(|id| self.places[id].0 != Place::Gone);
-        if self.queue.bytes() != self.lengths() {
+        // (What has been taken by lane since the queue last looked, which not every event makes it do, is still counted.)
+        if !self.queue.outlets.values().any(Outlet::has_news) && self.queue.bytes() != self.lengths() {
             return Err(format!("{} bytes are held, not {}", self.lengths(), self.queue.bytes()));
         }
         Ok(())
@@ -514,7 +515,8 @@ impl World {
 
     fn open_lane(&mut self) -> Result<(), String> {
         let caller = self.clients.caller(&mut self.rng);
-        let memory = Arc::new(SharedMemory::create(lane::WORDS * 8).map_err(|error| error.to_string())?);
+        let (memory, _) = SharedMemory::create(lane::WORDS * 8).map_err(|error| error.to_string())?;
+        let memory = Arc::new(memory);
         let way = if self.rng.chance(50) { Way::In } else { Way::Out };
         let mut answers = Vec::new();
         if self.queue.lane(caller, way, Arc::clone(&memory), self.now, &mut answers) {
