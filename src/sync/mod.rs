@@ -6,7 +6,7 @@
 //! * `manager.rs`: the public owner of them all;
 //! * `cell.rs`: an object's part of the manager's memory;
 //! * `mutex.rs`: the lock; `value.rs`: atomics;
-//! * `queue_lanes.rs`: how items go into a queue and out of it without messages;
+//! * `queue_lanes.rs`: how items go into a queue and out of it without messages; `map_lane.rs`: the same for a map;
 //! * `readiness.rs`: a descriptor that a runtime watches;
 //! * `wait.rs`: waiting by blocking the thread; `stopping.rs`: whether a task is being aborted;
 //! * `holding.rs`: which locks each thread holds.
@@ -23,6 +23,7 @@ pub(crate) mod holding;
 mod list;
 mod manager;
 mod map;
+mod map_lane;
 mod map_watch;
 mod mutex;
 #[cfg(test)]
