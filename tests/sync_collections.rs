@@ -6,7 +6,7 @@
 mod processes;
 
 use processes::soon;
-use procpool::{Channel, ErrorKind, List, Map, MapChange, Pool, Registered, Served, Value, channel};
+use procpool::{Channel, ErrorKind, List, Map, MapChange, Mutex, Pool, Queue, Registered, Served, Value, channel};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -348,4 +348,135 @@ async fn what_is_read_often_is_never_older_than_what_was_written_before() {
     }
     soon(reader).await.unwrap();
     soon(pool.shutdown()).await;
+}
+
+// ---- what is set
+
+#[tokio::test]
+async fn what_was_set_is_there_though_its_process_dies_at_once() {
+    const COUNT: u64 = 3_000;
+    let pool = pool(1);
+    for round in 0..20 {
+        let map = pool.manager().map().unwrap();
+        let dies = |map: Map<u64, u64>, count: u64| -> () {
+            (0..count).for_each(|n| map.blocking_set(n % 100, n).unwrap());
+            std::process::abort()
+        };
+        let count = COUNT + round * 7;
+        assert!(soon(pool.spawn(dies, (map.clone(), count))).await.unwrap_err().is_worker_died());
+        let there: BTreeMap<u64, u64> = map.entries().await.unwrap().into_iter().collect();
+        assert_eq!(there, (count - 100..count).map(|n| (n % 100, n)).collect());
+    }
+}
+
+/// By turns with another: what one finds is what the other has set last, though it has read and set much before. Who has the turn
+/// is told by a queue, or by a lock.
+fn take_turns(map: Map<u64, u64>, turns: Queue<u64>, others: Queue<u64>, turn: Mutex<u64>, last: u64) {
+    const KEYS: u64 = 3;
+    while let Some(n) = turns.blocking_recv().unwrap() {
+        loop {
+            // (Whoever reads without asking has something to read.)
+            if *turn.blocking_lock().unwrap() == n {
+                break;
+            }
+            map.blocking_get(&(n % KEYS)).unwrap();
+        }
+        for key in 0..KEYS {
+            for _ in 0..n % 4 + 1 {
+                let newest = (0..n).rev().find(|before| before % KEYS == key);
+                assert_eq!(map.blocking_get(&key).unwrap(), newest, "in turn {n}");
+            }
+        }
+        for _ in 0..n % 30 {
+            map.blocking_set(n % KEYS, u64::MAX).unwrap();
+            assert_eq!(map.blocking_get(&(n % KEYS)).unwrap(), Some(u64::MAX));
+        }
+        map.blocking_set(n % KEYS, n).unwrap();
+        assert_eq!(map.blocking_get(&(n % KEYS)).unwrap(), Some(n));
+        if n % 5 == 0 {
+            others.blocking_send(n + 1).unwrap();
+            *turn.blocking_lock().unwrap() = n + 1;
+        } else {
+            *turn.blocking_lock().unwrap() = n + 1;
+            others.blocking_send(n + 1).unwrap();
+        }
+        if n + 1 >= last {
+            others.blocking_close().unwrap();
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_set_is_seen_by_whoever_hears_of_it_in_another_way() {
+    let pool = pool(2);
+    let manager = pool.manager();
+    let map = manager.map().unwrap();
+    let (one, other, turn) = (manager.queue(4).unwrap(), manager.queue(4).unwrap(), manager.mutex(0).unwrap());
+    one.send(0).await.unwrap();
+    let first = pool.spawn(take_turns, (map.clone(), one.clone(), other.clone(), turn.clone(), 1_000));
+    let second = pool.spawn(take_turns, (map.clone(), other, one, turn, 1_000));
+    soon(first).await.unwrap();
+    soon(second).await.unwrap();
+    assert_eq!(map.get(&0).await.unwrap(), Some(999));
+}
+
+#[tokio::test]
+async fn several_who_set_are_each_seen_in_their_order_and_by_watchers() {
+    const COUNT: u64 = 3_000;
+    let pool = pool(3);
+    let map = pool.manager().map().unwrap();
+    let mut watch = map.watch().await.unwrap();
+    let set = |map: Map<u64, u64>, own: u64| {
+        let mut newest = [0; 3];
+        for n in 1..=COUNT {
+            map.blocking_set(own, n).unwrap();
+            if n % 50 == 0 {
+                assert_eq!(map.blocking_get(&own).unwrap(), Some(n));
+                for (key, newest) in (0..).zip(&mut newest) {
+                    let now = map.blocking_get(&key).unwrap().unwrap_or(0);
+                    assert!(now >= *newest, "{now} after {newest}");
+                    *newest = now;
+                }
+            }
+        }
+    };
+    let setting: Vec<_> = (0..3).map(|own| pool.spawn(set, (map.clone(), own))).collect();
+    let mut seen = [0; 3];
+    while seen != [COUNT; 3] {
+        match soon(watch.changed()).await.unwrap() {
+            MapChange::Set { key, value } => {
+                let before = std::mem::replace(&mut seen[key as usize], value);
+                assert_eq!(value, before + 1, "of {key}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    for task in setting {
+        soon(task).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_is_set_may_be_of_any_size_and_name_other_objects() {
+    let pool = pool(1);
+    let map = pool.manager().map().unwrap();
+    let set = |map: Map<u32, (Vec<u8>, Option<Value<u64>>)>| {
+        for n in 0..400u32 {
+            let bytes = vec![n as u8; if n % 3 == 0 { 20 } else { 1 << (n % 18) }];
+            map.blocking_set(n % 5, (bytes.clone(), None)).unwrap();
+            assert_eq!(map.blocking_get(&(n % 5)).unwrap().unwrap().0, bytes);
+        }
+        let value = map.blocking_get(&7).unwrap().unwrap().1;
+        for _ in 0..20 {
+            map.blocking_set(8, (vec![], None)).unwrap();
+            map.blocking_set(8, (vec![1], value.clone())).unwrap();
+            assert!(map.blocking_get(&8).unwrap().unwrap().1.is_some());
+        }
+    };
+    let value = pool.manager().value(5u64).unwrap();
+    map.set(7, (vec![], Some(value))).await.unwrap();
+    soon(pool.spawn(set, map.clone())).await.unwrap();
+    assert_eq!(map.get(&8).await.unwrap().unwrap().1.unwrap().load().unwrap(), 5);
+    assert_eq!(map.get(&4).await.unwrap().unwrap().0, vec![143u8; 20]);
 }

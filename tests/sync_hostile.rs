@@ -235,10 +235,10 @@ async fn lanes_that_are_written_over_without_end_hold_up_nobody() {
     until("nothing is left", || manager.objects() == 0).await;
 }
 
-// ---- a map's count of changes
+// ---- a map's lane
 
 #[tokio::test]
-async fn a_map_whose_count_of_changes_is_written_over_is_right_for_all_others() {
+async fn a_map_whose_lane_is_written_over_is_right_for_all_others() {
     fn scribble(how: Scribble, map: Map<u32, u64>, done: Value<bool>) {
         done.load().unwrap();
         let before = shared_memory().len();
@@ -246,9 +246,13 @@ async fn a_map_whose_count_of_changes_is_written_over_is_right_for_all_others() 
             while shared_memory().len() == before {
                 assert!(map.blocking_get(&1).unwrap().is_some());
             }
+            // So often that it may set by lane.
+            (0..40).for_each(|n| map.blocking_set(2, n).unwrap());
         };
         scribble_over(how, read, || say(&done));
         assert!(map.blocking_get(&1).is_ok());
+        map.blocking_set(2, 7).unwrap();
+        assert_eq!(map.blocking_get(&2).unwrap(), Some(7));
     }
     let read_on = |map: Map<u32, u64>, last: u64| {
         let mut newest = 0;

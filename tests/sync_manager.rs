@@ -354,6 +354,8 @@ fn use_lanes(queue: &Queue<u64>, map: &Map<u32, u64>) -> (usize, bool) {
         queue.blocking_send(n).unwrap();
         right &= queue.blocking_recv().unwrap() == Some(n);
         right &= map.blocking_get(&1).unwrap() == Some(7);
+        map.blocking_set(2, n).unwrap();
+        right &= map.blocking_get(&2).unwrap() == Some(n);
     }
     (mapped() - before, right)
 }

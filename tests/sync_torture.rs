@@ -20,7 +20,9 @@ use futures::future::join_all;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use processes::{children, in_own_process, own_dir, pid, soon, until};
-use procpool::{ArgsFor, Array, Barrier, Channel, Condvar, ErrorKind, Event, List, Mutex, Pool, Queue, Registered, Served, Task, Value};
+use procpool::{
+    ArgsFor, Array, Barrier, Channel, Condvar, ErrorKind, Event, List, Map, Mutex, Pool, Queue, Registered, Served, Task, Value,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -552,6 +554,65 @@ fn own_process_queue() {
         let lost = sent.iter().filter(|item| !taken.contains(item)).count() as u64;
         assert!(lost <= deaths, "{lost} are lost with {deaths} dead");
         drop((queue, stop));
+        round.ends().await
+    });
+}
+
+// ---- maps, by lanes
+
+/// Sets its own process's key to 0, 1, 2 …; looks at the others' now and then, which never go back.
+fn set_on(dir: PathBuf, map: Map<u32, u64>, stop: Value<bool>) {
+    let mut journal = Journal::of(&dir);
+    let mut newest = BTreeMap::new();
+    // (It may have done so before, for another who has been killed.)
+    let first = map.blocking_get(&pid()).unwrap().map_or(0, |last: u64| last + 1);
+    for n in first.. {
+        journal.note(&format!("sets {}", u64::from(pid()) << 32 | n));
+        map.blocking_set(pid(), n).unwrap();
+        journal.note(&format!("set {}", u64::from(pid()) << 32 | n));
+        assert_eq!(map.blocking_get(&pid()).unwrap(), Some(n));
+        if n % 64 == 0 {
+            for (key, value) in map.blocking_entries().unwrap() {
+                let before = newest.insert(key, value).unwrap_or(0);
+                assert!(value >= before, "{value} of {key} after {before}");
+            }
+            if stop.load().unwrap() {
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_set_in_a_map_is_there_though_those_who_set_it_are_killed() {
+    in_own_process("own_process_map");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_map() {
+    rounds(|round| async move {
+        let manager = round.pool.manager();
+        let (map, stop) = (manager.map().unwrap(), manager.value(false).unwrap());
+        let dir = round.dir.path().to_owned();
+        let setting = join_all((0..WORKERS).map(|_| round.again(set_on, (dir.clone(), map.clone(), stop.clone()))));
+        let killing = async {
+            round.kill(15).await;
+            stop.store(true).unwrap();
+        };
+        soon(async { tokio::join!(setting, killing) }).await;
+        let notes = Journal::read(&dir);
+        let last = |what: &str| -> BTreeMap<u32, u64> {
+            numbers(&notes, what).into_iter().map(|note| ((note >> 32) as u32, note & u64::from(u32::MAX))).collect()
+        };
+        let (begun, set, there) = (last("sets"), last("set"), map.entries().await.unwrap());
+        let there: BTreeMap<u32, u64> = there.into_iter().collect();
+        assert!(set.keys().all(|key| there.contains_key(key)), "what was set is not there");
+        for (key, value) in there {
+            let done = [set.get(&key), begun.get(&key)];
+            assert!(done.contains(&Some(&value)), "{value} of {key}, which had set {done:?}");
+        }
+        drop((map, stop));
         round.ends().await
     });
 }

@@ -60,12 +60,15 @@ pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     let laps = options.laps(MAP) as u64;
     let map = manager.map::<String, u64>()?;
     let note = format!("n={laps}");
-    let (get, set) = runtime.block_on(pool.spawn(map_elsewhere, (map.clone(), laps)))??;
-    report.figure("dict get", get, "ops/s", &format!("{note} Map::get().await in a worker"));
-    report.figure("dict set", set, "ops/s", &format!("{note} Map::insert().await in a worker"));
-    let (get, set) = runtime.block_on(map_laps(&map, laps))?;
-    report.figure("dict get at home", get, "ops/s", &format!("{note} in the application, which has the manager"));
-    report.figure("dict set at home", set, "ops/s", &format!("{note} in the application, which has the manager"));
+    let there = runtime.block_on(pool.spawn(map_elsewhere, (map.clone(), laps)))??;
+    report.figure("dict get", there.get, "ops/s", &format!("{note} Map::get().await in a worker"));
+    report.figure("dict set", there.set, "ops/s", &format!("{note} Map::set().await in a worker"));
+    report.figure("dict insert", there.insert, "ops/s", &format!("{note} Map::insert().await in a worker"));
+    report.figure("dict set and get", there.both, "pairs/s", &format!("{note} Map::set().await, then Map::get().await, in a worker"));
+    let here = runtime.block_on(map_laps(&map, laps))?;
+    report.figure("dict get at home", here.get, "ops/s", &format!("{note} in the application, which has the manager"));
+    report.figure("dict set at home", here.set, "ops/s", &format!("{note} in the application, which has the manager"));
+    report.figure("dict insert at home", here.insert, "ops/s", &format!("{note} in the application, which has the manager"));
     runtime.block_on(pool.shutdown());
     Ok(())
 }
@@ -122,7 +125,16 @@ fn contend(mutex: Mutex<u64>, gate: Barrier, laps: u64) -> Result<Seen, Failure>
     Ok(count(&mutex, laps)?)
 }
 
-async fn map_laps(map: &Map<String, u64>, laps: u64) -> Result<(f64, f64), procpool::Error> {
+/// Operations in a second.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Rates {
+    get: f64,
+    set: f64,
+    insert: f64,
+    both: f64,
+}
+
+async fn map_laps(map: &Map<String, u64>, laps: u64) -> Result<Rates, procpool::Error> {
     map.insert("a".into(), 0).await?;
     let start = Instant::now();
     for _ in 0..laps {
@@ -133,11 +145,22 @@ async fn map_laps(map: &Map<String, u64>, laps: u64) -> Result<(f64, f64), procp
     for n in 0..laps {
         map.insert("a".into(), n).await?;
     }
+    let insert = laps as f64 / seconds_since(start);
+    let start = Instant::now();
+    for n in 0..laps {
+        map.set("a".into(), n).await?;
+    }
     let set = laps as f64 / seconds_since(start);
     assert_eq!(map.get("a").await?, laps.checked_sub(1));
-    Ok((get, set))
+    let start = Instant::now();
+    for n in 0..laps {
+        map.set("a".into(), n).await?;
+        assert_eq!(map.get("a").await?, Some(n));
+    }
+    let both = laps as f64 / seconds_since(start);
+    Ok(Rates { get, set, insert, both })
 }
 
-async fn map_elsewhere(map: Map<String, u64>, laps: u64) -> Result<(f64, f64), Failure> {
+async fn map_elsewhere(map: Map<String, u64>, laps: u64) -> Result<Rates, Failure> {
     Ok(map_laps(&map, laps).await?)
 }

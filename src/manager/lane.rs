@@ -1,4 +1,4 @@
-//! A lane: a piece of memory through which one client and a queue pass items without a message for each.
+//! A lane: a piece of memory through which one client and a queue, or a map, pass items without a message for each.
 //!
 //! There are two kinds. Through an *inlet* a client sends: it may put in as many items as the manager has granted. Through an
 //! *outlet* it receives: the manager puts in items ahead of the client's asking. Both have the same layout, and one word that
@@ -8,6 +8,7 @@
 //! word 0       shut 1 | limit 31 | done 31       done: items that the client has put in, or taken out; limit: up to where it may
 //! word 1       inlets: words that the manager has read, so that their place is free again
 //! word 2       bell: the manager wants to hear of the client's next step
+//! word 3       mirror (of a map's lane, which is an inlet): shut 1 | blind 1 | how often others have changed the map 62
 //! words 8…     a slot for each item: where it lies and how many bytes it has
 //! words 1032…  the items: a word with the time (of inlets), then the bytes, filled up to whole words
 //! ```
@@ -49,12 +50,15 @@ pub(crate) const ITEM_MAX: usize = 2048;
 const COUNTS: usize = 0;
 const FREED: usize = 1;
 const BELL: usize = 2;
+pub(crate) const MIRROR: usize = 3;
 const SLOT: usize = 8;
 const FIRST: usize = SLOT + SLOTS as usize;
 /// Of a lane's memory.
 pub(crate) const WORDS: usize = FIRST + DATA;
 
 const SHUT: u64 = 1 << 63;
+/// In a mirror: it is not told at the moment.
+const BLIND: u64 = 1 << 62;
 /// Counts are of 31 bits, and wrap.
 const MASK: u32 = (1 << 31) - 1;
 
@@ -290,6 +294,9 @@ impl Inlet {
 
     /// Takes in what there is and was sent until this [`time`]: each item with its time.
     pub(crate) fn pull(&mut self, until: u64, mut put: impl FnMut(u64, Packet)) -> Result<(), Broken> {
+        if !step_is_made(Step::Pull) {
+            return Ok(());
+        }
         let words = self.memory.words();
         let done = counts(words).done;
         if done == self.seen {
@@ -321,6 +328,9 @@ impl Inlet {
 
     /// So many more may come.
     pub(crate) fn grant(&mut self, more: u32) -> Result<(), Broken> {
+        if !step_is_made(Step::Grant) {
+            return Ok(());
+        }
         self.limit = plus(self.limit, more);
         let limit = self.limit;
         change(self.memory.words(), |counts| Counts { limit, ..counts }).map(drop)
@@ -328,6 +338,9 @@ impl Inlet {
 
     /// What has not been put in by now may not come.
     pub(crate) fn revoke(&mut self) -> Result<(), Broken> {
+        if !step_is_made(Step::Revoke) {
+            return Ok(());
+        }
         let before = change(self.memory.words(), |counts| Counts { limit: counts.done, ..counts })?;
         if between(self.seen, before.done) > self.credit() {
             return Err(Broken);
@@ -342,7 +355,9 @@ impl Inlet {
     }
 
     pub(crate) fn set_bell(&self, on: bool) {
-        set_bell(self.memory.words(), on);
+        if step_is_made(Step::SetBell) {
+            set_bell(self.memory.words(), on);
+        }
     }
 }
 
@@ -477,7 +492,7 @@ impl<T> Drop for Outlet<T> {
     }
 }
 
-/// Where a client sees whether something of an object has changed: the count of changes, in the first word of its memory.
+/// Where a client sees whether somebody else has changed something of an object: the count of those changes, in a word of its lane.
 #[derive(Debug)]
 pub(crate) struct Mirror {
     memory: Arc<SharedMemory>,
@@ -489,17 +504,68 @@ impl Mirror {
     }
 
     pub(crate) fn show(&self, changes: u64) {
-        self.memory.words()[COUNTS].store(changes & !SHUT, Ordering::SeqCst);
+        if step_is_made(Step::Show) {
+            self.memory.words()[MIRROR].store(changes & !(SHUT | BLIND), Ordering::SeqCst);
+        }
     }
 
-    /// The client's view. `None`: it is not told any more.
+    /// Until it is shown again, the client does not know.
+    pub(crate) fn blind(&self) {
+        if step_is_made(Step::Blind) {
+            self.memory.words()[MIRROR].store(BLIND, Ordering::SeqCst);
+        }
+    }
+
+    /// The client's view. `None`: it is not told, at the moment or for ever.
     pub(crate) fn look(&self) -> Option<u64> {
-        let changes = self.memory.words()[COUNTS].load(Ordering::SeqCst);
-        (changes & SHUT == 0).then_some(changes)
+        let changes = self.memory.words()[MIRROR].load(Ordering::SeqCst);
+        (changes & (SHUT | BLIND) == 0).then_some(changes)
     }
 
     pub(crate) fn shut(&self) {
-        self.memory.words()[COUNTS].fetch_or(SHUT, Ordering::SeqCst);
+        self.memory.words()[MIRROR].fetch_or(SHUT, Ordering::SeqCst);
+    }
+}
+
+/// What the manager does in an inlet and its mirror. Simulations let clients act before each of these steps, and leave steps out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Blind,
+    Show,
+    Grant,
+    Revoke,
+    Pull,
+    SetBell,
+}
+
+#[cfg(test)]
+use steps::step_is_made;
+
+#[cfg(not(test))]
+#[inline]
+fn step_is_made(_: Step) -> bool {
+    true
+}
+
+/// See [`Step`].
+#[cfg(test)]
+pub(crate) mod steps {
+    use super::Step;
+    use std::cell::RefCell;
+
+    type Hook = Box<dyn FnMut(Step) -> bool>;
+
+    thread_local! {
+        static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
+    }
+
+    /// Calls this before each step of this thread; it says whether the step is made.
+    pub(crate) fn hook(hook: Option<Hook>) {
+        HOOK.set(hook);
+    }
+
+    pub(super) fn step_is_made(step: Step) -> bool {
+        HOOK.with_borrow_mut(|hook| hook.as_mut().is_none_or(|hook| hook(step)))
     }
 }
 

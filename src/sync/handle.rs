@@ -74,7 +74,7 @@ pub(crate) struct Inner {
     name: Name,
     /// Its memory, if it has some, from its first use on.
     cell: OnceLock<Cell>,
-    /// Of a queue.
+    /// Of a queue or a map.
     lanes: OnceLock<Box<Lanes>>,
 }
 

@@ -2,6 +2,7 @@
 
 use super::handle::{Asking, Handle, handle_travels, kinds};
 use super::manager::Manager;
+use super::map_lane::NO_LANE;
 use super::map_watch::MapWatch;
 use crate::error::{Error, Why};
 use crate::manager::held::join;
@@ -9,6 +10,7 @@ use crate::manager::object::{Body, Held, Part};
 use crate::manager::objects::code::{Message, Pack, unpack};
 use crate::manager::objects::map::{Ask, Map as Rules, Reply};
 use crate::manager::objects::when::When;
+use crate::manager::reads::Seen;
 use crate::wire::packet::Packet;
 use crate::wire::value;
 use serde::Serialize;
@@ -16,6 +18,7 @@ use serde::de::DeserializeOwned;
 use std::borrow::Borrow;
 use std::fmt;
 use std::marker::PhantomData;
+use tokio::task::coop::consume_budget;
 
 /// A map that processes share (Python's `Manager().dict()`).
 ///
@@ -28,6 +31,10 @@ use std::marker::PhantomData;
 /// Keys and values are kept encoded. Two keys are the same when their encodings are: so a key is asked for by `&str` where
 /// it is a `String`; and what has no fixed order (a `HashSet`) makes a poor key. Entries stand in the order of their first
 /// insertion, as in Python.
+///
+/// [`set`](Self::set) does not say what was there before, as [`insert`](Self::insert) does; so a worker that sets often needs no answer
+/// to each. Nor does it to each [`get`](Self::get), as long as nobody else changes the map. Every other call is a round trip to the manager,
+/// and so are some of these, whenever those who read and those who write take turns.
 ///
 /// The methods whose names begin with `blocking_` are for code that is not async. The manager answers at once, so they may
 /// be called anywhere; in a worker they block the thread for the round trip to it.
@@ -206,9 +213,9 @@ impl<K: Serialize, V: DeserializeOwned> Map<K, V> {
         Q: Serialize + ?Sized,
     {
         let key = encode_key(&self.handle, key)?;
-        match self.handle.kept(&key) {
+        match self.handle.get_at_once(&key) {
             Ok(value) => value.map(|value| self.handle.decode(&value)).transpose(),
-            Err(at) => self.got(key.clone(), at, self.handle.ask(Ask::Get { key }.body()).await),
+            Err(seen) => self.got(key.clone(), seen, self.handle.ask(Ask::Get { key }.body()).await),
         }
     }
 
@@ -223,9 +230,9 @@ impl<K: Serialize, V: DeserializeOwned> Map<K, V> {
         Q: Serialize + ?Sized,
     {
         let key = encode_key(&self.handle, key)?;
-        match self.handle.kept(&key) {
+        match self.handle.get_at_once(&key) {
             Ok(value) => value.map(|value| self.handle.decode(&value)).transpose(),
-            Err(at) => self.got(key.clone(), at, self.handle.ask(Ask::Get { key }.body()).settle()),
+            Err(seen) => self.got(key.clone(), seen, self.handle.ask(Ask::Get { key }.body()).settle()),
         }
     }
 
@@ -259,14 +266,14 @@ impl<K: Serialize, V: DeserializeOwned> Map<K, V> {
         self.found(self.ask_key(key, |key| Ask::Remove { key, when: When::Always })?.settle())
     }
 
-    /// What was read, and is kept if the map had changed so many times before it was asked.
-    fn got(&self, key: Packet, at: Option<u64>, answer: Result<Body, Error>) -> Result<Option<V>, Error> {
-        if let (Some(at), Ok(body)) = (at, &answer)
+    /// What was read, and is kept if nothing has changed since it was asked for.
+    fn got(&self, key: Packet, seen: Option<Seen>, answer: Result<Body, Error>) -> Result<Option<V>, Error> {
+        if let (Some(seen), Ok(body)) = (seen, &answer)
             && body.held.is_none()
         {
             match reply(body)? {
-                Reply::Value { .. } => self.handle.keep(key, Some(body.tail.clone()), at),
-                Reply::Absent => self.handle.keep(key, None, at),
+                Reply::Value { .. } => self.handle.keep(key, Some(body.tail.clone()), seen),
+                Reply::Absent => self.handle.keep(key, None, seen),
                 _ => {}
             }
         }
@@ -280,6 +287,53 @@ impl<K: Serialize, V: DeserializeOwned> Map<K, V> {
             Reply::Absent | Reply::Inserted { .. } | Reply::RefusedAbsent => Ok(None),
             other => Err(strange(&other)),
         }
+    }
+}
+
+impl<K: Serialize, V: Serialize> Map<K, V> {
+    /// Gives this key this value (Python's `d[key] = value`). What it had before is not told: so a worker need not wait for an answer
+    /// each time, and can do this more often than [`insert`](Self::insert) by far.
+    ///
+    /// From when this is ready, every process sees it, and it stays if this one dies.
+    ///
+    /// # Errors
+    ///
+    /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB);
+    /// [`ManagerFull`](crate::ErrorKind::ManagerFull); [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    ///
+    /// # Cancel safety
+    ///
+    /// It is done once this was polled.
+    pub async fn set(&self, key: K, value: V) -> Result<(), Error> {
+        match self.start_set(&key, &value)? {
+            Some(asking) => was_set(asking.await),
+            None => {
+                consume_budget().await;
+                Ok(())
+            }
+        }
+    }
+
+    /// As [`set`](Self::set).
+    ///
+    /// # Errors
+    ///
+    /// As `set`.
+    pub fn blocking_set(&self, key: K, value: V) -> Result<(), Error> {
+        self.start_set(&key, &value)?.map_or(Ok(()), |asking| was_set(asking.settle()))
+    }
+
+    /// `None`: it is set.
+    fn start_set(&self, key: &K, value: &V) -> Result<Option<Asking>, Error> {
+        let (key, (value, held)) = (encode_key(&self.handle, key)?, self.handle.encode(value)?);
+        let lane = match &held {
+            Some(_) => NO_LANE,
+            None => match self.handle.set_at_once(&key, &value) {
+                Ok(()) => return Ok(None),
+                Err(lane) => lane,
+            },
+        };
+        Ok(Some(self.handle.ask(Body::with_value(Ask::Set { key, lane }.packet(), value, held))))
     }
 }
 
@@ -592,6 +646,13 @@ pub(super) fn strange(reply: &Reply) -> Error {
 fn length(answer: Result<Body, Error>) -> Result<usize, Error> {
     match reply(&answer?)? {
         Reply::Len { len } => Ok(len as usize),
+        other => Err(strange(&other)),
+    }
+}
+
+fn was_set(answer: Result<Body, Error>) -> Result<(), Error> {
+    match reply(&answer?)? {
+        Reply::Done => Ok(()),
         other => Err(strange(&other)),
     }
 }

@@ -7,6 +7,7 @@
 //! * `cell.rs`: an object's part of the manager's memory;
 //! * `mutex.rs`: the lock; `value.rs`: atomics;
 //! * `queue_lanes.rs`: how items go into a queue and out of it without messages; `receiving.rs`: how one waits for an item;
+//! * `map_lane.rs`: the same for a map;
 //! * `channel_pipe.rs`: what goes through a channel; `channel_waits.rs`: how its users wait;
 //! * `attendant.rs`: who turns the application's own manager while it is waited for;
 //! * `readiness.rs`: a descriptor that a runtime watches;
@@ -30,6 +31,7 @@ pub(crate) mod holding;
 mod list;
 mod manager;
 mod map;
+mod map_lane;
 mod map_watch;
 mod mutex;
 #[cfg(test)]

@@ -797,3 +797,23 @@ fn one_waits_at_a_lane_and_the_others_of_its_process_and_elsewhere_have_their_tu
         assert_eq!(rest(&there, 2), [4, 5]);
     }
 }
+
+#[test]
+fn a_set_that_was_dropped_is_not_passed_by_those_after_it() {
+    let manager = Manager::new().expect("manager");
+    let here = manager.map::<u8, Vec<u32>>().expect("map");
+    let process = Process::new(&manager);
+    let there = process.has(&here);
+    let mut dropped = 0;
+    for number in 0..100 {
+        for _ in 0..50 {
+            there.blocking_set(1, vec![number]).expect("set"); // by lane, in the end
+        }
+        // Too long for a lane.
+        dropped += u32::from(there.set(1, vec![number; 4000]).now_or_never().is_none());
+        there.blocking_set(1, vec![number, number]).expect("set");
+        assert_eq!(there.blocking_len().expect("len"), 1); // by now all that was sent before has been read
+        assert_eq!(here.blocking_get(&1).expect("get"), Some(vec![number, number]));
+    }
+    assert!(dropped > 0, "each was answered at once");
+}

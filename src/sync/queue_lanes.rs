@@ -4,8 +4,7 @@
 //! has been used some times, without waiting for it; what cannot go by lane (there is none, it is full or empty, the item is
 //! large or names other objects) goes as a message, as ever.
 //!
-//! A handle of a map that reads often is told in its own memory how many changes there were. As long as there are no more, what it has
-//! read is still so, and need not be asked for again.
+//! (Those of a map are in `map_lane.rs`.)
 //!
 //! **What was given up.** A `recv` that was dropped has said so by a message, and what it may have been sent goes back to its place
 //! when that is read; until then the lane may hold what comes after it. So from then on everything goes by message, until
@@ -14,12 +13,12 @@
 
 use super::connection::Connection;
 use super::handle::{Handle, Inner};
+use super::map_lane::MapLane;
 use crate::manager::lane::{Pusher, Taker, Way, time};
 use crate::manager::mail::Arrived;
 use crate::manager::object::Body;
 use crate::manager::objects::code::Message;
 use crate::manager::objects::queue::{Ask, Reply};
-use crate::manager::reads::Reads;
 use crate::process::{SharedMemory, fork};
 use crate::wire::packet::Packet;
 use std::os::fd::OwnedFd;
@@ -39,14 +38,14 @@ pub(super) struct Lanes {
     /// Somebody waits for what comes out: nobody else takes it. Changed only while `out` is held.
     waits: AtomicBool,
     /// Of a map.
-    kept: Mutex<Lane<Reads>>,
+    pub(super) map: Mutex<Lane<MapLane>>,
     /// The last request that may have been sent before it was told that something was given up, until one that was sent
     /// later is answered.
     given_up: AtomicU64,
 }
 
 #[derive(Debug)]
-enum Lane<T> {
+pub(super) enum Lane<T> {
     /// It was used so many times.
     None(u32),
     /// Asked for, under this ticket.
@@ -73,7 +72,7 @@ impl<T> Lane<T> {
     }
 }
 
-fn lock<T>(lane: &Mutex<Lane<T>>) -> MutexGuard<'_, Lane<T>> {
+pub(super) fn lock<T>(lane: &Mutex<Lane<T>>) -> MutexGuard<'_, Lane<T>> {
     lane.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -94,9 +93,8 @@ impl Lanes {
 
     /// Its handle is dropped.
     pub(super) fn close(&mut self, connection: &Connection, object: u64) {
-        let kept = self.kept.get_mut().unwrap_or_else(PoisonError::into_inner).ticket();
         let lanes = [
-            kept,
+            self.map.get_mut().unwrap_or_else(PoisonError::into_inner).ticket(),
             self.into.get_mut().unwrap_or_else(PoisonError::into_inner).ticket(),
             self.out.get_mut().unwrap_or_else(PoisonError::into_inner).ticket(),
         ];
@@ -108,7 +106,7 @@ impl Lanes {
 }
 
 impl Handle {
-    fn may_use_lanes(&self) -> Option<&Lanes> {
+    pub(super) fn may_use_lanes(&self) -> Option<&Lanes> {
         let lanes = self.lanes();
         (lanes.given_up.load(Ordering::Acquire) == 0 && !self.connection().mail().is_closed()).then_some(lanes)
     }
@@ -187,35 +185,13 @@ impl Handle {
         if is_there { self.take_out(lane) } else { None }
     }
 
-    /// What was read of a map under this key before, if nothing has changed since; else the count of changes, if that is told.
-    pub(super) fn kept(&self, key: &Packet) -> Result<Option<Body>, Option<u64>> {
-        if self.connection().server().is_some() || fork::is_forked_copy() {
-            return Err(None);
-        }
-        let Some(lanes) = self.may_use_lanes() else { return Err(None) };
-        let mut lane = lock(&lanes.kept);
-        if let Lane::Open(_, reads) = &mut *lane {
-            let value = reads.get(key)?;
-            return Ok(value.map(|value| Body::with_value(Packet::default(), value, None)));
-        }
-        self.open(&lanes.kept, lane, Way::Out, |memory| Some(Reads::new(memory)));
-        Err(None)
-    }
-
-    /// Keeps what was read of a map, after it had changed so many times.
-    pub(super) fn keep(&self, key: Packet, value: Option<Packet>, at: u64) {
-        if let Lane::Open(_, reads) = &mut *lock(&self.lanes().kept) {
-            reads.keep(key, value, at);
-        }
-    }
-
     /// The manager wants to know that something has happened in a lane.
     fn ring(&self) {
         let _ = self.tell(Ask::Rang.body()); // it fails only when nobody is there any more
     }
 
     /// Comes a step nearer to having a lane.
-    fn open<T>(
+    pub(super) fn open<T>(
         &self,
         place: &Mutex<Lane<T>>,
         mut lane: MutexGuard<'_, Lane<T>>,

@@ -9,12 +9,15 @@
 //! 3. Who watches is told every change since it began, in order, in answers to its own requests: nothing is lost when one
 //!    of those is given up. The changes not yet fetched are kept up to [`LOG_MAX`] and [`LOG_BYTES`]; who is further
 //!    behind is told so, and goes on from now.
+//! 4. A client that reads or writes often has a [`lane`] for it, in which it sees whether others have changed something, and into
+//!    which it may put what it sets: see `map_lanes.rs`.
 
+use self::lanes::{LANE_BYTES, LANES_MAX, Lane};
 use super::code::{Message, Pack, Wait, messages, unpack};
-use super::line::{Line, WAITER_BYTES};
+use super::line::{Line, WAITER_BYTES, of_client};
 use super::when::When;
 use crate::manager::held::join;
-use crate::manager::lane::{self, Mirror, Way};
+use crate::manager::lane::{self, Way};
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Held, Object};
 use crate::process::SharedMemory;
 use crate::wire::packet::Packet;
@@ -40,6 +43,11 @@ messages!(
         9 Watch { key: Option<Packet> },
         /// The changes after that position, as soon as there are some.
         10 Next { watch: u64, after: u64, wait: Wait },
+        /// As an insertion that does not ask what was there. The tail is the value. It has not gone through this lane (0: there is none)
+        /// only because nothing was granted there.
+        11 Set { key: Packet, lane: u64 },
+        /// In a lane something has happened that was wanted to be known.
+        12 Rang,
     }
 );
 
@@ -63,6 +71,8 @@ messages!(
         9 Changes { position: u64, lost: bool },
         10 TimedOut,
         11 NotWatching,
+        /// It is set.
+        12 Done,
     }
 );
 
@@ -123,9 +133,6 @@ impl Log {
     }
 }
 
-/// Clients that are told of changes in their own memory, at most.
-const MIRRORS_MAX: usize = 64;
-
 struct Watch {
     key: Option<Packet>,
     /// What it is known to have.
@@ -133,7 +140,6 @@ struct Watch {
 }
 
 /// The state of one map.
-#[derive(Default)]
 pub(crate) struct Map {
     entries: HashMap<Packet, Entry>,
     order: BTreeMap<u64, Packet>,
@@ -141,9 +147,10 @@ pub(crate) struct Map {
     version: u64,
     /// Counts what has changed, removals too.
     changes: u64,
-    /// Clients that keep what they have read as long as nothing has changed.
-    mirrors: BTreeMap<Caller, Mirror>,
+    lanes: BTreeMap<Caller, Lane>,
     bytes: usize,
+    /// Bytes that the manager has left.
+    left: usize,
     watches: BTreeMap<Caller, Watch>,
     log: Log,
     /// Who waits for changes: its watch.
@@ -152,7 +159,19 @@ pub(crate) struct Map {
 
 impl Map {
     pub(crate) fn new() -> Self {
-        Self::default()
+        Self {
+            entries: HashMap::new(),
+            order: BTreeMap::new(),
+            next: 0,
+            version: 0,
+            changes: 0,
+            lanes: BTreeMap::new(),
+            bytes: 0,
+            left: usize::MAX,
+            watches: BTreeMap::new(),
+            log: Log::default(),
+            line: Line::new(),
+        }
     }
 
     fn body(head: &Reply, value: &Packet, held: &Held) -> Body {
@@ -163,6 +182,11 @@ impl Map {
         if !self.watches.is_empty() {
             self.log.push(Change { key: key.clone(), value: value.map(|(value, held)| (value.clone(), held.clone())) });
         }
+    }
+
+    /// Whether the caller stands anywhere already.
+    fn knows(&self, caller: Caller) -> bool {
+        self.watches.contains_key(&caller) || self.line.contains(caller) || self.lanes.contains_key(&caller)
     }
 
     /// Whether the condition holds, or else what there is to say.
@@ -177,9 +201,10 @@ impl Map {
         })
     }
 
-    fn insert(&mut self, key: Packet, value: Packet, held: Held) -> Body {
+    /// Gives what was there before.
+    fn set(&mut self, key: Packet, value: Packet, held: Held) -> Option<(Packet, Held)> {
         self.version += 1;
-        self.has_changed();
+        self.changes += 1;
         let version = self.version;
         self.note(&key, Some((&value, &held)));
         self.bytes += value.len();
@@ -189,31 +214,34 @@ impl Map {
                 let held = std::mem::replace(&mut entry.held, held);
                 entry.version = version;
                 self.bytes -= value.len();
-                Self::body(&Reply::Value { version }, &value, &held)
+                Some((value, held))
             }
             None => {
                 self.bytes += ENTRY_BYTES + 2 * key.len();
                 self.order.insert(self.next, key.clone());
                 self.entries.insert(key, Entry { order: self.next, value, held, version });
                 self.next += 1;
-                Reply::Inserted { version }.body()
+                None
             }
+        }
+    }
+
+    fn insert(&mut self, key: Packet, value: Packet, held: Held) -> Body {
+        let before = self.set(key, value, held);
+        let version = self.version;
+        match before {
+            Some((value, held)) => Self::body(&Reply::Value { version }, &value, &held),
+            None => Reply::Inserted { version }.body(),
         }
     }
 
     fn remove(&mut self, key: &Packet) -> Body {
         let Some(entry) = self.entries.remove(key) else { return Reply::Absent.body() };
-        self.has_changed();
+        self.changes += 1;
         self.order.remove(&entry.order);
         self.bytes -= ENTRY_BYTES + 2 * key.len() + entry.value.len();
         self.note(key, None);
         Self::body(&Reply::Value { version: entry.version }, &entry.value, &entry.held)
-    }
-
-    /// Told to those who keep what they have read, before anybody is answered.
-    fn has_changed(&mut self) {
-        self.changes += 1;
-        self.mirrors.values().for_each(|mirror| mirror.show(self.changes));
     }
 
     fn snapshot(&self, values: bool) -> Body {
@@ -287,8 +315,17 @@ impl Map {
         }
     }
 
-    fn answer(&mut self, caller: Caller, body: Body, now: Instant) -> Result<Option<Body>, Bad> {
-        Ok(Some(match Ask::read(&body.head)? {
+    /// After everything that may have changed something.
+    fn turn(&mut self, now: Instant, answers: &mut Vec<Answer>) {
+        self.expire(now, answers);
+        self.tend_lanes();
+        if self.set_bells() {
+            self.expire(now, answers);
+        }
+    }
+
+    fn answer(&mut self, caller: Caller, ask: Ask, body: Body, now: Instant) -> Result<Option<Body>, Bad> {
+        Ok(Some(match ask {
             Ask::Get { key } => match self.entries.get(&key) {
                 Some(entry) => Self::body(&Reply::Value { version: entry.version }, &entry.value, &entry.held),
                 None => Reply::Absent.body(),
@@ -297,6 +334,10 @@ impl Map {
                 Ok(()) => self.insert(key, body.tail, body.held),
                 Err(refused) => refused,
             },
+            Ask::Set { key, .. } => {
+                self.set(key, body.tail, body.held);
+                Reply::Done.body()
+            }
             Ask::Remove { key, when } => match self.check(&key, &when) {
                 Ok(()) => self.remove(&key),
                 Err(refused) => refused,
@@ -317,7 +358,7 @@ impl Map {
                 let mut values = unpack(&body.tail)?.into_iter();
                 while let Some(key) = values.next() {
                     let value = values.next().ok_or_else(|| Bad("a key without a value".into()))?;
-                    self.insert(key, value, body.held.clone());
+                    self.set(key, value, body.held.clone());
                 }
                 Reply::Len { len: self.entries.len() as u64 }.body()
             }
@@ -341,40 +382,41 @@ impl Map {
                     }
                 }
             }
+            Ask::Rang => return Ok(None),
         }))
-    }
-}
-
-impl Drop for Map {
-    fn drop(&mut self) {
-        self.mirrors.values().for_each(Mirror::shut);
     }
 }
 
 impl Object for Map {
     fn request(&mut self, caller: Caller, body: Body, now: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
-        if self.watches.contains_key(&caller) || self.line.contains(caller) {
+        if self.knows(caller) {
             return Err(Bad(format!("ticket {} is used twice", caller.ticket)));
         }
-        if let Some(body) = self.answer(caller, body, now)? {
+        let ask = Ask::read(&body.head)?;
+        self.prepare_lanes(caller, &ask);
+        if let Some(body) = self.answer(caller, ask, body, now)? {
             answers.push(Answer::new(caller, body));
         }
-        self.expire(now, answers);
+        self.turn(now, answers);
         Ok(())
     }
 
-    fn cancel(&mut self, caller: Caller, _: Instant, _: &mut Vec<Answer>) {
+    fn cancel(&mut self, caller: Caller, now: Instant, answers: &mut Vec<Answer>) {
+        self.close_lane(caller);
         self.line.remove(caller);
-        self.mirrors.remove(&caller);
         self.unwatch(caller);
+        self.turn(now, answers);
     }
 
-    fn gone(&mut self, client: Client, _: Gone, _: Instant, _: &mut Vec<Answer>) {
+    fn gone(&mut self, client: Client, _: Gone, now: Instant, answers: &mut Vec<Answer>) {
+        for caller in of_client(&self.lanes, client).collect::<Vec<_>>() {
+            self.close_lane(caller);
+        }
         self.line.remove_client(client);
-        self.mirrors.retain(|caller, _| caller.client != client);
-        for watch in super::line::of_client(&self.watches, client).collect::<Vec<_>>() {
+        for watch in of_client(&self.watches, client).collect::<Vec<_>>() {
             self.unwatch(watch);
         }
+        self.turn(now, answers);
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -382,24 +424,35 @@ impl Object for Map {
     }
 
     fn tick(&mut self, now: Instant, answers: &mut Vec<Answer>) {
-        self.expire(now, answers);
+        self.pull();
+        self.turn(now, answers);
     }
 
     fn bytes(&self) -> usize {
-        self.bytes + self.log.bytes + self.line.len() * WAITER_BYTES + self.watches.len() * 100 + self.mirrors.len() * lane::WORDS * 8
+        self.bytes + self.log.bytes + self.line.len() * WAITER_BYTES + self.watches.len() * 100 + self.lanes.len() * LANE_BYTES
     }
 
-    fn lane(&mut self, caller: Caller, way: Way, memory: Arc<SharedMemory>, _: Instant, _: &mut Vec<Answer>) -> bool {
-        if way != Way::Out || self.mirrors.len() >= MIRRORS_MAX || self.mirrors.contains_key(&caller) {
+    fn left(&mut self, bytes: usize) {
+        self.left = bytes;
+    }
+
+    fn lane(&mut self, caller: Caller, way: Way, memory: Arc<SharedMemory>, now: Instant, answers: &mut Vec<Answer>) -> bool {
+        let full = self.lanes.len() >= LANES_MAX || self.left < 2 * LANE_BYTES;
+        if way != Way::Out || full || memory.words().len() < lane::WORDS || self.knows(caller) {
             return false;
         }
-        let mirror = Mirror::new(memory);
-        mirror.show(self.changes);
-        self.mirrors.insert(caller, mirror);
+        self.lanes.insert(caller, Lane::new(memory));
+        self.turn(now, answers);
         true
     }
 }
 
+#[path = "map_lanes.rs"]
+mod lanes;
+pub(crate) use lanes::put_together;
+#[cfg(test)]
+#[path = "map_lanes_sim.rs"]
+mod lanes_sim;
 #[cfg(test)]
 #[path = "map_sim.rs"]
 mod sim;

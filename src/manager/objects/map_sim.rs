@@ -4,8 +4,9 @@
 //! What it gives without asking must be what is there at that moment. So five ways of counting the changes wrongly are found ([`Flaw`]).
 
 use super::*;
+use crate::manager::lane::{MIRROR, Mirror, WORDS};
 use crate::manager::objects::testing::{Clients, Rng, rounds};
-use crate::manager::reads::Reads;
+use crate::manager::reads::{Reads, Seen};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -46,7 +47,7 @@ struct Reader {
 #[derive(Clone, Copy)]
 struct Asks {
     key: u64,
-    at: Option<u64>,
+    at: Option<Seen>,
     answer: Option<Option<u64>>,
 }
 
@@ -148,12 +149,12 @@ impl World {
 
     /// What the readers see of the count of changes.
     fn counts(&self) -> Vec<u64> {
-        self.readers.iter().map(|reader| reader.memory.words()[0].load(Ordering::SeqCst)).collect()
+        self.readers.iter().map(|reader| reader.memory.words()[MIRROR].load(Ordering::SeqCst)).collect()
     }
 
     fn set_counts(&self, counts: impl IntoIterator<Item = u64>) {
         for (reader, count) in self.readers.iter().zip(counts) {
-            reader.memory.words()[0].store(count, Ordering::SeqCst);
+            reader.memory.words()[MIRROR].store(count, Ordering::SeqCst);
         }
     }
 
@@ -212,8 +213,9 @@ impl World {
                 self.readers[at].asks = Some(Asks { answer: Some(value), ..asks });
             }
             Some(Asks { key, at, answer: Some(value) }) => {
-                let at = if self.flaw == Some(Flaw::LookedAfter) { Mirror::new(Arc::clone(&reader.memory)).look() } else { at };
-                if let Some(at) = at {
+                let now = Mirror::new(Arc::clone(&reader.memory)).look();
+                let late = now.filter(|_| self.flaw == Some(Flaw::LookedAfter));
+                if let Some(at) = late.map(|changes| Seen { changes, writes: 0 }).or(at) {
                     reader.reads.keep(packet(key), value.map(packet), at);
                 }
             }
@@ -225,7 +227,7 @@ impl World {
     fn come_or_go(&mut self) -> Result<(), String> {
         if self.readers.len() < 3 {
             let lane = self.clients.caller(&mut self.rng);
-            let (memory, _) = SharedMemory::create(8).map_err(|e| e.to_string())?;
+            let (memory, _) = SharedMemory::create(WORDS * 8).map_err(|e| e.to_string())?;
             let memory = Arc::new(memory);
             if !self.map.lane(lane, Way::Out, Arc::clone(&memory), self.now, &mut Vec::new()) {
                 return Err("no memory is taken".into());
@@ -236,7 +238,7 @@ impl World {
             let reader = self.readers.remove(at);
             self.map.cancel(reader.lane, self.now, &mut Vec::new());
         }
-        if self.map.mirrors.len() != self.readers.len() {
+        if self.map.lanes.len() != self.readers.len() {
             return Err("changes are told to nobody, or not to somebody".into());
         }
         Ok(())
@@ -255,7 +257,11 @@ impl World {
                 } else {
                     self.refused(key)
                 };
-                (Ask::Insert { key: packet(key), when }, expected)
+                if when == When::Always && self.rng.chance(50) {
+                    (Ask::Set { key: packet(key), lane: 0 }, (Reply::Done, vec![]))
+                } else {
+                    (Ask::Insert { key: packet(key), when }, expected)
+                }
             }
             3 | 4 => {
                 let (when, holds) = self.condition(key);

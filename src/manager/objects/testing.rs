@@ -52,6 +52,11 @@ impl Clients {
         Client { seat, generation: self.generations[seat as usize] }
     }
 
+    /// Who is in this seat.
+    pub(crate) fn in_seat(&self, seat: u32) -> Client {
+        Client { seat, generation: self.generations[seat as usize] }
+    }
+
     /// A new request of any client.
     pub(crate) fn caller(&mut self, rng: &mut Rng) -> Caller {
         self.ticket += 1;
