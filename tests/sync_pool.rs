@@ -171,7 +171,7 @@ async fn a_holder_that_ends_however_gives_the_next_the_lock_within_ten_milliseco
     let manager = pool.manager();
     let (lock, held, exit) = (manager.mutex(1u64).unwrap(), manager.value(0u32).unwrap(), manager.value(false).unwrap());
     for by_exit in [false, true] {
-        let mut least = Duration::MAX;
+        let mut all = Vec::new();
         for _ in 0..20 {
             let task = pool.spawn(holds, (lock.clone(), held.clone(), exit.clone()));
             until("it holds", || held.load().unwrap() != 0).await;
@@ -190,12 +190,14 @@ async fn a_holder_that_ends_however_gives_the_next_the_lock_within_ten_milliseco
             assert_eq!((*guard, guard.recovered()), (1, true), "by exit: {by_exit}");
             guard.clear_recovered();
             drop(guard);
-            least = least.min(at - begin);
+            all.push(at - begin);
             assert!(soon(task).await.unwrap_err().is_worker_died());
             held.store(0).unwrap();
             exit.store(false).unwrap();
         }
-        assert!(least < Duration::from_millis(10), "by exit: {by_exit}: {least:?}");
+        all.sort();
+        println!("by exit: {by_exit}: least {:?}, median {:?}", all[0], all[10]);
+        assert!(all[0] < Duration::from_millis(10), "by exit: {by_exit}: {all:?}");
     }
 }
 

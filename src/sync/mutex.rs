@@ -52,9 +52,9 @@ const SMALL: usize = 16;
 /// **A guard that is dropped commits**: what was changed through it is the value from then on, also after an early return
 /// by `?`, or when `select!` drops the future that has it. It rolls back, to the last committed value, when
 ///
-/// * its process dies, however (the next in line has the lock within some milliseconds);
+/// * its process dies, however (the next in line has the lock within 10 ms of its end, as a rule within one);
 /// * the thread panics;
-/// * its async task is being aborted;
+/// * its async task is being stopped: aborted, over its time limit, or by the pool's end (a sync one is stopped with its process);
 /// * the value cannot be encoded (or takes more than 16 MiB);
 /// * [`MutexGuard::rollback`] is called.
 ///
