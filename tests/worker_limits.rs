@@ -7,9 +7,9 @@
 mod processes;
 
 use nix::libc;
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use processes::{die, in_own_process_of_nobody, own_dir, own_process, passes, pid, soon};
+use processes::{die, in_own_process, in_own_process_of_nobody, own_dir, own_process, passes, pid, soon};
 use procpool::{Builder, ErrorKind, Limits, Pool, Process, TaskError};
 use std::fs::File;
 use std::io::{ErrorKind as IoErrorKind, Write};
@@ -295,10 +295,42 @@ fn own_oom_score() -> i32 {
 async fn what_is_not_asked_for_stays_as_the_application_has_it() {
     assert_eq!(soon(Pool::builder().workers(1).build().unwrap().spawn(own_limits, ())).await.unwrap(), own_limits());
     assert_eq!(soon(pool(Limits::new()).spawn(own_limits, ())).await.unwrap(), own_limits());
-    let child = Process::builder().limits(Limits::new().core_size(0)).spawn(own_limits, ()).unwrap();
-    let (theirs, ours) = (soon(child).await.unwrap(), own_limits());
-    let changed: Vec<_> = theirs.lines().zip(ours.lines()).filter(|(theirs, ours)| theirs != ours).map(|(theirs, _)| theirs).collect();
-    assert!(changed.iter().all(|line| line.starts_with("Max core file size")), "{changed:?}");
+}
+
+#[test]
+fn workers_write_no_core_dumps_though_the_application_may() {
+    in_own_process("own_process_that_may_dump_core");
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_that_may_dump_core() {
+    if own_dir().is_none() {
+        return;
+    }
+    let (_, most) = getrlimit(Resource::RLIMIT_CORE).unwrap();
+    if most == 0 {
+        println!("skipped: nobody may write a core dump here");
+        return;
+    }
+    setrlimit(Resource::RLIMIT_CORE, most, most).unwrap();
+    let ours = own_limits();
+    let limits = || Limits::new().core_size(0);
+    let child = Process::builder().limits(limits()).spawn(own_limits, ()).unwrap();
+    for theirs in [soon(child).await.unwrap(), soon(pool(limits()).spawn(own_limits, ())).await.unwrap()] {
+        assert_eq!(theirs.lines().count(), ours.lines().count());
+        let changed: Vec<Vec<_>> = theirs
+            .lines()
+            .zip(ours.lines())
+            .filter(|(theirs, ours)| theirs != ours)
+            .map(|(theirs, _)| theirs.split_whitespace().collect())
+            .collect();
+        assert_eq!(changed, [["Max", "core", "file", "size", "0", "0", "bytes"]]);
+    }
+    assert_eq!(own_limits(), ours);
+    // Those that are started when the application may write none may write none.
+    setrlimit(Resource::RLIMIT_CORE, 0, most).unwrap();
+    assert_eq!(soon(pool(Limits::new()).spawn(|| getrlimit(Resource::RLIMIT_CORE).unwrap().0, ())).await.unwrap(), 0);
 }
 
 #[tokio::test]
