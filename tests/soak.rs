@@ -1,9 +1,9 @@
 //! A soak: random tasks, and whatever can happen to them, in pools and runtimes that come and go.
 //!
-//! It goes on for `PROCPOOL_SOAK_SECONDS` (10 by default; with as many or more, until all that may happen has), in rounds. A round has one or two pools, driven by a runtime of this
-//! thread, by one with threads of its own (which may end before the pool does), or by none. Tasks are handed in, aborted, forgotten,
-//! cancelled by tokens, given limits and retries; their workers are killed, stopped and continued from outside; at last each pool ends
-//! in one of the ways there are. A model knows of each task how it may end, given what it is and what was done to it; each ends once,
+//! It goes on for `PROCPOOL_SOAK_SECONDS` (10 by default; with as many or more, until all that may happen has), in rounds. A round has
+//! one or two pools, driven by a runtime of this thread, by one with threads of its own (which may end before the pool does), or by
+//! none. Tasks are handed in, aborted, forgotten, cancelled by tokens, given limits and retries; their workers are killed, stopped and
+//! continued from outside; at last each pool ends in one of the ways there are. A model knows of each task how it may end, given what it is and what was done to it; each ends once,
 //! no task runs more often than it may, and after each round nothing is left in this process.
 //!
 //! What happens in a round follows from its seed, which a failure prints, as far as the machine allows:
