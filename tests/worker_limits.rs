@@ -340,7 +340,7 @@ async fn own_process_that_may_dump_core() {
     }
     let (_, most) = getrlimit(Resource::RLIMIT_CORE).unwrap();
     if most == 0 {
-        println!("skipped: nobody may write a core dump here");
+        eprintln!("skipped: nobody may write a core dump here");
         return;
     }
     setrlimit(Resource::RLIMIT_CORE, most, most).unwrap();
