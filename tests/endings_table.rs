@@ -1,7 +1,8 @@
 //! The endings table: however an application or a pool ends, none of its workers is left, nor anything that they have started in
 //! their process groups, whatever they are at: one spins, one sleeps, one stands still, one has a child of its own.
 //!
-//! How long it took is printed (`cargo test --test endings_table -- --nocapture`), and never asserted.
+//! Within a second; other work on the machine takes time as well, so of a few tries one must show it. How long each took is printed
+//! (`cargo test --test endings_table -- --nocapture`).
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -45,47 +46,65 @@ fn hang_with_a_child(log: PathBuf) {
 
 const WORKERS: usize = 4;
 
+const LIMIT: Duration = Duration::from_secs(1);
+const TRIES: u32 = 5;
+
 #[test]
 fn nothing_is_left_however_it_ends() {
     for (how, goes_on) in ENDINGS {
-        let dir = tempdir().unwrap();
-        let mut command = own_process(&std::env::current_exe().unwrap(), "own_process_that_ends_somehow", dir.path());
-        command.env("PROCPOOL_TEST_HOW", how).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut application = KillOnDrop(command.spawn().unwrap());
-        let log = dir.path().join("log");
-        // One of them has a child.
-        wait_until(format!("{how}: all run"), || lines(&log).len() + lines(&dir.path().join("to stop")).len() == WORKERS + 1);
-        let to_stop = pids(&dir.path().join("to stop"))[0];
-        let all: Vec<_> = pids(&log).into_iter().chain([to_stop]).map(|pid| Seen::now(pid).unwrap()).collect();
-        stop(to_stop);
-        let start = Instant::now();
-        match how {
-            "SIGTERM" => signal(application.0.id(), Signal::SIGTERM),
-            "SIGINT" => signal(application.0.id(), Signal::SIGINT),
-            "SIGHUP" => signal(application.0.id(), Signal::SIGHUP),
-            "SIGKILL" => signal(application.0.id(), Signal::SIGKILL),
-            _ => std::fs::write(dir.path().join("go"), "").unwrap(),
-        }
-        if how == "a copy that ends" {
-            wait_until("the copy has ended", || dir.path().join("copy").exists());
-            assert!(!all.iter().any(|process| process.has_ended()), "they are the original's");
-        } else {
-            wait_until(format!("{how}: all are gone"), || all.iter().all(|process| process.has_ended()));
-            eprintln!("{:?} after {how}", start.elapsed());
-        }
-        if goes_on {
-            assert!(application.0.try_wait().unwrap().is_none(), "{how}: the application goes on");
-        } else if how != "another program in its place" {
-            application.0.wait().unwrap();
-        }
-        std::fs::write(dir.path().join("bye"), "").unwrap();
-        drop(application);
-        wait_until(format!("{how}: all are gone at last"), || all.iter().all(|process| process.has_ended()));
+        let in_time = (0..TRIES).any(|_| {
+            let took = time_until_all_are_gone(how, goes_on);
+            eprintln!("{took:?} after {how}");
+            took < LIMIT
+        });
+        assert!(in_time, "{how}: in none of {TRIES} tries were all gone within {LIMIT:?}");
     }
 }
 
+/// Has an application end in this way, or its pool, and waits until all are gone: how long that took.
+fn time_until_all_are_gone(how: &str, goes_on: bool) -> Duration {
+    let dir = tempdir().unwrap();
+    let mut command = own_process(&std::env::current_exe().unwrap(), "own_process_that_ends_somehow", dir.path());
+    // (A panic is not to read all of the program's symbols before it goes on.)
+    command.env("PROCPOOL_TEST_HOW", how).env("RUST_BACKTRACE", "0").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut application = KillOnDrop(command.spawn().unwrap());
+    let log = dir.path().join("log");
+    // One of them has a child.
+    wait_until(format!("{how}: all run"), || lines(&log).len() + lines(&dir.path().join("to stop")).len() == WORKERS + 1);
+    let to_stop = pids(&dir.path().join("to stop"))[0];
+    let all: Vec<_> = pids(&log).into_iter().chain([to_stop]).map(|pid| Seen::now(pid).unwrap()).collect();
+    stop(to_stop);
+    let mut start = Instant::now();
+    match how {
+        "SIGTERM" => signal(application.0.id(), Signal::SIGTERM),
+        "SIGINT" => signal(application.0.id(), Signal::SIGINT),
+        "SIGHUP" => signal(application.0.id(), Signal::SIGHUP),
+        "SIGKILL" => signal(application.0.id(), Signal::SIGKILL),
+        _ => std::fs::write(dir.path().join("go"), "").unwrap(),
+    }
+    let all_are_gone = || wait_until(format!("{how}: all are gone"), || all.iter().all(|process| process.has_ended()));
+    if how == "a copy that ends" {
+        wait_until("the copy has ended", || dir.path().join("copy").exists());
+        assert!(!all.iter().any(|process| process.has_ended()), "they are the original's");
+        assert!(application.0.try_wait().unwrap().is_none(), "{how}: the application goes on");
+        start = Instant::now(); // and end with it
+        application.0.kill().unwrap();
+        all_are_gone();
+        return start.elapsed();
+    }
+    all_are_gone();
+    let took = start.elapsed();
+    if goes_on {
+        assert!(application.0.try_wait().unwrap().is_none(), "{how}: the application goes on");
+    } else if how != "another program in its place" {
+        application.0.wait().unwrap();
+    }
+    std::fs::write(dir.path().join("bye"), "").unwrap();
+    took
+}
+
 fn wait_for_bye(dir: &std::path::Path) {
-    wait_until("the end of the test", || dir.join("bye").exists());
+    wait_until("the end of the test", || dir.join("bye").exists() || !dir.exists());
 }
 
 #[test]

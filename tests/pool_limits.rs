@@ -11,7 +11,7 @@ mod facts;
 use facts::{Proc, Scene, gone, mark, pass, pass_async, until, within};
 use futures::StreamExt;
 use futures::future::join_all;
-use procpool::{TaskError, TaskErrorKind};
+use procpool::{TaskError, TaskErrorKind, WorkerEnd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -449,12 +449,16 @@ async fn a_worker_that_a_task_has_left_spinning_swallows_no_other_task() {
     // Killed when the limit is over, or another one is started; or, without a limit, another one is there.
     for (workers, limit) in [(1, Some(Duration::from_millis(300))), (4, Some(Duration::from_millis(300))), (4, None)] {
         let scene = Scene::new(workers);
+        assert_eq!(scene.pool.stats().ended_by(WorkerEnd::Unresponsive), 0);
         let marks = scene.marks("spinner");
         let spoilt = within("the spinner", scene.pool.spawn(leave_a_spinner, marks.path())).await.unwrap();
         until("it spins", || marks.lines().len() == 1).await;
         let call = scene.pool.call(std::process::id);
         let call = if let Some(limit) = limit { call.timeout(limit) } else { call };
         assert_ne!(within("the next task", call.spawn(())).await.unwrap(), spoilt);
+        if workers == 1 {
+            assert_eq!(scene.pool.stats().ended_by(WorkerEnd::Unresponsive), 1);
+        }
         within("the end", scene.pool.kill()).await;
     }
 }

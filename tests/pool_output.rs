@@ -12,7 +12,7 @@ use procpool::{Builder, Output, Pool, TaskErrorKind};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -152,6 +152,71 @@ async fn a_file_takes_what_all_workers_print_and_a_full_disk_is_an_error_of_who_
     let error = soon(pool.spawn(|| -> u32 { panic!("a message that nobody can print") }, ())).await.unwrap_err();
     assert_eq!(error.panic_message(), Some("a message that nobody can print"));
     assert_eq!(soon(pool.spawn(pid, ())).await.unwrap(), first, "the worker lives");
+}
+
+/// Takes all the room that there is.
+fn fill(path: &Path) {
+    let mut file = File::create(path).unwrap();
+    let error = loop {
+        if let Err(error) = file.write_all(&[0; 1024]) {
+            break error;
+        }
+    };
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn needs_root_a_disk_that_is_full_is_an_error_of_who_prints_until_there_is_room_again() {
+    let (test, dir) = ("own_process_with_a_small_disk", tempdir().unwrap());
+    let own = own_process(&std::env::current_exe().unwrap(), test, dir.path());
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", "mount -t tmpfs -o size=64k none \"$DISK\" && exec \"$0\" \"$@\""]);
+    command.arg(own.get_program()).args(own.get_args()).env("DISK", dir.path());
+    command.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    processes::passes(test, command);
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_with_a_small_disk() {
+    let Some(dir) = own_dir() else { return };
+    let (path, copy, rest) = (dir.join("log"), dir.join("copy"), dir.join("rest"));
+    let append = |path: &Path| File::options().create(true).append(true).open(path).unwrap();
+    // What is captured goes to the same disk, by the application.
+    let (captured, copied) = (Captured::default(), append(&copy));
+    let output = Output::lines({
+        let captured = captured.clone();
+        move |line| {
+            let written = (&copied).write_all(format!("{}\n", line.text()).as_bytes());
+            captured.0.lock().unwrap().push((line.pid(), line.text().into_owned(), written.is_ok()));
+        }
+    });
+    let pool = builder().stdout(append(&path)).stderr(output).build().unwrap();
+    let worker = soon(pool.spawn(pid, ())).await.unwrap();
+    let prints = || println!("a line");
+    let tells = || eprintln!("a line");
+    for round in 1..=3 {
+        fill(&rest);
+        let error = soon(pool.spawn(prints, ())).await.unwrap_err();
+        assert!(error.is_panic() && error.panic_message().unwrap().contains("No space left"), "{error:?}");
+        soon(pool.spawn(tells, ())).await.unwrap();
+        until("all is captured", || captured.texts().last().is_some_and(|text| text == "a line")).await;
+        std::fs::remove_file(&rest).unwrap();
+        let before = captured.all(); // the panic's message, and that
+        assert!(before.iter().all(|(.., is_written)| !is_written), "{before:?}");
+        captured.0.lock().unwrap().clear();
+
+        soon(pool.spawn(prints, ())).await.unwrap();
+        soon(pool.spawn(tells, ())).await.unwrap();
+        assert_eq!(captured.come(1).await, [(worker, "a line".to_owned(), true)]);
+        captured.0.lock().unwrap().clear();
+        for written in [&path, &copy] {
+            assert_eq!(lines(written), ["a line"], "round {round}");
+            File::options().write(true).open(written).unwrap().set_len(0).unwrap();
+        }
+    }
+    assert_eq!(soon(pool.spawn(pid, ())).await.unwrap(), worker, "it lives");
 }
 
 #[tokio::test]

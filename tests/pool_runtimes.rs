@@ -19,7 +19,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 use tempfile::tempdir;
@@ -406,13 +406,26 @@ fn a_pool_answers_though_it_is_called_from_everywhere_while_its_runtime_comes_an
 
 #[test]
 fn a_runtime_that_is_dropped_with_tasks_running_takes_its_pool_along() {
-    let dir = tempdir().unwrap();
+    in_own_process("own_process_that_drops_runtimes");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_that_drops_runtimes() {
+    let Some(dir) = own_dir() else { return };
+    // What panics in a task of a runtime's, it keeps to itself.
+    static PANICS: AtomicUsize = AtomicUsize::new(0);
+    let tells = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        PANICS.fetch_add(1, Ordering::SeqCst);
+        tells(panic);
+    }));
     type End = fn(Runtime);
     let ends: [(&str, End); 3] =
         [("drop", drop), ("background", Runtime::shutdown_background), ("timeout", |runtime| runtime.shutdown_timeout(Duration::ZERO))];
     for (name, end) in ends {
         for inside_another in [false, true] {
-            let log = dir.path().join(format!("{name} {inside_another}"));
+            let log = dir.join(format!("{name} {inside_another}"));
             let runtime = multi_thread(2);
             let task_log = log.clone();
             runtime.spawn(async move {
@@ -421,14 +434,18 @@ fn a_runtime_that_is_dropped_with_tasks_running_takes_its_pool_along() {
             });
             wait_until("both run", || lines(&log).len() == 2);
             let workers = seen(&log);
-            if inside_another && name == "background" {
-                current_thread().block_on(async move { end(runtime) });
-            } else {
-                end(runtime);
+            match (inside_another, name) {
+                (false, _) => end(runtime),
+                (true, "background") => current_thread().block_on(async move { end(runtime) }),
+                // These wait, which tokio allows in a context only where one may block.
+                (true, _) => {
+                    current_thread().block_on(async move { tokio::task::spawn_blocking(move || end(runtime)).await.unwrap() });
+                }
             }
             wait_until("the workers are gone", || workers.iter().all(|worker| worker.is_gone()));
         }
     }
+    assert_eq!(PANICS.load(Ordering::SeqCst), 0, "something panicked");
 }
 
 #[test]

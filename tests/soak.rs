@@ -1,9 +1,9 @@
 //! A soak: random tasks, and whatever can happen to them, in pools and runtimes that come and go.
 //!
-//! It goes on for `PROCPOOL_SOAK_SECONDS` (10 by default), in rounds. A round has one or two pools, driven by a runtime of this
-//! thread, by one with threads of its own (which may end before the pool does), or by none. Tasks are handed in, aborted, forgotten,
-//! cancelled by tokens, given limits and retries; their workers are killed, stopped and continued from outside; at last each pool ends
-//! in one of the ways there are. A model knows of each task how it may end, given what it is and what was done to it; each ends once,
+//! It goes on for `PROCPOOL_SOAK_SECONDS` (10 by default; with as many or more, until all that may happen has), in rounds. A round has
+//! one or two pools, driven by a runtime of this thread, by one with threads of its own (which may end before the pool does), or by
+//! none. Tasks are handed in, aborted, forgotten, cancelled by tokens, given limits and retries; their workers are killed, stopped and
+//! continued from outside; at last each pool ends in one of the ways there are. A model knows of each task how it may end, given what it is and what was done to it; each ends once,
 //! no task runs more often than it may, and after each round nothing is left in this process.
 //!
 //! What happens in a round follows from its seed, which a failure prints, as far as the machine allows:
@@ -232,6 +232,20 @@ type Census = BTreeMap<String, u64>;
 
 fn count(census: &mut Census, what: impl fmt::Display) {
     *census.entry(what.to_string()).or_default() += 1;
+}
+
+/// What must come up, or a soak has shown nothing: what is done to tasks and pools, and what tasks are told.
+#[rustfmt::skip]
+const ALL: [&str; 28] = [
+    "task", "task, async", "forgotten", "dropped", "aborted", "queue dropped", "cancelled by token", "map, dropped",
+    "killed by SIGKILL", "killed by SIGTERM", "killed by SIGSEGV", "killed by SIGABRT", "stopped", "resized", "recycled", "runtime gone",
+    "end, Shutdown", "end, Within", "end, Kill", "end, Drop", "end, ShutdownThenKill", "end, ShutdownThenDrop",
+    "done", "Panicked", "WorkerDied", "Cancelled", "TimedOut", "PoolClosed",
+];
+
+/// What has not come up yet.
+fn missing(census: &Census) -> Vec<&'static str> {
+    ALL.into_iter().filter(|what| !census.contains_key(*what)).collect()
 }
 
 impl World {
@@ -809,7 +823,10 @@ fn own_process_that_soaks() {
     let start = Instant::now();
     let mut seed = first;
     eprintln!("{limit:?} from PROCPOOL_SOAK_SEED={first} on");
-    while start.elapsed() < limit {
+    // One that is to be long enough to meet everything goes on until it has.
+    let meets_all = limit >= Duration::from_secs(10);
+    while start.elapsed() < limit || (meets_all && !missing(&census).is_empty()) {
+        assert!(start.elapsed() < limit * 30, "never met: {:?}", missing(&census));
         let rounds = tempfile::tempdir().unwrap();
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| round(seed, rounds.path(), &mut census)));
         drop(rounds);

@@ -18,10 +18,13 @@ use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::time::{ClockId, clock_gettime};
 use processes::{KillOnDrop, children, in_own_process, lines, note, own_dir, own_process, pid, pids, soon, until, wait_until};
-use procpool::{Output, Pool, Process, TaskError};
+use procpool::{Output, Pool, Process};
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::convert::Infallible;
+use std::hash::{BuildHasher, RandomState};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Mutex;
 use std::time::Duration;
 use tempfile::tempdir;
 
@@ -204,60 +207,90 @@ async fn map_and_check(pool: &Pool, user: u32) {
 
 // ---- many deaths
 
-/// Says that it has begun, and takes some time.
-fn sum(log: PathBuf, a: u64, b: u64) -> u64 {
+/// Says that it has begun, and takes some time; tells its process, too.
+fn sum(log: PathBuf, a: u64, b: u64) -> (u64, u32) {
     note(&log, pid());
     std::thread::sleep(Duration::from_millis(4));
-    a + b
+    (a + b, pid())
+}
+
+#[test]
+fn a_sum_is_right_and_each_interrupted_task_is_told_while_workers_are_killed_in_three_ways() {
+    in_own_process("own_process_that_sums");
+}
+
+/// Kills a random child of this process every 20 to 50 ms, without an end.
+async fn kill_now_and_then(killed: &Mutex<Vec<u32>>) -> Infallible {
+    let chance = RandomState::new();
+    for n in 0usize.. {
+        let random = chance.hash_one(n);
+        tokio::time::sleep(Duration::from_millis(20 + random % 31)).await;
+        let alive = children(pid());
+        let Some(victim) = alive.get((random >> 32) as usize % alive.len().max(1)) else { continue };
+        killed.lock().unwrap().push(*victim);
+        let way = [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGSEGV][n % 3];
+        // It may have gone by itself, or been reaped, a moment ago.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(victim.cast_signed()), way);
+    }
+    unreachable!()
+}
+
+/// The sum of a tree with 256 leaves. What is told to have died is asked for again. Gives the processes in which parts of it were done,
+/// and those of which it was told that they died.
+async fn sum_of_the_tree(pool: &Pool, log: &Path) -> (u64, Vec<u32>, Vec<u32>) {
+    let (mut done, mut died) = (Vec::new(), Vec::new());
+    let mut values: Vec<u64> = (0..256).collect();
+    while values.len() > 1 {
+        let ask = |a, b| pool.spawn(sum, (log.to_path_buf(), a, b));
+        let open: Vec<_> = values.chunks(2).map(|pair| (pair[0], pair[1], ask(pair[0], pair[1]))).collect();
+        values.clear();
+        for (a, b, mut handle) in open {
+            let (sum, process) = loop {
+                match soon(handle).await {
+                    Ok(done) => break done,
+                    // Those that were to begin were killed while they started: this part has not.
+                    Err(error) if error.is_start_failed() => {}
+                    Err(error) => {
+                        assert!(error.is_worker_died(), "{error:?}");
+                        died.push(error.pid().unwrap());
+                    }
+                }
+                handle = ask(a, b);
+            };
+            values.push(sum);
+            done.push(process);
+        }
+    }
+    (values[0], done, died)
 }
 
 #[tokio::test]
-async fn a_sum_is_right_and_each_interrupted_task_is_told_while_workers_are_killed_in_three_ways() {
-    let (pool, dir) = (Pool::builder().workers(4).stderr(Output::null()).build().unwrap(), tempdir().unwrap());
-    let log = dir.path().join("log");
-    let mut deaths: Vec<TaskError> = Vec::new();
-    let mut done = 0;
-    let mut killed = 0;
-    let mut values: Vec<u64> = (0..256).collect();
-    while values.len() > 1 {
-        let mut open: Vec<_> = values.chunks(2).map(|pair| (pair[0], pair[1], None)).collect();
-        let mut sums = Vec::new();
-        for (a, b, handle) in &mut open {
-            *handle = Some(pool.spawn(sum, (log.clone(), *a, *b)));
+#[ignore = "runs in a process of its own"]
+async fn own_process_that_sums() {
+    let Some(dir) = own_dir() else { return };
+    for tree in 0.. {
+        let (log, killed) = (dir.join(format!("log {tree}")), Mutex::default());
+        let pool = Pool::builder().workers(4).stderr(Output::null()).build().unwrap();
+        let (sum, done, died) = tokio::select! {
+            tree = sum_of_the_tree(&pool, &log) => tree,
+            never = kill_now_and_then(&killed) => match never {},
+        };
+        assert_eq!((sum, done.len()), ((0..256).sum(), 255));
+        let (begun, killed) = (pids(&log), killed.into_inner().unwrap());
+        let times = |all: &[u32], process| all.iter().filter(|one| **one == process).count();
+        for process in begun.iter().chain(&died).copied().collect::<HashSet<_>>() {
+            let interrupted = times(&begun, process) - times(&done, process);
+            let told = times(&died, process);
+            // One that was killed just before it could say that it had begun is told, and has said nothing.
+            assert!((interrupted..=1).contains(&told), "process {process} interrupted {interrupted} tasks, {told} were told");
+            assert!(told <= times(&killed, process), "nobody has killed process {process}");
         }
-        for (a, b, handle) in open {
-            let mut handle = handle.unwrap();
-            loop {
-                let killer = async {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    let worker = pids(&log).last().copied();
-                    if let Some(worker) = worker.filter(|worker| children(pid()).contains(worker)) {
-                        let way = [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGSEGV][killed % 3];
-                        // It may have gone by itself, or been reaped, a moment ago.
-                        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker.cast_signed()), way);
-                        killed += 1;
-                    }
-                };
-                match tokio::select! { result = soon(&mut handle) => Some(result), () = killer => None } {
-                    None => continue,
-                    Some(Ok(value)) => {
-                        sums.push(value);
-                        done += 1;
-                        break;
-                    }
-                    Some(Err(error)) => {
-                        assert!(error.is_worker_died(), "{error:?}");
-                        deaths.push(error);
-                        handle = pool.spawn(sum, (log.clone(), a, b));
-                    }
-                }
-            }
+        soon(pool.shutdown()).await;
+        if !died.is_empty() {
+            break;
         }
-        values = sums;
+        assert!(tree < 20, "nobody was hit in {tree} trees");
     }
-    assert_eq!(values, [(0..256).sum::<u64>()]);
-    assert_eq!(lines(&log).len(), done + deaths.len(), "each that has begun is done, or is told that it was interrupted");
-    assert!(deaths.len() <= killed, "{} deaths by {killed} signals", deaths.len());
 }
 
 // ---- signals in the midst of large values

@@ -5,10 +5,12 @@
 #[path = "common/processes.rs"]
 mod processes;
 
-use processes::soon;
+use nix::sys::signal::Signal;
+use processes::{soon, until};
 use procpool::{Channel, ErrorKind, List, Map, MapChange, Mutex, Pool, Queue, Registered, Served, Value, channel};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
 fn pool(workers: usize) -> Pool {
     Pool::builder().workers(workers).build().unwrap()
@@ -52,6 +54,111 @@ fn operate(map: Map<u8, u32>, list: List<u32>, process: u32, times: u32) -> Vec<
     done
 }
 
+/// Looks for one order of all operations, in which those of each process stand in theirs, and each answer is what it must be. (In which
+/// order pushes came is not looked at, but what can be popped, and when there is nothing.)
+fn has_an_order(histories: &[Vec<Done>]) -> bool {
+    let mut scene = Replay { unread: HashMap::new(), nothing_left: 0, map: BTreeMap::new(), list: HashSet::new() };
+    for done in histories.iter().flatten() {
+        match done {
+            Done::Get { found: Some(value), .. } => *scene.unread.entry(*value).or_default() += 1,
+            Done::Pop { got: None, .. } => scene.nothing_left += 1,
+            _ => {}
+        }
+    }
+    // States from which there is no way to the end, once they have been tried; they are tried in depth.
+    let mut tried = HashSet::new();
+    let mut open = vec![(vec![0; histories.len()], scene)];
+    while let Some((mut at, mut scene)) = open.pop() {
+        while let Some(process) = (0..at.len()).find(|n| histories[*n].get(at[*n]).is_some_and(|done| scene.is_safe(done))) {
+            scene.play(&histories[process][at[process]]);
+            at[process] += 1;
+        }
+        if at.iter().zip(histories).all(|(at, history)| *at == history.len()) {
+            return true;
+        }
+        // What is in the list follows from how far each is.
+        if tried.insert((at.clone(), scene.map.clone())) {
+            for (process, history) in histories.iter().enumerate() {
+                if let Some(done) = history.get(at[process]).filter(|done| scene.is_possible(done)) {
+                    let (mut at, mut scene) = (at.clone(), scene.clone());
+                    scene.play(done);
+                    at[process] += 1;
+                    open.push((at, scene));
+                }
+            }
+        }
+    }
+    false
+}
+
+/// What is there after some operations, and what of the others still needs it.
+#[derive(Clone)]
+struct Replay {
+    /// How many have yet to find this value.
+    unread: HashMap<u32, u32>,
+    /// How many have yet to find the list empty.
+    nothing_left: u32,
+    map: BTreeMap<u8, u32>,
+    list: HashSet<u32>,
+}
+
+impl Replay {
+    /// It may come next.
+    fn is_possible(&self, done: &Done) -> bool {
+        let there = |key| self.map.get(&key).copied();
+        let takes =
+            |key, before: Option<u32>| there(key) == before && before.is_none_or(|value| self.unread.get(&value).is_none_or(|n| *n == 0));
+        match *done {
+            Done::Insert { key, before, .. } | Done::Remove { key, before } => takes(key, before),
+            Done::Get { key, found } => there(key) == found,
+            Done::Push(_) => true,
+            Done::Pop { got: Some(value), .. } => self.list.contains(&value),
+            Done::Pop { got: None, .. } => self.list.is_empty(),
+        }
+    }
+
+    /// It may come next, and nothing is lost if it does: no other could have come before it only.
+    fn is_safe(&self, done: &Done) -> bool {
+        let may_come_later = match done {
+            Done::Insert { before: None, .. } => true, // others may have to find nothing before
+            Done::Push(_) => self.nothing_left > 0,
+            _ => false,
+        };
+        !may_come_later && self.is_possible(done)
+    }
+
+    fn play(&mut self, done: &Done) {
+        match *done {
+            Done::Insert { key, value, .. } => drop(self.map.insert(key, value)),
+            Done::Remove { key, .. } => drop(self.map.remove(&key)),
+            Done::Get { found: Some(value), .. } => *self.unread.get_mut(&value).unwrap() -= 1,
+            Done::Get { found: None, .. } => {}
+            Done::Push(value) => drop(self.list.insert(value)),
+            Done::Pop { got: Some(value), .. } => drop(self.list.remove(&value)),
+            Done::Pop { got: None, .. } => self.nothing_left -= 1,
+        }
+    }
+}
+
+#[test]
+fn answers_that_no_order_explains_are_found() {
+    use Done::*;
+    let insert = |value, before| Insert { key: 1, value, before };
+    let get = |found| Get { key: 1, found };
+    let pop = |got| Pop { front: true, got };
+    // Nobody has taken it away; or somebody else has, or may have come later.
+    assert!(!has_an_order(&[vec![insert(1, None), get(None)]]));
+    assert!(has_an_order(&[vec![insert(1, None), get(None)], vec![Remove { key: 1, before: Some(1) }]]));
+    assert!(has_an_order(&[vec![insert(1, None)], vec![get(None), get(Some(1))]]));
+    assert!(!has_an_order(&[vec![insert(1, None)], vec![get(Some(1)), get(None)]]));
+    // Two that both found nothing, and nobody took the first away.
+    assert!(!has_an_order(&[vec![insert(1, None)], vec![insert(2, None)]]));
+    assert!(!has_an_order(&[vec![insert(1, None), insert(3, Some(2))], vec![insert(2, Some(1)), get(Some(1))]]));
+    assert!(has_an_order(&[vec![insert(1, None), insert(3, Some(2))], vec![insert(2, Some(1)), get(Some(3))]]));
+    assert!(!has_an_order(&[vec![Push(1), pop(None)], vec![pop(None), pop(None)]]));
+    assert!(has_an_order(&[vec![Push(1), pop(None)], vec![pop(None), pop(Some(1)), pop(None)]]));
+}
+
 #[tokio::test]
 async fn operations_from_four_processes_are_as_if_done_one_after_another() {
     const PROCESSES: u32 = 4;
@@ -63,54 +170,26 @@ async fn operations_from_four_processes_are_as_if_done_one_after_another() {
     for task in tasks {
         histories.push(soon(task).await.unwrap());
     }
-    // An operation that met a value came after the one that wrote it, and before the one that took it away; and each process
-    // did its own in their order. If that is possible at once, there is an order that explains every answer.
-    let mut after: HashMap<(usize, usize), HashSet<(usize, usize)>> = HashMap::new();
-    let (mut wrote, mut took, mut met) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-    for (process, history) in histories.iter().enumerate() {
-        for (n, done) in history.iter().enumerate() {
-            let me = (process, n);
-            after.entry(me).or_default().extend(n.checked_sub(1).map(|before| (process, before)));
-            let (written, taken) = match *done {
-                Done::Insert { value, before, .. } => (Some(value), before),
-                Done::Remove { before, .. } => (None, before),
-                Done::Push(value) => (Some(value), None),
-                Done::Pop { got, .. } => (None, got),
-                Done::Get { found, .. } => {
-                    met.extend(found.map(|value| (value, me)));
-                    (None, None)
-                }
-            };
-            if let Some(value) = written {
-                wrote.insert(value, me);
-            }
-            if let Some(value) = taken {
-                assert_eq!(took.insert(value, me), None, "{value} was taken twice");
-                met.push((value, me));
-            }
+    let (mut wrote, mut took) = (BTreeSet::new(), BTreeSet::new());
+    for done in histories.iter().flatten() {
+        let (written, taken) = match *done {
+            Done::Insert { value, before, .. } => (Some(value), before),
+            Done::Remove { before, .. } => (None, before),
+            Done::Push(value) => (Some(value), None),
+            Done::Pop { got, .. } => (None, got),
+            Done::Get { .. } => (None, None),
+        };
+        wrote.extend(written);
+        if let Some(value) = taken {
+            assert!(took.insert(value), "{value} was taken twice");
         }
     }
-    for (value, me) in met {
-        let writer = *wrote.get(&value).unwrap_or_else(|| panic!("{value} was never written"));
-        after.entry(me).or_default().insert(writer);
-        if let Some(taker) = took.get(&value).filter(|taker| **taker != me) {
-            after.entry(*taker).or_default().insert(me);
-        }
-    }
-    while !after.is_empty() {
-        let free: Vec<_> = after.iter().filter(|(_, before)| before.is_empty()).map(|(me, _)| *me).collect();
-        assert!(!free.is_empty(), "no order explains the answers: {} operations wait for each other", after.len());
-        for me in free {
-            after.remove(&me);
-        }
-        let left: HashSet<_> = after.keys().copied().collect();
-        after.values_mut().for_each(|before| before.retain(|other| left.contains(other)));
-    }
+    assert!(has_an_order(&histories), "no order explains the answers");
     // What was written and not taken is what is there.
     let mut there: Vec<u32> = map.entries().await.unwrap().into_iter().map(|(_, value)| value).collect();
     there.extend(list.snapshot().await.unwrap());
     there.sort_unstable();
-    let expected: Vec<u32> = wrote.keys().copied().filter(|value| !took.contains_key(value)).collect();
+    let expected: Vec<u32> = wrote.difference(&took).copied().collect();
     assert_eq!(there, expected);
     // Each process's own pushes stand in its order, unless popped.
     let left = list.snapshot().await.unwrap();
@@ -308,6 +387,46 @@ async fn the_ends_of_a_channel_go_to_two_workers_and_end_with_them() {
     assert_eq!(soon(here.recv()).await.unwrap(), Some(1));
     assert_eq!(soon(here.recv()).await.unwrap(), None);
     assert!(soon(here.send(2)).await.unwrap_err().error().is_closed());
+}
+
+#[tokio::test]
+async fn half_an_item_and_silence_keep_no_limit_from_its_time() {
+    const LIMIT: Duration = Duration::from_millis(50);
+    let (mut rounds, mut halves) = (0, 0);
+    while halves < 2 {
+        assert!(rounds < 20, "{halves} of {rounds} were stopped in the midst of an item");
+        rounds += 1;
+        let pool = pool(1);
+        let (here, there) = channel::<Vec<u8>>().unwrap();
+        let begun = pool.manager().value(0u32).unwrap();
+        // More than there is room for on the way.
+        let sends = |end: Channel<Vec<u8>>, begun: Value<u32>| {
+            begun.store(std::process::id()).unwrap();
+            end.blocking_send(vec![7; 2 << 20]).unwrap();
+        };
+        let sending = pool.spawn(sends, (there, begun.clone()));
+        until("it has begun", || begun.load().unwrap() != 0).await;
+        until("it waits, as a rule in the midst of it", || processes::state(begun.load().unwrap()) == Some('S')).await;
+        processes::stop(begun.load().unwrap());
+        for _ in 0..2 {
+            assert!(soon(here.recv_timeout(LIMIT)).await.unwrap_err().is_timeout());
+        }
+        let here = soon(tokio::task::spawn_blocking(move || {
+            assert!(here.blocking_recv_timeout(LIMIT).unwrap_err().is_timeout());
+            here
+        }));
+        let here = here.await.unwrap();
+        processes::signal(begun.load().unwrap(), Signal::SIGKILL);
+        assert!(soon(sending).await.unwrap_err().is_worker_died());
+        // Whether it was half of one is told when it has ended.
+        match soon(here.recv()).await {
+            Ok(none) => assert_eq!(none, None, "it was stopped before it sent anything"),
+            Err(error) => {
+                assert!(error.kind() == ErrorKind::Decode && error.to_string().contains("in the midst of an item"), "{error}");
+                halves += 1;
+            }
+        }
+    }
 }
 
 /// Reads what another writes, until the end: never older than what had been written before. Gives how often it was the same.

@@ -8,10 +8,12 @@ mod processes;
 
 use futures::StreamExt;
 use nix::sys::signal::Signal;
-use processes::{Seen, children, descriptors, in_own_process, own_dir, own_process, passes, pid, soon, until, wait_until};
-use procpool::{Array, Barrier, Event, List, Manager, Map, Mutex, Pool, Queue, RwLock, Semaphore, Value};
+use processes::{Seen, children, descriptors, in_own_process, lines, note, own_dir, own_process, passes, pid, soon, until, wait_until};
+use procpool::{
+    Array, Barrier, Channel, Condvar, Event, List, Manager, Map, Mutex, Pool, Process, Queue, Registered, RwLock, Semaphore, Served, Value,
+};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -44,6 +46,36 @@ async fn eight_processes_add_by_read_pause_write_and_nothing_is_lost() {
     let alone: Vec<_> = soon(adding.collect()).await;
     assert!(alone.into_iter().all(|alone| alone.unwrap()));
     assert_eq!(total.get().await.unwrap(), 4000);
+}
+
+#[tokio::test]
+async fn twenty_waiters_in_five_processes_get_in_past_one_that_locks_again_and_again() {
+    let pool = Pool::builder().workers(6).concurrency(4).build().unwrap();
+    let manager = pool.manager();
+    let (lock, entered, begun) = (manager.mutex(0u64).unwrap(), manager.value(0u32).unwrap(), manager.value(false).unwrap());
+    // It never pauses, and ends only when all others were in.
+    let hogs = |lock: Mutex<u64>, entered: Value<u32>, begun: Value<bool>| {
+        while entered.load().unwrap() < 20 {
+            *lock.blocking_lock().unwrap() += 1;
+            begun.store(true).unwrap();
+        }
+    };
+    async fn enters(lock: Mutex<u64>, entered: Value<u32>, pids: Mutex<BTreeSet<u32>>, all_wait: Barrier) {
+        pids.lock().await.unwrap().insert(pid());
+        all_wait.wait().await.unwrap();
+        let guard = lock.lock().await.unwrap();
+        entered.fetch_add(1).unwrap();
+        drop(guard);
+    }
+    let (pids, all_wait) = (manager.mutex(BTreeSet::new()).unwrap(), manager.barrier(20).unwrap());
+    let hogging = pool.spawn(hogs, (lock.clone(), entered.clone(), begun.clone()));
+    until("it locks", || begun.load().unwrap()).await;
+    let waiters: Vec<_> = (0..20).map(|_| pool.spawn(enters, (lock.clone(), entered.clone(), pids.clone(), all_wait.clone()))).collect();
+    for waiter in waiters {
+        soon(waiter).await.unwrap();
+    }
+    soon(hogging).await.unwrap();
+    assert_eq!(pids.get().await.unwrap().len(), 5);
 }
 
 #[tokio::test]
@@ -131,6 +163,18 @@ fn a_program_that_is_killed_with_every_kind_of_object_leaves_nothing() {
     assert_eq!(named_things(&temporary), before);
 }
 
+struct Sum(u64);
+
+impl Served for Sum {
+    type Call = u64;
+    type Reply = u64;
+
+    async fn call(&mut self, n: u64) -> u64 {
+        self.0 += n;
+        self.0
+    }
+}
+
 #[test]
 #[ignore = "runs in a process of its own"]
 fn own_process_uses_everything() {
@@ -138,8 +182,13 @@ fn own_process_uses_everything() {
     let pool = pool(2);
     let manager = pool.manager();
     let lock = manager.mutex(vec![0u8; 100_000]).unwrap();
-    let waits = |lock: Mutex<Vec<u8>>, event: Event, semaphore: Semaphore, rwlock: RwLock<u64>| {
-        let _guard = lock.blocking_lock().unwrap();
+    type More = (Condvar, List<u64>, Channel<u64>, Registered<Sum>);
+    let waits = |lock: Mutex<Vec<u8>>, event: Event, semaphore: Semaphore, rwlock: RwLock<u64>, (condvar, list, channel, sum): More| {
+        list.blocking_push(1).unwrap();
+        channel.blocking_send(1).unwrap();
+        sum.blocking_call(1).unwrap();
+        let guard = lock.blocking_lock().unwrap();
+        let _guard = condvar.blocking_wait_while(guard, |bytes| bytes.is_empty()).unwrap();
         let _permit = semaphore.blocking_acquire().unwrap();
         let _writer = rwlock.blocking_write().unwrap();
         event.blocking_wait().unwrap();
@@ -147,16 +196,102 @@ fn own_process_uses_everything() {
     let semaphore = manager.semaphore(1).unwrap();
     let rwlock = manager.rwlock(1u64).unwrap();
     let event = manager.event().unwrap();
-    let calls: Vec<_> = (0..2).map(|_| pool.spawn(waits, (lock.clone(), event.clone(), semaphore.clone(), rwlock.clone()))).collect();
+    let (condvar, list, sum) = (manager.condvar().unwrap(), manager.list().unwrap(), manager.register(Sum(0)).unwrap());
+    let (ours, theirs): (Vec<_>, Vec<_>) = (0..2).map(|_| manager.channel().unwrap()).unzip();
+    let call = |channel| {
+        let more = (condvar.clone(), list.clone(), channel, sum.clone());
+        pool.spawn(waits, (lock.clone(), event.clone(), semaphore.clone(), rwlock.clone(), more))
+    };
+    let calls: Vec<_> = theirs.into_iter().map(call).collect();
     let queue: Queue<Value<u64>> = manager.queue(5).unwrap();
     queue.blocking_send(manager.value(1).unwrap()).unwrap();
     let map: Map<u32, String> = manager.map().unwrap();
     map.blocking_insert(1, "one".into()).unwrap();
     let _barrier: Barrier = manager.barrier(2).unwrap();
     let _array = manager.array(&[0u64; 1000]).unwrap();
+    assert!(ours.iter().all(|channel| channel.blocking_recv().unwrap() == Some(1)));
+    wait_until("both have come", || list.blocking_len().unwrap() == 2 && sum.blocking_call(0).unwrap() == 2);
     wait_until("they hold and wait", || semaphore.available_permits().unwrap() == 0);
     std::fs::write(dir.join("ready"), b"").unwrap();
     calls.into_iter().for_each(|call| drop(call.blocking_join()));
+}
+
+// ---- an application that is killed, with its manager
+
+/// Waits for a lock, and looks at each object, when its manager's process is killed: what each call says, and that it ends.
+fn outlives_its_manager(lock: Mutex<u64>, queue: Queue<u64>, map: Map<u32, u64>, log: PathBuf) {
+    assert_eq!(map.blocking_get(&1).unwrap(), Some(7));
+    note(&log, pid());
+    let error = lock.blocking_lock().unwrap_err(); // the application holds it
+    let errors = [
+        error,
+        lock.try_lock().unwrap_err(),
+        queue.blocking_send(1).unwrap_err().into_parts().1,
+        queue.blocking_recv().unwrap_err(),
+        map.blocking_insert(1, 8).unwrap_err(),
+    ];
+    errors.iter().for_each(|error| note(&log, if error.is_manager_closed() { "closed".into() } else { format!("{error:?}") }));
+    // It goes on without: with a manager of its own.
+    let again = Manager::new().unwrap().mutex(1u64).unwrap();
+    *again.blocking_lock().unwrap() += 1;
+    note(&log, again.blocking_get().unwrap());
+}
+
+async fn outlives_its_manager_async(lock: Mutex<u64>, queue: Queue<u64>, map: Map<u32, u64>, log: PathBuf) {
+    assert_eq!(map.get(&1).await.unwrap(), Some(7));
+    note(&log, pid());
+    let (error, received) = tokio::join!(lock.lock(), queue.recv());
+    let errors = [
+        error.unwrap_err(),
+        received.unwrap_err(),
+        lock.try_lock().unwrap_err(),
+        queue.send(1).await.unwrap_err().into_parts().1,
+        map.insert(1, 8).await.unwrap_err(),
+    ];
+    errors.iter().for_each(|error| note(&log, if error.is_manager_closed() { "closed".into() } else { format!("{error:?}") }));
+    let again = Manager::new().unwrap().mutex(1u64).unwrap();
+    *again.lock().await.unwrap() += 1;
+    note(&log, again.get().await.unwrap());
+}
+
+#[test]
+fn who_outlives_the_application_is_told_that_the_manager_is_gone_and_says_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = own_process(&std::env::current_exe().unwrap(), "own_process_that_is_killed_with_its_manager", dir.path());
+    let mut application = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let logs = ["sync", "async"].map(|name| dir.path().join(name));
+    wait_until("both wait", || logs.iter().all(|log| lines(log).len() == 1) && dir.path().join("ready").exists());
+    let both = logs.clone().map(|log| Seen::now(processes::pids(&log)[0]).unwrap());
+    application.kill().unwrap();
+    application.wait().unwrap();
+    wait_until("both have ended", || both.iter().all(|process| process.has_ended()));
+    for log in &logs {
+        assert_eq!(lines(log)[1..], ["closed", "closed", "closed", "closed", "closed", "2"], "{}", log.display());
+        assert_eq!(std::fs::read_to_string(log.with_extension("stderr")).unwrap(), "");
+    }
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_that_is_killed_with_its_manager() {
+    let Some(dir) = own_dir() else { return };
+    let manager = Manager::new().unwrap();
+    let (lock, queue, map) = (manager.mutex(0u64).unwrap(), manager.queue(1).unwrap(), manager.map().unwrap());
+    map.insert(1, 7).await.unwrap();
+    let _held = lock.lock().await.unwrap();
+    let builder = |log: &PathBuf| {
+        let stderr = std::fs::File::create(log.with_extension("stderr")).unwrap();
+        Process::builder().daemon(false).stdout(procpool::Stdio::null()).stderr(stderr)
+    };
+    let (sync, other) = (dir.join("sync"), dir.join("async"));
+    let both = (
+        builder(&sync).spawn(outlives_its_manager, (lock.clone(), queue.clone(), map.clone(), sync)).unwrap(),
+        builder(&other).spawn(outlives_its_manager_async, (lock.clone(), queue.clone(), map.clone(), other)).unwrap(),
+    );
+    soon(both.0.started()).await.unwrap();
+    soon(both.1.started()).await.unwrap();
+    std::fs::write(dir.join("ready"), b"").unwrap();
+    std::future::pending().await
 }
 
 // ---- deadlocks

@@ -7,15 +7,15 @@
 mod processes;
 
 use nix::libc;
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use processes::{die, in_own_process_of_nobody, own_dir, own_process, passes, pid, soon};
+use processes::{die, in_own_process, in_own_process_of_nobody, own_dir, own_process, passes, pid, soon};
 use procpool::{Builder, ErrorKind, Limits, Pool, Process, TaskError};
 use std::fs::File;
 use std::io::{ErrorKind as IoErrorKind, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use tempfile::tempdir;
 
@@ -128,24 +128,54 @@ async fn init_is_limited_as_well() {
 
 /// In a cgroup of its own, with less memory than a task wants: the kernel kills the worker, and not the application.
 #[test]
-#[ignore = "by hand: it makes a memory cgroup (v1 or v2), which not every root may"]
-fn by_hand_a_worker_that_the_kernel_kills_for_want_of_memory_is_told_so() {
+#[ignore = "needs a memory cgroup"]
+fn needs_memory_cgroup_a_worker_that_the_kernel_kills_for_want_of_memory_is_told_so() {
     let (test, dir) = ("own_process_in_a_small_cgroup", tempdir().unwrap());
     let own = own_process(&std::env::current_exe().unwrap(), test, dir.path());
-    let name = format!("procpool-test-{}", pid());
-    let (group, limit) = match PathBuf::from("/sys/fs/cgroup/memory") {
-        v1 if v1.is_dir() => (v1.join(name), "memory.limit_in_bytes"),
-        _ => (PathBuf::from("/sys/fs/cgroup").join(name), "memory.max"),
-    };
-    std::fs::create_dir(&group).unwrap();
-    std::fs::write(group.join(limit), (200u32 << 20).to_string()).unwrap();
-    let mut command = Command::new("sh");
-    command.args(["-c", "echo $$ > \"$CGROUP\"/cgroup.procs && exec \"$0\" \"$@\""]).arg(own.get_program()).args(own.get_args());
-    command.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("CGROUP", &group);
-    let passed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| passes(test, command)));
-    let removed = std::fs::remove_dir(&group);
-    passed.unwrap();
-    removed.unwrap();
+    let Some(group) = Group::with_memory(200 << 20) else { return };
+    let mut command = group.command();
+    command.arg(own.get_program()).args(own.get_args()).envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    passes(test, command);
+}
+
+/// A cgroup (v1 or v2) for one test.
+struct Group(PathBuf);
+
+impl Group {
+    /// `None`, and a note, where this machine gives none.
+    fn with_memory(bytes: u64) -> Option<Self> {
+        let name = format!("procpool-test-{}", pid());
+        let (path, limit, swap) = match PathBuf::from("/sys/fs/cgroup/memory") {
+            v1 if v1.is_dir() => (v1.join(name), "memory.limit_in_bytes", "memory.swappiness"),
+            _ => (PathBuf::from("/sys/fs/cgroup").join(name), "memory.max", "memory.swap.max"),
+        };
+        let made = std::fs::create_dir(&path).map(|()| Self(path)).and_then(|group| {
+            std::fs::write(group.0.join(limit), bytes.to_string())?;
+            let _ = std::fs::write(group.0.join(swap), "0"); // where there is swapping
+            Ok(group)
+        });
+        let usable = made.map(|group| (group.command().arg("true").stderr(Stdio::null()).status().unwrap().success(), group));
+        match usable {
+            Ok((true, group)) => return Some(group),
+            Ok((false, _)) => eprintln!("skipped: no process may enter a memory cgroup here"),
+            Err(error) => eprintln!("skipped: this machine gives no memory cgroup ({error})"),
+        }
+        None
+    }
+
+    /// A command that runs its arguments as a command in the group.
+    fn command(&self) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $$ > \"$CGROUP\"/cgroup.procs && exec \"$0\" \"$@\""]).env("CGROUP", &self.0);
+        command
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let removed = std::fs::remove_dir(&self.0);
+        assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
+    }
 }
 
 #[tokio::test]
@@ -295,10 +325,42 @@ fn own_oom_score() -> i32 {
 async fn what_is_not_asked_for_stays_as_the_application_has_it() {
     assert_eq!(soon(Pool::builder().workers(1).build().unwrap().spawn(own_limits, ())).await.unwrap(), own_limits());
     assert_eq!(soon(pool(Limits::new()).spawn(own_limits, ())).await.unwrap(), own_limits());
-    let child = Process::builder().limits(Limits::new().core_size(0)).spawn(own_limits, ()).unwrap();
-    let (theirs, ours) = (soon(child).await.unwrap(), own_limits());
-    let changed: Vec<_> = theirs.lines().zip(ours.lines()).filter(|(theirs, ours)| theirs != ours).map(|(theirs, _)| theirs).collect();
-    assert!(changed.iter().all(|line| line.starts_with("Max core file size")), "{changed:?}");
+}
+
+#[test]
+fn workers_write_no_core_dumps_though_the_application_may() {
+    in_own_process("own_process_that_may_dump_core");
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_that_may_dump_core() {
+    if own_dir().is_none() {
+        return;
+    }
+    let (_, most) = getrlimit(Resource::RLIMIT_CORE).unwrap();
+    if most == 0 {
+        eprintln!("skipped: nobody may write a core dump here");
+        return;
+    }
+    setrlimit(Resource::RLIMIT_CORE, most, most).unwrap();
+    let ours = own_limits();
+    let limits = || Limits::new().core_size(0);
+    let child = Process::builder().limits(limits()).spawn(own_limits, ()).unwrap();
+    for theirs in [soon(child).await.unwrap(), soon(pool(limits()).spawn(own_limits, ())).await.unwrap()] {
+        assert_eq!(theirs.lines().count(), ours.lines().count());
+        let changed: Vec<Vec<_>> = theirs
+            .lines()
+            .zip(ours.lines())
+            .filter(|(theirs, ours)| theirs != ours)
+            .map(|(theirs, _)| theirs.split_whitespace().collect())
+            .collect();
+        assert_eq!(changed, [["Max", "core", "file", "size", "0", "0", "bytes"]]);
+    }
+    assert_eq!(own_limits(), ours);
+    // Those that are started when the application may write none may write none.
+    setrlimit(Resource::RLIMIT_CORE, 0, most).unwrap();
+    assert_eq!(soon(pool(Limits::new()).spawn(|| getrlimit(Resource::RLIMIT_CORE).unwrap().0, ())).await.unwrap(), 0);
 }
 
 #[tokio::test]

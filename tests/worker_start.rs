@@ -9,6 +9,7 @@ mod processes;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
+use nix::time::{ClockId, clock_gettime};
 use processes::{
     Seen, children, die, in_own_process, in_own_process_of_nobody, lines, note, own_dir, pid, pids, signal, soon, until, wait_for,
     wait_until,
@@ -16,6 +17,7 @@ use processes::{
 use procpool::{Builder, ErrorKind, Pool, TaskError, TaskErrorKind};
 use std::collections::HashSet;
 use std::error::Error;
+use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -138,9 +140,10 @@ async fn fail_async(log: PathBuf, how: String) -> Result<(), String> {
 async fn a_failing_init_fails_every_task_with_its_cause_and_starts_few_processes() {
     let dir = tempdir().unwrap();
     for (how, is_async) in ["error", "panic", "exit", "_exit", "abort"].into_iter().flat_map(|how| [(how, false), (how, true)]) {
-        let log = dir.path().join(format!("{how} {is_async}"));
+        let (log, stderr) = (dir.path().join(format!("{how} {is_async}")), dir.path().join(format!("{how} {is_async}, stderr")));
         let args = (log.clone(), how.to_string());
-        let builder = Pool::builder().workers(2);
+        let builder =
+            Pool::builder().workers(2).env("RUST_BACKTRACE", "0").stderr(File::options().create(true).append(true).open(&stderr).unwrap());
         let builder = if is_async { builder.init(fail_async, args) } else { builder.init(fail, args) };
         let pool = builder.build().unwrap();
         let tasks: Vec<_> = (0..10).map(|_| pool.spawn(pid, ())).collect();
@@ -175,6 +178,10 @@ async fn a_failing_init_fails_every_task_with_its_cause_and_starts_few_processes
         assert!(soon(pool.ready()).await.unwrap_err().is_init_failed());
         soon(pool.shutdown()).await;
         assert!(soon(pool.ready()).await.unwrap_err().is_pool_closed());
+        // A panic says it by itself, once, unless its process is killed before that; nobody else says anything.
+        let (starts, said) = (pids(&log).len(), lines(&stderr).iter().filter(|line| line.contains("the model is")).count());
+        let by_itself = if how == "panic" { 1..=starts } else { 0..=0 };
+        assert!(by_itself.contains(&said), "{how}: {said} of {starts} starts: {:?}", lines(&stderr));
     }
 }
 
@@ -357,8 +364,14 @@ async fn own_process_without_descriptors() {
 
         let error = soon(pool.ready()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Spawn, "{left}: {error:?}");
-        assert!(says_too_many_open_files(&error), "{left}: {error:?}");
+        assert!(says(&error, "Too many open files"), "{left}: {error:?}");
         assert!(!running.is_finished());
+        if left == 0 {
+            // A task that waits for a worker is given up as well, or waits for the one that runs; nobody turns meanwhile.
+            let waiting = pool.spawn(pid, ());
+            does_not_turn().await;
+            waiting.abort();
+        }
 
         setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
         while soon(pool.ready()).await.is_err() {
@@ -372,13 +385,20 @@ async fn own_process_without_descriptors() {
     }
 }
 
-/// In whatever step of the start it was met.
-fn says_too_many_open_files(error: &(dyn Error + 'static)) -> bool {
+/// An error of the system, in whatever step of the start it was met.
+fn says(error: &(dyn Error + 'static), text: &str) -> bool {
     // `source` of an `io::Error` passes over the error that it holds.
     let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.to_string().contains("Too many open files")
-        || held.is_some_and(|held| says_too_many_open_files(held))
-        || error.source().is_some_and(says_too_many_open_files)
+    error.to_string().contains(text) || held.is_some_and(|held| says(held, text)) || error.source().is_some_and(|source| says(source, text))
+}
+
+/// Who tries again and again without a pause uses all the processor time that he is given.
+async fn does_not_turn() {
+    let used = || Duration::from(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap());
+    let before = used();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let turned = used() - before;
+    assert!(turned < Duration::from_millis(200), "{turned:?} of processor time for nothing");
 }
 
 #[test]
@@ -392,17 +412,35 @@ async fn own_process_without_processes() {
     if own_dir().is_none() {
         return;
     }
+    // (Of a directory that is another user's.)
+    let dir = tempdir().unwrap();
+    let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
     let pool = Pool::builder().workers(2).build().unwrap();
-    soon(pool.spawn(pid, ())).await.unwrap();
+    soon(pool.ready()).await.unwrap();
+    let running = pool.spawn(wait_for, (log.clone(), gate.clone()));
+    until("it runs", || lines(&log).len() == 1).await;
     let (_, most) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
     setrlimit(Resource::RLIMIT_NPROC, 1, most).unwrap();
     let before = soon(pool.spawn(pid, ())).await;
     assert!(before.is_ok(), "those that run serve on: {before:?}");
-    assert_eq!(soon(pool.ready()).await.unwrap_err().kind(), ErrorKind::Spawn);
+    // Now one of them must be replaced.
+    assert!(soon(pool.spawn(die, Signal::SIGKILL as i32)).await.unwrap_err().is_worker_died());
+    let error = soon(pool.ready()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Spawn);
+    assert!(says(&error, "Resource temporarily unavailable"), "{error:?}");
+    let waiting = pool.spawn(pid, ());
+    does_not_turn().await;
+    waiting.abort();
+    assert!(!running.is_finished());
+
     setrlimit(Resource::RLIMIT_NPROC, most, most).unwrap();
     while soon(pool.ready()).await.is_err() {
         tokio::task::yield_now().await;
     }
+    assert_eq!(children(pid()).len(), 2);
+    std::fs::write(gate, "").unwrap();
+    soon(running).await.unwrap();
+    soon(pool.spawn(pid, ())).await.unwrap();
 }
 
 #[tokio::test]

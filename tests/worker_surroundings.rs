@@ -11,15 +11,16 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
-use processes::{descriptors, die, in_own_process, note, own_dir, pid, soon};
-use procpool::Pool;
+use processes::{descriptors, die, in_own_process, note, own_dir, pid, soon, until};
+use procpool::{Output, Pool};
 use std::cell::Cell;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 fn pool_of(workers: usize) -> Pool {
     Pool::builder().workers(workers).build().unwrap()
@@ -46,18 +47,92 @@ async fn statics_of_the_application_are_not_those_of_a_worker_and_init_is_their_
 async fn what_a_task_changes_in_its_process_stays_for_the_next_one_there_and_ends_with_it() {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     thread_local!(static OWN: Cell<u32> = const { Cell::new(0) });
-    fn change() -> (u32, u32, PathBuf) {
-        let before = (COUNT.fetch_add(1, Ordering::Relaxed), OWN.replace(OWN.get() + 1), std::env::current_dir().unwrap());
+    type Found = (u32, u32, PathBuf, Option<String>, bool);
+    fn change() -> Found {
+        let (count, own) = (COUNT.fetch_add(1, Ordering::Relaxed), OWN.replace(OWN.get() + 1));
+        let (dir, variable) = (std::env::current_dir().unwrap(), std::env::var("PROCPOOL_TEST_LEFT").ok());
         std::env::set_current_dir("/").unwrap();
-        before
+        // SAFETY: the worker has no other thread that looks at the environment; the signal is ignored from now on.
+        let handler = unsafe {
+            std::env::set_var("PROCPOOL_TEST_LEFT", "set");
+            libc::signal(libc::SIGUSR1, libc::SIG_IGN)
+        };
+        (count, own, dir, variable, handler == libc::SIG_IGN)
     }
     let pool = pool_of(1);
     let here = std::env::current_dir().unwrap();
-    assert_eq!(soon(pool.spawn(change, ())).await.unwrap(), (0, 0, here.clone()));
-    assert_eq!(soon(pool.spawn(change, ())).await.unwrap(), (1, 1, "/".into()));
+    let fresh = (0, 0, here.clone(), None, false);
+    assert_eq!(soon(pool.spawn(change, ())).await.unwrap(), fresh);
+    assert_eq!(soon(pool.spawn(change, ())).await.unwrap(), (1, 1, "/".into(), Some("set".into()), true));
     assert!(soon(pool.spawn(die, Signal::SIGKILL as i32)).await.unwrap_err().is_worker_died());
-    assert_eq!(soon(pool.spawn(change, ())).await.unwrap(), (0, 0, here.clone()));
-    assert_eq!(std::env::current_dir().unwrap(), here);
+    assert_eq!(soon(pool.spawn(change, ())).await.unwrap(), fresh);
+    assert_eq!((std::env::current_dir().unwrap(), std::env::var("PROCPOOL_TEST_LEFT").ok()), (here, None));
+}
+
+// ---- what goes on
+
+#[tokio::test]
+async fn a_panic_on_a_thread_that_a_task_has_left_is_that_threads_own() {
+    static LEFT: Mutex<Option<std::thread::JoinHandle<()>>> = Mutex::new(None);
+    let leave = || {
+        *LEFT.lock().unwrap() = Some(std::thread::spawn(|| panic!("nobody else's")));
+        pid()
+    };
+    let join = || (LEFT.lock().unwrap().take().unwrap().join().is_err(), pid());
+    let pool = Pool::builder().workers(1).stderr(Output::null()).build().unwrap();
+    let worker = soon(pool.spawn(leave, ())).await.unwrap();
+    assert_eq!(soon(pool.spawn(join, ())).await.unwrap(), (true, worker));
+    assert_eq!(soon(pool.spawn(pid, ())).await.unwrap(), worker);
+}
+
+#[tokio::test]
+async fn what_an_async_task_has_spawned_goes_on_beside_later_ones_and_ends_with_the_worker() {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    async fn leave() {
+        tokio::spawn(async {
+            loop {
+                COUNT.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+    }
+    async fn goes_on() -> u32 {
+        let before = COUNT.load(Ordering::Relaxed);
+        until("it has counted on", || COUNT.load(Ordering::Relaxed) > before + 3).await;
+        COUNT.load(Ordering::Relaxed)
+    }
+    let pool = pool_of(1);
+    soon(pool.spawn(leave, ())).await.unwrap();
+    assert!(soon(pool.spawn(goes_on, ())).await.unwrap() > 3);
+    assert!(soon(pool.spawn(die, Signal::SIGKILL as i32)).await.unwrap_err().is_worker_died());
+    assert_eq!(soon(pool.spawn(async || COUNT.load(Ordering::Relaxed), ())).await.unwrap(), 0);
+}
+
+#[test]
+fn who_inherits_orphans_keeps_what_tasks_had_started_as_zombies() {
+    in_own_process("own_process_that_inherits_orphans");
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_that_inherits_orphans() {
+    fn hang_with_a_child(log: PathBuf) {
+        note(&log, processes::start_sleeping());
+        processes::hang(log);
+    }
+    let Some(dir) = own_dir() else { return };
+    nix::sys::prctl::set_child_subreaper(true).unwrap();
+    let (pool, log) = (pool_of(1), dir.join("log"));
+    let task = pool.spawn(hang_with_a_child, &log);
+    until("both run", || processes::lines(&log).len() == 2).await;
+    let [orphan, worker] = processes::pids(&log)[..] else { panic!("two processes") };
+    task.abort();
+    assert!(soon(task).await.unwrap_err().is_cancelled());
+    until("it is a zombie of ours", || processes::state(orphan) == Some('Z') && processes::children(pid()).contains(&orphan)).await;
+    soon(pool.spawn(pid, ())).await.unwrap();
+    soon(pool.shutdown()).await;
+    assert_eq!(processes::children(pid()), [orphan], "the worker {worker} is reaped, and what is not ours is left to the application");
+    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(orphan.cast_signed()), None).unwrap();
 }
 
 // ---- standard input

@@ -7,18 +7,20 @@
 mod processes;
 
 use nix::libc;
-use processes::{KillOnDrop, hang, lines, own_dir, own_process, seen, soon, state, until, wait_for, wait_until};
+use processes::{KillOnDrop, Seen, hang, lines, note, own_dir, own_process, pid, seen, soon, state, until, wait_for, wait_until};
 use procpool::Pool;
 use std::fs::File;
 use std::io::Write;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::ptr;
+use std::time::Duration;
 
 const CTRL_C: &[u8] = b"\x03";
+const CTRL_Z: &[u8] = b"\x1a";
 
 /// Our end of a new terminal, and that of the program which it is for.
 fn terminal() -> (File, OwnedFd) {
@@ -37,8 +39,11 @@ fn terminal() -> (File, OwnedFd) {
 
 /// Runs a test of this program in a process of its own, in the foreground of a new terminal.
 fn at_a_terminal(test: &str, dir: &Path) -> (KillOnDrop, File) {
+    started_at_a_terminal(own_process(&std::env::current_exe().unwrap(), test, dir), dir)
+}
+
+fn started_at_a_terminal(mut command: Command, dir: &Path) -> (KillOnDrop, File) {
     let (ours, theirs) = terminal();
-    let mut command = own_process(&std::env::current_exe().unwrap(), test, dir);
     command.stdin(theirs).stdout(Stdio::null()).stderr(File::create(dir.join("stderr")).unwrap());
     // SAFETY: system calls only, on a descriptor that is there.
     unsafe {
@@ -103,6 +108,45 @@ async fn own_process_without_a_handler() {
     let log = dir.join("log");
     let pool = Pool::builder().workers(2).build().unwrap();
     let _tasks = (pool.spawn(hang, &log), pool.spawn(processes::spin, &log));
+    std::future::pending().await
+}
+
+#[test]
+fn ctrl_z_stops_the_application_and_the_workers_in_its_group_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = own_process(&std::env::current_exe().unwrap(), "own_process_that_is_stopped", dir.path());
+    // Only what has been started by a shell is stopped by that, which stays to let it go on.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "set -m; \"$0\" \"$@\"; exec sleep 1000"]).arg(own.get_program()).args(own.get_args());
+    shell.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let (_shell, mut terminal) = started_at_a_terminal(shell, dir.path());
+    let [application, apart, in_its_group] = ["application", "apart", "in its group"].map(|name| {
+        let log = dir.path().join(name);
+        wait_until(format!("{name}: it has begun"), || !lines(&log).is_empty());
+        (Seen::now(lines(&log)[0].parse().unwrap()).unwrap(), log)
+    });
+    terminal.write_all(CTRL_Z).unwrap();
+    wait_until("the application stands still", || state(application.0.pid) == Some('T'));
+    wait_until("the worker in its group stands still", || state(in_its_group.0.pid) == Some('T'));
+    let before = lines(&apart.1).len();
+    wait_until("the other goes on", || lines(&apart.1).len() > before + 3);
+    processes::signal(application.0.pid, nix::sys::signal::Signal::SIGKILL);
+    wait_until("all are gone", || [&apart, &in_its_group].iter().all(|worker| worker.0.has_ended()));
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_that_is_stopped() {
+    fn counts(log: PathBuf) {
+        loop {
+            note(&log, pid());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let Some(dir) = own_dir() else { return };
+    let pools = [true, false].map(|apart| Pool::builder().workers(1).process_group(apart).build().unwrap());
+    let _tasks = (pools[0].spawn(counts, dir.join("apart")), pools[1].spawn(counts, dir.join("in its group")));
+    note(&dir.join("application"), pid());
     std::future::pending().await
 }
 

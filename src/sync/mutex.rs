@@ -220,6 +220,8 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
                 };
                 Ok(Some(MutexGuard { core, lock: &self.handle }))
             }
+            // Of a manager that is gone, nobody gives it back.
+            Attempt::Busy if self.handle.connection().mail().is_closed() => Err(Why::ManagerClosed.into()),
             Attempt::Busy => Ok(None),
             Attempt::Broken => Err(broken(&self.handle)),
         }

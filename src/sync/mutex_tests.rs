@@ -462,6 +462,36 @@ fn what_the_manager_keeps_is_bounded() {
 }
 
 #[test]
+fn what_arrays_and_many_small_objects_take_is_bounded_as_well() {
+    let manager = manager();
+    manager.connection().server().expect("local").set_bound(1 << 20);
+    assert_eq!(manager.array(&[0u64; 200_000]).expect_err("too much").kind(), ErrorKind::ManagerFull);
+    assert_eq!(manager.objects(), 0);
+    let array = manager.array(&[7u64; 50_000]).expect("there is room");
+    let mut all = Vec::new();
+    let error = loop {
+        match manager.value(all.len() as u64) {
+            Ok(value) => all.push(value),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::ManagerFull);
+    // They take more than their eight bytes, and what each takes is not out of all proportion.
+    assert!((600..80_000).contains(&all.len()), "{} objects", all.len());
+    assert_eq!(manager.mutex(1u64).expect_err("too much").kind(), ErrorKind::ManagerFull);
+    assert_eq!(manager.list::<u64>().expect_err("too much").kind(), ErrorKind::ManagerFull);
+    // Those that are there serve on, and what is dropped makes room.
+    assert!(all.iter().zip(0..).all(|(value, n)| value.load().expect("it is there") == n));
+    drop(array);
+    wait_until("the array is forgotten", || manager.objects() == all.len());
+    let queue = manager.queue::<Vec<u8>>(10).expect("there is room");
+    queue.try_send(vec![1; 200_000]).expect("there is room");
+    let refused = queue.try_send(vec![2; 400_000]).expect_err("too much");
+    assert_eq!((refused.error().kind(), refused.into_inner().len()), (ErrorKind::ManagerFull, 400_000));
+    assert_eq!(queue.try_recv().expect("it is there"), Some(vec![1; 200_000]));
+}
+
+#[test]
 fn nothing_stays_after_the_last_handle() {
     in_own_process("sync::mutex_tests::own_process_leaves_nothing");
 }
