@@ -7,7 +7,7 @@
 //! they are held against the core's own. What is wrong is returned, not panicked with, so that a test can
 //! also show that broken rules are found ([`Flaw`]).
 //!
-//! `PROCPOOL_SEED` runs one seed, `PROCPOOL_ROUNDS` so many; the ignored test is the long run.
+//! `PROCPOOL_SEED` runs one seed, `PROCPOOL_ROUNDS` so many, from that seed or from 0; the ignored test is the long run.
 
 use super::*;
 use crate::pool::ending::CutOff;
@@ -826,7 +826,7 @@ impl World {
             job.stop = Some(stop);
         }
         if let Place::InFlight(worker) = job.place
-            && (first && job.begun)
+            && (first && job.begun && !job.unheard) // else its reply has its time
             && let Some(hand) = self.hands.get_mut(&worker)
             && hand.life != Life::Doomed
         {
@@ -1739,7 +1739,7 @@ fn number(variable: &str) -> Option<u64> {
 
 fn rounds(default: u64, mut round: impl FnMut(u64) -> Check) {
     let (first, count) = match number("PROCPOOL_SEED") {
-        Some(seed) => (seed, 1),
+        Some(seed) => (seed, number("PROCPOOL_ROUNDS").unwrap_or(1)),
         None => (0, number("PROCPOOL_ROUNDS").unwrap_or(default)),
     };
     for seed in first..first + count {
