@@ -7,7 +7,7 @@
 //! they are held against the core's own. What is wrong is returned, not panicked with, so that a test can
 //! also show that broken rules are found ([`Flaw`]).
 //!
-//! `PROCPOOL_SEED` runs one seed, `PROCPOOL_ROUNDS` so many; the ignored test is the long run.
+//! `PROCPOOL_SEED` runs one seed, `PROCPOOL_ROUNDS` so many, from that seed or from 0; the ignored test is the long run.
 
 use super::*;
 use crate::pool::ending::CutOff;
@@ -112,6 +112,8 @@ struct Plan {
     /// One reply in so many is nonsense; one worker in so many hangs up by itself.
     nonsense: u64,
     hang_up: u64,
+    /// With one task in so many its worker stands still for a while, and begins nothing.
+    still: u64,
     /// Percent of starts that fail; in bad phases all do.
     start_fails: u64,
     bad_phases: bool,
@@ -179,6 +181,7 @@ impl Plan {
             limits: Duration::from_micros([50, 2_000, 50_000][rng.below(3) as usize]),
             nonsense: often(rng, 500),
             hang_up: often(rng, 200),
+            still: often(rng, 25),
             start_fails: [0, 0, 20, 70][rng.below(4) as usize],
             bad_phases: rng.chance(30),
             abort_where: often(rng, 100),
@@ -265,9 +268,14 @@ enum Flaw {
     /// An idempotent neighbour counts as what its worker was killed for; or everybody is innocent.
     Guilty,
     Innocent,
+    /// Nobody looks whether workers stand still; or they are taken for that too soon, are used before others, or killed too soon.
+    Unlistened,
+    Hasty,
+    DeafFirst,
+    ShortPatience,
 }
 
-const FLAWS: [Flaw; 37] = [
+const FLAWS: [Flaw; 41] = [
     Flaw::Order,
     Flaw::Forget,
     Flaw::Window,
@@ -305,6 +313,10 @@ const FLAWS: [Flaw; 37] = [
     Flaw::Together,
     Flaw::Guilty,
     Flaw::Innocent,
+    Flaw::Unlistened,
+    Flaw::Hasty,
+    Flaw::DeafFirst,
+    Flaw::ShortPatience,
 ];
 
 // ---- the model's books
@@ -340,6 +352,7 @@ struct Job {
     told: bool,
     /// It was done when its time was up, and its reply has had a grace of its own.
     excused: bool,
+    sent_at: Instant,
     /// A process has begun it, in this try, and when.
     begun: bool,
     began_at: Instant,
@@ -407,6 +420,12 @@ struct Hand {
     asked: Vec<(Instant, u64)>,
     /// It is killed for the sake of a task.
     killed_for_one: bool,
+    /// What stands first in its hand, and since when.
+    first: Option<(u64, Instant)>,
+    /// It is taken to stand still, and to have done so since then.
+    deaf: Option<Instant>,
+    /// What was taken back from it in this event.
+    given_back: Vec<u64>,
     // The process.
     got_ready: bool,
     /// Sent, and not yet taken in; taken in and waiting; running.
@@ -417,10 +436,29 @@ struct Hand {
     delivery_due: bool,
     /// It says nothing more and begins nothing more.
     silent: bool,
+    /// It stands still until then.
+    still: Option<Instant>,
     hangs_at_end: bool,
     /// It has lost its place, though it has not ended.
     retired: bool,
     exit_due: bool,
+}
+
+impl Hand {
+    /// Tasks that are not begun though nothing stands before them. What is large takes its time to arrive.
+    fn could_begin<'a>(&'a self, jobs: &'a [Job]) -> impl Iterator<Item = &'a Job> {
+        let in_hand = self.in_flight.iter().map(|id| &jobs[*id as usize]).enumerate();
+        in_hand.filter(|(at, job)| (*at == 0 || job.mode == Mode::Async) && !job.begun && !job.large).map(|(_, job)| job)
+    }
+
+    /// Since when nothing stands before such a task, and nothing was answered: who answers is awake.
+    fn since_first(&self, job: &Job) -> Option<Instant> {
+        let since = match job.mode {
+            Mode::Sync => self.first?.1,
+            Mode::Async => job.sent_at,
+        };
+        Some(since.max(self.busy_since))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -442,6 +480,7 @@ enum Event {
     Heard(WorkerKey, u64),
     Deliver(WorkerKey),
     HangUp(WorkerKey),
+    GoOn(WorkerKey),
     Exit(WorkerKey),
 }
 
@@ -623,6 +662,13 @@ impl World {
 
     fn event(&mut self, event: Event) -> Check {
         self.falsify();
+        // Who stands still does this when it goes on.
+        if let Event::Finish(key, _) | Event::Heard(key, _) | Event::HangUp(key) = event
+            && let Some(until) = self.hands.get(&key).and_then(|hand| hand.still)
+        {
+            self.after(until - self.now, event);
+            return Ok(());
+        }
         match event {
             Event::Submit => return self.submit(),
             Event::Abort(id) => self.abort(id),
@@ -708,6 +754,12 @@ impl World {
             }
             Event::Deliver(key) => return self.deliver(key),
             Event::HangUp(key) => return self.hang_up(key),
+            Event::GoOn(key) => {
+                if let Some(hand) = self.hands.get_mut(&key) {
+                    hand.still = None;
+                }
+                self.begin(key);
+            }
             Event::Exit(key) => return self.exit(key),
         }
         self.settle_up(false)
@@ -745,6 +797,7 @@ impl World {
                 dropping: false,
                 told: false,
                 excused: false,
+                sent_at: self.now,
                 begun: false,
                 began_at: self.now,
                 done: false,
@@ -826,7 +879,7 @@ impl World {
             job.stop = Some(stop);
         }
         if let Place::InFlight(worker) = job.place
-            && (first && job.begun)
+            && (first && job.begun && !job.unheard) // else its reply has its time
             && let Some(hand) = self.hands.get_mut(&worker)
             && hand.life != Life::Doomed
         {
@@ -1002,6 +1055,12 @@ impl World {
         let Some(hand) = self.hands.get_mut(&key) else { return };
         let Some(claim) = hand.wire.pop_front() else { return };
         hand.inbox.push_back(claim);
+        if hand.still.is_none() && self.rng.rarely(self.plan.still) {
+            let long = [50_000, 500_000, 3_000_000][self.rng.below(3) as usize];
+            let delay = self.rng.micros(long);
+            hand.still = Some(self.now + delay);
+            self.after(delay, Event::GoOn(key));
+        }
         self.begin(key);
     }
 
@@ -1009,6 +1068,7 @@ impl World {
     fn begin(&mut self, key: WorkerKey) {
         while let Some(hand) = self.hands.get_mut(&key)
             && !hand.silent
+            && hand.still.is_none()
             && let Some(claim) = hand.inbox.front().copied()
             && (self.jobs[(claim.id - BASE_ID) as usize].mode == Mode::Async || hand.running.is_empty())
         {
@@ -1107,6 +1167,7 @@ impl World {
                 hand.service = Some(hand.service.map_or(sample, |old| (old * 3 + sample) / 4));
             }
             hand.busy_since = self.now;
+            hand.deaf = None;
         }
         let broken = !self.killed && self.rng.rarely(self.plan.nonsense);
         if broken && let Some(hand) = self.hands.get_mut(&key) {
@@ -1224,7 +1285,18 @@ impl World {
     fn settle_up(&mut self, mut timed: bool) -> Check {
         let mut actions = std::mem::take(&mut self.actions);
         timed |= self.core.deadline_moved();
-        self.taken_back();
+        self.deafness()?;
+        // What was given back to the one that it had been taken from, its word does not tell.
+        let mut resent = Vec::new();
+        for action in &actions {
+            if let Action::Send(key, task, ..) = action
+                && let Some(id) = self.core.cargo_mut(*task).map(|id| *id - BASE_ID)
+                && self.jobs[id as usize].place == Place::InFlight(*key)
+            {
+                resent.push(id);
+            }
+        }
+        self.taken_back(&resent);
         match self.flaw {
             Some(Flaw::SettleTwice) => {
                 if let Some(Action::Settle(id, fate)) = actions.iter().find(|action| matches!(action, Action::Settle(..))) {
@@ -1251,26 +1323,60 @@ impl World {
         ensure!(self.ran_again.is_none(), "{:?} runs a second time", self.ran_again);
         self.told = None;
         self.shuffled = false;
+        for hand in self.hands.values_mut() {
+            hand.given_back.clear();
+            let first = hand.in_flight.front().copied();
+            if first != hand.first.map(|(id, _)| id) {
+                hand.first = first.map(|id| (id, self.now));
+            }
+        }
         if self.rng.rarely(self.plan.thorough) {
             self.look_over()?;
         }
         Ok(())
     }
 
+    /// Whom the pool takes to stand still has been given something long ago that it could have begun, and has not (rule 23).
+    fn deafness(&mut self) -> Check {
+        let mut found = 0;
+        for (key, hand) in &mut self.hands {
+            let told = self.core.workers.get(*key).is_some_and(|worker| worker.deaf_since.is_some());
+            ensure!(told || hand.deaf.is_none(), "{hand:?} has not answered, and counts as awake");
+            if !told || hand.deaf.is_some() {
+                continue;
+            }
+            let overlooked = hand.could_begin(&self.jobs).any(|job| job.sent_at + DEAF <= self.now);
+            ensure!(overlooked, "{hand:?} does not stand still");
+            hand.deaf = Some(hand.busy_since);
+            found += 1;
+        }
+        for _ in 0..found {
+            self.see("deaf");
+        }
+        Ok(())
+    }
+
+    /// A worker has nothing to do, and hears.
+    fn someone_idle(&self) -> Option<&WorkerKey> {
+        let idle = |hand: &Hand| hand.life == Life::Ready && hand.in_flight.is_empty() && hand.deaf.is_none();
+        self.hands.iter().find(|(_, hand)| idle(hand)).map(|(key, _)| key)
+    }
+
     /// What the pool has taken back from workers, as their words say, is in the queue again, before everything else.
-    fn taken_back(&mut self) {
+    fn taken_back(&mut self, resent: &[u64]) {
         let mut back = Vec::new();
         for (key, hand) in &mut self.hands {
             let Some(memory) = self.core.workers.get(*key).and_then(|worker| worker.memory.as_ref()) else { continue };
-            let (jobs, slots) = (&self.jobs, &mut hand.slots);
+            let (jobs, slots, given_back) = (&self.jobs, &mut hand.slots, &mut hand.given_back);
             let mut at = 0;
             hand.in_flight.retain(|id| {
                 let Some(slot) = slots.get(id) else { return true };
                 let progress = memory.claims().look(Claim { slot: *slot, id: BASE_ID + id });
                 // Its slot may be another task's by now.
-                let gone = matches!(progress, Progress::Revoked | Progress::Unknown) && !jobs[*id as usize].begun;
+                let gone = (matches!(progress, Progress::Revoked | Progress::Unknown) || resent.contains(id)) && !jobs[*id as usize].begun;
                 if gone {
                     slots.remove(id);
+                    given_back.push(*id);
                     back.push(((self.front - 1, Some(*key), at), *id));
                     at += 1;
                 }
@@ -1381,7 +1487,8 @@ impl World {
 
     fn do_start(&mut self, key: WorkerKey) -> Check {
         ensure!(!self.killed, "a start after the kill");
-        ensure!(!self.draining || !self.queue.is_empty(), "a start in a pool that closes and has nothing queued");
+        let stuck = self.hands.values().any(|hand| hand.deaf.is_some() && hand.in_flight.iter().any(|id| !self.jobs[*id as usize].begun));
+        ensure!(!self.draining || !self.queue.is_empty() || stuck, "a start in a pool that closes and has nothing queued");
         let early = self.failed_at.is_some_and(|at| self.now < at + BACKOFF_MIN);
         ensure!(!early || self.expected.start_all, "a start before the back-off has passed");
         let ordered = self.now;
@@ -1395,6 +1502,9 @@ impl World {
             busy_since: ordered,
             asked: Vec::new(),
             killed_for_one: false,
+            first: None,
+            deaf: None,
+            given_back: Vec::new(),
             got_ready: false,
             wire: VecDeque::new(),
             inbox: VecDeque::new(),
@@ -1402,6 +1512,7 @@ impl World {
             replies: Vec::new(),
             delivery_due: false,
             silent: false,
+            still: None,
             hangs_at_end: self.rng.chance(5),
             retired: false,
             exit_due: false,
@@ -1423,7 +1534,7 @@ impl World {
 
     fn do_send(&mut self, key: WorkerKey, task: TaskKey, slot: u16, attempt: u8) -> Check {
         // It may have been sent to another in this very event, and taken back again.
-        self.taken_back();
+        self.taken_back(&[]);
         let Some(id) = self.core.cargo_mut(task).map(|id| *id - BASE_ID) else { return Ok(()) }; // and aborted
         ensure!(self.core.id_of(task) == Some(BASE_ID + id), "what is sent is not known");
         let Place::Queued(turn) = self.jobs[id as usize].place else { return Err(format!("{id} is sent, and not queued")) };
@@ -1442,7 +1553,11 @@ impl World {
         ensure!(hand.slots.values().all(|other| *other != slot), "slot {slot} is in use");
         if !self.shuffled && self.rng.rarely(self.plan.thorough) {
             let load = hand.in_flight.len();
-            let better = self.hands.iter().find(|(other, hand)| hand.in_flight.len() < load && self.room(**other, mode, needs_idle));
+            let deaf = hand.deaf.is_some(); // only if nobody else can take it
+            let better = self
+                .hands
+                .iter()
+                .find(|(other, hand)| hand.deaf.is_none() && (deaf || hand.in_flight.len() < load) && self.room(**other, mode, needs_idle));
             ensure!(better.is_none(), "{id} is sent to one with {load} in flight, not to {better:?}");
         }
         let lag = if self.rng.chance(70) { Duration::from_nanos(500) } else { self.rng.micros(300) };
@@ -1453,7 +1568,7 @@ impl World {
         hand.in_flight.push_back(id);
         hand.slots.insert(id, slot);
         hand.wire.push_back(Claim { slot, id: BASE_ID + id });
-        self.jobs[id as usize].place = Place::InFlight(key);
+        (self.jobs[id as usize].place, self.jobs[id as usize].sent_at) = (Place::InFlight(key), self.now);
         self.after(lag, Event::Arrive(key));
         Ok(())
     }
@@ -1464,7 +1579,7 @@ impl World {
         (job.large && job.mode == Mode::Sync) || job.stands_alone()
     }
 
-    /// Rules 2, 4 and 5, as the model understands them.
+    /// Rules 2, 4, 5 and 23, as the model understands them.
     fn room(&self, key: WorkerKey, mode: Mode, needs_idle: bool) -> bool {
         let hand = &self.hands[&key];
         if hand.life != Life::Ready {
@@ -1483,6 +1598,7 @@ impl World {
             Mode::Async => (self.plan.rules.concurrency, false),
         };
         !needs_idle
+            && hand.deaf.is_none()
             && !self.jobs[*first as usize].stands_alone()
             && self.jobs[*first as usize].mode == mode
             && hand.in_flight.len() < limit
@@ -1506,10 +1622,26 @@ impl World {
         // It has hung up by itself, and has not ended by the limit.
         let unwanted = unwanted || self.cut && matches!(hand.life, Life::Leaving { .. }) && !hand.retired && hand.in_flight.is_empty();
         let told = self.told == Some(key);
+        // It stands still, for longer than something that was taken back from it only now may take.
+        let patience = |id: &u64| {
+            let options = &self.jobs[*id as usize].options;
+            options.timeout.into_iter().chain(options.deadline).min()
+        };
+        let unresponsive = self.core.why_ended(key) == Some(WorkerEnd::Unresponsive);
+        if unresponsive {
+            let still_for = hand.deaf.map(|since| now.saturating_duration_since(since));
+            let too_long =
+                hand.given_back.iter().filter_map(patience).min().is_some_and(|limit| still_for.is_some_and(|time| limit <= time));
+            ensure!(too_long && hand.in_flight.is_empty(), "{hand:?} is killed, as if it stood still for too long");
+            ensure!(self.someone_idle().is_none(), "{hand:?} is killed, though another could take its tasks");
+        }
         ensure!(hand.life != Life::Doomed, "{key:?} is killed twice");
-        ensure!(self.killed || stopped || overdue || late || unwanted || told, "{hand:?} is killed for nothing");
+        ensure!(self.killed || stopped || overdue || late || unwanted || told || unresponsive, "{hand:?} is killed for nothing");
         if let Some(hand) = self.hands.get_mut(&key) {
             hand.killed_for_one = (stopped || overdue) && !told;
+        }
+        if unresponsive {
+            self.see("Unresponsive");
         }
         self.die(key);
         Ok(())
@@ -1572,7 +1704,7 @@ impl World {
         ensure!(idle == truly, "idle are {truly:?}, known are {idle:?}");
         ensure!(core.is_closed() == (self.draining || self.killed), "closed, or not");
         ensure!(!self.draining || self.open > 0 || starting == 0, "{starting} still start for nothing");
-        if !truly.is_empty() {
+        if self.someone_idle().is_some() {
             // Rule 10. Twice the time: a look that brings nothing is made again after that long.
             let stuck = self.hands.values().find(|hand| {
                 let behind =
@@ -1581,12 +1713,20 @@ impl World {
             });
             ensure!(stuck.is_none(), "somebody is idle, and tasks stand behind in {stuck:?}");
         }
+        // Rule 23: it is looked at least so often.
+        let unnoticed = self.hands.values().find(|hand| {
+            let standing = |job: &Job| hand.since_first(job).is_some_and(|since| since + 2 * DEAF < self.now);
+            hand.life == Life::Ready && hand.deaf.is_none() && hand.could_begin(&self.jobs).any(standing)
+        });
+        ensure!(unnoticed.is_none(), "nobody has noticed that it stands still: {unnoticed:?}");
         self.in_time(|over| over < self.now)?;
-        let Some(head) = self.queue.values().next() else { return Ok(()) };
-        let job = &self.jobs[*head as usize];
-        let needs_idle = self.needs_idle(*head);
-        let free = self.hands.keys().find(|key| self.room(**key, job.mode, needs_idle));
-        ensure!(free.is_none(), "{head} waits, though {free:?} has room");
+        let Some((first, _)) = self.queue.first_key_value() else { return Ok(()) };
+        // Of what several gave back at once, any lane may stand at the head.
+        let mut heads: Vec<(Turn, u64)> =
+            self.queue.range((first.0, None, 0)..(first.0 + 1, None, 0)).map(|(turn, id)| (*turn, *id)).collect();
+        heads.dedup_by_key(|(turn, _)| turn.1);
+        let has_room = |id: u64| self.hands.keys().any(|key| self.room(*key, self.jobs[id as usize].mode, self.needs_idle(id)));
+        ensure!(heads.iter().any(|(_, id)| !has_room(*id)), "there is room for {heads:?}, which wait");
         // A start that is being given up has not failed yet.
         let coming = self.hands.values().filter(|hand| !hand.got_ready).count();
         let held_back = self.failed_at.is_some_and(|at| self.now < at + BACKOFF_MAX);
@@ -1698,6 +1838,17 @@ impl World {
                     core.list(key);
                 }
             }
+            Some(Flaw::Unlistened) => core.listen_at = core.listen_at.map(|_| self.now + 1000 * DEAF),
+            Some(Flaw::Hasty | Flaw::ShortPatience) => {
+                for key in workers {
+                    let Some(worker) = core.workers.get_mut(key) else { continue };
+                    match self.flaw {
+                        Some(Flaw::Hasty) => worker.in_flight.iter_mut().for_each(|flight| flight.overlooked = true),
+                        _ => worker.deaf_since = worker.deaf_since.map(|_| self.beginning),
+                    }
+                }
+            }
+            Some(Flaw::DeafFirst) => core.idle.sort_by_key(|key| core.workers.get(*key).is_some_and(|worker| worker.deaf_since.is_some())),
             Some(Flaw::NoDeadline) => core.deadlines.clear(),
             Some(Flaw::NoSecondTry) => core.delayed.clear(),
             Some(Flaw::Impatient) => {
@@ -1739,7 +1890,7 @@ fn number(variable: &str) -> Option<u64> {
 
 fn rounds(default: u64, mut round: impl FnMut(u64) -> Check) {
     let (first, count) = match number("PROCPOOL_SEED") {
-        Some(seed) => (seed, 1),
+        Some(seed) => (seed, number("PROCPOOL_ROUNDS").unwrap_or(1)),
         None => (0, number("PROCPOOL_ROUNDS").unwrap_or(default)),
     };
     for seed in first..first + count {
@@ -1816,6 +1967,8 @@ fn everything_comes_up() {
         "TimedOut",
         "Note",
         "tried again",
+        "deaf",
+        "Unresponsive",
     ] {
         assert!(seen.get(what).is_some_and(|count| *count > 50), "{what} is rare: {seen:?}");
     }

@@ -37,7 +37,7 @@ impl<T, M: Memory> Core<T, M> {
         let way = task.way_to_stop();
         let Some(worker) = self.workers.get_mut(worker_key) else { return };
         let Some(at) = worker.in_flight.iter().position(|flight| flight.task == key) else { return };
-        let claim = worker.in_flight[at].claim;
+        let Flight { claim, done, .. } = worker.in_flight[at];
         if worker.revoke(claim) == Progress::Queued {
             worker.let_go(at);
             worker.post.served -= 1;
@@ -46,7 +46,8 @@ impl<T, M: Memory> Core<T, M> {
             }
             return self.emptied(worker_key);
         }
-        if stopping_before || worker.state == State::Doomed {
+        // One that was seen done has its time for the reply, which a grace must not cut short.
+        if stopping_before || done || worker.state == State::Doomed {
             return;
         }
         let until = match way {

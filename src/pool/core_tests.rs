@@ -1220,6 +1220,25 @@ fn rule_13_an_idempotent_neighbour_runs_again() {
 }
 
 #[test]
+fn rule_8_a_reply_that_is_awaited_has_its_whole_time_though_its_task_is_stopped_with_a_shorter_grace() {
+    for mode in [Mode::Sync, Mode::Async] {
+        let (mut bench, w) = Bench::ready(1);
+        let (key, _) = bench.with(mode, Options { grace: Some(20 * MS), ..timeout(10 * MS) });
+        bench.begin(w[0], &[0]);
+        bench.finish(w[0], &[0]);
+        bench.pass(10 * MS);
+        assert_eq!(bench.tick(), [""; 0], "it was done in time");
+        let by = bench.now + ABORT_GRACE;
+        bench.pass(MS);
+        assert_eq!(bench.abort(key), [""; 0], "there is nobody to ask");
+        assert_eq!(bench.deadline(), Some(by));
+        bench.pass(ABORT_GRACE - MS);
+        assert_eq!(bench.tick(), ["kill 0"]);
+        assert_eq!(bench.exit(w[0]), ["cancelled 0", "start 0"]);
+    }
+}
+
+#[test]
 fn rule_11_a_deadline_that_passes_while_a_limit_stops_the_task_ends_it() {
     let (mut bench, w) = Bench::ready(2);
     let retry = Retry { most: 5, ..Retry::default() };
