@@ -254,19 +254,31 @@ async fn outlives_its_manager_async(lock: Mutex<u64>, queue: Queue<u64>, map: Ma
     note(&log, again.get().await.unwrap());
 }
 
+/// Looks at nothing but shared memory.
+fn outlives_its_memory(value: Value<u64>, log: PathBuf) {
+    note(&log, pid());
+    let error = loop {
+        if let Err(error) = value.fetch_add(1) {
+            break error;
+        }
+    };
+    note(&log, if error.is_manager_closed() { "closed".into() } else { format!("{error:?}") });
+}
+
 #[test]
 fn who_outlives_the_application_is_told_that_the_manager_is_gone_and_says_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut command = own_process(&std::env::current_exe().unwrap(), "own_process_that_is_killed_with_its_manager", dir.path());
     let mut application = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-    let logs = ["sync", "async"].map(|name| dir.path().join(name));
-    wait_until("both wait", || logs.iter().all(|log| lines(log).len() == 1) && dir.path().join("ready").exists());
-    let both = logs.clone().map(|log| Seen::now(processes::pids(&log)[0]).unwrap());
+    let logs = ["sync", "async", "memory"].map(|name| dir.path().join(name));
+    wait_until("all wait", || logs.iter().all(|log| lines(log).len() == 1) && dir.path().join("ready").exists());
+    let all = logs.clone().map(|log| Seen::now(processes::pids(&log)[0]).unwrap());
     application.kill().unwrap();
     application.wait().unwrap();
-    wait_until("both have ended", || both.iter().all(|process| process.has_ended()));
-    for log in &logs {
-        assert_eq!(lines(log)[1..], ["closed", "closed", "closed", "closed", "closed", "2"], "{}", log.display());
+    wait_until("all have ended", || all.iter().all(|process| process.has_ended()));
+    let of_many: &[&str] = &["closed", "closed", "closed", "closed", "closed", "2"];
+    for (log, expected) in logs.iter().zip([of_many, of_many, &["closed"]]) {
+        assert_eq!(lines(log)[1..], *expected, "{}", log.display());
         assert_eq!(std::fs::read_to_string(log.with_extension("stderr")).unwrap(), "");
     }
 }
@@ -283,13 +295,15 @@ async fn own_process_that_is_killed_with_its_manager() {
         let stderr = std::fs::File::create(log.with_extension("stderr")).unwrap();
         Process::builder().daemon(false).stdout(procpool::Stdio::null()).stderr(stderr)
     };
-    let (sync, other) = (dir.join("sync"), dir.join("async"));
-    let both = (
+    let (sync, other, memory) = (dir.join("sync"), dir.join("async"), dir.join("memory"));
+    let all = (
         builder(&sync).spawn(outlives_its_manager, (lock.clone(), queue.clone(), map.clone(), sync)).unwrap(),
         builder(&other).spawn(outlives_its_manager_async, (lock.clone(), queue.clone(), map.clone(), other)).unwrap(),
+        builder(&memory).spawn(outlives_its_memory, (manager.value(0u64).unwrap(), memory)).unwrap(),
     );
-    soon(both.0.started()).await.unwrap();
-    soon(both.1.started()).await.unwrap();
+    soon(all.0.started()).await.unwrap();
+    soon(all.1.started()).await.unwrap();
+    soon(all.2.started()).await.unwrap();
     std::fs::write(dir.join("ready"), b"").unwrap();
     std::future::pending().await
 }

@@ -196,7 +196,7 @@ async fn a_holder_that_ends_however_gives_the_next_the_lock_within_ten_milliseco
             exit.store(false).unwrap();
         }
         all.sort();
-        println!("by exit: {by_exit}: least {:?}, median {:?}", all[0], all[10]);
+        eprintln!("by exit: {by_exit}: least {:?}, median {:?}", all[0], all[10]);
         assert!(all[0] < Duration::from_millis(10), "by exit: {by_exit}: {all:?}");
     }
 }

@@ -7,7 +7,7 @@
 use super::attendant;
 use super::cell::Cell;
 use super::handle::{self, Inner};
-use super::remote::Remote;
+use super::remote::{self, Remote};
 use crate::error::{Error, Why};
 use crate::manager::lane::Way;
 use crate::manager::lock::served::owner_of;
@@ -273,6 +273,10 @@ impl Connection {
         let Route::Remote(remote) = &self.route else { return Ok(None) };
         let Some((seat, generation)) = remote.seat() else { return Ok(None) };
         let memory = SharedMemory::from_fd(&segment)?;
+        // Who only uses memory reads nothing, and would never hear that the manager is gone.
+        if remote::outlives() {
+            let _ = remote.lean(); // without a thread it hears of it when it asks for something
+        }
         let memory = remote.keep_segment(place.segment, memory, place.len as usize <= SHARED_MAX);
         Ok(Cell::new(memory, place, owner_of(Client { seat, generation })))
     }

@@ -69,6 +69,18 @@ pub(crate) fn driven<R>(run: impl FnOnce() -> R) -> R {
     run()
 }
 
+/// This process outlives the application, if that ends first.
+static OUTLIVES: AtomicBool = AtomicBool::new(false);
+
+/// Called in a process that goes on when the application ends: it wants to know when the managers there have gone.
+pub(crate) fn outlives_the_application() {
+    OUTLIVES.store(true, Ordering::Relaxed);
+}
+
+pub(super) fn outlives() -> bool {
+    OUTLIVES.load(Ordering::Relaxed)
+}
+
 /// What has come of an attempt to read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Turn {

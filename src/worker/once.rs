@@ -5,7 +5,7 @@ use super::lifeline::{self, Lifeline};
 use super::limits::TaskClock;
 use super::panics;
 use super::serve::{self, Call, Encoded, Outcome, lost};
-use crate::sync::remote::driven;
+use crate::sync::remote::{self, driven};
 use crate::task::{Run, RunSync};
 use crate::wire::frame;
 use crate::wire::message::{self, Failed, Single};
@@ -42,6 +42,7 @@ pub(super) fn serve(
         Some(lifeline)
     } else {
         lifeline::let_go(lifeline).map_err(|e| format!("letting go of the lifeline: {e}"))?;
+        remote::outlives_the_application();
         None
     };
     let ready = in_frame(|out| if is_detached { message::detached(out, std::process::id()) } else { message::ready(out) });
