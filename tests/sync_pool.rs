@@ -363,3 +363,23 @@ async fn an_async_task_may_block_its_runtime_with_another_executor_that_waits_fo
     assert_eq!(soon(task).await.unwrap(), (0..40).sum());
     assert_eq!(total.get().await.unwrap(), 40);
 }
+
+/// A manager does not listen to one who does not read: what is sent has no room before what has come is read, and the runtime does not turn.
+#[tokio::test]
+async fn a_task_that_blocks_its_runtime_may_send_and_receive_more_at_once_than_there_is_room_for() {
+    const LARGE: usize = 12 << 20;
+    async fn exchanges(items: Queue<String>, results: Queue<String>) -> usize {
+        let received = futures::future::join_all((0..3).map(|_| items.recv()));
+        let (received, sent) = block_on(futures::future::join(received, results.send("1".repeat(LARGE))));
+        sent.unwrap();
+        received.into_iter().map(|item| item.unwrap().unwrap().len()).sum()
+    }
+    let pool = pool(1);
+    let manager = pool.manager();
+    let (items, results) = (manager.queue(8).unwrap(), manager.queue(8).unwrap());
+    for _ in 0..3 {
+        items.send("0".repeat(LARGE)).await.unwrap();
+    }
+    assert_eq!(soon(pool.spawn(exchanges, &(items, results.clone()))).await.unwrap(), 3 * LARGE);
+    assert_eq!(results.recv().await.unwrap().unwrap().len(), LARGE);
+}

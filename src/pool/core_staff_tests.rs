@@ -384,3 +384,23 @@ fn a_recycled_pool_exchanges_its_spares_and_those_that_are_starting() {
     bench.does(|core, now, actions| _ = core.recycle(now, actions));
     assert_eq!(bench.ready_now(first), ["send 0 0", "start 1"], "it has read what it read before");
 }
+
+#[test]
+fn rule_17_who_waited_for_his_successor_leaves_when_nothing_is_queued_any_more_and_the_pool_ends() {
+    let (mut bench, w) = manned(2, Policy { max_tasks: Some(2), ..Policy::default() });
+    assert_eq!(bench.task(Mode::Sync).1, ["send 1 0"]);
+    assert_eq!(bench.reply(w[1], &[0]), [""; 0]);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 1 1", "start 2"]);
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 2"]);
+    bench.begin(w[0], &[2]);
+    let (queued, words) = bench.task(Mode::Sync);
+    assert_eq!(words, [""; 0]);
+    assert_eq!(bench.does(|core, now, actions| core.drain(now, actions)), [""; 0]);
+    let next = newest(&bench);
+    assert_eq!(bench.fail(next), [""; 0]);
+    assert_eq!(bench.reply(w[1], &[1]), [""; 0], "somebody is to take his place first");
+    assert_eq!(bench.abort(queued), ["cancelled 3", "retire 1"]);
+    assert_eq!(bench.exit(w[1]), [""; 0]);
+    assert_eq!(bench.reply(w[0], &[2]), ["retire 0"]);
+    assert_eq!(bench.exit(w[0]), ["ended"]);
+}

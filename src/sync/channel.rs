@@ -196,7 +196,7 @@ impl<S: Serialize, R> Channel<S, R> {
     /// # Errors
     ///
     /// [`Full`](crate::ErrorKind::Full), and those of [`send`](Self::send); here [`TooLarge`](crate::ErrorKind::TooLarge) is
-    /// more than 64 KiB, which could be sent only in parts.
+    /// more than 32 KiB, which could be sent only in parts.
     pub fn try_send(&self, item: S) -> Result<(), SendError<S>> {
         let sent = self.pipe().and_then(|pipe| park_on(pipe.send(&item, &AtOnce)));
         sent.map_err(|error| SendError::new(item, error))

@@ -123,7 +123,7 @@ fn end_of<T>(buffer: &FrameBuffer) -> Result<Option<T>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::channel_waits::{AtOnce, InRuntime, OnThread};
+    use super::super::channel_waits::{AtOnce, InRuntime, OnThread, WHOLE_MAX};
     use super::super::wait::park_on;
     use super::*;
     use crate::error::ErrorKind;
@@ -209,6 +209,33 @@ mod tests {
             assert!(sent == bytes);
             sending.join().expect("no panic").expect("send");
         });
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_not_sent_in_part() {
+        // However much lies there already, and up to the longest that there is.
+        for len in [WHOLE_MAX - 10, WHOLE_MAX - 10_000] {
+            for before in (0..64 << 10).step_by(4 << 10) {
+                let (pipe, _writes, mut reads) = end();
+                park_on(pipe.send(&vec![0u8; before], &AtOnce)).unwrap_or_else(|_| {
+                    assert!(before > WHOLE_MAX - 10);
+                });
+                let item = vec![1u8; len];
+                let mut sent = 0;
+                let error = loop {
+                    match park_on(pipe.send(&item, &AtOnce)) {
+                        Ok(()) => sent += 1,
+                        Err(error) => break error,
+                    }
+                };
+                assert!(error.is_full() && sent > 0, "{error}");
+                drop(pipe);
+                let mut bytes = Vec::new();
+                std::io::Read::read_to_end(&mut reads, &mut bytes).expect("read");
+                let whole = sent * framed(&item).len() + if before > WHOLE_MAX - 10 { 0 } else { framed(&vec![0u8; before]).len() };
+                assert_eq!(bytes.len(), whole, "{len} bytes after {before}");
+            }
+        }
     }
 
     /// What has come before anybody watched, and while nobody did.

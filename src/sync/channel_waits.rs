@@ -191,9 +191,10 @@ impl Waits for OnThread {
 
 pub(super) struct AtOnce;
 
-/// A frame of so many bytes goes whole or not at all when nobody waits: the kernel takes up to half of a socket's buffer
-/// (212,992 bytes by default) as one piece (Linux, `unix_stream_sendmsg`).
-const WHOLE_MAX: usize = 64 << 10;
+/// A frame of so many bytes goes whole or not at all when nobody waits: so many, and somewhat less than a page more, the kernel takes
+/// as one piece (`UNIX_SKB_FRAGS_SZ` in Linux's `unix_stream_sendmsg`), if there is twice as much room in a socket's buffer
+/// (212,992 bytes by default). Of what is longer a part may go, and the rest find no room.
+pub(super) const WHOLE_MAX: usize = 32 << 10;
 
 impl Waits for AtOnce {
     const FRAME_MAX: usize = WHOLE_MAX;

@@ -414,20 +414,22 @@ impl Remote {
         let bell = self.bell.wait();
         let waker = Waker::from(Arc::new(Ring(Arc::downgrade(&self))));
         let mut left_alone = None;
+        let mut for_runtime = Turn::Read;
         loop {
             let leaned = self.leaned.load(Ordering::Acquire);
-            let turn = if leaned { self.turn(&waker) } else { Turn::Read };
+            let turn = if leaned { self.turn(&waker) } else { for_runtime };
             if turn == Turn::Ended {
                 return;
             }
             // While another one reads, what is there is his, and so is the end: to be told of it again and again would only
             // keep him from it. He rings when he is done.
             let busy = turn == Turn::Busy;
+            for_runtime = Turn::Read;
             let blocked = self.lock().is_blocked();
             let mut wanted = if blocked { PollFlags::POLLOUT } else { PollFlags::empty() };
             // Else the end is heard of all the same (POLLHUP), for it need not be asked for.
-            let for_runtime = !leaned && !blocked && self.is_driven.load(Ordering::Acquire);
-            if (leaned || for_runtime) && !busy {
+            let driven = !leaned && self.is_driven.load(Ordering::Acquire);
+            if (leaned || driven) && !busy {
                 wanted |= PollFlags::POLLIN;
             }
             let mut fds = [PollFd::new(bell.as_fd(), PollFlags::POLLIN), PollFd::new(self.socket.as_fd(), wanted)];
@@ -449,8 +451,9 @@ impl Remote {
             if has(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL) {
                 self.leaned.store(true, Ordering::Release); // reads to the end
             }
-            if for_runtime && has(PollFlags::POLLIN) && self.turn_for_runtime(bell, &mut left_alone, &waker) == Turn::Ended {
-                return;
+            if driven && has(PollFlags::POLLIN) {
+                // What waits for room may wait just for this to be read: a manager does not listen to one who does not.
+                for_runtime = if blocked { self.turn(&waker) } else { self.turn_for_runtime(bell, &mut left_alone, &waker) };
             }
             if leaned && ready == 0 {
                 // Who comes to lean now either is seen here, or sees that nobody leans.

@@ -28,19 +28,25 @@ messages!(
 pub(crate) struct End {
     receives: Option<Descriptor>,
     sends: Option<Descriptor>,
+    /// Who has taken the first: the second is his, and nobody's when he has gone.
+    taken_by: Option<Client>,
 }
 
 impl End {
     pub(crate) fn new(receives: Descriptor, sends: Descriptor) -> Self {
-        Self { receives: Some(receives), sends: Some(sends) }
+        Self { receives: Some(receives), sends: Some(sends), taken_by: None }
     }
 }
 
 impl Object for End {
     fn request(&mut self, caller: Caller, body: Body, _: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
         let socket = match Ask::read(&body.head)? {
-            Ask::Take => self.receives.take(),
-            Ask::Sends => self.sends.take(),
+            Ask::Take => {
+                let socket = self.receives.take();
+                self.taken_by = self.taken_by.or(socket.is_some().then_some(caller.client));
+                socket
+            }
+            Ask::Sends => self.sends.take_if(|_| self.taken_by == Some(caller.client)),
         };
         answers.push(match socket {
             Some(socket) => Answer::descriptor(caller, socket),
@@ -51,9 +57,46 @@ impl Object for End {
 
     fn cancel(&mut self, _: Caller, _: Instant, _: &mut Vec<Answer>) {}
 
-    fn gone(&mut self, _: Client, _: Gone, _: Instant, _: &mut Vec<Answer>) {}
+    fn gone(&mut self, client: Client, _: Gone, _: Instant, _: &mut Vec<Answer>) {
+        // Between the two: else the other end would wait for him as long as there is another handle.
+        self.sends.take_if(|_| self.taken_by == Some(client));
+    }
 
     fn bytes(&self) -> usize {
         0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    const OWNER: Client = Client { seat: 2, generation: 0 };
+    const OTHER: Client = Client { seat: 3, generation: 0 };
+
+    fn gets(end: &mut End, client: Client, ask: Ask) -> bool {
+        let mut answers = Vec::new();
+        end.request(Caller { client, ticket: 1 }, ask.body(), Instant::now(), &mut answers).unwrap_or_else(|bad| panic!("{}", bad.0));
+        let [answer] = &answers[..] else { panic!("one answer") };
+        answer.descriptor.is_some()
+    }
+
+    #[test]
+    fn both_sockets_are_those_of_who_asks_first_and_go_with_him() {
+        let pair = || UnixStream::pair().expect("sockets");
+        let ((receives, _writes), (sends, mut reads)) = (pair(), pair());
+        let mut end = End::new(Arc::new(receives.into()), Arc::new(sends.into()));
+        assert!(!gets(&mut end, OWNER, Ask::Sends), "the first comes first");
+        assert!(gets(&mut end, OWNER, Ask::Take));
+        assert!(!gets(&mut end, OTHER, Ask::Take) && !gets(&mut end, OTHER, Ask::Sends));
+        end.gone(OTHER, Gone::Died, Instant::now(), &mut Vec::new());
+        reads.set_nonblocking(true).expect("set");
+        assert_eq!(reads.read(&mut [0]).expect_err("it is open").kind(), std::io::ErrorKind::WouldBlock);
+        // He dies before he has asked for the second.
+        end.gone(OWNER, Gone::Died, Instant::now(), &mut Vec::new());
+        assert_eq!(reads.read(&mut [0]).expect("closed"), 0);
     }
 }
