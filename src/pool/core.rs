@@ -3,8 +3,8 @@
 //!
 //! A plain struct: events go in by methods, [`Action`]s come out, `now` is an argument. It knows no
 //! process, no socket and no clock, and is tested by simulation (`core_sim.rs`) and by an exhaustive search
-//! (`core_search.rs`). What a task carries (`T`) is not looked at. The one thing outside that it looks at and
-//! changes is the claims of each worker ([`Memory`]): single words, never waited for.
+//! (`core_search.rs`). What a task carries (`T`) is not looked at, but for how a run stands ([`Carried`]). The one thing
+//! outside that it looks at and changes is the claims of each worker ([`Memory`]): single words, never waited for.
 //!
 //! The rules, by number:
 //!
@@ -50,12 +50,18 @@
 //!     As long as nobody can, a worker more is started if a place is vacant. And when it has begun nothing of what it has in hand for as long as
 //!     the time limit of one of those tasks (one run's, or the whole's), it is killed: nothing has run, so that costs nobody anything. (Without
 //!     a limit it is waited for: somebody may have stopped it to look into it.)
+//! 24. A task may be a *run*: so many items, each with a number, an answer and an end of its own, which one worker does one after
+//!     another. Where tasks in hand are counted, its items are. What has not begun of one that has is taken back wherever rules 7, 8, 10 and 13
+//!     take back tasks, and is a run of its own from then on: so nothing but the one item that runs stays with a worker that is late,
+//!     is killed or dies. Where nobody can say what has begun, all of it has.
 //!
 //! Rules 15 to 22, of who is on the staff, are in `core_staff.rs`. How tasks are stopped (rules 8 and 11) is in `core_stop.rs`,
-//! what becomes of workers that stand still (rule 23) in `core_deaf.rs`, how a pool ends in `core_ending.rs`.
+//! what becomes of workers that stand still (rule 23) in `core_deaf.rs`, how a pool ends in `core_ending.rs`,
+//! how runs are parted (rule 24) in `core_runs.rs`.
 
 use super::loss::Loss;
 use super::options::{Options, Retry};
+use super::run::Run;
 use super::slots::{Key, Slots};
 use super::stats::WorkerEnd;
 use crate::error::Error;
@@ -204,6 +210,8 @@ pub(crate) enum Replied<T> {
     Ended(T, Option<Stop>),
     /// It is tried again.
     Again(TaskKey, Option<Stop>),
+    /// It is an item of a run, of which others are left.
+    Item(TaskKey),
 }
 
 /// The clock of the workers, set beside ours: nanoseconds of `CLOCK_MONOTONIC` at a moment.
@@ -228,13 +236,22 @@ impl Clock {
 pub(crate) struct Call<T> {
     /// What the rules do not look at.
     pub(crate) cargo: T,
-    /// Its number on the wire; never given twice.
+    /// Its number on the wire; never given twice. Of a run, that of its first item.
     pub(crate) id: u64,
     pub(crate) mode: Mode,
     /// Its frame is so long that nothing should wait behind it.
     pub(crate) large: bool,
     /// `None`: none.
     pub(crate) options: Option<Arc<Options>>,
+}
+
+/// What a task carries, as far as the rules look at it.
+pub(crate) trait Carried {
+    /// How a run stands; `None`: it is a single task.
+    fn run(&self) -> Option<&Run>;
+    fn run_mut(&mut self) -> Option<&mut Run>;
+    /// Takes off the items of a run from this one on, none of which has been answered.
+    fn part(&mut self, from: u32) -> Self;
 }
 
 /// A submission that was not taken; the cargo comes back.
@@ -350,6 +367,9 @@ enum State {
 struct Flight {
     claim: Claim,
     task: TaskKey,
+    /// Items that are the worker's to do, of a run; and those that have not been answered.
+    items: u32,
+    left: u32,
     /// When it was first seen to have begun.
     begun: Option<Instant>,
     /// It is to be stopped or its time is over, and it was seen to be done: its reply has a grace to come, and no other.
@@ -369,6 +389,8 @@ struct Worker<M> {
     started: Instant,
     /// Tasks sent and not answered, in the order of sending.
     in_flight: VecDeque<Flight>,
+    /// How many those are, each item of a run counted.
+    load: usize,
     /// Slots that were used and are free, the last freed last; and how many were ever used.
     free_slots: Vec<u16>,
     slots_used: u32,
@@ -417,13 +439,13 @@ impl<M: Memory> Worker<M> {
             Mode::Sync => self.window(),
             Mode::Async => concurrency,
         };
-        self.state == State::Ready && !self.alone && self.deaf_since.is_none() && (1..limit).contains(&self.in_flight.len())
+        self.state == State::Ready && !self.alone && self.deaf_since.is_none() && (1..limit).contains(&self.load)
     }
 
     /// How many sync tasks stand behind another.
     fn behind(&self) -> usize {
         match (self.mode, self.state) {
-            (Mode::Sync, State::Ready | State::Departing | State::Retiring) => self.in_flight.len().saturating_sub(1),
+            (Mode::Sync, State::Ready | State::Departing | State::Retiring) => self.load.saturating_sub(1),
             _ => 0,
         }
     }
@@ -472,6 +494,7 @@ impl<M: Memory> Worker<M> {
     /// A task is in its hand no more.
     fn let_go(&mut self, at: usize) -> Option<Flight> {
         let flight = self.in_flight.remove(at)?;
+        self.load -= flight.left as usize;
         self.free_slots.push(flight.claim.slot);
         self.alone &= !self.in_flight.is_empty();
         Some(flight)
@@ -552,7 +575,7 @@ pub(crate) struct Core<T, M> {
     ending: ending::Ending,
 }
 
-impl<T, M: Memory> Core<T, M> {
+impl<T: Carried, M: Memory> Core<T, M> {
     pub(crate) fn new(rules: Rules, clock: Clock) -> Self {
         Self {
             rules,
@@ -613,7 +636,7 @@ impl<T, M: Memory> Core<T, M> {
 
     /// How many tasks a worker has in hand.
     pub(crate) fn in_hand(&self, key: WorkerKey) -> usize {
-        self.workers.get(key).map_or(0, |worker| worker.in_flight.len())
+        self.workers.get(key).map_or(0, |worker| worker.load)
     }
 
     /// The task's number on the wire.
@@ -626,12 +649,24 @@ impl<T, M: Memory> Core<T, M> {
         self.tasks.get(key).map(|task| task.worker)
     }
 
-    /// A worker has answered a task: its cargo. `None` if that worker does not have that task: it breaks the protocol.
+    /// A worker has answered a task, or an item of a run: its cargo, if nothing is left of it. `None` if that worker does not have
+    /// that task: it breaks the protocol.
     /// Call [`Core::refill`] after the last reply of a batch.
     pub(crate) fn replied(&mut self, worker: WorkerKey, id: u64, answer: Answer, now: Instant) -> Option<Replied<T>> {
         let worker = self.workers.get_mut(worker)?;
-        let at = worker.in_flight.iter().position(|flight| flight.claim.id == id)?;
-        let key = worker.let_go(at)?.task;
+        let at = worker.in_flight.iter().position(|flight| flight.has(id))?;
+        let Flight { task: key, claim, .. } = worker.in_flight[at];
+        if let Some(run) = self.tasks.get_mut(key)?.cargo.run_mut() {
+            if !run.answer((id - claim.id) as u32) {
+                return None;
+            }
+            if run.left() > 0 {
+                worker.in_flight[at].left -= 1;
+                worker.load -= 1;
+                return Some(Replied::Item(key));
+            }
+        }
+        worker.let_go(at);
         let task = self.tasks.get(key)?;
         let stop = task.stopping;
         let wait = match (answer, stop) {
@@ -655,7 +690,7 @@ impl<T, M: Memory> Core<T, M> {
         }
     }
 
-    /// A worker has answered `replies` tasks: learn from it, and give it more.
+    /// A worker has answered `replies` tasks, each item of a run counted: learn from it, and give it more.
     pub(crate) fn refill(&mut self, key: WorkerKey, replies: u32, now: Instant, actions: &mut Vec<Action<T>>) {
         let Some(worker) = self.workers.get_mut(key) else { return };
         if replies == 0 {
@@ -763,13 +798,14 @@ impl<T, M: Memory> Core<T, M> {
 
     /// A process that was ready has ended, and all that it had committed has been told.
     pub(crate) fn exited(&mut self, key: WorkerKey, loss: &Arc<Loss>, now: Instant, actions: &mut Vec<Action<T>>) {
-        let Some(worker) = self.take_out(key) else { return };
+        let Some(mut worker) = self.take_out(key) else { return };
         let none_begun = worker.none_begun();
         let mut back = Vec::new();
-        for (place, flight) in worker.in_flight.iter().enumerate() {
+        for place in 0..worker.in_flight.len() {
+            let flight = worker.in_flight[place];
             let Some(task) = self.tasks.get_mut(flight.task) else { continue };
             let was_next = none_begun && (place == 0 || task.mode == Mode::Async);
-            let unbegun = worker.look(flight.claim) == Progress::Queued && !(was_next && task.is_suspect());
+            let unbegun = flight.is_whole() && worker.look(flight.claim) == Progress::Queued && !(was_next && task.is_suspect());
             let innocent =
                 worker.killed_for.is_some_and(|key| key != flight.task) && task.options.as_ref().is_some_and(|options| options.idempotent);
             // It was done in time by its word, and its answer never came.
@@ -779,9 +815,17 @@ impl<T, M: Memory> Core<T, M> {
                     task.worker = None;
                     task.moves += u8::from(unbegun && was_next);
                     back.push(flight.task);
+                    if unbegun && was_next && flight.items > 1 {
+                        // Of a run, only the first item can be what killed it.
+                        back.extend(Self::part(&mut self.tasks, flight.task, 1));
+                    }
                     continue;
                 }
-                None => (Fate::Lost(Arc::clone(loss)), task.again(|retry| retry.deaths)),
+                None => {
+                    let again = task.again(|retry| retry.deaths);
+                    back.extend(Self::cut(&mut self.tasks, &mut worker, place, usize::MAX));
+                    (Fate::Lost(Arc::clone(loss)), again)
+                }
                 Some(stop @ Stop::TimedOut(Limit::Timeout(_))) => (stop.fate(), task.again(|retry| retry.timeouts)),
                 Some(stop) => (stop.fate(), None),
             };
@@ -793,7 +837,7 @@ impl<T, M: Memory> Core<T, M> {
                 None => {
                     if let Some(task) = self.forget(flight.task) {
                         if matches!(fate, Fate::Closed) {
-                            self.ending.cut_off.begun.push(task.id);
+                            self.ending.cut_off.begun.extend(task.ids());
                         }
                         actions.push(Action::Settle(task.cargo, fate));
                     }
@@ -945,6 +989,11 @@ impl<T, M: Memory> Core<T, M> {
         self.phase != Phase::Open
     }
 
+    /// How many items of a run are half of what a worker should have in hand, or none: so another one stands ready behind it.
+    pub(crate) fn run_length(&self) -> usize {
+        self.appetite(Mode::Sync) / (6 * self.rules.workers.max(1))
+    }
+
     /// How many tasks keep every worker at work: a window in hand each, and two waiting.
     pub(crate) fn appetite(&self, mode: Mode) -> usize {
         let now: usize = self
@@ -998,7 +1047,7 @@ impl<T, M: Memory> Core<T, M> {
             };
             // Of one that is long, all; else half, since the one in front will end before long.
             let most = if worker.is_late(now) { worker.behind() } else { worker.behind().div_ceil(2) };
-            if self.take_back(key, most) == 0
+            if self.take_back(key, most, actions) == 0
                 && let Some(worker) = self.workers.get_mut(key)
             {
                 worker.fruitless = Some(now + LONG); // they have begun: their replies are on their way
@@ -1046,10 +1095,21 @@ impl<T, M: Memory> Core<T, M> {
             worker.alone = task.stands_alone();
             self.idle.pop();
         }
+        let items = task.items() as u32;
         let claim = worker.claim(task.id);
         // Without claims it is taken for begun as soon as it is sent.
         let begun = worker.memory.is_none().then_some(now);
-        worker.in_flight.push_back(Flight { claim, task: task_key, begun, done: false, dropping: false, overlooked: false });
+        worker.in_flight.push_back(Flight {
+            claim,
+            task: task_key,
+            items,
+            left: items,
+            begun,
+            done: false,
+            dropping: false,
+            overlooked: false,
+        });
+        worker.load += items as usize;
         task.worker = Some(key);
         if self.listen_at.is_none() {
             self.listen_at = Some(now + DEAF);
@@ -1068,30 +1128,36 @@ impl<T, M: Memory> Core<T, M> {
         actions.push(Action::Send(key, task_key, claim.slot, attempt));
     }
 
-    /// Takes back what a worker has not begun, the last first, at most so many; they go to the head of the queue, in
-    /// order. Says how many.
-    fn take_back(&mut self, key: WorkerKey, most: usize) -> usize {
+    /// Takes back what a worker has not begun, the last first, until it is so many; they go to the head of the queue, in
+    /// order. Says how many, each item of a run counted.
+    fn take_back(&mut self, key: WorkerKey, most: usize, actions: &mut Vec<Action<T>>) -> usize {
         let Some(worker) = self.workers.get_mut(key) else { return 0 };
-        let mut taken = 0;
+        let (mut taken, load) = (0, worker.load);
         for at in (0..worker.in_flight.len()).rev() {
-            if taken == most {
+            if taken >= most {
                 break;
             }
             // What is being stopped had begun, whatever its word says now: it must not run again.
             if self.tasks.get(worker.in_flight[at].task).is_some_and(|task| task.stopping.is_some()) {
                 continue;
             }
-            if worker.revoke(worker.in_flight[at].claim) == Progress::Queued
-                && let Some(flight) = worker.let_go(at)
-                && let Some(task) = self.tasks.get_mut(flight.task)
-            {
+            // A run that is about to begin stands behind nothing, though its items stand behind each other.
+            let Flight { claim, left, .. } = worker.in_flight[at];
+            let may_go = worker.in_flight[at].is_whole() && (at > 0 || most - taken >= left as usize);
+            if may_go && worker.revoke(claim) == Progress::Queued {
+                let Some(flight) = worker.let_go(at) else { continue };
+                let Some(task) = self.tasks.get_mut(flight.task) else { continue };
                 task.worker = None;
+                worker.post.served -= 1;
                 self.queue.push_front(flight.task);
                 self.queued += 1;
-                taken += 1;
+            } else if let Some(rest) = Self::cut(&mut self.tasks, worker, at, most - taken) {
+                self.queue.push_front(rest);
+                self.queued += 1;
+                Self::let_go_if_answered(&mut self.tasks, worker, at, actions);
             }
+            taken = load - worker.load;
         }
-        worker.post.served -= taken as u64;
         if taken > 0 {
             self.emptied(key);
         }
@@ -1116,7 +1182,7 @@ impl<T, M: Memory> Core<T, M> {
     /// Enters a worker in `roomy` as it is now, or takes it out.
     fn list(&mut self, key: WorkerKey) {
         let Some(worker) = self.workers.get_mut(key) else { return };
-        let entry = worker.may_take_more(self.rules.concurrency).then_some((worker.mode, worker.in_flight.len()));
+        let entry = worker.may_take_more(self.rules.concurrency).then_some((worker.mode, worker.load));
         if let Some((mode, load)) = std::mem::replace(&mut worker.listed, entry) {
             self.roomy[mode as usize].remove(&(load, key));
         }
@@ -1147,11 +1213,11 @@ impl<T, M: Memory> Core<T, M> {
         // With nothing begun it may be the first one that brought this about: the exit will count it (rule 7).
         let most = match worker.mode {
             _ if !worker.none_begun() => usize::MAX,
-            Mode::Sync => worker.in_flight.len().saturating_sub(1),
+            Mode::Sync => worker.load - worker.in_flight.front().map_or(0, |flight| flight.left as usize),
             Mode::Async => 0,
         };
         self.withdraw(key, State::Doomed);
-        self.take_back(key, most);
+        self.take_back(key, most, actions);
         self.expect_end(key, now);
         actions.push(Action::Kill(key));
     }
@@ -1211,6 +1277,7 @@ impl<T, M: Memory> Core<T, M> {
             memory: None,
             started: now,
             in_flight: VecDeque::new(),
+            load: 0,
             free_slots: Vec::new(),
             slots_used: 0,
             mode: Mode::Sync,
@@ -1267,6 +1334,9 @@ mod stopping;
 
 #[path = "core_deaf.rs"]
 mod deaf;
+
+#[path = "core_runs.rs"]
+mod runs;
 
 #[path = "core_ending.rs"]
 mod ending;

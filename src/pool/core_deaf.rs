@@ -1,6 +1,6 @@
 //! Workers that stand still and begin nothing of what they are given: rule 23.
 
-use super::{Action, Core, DEAF, Flight, Memory, Mode, Progress, State, TaskKey, Worker};
+use super::{Action, Carried, Core, DEAF, Flight, Memory, Mode, Progress, State, TaskKey, Worker};
 use crate::pool::stats::WorkerEnd;
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ impl<M: Memory> Worker<M> {
     }
 }
 
-impl<T, M: Memory> Core<T, M> {
+impl<T: Carried, M: Memory> Core<T, M> {
     /// Rule 23.
     pub(super) fn relieve(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         let stuck = self.listen(now, actions);
@@ -49,16 +49,16 @@ impl<T, M: Memory> Core<T, M> {
                 continue;
             }
             let since = *worker.deaf_since.get_or_insert(worker.busy_since);
-            let (mode, alone, all) = (worker.mode, worker.alone, worker.in_flight.len());
+            let (mode, alone, all) = (worker.mode, worker.alone, worker.load);
             let limits = worker.in_flight.iter().filter_map(|flight| self.tasks.get(flight.task)?.patience());
             let patience = limits.min().filter(|_| worker.none_begun());
             let unbegun = worker.in_flight.iter().filter(|flight| worker.look(flight.claim) == Progress::Queued).count();
             self.list(key);
             if self.place_well(mode, alone, now).is_some() {
-                self.take_back(key, usize::MAX);
+                self.take_back(key, usize::MAX, actions);
             } else if patience.is_some_and(|limit| limit <= now.saturating_duration_since(since)) {
                 // Else it has begun something just now.
-                if self.take_back(key, usize::MAX) == all {
+                if self.take_back(key, usize::MAX, actions) == all {
                     self.blame(key, WorkerEnd::Unresponsive);
                     self.condemn(key, now, actions);
                 }

@@ -9,7 +9,7 @@
 //!
 //! What was cut off is written down ([`CutOff`]); a task that answered in time is not.
 
-use super::{Action, Core, Fate, Memory, Phase, State, Stop};
+use super::{Action, Carried, Core, Fate, Memory, Phase, State, Stop};
 use crate::pool::ending::CutOff;
 use crate::pool::stats::WorkerEnd;
 use std::time::Instant;
@@ -24,7 +24,7 @@ pub(super) struct Ending {
     pub(super) cut_off: CutOff,
 }
 
-impl<T, M: Memory> Core<T, M> {
+impl<T: Carried, M: Memory> Core<T, M> {
     /// No more tasks; what is here runs to its end, or until that time.
     pub(crate) fn drain_by(&mut self, until: Instant, now: Instant, actions: &mut Vec<Action<T>>) {
         if !matches!(self.phase, Phase::Open | Phase::Draining) {
@@ -101,17 +101,17 @@ impl<T, M: Memory> Core<T, M> {
     /// Settles what waits, and what workers have in hand and have not begun.
     pub(super) fn settle_unbegun(&mut self, fate: &Fate, actions: &mut Vec<Action<T>>) -> usize {
         for key in self.workers.keys() {
-            self.take_back(key, usize::MAX);
+            self.take_back(key, usize::MAX, actions);
         }
         let mut count = 0;
         let delayed: Vec<_> = self.delayed.iter().map(|(_, key)| *key).collect();
         for key in std::mem::take(&mut self.queue).into_iter().chain(delayed) {
             let Some(task) = self.forget(key) else { continue };
+            count += task.items();
             if matches!(fate, Fate::Closed) {
-                self.ending.cut_off.unbegun.push(task.id);
+                self.ending.cut_off.unbegun.extend(task.ids());
             }
             actions.push(Action::Settle(task.cargo, fate.clone()));
-            count += 1;
         }
         self.queued = 0;
         count

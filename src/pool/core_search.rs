@@ -17,6 +17,7 @@
 //! What is left out: memory is as if all saw one order (`outbox.rs` argues its fences, and is tested with threads); what a
 //! worker writes there that no function of ours would (`strange_workers.rs`); starts that fail (`core_sim.rs`).
 
+use super::runs::Parcel;
 use super::*;
 use crate::pool::driver::{Until, take_replies};
 use crate::wire::frame;
@@ -86,6 +87,8 @@ struct Plan {
     workers: usize,
     /// Handed in one after the other, at any time.
     tasks: Vec<Kind>,
+    /// So many of them go together as one run, one after the other; those that are left go alone.
+    runs: Vec<usize>,
     /// So many deaths of their own, aborts, and leaps of time at most.
     crashes: u8,
     aborts: u8,
@@ -109,6 +112,7 @@ impl Plan {
         Self {
             workers,
             tasks: tasks.to_vec(),
+            runs: Vec::new(),
             crashes: 0,
             aborts: 0,
             jumps: 0,
@@ -120,6 +124,19 @@ impl Plan {
             drain: false,
             flaw: None,
         }
+    }
+
+    /// The tasks that go together with this one.
+    fn company(&self, id: u64) -> std::ops::Range<u64> {
+        let mut first = 0;
+        for run in &self.runs {
+            let next = first + *run as u64;
+            if id < next {
+                return first..next;
+            }
+            first = next;
+        }
+        id..id + 1
     }
 }
 
@@ -152,6 +169,27 @@ enum Flaw {
     TimeFirst,
     /// A worker whose task has not stopped in its grace is killed without another look at it.
     NoLookAtGrace,
+    /// A worker looks whether it may begin the next item of a run, and then counts it.
+    CountsLater,
+    /// What a dead worker had answered of a run is taken for what it had begun.
+    AnswersOnly,
+    /// What a dead worker had not begun of a run is handed in twice.
+    RestTwice,
+}
+
+/// A run in a worker's hand, and which item of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Item {
+    run: Claim,
+    items: u8,
+    at: u8,
+}
+
+impl Item {
+    /// As if it were a task.
+    fn claim(self) -> Claim {
+        Claim { id: self.run.id + u64::from(self.at), ..self.run }
+    }
 }
 
 // ---- choices
@@ -307,6 +345,15 @@ enum At {
     Begin(Claim, Mode),
     /// Runs a sync task, which ends, and commits its reply.
     Run(Claim),
+    /// Runs an item of a run, which ends, and commits its reply.
+    Item(Item),
+    /// Looks whether the pool wants the bell, and perhaps rings, while the run goes on.
+    LookInRun(Item),
+    RingInRun(Item),
+    /// Counts the next item, or marks the run as done.
+    Next(Item),
+    /// Counts it, having seen that it may, when that was the limit ([`Flaw::CountsLater`]).
+    Counted(Item, u8),
     /// Commits it, having marked it as done ([`Flaw::DoneFirst`]), or having looked for the bell ([`Flaw::RingsEarly`]).
     Commit(Claim, bool),
     /// Marks it as done.
@@ -316,6 +363,16 @@ enum At {
     /// Rings.
     Ring,
     Dead,
+}
+
+impl At {
+    /// Of a run that goes on.
+    fn item(self) -> Option<Item> {
+        match self {
+            Self::Item(item) | Self::LookInRun(item) | Self::RingInRun(item) | Self::Next(item) | Self::Counted(item, _) => Some(item),
+            _ => None,
+        }
+    }
 }
 
 /// How the reply went.
@@ -330,6 +387,7 @@ enum Boxed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ToWorker {
     Call(Claim, Mode),
+    Run(Claim, u8),
     Cancel(u64),
     /// The pool has closed its side.
     End,
@@ -504,6 +562,47 @@ impl Hand {
                 process.at = self.commit(process, claim, false);
                 false
             }
+            At::Item(item) => {
+                say(|| format!("    {} ends", item.claim().id));
+                process.at = match self.commit(process, item.claim(), false) {
+                    At::Finish(_, boxed) if item.at + 1 == item.items => At::Finish(item.run, boxed),
+                    At::Finish(_, Boxed::Socket) => At::Next(item),
+                    _ => At::LookInRun(item),
+                };
+                false
+            }
+            At::LookInRun(item) => {
+                process.at = if self.ring().wants_bell() { At::RingInRun(item) } else { At::Next(item) };
+                false
+            }
+            At::RingInRun(item) => {
+                say(|| "    it rings".into());
+                process.outgoing.push(ToPool::Bell);
+                process.edge = true;
+                process.at = At::Next(item);
+                false
+            }
+            At::Next(item) if self.has(Flaw::CountsLater) => {
+                let limit = (self.words().started_at(item.run) >> 32) as u8;
+                process.at = if item.at + 1 < limit { At::Counted(item, limit) } else { At::Finish(item.run, Boxed::Socket) };
+                false
+            }
+            At::Next(item) => {
+                let next = Item { at: item.at + 1, ..item };
+                if self.words().next(item.run, u32::from(next.at)) {
+                    self.begin_item(process, next);
+                } else {
+                    note("a run that was cut", true);
+                    process.at = At::Finish(item.run, Boxed::Socket);
+                }
+                true
+            }
+            At::Counted(item, limit) => {
+                let next = Item { at: item.at + 1, ..item };
+                self.starts[usize::from(item.run.slot)].store((u64::from(limit) << 32) | (u64::from(next.at) + 1), Ordering::Relaxed);
+                self.begin_item(process, next);
+                true
+            }
             At::Commit(claim, bell) => {
                 process.at = match self.commit(process, claim, false) {
                     At::Finish(_, Boxed::Outbox) if self.has(Flaw::DoneFirst) => At::Look,
@@ -571,6 +670,15 @@ impl Hand {
                 }
                 true
             }
+            ToWorker::Run(run, items) => {
+                self.words().set_up(run, u32::from(items));
+                if self.words().begin(run) {
+                    self.begin_item(process, Item { run, items, at: 0 });
+                } else {
+                    note("a frame of a run that was taken back", true);
+                }
+                true
+            }
             ToWorker::Cancel(id) => {
                 process.running.iter_mut().filter(|(claim, _)| claim.id == id).for_each(|(_, dropped)| *dropped = true);
                 false
@@ -597,6 +705,11 @@ impl Hand {
                 process.at = At::Idle;
             }
         }
+    }
+
+    fn begin_item(&self, process: &mut Process, item: Item) {
+        self.begin(process, item.claim(), Mode::Sync);
+        process.at = At::Item(item);
     }
 
     /// As `Worker::commit`, up to there.
@@ -639,7 +752,12 @@ impl Hand {
     fn killed(&self) {
         let process = &mut *self.process.borrow_mut();
         note("a kill that comes when nothing runs", process.at == At::Idle && process.running.is_empty());
-        if let At::Run(claim) = process.at {
+        let running = match process.at {
+            At::Run(claim) => Some(claim),
+            At::Item(item) => Some(item.claim()),
+            _ => None,
+        };
+        if let Some(claim) = running {
             note("a kill that ends its task", true);
             let fact = self.facts.get(claim.id);
             self.facts.ensure(fact.aborted || fact.over, || format!("a kill ends task {}, which nobody wanted to stop", claim.id));
@@ -692,7 +810,7 @@ struct Reader {
 struct World {
     plan: Rc<Plan>,
     facts: Rc<Facts>,
-    core: Core<u64, Rc<Hand>>,
+    core: Core<Parcel, Rc<Hand>>,
     readers: Vec<Reader>,
     /// Killed before they were ready.
     stillborn: Vec<WorkerKey>,
@@ -967,18 +1085,30 @@ impl World {
     fn submit(&mut self) {
         let id = self.submitted as u64;
         let (mode, options) = (self.plan.tasks[id as usize].mode, self.plan.tasks[id as usize].options());
-        self.submitted += 1;
+        let together = self.plan.company(id);
+        self.submitted += together.clone().count();
+        let run = (self.submitted as u64 > id + 1).then(|| Run::new(self.submitted as u32 - id as u32));
+        let cargo = Parcel { id, run };
         let mut taken = None;
-        self.enter(|core, now, actions| taken = Some(core.submit(Call { cargo: id, id, mode, large: false, options }, now, actions)));
-        match taken {
-            Some(Ok(key)) => self.facts.set(id, |fact| fact.key = Some(key)),
-            _ => self.tell(id, Told::Closed),
+        self.enter(|core, now, actions| taken = Some(core.submit(Call { cargo, id, mode, large: false, options }, now, actions)));
+        for id in together {
+            match &taken {
+                Some(Ok(key)) => self.facts.set(id, |fact| fact.key = Some(*key)),
+                _ => self.tell(id, Told::Closed),
+            }
         }
     }
 
+    /// A run is aborted as a whole, and what was cut off it, too.
     fn abort(&mut self, id: u64) {
         self.aborts -= 1;
-        self.facts.set(id, |fact| fact.aborted = true);
+        let together = self.plan.company(id);
+        for id in together.clone() {
+            self.facts.set(id, |fact| fact.aborted |= fact.told.is_none());
+        }
+        if together.end - together.start > 1 {
+            return self.enter(|core, now, actions| core.abort_where(|cargo| together.contains(&cargo.id), now, actions));
+        }
         let Some(key) = self.facts.get(id).key else { return };
         match self.plan.flaw {
             Some(flaw @ (Flaw::KillFirst | Flaw::NoLook)) => self.enter(|core, now, actions| stop_badly(core, key, flaw, now, actions)),
@@ -987,7 +1117,7 @@ impl World {
     }
 
     /// Enters the rules, and does what they say, as far as that happens under the pool's lock; the rest comes later.
-    fn enter(&mut self, news: impl FnOnce(&mut Core<u64, Rc<Hand>>, Instant, &mut Vec<Action<u64>>)) {
+    fn enter(&mut self, news: impl FnOnce(&mut Core<Parcel, Rc<Hand>>, Instant, &mut Vec<Action<Parcel>>)) {
         let mut actions = Vec::new();
         news(&mut self.core, self.now, &mut actions);
         self.core.deadline_moved();
@@ -1010,8 +1140,16 @@ impl World {
                 Action::Send(key, task, slot, _) => {
                     let (Some(id), Some(at)) = (self.core.id_of(task), self.place(key)) else { continue };
                     note("sent again", self.facts.get(id).sent);
-                    self.facts.set(id, |fact| fact.sent = true);
-                    self.readers[at].hand.send(ToWorker::Call(Claim { slot, id }, self.plan.tasks[id as usize].mode));
+                    let claim = Claim { slot, id };
+                    let run = self.core.cargo_mut(task).and_then(|cargo| cargo.run.clone());
+                    note("the rest of a run", run.is_some() && id != self.plan.company(id).start);
+                    for id in id..id + u64::from(run.as_ref().map_or(1, Run::items)) {
+                        self.facts.set(id, |fact| fact.sent = true);
+                    }
+                    self.readers[at].hand.send(match run {
+                        Some(run) => ToWorker::Run(claim, run.items() as u8),
+                        None => ToWorker::Call(claim, self.plan.tasks[id as usize].mode),
+                    });
                 }
                 // It may end by itself at any time, asked or not.
                 Action::Ask(..) => note("an async task is asked", true),
@@ -1027,15 +1165,17 @@ impl World {
                 Action::Kill(key) => self.kill(key),
                 Action::TimeOut(key) => self.facts.ensure(false, || format!("the start of {key:?} took too long")),
                 Action::Weigh(key) => self.facts.ensure(false, || format!("{key:?} is weighed")),
-                Action::Settle(id, fate) => self.tell(
-                    id,
-                    match fate {
+                Action::Settle(Parcel { id, run }, fate) => {
+                    let told = match fate {
                         Fate::Cancelled => Told::Cancelled,
                         Fate::TimedOut(_) => Told::TimedOut,
                         Fate::Lost(_) => Told::Lost,
                         Fate::Closed | Fate::StartFailed(_) | Fate::Unkillable(_) => Told::Closed,
-                    },
-                ),
+                    };
+                    note("a run of which nothing was left", run.as_ref().is_some_and(|run| run.left() == 0));
+                    let run = run.unwrap_or_else(|| Run::new(1));
+                    run.unanswered().for_each(|item| self.tell(id + u64::from(item), told));
+                }
                 Action::Note(task, fate) => {
                     let Some(id) = self.core.id_of(task) else { continue };
                     let fact = self.facts.get(id);
@@ -1107,7 +1247,7 @@ impl World {
                 self.enter(|core, now, actions| {
                     for id in &ids {
                         match core.replied(key, *id, Answer::Final, now) {
-                            Some(Replied::Ended(id, _)) => told.push(id),
+                            Some(Replied::Ended(..) | Replied::Item(_)) => told.push(*id),
                             Some(Replied::Again(..)) => facts.ensure(false, || format!("task {id} was answered, and is tried again")),
                             None => facts.ensure(false, || format!("an answer to task {id} from a worker that does not have it")),
                         }
@@ -1228,6 +1368,14 @@ impl World {
                 word.store(if seen & 7 == 2 { seen & !7 | 1 } else { seen }, Ordering::Relaxed);
             }
         }
+        if self.has(Flaw::AnswersOnly) {
+            let flights = self.core.workers.get(key).into_iter().flat_map(|worker| &worker.in_flight);
+            for Flight { claim, task, items, .. } in flights {
+                let known = self.core.tasks.get(*task).and_then(|task| task.cargo.run.as_ref()).map_or(0, Run::known);
+                let hand = &self.readers[at].hand;
+                hand.starts[usize::from(claim.slot)].store(u64::from(*items) << 32 | u64::from(known.max(1)), Ordering::Relaxed);
+            }
+        }
         self.suspects = self.core.tasks.iter().filter(|(_, task)| task.is_suspect()).map(|(_, task)| task.id).collect();
         // Neighbours of one that was killed may run again, if that does no harm (rule 13).
         let worker = self.core.workers.get(key);
@@ -1240,7 +1388,17 @@ impl World {
             }
         }
         let loss = Arc::clone(&self.loss);
-        self.enter(|core, now, actions| core.exited(key, &loss, now, actions));
+        let flaw = self.plan.flaw;
+        self.enter(|core, now, actions| {
+            core.exited(key, &loss, now, actions);
+            if flaw == Some(Flaw::RestTwice)
+                && let Some(rest) = core.queue.front().and_then(|key| core.tasks.get(*key)).filter(|task| task.cargo.run.is_some()).cloned()
+            {
+                let again = core.tasks.insert(rest);
+                core.queue.push_back(again);
+                core.queued += 1;
+            }
+        });
         self.suspects.clear();
         self.readers.remove(at);
         self.free(key);
@@ -1255,7 +1413,7 @@ impl World {
 }
 
 /// `Core::abort`, broken.
-fn stop_badly(core: &mut Core<u64, Rc<Hand>>, key: TaskKey, flaw: Flaw, now: Instant, actions: &mut Vec<Action<u64>>) {
+fn stop_badly(core: &mut Core<Parcel, Rc<Hand>>, key: TaskKey, flaw: Flaw, now: Instant, actions: &mut Vec<Action<Parcel>>) {
     let Some(task) = core.tasks.get(key) else { return };
     let (Mode::Sync, Some(worker_key), None) = (task.mode, task.worker, task.stopping) else { return core.abort(key, now, actions) };
     let Some(worker) = core.workers.get(worker_key).filter(|worker| worker.state == State::Ready) else { return };
@@ -1270,7 +1428,7 @@ fn stop_badly(core: &mut Core<u64, Rc<Hand>>, key: TaskKey, flaw: Flaw, now: Ins
         core.withdraw(worker_key, State::Doomed);
         actions.push(Action::Kill(worker_key));
     } else {
-        core.take_back(worker_key, usize::MAX);
+        core.take_back(worker_key, usize::MAX, actions);
         core.condemn(worker_key, now, actions);
     }
     core.go_on(now, actions);
@@ -1305,19 +1463,25 @@ impl World {
                 if std::mem::replace(&mut held[usize::from(slot)], true) || worker.free_slots.contains(&slot) {
                     return Err(format!("slot {slot} is held by two"));
                 }
-                if std::mem::replace(&mut seen[id], true) {
-                    return Err(format!("task {id} is in two hands"));
-                }
-                let Some(at) = self.place(key) else { continue };
-                let done = self.readers[at].hand.words().look(flight.claim) == Progress::Done;
-                if done && !self.facts.get(id as u64).committed {
-                    return Err(format!("task {id} is marked as done, and its reply is not there"));
+                for (id, seen) in seen.iter_mut().enumerate().skip(id).take(flight.items as usize) {
+                    if std::mem::replace(seen, true) {
+                        return Err(format!("task {id} is in two hands"));
+                    }
+                    let Some(at) = self.place(key) else { continue };
+                    let done = self.readers[at].hand.words().look(flight.claim) == Progress::Done;
+                    if done && !self.facts.get(id as u64).committed {
+                        return Err(format!("task {id} is marked as done, and its reply is not there"));
+                    }
                 }
             }
         }
         for reader in &self.readers {
             let process = reader.hand.process.borrow();
-            let sync = if let At::Run(claim) | At::Begin(claim, _) = process.at { Some(claim.id) } else { None };
+            let sync = match process.at {
+                At::Run(claim) | At::Begin(claim, _) => Some(claim.id),
+                At::Item(item) => Some(item.claim().id),
+                _ => None,
+            };
             let running = process.running.iter().map(|(claim, _)| claim.id);
             if let Some(id) = running.chain(sync).find(|id| self.facts.get(*id).told.is_some()) {
                 return Err(format!("task {id} runs, and was told as {:?}", self.facts.get(id).told));
@@ -1372,6 +1536,9 @@ impl World {
             });
             out.push(task);
         }
+        for (_, task) in core.tasks.iter().filter(|(_, task)| task.cargo.run.is_some()) {
+            out.extend([0xef, task.id as u8, task.items() as u8, task.moves << 4 | stop_code(task.stopping)]);
+        }
         // Keys whose tasks have gone are passed over.
         out.extend(core.queue.iter().filter_map(|key| core.id_of(*key)).map(|id| id as u8));
         out.push(0xf0);
@@ -1405,7 +1572,13 @@ impl World {
                 out.extend([claim(flight.claim), self.number(flight.task)]);
                 out.extend(when(flight.begun));
                 out.push(u8::from(flight.done));
-                out.push((hand_start(flight.claim) / JUMP.as_nanos() as u64) as u8);
+                if self.plan.runs.is_empty() {
+                    out.push((hand_start(flight.claim) / JUMP.as_nanos() as u64) as u8);
+                } else {
+                    out.extend([flight.items as u8, flight.left as u8]);
+                    let run = core.tasks.get(flight.task).and_then(|task| task.cargo.run.as_ref());
+                    out.extend(run.map_or(0, |run| run.unanswered().map(|item| 1_u8 << item).sum::<u8>()).to_le_bytes());
+                }
             }
             out.push(0xf3);
             out.extend(worker.free_slots.iter().map(|slot| *slot as u8));
@@ -1428,8 +1601,14 @@ impl World {
                     || matches!(process.at, At::Finish(claim, _) | At::Begin(claim, _) if counts(claim))
                     || process.inbox.iter().any(|frame| matches!(frame, ToWorker::Call(claim, _) if counts(*claim)))
                     || process.running.iter().any(|(claim, _)| counts(*claim))
-                    || matches!(process.at, At::Run(claim) | At::Commit(claim, _) if counts(claim));
+                    || matches!(process.at, At::Run(claim) | At::Commit(claim, _) if counts(claim))
+                    || process.at.item().is_some_and(|item| counts(item.run))
+                    || process.inbox.iter().any(|frame| matches!(frame, ToWorker::Run(run, _) if counts(*run)));
                 out.push(if counts { word as u8 } else { 0 });
+                if counts && !self.plan.runs.is_empty() {
+                    let start = hand.starts[slot].load(Ordering::Relaxed);
+                    out.extend([(start >> 32) as u8, start as u8]);
+                }
             }
             let (head, tail) = (hand.head.load(Ordering::Relaxed), hand.tail.load(Ordering::Relaxed));
             for at in (head..tail).step_by(8) {
@@ -1448,6 +1627,11 @@ impl World {
                 At::Look => out.push(6),
                 At::Ring => out.push(7),
                 At::Dead => out.push(8),
+                At::Item(item) => out.extend([9, claim(item.run), item.items, item.at]),
+                At::LookInRun(item) => out.extend([10, claim(item.run), item.items, item.at]),
+                At::RingInRun(item) => out.extend([11, claim(item.run), item.items, item.at]),
+                At::Next(item) => out.extend([12, claim(item.run), item.items, item.at]),
+                At::Counted(item, limit) => out.extend([13, claim(item.run), item.items, item.at, limit]),
             }
             for (at, dropped) in &process.running {
                 out.extend([claim(*at), u8::from(*dropped)]);
@@ -1456,6 +1640,7 @@ impl World {
             for frame in &process.inbox {
                 match frame {
                     ToWorker::Call(at, mode) => out.extend([*mode as u8, claim(*at)]),
+                    ToWorker::Run(at, items) => out.extend([4 + items, claim(*at)]),
                     ToWorker::Cancel(id) => out.extend([2, *id as u8]),
                     ToWorker::End => out.push(3),
                 }
@@ -1677,6 +1862,41 @@ fn tasks_with_options() {
     );
     let two = Plan::new(2, &[SYNC.with(Has::Retry), SYNC.with(Has::Retry)]);
     clean(Plan { crashes: 2, service: 100 * US, ..two }, &["tried again"]);
+}
+
+#[test]
+fn runs() {
+    let run = |workers, items: &[Kind]| Plan { runs: vec![items.len()], ..Plan::new(workers, items) };
+    clean(Plan { crashes: 2, ..run(1, &[SYNC, SYNC_ANY, SYNC]) }, &["the rest of a run", "lost", "a reply in the outbox of one that died"]);
+    clean(Plan { crashes: 4, ..run(1, &[SYNC, SYNC]) }, &["lost without having begun", "the rest of a run"]);
+    clean(
+        Plan { aborts: 1, crashes: 1, ..run(1, &[SYNC, SYNC_ANY, SYNC]) },
+        &["a kill that ends its task", "a run of which nothing was left"],
+    );
+    // Those who are idle take what has not begun.
+    let shared = Plan { service: 100 * US, ..run(2, &[SYNC, SYNC, SYNC]) };
+    clean(Plan { crashes: 1, ..shared.clone() }, &["a run that was cut", "the rest of a run", "lost"]);
+    clean(Plan { aborts: 1, ..shared }, &["a run that was cut", "a kill that ends its task"]);
+    // A slot that is used again while the frame of a run that stood in it is on its way.
+    let two = Plan { runs: vec![2, 2], later: true, ..Plan::new(1, &[SYNC; 4]) };
+    clean(Plan { aborts: 1, ..two.clone() }, &["a frame of a run that was taken back", "a run that was cut"]);
+    clean(Plan { crashes: 1, drain: true, ..two }, &["the rest of a run", "refused"]);
+}
+
+#[test]
+fn items_that_are_counted_in_two_steps_are_found() {
+    let plan = Plan { runs: vec![3], service: 100 * US, ..Plan::new(2, &[SYNC; 3]) };
+    found(Flaw::CountsLater, "twice", plan);
+}
+
+#[test]
+fn a_rest_that_is_told_by_the_answers_is_found() {
+    found(Flaw::AnswersOnly, "runs twice", Plan { crashes: 1, runs: vec![2], ..Plan::new(1, &[SYNC; 2]) });
+}
+
+#[test]
+fn a_rest_that_is_handed_in_twice_is_found() {
+    found(Flaw::RestTwice, "two hands", Plan { crashes: 1, runs: vec![2], ..Plan::new(1, &[SYNC; 2]) });
 }
 
 /// Minutes in an optimised build, and some gigabytes.

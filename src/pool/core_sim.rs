@@ -47,13 +47,28 @@ impl Memory for TestMemory {
     }
 }
 
+/// Tasks that are no runs (see `core_runs_sim.rs` for those).
+impl Carried for u64 {
+    fn run(&self) -> Option<&Run> {
+        None
+    }
+
+    fn run_mut(&mut self) -> Option<&mut Run> {
+        None
+    }
+
+    fn part(&mut self, _: u32) -> Self {
+        unreachable!("it is no run")
+    }
+}
+
 // ---- randomness
 
 /// SplitMix64: small, and the same everywhere.
-struct Rng(u64);
+pub(super) struct Rng(pub(super) u64);
 
 impl Rng {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -61,16 +76,16 @@ impl Rng {
     }
 
     /// Of `0..n`.
-    fn below(&mut self, n: u64) -> u64 {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
         self.next() % n.max(1)
     }
 
-    fn chance(&mut self, percent: u64) -> bool {
+    pub(super) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
     /// Once in `n`.
-    fn rarely(&mut self, n: u64) -> bool {
+    pub(super) fn rarely(&mut self, n: u64) -> bool {
         n > 0 && self.below(n) == 0
     }
 

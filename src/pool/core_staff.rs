@@ -24,7 +24,7 @@
 //!     had begun is settled as unkillable, what it had not runs elsewhere, its place is vacant, and the pool's end does not wait
 //!     for it. It stays in the books until it has ended.
 
-use super::{Action, BACKOFF_MIN, Core, Failure, Fate, Memory, Phase, Progress, State, Worker, WorkerKey};
+use super::{Action, BACKOFF_MIN, Carried, Core, Failure, Fate, Memory, Phase, Progress, State, Task, Worker, WorkerKey};
 use crate::error::{Error, Why};
 use crate::pool::loss::Loss;
 use crate::pool::stats::{Stats, WorkerEnd};
@@ -186,7 +186,7 @@ impl<M: Memory> Worker<M> {
     }
 }
 
-impl<T, M: Memory> Core<T, M> {
+impl<T: Carried, M: Memory> Core<T, M> {
     // ---- what is asked for
 
     /// There are to be so many workers from now on (rule 20).
@@ -208,7 +208,7 @@ impl<T, M: Memory> Core<T, M> {
                 self.vacate(key, Duty::Spare);
             } else {
                 self.vacate(key, Duty::Off);
-                self.depart(key, WorkerEnd::Resized);
+                self.depart(key, WorkerEnd::Resized, actions);
             }
         }
         self.staff.look = true;
@@ -336,13 +336,13 @@ impl<T, M: Memory> Core<T, M> {
     }
 
     /// A worker is given nothing more, and leaves when it is empty.
-    fn depart(&mut self, key: WorkerKey, why: WorkerEnd) {
+    fn depart(&mut self, key: WorkerKey, why: WorkerEnd, actions: &mut Vec<Action<T>>) {
         if let Some(worker) = self.workers.get_mut(key)
             && worker.state == State::Ready
         {
             worker.post.due.get_or_insert(why);
             self.withdraw(key, State::Departing);
-            self.take_back(key, usize::MAX);
+            self.take_back(key, usize::MAX, actions);
         }
     }
 
@@ -490,7 +490,7 @@ impl<T, M: Memory> Core<T, M> {
             let first = due.min_by_key(|(_, worker)| (!worker.is_due().0, worker.in_flight.len()));
             let Some((old, _)) = first else { break };
             self.vacate(old, Duty::Off);
-            self.depart(old, WorkerEnd::Recycled); // why, it knows
+            self.depart(old, WorkerEnd::Recycled, actions); // why, it knows
             self.enlist(spare, now);
             replaced = true;
         }
@@ -691,12 +691,12 @@ impl<T, M: Memory> Core<T, M> {
         let Some(worker) = self.workers.get_mut(key) else { return };
         worker.end_by = None;
         let killed_for = worker.killed_for;
-        let flights = std::mem::take(&mut worker.in_flight);
         worker.asked.clear();
         let mut back = Vec::new();
-        for flight in flights {
-            let Some(worker) = self.workers.get(key) else { continue };
-            let unbegun = worker.revoke(flight.claim) == Progress::Queued;
+        for place in 0..worker.in_flight.len() {
+            let Some(worker) = self.workers.get_mut(key) else { continue };
+            let flight = worker.in_flight[place];
+            let unbegun = flight.is_whole() && worker.revoke(flight.claim) == Progress::Queued;
             let Some(task) = self.tasks.get_mut(flight.task) else { continue };
             let idempotent = task.options.as_ref().is_some_and(|options| options.idempotent);
             let innocent = unbegun && !task.is_suspect() || idempotent && killed_for.is_some_and(|other| other != flight.task);
@@ -709,12 +709,19 @@ impl<T, M: Memory> Core<T, M> {
                 Some(stop) if unbegun => stop.fate(),
                 _ => Fate::Unkillable(key),
             };
+            if task.stopping.is_none() {
+                back.extend(Self::cut(&mut self.tasks, worker, place, usize::MAX));
+            }
             if let Some(task) = self.forget(flight.task) {
                 if matches!(fate, Fate::Closed) {
-                    self.ending.cut_off.unbegun.push(task.id);
+                    self.ending.cut_off.unbegun.extend(task.ids());
                 }
                 actions.push(Action::Settle(task.cargo, fate));
             }
+        }
+        if let Some(worker) = self.workers.get_mut(key) {
+            worker.in_flight.clear();
+            worker.load = 0;
         }
         self.queued += back.len();
         back.into_iter().rev().for_each(|key| self.queue.push_front(key));
@@ -740,8 +747,11 @@ impl<T, M: Memory> Core<T, M> {
 
     /// Counts workers and open tasks.
     pub(crate) fn census(&self) -> Stats {
-        let waiting = self.queued + self.delayed.len();
-        let mut stats = Stats { queued: waiting, in_hand: self.tasks.len() - waiting, ..Stats::default() };
+        // Of runs each item counts.
+        let queued = self.queue.iter().filter_map(|key| self.tasks.get(*key));
+        let queued: usize = queued.map(Task::items).sum();
+        let in_hand = self.workers.iter().map(|(_, worker)| worker.load).sum();
+        let mut stats = Stats { queued: queued + self.delayed.len(), in_hand, ..Stats::default() };
         for (_, worker) in self.workers.iter() {
             let place = match worker.state {
                 State::Starting { .. } => &mut stats.starting,

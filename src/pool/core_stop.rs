@@ -1,10 +1,12 @@
 //! How tasks are stopped, and when their time is over: rules 8 and 11.
 
-use super::{ABORT_GRACE, Action, Core, Flight, Limit, Memory, Mode, Progress, State, Stop, Task, TaskKey, Way, Worker, WorkerKey};
+use super::{
+    ABORT_GRACE, Action, Carried, Core, Flight, Limit, Memory, Mode, Progress, State, Stop, Task, TaskKey, Way, Worker, WorkerKey,
+};
 use crate::pool::stats::WorkerEnd;
 use std::time::Instant;
 
-impl<T, M: Memory> Core<T, M> {
+impl<T: Carried, M: Memory> Core<T, M> {
     /// The caller does not want the task any more. Nothing happens if it has ended.
     pub(crate) fn abort(&mut self, key: TaskKey, now: Instant, actions: &mut Vec<Action<T>>) {
         self.stop(key, Stop::Abort, now, actions);
@@ -46,6 +48,17 @@ impl<T, M: Memory> Core<T, M> {
             }
             return self.emptied(worker_key);
         }
+        if let Some(rest) = Self::cut(&mut self.tasks, worker, at, usize::MAX) {
+            let answered = Self::let_go_if_answered(&mut self.tasks, worker, at, actions);
+            if let Some(task) = self.forget(rest) {
+                actions.push(Action::Settle(task.cargo, stop.fate()));
+            }
+            self.list(worker_key);
+            if answered {
+                return self.emptied(worker_key);
+            }
+        }
+        let Some(worker) = self.workers.get_mut(worker_key) else { return };
         // One that was seen done has its time for the reply, which a grace must not cut short.
         if stopping_before || done || worker.state == State::Doomed {
             return;
@@ -74,7 +87,7 @@ impl<T, M: Memory> Core<T, M> {
             return;
         }
         if worker.look(claim) != Progress::Done {
-            self.take_back(worker_key, usize::MAX);
+            self.take_back(worker_key, usize::MAX, actions);
         }
         let Some(worker) = self.workers.get_mut(worker_key) else { return };
         if worker.look(claim) == Progress::Done {
@@ -107,7 +120,7 @@ impl<T, M: Memory> Core<T, M> {
                 return worker.deadline(false).is_some_and(|by| by <= now);
             };
             if worker.mode == Mode::Sync && worker.state != State::Doomed {
-                self.take_back(key, usize::MAX); // as in `stop`: what stands behind it begins if it is done now
+                self.take_back(key, usize::MAX, actions); // as in `stop`: what stands behind it begins if it is done now
             }
             let grace = self.tasks.get(task).map_or(ABORT_GRACE, Task::drop_grace);
             let Some(worker) = self.workers.get_mut(key) else { return false };

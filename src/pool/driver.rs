@@ -5,13 +5,13 @@
 //! [`drive`] runs in the pool's own runtime, or the steward when that runtime does not turn. One
 //! turns at a time.
 
-use super::core::{Answer, Replied, Stop, WorkerKey};
+use super::core::{Answer, Carried, Replied, Stop, WorkerKey};
 use super::engine::{Engine, timed_out};
 use super::events::WorkerEvent;
 use super::launch::Launched;
 use super::link::{Link, Process};
 use super::loss::{Loss, Note};
-use super::reply::{Cargo, Encoded};
+use super::reply::{Cargo, Encoded, Inlet, Outcome, shielded};
 use super::stats::WorkerEnd;
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
@@ -131,6 +131,7 @@ pub(super) struct Driver {
     readers: HashMap<WorkerKey, Reader>,
     replies: Vec<(u64, Result<Value, Failed>)>,
     settled: Vec<Settled>,
+    answered: Vec<Answered>,
     /// Workers that do not ring, because we look by ourselves.
     awake: Vec<WorkerKey>,
     /// What was taken out of an outbox.
@@ -151,6 +152,15 @@ pub(super) struct Value {
 
 /// A task that was answered; and if it was being stopped, why.
 type Settled = (Cargo, Result<Value, Failed>, Option<Stop>);
+
+/// Items of runs that were answered, all of one map.
+#[derive(Debug)]
+pub(super) struct Answered {
+    inlet: Arc<Inlet>,
+    function: &'static str,
+    /// Their places in the input, and what came.
+    results: Vec<(u64, Result<Value, Failed>)>,
+}
 
 /// How far a worker has come; what it may say depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -396,7 +406,7 @@ impl Engine {
                     if std::mem::take(&mut reader.rang) && !driver.awake.contains(&key) {
                         driver.awake.push(key);
                     }
-                    let broken = self.replied(key, reader.pid, &mut driver.replies, &mut driver.settled);
+                    let broken = self.replied(key, reader.pid, &mut driver.replies, &mut driver.settled, &mut driver.answered);
                     if let Err(bad) = result.and(broken) {
                         (reader.closed, reader.silenced) = (true, true);
                         self.broke_protocol(key, reader.stage, reader.pid, bad);
@@ -450,7 +460,7 @@ impl Engine {
             Err(bad) => Err(Bad(bad.to_string())),
         };
         let count = driver.replies.len();
-        let broken = self.replied(key, reader.pid, &mut driver.replies, &mut driver.settled);
+        let broken = self.replied(key, reader.pid, &mut driver.replies, &mut driver.settled, &mut driver.answered);
         if let Err(bad) = result.and(broken) {
             (reader.closed, reader.silenced) = (true, true);
             self.broke_protocol(key, Stage::Ready, reader.pid, bad);
@@ -491,6 +501,7 @@ impl Engine {
         pid: u32,
         replies: &mut Vec<(u64, Result<Value, Failed>)>,
         settled: &mut Vec<Settled>,
+        answered: &mut Vec<Answered>,
     ) -> Result<(), Bad> {
         if replies.is_empty() {
             return Ok(());
@@ -498,6 +509,7 @@ impl Engine {
         let mut result = Ok(());
         // What an error that is tried again has named: taken over like any, and let go.
         let mut unwanted = Vec::new();
+        let mut ended = Vec::new();
         self.apply(|state, now| {
             let mut count = 0;
             for (id, outcome) in replies.drain(..) {
@@ -508,6 +520,15 @@ impl Engine {
                     _ => Answer::Final,
                 };
                 match state.core.replied(key, id, answer, now) {
+                    Some(Replied::Item(task)) => {
+                        if let Some(cargo) = state.core.cargo_mut(task) {
+                            note_item(answered, cargo, id, outcome);
+                        }
+                    }
+                    Some(Replied::Ended(cargo, _)) if cargo.run().is_some() => {
+                        note_item(answered, &cargo, id, outcome);
+                        ended.push(cargo); // it may be the last of its map: it goes when the lock has been released
+                    }
                     Some(Replied::Ended(cargo, stop)) => settled.push((cargo, outcome, stop)),
                     Some(Replied::Again(task, stop)) => {
                         let what = match outcome {
@@ -537,8 +558,8 @@ impl Engine {
             }
         }
         let mut done = 0;
-        for (cargo, outcome, stop) in settled.drain(..) {
-            let outcome = match outcome.map(|value| self.take_over(key, value)) {
+        let mut outcome_of = |came: Result<Value, Failed>, stop, function| {
+            let outcome = match came.map(|value| self.take_over(key, value)) {
                 Ok(Ok(encoded)) => Ok(encoded),
                 Ok(Err(Bad(reason))) => {
                     result = Err(Bad(reason.clone()));
@@ -547,8 +568,23 @@ impl Engine {
                 Err(failed) => Err(self.failure(pid, failed, stop)),
             };
             done += u64::from(outcome.is_ok());
-            let function = cargo.function;
-            self.settle(cargo, outcome.map_err(|what| TaskError::new(what, function)));
+            outcome.map_err(|what| TaskError::new(what, function))
+        };
+        for (cargo, came, stop) in settled.drain(..) {
+            let outcome = outcome_of(came, stop, cargo.function);
+            self.settle(cargo, outcome);
+        }
+        for Answered { inlet, function, results } in answered.drain(..) {
+            let outcomes = results.into_iter().map(|(place, came)| {
+                let outcome: Outcome = outcome_of(came, None, function);
+                if let Err(error) = &outcome {
+                    self.tally.failed(error.kind(), 1);
+                }
+                (place, outcome)
+            });
+            // Not within the inlet's lock.
+            let outcomes: Vec<_> = outcomes.collect();
+            shielded(|| inlet.put(outcomes));
         }
         self.tally.done(done);
         result
@@ -794,6 +830,17 @@ impl Engine {
             },
         };
         why.into()
+    }
+}
+
+/// Enters the answer to an item of a run.
+fn note_item(answered: &mut Vec<Answered>, cargo: &Cargo, id: u64, came: Result<Value, Failed>) {
+    let Some((inlet, place)) = cargo.item(id) else { return };
+    if answered.last().is_none_or(|last| !Arc::ptr_eq(&last.inlet, inlet)) {
+        answered.push(Answered { inlet: Arc::clone(inlet), function: cargo.function, results: Vec::new() });
+    }
+    if let Some(last) = answered.last_mut() {
+        last.results.push((place, came));
     }
 }
 

@@ -8,13 +8,14 @@
 //! The other half, what happens at the descriptors, is in `driver.rs`.
 
 use super::capture::Capture;
-use super::core::{Action, Call, Clock, Core, Fate, Limit, Memory, Mode, Refused, TaskKey, WorkerKey};
+use super::core::{Action, Call, Carried, Clock, Core, Fate, Limit, Memory, Mode, Refused, TaskKey, WorkerKey};
 use super::driver::{self, Driver};
 use super::ending::CutOff;
 use super::events::{Events, Feeds};
 use super::launch;
 use super::link::{Link, Outgoing};
 use super::reply::{Cargo, Extra, Inlet, Outcome, Reply, Things, shielded};
+use super::run::Run;
 use super::spec::{Config, Room, TaskSpec, Ticket};
 use super::stats::{Stats, Tally};
 use super::tokens::Tokens;
@@ -35,6 +36,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
+
+/// See [`Engine::run_bytes`]. A run of twice as many is not a large frame.
+const RUN_BYTES: usize = 16 << 10;
 
 /// News of starts, for those who wait for `ready()`.
 #[derive(Clone, Debug, Default)]
@@ -197,7 +201,7 @@ impl Engine {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let refuse = |reply: Reply, what| {
             let error = TaskError::new(what, task.function);
-            self.tally.failed(error.kind());
+            self.tally.failed(error.kind(), 1);
             reply.settle(Err(error));
             Ticket { id, key: None }
         };
@@ -249,6 +253,49 @@ impl Engine {
                 self.settle_by(cargo, fate);
                 Ticket { id, key: None }
             }
+        }
+    }
+
+    /// How many items of a map a run should have now; at most 1: they go one by one.
+    pub(crate) fn run_length(&self, task: &TaskSpec) -> usize {
+        let goes_singly = task.mode == Mode::Async
+            || task.options.is_some()
+            || task.token.is_some()
+            || self.config.program.is_some()
+            || self.config.rules.policy.max_tasks.is_some();
+        if goes_singly || fork::is_forked_copy() {
+            return 1;
+        }
+        self.lock().core.run_length()
+    }
+
+    /// So many bytes of arguments are enough for a run, and for one item of it.
+    pub(crate) fn run_bytes(&self) -> usize {
+        RUN_BYTES.min(self.config.frame_limit / 4)
+    }
+
+    /// Hands in a run: so many items of a map of which [`run_length`](Self::run_length) says that they may go together. `bytes` are
+    /// their arguments, as a frame has them; the first has this place in the input.
+    pub(crate) fn submit_run(&self, task: &TaskSpec, bytes: &[u8], items: u32, inlet: &Arc<Inlet>, place: u64) {
+        let Callee::Index(index) = task.callee else { unreachable!("other programs are given no runs") };
+        if fork::is_forked_copy() {
+            let forked = || Err(TaskError::new(What::Forked, task.function));
+            return shielded(|| inlet.put((place..place + u64::from(items)).map(|place| (place, forked()))));
+        }
+        let id = self.next_id.fetch_add(u64::from(items), Ordering::Relaxed);
+        let mut frame = Vec::with_capacity(bytes.len() + 64);
+        let start = frame::begin(&mut frame);
+        message::run(&mut frame, id, task.flags, index, items as u16);
+        frame.extend_from_slice(bytes);
+        frame::finish(&mut frame, start);
+        let (reply, extra) = (Reply::Stream(Arc::clone(inlet), place), Extra::of_run(id, Run::new(items)));
+        let cargo = Cargo { frame: Packet::from(&mut frame), reply, function: task.function, extra: Some(extra), room: None };
+        let taken = self.apply(|state, now| {
+            let call = Call { cargo, id, mode: Mode::Sync, large: false, options: None };
+            state.core.submit(call, now, &mut state.actions)
+        });
+        if let Err(Refused(cargo, fate)) = taken {
+            self.settle_by(cargo, fate);
         }
     }
 
@@ -620,7 +667,7 @@ impl Engine {
     /// Tells the caller, and counts what failed. (What is done is counted by the batch.)
     pub(super) fn settle(&self, cargo: Cargo, outcome: Outcome) {
         if let Err(error) = &outcome {
-            self.tally.failed(error.kind());
+            self.tally.failed(error.kind(), cargo.run().map_or(1, |run| u64::from(run.left())));
         }
         cargo.settle(outcome);
     }

@@ -3,6 +3,7 @@
 //! * `builder.rs`, `call.rs`, `size.rs`: the options of a pool, and of one call; `named.rs`: a task of another program;
 //! * `spec.rs`: what both come to; `options.rs`: limits and retries of a call; `elsewhere.rs`: the engine of platforms without workers;
 //! * `join.rs`, `results.rs`, `ending.rs`: what a caller waits for; `reply.rs`: how it gets there;
+//! * `run.rs`: items that travel together; `core_runs.rs`: the rules of those;
 //! * `core.rs`: the rules, pure; `core_stop.rs`: those of stopping a task; `core_deaf.rs`: of workers that stand still; `core_ending.rs`: of the end; `core_staff.rs`: those of who is there; `slots.rs`: their table; `loss.rs`: what a death cost;
 //! * `stats.rs`, `events.rs`: what is counted and told of it;
 //! * `output.rs`: where what workers print goes; `capture.rs`: how it gets there;
@@ -38,10 +39,13 @@ mod output;
 mod own_error;
 mod reply;
 mod results;
+mod run;
 mod size;
 mod slots;
 mod spec;
 mod stats;
+#[cfg(all(test, target_os = "linux"))]
+mod strange_runs;
 #[cfg(all(test, target_os = "linux"))]
 mod strange_workers;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
@@ -237,7 +241,7 @@ impl Pool {
     /// Runs the function over all items, and gives a stream of the results.
     ///
     /// Tuples are spread over a function's arguments. There is no chunk size: small calls travel
-    /// together by themselves, and each item keeps an error of its own. See [`Results`] for order and
+    /// together by themselves, and each item keeps an error of its own: one that ends its worker is the only one lost. See [`Results`] for order and
     /// back-pressure.
     ///
     /// ```

@@ -1,8 +1,11 @@
 //! Where a task's outcome goes.
 
+use super::core::Carried;
+use super::run::Run;
 use crate::error::TaskError;
 use crate::wire::packet::Packet;
 pub(crate) use crate::wire::value::names::{Encoded, Things};
+use crate::wire::{frame, message};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
@@ -35,14 +38,58 @@ pub(crate) struct Extra {
     token: Option<super::tokens::Registration>,
     /// The references to shared objects that its arguments name: kept until it has ended, to be sent again should it move.
     things: Things,
+    /// It is a run, and these are its items.
+    items: Option<Items>,
+}
+
+#[derive(Debug)]
+struct Items {
+    /// The number of the first one.
+    id: u64,
+    run: Run,
 }
 
 impl Extra {
+    /// What a run has, whose first item has this number.
+    pub(crate) fn of_run(id: u64, run: Run) -> Box<Self> {
+        Box::new(Self { items: Some(Items { id, run }), ..Self::default() })
+    }
+
     /// What a task has whose token is watched, or whose arguments name shared objects.
     #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
     pub(crate) fn of(token: Option<super::tokens::Registration>, things: Things) -> Option<Box<Self>> {
-        (token.is_some() || things.is_some()).then(|| Box::new(Self { earlier: Vec::new(), token, things }))
+        (token.is_some() || things.is_some()).then(|| Box::new(Self { earlier: Vec::new(), token, things, items: None }))
     }
+}
+
+impl Carried for Cargo {
+    fn run(&self) -> Option<&Run> {
+        Some(&self.extra.as_ref()?.items.as_ref()?.run)
+    }
+
+    fn run_mut(&mut self) -> Option<&mut Run> {
+        Some(&mut self.extra.as_mut()?.items.as_mut()?.run)
+    }
+
+    fn part(&mut self, from: u32) -> Self {
+        let items = self.extra.as_mut().and_then(|extra| extra.items.as_mut());
+        let (Some(items), Reply::Stream(inlet, place)) = (items, &self.reply) else { unreachable!("only runs are parted") };
+        let extra = Extra::of_run(items.id + u64::from(from), items.run.part(from));
+        let reply = Reply::Stream(Arc::clone(inlet), place + u64::from(from));
+        Self { frame: part_frame(&mut self.frame, from), reply, function: self.function, extra: Some(extra), room: None }
+    }
+}
+
+/// Takes the items from this one on out of the frame of a run; gives theirs.
+fn part_frame(frame: &mut Packet, from: u32) -> Packet {
+    let (mut front, mut rest) = (Vec::new(), Vec::new());
+    let starts = [&mut front, &mut rest].map(frame::begin);
+    let parted = message::part_run(&frame[frame::HEAD..], from as u16, &mut front, &mut rest);
+    parted.expect("a run of ours has all its items");
+    frame::finish(&mut front, starts[0]);
+    frame::finish(&mut rest, starts[1]);
+    *frame = Packet::from(&mut front);
+    Packet::from(&mut rest)
 }
 
 impl Cargo {
@@ -56,8 +103,21 @@ impl Cargo {
         self.extra.get_or_insert_default().earlier.push(error.shortened());
     }
 
-    /// Gives the task its outcome; an error brings along those of the earlier tries.
+    /// Where the outcome of the item of a run goes that has this number, and its place there.
+    pub(crate) fn item(&self, id: u64) -> Option<(&Arc<Inlet>, u64)> {
+        let items = self.extra.as_ref()?.items.as_ref()?;
+        match &self.reply {
+            Reply::Stream(inlet, place) => Some((inlet, place + id.checked_sub(items.id)?)),
+            Reply::Join(_) => None,
+        }
+    }
+
+    /// Gives the task its outcome, or all items of a run that have none; an error brings along those of the earlier tries.
     pub(crate) fn settle(self, outcome: Outcome) {
+        if let (Some(run), Reply::Stream(inlet, place)) = (self.run(), &self.reply) {
+            let places = run.unanswered().map(|item| place + u64::from(item));
+            return shielded(|| inlet.put(places.map(|place| (place, outcome.clone()))));
+        }
         let earlier = self.extra.map(|mut extra| std::mem::take(&mut extra.earlier)).unwrap_or_default();
         self.reply.settle(outcome.map_err(|error| error.after(earlier)));
     }
@@ -68,7 +128,7 @@ impl Cargo {
 pub(crate) enum Reply {
     /// A `JoinHandle`, or nobody any more.
     Join(oneshot::Sender<Outcome>),
-    /// A `Results`; the number is the item's place in the input.
+    /// A `Results`; the number is the item's place in the input, or the first one's of a run.
     Stream(Arc<Inlet>, u64),
 }
 
@@ -76,7 +136,7 @@ impl Reply {
     pub(crate) fn settle(self, outcome: Outcome) {
         shielded(|| match self {
             Self::Join(sender) => drop(sender.send(outcome)), // it may have been detached
-            Self::Stream(inlet, place) => inlet.put(place, outcome),
+            Self::Stream(inlet, place) => inlet.put([(place, outcome)]),
         });
     }
 
@@ -107,10 +167,11 @@ struct Arrived {
 }
 
 impl Inlet {
-    fn put(&self, place: u64, outcome: Outcome) {
+    /// Puts in what has come at once, and then wakes whoever waits for it.
+    pub(crate) fn put(&self, outcomes: impl IntoIterator<Item = (u64, Outcome)>) {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        inside.outcomes.push_back((place, outcome));
-        let reader = inside.reader.take();
+        inside.outcomes.extend(outcomes);
+        let reader = if inside.outcomes.is_empty() { None } else { inside.reader.take() };
         drop(inside);
         if let Some(reader) = reader {
             reader.wake();

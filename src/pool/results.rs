@@ -2,10 +2,12 @@
 
 use super::engine::Engine;
 use super::reply::{Inlet, Outcome, Reply};
+use super::run::ITEMS_MAX;
 use super::spec::{Room, TaskSpec};
 use crate::error::{TaskError, What};
 use crate::task::{ArgsFor, encode_args};
-use crate::wire::value;
+use crate::wire::value::names;
+use crate::wire::{message, value};
 use futures::Stream;
 use serde::de::DeserializeOwned;
 use std::any::Any;
@@ -81,7 +83,23 @@ struct Sink<R> {
     next_out: u64,
     waiting: VecDeque<Option<Outcome>>,
     arrived: VecDeque<(u64, Outcome)>,
+    gathered: Gathered,
+    /// Items that have come back so far.
+    came: usize,
     result: PhantomData<fn() -> R>,
+}
+
+/// Items that are to go together, as a run: many tiny ones cost less so.
+#[derive(Debug, Default)]
+struct Gathered {
+    /// How many are enough. With 1, each goes alone.
+    enough: usize,
+    /// As a run has them, and as far as they are whole.
+    bytes: Vec<u8>,
+    whole: usize,
+    items: u32,
+    /// There was one that cannot go with others, so there may be many: all go alone.
+    all_singly: bool,
 }
 
 /// Where the items come from.
@@ -146,6 +164,7 @@ where
             sink.hand_in(&item);
             true
         });
+        sink.send();
         let taken = sink.poll_take(cx, source.stream.is_none());
         if taken.is_pending() {
             // What room was withheld while results were at hand is used before we wait.
@@ -153,6 +172,7 @@ where
                 sink.hand_in(&item);
                 true
             });
+            sink.send();
         }
         if let Poll::Ready(None) = taken
             && let Some(panic) = source.panic.take()
@@ -183,6 +203,7 @@ where
                 false
             }
         });
+        sink.send();
         match ready!(sink.poll_take(cx, source.stream.is_none())) {
             Some(outcome) => Poll::Ready(Some(Ok(outcome))),
             None => {
@@ -261,6 +282,8 @@ impl<R> Sink<R> {
             next_out: 0,
             waiting: VecDeque::new(),
             arrived: VecDeque::new(),
+            gathered: Gathered::default(),
+            came: 0,
             result: PhantomData,
         }
     }
@@ -269,6 +292,9 @@ impl<R> Sink<R> {
     fn room(&mut self) -> usize {
         if self.appetite == 0 {
             self.appetite = self.buffered.unwrap_or_else(|| self.engine.appetite(self.task.mode));
+            // Of a map that has just begun nobody knows how long its items take; and each worker is to have some, and some in store.
+            let enough = self.engine.run_length(&self.task).min(self.appetite / (2 * self.engine.config().rules.workers.max(1)));
+            self.gathered.enough = enough.min(1 + self.came / 4).clamp(1, ITEMS_MAX as usize);
         }
         let room = self.appetite.saturating_sub(self.in_flight);
         // While results are at hand, many small items are pulled by the quarter, not one by one: they travel together.
@@ -278,10 +304,50 @@ impl<R> Sink<R> {
 
 impl<R: DeserializeOwned> Sink<R> {
     fn hand_in<Args, P: ArgsFor<Args>>(&mut self, args: &P) {
+        if self.gathered.enough > 1 && !self.gathered.all_singly && self.gather(args) {
+            self.counted();
+            if self.gathered.items as usize >= self.gathered.enough || self.gathered.whole >= self.engine.run_bytes() {
+                self.send();
+            }
+            return;
+        }
+        self.send(); // in order
         let reply = Reply::Stream(Arc::clone(&self.inlet), self.next_in);
         // Its own bound takes the place of the pool's backlog limit.
         self.engine.submit(&self.task, |out, limit| encode(args, out, limit), reply, Room::NotNeeded);
-        // Counted only now: an item whose encoding panics is not in flight.
+        // Only now: an item whose encoding panics is not in flight.
+        self.counted();
+    }
+
+    /// Puts an item to those that go together. `false`: it must go alone, and is to be encoded anew, which tells what is wrong with it.
+    fn gather<Args, P: ArgsFor<Args>>(&mut self, args: &P) -> bool {
+        let limit = self.engine.run_bytes();
+        let Gathered { bytes, whole, items, all_singly, .. } = &mut self.gathered;
+        bytes.truncate(*whole); // what a panic has left there
+        let start = message::begin_item(bytes);
+        let (encoded, things) = names::collecting(|| encode(args, bytes, limit));
+        let is_too_large = matches!(encoded, Err(What::ArgumentTooLarge { .. }));
+        if encoded.is_err() || !things.is_empty() {
+            *all_singly = is_too_large || !things.is_empty();
+            return false;
+        }
+        message::finish_item(bytes, start);
+        *whole = bytes.len();
+        *items += 1;
+        true
+    }
+
+    /// Hands in what has been gathered.
+    fn send(&mut self) {
+        let Gathered { bytes, whole, items, .. } = &mut self.gathered;
+        let (len, count) = (std::mem::take(whole), std::mem::take(items));
+        if count > 0 {
+            self.engine.submit_run(&self.task, &bytes[..len], count, &self.inlet, self.next_in - u64::from(count));
+        }
+        bytes.clear();
+    }
+
+    fn counted(&mut self) {
         self.next_in += 1;
         self.in_flight += 1;
         if !self.unordered {
@@ -303,6 +369,11 @@ impl<R: DeserializeOwned> Sink<R> {
             if let Some((place, outcome)) = self.arrived.pop_front() {
                 if self.unordered {
                     return Poll::Ready(Some(self.give(place, outcome)));
+                }
+                if place == self.next_out {
+                    self.waiting.pop_front();
+                    self.next_out += 1;
+                    return Poll::Ready(Some(self.give(place, outcome))); // as nearly always
                 }
                 let at = usize::try_from(place - self.next_out).ok().and_then(|at| self.waiting.get_mut(at));
                 *at.expect("every item handed in has its place") = Some(outcome);
@@ -329,6 +400,7 @@ impl<R: DeserializeOwned> Sink<R> {
 
     fn give(&mut self, place: u64, outcome: Outcome) -> Result<R, TaskError> {
         self.in_flight -= 1;
+        self.came += 1;
         let function = self.task.function;
         outcome
             .and_then(|encoded| encoded.decode().map_err(|e| TaskError::new(What::ResultDecode(e.to_string()), function)))

@@ -121,8 +121,8 @@ impl Tally {
         self.started.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn failed(&self, kind: TaskErrorKind) {
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() += 1;
+    pub(crate) fn failed(&self, kind: TaskErrorKind, tasks: u64) {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() += tasks;
     }
 
     pub(crate) fn ended(&self, why: WorkerEnd) {

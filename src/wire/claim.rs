@@ -15,6 +15,18 @@
 //! The word holds the task's number as well, which is never given twice in a pool. So a slot can be used again at once: what
 //! a frame of an earlier task or a late look finds there is another task's word, and nothing is mistaken.
 //!
+//! A *run* of many items is one task with one such word, which says whether it has begun, and its first item with it. How far it has
+//! come then is said by the second word of its slot, which a task with a time limit uses for its start: a *limit*, and how many items
+//! have *begun*. Before each further item the worker counts those up by compare-and-swap, as far as the limit; the pool takes back
+//! what has not begun by moving the limit down to them. The worker sets that word up before it begins the run. So nobody but the
+//! worker that has it writes there before it is known to have begun, whatever has used the slot before.
+//!
+//! ```text
+//! set up (worker)   limit n, begun 1           then `begin`
+//! next (worker)     begun + 1                  as long as it is below the limit
+//! cut (pool)        limit: begun, or more      only of a run that is STARTED
+//! ```
+//!
 //! The other side is not trusted: a worker may write anything at any time. What is read here is a hint about *its own* tasks,
 //! and each value is copied once before it is judged. A word that fits no state of the task counts as begun
 //! ([`Progress::Unknown`]): the worker has touched it.
@@ -28,6 +40,9 @@ const DONE: u64 = 4;
 const REVOKED: u64 = 5;
 /// Bits of the state; the number of the task stands above them.
 const STATE_BITS: u32 = 3;
+
+/// Of the second word of a run: the limit stands above, and below it how many items have begun.
+const LIMIT_SHIFT: u32 = 32;
 
 /// Slots of one worker, at most: a slot travels in 16 bits.
 pub(crate) const SLOTS_MAX: usize = 1 << 16;
@@ -66,7 +81,8 @@ pub(crate) enum Progress {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Claims<'a> {
     words: &'a [AtomicU64],
-    /// When each task began, in nanoseconds of `CLOCK_MONOTONIC`; written for those that have a time limit.
+    /// When each task began, in nanoseconds of `CLOCK_MONOTONIC`; written for those that have a time limit. Of a run, how far it has
+    /// come.
     starts: &'a [AtomicU64],
 }
 
@@ -118,7 +134,53 @@ impl<'a> Claims<'a> {
         self.starts.get(usize::from(claim.slot)).map_or(0, |start| start.load(Ordering::Acquire))
     }
 
+    /// Takes back of a run that has begun, and whose limit is this, what has not begun of it, the last first, at most so many items.
+    /// Gives the new limit. `None`: there is nothing to take back; or what stands there makes no sense (as it does if fewer have begun
+    /// than the pool knows of), so nobody can say what has not begun.
+    pub(crate) fn cut(&self, claim: Claim, limit: u32, known: u32, most: u32) -> Option<u32> {
+        let word = self.starts.get(usize::from(claim.slot))?;
+        if self.look(claim) != Progress::Started {
+            return None;
+        }
+        // A worker that counts takes it from us once for each item, at most.
+        for _ in 0..=limit {
+            let seen = word.load(Ordering::Acquire);
+            let begun = seen as u32;
+            if seen >> LIMIT_SHIFT != u64::from(limit) || begun < known.max(1) || begun >= limit {
+                return None;
+            }
+            let cut = begun.max(limit.saturating_sub(most));
+            if cut == limit {
+                return None;
+            }
+            if word.compare_exchange(seen, run_word(cut, begun), Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return Some(cut);
+            }
+        }
+        None
+    }
+
     // ---- the worker
+
+    /// Sets up the second word of a run of so many items. To be called before [`begin`](Self::begin), which begins the first of them.
+    pub(crate) fn set_up(&self, claim: Claim, items: u32) {
+        self.note_start(claim, run_word(items, 1));
+    }
+
+    /// Begins the next item of a run, of which so many have begun. `false`: the pool has taken it back, with all behind it.
+    pub(crate) fn next(&self, claim: Claim, begun: u32) -> bool {
+        let Some(word) = self.starts.get(usize::from(claim.slot)) else { return false };
+        loop {
+            let seen = word.load(Ordering::Acquire);
+            if seen as u32 != begun || seen >> LIMIT_SHIFT <= u64::from(begun) {
+                return false;
+            }
+            // The pool may have moved the limit meanwhile, if only so often as there are items.
+            if word.compare_exchange(seen, seen + 1, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return true;
+            }
+        }
+    }
 
     /// Notes when the task begins. To be called before [`begin`](Self::begin), so that whoever sees it begun can read it.
     pub(crate) fn note_start(&self, claim: Claim, nanos: u64) {
@@ -143,6 +205,10 @@ impl<'a> Claims<'a> {
             let _ = word.compare_exchange(claim.word(ASKED), done, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
+}
+
+fn run_word(limit: u32, begun: u32) -> u64 {
+    u64::from(limit) << LIMIT_SHIFT | u64::from(begun)
 }
 
 fn progress(claim: Claim, seen: u64) -> Progress {
@@ -202,6 +268,69 @@ mod tests {
         assert!(!claims.begin(old), "the frame of the old one is still on its way");
         claims.finish(old);
         assert_eq!((claims.look(old), claims.look(new)), (Progress::Unknown, Progress::Queued));
+    }
+
+    #[test]
+    fn each_item_of_a_run_is_either_begun_or_taken_back() {
+        let (words, starts) = memory(1);
+        let claims = Claims::new(&words, &starts);
+        let run = Claim { slot: 0, id: 7 };
+        claims.offer(run);
+        claims.note_start(run, u64::MAX); // by the frame of an earlier task, which is still on its way
+        assert_eq!(claims.cut(run, 8, 0, u32::MAX), None, "it has not begun: it can be taken back whole");
+        claims.set_up(run, 8);
+        assert!(claims.begin(run));
+        assert!(claims.next(run, 1));
+        assert_eq!(claims.cut(run, 8, 2, 3), Some(5));
+        assert!(claims.next(run, 2));
+        assert_eq!(claims.cut(run, 5, 2, u32::MAX), Some(3));
+        assert_eq!(claims.cut(run, 3, 2, u32::MAX), None, "nothing is left");
+        assert!(!claims.next(run, 3));
+        claims.finish(run);
+        assert_eq!(claims.look(run), Progress::Done);
+    }
+
+    #[test]
+    fn a_run_whose_word_makes_no_sense_is_not_cut() {
+        let (words, starts) = memory(1);
+        let claims = Claims::new(&words, &starts);
+        let run = Claim { slot: 0, id: 7 };
+        claims.offer(run);
+        assert!(claims.begin(run));
+        // Eight items, of which the last that is known to have begun is the third.
+        for (limit, begun) in [(0, 0), (8, 0), (8, 2), (8, 8), (8, 9), (8, u32::MAX), (7, 3), (9, 3), (u32::MAX, 3)] {
+            starts[0].store(run_word(limit, begun), Ordering::Relaxed);
+            assert_eq!(claims.cut(run, 8, 3, u32::MAX), None, "{limit} {begun}");
+            assert_eq!(starts[0].load(Ordering::Relaxed), run_word(limit, begun));
+        }
+        starts[0].store(run_word(8, 3), Ordering::Relaxed);
+        words[0].store(0, Ordering::Relaxed);
+        assert_eq!(claims.cut(run, 8, 3, u32::MAX), None, "the word is not the run's");
+        assert_eq!(claims.cut(Claim { slot: 9, id: 7 }, 8, 3, u32::MAX), None);
+        assert!(!claims.next(Claim { slot: 9, id: 7 }, 1));
+    }
+
+    /// Two threads, as the two processes: no item is had by both, and none by nobody.
+    #[test]
+    fn a_run_that_is_cut_while_it_is_counted_is_divided() {
+        const ITEMS: u32 = 1000;
+        let (words, starts) = memory(1);
+        for round in 0..200 {
+            let claims = Claims::new(&words, &starts);
+            let run = Claim { slot: 0, id: round };
+            claims.offer(run);
+            claims.set_up(run, ITEMS);
+            assert!(claims.begin(run));
+            let (limit, begun) = std::thread::scope(|scope| {
+                let worker = scope.spawn(|| (1..ITEMS).take_while(|begun| claims.next(run, *begun)).count() as u32 + 1);
+                let mut limit = ITEMS;
+                while let Some(cut) = claims.cut(run, limit, 1, 1 + limit / 4) {
+                    limit = cut;
+                }
+                (limit, worker.join().expect("it counts"))
+            });
+            assert_eq!(limit, begun);
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(crate) mod mutate;
 use self::mutate::{Rng, STEP, mutate};
 use super::counting::peak_of;
 use super::frame::{self, FrameBuffer, HEAD};
-use super::message::{self, Bad, Callee, Failed, Hello, InitFailed, Message, Welcome, kind};
+use super::message::{self, Bad, Callee, Failed, Hello, InitFailed, Message, RunHead, Welcome, kind};
 use super::value::tests::{Chain, Tree, ambiguous, derived, fat, rich};
 use super::value::{DEPTH_MAX, DecodeError, EncodeError, Reader, decode, encode};
 use proptest::strategy::{Strategy, ValueTree};
@@ -183,6 +183,8 @@ enum Read {
     Exit(u32, u32, Vec<u8>),
     /// Slot and try; number, flags, index, how many arguments, and these.
     Call((u16, u8), u64, u8, u32, u32, Vec<u8>),
+    /// Slot and try; number, flags, index, and the items.
+    Run((u16, u8), u64, u8, u32, Vec<Vec<u8>>),
     Ask(u64),
     Cancel(u64),
     Bell,
@@ -219,6 +221,17 @@ fn read_message(body: &[u8]) -> Result<Read, Bad> {
             let (id, flags, index) = (message.uint()?, message.uint()?, message.uint()?);
             let (arity, values) = rest(&message);
             Read::Call(place, id, flags, index, arity, values)
+        }
+        kind::RUN => {
+            let RunHead { slot, attempt, id, flags, task, items, mut at } = message::read_run(body)?;
+            // As a worker reads it: item by item.
+            let mut read = Vec::new();
+            for _ in 0..items {
+                let range = message::read_item(body, at)?;
+                at = range.end;
+                read.push(body[range].to_vec());
+            }
+            Read::Run((slot, attempt), id, flags, task, read)
         }
         kind::ASK | kind::CANCEL => {
             let ask = message.kind == kind::ASK;
@@ -270,6 +283,15 @@ fn write_message(message: &Read) -> Vec<u8> {
             message::address(&mut out[..message::ADDRESS_END], *slot, *attempt);
             values = args;
         }
+        Read::Run((slot, attempt), id, flags, task, items) => {
+            message::run(&mut out, *id, *flags, *task, items.len() as u16);
+            message::address(&mut out[..message::ADDRESS_END], *slot, *attempt);
+            for item in items {
+                let start = message::begin_item(&mut out);
+                out.extend(item);
+                message::finish_item(&mut out, start);
+            }
+        }
         Read::Bell => message::bell(&mut out),
         Read::Detached(pid) => message::detached(&mut out, *pid),
         Read::Ask(id) => message::ask(&mut out, *id),
@@ -310,6 +332,8 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
         Read::Exit(70_000, 2, vec![5, 0xc0]),
         Read::Call((1000, 3), 300, 1, 7, 8, vec![1, 2, 3, 4, 5, 6, 7, 8]),
         Read::Call((0, 1), 0, 0, 0, 0, vec![]),
+        Read::Run((1000, 1), 300, 1, 7, vec![vec![1], vec![], vec![2; 300]]),
+        Read::Run((0, 1), 0, 0, 0, vec![vec![0xcd, 1, 2]; 20]),
         Read::Bell,
         Read::Detached(4242),
         Read::Ask(8),
@@ -331,9 +355,13 @@ fn broken_messages_are_read_right_or_refused() {
         match read {
             Ok(Read::Other) => count(tally, "other kinds"),
             // Longer than any of ours: it is to be read, never written.
-            Ok(Read::Call(_, _, _, _, 9.., _) | Read::Call(_, _, 128.., ..) | Read::Init(_, 9.., _) | Read::Exit(_, 9.., _)) => {
-                count(tally, "calls that nobody writes")
-            }
+            Ok(
+                Read::Call(_, _, _, _, 9.., _)
+                | Read::Call(_, _, 128.., ..)
+                | Read::Run(_, _, 128.., ..)
+                | Read::Init(_, 9.., _)
+                | Read::Exit(_, 9.., _),
+            ) => count(tally, "calls that nobody writes"),
             Ok(read) => {
                 let (text, again) = (format!("{read:?}"), write_message(&read));
                 assert_eq!(format!("{:?}", read_message(&again).unwrap()), text, "{}", hex(&body));

@@ -40,6 +40,8 @@ pub(crate) mod kind {
     pub(crate) const ATTACH: u8 = 36;
     /// An async task has been asked to stop by itself: its word says so, too.
     pub(crate) const ASK: u8 = 37;
+    /// As so many CALLs of one sync task, whose numbers follow each other: a run.
+    pub(crate) const RUN: u8 = 39;
 }
 
 /// Flags of a call: send a backtrace with a panic, or send none. Without either the worker's environment decides.
@@ -253,6 +255,81 @@ pub(crate) fn call(out: &mut Vec<u8>, id: u64, flags: u8, task: Callee, arity: u
     }
 }
 
+/// A run of so many items, up to the first of them. It has its slot and its try where a call has them.
+pub(crate) fn run(out: &mut Vec<u8>, id: u64, flags: u8, task: u32, items: u16) {
+    head(out, kind::RUN, 6);
+    out.extend([0xcd, 0, 0, 0xcc, 1]);
+    uint(out, id);
+    out.push(flags);
+    uint(out, u64::from(task));
+    out.push(0xdc); // an array 16, always
+    out.extend(items.to_be_bytes());
+}
+
+/// Begins an item of a run at the end of `out`: its arguments, at most 65,535 bytes, as a bin 16. Gives the place to finish it.
+pub(crate) fn begin_item(out: &mut Vec<u8>) -> usize {
+    out.extend([0xc5, 0, 0]);
+    out.len()
+}
+
+/// Ends the item that was begun there: writes its length.
+pub(crate) fn finish_item(out: &mut [u8], start: usize) {
+    let len = u16::try_from(out.len() - start).expect("an item has a limit");
+    out[start - 2..start].copy_from_slice(&len.to_be_bytes());
+}
+
+/// A run, as its body says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RunHead {
+    pub(crate) slot: u16,
+    pub(crate) attempt: u8,
+    pub(crate) id: u64,
+    pub(crate) flags: u8,
+    pub(crate) task: u32,
+    pub(crate) items: u16,
+    /// Where in the body the first item begins.
+    pub(crate) at: usize,
+}
+
+/// Reads a run up to its first item.
+pub(crate) fn read_run(body: &[u8]) -> Result<RunHead, Bad> {
+    let mut message = Message::new(body)?;
+    if message.kind != kind::RUN || message.len != 6 {
+        return Err(bad(format!("a message of kind {} with {} elements instead of a run", message.kind, message.len)));
+    }
+    let (slot, attempt, id) = (message.uint()?, message.uint()?, message.uint()?);
+    let (flags, task) = (message.uint()?, message.uint()?);
+    let mut rest = &body[message.at..];
+    let items = rmp::decode::read_array_len(&mut rest).ok().and_then(|len| u16::try_from(len).ok()).filter(|items| *items > 0);
+    let items = items.ok_or_else(|| bad("a run without items"))?;
+    Ok(RunHead { slot, attempt, id, flags, task, items, at: body.len() - rest.len() })
+}
+
+/// The arguments of the item that begins there, as a place in the body; the next item begins where they end.
+pub(crate) fn read_item(body: &[u8], at: usize) -> Result<std::ops::Range<usize>, Bad> {
+    let mut rest = body.get(at..).unwrap_or_default();
+    let len = rmp::decode::read_bin_len(&mut rest).map_err(|_| bad("an item is missing"))? as usize;
+    let start = body.len() - rest.len();
+    if len > rest.len() {
+        return Err(bad("an item that is cut off"));
+    }
+    Ok(start..start + len)
+}
+
+/// Parts a run of ours: appends the items before this one to one body, and the others to another one.
+pub(crate) fn part_run(body: &[u8], from: u16, front: &mut Vec<u8>, rest: &mut Vec<u8>) -> Result<(), Bad> {
+    let head = read_run(body)?;
+    let mut at = head.at;
+    for _ in 0..from {
+        at = read_item(body, at)?.end;
+    }
+    run(front, head.id, head.flags, head.task, from);
+    front.extend_from_slice(&body[head.at..at]);
+    run(rest, head.id + u64::from(from), head.flags, head.task, head.items - from);
+    rest.extend_from_slice(&body[at..]);
+    Ok(())
+}
+
 /// Fills in the slot and the number of the try of a call, of whose body these are the first bytes.
 pub(crate) fn address(body: &mut [u8], slot: u16, attempt: u8) {
     body[SLOT_AT + 1..ATTEMPT_AT].copy_from_slice(&slot.to_be_bytes());
@@ -449,6 +526,39 @@ mod tests {
         assert_eq!(message.uint::<u32>().expect("the task"), 70_000);
         let (left, at) = message.rest();
         assert_eq!((left, &out[at..]), (2, &[1, 2][..]));
+    }
+
+    #[test]
+    fn a_run_is_read_as_written_and_can_be_parted() {
+        let items: Vec<Vec<u8>> = vec![vec![1], vec![], vec![2; 300], vec![3, 4], vec![5; 65_535]];
+        let mut out = Vec::new();
+        run(&mut out, 500, FLAG_BACKTRACE, 70_000, items.len() as u16);
+        for item in &items {
+            let start = begin_item(&mut out);
+            out.extend(item);
+            finish_item(&mut out, start);
+        }
+        address(&mut out[..ADDRESS_END], 0x1234, 7);
+        let head = read_run(&out).expect("it is a run");
+        assert_eq!((head.slot, head.attempt), (0x1234, 7));
+        assert!(read_item(&out[..out.len() - 1], out.len() - 65_538).is_err(), "it is cut off");
+        for from in 1..items.len() {
+            let (mut front, mut rest) = (Vec::new(), Vec::new());
+            part_run(&out, from as u16, &mut front, &mut rest).expect("it has as many");
+            for (part, first, items) in [(front, 0, &items[..from]), (rest, from, &items[from..])] {
+                let head = read_run(&part).expect("it is a run");
+                assert_eq!((head.id, head.flags, head.task), (500 + first as u64, FLAG_BACKTRACE, 70_000));
+                assert_eq!((head.slot, head.attempt, usize::from(head.items)), (0, 1, items.len()));
+                let mut at = head.at;
+                for item in items {
+                    let range = read_item(&part, at).expect("it is there");
+                    assert_eq!(&part[range.clone()], item);
+                    at = range.end;
+                }
+                assert_eq!(at, part.len());
+                assert!(read_item(&part, at).is_err(), "there are no more");
+            }
+        }
     }
 
     #[test]

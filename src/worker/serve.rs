@@ -7,7 +7,8 @@
 //!
 //! Each task is claimed before it begins: one that the pool has taken back is passed over. Each reply is committed before
 //! the next sync task begins, to the outbox if it is small, else to the socket, and only then the task is marked as done. So
-//! if the process dies, the pool knows of each task whether it had begun and whether it had been answered.
+//! if the process dies, the pool knows of each task whether it had begun and whether it had been answered. The items of a run are
+//! tasks in all this, only that one claim begins the run and its first item, and each further one is counted (`wire/claim.rs`).
 
 use super::inbox::{Inbox, Next};
 use super::limits::{self, TaskClock};
@@ -209,8 +210,10 @@ pub(super) struct Call {
     pub(super) run: Run,
     /// The shared objects that its arguments name.
     named: Option<Named>,
-    /// Where in the frame the arguments begin.
+    /// Where in the frame the arguments begin; or the items.
     pub(super) args: usize,
+    /// It is a run, of so many.
+    pub(super) items: Option<u16>,
 }
 
 impl Call {
@@ -230,6 +233,15 @@ pub(super) struct Encoded {
 /// A call that breaks the protocol is no call: the worker ends.
 pub(super) fn read_call(body: &[u8]) -> Result<Call, String> {
     let mut message = Message::new(body).map_err(|e| e.to_string())?;
+    if message.kind == kind::RUN {
+        let message::RunHead { slot, attempt, id, flags, task, items, at } = message::read_run(body).map_err(|e| e.to_string())?;
+        let entry = task::entry(task).ok_or_else(|| format!("a run of task {task}, which does not exist"))?;
+        let (backtrace, run) = (wants_backtrace(flags), entry.run);
+        if !matches!(run, Run::Sync(_)) {
+            return Err(format!("a run of task {task}, which is not sync"));
+        }
+        return Ok(Call { claim: Claim { slot, id }, attempt, timed: false, backtrace, run, named: None, args: at, items: Some(items) });
+    }
     if message.kind != kind::CALL {
         return Err(format!("a message of kind {} instead of a call", message.kind));
     }
@@ -246,8 +258,14 @@ pub(super) fn read_call(body: &[u8]) -> Result<Call, String> {
         named = Some(names);
         args += len;
     }
-    let backtrace = (has(message::FLAG_BACKTRACE) || has(message::FLAG_NO_BACKTRACE)).then(|| has(message::FLAG_BACKTRACE));
-    Ok(Call { claim: Claim { slot, id }, attempt, timed: has(message::FLAG_TIMED), backtrace, run: entry.run, named, args })
+    let backtrace = wants_backtrace(flags as u8);
+    let timed = has(message::FLAG_TIMED);
+    Ok(Call { claim: Claim { slot, id }, attempt, timed, backtrace, run: entry.run, named, args, items: None })
+}
+
+fn wants_backtrace(flags: u8) -> Option<bool> {
+    let has = |flag: u8| flags & flag != 0;
+    (has(message::FLAG_BACKTRACE) || has(message::FLAG_NO_BACKTRACE)).then(|| has(message::FLAG_BACKTRACE))
 }
 
 /// After user code: a forked copy of the worker must not touch the socket.
@@ -352,12 +370,13 @@ impl Worker {
             }
             let mut call = read_call(self.inbox.bytes(range.clone()))?;
             match call.run {
+                Run::Sync(function) if let Some(items) = call.items => self.run_items(call, items, function, range)?,
                 Run::Sync(function) => {
                     let things = call.receive();
                     if self.claim(&call) {
                         let args = range.start + call.args..range.end;
                         self.run_sync(&call, function, args, things);
-                        self.commit(call.claim)?;
+                        self.commit(Some(call.claim))?;
                     }
                 }
                 Run::Async(_) => {
@@ -418,6 +437,29 @@ impl Worker {
         claims.begin(call.claim)
     }
 
+    /// Runs what the pool has not taken back of a run, one item after another.
+    fn run_items(&mut self, mut call: Call, items: u16, function: RunSync, range: Range<usize>) -> Result<(), String> {
+        let run = call.claim;
+        let claims = self.memory.claims();
+        claims.set_up(run, u32::from(items));
+        if !claims.begin(run) {
+            return Ok(());
+        }
+        let mut at = call.args;
+        for item in 0..items {
+            if item > 0 && !claims.next(run, u32::from(item)) {
+                claims.finish(run);
+                break;
+            }
+            let args = message::read_item(self.inbox.bytes(range.clone()), at).map_err(|e| e.to_string())?;
+            at = args.end;
+            call.claim.id = run.id + u64::from(item);
+            self.run_sync(&call, function, range.start + args.start..range.start + args.end, Ok(Vec::new()));
+            self.commit((item + 1 == items).then_some(run))?;
+        }
+        Ok(())
+    }
+
     fn run_sync(&mut self, call: &Call, function: RunSync, args: Range<usize>, things: Result<Vec<Thing>, Failed>) {
         panics::want_backtrace(call.backtrace);
         task::set_current(call.claim.slot, call.claim.id, call.attempt, true);
@@ -449,14 +491,17 @@ impl Worker {
         frame::finish(&mut self.out, start);
     }
 
-    /// Commits the reply in `out`: whole by the outbox or whole by the socket; then the task is done.
-    fn commit(&mut self, claim: Claim) -> Result<(), String> {
+    /// Commits the reply in `out`: whole by the outbox or whole by the socket; then the task is done, unless it is an item of a run that
+    /// goes on.
+    fn commit(&mut self, claim: Option<Claim>) -> Result<(), String> {
         let ring = self.memory.ring();
         let boxed = ring.put(&self.out);
         if !boxed {
             self.inbox.send(&self.out).map_err(lost)?;
         }
-        self.memory.claims().finish(claim);
+        if let Some(claim) = claim {
+            self.memory.claims().finish(claim);
+        }
         self.out.clear();
         self.out.shrink_to(self.limit.min(1 << 20));
         if boxed && ring.wants_bell() {
@@ -526,7 +571,7 @@ impl Worker {
                     while let Some((claim, outcome)) = next {
                         aborts.remove(&claim.id);
                         self.answer(claim.id, outcome);
-                        self.commit(claim)?;
+                        self.commit(Some(claim))?;
                         next = running.next().now_or_never().flatten(); // others may have ended by now
                     }
                 }
