@@ -8,7 +8,8 @@
 //! * its runtime goes, or drops the task;
 //! * the manager is closed;
 //! * it has not turned in time, and the steward has taken over. It may not even be polled any more; so it is not waited for: its
-//!   task is aborted, which its runtime may see whenever it likes.
+//!   task is aborted, which its runtime may see whenever it likes. Until that task has ended, its runtime is not given the post again: it
+//!   may be that it is not polled at all, and would pile up tasks and descriptors.
 //!
 //! Nothing depends on the one who has the post: whatever it does not do, the steward does, a moment later. Each has a number of its own,
 //! so one that has lost the post and comes late knows it.
@@ -29,6 +30,8 @@ pub(crate) struct Post {
 #[derive(Debug, Default)]
 struct Inside {
     holder: Option<Holder>,
+    /// Who has lost it, and is there still.
+    late: Vec<(u64, Id)>,
     /// How many have had it.
     given: u64,
     /// Nobody may have it any more.
@@ -72,10 +75,10 @@ impl Post {
         }
     }
 
-    /// Takes it: under this number. `None`: another one was faster.
+    /// Takes it: under this number. `None`: another one was faster, or this runtime has lost it and has not seen it yet.
     pub(crate) fn take(&self, runtime: Id) -> Option<u64> {
         let mut inside = self.lock();
-        if inside.closed || inside.holder.is_some() {
+        if inside.closed || inside.holder.is_some() || inside.late.iter().any(|(_, late)| *late == runtime) {
             return None;
         }
         inside.given += 1;
@@ -111,14 +114,19 @@ impl Post {
         }
     }
 
-    /// Gives whether it was this one's, and is vacant now.
+    /// This one is there no longer. Gives whether it was this one's, and is vacant now.
     pub(crate) fn leave(&self, number: u64) -> bool {
-        self.lock().holder.take_if(|holder| holder.number == number).is_some()
+        let mut inside = self.lock();
+        inside.late.retain(|(late, _)| *late != number);
+        inside.holder.take_if(|holder| holder.number == number).is_some()
     }
 
     /// Whoever has it loses it.
     pub(crate) fn vacate(&self) {
-        let lost = self.lock().holder.take();
+        let mut inside = self.lock();
+        let lost = inside.holder.take();
+        inside.late.extend(lost.as_ref().map(|holder| (holder.number, holder.runtime)));
+        drop(inside);
         if let Some(task) = lost.and_then(|holder| holder.task) {
             task.abort(); // without the lock: it may drop the task here
         }

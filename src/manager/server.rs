@@ -26,7 +26,7 @@ use super::segments::Segments;
 use super::state::{Action, BYTES_MAX, LOCAL, State, What};
 use super::{held, object};
 use crate::error::{Error, Why};
-use crate::process::{SharedMemory, steward, sys};
+use crate::process::{SharedMemory, fork, steward, sys};
 use crate::wire::frame::FrameBuffer;
 use crate::wire::packet::Packet;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -161,7 +161,7 @@ impl Server {
     /// A manager without objects. It is turned until it is [closed](Self::close).
     pub(crate) fn start() -> Result<Arc<Self>, Error> {
         let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
-        crate::process::fork::arm().map_err(|e| Error::spawn("arming the fork guard", e))?;
+        fork::arm().map_err(|e| Error::spawn("arming the fork guard", e))?;
         steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making a manager's epoll descriptor"))?;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
@@ -604,6 +604,12 @@ impl Server {
         }
     }
 
+    /// How many turns have been asked for since who is at it began.
+    #[cfg(test)]
+    pub(crate) fn wanted(&self) -> u32 {
+        self.wanted.load(Ordering::Acquire)
+    }
+
     // ---- the post
 
     pub(crate) fn post(&self) -> &Post {
@@ -617,7 +623,8 @@ impl Server {
 
     /// A turn by who has the post, under this number.
     pub(crate) fn turn_at_post(&self, number: u64) -> Turned {
-        if !self.post.is_held_by(number) {
+        // A copy of the runtime would read what is meant for the original. (First: a lock may be held by a thread that is not there.)
+        if fork::is_forked_copy() || !self.post.is_held_by(number) {
             return Turned::Lost;
         }
         self.turns.fetch_add(1, Ordering::AcqRel);

@@ -292,8 +292,8 @@ impl Watches {
         let turns = entry.what.turns().load(Ordering::Acquire);
         match entry.watching {
             Watching::Armed => entry.watching = Watching::Checking { turns, until: Instant::now() + PATIENCE },
-            // A runtime has taken the post.
-            Watching::Alone if !entry.what.is_alone() => {
+            // A runtime has taken the post; or one that has lost it is at it still, and it is readable until he is done.
+            Watching::Alone if !entry.what.is_alone() || entry.what.is_turning() => {
                 entry.watching = Watching::Checking { turns, until: Instant::now() + PATIENCE };
                 entry.rest = PATIENCE;
                 let _ = self.epoll.modify(entry.what.ready_fd(), &mut EpollEvent::new(EpollFlags::empty(), token));

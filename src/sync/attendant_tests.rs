@@ -4,17 +4,18 @@ use super::object_tests::Process;
 use super::readiness::watch_readable;
 use super::*;
 use crate::manager::post::{Seen, USELESS_MAX};
-use crate::manager::server::Server;
+use crate::manager::server::{Server, Turned};
 use crate::process::steward::Turn;
-use crate::process::testing::{HANG, wait_until};
+use crate::process::testing::{HANG, forked, in_own_process, is_own_process, wait_until};
 use futures::FutureExt;
 use std::future::Future;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Wake, Waker};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 
 /// A runtime of one thread that is known to have I/O.
@@ -46,6 +47,14 @@ fn waits_in<'a>(runtime: &Runtime, queue: &'a Queue<u32>) -> Waits<'a> {
 fn comes(runtime: &Runtime, waits: Waits<'_>) -> u32 {
     let come = runtime.block_on(async { tokio::time::timeout(HANG, waits).await });
     come.expect("in time").expect("recv").expect("one")
+}
+
+/// The runtime is polled until the task has ended that had the post.
+fn ended(runtime: &Runtime) {
+    wait_until("the task has ended that had the post", || {
+        runtime.block_on(tokio::task::yield_now());
+        runtime.metrics().num_alive_tasks() == 0
+    });
 }
 
 #[test]
@@ -100,15 +109,107 @@ fn a_runtime_that_stands_still_with_the_post_stops_nobody_and_loses_it() {
         there.blocking_send(round).expect("send");
         assert_eq!(comes(&other, waits), round);
         assert!(server.post().is_vacant(), "the steward has turned");
+        ended(&other); // it has lost the post as well, the last time
         drop(waits_in(&other, &queue));
         assert_eq!(sees(&server, &other), Seen::Own);
         // Polled again, it knows. And a worker's request is served whoever has the post, and stands still.
         assert!(there.is_empty().expect("status"));
-        wait_until("the task has ended that had the post", || {
-            still.block_on(tokio::task::yield_now());
-            still.metrics().num_alive_tasks() == 0
-        });
+        ended(&still);
     }
+}
+
+#[test]
+fn a_runtime_that_nobody_polls_is_not_given_the_post_again_and_again() {
+    let manager = Manager::new().expect("manager");
+    let (server, worker) = (server(&manager), Process::new(&manager));
+    let queue = manager.queue(10).expect("queue");
+    let there = worker.has(&queue);
+    let still = runtime();
+    let _in = still.enter();
+    for round in 0..10 {
+        let sends = thread::spawn({
+            let there = there.clone();
+            move || there.blocking_send(round).expect("send")
+        });
+        // By an executor that is not the runtime, within it.
+        let come = wait::park_until(queue.recv(), Instant::now() + HANG).expect("in time");
+        assert_eq!(come.expect("recv"), Some(round));
+        sends.join().expect("no panic");
+    }
+    assert!(still.metrics().num_alive_tasks() <= 1, "{} tasks", still.metrics().num_alive_tasks());
+    // Once it is polled, it may have it as before.
+    wait_until("it has the post again", || {
+        still.block_on(tokio::task::yield_now());
+        drop(waits_in(&still, &queue));
+        sees(&server, &still) == Seen::Own && still.metrics().num_alive_tasks() == 1
+    });
+}
+
+#[test]
+fn a_forked_copy_does_not_turn_what_it_has_the_post_of() {
+    in_own_process("sync::attendant_tests::own_process_fork");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_fork() {
+    if !is_own_process() {
+        return;
+    }
+    let manager = Manager::new().expect("manager");
+    let (server, queue) = (server(&manager), manager.queue(10).expect("queue"));
+    let runtime = runtime();
+    let _waits = waits_in(&runtime, &queue);
+    let number = server.post().given();
+    assert_eq!(server.turn_at_post(number), Turned::All);
+    assert_eq!(forked(|| i32::from(server.turn_at_post(number) != Turned::Lost)), 0);
+}
+
+/// Blocks whoever wakes it.
+struct Blocks(Mutex<mpsc::Receiver<()>>, AtomicBool);
+
+impl Wake for Blocks {
+    fn wake(self: Arc<Self>) {
+        self.1.store(true, Ordering::Release);
+        let _ = self.0.lock().expect("no panic").recv_timeout(HANG);
+    }
+}
+
+#[test]
+fn while_a_waker_blocks_who_has_the_post_the_steward_does_not_run_in_circles() {
+    let manager = Manager::new().expect("manager");
+    let (server, worker) = (server(&manager), Process::new(&manager));
+    let queue = manager.queue(10).expect("queue");
+    let there = worker.has(&queue);
+    let send = |n| {
+        let there = there.clone();
+        thread::spawn(move || there.blocking_send(n).expect("send"))
+    };
+    let (release, released) = mpsc::channel();
+    let blocks = Arc::new(Blocks(Mutex::new(released), AtomicBool::new(false)));
+    let (runtime, mut waits) = (runtime(), Box::pin(queue.recv()));
+    runtime.block_on(async {
+        assert!(waits.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::clone(&blocks)))).is_pending());
+    });
+    assert_eq!(sees(&server, &runtime), Seen::Own);
+    let one = send(1);
+    // (If the steward was faster, it is he who is blocked, and there is nothing to see.)
+    let turns = thread::spawn(move || {
+        runtime.block_on(async {
+            for _ in 0..100 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+    });
+    wait_until("the waker is called", || blocks.1.load(Ordering::Acquire));
+    let other = send(2);
+    let start = Instant::now();
+    thread::sleep(Duration::from_millis(50));
+    let wanted = server.wanted();
+    assert!(u128::from(wanted) <= 5 + 2 * start.elapsed().as_millis(), "{wanted} turns were asked for");
+    drop(release);
+    one.join().and(other.join()).and(turns.join()).expect("no panic");
+    assert_eq!(waits.now_or_never().expect("it has come").expect("recv"), Some(1));
 }
 
 #[test]
@@ -140,10 +241,7 @@ fn what_workers_do_among_themselves_wakes_no_runtime_of_the_application() {
     let turns = server.turns().load(Ordering::Relaxed) - before;
     assert!(turns <= USELESS_MAX.into(), "{turns} turns");
     assert!(server.post().is_vacant());
-    wait_until("its task has ended", || {
-        runtime.block_on(tokio::task::yield_now());
-        runtime.metrics().num_alive_tasks() == 0
-    });
+    ended(&runtime);
     drop(waits);
     ask.join().and(echo.join()).expect("no panic");
 }

@@ -93,6 +93,7 @@ impl Map {
             Ask::Insert { .. } | Ask::Set { .. } | Ask::Remove { .. } | Ask::Clear | Ask::Extend => {
                 if self.writers() > 0 {
                     self.lanes.values().for_each(|lane| lane.mirror.blind());
+                    lane::before_looking_again(); // who puts in an item that is not seen now, sees that he is blind
                 }
             }
         }
