@@ -599,6 +599,42 @@ fn workers_start_while_threads_allocate_and_lock() {
 }
 
 #[test]
+fn a_forked_copy_of_a_runtime_does_not_take_in_what_is_for_the_original() {
+    in_own_process("own_process_forked_runtime");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_forked_runtime() {
+    let Some(dir) = own_dir() else { return };
+    let runtime = current_thread();
+    let pool = runtime.block_on(async {
+        let pool = pool_of(1);
+        soon(pool.spawn(pid, ())).await.unwrap();
+        pool
+    });
+    for round in 0..5 {
+        let (log, gate) = (dir.join(format!("log {round}")), dir.join(format!("gate {round}")));
+        let running = pool.spawn(wait_for, (log.clone(), gate.clone()));
+        wait_until("it runs", || lines(&log).len() == 1);
+        // SAFETY: the copy ends by `_exit`; the locks that it takes are its own.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Child => {
+                std::fs::write(gate, "").unwrap();
+                // It turns, and would be as quick as the original's steward at least.
+                runtime.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
+                // SAFETY: ends the copy.
+                unsafe { libc::_exit(7) }
+            }
+            ForkResult::Parent { child } => {
+                assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 7));
+            }
+        }
+        runtime.block_on(async { soon(running).await }).unwrap();
+    }
+}
+
+#[test]
 fn a_forked_copy_of_the_application_is_refused_and_disturbs_nothing() {
     in_own_process("own_process_forked_copy");
 }

@@ -114,6 +114,11 @@ pub(super) fn drive(engine: Arc<Engine>) -> io::Result<impl Future<Output = ()> 
         let driven = driven;
         loop {
             let Ok(mut readiness) = ready.readable().await else { return };
+            if Engine::is_forked_copy() {
+                // A copy of the runtime, too: what it read would be lost to the original. It does not end either, for the two share what
+                // watches the descriptors, and it would take out ours there.
+                return std::future::pending().await;
+            }
             // Before the turn: what comes during the turn makes it ready again.
             readiness.clear_ready();
             if !driven.0.turn_by_runtime() {

@@ -355,9 +355,12 @@ impl Map {
             }
             Ask::Snapshot { values } => self.snapshot(values),
             Ask::Extend => {
-                let mut values = unpack(&body.tail)?.into_iter();
-                while let Some(key) = values.next() {
-                    let value = values.next().ok_or_else(|| Bad("a key without a value".into()))?;
+                let values = unpack(&body.tail)?;
+                if !values.len().is_multiple_of(2) {
+                    return Err(Bad("a key without a value".into()));
+                }
+                let mut values = values.into_iter();
+                while let (Some(key), Some(value)) = (values.next(), values.next()) {
                     self.set(key, value, body.held.clone());
                 }
                 Reply::Len { len: self.entries.len() as u64 }.body()
