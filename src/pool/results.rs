@@ -120,8 +120,8 @@ macro_rules! options {
 
         /// At most `items` are in flight: pulled from the source and not yet taken as results.
         ///
-        /// Default: as many as keep all workers at work, which follows how long the tasks take (some
-        /// hundred microseconds of work a worker, three times, and at least three tasks).
+        /// Default: three times what each worker should have in hand. That follows how long the tasks take: of sync ones it is some
+        /// 300 microseconds of work per worker, at least one task; of async ones [`concurrency`](crate::Builder::concurrency).
         ///
         /// # Panics
         ///

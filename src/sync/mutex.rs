@@ -363,7 +363,7 @@ async fn acquire(handle: &Handle, limit: Option<Duration>) -> Result<Locked<'_>,
                     Attempt::Held(word) => return Poll::Ready(Ok(word)),
                     // It came late, and was taken back: the next one comes when this has been said.
                     Attempt::Busy => handle.connection().back(handle.name().object, parked.ticket.number),
-                    Attempt::Broken => return Poll::Ready(Err(Why::ObjectBroken.into())),
+                    Attempt::Broken => return Poll::Ready(Err(broken(handle))),
                 },
                 Poll::Ready(Arrived::Refused(why)) => return Poll::Ready(Err(error(why))),
                 Poll::Ready(Arrived::Deadlock(ring)) => return Poll::Ready(Err(Why::Deadlock { ring }.into())),
