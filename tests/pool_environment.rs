@@ -280,9 +280,10 @@ async fn own_process_descriptors() {
     // What a task starts holds nothing of ours.
     let of_a_child = || {
         let mut child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
-        // `spawn` may return while the kernel is still closing what is not for the new program; it is named after that.
-        let comm = format!("/proc/{}/comm", child.id());
-        wait_until("it has begun", || std::fs::read_to_string(&comm).unwrap() == "sleep\n");
+        // Before that the kernel still closes what is not for the new program, and its loader opens and closes libraries.
+        let call = format!("/proc/{}/syscall", child.id());
+        let sleeps = [libc::SYS_nanosleep, libc::SYS_clock_nanosleep].map(|number| format!("{number} "));
+        wait_until("it sleeps", || sleeps.iter().any(|number| std::fs::read_to_string(&call).unwrap().starts_with(number)));
         let open = descriptors(child.id());
         child.kill().unwrap();
         child.wait().unwrap();
