@@ -64,6 +64,42 @@ impl Bench {
 }
 
 #[test]
+fn what_is_aborted_together_is_aborted_whole_whenever_its_worker_goes_on() {
+    for looks in 0..12 {
+        let (mut bench, w) = Bench::new(1);
+        // A first task, so that it is known how short they are.
+        bench.run(1);
+        let first = bench.flight(w[0], 0).claim;
+        assert!(bench.claims(w[0]).begin(first));
+        bench.now += Duration::from_micros(1);
+        bench.core.replied(w[0], first.id, Answer::Final, bench.now).expect("it has it");
+        bench.core.refill(w[0], 1, bench.now, &mut bench.actions);
+
+        bench.run(4);
+        bench.run(4);
+        let (one, other) = (bench.flight(w[0], 0).claim, bench.flight(w[0], 1).claim);
+        bench.claims(w[0]).set_up(one, 4);
+        assert!(bench.claims(w[0]).begin(one));
+        let goes_on = move |claims: Claims<'_>| {
+            // As soon as nothing further of the one can begin; it begins the other if it may.
+            let began = (1..4).take_while(|begun| claims.next(one, *begun)).count();
+            assert!(began == 0 || looks < 2);
+            claims.finish(one);
+            claims.set_up(other, 4);
+            claims.begin(other);
+        };
+        bench.meanwhile.0.set(looks);
+        bench.meanwhile.1.replace(Some(Box::new(goes_on)));
+        bench.actions.clear();
+        bench.core.abort_where(|_| true, bench.now, &mut bench.actions);
+        assert!(bench.core.tasks.iter().all(|(_, task)| task.stopping == Some(Stop::Abort)), "at look {looks}");
+        assert_eq!(bench.core.queued(), 0, "at look {looks}");
+        assert!(!bench.actions.iter().any(|action| matches!(action, Action::Send(..))), "at look {looks}");
+    }
+}
+
+/// A worker that stood still reads a run that was taken back from it and given to it again: by the old frame it is the same.
+#[test]
 fn what_is_sent_anew_is_what_an_old_frame_says() {
     let (mut bench, w) = Bench::new(2);
     let run = bench.run(3);
