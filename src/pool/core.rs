@@ -986,9 +986,11 @@ impl<T: Carried, M: Memory> Core<T, M> {
         self.phase != Phase::Open
     }
 
-    /// How many items of a run are half of what a worker should have in hand, or none: so another one stands ready behind it.
-    pub(crate) fn run_length(&self) -> usize {
-        self.appetite(Mode::Sync) / (6 * self.rules.workers.max(1))
+    /// How many items of a run are half of what a worker should have in hand, or none: so another one stands ready behind it. Of a map
+    /// that has no more in flight than this, each worker is to have some, and some in store.
+    pub(crate) fn run_length(&self, in_flight: usize) -> usize {
+        let workers = self.rules.workers.max(1);
+        (self.appetite(Mode::Sync) / (6 * workers)).min(in_flight / (2 * workers))
     }
 
     /// How many tasks keep every worker at work: a window in hand each, and two waiting.

@@ -134,3 +134,15 @@ fn of_a_run_that_is_never_begun_one_item_after_another_is_lost() {
     }
     assert_eq!(lost, [(0, 1), (1, 1)]);
 }
+
+#[test]
+fn a_run_leaves_something_for_each_worker_also_when_there_are_more_than_at_first() {
+    let (mut bench, w) = Bench::new(1);
+    bench.run(1);
+    bench.now += Duration::from_micros(1);
+    bench.core.replied(w[0], 0, Answer::Final, bench.now).expect("it has it");
+    bench.core.refill(w[0], 1, bench.now, &mut bench.actions);
+    assert_eq!((bench.core.run_length(usize::MAX), bench.core.run_length(20)), (150, 10));
+    bench.core.resize(5, 5, bench.now, &mut bench.actions);
+    assert_eq!((bench.core.run_length(usize::MAX), bench.core.run_length(20)), (30, 2));
+}
