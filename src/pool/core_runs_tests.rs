@@ -146,3 +146,25 @@ fn a_run_leaves_something_for_each_worker_also_when_there_are_more_than_at_first
     bench.core.resize(5, 5, bench.now, &mut bench.actions);
     assert_eq!((bench.core.run_length(usize::MAX), bench.core.run_length(20)), (30, 2));
 }
+
+#[test]
+fn an_unkillable_worker_keeps_one_item_of_a_run_that_it_has_not_begun() {
+    let (mut bench, mut keys) = Bench::new(1);
+    bench.run(3);
+    let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
+    for _ in 0..MOVES_MAX {
+        bench.core.exited(keys[0], &loss, bench.now, &mut bench.actions);
+        keys = bench.core.workers.keys();
+        let memory = Watched(TestMemory::new(64), Rc::default());
+        assert!(bench.core.ready(keys[0], Some(memory), bench.now, &mut bench.actions));
+    }
+    bench.core.doom(keys[0], bench.now, &mut bench.actions);
+    bench.now += bench.core.rules.policy.kill_limit;
+    bench.actions.clear();
+    bench.core.tick(bench.now, &mut bench.actions);
+    let told = bench.actions.iter().find_map(|action| match action {
+        Action::Settle(Parcel { id, run }, Fate::Unkillable(_)) => Some((*id, run.as_ref().expect("it is one").left())),
+        _ => None,
+    });
+    assert_eq!((told, bench.core.queued(), bench.core.census().queued), (Some((0, 1)), 1, 2));
+}
