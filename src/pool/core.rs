@@ -53,7 +53,7 @@
 //! 24. A task may be a *run*: so many items, each with a number, an answer and an end of its own, which one worker does one after
 //!     another. Where tasks in hand are counted, its items are. What has not begun of one that has is taken back wherever rules 7, 8, 10 and 13
 //!     take back tasks, and is a run of its own from then on: so nothing but the one item that runs stays with a worker that is late,
-//!     is killed or dies. Where nobody can say what has begun, all of it has.
+//!     is killed or dies. Where nobody can say what has begun, all of it has. Of one that nobody lives to begin, the first item dies (rule 7).
 //!
 //! Rules 15 to 22, of who is on the staff, are in `core_staff.rs`. How tasks are stopped (rules 8 and 11) is in `core_stop.rs`,
 //! what becomes of workers that stand still (rule 23) in `core_deaf.rs`, how a pool ends in `core_ending.rs`,
@@ -805,7 +805,8 @@ impl<T: Carried, M: Memory> Core<T, M> {
             let flight = worker.in_flight[place];
             let Some(task) = self.tasks.get_mut(flight.task) else { continue };
             let was_next = none_begun && (place == 0 || task.mode == Mode::Async);
-            let unbegun = flight.is_whole() && worker.look(flight.claim) == Progress::Queued && !(was_next && task.is_suspect());
+            let waited = flight.is_whole() && worker.look(flight.claim) == Progress::Queued;
+            let unbegun = waited && !(was_next && task.is_suspect());
             let innocent =
                 worker.killed_for.is_some_and(|key| key != flight.task) && task.options.as_ref().is_some_and(|options| options.idempotent);
             // It was done in time by its word, and its answer never came.
@@ -815,15 +816,11 @@ impl<T: Carried, M: Memory> Core<T, M> {
                     task.worker = None;
                     task.moves += u8::from(unbegun && was_next);
                     back.push(flight.task);
-                    if unbegun && was_next && flight.items > 1 {
-                        // Of a run, only the first item can be what killed it.
-                        back.extend(Self::part(&mut self.tasks, flight.task, 1));
-                    }
                     continue;
                 }
                 None => {
                     let again = task.again(|retry| retry.deaths);
-                    back.extend(Self::cut(&mut self.tasks, &mut worker, place, usize::MAX));
+                    back.extend(Self::rest(&mut self.tasks, &mut worker, place, waited));
                     (Fate::Lost(Arc::clone(loss)), again)
                 }
                 Some(stop @ Stop::TimedOut(Limit::Timeout(_))) => (stop.fate(), task.again(|retry| retry.timeouts)),
@@ -989,9 +986,11 @@ impl<T: Carried, M: Memory> Core<T, M> {
         self.phase != Phase::Open
     }
 
-    /// How many items of a run are half of what a worker should have in hand, or none: so another one stands ready behind it.
-    pub(crate) fn run_length(&self) -> usize {
-        self.appetite(Mode::Sync) / (6 * self.rules.workers.max(1))
+    /// How many items of a run are half of what a worker should have in hand, or none: so another one stands ready behind it. Of a map
+    /// that has no more in flight than this, each worker is to have some, and some in store.
+    pub(crate) fn run_length(&self, in_flight: usize) -> usize {
+        let workers = self.rules.workers.max(1);
+        (self.appetite(Mode::Sync) / (6 * workers)).min(in_flight / (2 * workers))
     }
 
     /// How many tasks keep every worker at work: a window in hand each, and two waiting.

@@ -32,7 +32,8 @@ impl<T: Carried> Task<T> {
 }
 
 impl<T: Carried, M: Memory> Core<T, M> {
-    /// Parts a run: the items from this one on are a task of their own, which is nowhere yet.
+    /// Parts a run: the items from this one on are a task of their own, which is nowhere yet. What is left of the run must never be sent
+    /// again: an earlier frame of it may still be on its way to that worker, which would take all its items for its own.
     pub(super) fn part(tasks: &mut Slots<Task<T>>, key: TaskKey, from: u32) -> Option<TaskKey> {
         let task = tasks.get_mut(key)?;
         let rest = Task {
@@ -63,6 +64,17 @@ impl<T: Carried, M: Memory> Core<T, M> {
         flight.left -= items - limit;
         worker.load -= (items - limit) as usize;
         Self::part(tasks, task, limit)
+    }
+
+    /// What of a run is not lost with its worker: what that had not begun. If it had `waited` as a whole, all but the first item, for only
+    /// that can be to blame.
+    pub(super) fn rest(tasks: &mut Slots<Task<T>>, worker: &mut Worker<M>, at: usize, waited: bool) -> Option<TaskKey> {
+        let Flight { task, items, .. } = *worker.in_flight.get(at)?;
+        match waited {
+            true if items > 1 => Self::part(tasks, task, 1),
+            true => None,
+            false => Self::cut(tasks, worker, at, usize::MAX),
+        }
     }
 
     /// A run of which nothing is left has ended, though nobody answers any more.
@@ -98,6 +110,10 @@ impl Carried for Parcel {
         Self { id: self.id + u64::from(from), run: self.run.as_mut().map(|run| run.part(from)) }
     }
 }
+
+#[cfg(test)]
+#[path = "core_runs_tests.rs"]
+mod tests;
 
 #[cfg(test)]
 #[path = "core_runs_sim.rs"]

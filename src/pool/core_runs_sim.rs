@@ -8,6 +8,7 @@ use super::super::simulation::{Rng, TestMemory};
 use super::super::*;
 use super::Parcel;
 use crate::pool::ending::CutOff;
+use std::collections::BTreeMap;
 
 /// What may be broken, here and not in the product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,8 @@ struct World {
     core: Core<Parcel, TestMemory>,
     now: Instant,
     items: Vec<Fact>,
+    /// What each run was sent as: its number, and how many items.
+    sent: BTreeMap<u64, u32>,
     groups: u64,
     /// And whether it is killed before it is ready.
     starting: Vec<(WorkerKey, bool)>,
@@ -84,6 +87,7 @@ impl World {
             flaw,
             now,
             items: Vec::new(),
+            sent: BTreeMap::new(),
             groups: 0,
             starting: Vec::new(),
             processes: Vec::new(),
@@ -127,6 +131,9 @@ impl World {
                     let Some(task) = self.core.tasks.get(task) else { continue };
                     let (claim, items) = (Claim { slot, id: task.id }, task.cargo.run.as_ref().map_or(1, Run::items));
                     let is_run = task.cargo.run.is_some();
+                    // An earlier frame may be on its way, and begin in the place of this one.
+                    let before = *self.sent.entry(claim.id).or_insert(items);
+                    self.ensure(before == items, || format!("{claim:?} is sent with {items} items, and was with {before}"));
                     if let Some(process) = self.process(key) {
                         process.frames.push_back((claim, items, is_run));
                     }

@@ -710,7 +710,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
                 _ => Fate::Unkillable(key),
             };
             if task.stopping.is_none() {
-                back.extend(Self::cut(&mut self.tasks, worker, place, usize::MAX));
+                back.extend(Self::rest(&mut self.tasks, worker, place, unbegun));
             }
             if let Some(task) = self.forget(flight.task) {
                 if matches!(fate, Fate::Closed) {

@@ -15,9 +15,16 @@ impl<T: Carried, M: Memory> Core<T, M> {
 
     /// Aborts every task whose cargo fits.
     pub(crate) fn abort_where(&mut self, fits: impl Fn(&T) -> bool, now: Instant, actions: &mut Vec<Action<T>>) {
-        let keys: Vec<_> = self.tasks.iter().filter(|(_, task)| fits(&task.cargo)).map(|(key, _)| key).collect();
-        for key in keys {
-            self.stop(key, Stop::Abort, now, actions);
+        loop {
+            let left = self.tasks.iter().filter(|(_, task)| task.stopping != Some(Stop::Abort) && fits(&task.cargo));
+            let keys: Vec<_> = left.map(|(key, _)| key).collect();
+            if keys.is_empty() {
+                break;
+            }
+            // It may part others: a run that stood behind one that is being stopped, and has begun since then.
+            for key in keys {
+                self.stop(key, Stop::Abort, now, actions);
+            }
         }
         // Only now: else tasks would be sent that are about to be aborted.
         self.go_on(now, actions);

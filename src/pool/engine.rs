@@ -256,8 +256,8 @@ impl Engine {
         }
     }
 
-    /// How many items of a map a run should have now; at most 1: they go one by one.
-    pub(crate) fn run_length(&self, task: &TaskSpec) -> usize {
+    /// How many items a run should have now, of a map that has so many in flight; at most 1: they go one by one.
+    pub(crate) fn run_length(&self, task: &TaskSpec, in_flight: usize) -> usize {
         let goes_singly = task.mode == Mode::Async
             || task.options.is_some()
             || task.token.is_some()
@@ -266,7 +266,7 @@ impl Engine {
         if goes_singly || fork::is_forked_copy() {
             return 1;
         }
-        self.lock().core.run_length()
+        self.lock().core.run_length(in_flight)
     }
 
     /// So many bytes of arguments are enough for a run, and for one item of it.

@@ -292,8 +292,8 @@ impl<R> Sink<R> {
     fn room(&mut self) -> usize {
         if self.appetite == 0 {
             self.appetite = self.buffered.unwrap_or_else(|| self.engine.appetite(self.task.mode));
-            // Of a map that has just begun nobody knows how long its items take; and each worker is to have some, and some in store.
-            let enough = self.engine.run_length(&self.task).min(self.appetite / (2 * self.engine.config().rules.workers.max(1)));
+            let enough = self.engine.run_length(&self.task, self.appetite);
+            // Of a map that has just begun nobody knows how long its items take.
             self.gathered.enough = enough.min(1 + self.came / 4).clamp(1, ITEMS_MAX as usize);
         }
         let room = self.appetite.saturating_sub(self.in_flight);
