@@ -369,9 +369,9 @@ impl Worker {
                 continue;
             }
             let mut call = read_call(self.inbox.bytes(range.clone()))?;
-            match call.run {
-                Run::Sync(function) if let Some(items) = call.items => self.run_items(call, items, function, range)?,
-                Run::Sync(function) => {
+            match (call.run, call.items) {
+                (Run::Sync(function), Some(items)) => self.run_items(call, items, function, range)?,
+                (Run::Sync(function), None) => {
                     let things = call.receive();
                     if self.claim(&call) {
                         let args = range.start + call.args..range.end;
@@ -379,12 +379,12 @@ impl Worker {
                         self.commit(Some(call.claim))?;
                     }
                 }
-                Run::Async(_) => {
+                (Run::Async(_), _) => {
                     // Only the first one comes here; it is looked at again inside.
                     self.inbox.put_back(range);
                     self.runtime = Some(self.runtime()?);
                 }
-                Run::InitSync(_) | Run::InitAsync(_) => return Err("a call of an init function".into()),
+                (Run::InitSync(_) | Run::InitAsync(_), _) => return Err("a call of an init function".into()),
             }
         }
         self.leave()
