@@ -135,6 +135,7 @@ fn own_process_that_ends_somehow() {
             match unsafe { fork() }.unwrap() {
                 ForkResult::Parent { .. } => nix_exit(),
                 ForkResult::Child => {
+                    nix::unistd::alarm::set(60); // a copy of one thread may not even be able to panic, and is nobody's to kill
                     wait_for_bye(&dir); // and has a copy of all descriptors
                     nix_exit();
                 }

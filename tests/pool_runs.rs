@@ -58,6 +58,11 @@ fn item(outcome: &Result<u64, TaskError>) -> u64 {
     }
 }
 
+fn runs(n: u64) -> u64 {
+    ran(n);
+    n
+}
+
 const FATAL: [u64; 5] = [5_000, 5_001, 7_777, 12_345, 19_999];
 
 fn dies_at_times(n: u64) -> u64 {
@@ -100,16 +105,7 @@ async fn an_item_that_ends_its_worker_is_the_only_one_lost_and_every_item_runs_o
 async fn workers_that_are_killed_at_any_moment_cost_one_item_each_at_most() {
     let (scene, marks) = scene(2);
     within("workers", scene.pool.ready()).await.unwrap();
-    let mut results = scene
-        .pool
-        .map(
-            |n: u64| {
-                ran(n);
-                n
-            },
-            0..3 * ITEMS,
-        )
-        .unordered();
+    let mut results = scene.pool.map(runs, 0..3 * ITEMS).unordered();
     let (mut outcomes, mut kills) = (Vec::new(), 0);
     while let Some(outcome) = within("a result", results.next()).await {
         outcomes.push(outcome);
@@ -226,16 +222,7 @@ async fn an_item_that_takes_long_keeps_nobody_back_who_stood_behind_it() {
 async fn a_worker_that_stands_still_keeps_nothing_that_it_has_not_begun() {
     let (scene, marks) = scene(2);
     within("workers", scene.pool.ready()).await.unwrap();
-    let mut results = scene
-        .pool
-        .map(
-            |n: u64| {
-                ran(n);
-                n
-            },
-            0..ITEMS,
-        )
-        .unordered();
+    let mut results = scene.pool.map(runs, 0..ITEMS).unordered();
     let mut came = 0;
     while came < 10_000 {
         within("a result", results.next()).await.unwrap().unwrap();
@@ -320,16 +307,7 @@ async fn no_more_items_are_in_flight_than_were_asked_for() {
         let (scene, marks) = scene(2);
         let (pulled, mut given) = (std::cell::Cell::new(0), 0);
         let items = (0..ITEMS / 4).inspect(|_| pulled.set(pulled.get() + 1));
-        let mut results = scene
-            .pool
-            .map(
-                |n: u64| {
-                    ran(n);
-                    n
-                },
-                items,
-            )
-            .buffered(bound);
+        let mut results = scene.pool.map(runs, items).buffered(bound);
         while let Some(n) = within("a result", results.next()).await {
             given += 1;
             assert_eq!(n.unwrap() + 1, given);

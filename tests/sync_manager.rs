@@ -8,13 +8,16 @@ mod processes;
 
 use futures::StreamExt;
 use nix::sys::signal::Signal;
-use processes::{Seen, children, descriptors, in_own_process, lines, note, own_dir, own_process, passes, pid, soon, until, wait_until};
+use processes::{
+    Seen, children, descriptors, in_own_process, in_own_process_with_a_full_dev_shm, lines, note, own_dir, own_process, pid, soon, until,
+    wait_until,
+};
 use procpool::{
     Array, Barrier, Channel, Condvar, Event, List, Manager, Map, Mutex, Pool, Process, Queue, Registered, RwLock, Semaphore, Served, Value,
 };
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 fn pool(workers: usize) -> Pool {
@@ -595,13 +598,7 @@ async fn a_worker_without_address_space_for_lanes_sends_and_receives_by_message(
 #[test]
 #[ignore = "needs root"]
 fn needs_root_objects_and_lanes_work_where_dev_shm_is_full() {
-    let (test, dir) = ("own_process_with_a_full_dev_shm", tempfile::tempdir().unwrap());
-    let own = own_process(&std::env::current_exe().unwrap(), test, dir.path());
-    let fill = "mount -t tmpfs -o size=4096 none /dev/shm && head -c 4096 /dev/zero > /dev/shm/full && exec \"$0\" \"$@\"";
-    let mut command = Command::new("unshare");
-    command.args(["-m", "sh", "-c", fill]).arg(own.get_program()).args(own.get_args());
-    command.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    passes(test, command);
+    in_own_process_with_a_full_dev_shm("own_process_with_a_full_dev_shm");
 }
 
 #[test]

@@ -11,7 +11,8 @@ mod processes;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use processes::{
-    children, descriptors, hang, in_own_process, lines, note, own_dir, own_process, passes, pid, soon, until, wait_for, wait_until,
+    children, descriptors, hang, in_own_process, in_own_process_with_a_full_dev_shm, lines, note, own_dir, own_process, pid, soon, until,
+    wait_for, wait_until,
 };
 use procpool::{Error, ErrorKind, Pool, Process};
 use std::error::Error as _;
@@ -94,13 +95,7 @@ async fn own_process_whose_files_may_not_grow() {
 #[test]
 #[ignore = "needs root"]
 fn needs_root_a_full_dev_shm_is_no_matter() {
-    let (test, dir) = ("own_process_with_a_full_dev_shm", tempdir().unwrap());
-    let own = own_process(&std::env::current_exe().unwrap(), test, dir.path());
-    let fill = "mount -t tmpfs -o size=4096 none /dev/shm && head -c 4096 /dev/zero > /dev/shm/full && exec \"$0\" \"$@\"";
-    let mut command = Command::new("unshare");
-    command.args(["-m", "sh", "-c", fill]).arg(own.get_program()).args(own.get_args());
-    command.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    passes(test, command);
+    in_own_process_with_a_full_dev_shm("own_process_with_a_full_dev_shm");
 }
 
 #[tokio::test]

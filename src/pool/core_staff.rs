@@ -197,7 +197,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
                 State::Doomed | State::Retiring => (0, 0),
                 State::Departing => (1, 0),
                 State::Starting { .. } => (2, 0),
-                State::Spare | State::Ready => (3, worker.in_flight.len()),
+                State::Spare | State::Ready => (3, worker.load),
             };
             let on_duty = self.workers.iter().filter(|(_, worker)| worker.post.duty == Duty::On);
             // Of the idle, the one that has been for the longest.
@@ -487,7 +487,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
             && (open || self.queued > 0)
         {
             let due = self.workers.iter().filter(|(_, worker)| worker.is_due().0 || open && worker.is_due().1);
-            let first = due.min_by_key(|(_, worker)| (!worker.is_due().0, worker.in_flight.len()));
+            let first = due.min_by_key(|(_, worker)| (!worker.is_due().0, worker.load));
             let Some((old, _)) = first else { break };
             self.vacate(old, Duty::Off);
             self.depart(old, WorkerEnd::Recycled, actions); // why, it knows

@@ -205,6 +205,17 @@ pub(crate) fn in_own_process_of_nobody(test: &str) {
     passes(test, command);
 }
 
+/// The same where /dev/shm is full. Needs the right to mount.
+pub(crate) fn in_own_process_with_a_full_dev_shm(test: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let own = own_process(&std::env::current_exe().unwrap(), test, dir.path());
+    let fill = "mount -t tmpfs -o size=4096 none /dev/shm && head -c 4096 /dev/zero > /dev/shm/full && exec \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", fill]).arg(own.get_program()).args(own.get_args());
+    command.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    passes(test, command);
+}
+
 /// Runs a command of [`own_process`] to its end.
 pub(crate) fn passes(test: &str, mut command: Command) {
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
