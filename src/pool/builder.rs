@@ -65,6 +65,9 @@ pub struct Builder {
     program: Option<(OsString, Vec<OsString>)>,
     #[cfg(test)]
     pub(super) launcher: Option<super::launch::Launcher>,
+    /// So many items of a map travel together, however long they take.
+    #[cfg(test)]
+    pub(super) run_length: Option<usize>,
 }
 
 impl Default for Builder {
@@ -89,6 +92,8 @@ impl Default for Builder {
             program: None,
             #[cfg(test)]
             launcher: None,
+            #[cfg(test)]
+            run_length: None,
         }
     }
 }
@@ -503,6 +508,8 @@ impl Builder {
             program: self.program,
             #[cfg(test)]
             launcher: self.launcher,
+            #[cfg(test)]
+            run_length: self.run_length,
         })?;
         Ok(Pool::of(engine, self.manager))
     }

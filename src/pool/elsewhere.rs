@@ -56,7 +56,7 @@ impl Engine {
         match *self {}
     }
 
-    pub(crate) fn run_length(&self, _: &TaskSpec, _: usize) -> usize {
+    pub(crate) fn run_length(&self, _: &TaskSpec, _: usize, _: usize) -> usize {
         match *self {}
     }
 

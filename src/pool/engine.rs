@@ -256,8 +256,9 @@ impl Engine {
         }
     }
 
-    /// How many items a run should have now, of a map that has so many in flight; at most 1: they go one by one.
-    pub(crate) fn run_length(&self, task: &TaskSpec, in_flight: usize) -> usize {
+    /// How many items a run should have now, of a map that has so many in flight, and of which so many have come; at most 1: they go
+    /// one by one.
+    pub(crate) fn run_length(&self, task: &TaskSpec, in_flight: usize, came: usize) -> usize {
         let goes_singly = task.mode == Mode::Async
             || task.options.is_some()
             || task.token.is_some()
@@ -266,7 +267,12 @@ impl Engine {
         if goes_singly || fork::is_forked_copy() {
             return 1;
         }
-        self.lock().core.run_length(in_flight)
+        #[cfg(test)]
+        if let Some(length) = self.config.run_length {
+            return length;
+        }
+        // Of a map that has just begun nobody knows how long its items take.
+        self.lock().core.run_length(in_flight).min(1 + came / 4)
     }
 
     /// So many bytes of arguments are enough for a run, and for one item of it.

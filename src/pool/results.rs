@@ -292,9 +292,8 @@ impl<R> Sink<R> {
     fn room(&mut self) -> usize {
         if self.appetite == 0 {
             self.appetite = self.buffered.unwrap_or_else(|| self.engine.appetite(self.task.mode));
-            let enough = self.engine.run_length(&self.task, self.appetite);
-            // Of a map that has just begun nobody knows how long its items take.
-            self.gathered.enough = enough.min(1 + self.came / 4).clamp(1, ITEMS_MAX as usize);
+            let enough = self.engine.run_length(&self.task, self.appetite, self.came);
+            self.gathered.enough = enough.clamp(1, ITEMS_MAX as usize);
         }
         let room = self.appetite.saturating_sub(self.in_flight);
         // While results are at hand, many small items are pulled by the quarter, not one by one: they travel together.

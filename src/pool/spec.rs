@@ -37,6 +37,8 @@ pub(crate) struct Config {
     /// What is started instead of this program: tests play a worker themselves.
     #[cfg(test)]
     pub(crate) launcher: Option<super::launch::Launcher>,
+    #[cfg(test)]
+    pub(crate) run_length: Option<usize>,
 }
 
 impl Config {

@@ -13,7 +13,9 @@ use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-const ITEMS: u64 = 50_000;
+const ITEMS: u64 = 300;
+/// So many items are a run.
+const LENGTH: usize = 8;
 
 fn echo(n: u64) -> u64 {
     n
@@ -214,7 +216,7 @@ async fn what_a_worker_does_wrong_in_a_run_costs_what_it_had_begun_or_may_have()
         let (ran, played_run) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(None)));
         let (theirs, its) = (Arc::clone(&ran), Arc::clone(&played_run));
         let first = AtomicBool::new(true);
-        let pool = played(move |_, player| {
+        let mut pool = played(move |_, player| {
             let is_first = first.swap(false, Ordering::Relaxed);
             let play = is_first.then_some(|run: Begun<'_>| {
                 *its.lock().unwrap() = Some((run.claim.id, run.arguments.len() as u64));
@@ -222,10 +224,13 @@ async fn what_a_worker_does_wrong_in_a_run_costs_what_it_had_begun_or_may_have()
             });
             serve(player, &theirs, play);
         });
+        pool.run_length = Some(LENGTH);
         let pool = pool.build().unwrap();
-        let outcomes: Vec<_> = tokio::time::timeout(HANG, pool.map(echo, 0..ITEMS).collect()).await.expect(what);
+        let results = pool.map(echo, 0..ITEMS).buffered(ITEMS as usize);
+        let outcomes: Vec<_> = tokio::time::timeout(HANG, results.collect()).await.expect(what);
         assert_eq!(outcomes.len() as u64, ITEMS, "{what}");
         let (id, items) = played_run.lock().unwrap().expect("there was a run");
+        assert_eq!((id, items), (1, LENGTH as u64), "{what}");
         // Items have numbers from 1, in the order of the input: there is nothing else in this pool.
         let expected: Vec<u64> = lost.iter().copied().chain(from.min(items)..items).map(|item| id + item - 1).collect();
         let mut told = Vec::new();
