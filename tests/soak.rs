@@ -635,7 +635,7 @@ async fn map(dice: &mut Dice, world: &mut World, census: &mut Census) {
     count(census, if taken.await.is_ok() { "map, whole" } else { "map, dropped" });
 }
 
-async fn end(dice: &mut Dice, mut world: World, census: &mut Census) {
+async fn end(dice: &mut Dice, mut world: World, others: &mut [World], census: &mut Census) {
     let how = match dice.below(7) {
         0 | 1 if !world.endless => End::Shutdown,
         0 | 1 => End::Kill,
@@ -648,8 +648,10 @@ async fn end(dice: &mut Dice, mut world: World, census: &mut Census) {
     let began = Instant::now();
     count(census, format!("end, {}", format!("{how:?}").split('(').next().unwrap()));
     if how == End::Shutdown {
-        // It waits for all: what stands still goes on, and what never ends is stopped.
+        // It waits for all: what stands still goes on (in the other pool too, where it may have the lock of the total), and what never ends
+        // is stopped.
         world.go_on(true);
+        others.iter_mut().for_each(|other| other.go_on(true));
         for open in world.open.iter_mut().filter(|open| matches!(open.asked.order.what, What::Hang | What::Spin)) {
             open.asked.cancelled = true;
             world.async_harm = true;
@@ -761,11 +763,11 @@ fn round(seed: u64, dir: &Path, census: &mut Census) {
         if std::env::var_os("PROCPOOL_SOAK_TIMES").is_some() {
             eprintln!("{seed}: played for {:?}", began.elapsed());
         }
-        for mut world in worlds.drain(..) {
+        while let Some(mut world) = worlds.pop() {
             world.look(&mut dice, census);
             asked += world.runs.len() as u64;
             added += world.added;
-            end(&mut dice, world, census).await;
+            end(&mut dice, world, &mut worlds, census).await;
         }
         // Each that is done has added one; others may have, before they failed.
         let sum = must("the total", total.get()).await.unwrap();
