@@ -1,4 +1,4 @@
-//! What no compiler checks: the direction of dependencies, the changelog, the list of scenarios, and that of traps.
+//! What no compiler checks: the direction of dependencies, that async methods say what their cancellation does, the changelog, the list of scenarios, and that of traps.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -74,6 +74,22 @@ fn unsafe_stands_only_where_the_architecture_says() {
             assert!(allowed.contains(&place.as_str()), "{place} allows itself unsafe code");
         }
     }
+}
+
+#[test]
+fn every_async_method_says_what_becomes_of_it_when_it_is_dropped() {
+    let mut silent = Vec::new();
+    for path in sources("src") {
+        let text = fs::read_to_string(&path).unwrap();
+        let mut says = false;
+        for line in text.lines().map(str::trim) {
+            if line.starts_with("pub async fn") && !says {
+                silent.push(format!("{}: {line}", path.display()));
+            }
+            says = line == "/// # Cancel safety" || (says && (line.starts_with("///") || line.starts_with("#[")));
+        }
+    }
+    assert!(silent.is_empty(), "{silent:#?}");
 }
 
 #[test]

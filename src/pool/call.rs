@@ -190,6 +190,10 @@ where
     }
 
     /// As [`Pool::spawn_wait`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As there.
     pub async fn spawn_wait<P: ArgsFor<Args>>(self, args: P) -> JoinHandle<R> {
         let room = self.pool.engine().room().await;
         self.submit(&args, Room::Held(room))

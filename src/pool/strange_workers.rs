@@ -546,14 +546,16 @@ async fn an_answer_that_is_worth_another_try_is_tried_as_often_as_the_call_says(
 async fn half_an_answer_and_silence_can_be_aborted() {
     let pool = played(|_, player| {
         player.become_ready();
-        player.call();
-        player.socket.write_all(&[9, 0, 0, 0, 1]).unwrap();
+        let id = player.call();
+        let answer = framed(|out| message::done(out, id));
+        player.socket.write_all(&answer[..answer.len() - 1]).unwrap();
         player.wait();
     })
     .build()
     .unwrap();
     let handle = pool.spawn(echo, 1);
     while handle.worker_pid().is_none() {
+        assert!(!handle.is_finished(), "it ends before it is aborted");
         tokio::task::yield_now().await;
     }
     handle.abort();

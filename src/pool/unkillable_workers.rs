@@ -9,6 +9,7 @@ use super::Pool;
 use super::core::Policy;
 use super::stats::WorkerEnd;
 use crate::process::testing::Hold;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Only a hang takes this long.
@@ -29,6 +30,11 @@ async fn until(what: &str, mut fact: impl FnMut() -> bool) {
     }
 }
 
+fn sleeps(begun: PathBuf) {
+    std::fs::write(begun, "").unwrap();
+    std::thread::sleep(FUSE * 100);
+}
+
 fn exists(pid: u32) -> bool {
     std::path::Path::new("/proc").join(pid.to_string()).exists()
 }
@@ -38,12 +44,11 @@ async fn its_task_is_told_its_place_is_filled_and_it_is_reaped_when_it_ends() {
     let pool = pool();
     let pid = pool.spawn(std::process::id, ()).await.unwrap();
     let hold = Hold::of(pid);
-    let task = pool.spawn(|| std::thread::sleep(FUSE * 100), ());
-    until("it is sent", || task.worker_pid() == Some(pid)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let begun = dir.path().join("begun");
+    let task = pool.spawn(sleeps, begun.clone());
     let waits = pool.spawn(std::process::id, ());
-    until("it runs", || pool.stats().busy == 1).await;
-    // It may not have begun yet, and then is taken back: so it is given a moment, which only makes the test see more.
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    until("it has begun", || begun.exists()).await;
     task.abort();
     let error = tokio::time::timeout(FUSE, task).await.unwrap().unwrap_err();
     assert!(error.is_unkillable() && error.pid() == Some(pid), "{error}");

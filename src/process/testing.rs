@@ -99,8 +99,11 @@ impl Hold {
             let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, libc::PTRACE_O_TRACEEXIT) };
             held.send((seized, std::io::Error::last_os_error())).expect("it is waited for");
             let _ = gone.recv();
-            // SAFETY: as above; only a stopped one can be let go, and it stops as soon as it is killed.
-            while unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, none, none) } == -1
+            // SAFETY: as above; only a stopped one can be let go: one that was killed has stopped, any other does when it is interrupted.
+            while unsafe {
+                libc::ptrace(libc::PTRACE_INTERRUPT, pid, none, none);
+                libc::ptrace(libc::PTRACE_DETACH, pid, none, none)
+            } == -1
                 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
                 && Path::new("/proc").join(pid.to_string()).exists()
             {

@@ -124,6 +124,10 @@ impl Parent {
     }
 
     /// Waits for its end.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing happens by dropping it.
     pub async fn exited(&self) {
         std::future::pending().await
     }

@@ -124,6 +124,10 @@ impl Barrier {
     /// # Errors
     ///
     /// [`TimedOut`](crate::ErrorKind::TimedOut), by which the barrier is broken for all the others; and those of `wait`.
+    ///
+    /// # Cancel safety
+    ///
+    /// As `wait`.
     pub async fn wait_timeout(&self, limit: Duration) -> Result<BarrierWaitResult, Error> {
         Self::passed(self.ask(Wait::Limit(limit)).await)
     }

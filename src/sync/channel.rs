@@ -248,6 +248,10 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
     /// # Errors
     ///
     /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `recv`.
+    ///
+    /// # Cancel safety
+    ///
+    /// As `recv`.
     pub async fn recv_timeout(&self, limit: Duration) -> Result<Option<R>, Error> {
         tokio::time::timeout(limit, self.recv()).await.unwrap_or_else(|_| Err(Why::TimedOut.into()))
     }

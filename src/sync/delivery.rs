@@ -71,6 +71,10 @@ impl<T> Delivery<T> {
     /// # Errors
     ///
     /// As [`ack`](Self::ack).
+    ///
+    /// # Cancel safety
+    ///
+    /// It is let go in any case, for it goes with this.
     pub async fn reject(mut self) -> Result<(), Error> {
         self.ended = true;
         done(self.handle.ask(Ask::Reject { lease: self.lease }.body()).await)
@@ -91,6 +95,10 @@ impl<T> Delivery<T> {
     /// # Errors
     ///
     /// As [`ack`](Self::ack).
+    ///
+    /// # Cancel safety
+    ///
+    /// It holds once this was polled; but whether the lease was still held is not known.
     pub async fn extend(&mut self, limit: Duration) -> Result<(), Error> {
         done(self.handle.ask(Ask::Extend { lease: self.lease, limit: Some(limit) }.body()).await)
     }

@@ -118,6 +118,10 @@ impl Event {
     /// # Errors
     ///
     /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `wait`.
+    ///
+    /// # Cancel safety
+    ///
+    /// As `wait`.
     pub async fn wait_timeout(&self, limit: Duration) -> Result<(), Error> {
         Self::answered(self.handle.ask(Ask::Wait { wait: Wait::Limit(limit) }.body()).await).map(drop)
     }

@@ -109,6 +109,10 @@ impl<T> List<T> {
     /// # Errors
     ///
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing happens by dropping it.
     pub async fn len(&self) -> Result<usize, Error> {
         length(self.ask(&Ask::Len).await)
     }
@@ -127,6 +131,10 @@ impl<T> List<T> {
     /// # Errors
     ///
     /// As [`len`](Self::len).
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing happens by dropping it.
     pub async fn is_empty(&self) -> Result<bool, Error> {
         Ok(self.len().await? == 0)
     }
@@ -410,6 +418,10 @@ impl<T: DeserializeOwned> List<T> {
     /// # Errors
     ///
     /// [`Decode`](crate::ErrorKind::Decode), when it is not a `T`; [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing happens by dropping it.
     pub async fn get(&self, at: usize) -> Result<Option<T>, Error> {
         self.maybe(self.ask(&Ask::Get { at: at as u64 }).await)
     }
@@ -428,6 +440,10 @@ impl<T: DeserializeOwned> List<T> {
     /// # Errors
     ///
     /// [`Decode`](crate::ErrorKind::Decode), when one is not a `T`; [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing happens by dropping it.
     pub async fn snapshot(&self) -> Result<Vec<T>, Error> {
         self.values(self.ask(&Ask::Snapshot { from: 0, to: u64::MAX }).await)
     }
@@ -446,6 +462,10 @@ impl<T: DeserializeOwned> List<T> {
     /// # Errors
     ///
     /// As [`snapshot`](Self::snapshot).
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing happens by dropping it.
     pub async fn range(&self, places: std::ops::Range<usize>) -> Result<Vec<T>, Error> {
         self.values(self.ask(&Ask::Snapshot { from: places.start as u64, to: places.end as u64 }).await)
     }

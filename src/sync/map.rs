@@ -109,6 +109,10 @@ impl<K, V> Map<K, V> {
     /// # Errors
     ///
     /// As [`len`](Self::len).
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing happens by dropping it.
     pub async fn is_empty(&self) -> Result<bool, Error> {
         Ok(self.len().await? == 0)
     }
@@ -118,6 +122,10 @@ impl<K, V> Map<K, V> {
     /// # Errors
     ///
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing happens by dropping it.
     pub async fn len(&self) -> Result<usize, Error> {
         length(self.handle.ask(Ask::Len.body()).await)
     }
@@ -177,6 +185,10 @@ impl<K: Serialize, V> Map<K, V> {
     ///
     /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) of the key;
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing happens by dropping it.
     pub async fn contains_key<Q>(&self, key: &Q) -> Result<bool, Error>
     where
         K: Borrow<Q>,
@@ -207,6 +219,10 @@ impl<K: Serialize, V: DeserializeOwned> Map<K, V> {
     /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) of the key;
     /// [`Decode`](crate::ErrorKind::Decode), when the value is not a `V`;
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing happens by dropping it.
     pub async fn get<Q>(&self, key: &Q) -> Result<Option<V>, Error>
     where
         K: Borrow<Q>,
@@ -544,6 +560,10 @@ impl<K: DeserializeOwned, V: DeserializeOwned> Map<K, V> {
     /// # Errors
     ///
     /// [`Decode`](crate::ErrorKind::Decode), when one is not of these types; [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing happens by dropping it.
     pub async fn entries(&self) -> Result<Vec<(K, V)>, Error> {
         self.all(self.handle.ask(Ask::Snapshot { values: true }.body()).await)
     }
@@ -569,6 +589,10 @@ impl<K: DeserializeOwned, V: DeserializeOwned> Map<K, V> {
     /// # Errors
     ///
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is watched.
     pub async fn watch(&self) -> Result<MapWatch<K, V>, Error> {
         let asking = self.handle.ask(Ask::Watch { key: None }.body());
         let ticket = asking.ticket();
@@ -593,6 +617,10 @@ impl<K: Serialize + DeserializeOwned, V: DeserializeOwned> Map<K, V> {
     /// # Errors
     ///
     /// [`Encode`](crate::ErrorKind::Encode) of the key; [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`watch`](Self::watch).
     pub async fn watch_key<Q>(&self, key: &Q) -> Result<MapWatch<K, V>, Error>
     where
         K: Borrow<Q>,
@@ -610,6 +638,10 @@ impl<K: DeserializeOwned, V> Map<K, V> {
     /// # Errors
     ///
     /// As [`entries`](Self::entries).
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing happens by dropping it.
     pub async fn keys(&self) -> Result<Vec<K>, Error> {
         self.only_keys(self.handle.ask(Ask::Snapshot { values: false }.body()).await)
     }

@@ -71,6 +71,10 @@ impl<K: DeserializeOwned, V: DeserializeOwned> MapWatch<K, V> {
     ///
     /// [`Decode`](crate::ErrorKind::Decode), when it is of other types; the next call goes on behind it.
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    ///
+    /// # Cancel safety
+    ///
+    /// No change is lost.
     pub async fn changed(&mut self) -> Result<MapChange<K, V>, Error> {
         std::future::poll_fn(|cx| self.poll_changed(cx)).await
     }

@@ -263,6 +263,10 @@ macro_rules! common {
             /// # Errors
             ///
             /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `join`.
+            ///
+            /// # Cancel safety
+            ///
+            /// As `join`.
             pub async fn join_timeout(&self, limit: Duration) -> Result<(), Error> {
                 done(self.handle.ask(Ask::Join { wait: Wait::Limit(limit) }.body()).await)
             }
@@ -330,6 +334,10 @@ macro_rules! sending {
             /// # Errors
             ///
             /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `send`.
+            ///
+            /// # Cancel safety
+            ///
+            /// As `send`.
             pub async fn send_timeout(&self, item: T, limit: Duration) -> Result<(), SendError<T>> {
                 consume_budget().await;
                 match send(&self.handle, &item, Wait::Limit(limit)) {
@@ -557,6 +565,10 @@ macro_rules! receiving {
             /// # Errors
             ///
             /// As `lease`.
+            ///
+            /// # Cancel safety
+            ///
+            /// As `lease`.
             pub async fn lease_for(&self, limit: Duration) -> Result<Option<Delivery<T>>, Error> {
                 leased(self.handle.clone(), lease(&self.handle, Wait::Ever, Some(limit)), async |asking| asking.await).await
             }
@@ -579,6 +591,10 @@ macro_rules! receiving {
             /// # Errors
             ///
             /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `lease`.
+            ///
+            /// # Cancel safety
+            ///
+            /// As `lease`.
             pub async fn lease_timeout(&self, limit: Duration) -> Result<Option<Delivery<T>>, Error> {
                 leased(self.handle.clone(), lease(&self.handle, Wait::Limit(limit), None), async |asking| asking.await).await
             }

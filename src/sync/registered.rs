@@ -216,6 +216,10 @@ impl<O: Served> Registered<O> {
     /// # Errors
     ///
     /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `call`.
+    ///
+    /// # Cancel safety
+    ///
+    /// As `call`.
     pub async fn call_timeout(&self, call: O::Call, limit: Duration) -> Result<O::Reply, Error> {
         self.finish(self.start(&call, Wait::Limit(limit))?.await)
     }

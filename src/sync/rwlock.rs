@@ -194,6 +194,10 @@ impl<T: DeserializeOwned> RwLock<T> {
     /// # Errors
     ///
     /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `read`.
+    ///
+    /// # Cancel safety
+    ///
+    /// As `read`.
     pub async fn read_timeout(&self, limit: Duration) -> Result<RwLockReadGuard<T>, Error> {
         self.wait(false, Wait::Limit(limit)).await.map(RwLockReadGuard::new)
     }
@@ -288,6 +292,10 @@ impl<T: Serialize + DeserializeOwned> RwLock<T> {
     /// # Errors
     ///
     /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `write`.
+    ///
+    /// # Cancel safety
+    ///
+    /// As `write`.
     pub async fn write_timeout(&self, limit: Duration) -> Result<RwLockWriteGuard<T>, Error> {
         self.wait(true, Wait::Limit(limit)).await.map(RwLockWriteGuard::new)
     }

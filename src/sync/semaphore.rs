@@ -148,6 +148,10 @@ impl Semaphore {
     /// # Errors
     ///
     /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `acquire`.
+    ///
+    /// # Cancel safety
+    ///
+    /// As `acquire`.
     pub async fn acquire_timeout(&self, limit: Duration) -> Result<SemaphorePermit, Error> {
         self.wait(1, Wait::Limit(limit)).await
     }
@@ -157,6 +161,10 @@ impl Semaphore {
     /// # Errors
     ///
     /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `acquire_many`.
+    ///
+    /// # Cancel safety
+    ///
+    /// As `acquire`.
     pub async fn acquire_many_timeout(&self, permits: u32, limit: Duration) -> Result<SemaphorePermit, Error> {
         self.wait(permits, Wait::Limit(limit)).await
     }
