@@ -3,7 +3,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill};
 use nix::unistd::Pid;
 use std::fmt::Display;
 use std::io::Write;
@@ -179,10 +179,21 @@ pub(crate) fn seen(log: &Path) -> Vec<Seen> {
 // ---- tests in a process of their own
 
 /// A command that runs one ignored test of this program in a process of its own, with `dir` to tell
-/// what it finds.
+/// what it finds. It dies of the signals that applications are ended by, even if whoever has started us lets us ignore them, as
+/// nohup(1) does, and a shell with what it runs in the background.
+#[allow(unsafe_code, reason = "something is done between fork and exec")]
 pub(crate) fn own_process(program: &Path, test: &str, dir: &Path) -> Command {
+    let by_default = || {
+        for ends in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
+            // SAFETY: no handler of ours is set; signal(2) is async-signal-safe.
+            unsafe { nix::sys::signal::signal(ends, SigHandler::SigDfl) }?;
+        }
+        Ok(())
+    };
     let mut command = Command::new(program);
     command.args([test, "--exact", "--ignored", "--nocapture"]).env(OWN_PROCESS, dir);
+    // SAFETY: it does what is async-signal-safe.
+    unsafe { command.pre_exec(by_default) };
     command
 }
 
