@@ -344,8 +344,9 @@ impl Server {
         let reader = Reader { socket: Arc::clone(&socket), buffer: FrameBuffer::new(FRAME_MAX), descriptors: Vec::new() };
         driver.readers.insert(client, reader);
         drop(driver);
-        let watched = pidfd.as_ref().map_or(Ok(()), |pidfd| self.epoll.add(pidfd, EpollEvent::new(READ, token(client, ENDED))));
         let mut inside = self.lock();
+        // Under the lock: of a process that has ended already, whoever turns hears at once, and is to find the link that is to go.
+        let watched = pidfd.as_ref().map_or(Ok(()), |pidfd| self.epoll.add(pidfd, EpollEvent::new(READ, token(client, ENDED))));
         let mut out = Outgoing::default();
         let welcome = ToClient::Welcome { seat: client.seat, generation: client.generation, note: inside.state.rings.on };
         out.push(Vec::new(), |body| welcome.write(body));

@@ -651,19 +651,20 @@ impl Engine {
         }
     }
 
-    /// Sets the timer, and looks again: another thread may have set it to something older meanwhile.
+    /// Sets the timer, and looks again: another thread may have set it to something older meanwhile, or to the end.
     fn set_timer(&self, mut deadline: Deadline) {
         loop {
             let now = Instant::now();
             // A pool that has ended is ready for good, so that the task in its runtime wakes, and ends as well.
-            let at = if self.has_ended() { Some(now) } else { deadline.at };
+            let ended = self.has_ended();
+            let at = if ended { Some(now) } else { deadline.at };
             // A timer that cannot be set would be a bug of ours: its arguments are in range.
             let _ = match at.map(|at| at.saturating_duration_since(now)) {
                 Some(after) => self.timer.set(Expiration::OneShot(after.max(Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty()),
                 None => self.timer.unset(),
             };
             let state = self.lock();
-            if state.deadlines == deadline.number {
+            if state.deadlines == deadline.number && ended == self.has_ended() {
                 return;
             }
             deadline = Deadline { number: state.deadlines, at: state.core.next_deadline() };
