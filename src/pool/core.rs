@@ -1360,3 +1360,7 @@ mod tests;
 #[cfg(test)]
 #[path = "core_search.rs"]
 mod search;
+
+#[cfg(test)]
+#[path = "core_drain_sim.rs"]
+mod drain_simulation;
