@@ -1299,14 +1299,17 @@ impl<T: Carried, M: Memory> Core<T, M> {
         actions.push(Action::Start(key));
     }
 
-    /// While draining: workers without work may go, unless they could take what stands behind others; when the last has gone, the pool has ended.
+    /// While draining: workers without work may go, unless they could take what stands behind others, or in one that stands still; when
+    /// the last has gone, the pool has ended.
     fn want_end(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         if !matches!(self.phase, Phase::Draining | Phase::Killed) {
             return;
         }
         if self.phase == Phase::Draining && self.queued + self.behind == 0 {
-            for key in self.idle.iter().chain(&self.staff.spares).copied().collect::<Vec<_>>() {
-                self.retire(key, WorkerEnd::Closed, now, actions);
+            if !self.somebody_is_stuck() {
+                for key in self.idle.iter().chain(&self.staff.spares).copied().collect::<Vec<_>>() {
+                    self.retire(key, WorkerEnd::Closed, now, actions);
+                }
             }
             // Who departed while something was queued kept his place for it; and nothing else may have changed since.
             self.let_leave(now, actions);
@@ -1357,3 +1360,7 @@ mod tests;
 #[cfg(test)]
 #[path = "core_search.rs"]
 mod search;
+
+#[cfg(test)]
+#[path = "core_drain_sim.rs"]
+mod drain_simulation;

@@ -34,6 +34,13 @@ impl<T: Carried, M: Memory> Core<T, M> {
         }
     }
 
+    /// Something that has not begun is in the hand of a worker that stands still: who is idle gets it at the next look.
+    pub(super) fn somebody_is_stuck(&self) -> bool {
+        let stands_still = |worker: &Worker<M>| matches!(worker.state, State::Ready | State::Departing) && worker.deaf_since.is_some();
+        let unbegun = |worker: &Worker<M>| worker.in_flight.iter().any(|flight| worker.look(flight.claim) == Progress::Queued);
+        self.workers.iter().any(|(_, worker)| stands_still(worker) && unbegun(worker))
+    }
+
     /// Looks whether workers begin what they are given. What a deaf one has not begun goes to whoever can take it; says how much
     /// nobody can.
     pub(super) fn listen(&mut self, now: Instant, actions: &mut Vec<Action<T>>) -> usize {

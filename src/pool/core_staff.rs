@@ -606,10 +606,10 @@ impl<T: Carried, M: Memory> Core<T, M> {
     /// When something is to be done about the staff.
     pub(super) fn staff_deadline(&self) -> Option<Instant> {
         let policy = &self.rules.policy;
-        if self.phase != Phase::Open {
-            return None;
-        }
         let pause = self.staff.pause.filter(|_| self.staff.halt.is_none());
+        if self.phase != Phase::Open {
+            return pause; // for a task may need a spare in a pool that drains, too (rule 17)
+        }
         let times = self.staff.idle_at.into_iter().chain(pause);
         if policy.lifetime.is_none() && policy.resident_max.is_none() {
             return times.min(); // as nearly always
@@ -621,10 +621,10 @@ impl<T: Carried, M: Memory> Core<T, M> {
     /// Time has passed.
     pub(super) fn time_the_staff(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         self.staff.look = true;
+        self.staff.pause = self.staff.pause.filter(|until| now < *until);
         if self.phase != Phase::Open {
             return;
         }
-        self.staff.pause = self.staff.pause.filter(|until| now < *until);
         let (lifetime, weighs) = (self.rules.policy.lifetime, self.rules.policy.resident_max.is_some());
         if lifetime.is_some() || weighs {
             for key in self.workers.keys() {

@@ -164,6 +164,24 @@ fn rule_17_a_pool_that_drains_replaces_whom_it_needs() {
 }
 
 #[test]
+fn rule_17_a_pool_that_drains_replaces_whom_it_needs_when_a_pause_is_over() {
+    let (mut bench, w) = manned(1, Policy { max_tasks: Some(1), spares: 1, ..Policy::default() });
+    // The spare is killed by somebody.
+    assert_eq!(bench.exit(w[1]), [""; 0], "the next one comes after a pause");
+    assert_eq!(bench.task(Mode::Sync).1, ["send 0 0"]);
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
+    assert_eq!(bench.does(|core, now, actions| core.drain(now, actions)), [""; 0]);
+    assert_eq!(bench.reply(w[0], &[0]), [""; 0], "it is the last that it may run");
+    // Nothing else will happen.
+    let pause = bench.deadline().expect("it is looked again");
+    bench.now = pause;
+    assert_eq!(bench.tick(), ["start 1"]);
+    assert_eq!(bench.deadline().filter(|at| *at <= pause), None, "the pause is over");
+    let next = newest(&bench);
+    assert_eq!(bench.ready_now(next), ["send 1 1", "retire 0"]);
+}
+
+#[test]
 fn rule_18_a_spare_stands_in_at_once() {
     let (mut bench, w) = manned(1, Policy { spares: 1, ..Policy::default() });
     assert_eq!(w.len(), 2);

@@ -824,6 +824,29 @@ fn rule_23_a_worker_more_is_started_when_only_one_that_stands_still_is_there() {
 }
 
 #[test]
+fn rule_23_holds_in_a_pool_that_drains() {
+    let mut bench = Bench::new(2);
+    bench.task(Mode::Sync);
+    let worker = bench.core.workers.keys()[0];
+    assert_eq!(bench.ready_now(worker), ["send 0 0"]);
+    assert_eq!(bench.does(|core, now, actions| core.drain(now, actions)), [""; 0]);
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), [""; 0]);
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), ["start 1"]);
+    let next = bench.core.workers.keys()[1];
+    assert_eq!(bench.ready_now(next), [""; 0], "it does not leave before it has taken what it was started for");
+    bench.pass(DEAF);
+    let mut words = bench.tick();
+    words.sort();
+    assert_eq!(words, ["retire 0", "send 1 0"]);
+    bench.exit(worker);
+    bench.begin(next, &[0]);
+    assert_eq!(bench.reply(next, &[0]), ["retire 1"]);
+    assert_eq!(bench.exit(next), ["ended"]);
+}
+
+#[test]
 fn rule_23_a_spare_takes_what_a_worker_that_stands_still_has_not_begun() {
     let mut bench = Bench::with_policy(2, Policy { spares: 1, min: 1, ..Policy::default() });
     bench.does(|core, now, actions| core.start_all(now, actions));
