@@ -68,6 +68,8 @@ struct World {
     starts: usize,
     drained: Option<Instant>,
     ended: bool,
+    /// It stands still from the drain on, and for ever, with nothing begun.
+    rooted: Option<WorkerKey>,
     still: u64,
     kills: u64,
     fails: u64,
@@ -112,6 +114,7 @@ impl World {
             starts: 0,
             drained: None,
             ended: false,
+            rooted: None,
         };
         world.after(Duration::ZERO, Event::Step);
         world
@@ -278,6 +281,23 @@ impl World {
         self.after(pause, if self.steps == 0 { Event::Drain } else { Event::Step });
     }
 
+    /// One that has begun nothing stands still for good, where there can be another in its place. (What is large is not taken from it.)
+    fn root(&mut self) {
+        let is_large = |key| self.core.tasks.get(key).is_some_and(|task| task.large);
+        if self.core.tasks.keys().into_iter().any(is_large)
+            || self.core.workers_max() < 2
+            || self.core.rules.policy.max_tasks.is_some()
+            || !self.rng.chance(50)
+        {
+            return;
+        }
+        let stands = |process: &Process| process.ready && !process.exits && process.at.is_empty() && process.replies.is_empty();
+        self.rooted = self.processes.iter().find(|(_, process)| stands(process)).map(|(key, _)| *key);
+        if let Some(process) = self.rooted.and_then(|key| self.processes.get_mut(&key)) {
+            process.still = true;
+        }
+    }
+
     /// A process does what it can.
     fn work(&mut self, key: WorkerKey) {
         while let Some(process) = self.processes.get_mut(&key).filter(|process| process.ready && !process.still && !process.exits) {
@@ -386,6 +406,7 @@ impl World {
                     self.whats.iter().filter(|(_, (what, _))| matches!(what, What::Hangs)).map(|(id, _)| *id).collect();
                 self.enter(false, |core, now, actions| core.abort_where(|cargo| hang.contains(&cargo.id), now, actions));
                 self.drained = Some(self.now);
+                self.root();
                 self.enter(false, |core, now, actions| core.drain(now, actions));
             }
             Event::Started(key, true) => self.exit(key),
@@ -402,6 +423,7 @@ impl World {
                 process.ready = true;
                 self.enter(true, |core, now, actions| core.ready(key, Some(TestMemory::new(2048)), now, actions));
             }
+            Event::GoOn(key) if self.rooted == Some(key) => {}
             Event::GoOn(key) => {
                 if let Some(process) = self.processes.get_mut(&key) {
                     process.still = false;
@@ -458,6 +480,13 @@ fn a_drain_ends_whatever_is_on() {
         let mut world = World::new(seed);
         if let Err(wrong) = world.run() {
             let workers: Vec<_> = world.core.workers.iter().collect();
+            eprintln!(
+                "LISTEN {:?} next {:?} known {:?} now {:?}",
+                world.core.listen_at,
+                world.core.next_deadline(),
+                world.deadline,
+                world.now
+            );
             panic!("PROCPOOL_SEED={seed}: {wrong}: {:?}\n{workers:#?}\n{:#?}", world.core.census(), world.core.staff);
         }
     }
