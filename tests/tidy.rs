@@ -1,4 +1,5 @@
-//! What no compiler checks: the direction of dependencies, that async methods say what their cancellation does, the changelog, the list of scenarios, and that of traps.
+//! What no compiler checks: the direction of dependencies, that async methods say what their cancellation does, the changelog, the list
+//! of scenarios, and that of traps.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

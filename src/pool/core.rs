@@ -49,7 +49,8 @@
 //!     begun is taken back as soon as another can have it, and it is given something only when nobody else can take it, until it answers.
 //!     As long as nobody can, a worker more is started if a place is vacant. And when it has begun nothing of what it has in hand for as long as
 //!     the time limit of one of those tasks (one run's, or the whole's), it is killed: nothing has run, so that costs nobody anything. (Without
-//!     a limit it is waited for: somebody may have stopped it to look into it.)
+//!     a limit it is waited for: somebody may have stopped it to look into it. So is a worker that has not begun a large task: that takes its
+//!     time to arrive.) A drain sends nobody away who could take what is taken back.
 //! 24. A task may be a *run*: so many items, each with a number, an answer and an end of its own, which one worker does one after
 //!     another. Where tasks in hand are counted, its items are. What has not begun of one that has is taken back wherever rules 7, 8, 10 and 13
 //!     take back tasks, and is a run of its own from then on: so nothing but the one item that runs stays with a worker that is late,

@@ -20,6 +20,11 @@ impl<M: Memory> Worker<M> {
         }
         twice
     }
+
+    /// How many of its tasks have not begun.
+    fn unbegun(&self) -> usize {
+        self.in_flight.iter().filter(|flight| self.look(flight.claim) == Progress::Queued).count()
+    }
 }
 
 impl<T: Carried, M: Memory> Core<T, M> {
@@ -37,8 +42,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
     /// Something that has not begun is in the hand of a worker that stands still: who is idle gets it at the next look.
     pub(super) fn somebody_is_stuck(&self) -> bool {
         let stands_still = |worker: &Worker<M>| matches!(worker.state, State::Ready | State::Departing) && worker.deaf_since.is_some();
-        let unbegun = |worker: &Worker<M>| worker.in_flight.iter().any(|flight| worker.look(flight.claim) == Progress::Queued);
-        self.workers.iter().any(|(_, worker)| stands_still(worker) && unbegun(worker))
+        self.workers.iter().any(|(_, worker)| stands_still(worker) && worker.unbegun() > 0)
     }
 
     /// Looks whether workers begin what they are given. What a deaf one has not begun goes to whoever can take it; says how much
@@ -59,7 +63,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
             let (mode, alone, all) = (worker.mode, worker.alone, worker.load);
             let limits = worker.in_flight.iter().filter_map(|flight| self.tasks.get(flight.task)?.patience());
             let patience = limits.min().filter(|_| worker.none_begun());
-            let unbegun = worker.in_flight.iter().filter(|flight| worker.look(flight.claim) == Progress::Queued).count();
+            let unbegun = worker.unbegun();
             self.list(key);
             if self.place_well(mode, alone, now).is_some() {
                 self.take_back(key, usize::MAX, actions);
