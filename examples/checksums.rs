@@ -1,11 +1,11 @@
-//! SHA-256 of every file below a directory, on all cores: `find DIR -type f | xargs sha256sum` as one
-//! program.
+//! SHA-256 of every file below a directory, on all cores: `find DIR -type f | xargs sha256sum` as
+//! one program.
 //!
 //!     cargo run --release --example checksums -- DIR
 //!
-//! DIR is the current directory if it is left out. The lines on stdout are those of `sha256sum`, as the
-//! files are done, so `sha256sum -c` checks them. What cannot be read is told on stderr and makes the
-//! exit status 1, but stops nothing. Symbolic links are not followed.
+//! DIR is the current directory if it is left out. The lines on stdout are those of `sha256sum`, as
+//! the files are done, so `sha256sum -c` checks them. What cannot be read is told on stderr and
+//! makes the exit status 1, but stops nothing. Symbolic links are not followed.
 //!
 //! Three parties work side by side, and none of them ever holds the whole tree:
 //!
@@ -50,8 +50,8 @@ const PIECE: (u64, u64) = (4 << 10, 256 << 10);
 /// A file's checksum and its size.
 type Hashed = Result<(ByteArray<32>, u64), Failure>;
 
-/// The task. A path is any bytes on Unix, and serde's `PathBuf` is UTF-8 only: so it travels as bytes.
-/// It comes back with the result, because that comes out of turn.
+/// The task. A path is any bytes on Unix, and serde's `PathBuf` is UTF-8 only: so it travels as
+/// bytes. It comes back with the result, because that comes out of turn.
 fn hash(path: ByteBuf) -> (ByteBuf, Hashed) {
     let hashed = sha256(Path::new(OsStr::from_bytes(&path)));
     // An `io::Error` cannot travel; a `Failure` carries its text.
@@ -59,14 +59,18 @@ fn hash(path: ByteBuf) -> (ByteBuf, Hashed) {
 }
 
 fn sha256(path: &Path) -> io::Result<(ByteArray<32>, u64)> {
-    // The walk saw a regular file; something else may stand there by now. A link is not followed, and
-    // a fifo that nobody writes to does not keep us waiting.
-    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    // The walk saw a regular file; something else may stand there by now. A link is not followed,
+    // and a fifo that nobody writes to does not keep us waiting.
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::other("no longer a regular file"));
     }
-    // A byte more than the file has, as a rule: so a small one takes one read, and one that sees the end.
+    // A byte more than the file has, as a rule: so a small one takes one read, and one that sees
+    // the end.
     let mut piece = vec![0; (metadata.len() + 1).clamp(PIECE.0, PIECE.1) as usize];
     let (mut hasher, mut size) = (Sha256::new(), 0);
     loop {
@@ -134,8 +138,8 @@ fn walk_stream(root: PathBuf) -> impl Stream<Item = Found> {
 
 // ---- what is told
 
-/// Appends the line that `sha256sum` (coreutils 9) has for a file: in a name, backslash, newline and
-/// carriage return are escaped, and then the line begins with a backslash.
+/// Appends the line that `sha256sum` (coreutils 9) has for a file: in a name, backslash, newline
+/// and carriage return are escaped, and then the line begins with a backslash.
 fn line(out: &mut Vec<u8>, digest: &[u8], path: &[u8]) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     if path.iter().any(|byte| b"\\\n\r".contains(byte)) {
@@ -164,13 +168,16 @@ struct Console {
 
 impl Console {
     fn new(root: &Path) -> Self {
-        let bar = if io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        let bar =
+            if io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
         if !bar.is_hidden() {
-            let style = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {human_pos}/{human_len} files, {msg}");
+            let style = ProgressStyle::with_template(
+                "{elapsed_precise} {wide_bar} {human_pos}/{human_len} files, {msg}",
+            );
             bar.set_style(style.expect("the template is right"));
             bar.enable_steady_tick(Duration::from_millis(200));
-            // The walk that feeds the workers is never far ahead of them, so how many files there are
-            // only a second one can tell: it just counts, and holds nothing either.
+            // The walk that feeds the workers is never far ahead of them, so how many files there
+            // are only a second one can tell: it just counts, and holds nothing either.
             let (bar, root) = (bar.clone(), root.to_owned());
             thread::spawn(move || {
                 walk(&root, |found| {
@@ -204,8 +211,8 @@ async fn run(root: PathBuf) -> Result<ExitCode, Box<dyn Error>> {
     let pool = Pool::builder().workers(workers).name("checksums").build()?;
     let console = Console::new(&root);
 
-    // Paths that are with the workers. Should a worker die, its file does not come back: it is one that
-    // remains in here.
+    // Paths that are with the workers. Should a worker die, its file does not come back: it is one
+    // that remains in here.
     let unfinished = RefCell::new(HashSet::new());
     let paths = walk_stream(root).filter_map(|found| {
         ready(match found {
@@ -221,8 +228,8 @@ async fn run(root: PathBuf) -> Result<ExitCode, Box<dyn Error>> {
         })
     });
 
-    // This is the whole use of the pool. It takes from the walk only what keeps the workers busy. All
-    // results that are there are taken at once, so that many small files cost few writes.
+    // This is the whole use of the pool. It takes from the walk only what keeps the workers busy.
+    // All results that are there are taken at once, so that many small files cost few writes.
     let mut results = pool.map_stream(hash, paths).unordered().ready_chunks(BATCH);
 
     let mut stdout = io::stdout().lock();
@@ -253,7 +260,9 @@ async fn run(root: PathBuf) -> Result<ExitCode, Box<dyn Error>> {
         }
         // This blocks while nobody reads. So be it: there is nothing else to do then.
         match shared.suspend(|| stdout.write_all(&lines).and_then(|()| stdout.flush())) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS), // as in `| head`
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                return Ok(ExitCode::SUCCESS);
+            } // as in `| head`
             written => written?,
         }
         lines.clear();
@@ -266,9 +275,12 @@ async fn run(root: PathBuf) -> Result<ExitCode, Box<dyn Error>> {
         console.complain(Path::new(OsStr::from_bytes(path)), "its worker was lost");
     }
     let complaints = console.complaints.get();
-    let unread = if complaints > 0 { format!("; {complaints} could not be read") } else { String::new() };
+    let unread =
+        if complaints > 0 { format!("; {complaints} could not be read") } else { String::new() };
     let seconds = begin.elapsed().as_secs_f64();
-    console.say(format_args!("{files} files, {bytes} bytes in {seconds:.2} s by {workers} workers{unread}"));
+    console.say(format_args!(
+        "{files} files, {bytes} bytes in {seconds:.2} s by {workers} workers{unread}"
+    ));
     Ok(if complaints > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

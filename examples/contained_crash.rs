@@ -1,5 +1,5 @@
-//! What kills a process kills one task: workers that segfault, abort, overflow their stack and exit,
-//! among twenty good tasks that do not notice.
+//! What kills a process kills one task: workers that segfault, abort, overflow their stack and
+//! exit, among twenty good tasks that do not notice.
 //!
 //!     cargo run --example contained_crash
 
@@ -26,8 +26,9 @@ fn square(n: u64) -> u64 {
 fn segfault() -> u8 {
     // Not null: a debug build would catch that itself, and panic.
     let nowhere = ptr::without_provenance::<u8>(16);
-    // SAFETY: a volatile read may be of memory that is none of Rust's, and is then what the processor
-    // makes of it. Nothing is ever mapped in the first page, so that is SIGSEGV, before there is a value.
+    // SAFETY: a volatile read may be of memory that is none of Rust's, and is then what the
+    // processor makes of it. Nothing is ever mapped in the first page, so that is SIGSEGV,
+    // before there is a value.
     unsafe { nowhere.read_volatile() }
 }
 
@@ -51,7 +52,11 @@ fn exit() {
 // ---- in the application
 
 /// A death, as one line. `expected` is asked about it.
-fn report(task: &str, outcome: Result<(), TaskError>, expected: impl Fn(&TaskError) -> bool) -> bool {
+fn report(
+    task: &str,
+    outcome: Result<(), TaskError>,
+    expected: impl Fn(&TaskError) -> bool,
+) -> bool {
     let Err(error) = outcome else {
         println!("{task}: survived?");
         return false;
@@ -75,8 +80,8 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     let pool = Pool::builder().workers(4).build()?;
 
-    // Five good tasks before each crash. They are all handed in before anything is awaited, so they share
-    // workers, and some good ones stand behind a crash in its worker.
+    // Five good tasks before each crash. They are all handed in before anything is awaited, so they
+    // share workers, and some good ones stand behind a crash in its worker.
     let mut numbers = 0..GOOD;
     let mut good = Vec::new();
     let mut five_good = || good.extend(numbers.by_ref().take(5).map(|n| pool.spawn(square, n)));
@@ -92,14 +97,21 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let signal = |error: &TaskError| error.exit_status().and_then(|status| status.signal());
     let code = |error: &TaskError| error.exit_status().and_then(|status| status.code());
     let deaths = [
-        report("segfault", segfaulted.await.map(drop), |e| signal(e) == Some(nix::libc::SIGSEGV) && !e.is_stack_overflow()),
-        report("abort", aborted.await, |e| signal(e) == Some(nix::libc::SIGABRT) && !e.is_stack_overflow()),
+        report("segfault", segfaulted.await.map(drop), |e| {
+            signal(e) == Some(nix::libc::SIGSEGV) && !e.is_stack_overflow()
+        }),
+        report("abort", aborted.await, |e| {
+            signal(e) == Some(nix::libc::SIGABRT) && !e.is_stack_overflow()
+        }),
         report("overflow", overflowed.await.map(drop), TaskError::is_stack_overflow),
         report("exit(3)", exited.await, |e| code(e) == Some(3)),
     ];
 
     let results = join_all(good).await;
-    let right = (0..).zip(&results).filter(|(n, result)| matches!(result, Ok(square) if *square == n * n)).count() as u64;
+    let right = (0..)
+        .zip(&results)
+        .filter(|(n, result)| matches!(result, Ok(square) if *square == n * n))
+        .count() as u64;
     pool.shutdown().await;
 
     if right == GOOD {

@@ -1,5 +1,5 @@
-//! What Python's tutorial shows of its managers: a dict, a list and a queue that a child process changes, and a class of
-//! one's own.
+//! What Python's tutorial shows of its managers: a dict, a list and a queue that a child process
+//! changes, and a class of one's own.
 //!
 //!     cargo run --example manager
 
@@ -30,7 +30,8 @@ fn put(queue: Queue<Vec<Item>>) -> Result<(), procpool::Failure> {
     Ok(())
 }
 
-/// The class that Python's tutorial registers. It counts its calls, to show that it is one and the same for everybody.
+/// The class that Python's tutorial registers. It counts its calls, to show that it is one and the
+/// same for everybody.
 #[derive(Default)]
 struct Maths {
     calls: u32,
@@ -85,7 +86,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("4 + 3 = {sum}, 7 * 8 = {product}, and this is call {calls}");
 
     // The proof: all is as in Python, and when the last handle goes, so does what it named.
-    let right = entries == [("one".into(), Some(1)), ("two".into(), Some(2)), ("a quarter".into(), None)]
+    let right = entries
+        == [("one".into(), Some(1)), ("two".into(), Some(2)), ("a quarter".into(), None)]
         && numbers.iter().rev().copied().eq(0..10)
         && items == [Item::Number(42), Item::Nothing, Item::Text("hello".into())]
         && (sum, product, calls) == (7, 56, 3);

@@ -1,5 +1,5 @@
-//! All cores at work on one job: the prime numbers below a limit, block by block. `map` gives the results
-//! in order; `unordered` gives them as they finish; what crashes costs its own item.
+//! All cores at work on one job: the prime numbers below a limit, block by block. `map` gives the
+//! results in order; `unordered` gives them as they finish; what crashes costs its own item.
 //!
 //!     cargo run --release --example map_cores -- LIMIT WORKERS
 //!
@@ -82,7 +82,8 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     };
     let pool = Pool::builder().workers(workers).build()?;
     pool.ready().await?; // so that the work is measured, not the start
-    // The last numbers take longest: they come first, so that no worker is left alone with them at the end.
+    // The last numbers take longest: they come first, so that no worker is left alone with them at
+    // the end.
     let blocks = || (0..BLOCKS).rev().map(move |n| (n * limit / BLOCKS, (n + 1) * limit / BLOCKS));
 
     // In order: the results stand where the items stood, whoever was first.
@@ -98,10 +99,17 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let processes: BTreeSet<_> = in_order.iter().map(|found| found.pid).collect();
     println!("primes below {limit}: {primes}");
     println!("in the order of the input: {is_in_order}");
-    println!("worker processes: {}, none of them this one: {}", processes.len(), !processes.contains(&std::process::id()));
+    println!(
+        "worker processes: {}, none of them this one: {}",
+        processes.len(),
+        !processes.contains(&std::process::id())
+    );
     println!("blocks worked on side by side: {}", side_by_side(&in_order));
     let worked: Duration = in_order.iter().map(|found| found.ended - found.begun).sum();
-    println!("the blocks took {worked:.1?}, the map {took:.1?}: {:.2} times as fast", worked.as_secs_f64() / took.as_secs_f64());
+    println!(
+        "the blocks took {worked:.1?}, the map {took:.1?}: {:.2} times as fast",
+        worked.as_secs_f64() / took.as_secs_f64()
+    );
 
     // As they finish: the same results, none of which waits for a slower one before it.
     let mut as_finished = Vec::new();
@@ -109,7 +117,9 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     while let Some(found) = results.next().await {
         as_finished.push(found?);
     }
-    let counts = |found: &[Found]| found.iter().map(|found| (found.first, found.primes)).collect::<BTreeSet<_>>();
+    let counts = |found: &[Found]| {
+        found.iter().map(|found| (found.first, found.primes)).collect::<BTreeSet<_>>()
+    };
     let is_same = counts(&as_finished) == counts(&in_order) && as_finished.len() == in_order.len();
     println!("as they finish, the same results: {is_same}");
 
@@ -117,9 +127,16 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let outcomes: Vec<_> = pool.map(count_or_crash, blocks()).collect().await;
     let rest: u64 = outcomes.iter().flatten().sum();
     let lost: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
-    let is_last = lost.iter().all(|error| error.is_worker_died() && error.item() == Some(BLOCKS - 1));
-    println!("with a crash in the last block: {} lost, {} blocks with {rest} primes", lost.len(), outcomes.len() - lost.len());
-    let is_contained = lost.len() == 1 && is_last && rest + in_order.last().map_or(0, |found| found.primes) == primes;
+    let is_last =
+        lost.iter().all(|error| error.is_worker_died() && error.item() == Some(BLOCKS - 1));
+    println!(
+        "with a crash in the last block: {} lost, {} blocks with {rest} primes",
+        lost.len(),
+        outcomes.len() - lost.len()
+    );
+    let is_contained = lost.len() == 1
+        && is_last
+        && rest + in_order.last().map_or(0, |found| found.primes) == primes;
 
     pool.shutdown().await;
     Ok(if is_in_order && is_same && is_contained { ExitCode::SUCCESS } else { ExitCode::FAILURE })

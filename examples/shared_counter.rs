@@ -46,7 +46,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let ledger = pool.manager().mutex(Ledger { sum: 0, by_process: Vec::new() })?;
     let deaths = pool.manager().value(0u64)?;
 
-    let vandals: Vec<_> = (0..3).map(|_| pool.spawn(vandal, (ledger.clone(), deaths.clone()))).collect();
+    let vandals: Vec<_> =
+        (0..3).map(|_| pool.spawn(vandal, (ledger.clone(), deaths.clone()))).collect();
     let mut adding = pool.map(add, (0..20).map(|_| (ledger.clone(), times))).unordered();
     // The application takes part as well, without a worker.
     ledger.lock().await?.sum += 1;
@@ -58,9 +59,18 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     let guard = ledger.lock().await?;
-    println!("{} processes died with the lock in their hands; the mark of that is there: {}", deaths.load()?, guard.recovered());
+    println!(
+        "{} processes died with the lock in their hands; the mark of that is there: {}",
+        deaths.load()?,
+        guard.recovered()
+    );
     let by_process: u64 = guard.by_process.iter().map(|(_, count)| count).sum();
-    println!("{} processes and the application added {}; the sum is {}", guard.by_process.len(), by_process + 1, guard.sum);
+    println!(
+        "{} processes and the application added {}; the sum is {}",
+        guard.by_process.len(),
+        by_process + 1,
+        guard.sum
+    );
     drop(guard);
     pool.shutdown().await;
 

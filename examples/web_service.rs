@@ -1,16 +1,17 @@
-//! A web service whose requests are answered in worker processes: what crashes one costs that request a
-//! 500, and nothing else.
+//! A web service whose requests are answered in worker processes: what crashes one costs that
+//! request a 500, and nothing else.
 //!
 //!     cargo run --release --example web_service -- ADDRESS
 //!
 //! ADDRESS is 127.0.0.1:3000 if it is left out. It prints `listening on …`, and serves
 //!
 //! * `GET /primes/LIMIT`: how many prime numbers there are below LIMIT (anything up to 10,000,000);
-//! * `GET /crash/HOW`: what a bug would do, HOW being `segfault`, `abort`, `exit`, `overflow` or `panic`;
+//! * `GET /crash/HOW`: what a bug would do, HOW being `segfault`, `abort`, `exit`, `overflow` or
+//!   `panic`;
 //! * `GET /hang`: a request that never ends by itself. Hang up, and its worker is free again.
 //!
-//! Ctrl-C or SIGTERM: it takes no more connections, answers the requests that it has, ends its workers,
-//! and exits with 0.
+//! Ctrl-C or SIGTERM: it takes no more connections, answers the requests that it has, ends its
+//! workers, and exits with 0.
 
 #![expect(clippy::print_stdout, reason = "an example shows what happens")]
 #![expect(unsafe_code, reason = "it takes some to segfault")]
@@ -32,7 +33,8 @@ const BACKLOG: usize = 1000;
 // ---- in the workers
 
 fn primes(limit: u64) -> u64 {
-    (2..limit).filter(|n| (2..).take_while(|d| d * d <= *n).all(|d| !n.is_multiple_of(d))).count() as u64
+    (2..limit).filter(|n| (2..).take_while(|d| d * d <= *n).all(|d| !n.is_multiple_of(d))).count()
+        as u64
 }
 
 fn crash(how: String) -> String {
@@ -62,8 +64,8 @@ fn hang() {
 /// What a request is answered with when there is no answer.
 type Refusal = (StatusCode, String);
 
-/// Awaits a task for a request. When the client hangs up, axum drops the handler, and this with it: then
-/// the task is stopped, too. (A handle that is dropped alone lets its task go on.)
+/// Awaits a task for a request. When the client hangs up, axum drops the handler, and this with it:
+/// then the task is stopped, too. (A handle that is dropped alone lets its task go on.)
 async fn answer<R: DeserializeOwned>(task: JoinHandle<R>) -> Result<R, Refusal> {
     struct AbortOnDrop(AbortHandle);
     impl Drop for AbortOnDrop {
@@ -79,7 +81,9 @@ fn refusal(error: TaskError) -> Refusal {
     // The log has all of it; the client learns what is for him.
     eprintln!("{error}");
     match error.kind() {
-        TaskErrorKind::QueueFull => (StatusCode::SERVICE_UNAVAILABLE, "too busy, come again".into()),
+        TaskErrorKind::QueueFull => {
+            (StatusCode::SERVICE_UNAVAILABLE, "too busy, come again".into())
+        }
         TaskErrorKind::PoolClosed => (StatusCode::SERVICE_UNAVAILABLE, "shutting down".into()),
         kind => (StatusCode::INTERNAL_SERVER_ERROR, format!("{kind:?}")),
     }
@@ -103,8 +107,8 @@ async fn get_hang(State(pool): State<Pool>) -> Result<(), Refusal> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".into());
-    // First the signals: from here on neither ends this process. (The terminal's Ctrl-C does not reach
-    // the workers, which stand in process groups of their own.)
+    // First the signals: from here on neither ends this process. (The terminal's Ctrl-C does not
+    // reach the workers, which stand in process groups of their own.)
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
     let pool = Pool::builder().queue_limit(BACKLOG).build()?;

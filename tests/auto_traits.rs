@@ -1,10 +1,11 @@
 //! What may be sent to other threads, and shared with them: every handle, whatever its values are.
 
 use procpool::{
-    AbortHandle, Array, Barrier, Builder, Call, Channel, Condvar, Delivery, Ending, Error, Event, Events, Failure, JoinHandle, List,
-    Manager, Map, MapWatch, Mutex, MutexGuard, OwnedMutexGuard, Pool, Process, ProcessBuilder, Queue, QueueReceiver, QueueSender,
-    QueueSink, QueueStream, Results, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Stats, TaskError, TryResults,
-    Value,
+    AbortHandle, Array, Barrier, Builder, Call, Channel, Condvar, Delivery, Ending, Error, Event,
+    Events, Failure, JoinHandle, List, Manager, Map, MapWatch, Mutex, MutexGuard, OwnedMutexGuard,
+    Pool, Process, ProcessBuilder, Queue, QueueReceiver, QueueSender, QueueSink, QueueStream,
+    Results, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Stats,
+    TaskError, TryResults, Value,
 };
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,23 +21,49 @@ type Items = futures::stream::Iter<std::ops::Range<u8>>;
 
 #[test]
 fn every_handle_goes_anywhere_also_where_its_value_cannot() {
-    goes_anywhere::<(Pool, Builder, Call<'static, (), Here>, JoinHandle<Here>, AbortHandle, Ending, Events, Stats)>();
+    goes_anywhere::<(
+        Pool,
+        Builder,
+        Call<'static, (), Here>,
+        JoinHandle<Here>,
+        AbortHandle,
+        Ending,
+        Events,
+        Stats,
+    )>();
     is_mobile::<(Results<Items, (u8,), Here>, TryResults<Items, Error, (u8,), Here>)>();
     goes_anywhere::<(Process<Here>, ProcessBuilder, Error, TaskError, Failure)>();
-    goes_anywhere::<(Manager, Mutex<Here>, RwLock<Here>, Semaphore, SemaphorePermit, Barrier, Event, Condvar)>();
+    goes_anywhere::<(
+        Manager,
+        Mutex<Here>,
+        RwLock<Here>,
+        Semaphore,
+        SemaphorePermit,
+        Barrier,
+        Event,
+        Condvar,
+    )>();
     goes_anywhere::<(Queue<Here>, QueueSender<Here>, QueueReceiver<Here>, QueueStream<Here>)>();
     goes_anywhere::<(Map<Here, Here>, List<Here>, Value<u8>, Array<u8>, Channel<Here>)>();
 }
 
 #[test]
 fn what_holds_values_goes_where_they_can() {
-    goes_anywhere::<(MutexGuard<'static, String>, OwnedMutexGuard<String>, RwLockReadGuard<String>, RwLockWriteGuard<String>)>();
+    goes_anywhere::<(
+        MutexGuard<'static, String>,
+        OwnedMutexGuard<String>,
+        RwLockReadGuard<String>,
+        RwLockWriteGuard<String>,
+    )>();
     goes_anywhere::<(Delivery<String>, QueueSink<String>, MapWatch<String, String>)>();
 }
 
 /// So that `tokio::spawn` takes them: compiled, never run.
 #[expect(dead_code, reason = "compiled")]
-async fn what_waits_is_send(pool: Pool, manager: Manager) -> Result<(), Box<dyn std::error::Error>> {
+async fn what_waits_is_send(
+    pool: Pool,
+    manager: Manager,
+) -> Result<(), Box<dyn std::error::Error>> {
     const LIMIT: Duration = Duration::from_secs(1);
     is_send(&pool.ready());
     is_send(&pool.shutdown());
@@ -49,8 +76,15 @@ async fn what_waits_is_send(pool: Pool, manager: Manager) -> Result<(), Box<dyn 
     let rwlock = manager.rwlock(String::new())?;
     is_send(&(rwlock.read(), rwlock.write(), rwlock.get()));
     let queue = manager.queue::<String>(1)?;
-    is_send(&(queue.send(String::new()), queue.recv(), queue.recv_timeout(LIMIT), queue.lease(), queue.join()));
-    let (semaphore, barrier, event) = (manager.semaphore(1)?, manager.barrier(1)?, manager.event()?);
+    is_send(&(
+        queue.send(String::new()),
+        queue.recv(),
+        queue.recv_timeout(LIMIT),
+        queue.lease(),
+        queue.join(),
+    ));
+    let (semaphore, barrier, event) =
+        (manager.semaphore(1)?, manager.barrier(1)?, manager.event()?);
     is_send(&(semaphore.acquire(), barrier.wait(), event.wait()));
     let map = manager.map::<String, String>()?;
     is_send(&(map.get("a"), map.insert(String::new(), String::new()), map.entries()));

@@ -1,7 +1,8 @@
-//! What is not a task does not compile, with a message that says what to do; and what is one infers.
+//! What is not a task does not compile, with a message that says what to do; and what is one
+//! infers.
 //!
-//! Each source in `compile_fail/` is a program of a scratch package that is built, not checked: the assertion that a
-//! task captures nothing fires only where code is generated.
+//! Each source in `compile_fail/` is a program of a scratch package that is built, not checked: the
+//! assertion that a task captures nothing fires only where code is generated.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,18 +21,32 @@ fn capture() {
         fails(program, &["a task cannot capture variables: pass them as arguments"]);
     }
     fails("capture_predicate", &["a predicate cannot capture variables: it runs in the worker"]);
-    fails("capture_owned", &["captures variables, which are not there in a worker process", "pass what it needs as arguments"]);
+    fails(
+        "capture_owned",
+        &[
+            "captures variables, which are not there in a worker process",
+            "pass what it needs as arguments",
+        ],
+    );
     // The compiler's own advice is `move`, which leads to the messages above.
     fails("capture_borrowed", &["borrow"]);
 }
 
 #[test]
 fn reference_argument() {
-    fails("reference_argument_slice", &["is not a function that a worker process can run", "take `String` instead of `&str`"]);
-    // Some references could be decoded, if only the bytes stayed; there the compiler names nothing but a trait.
-    for program in
-        ["reference_argument", "reference_argument_async", "reference_argument_closure", "reference_argument_init", "reference_result"]
-    {
+    fails(
+        "reference_argument_slice",
+        &["is not a function that a worker process can run", "take `String` instead of `&str`"],
+    );
+    // Some references could be decoded, if only the bytes stayed; there the compiler names nothing
+    // but a trait.
+    for program in [
+        "reference_argument",
+        "reference_argument_async",
+        "reference_argument_closure",
+        "reference_argument_init",
+        "reference_result",
+    ] {
         fails(program, &["MustBeOwnedLikeString` is not general enough", "str` must implement"]);
     }
 }
@@ -39,21 +54,36 @@ fn reference_argument() {
 #[test]
 fn result_that_is_not_serialize() {
     for program in ["result_not_serialize", "result_not_serialize_async"] {
-        fails(program, &["is not a function that a worker process can run", "return `Result<T, procpool::Failure>`"]);
+        fails(
+            program,
+            &[
+                "is not a function that a worker process can run",
+                "return `Result<T, procpool::Failure>`",
+            ],
+        );
     }
 }
 
 #[test]
 fn wrong_arity() {
     for program in ["wrong_arity", "wrong_type"] {
-        fails(program, &["does not fit a task whose arguments are `(u64, u64)`", "a tuple of just as many owned values"]);
+        fails(
+            program,
+            &[
+                "does not fit a task whose arguments are `(u64, u64)`",
+                "a tuple of just as many owned values",
+            ],
+        );
     }
     fails("nine_arguments", &["it takes at most 8 arguments"]);
 }
 
 #[test]
 fn init_that_returns_no_result() {
-    fails("init_not_result", &["is not a function that can set up a worker process", "it must return `Result<T, E>`"]);
+    fails(
+        "init_not_result",
+        &["is not a function that can set up a worker process", "it must return `Result<T, E>`"],
+    );
 }
 
 #[track_caller]
@@ -80,7 +110,8 @@ fn build(program: &str) -> (bool, String) {
     (output.status.success(), text)
 }
 
-/// A package that has each source as a program, and the same versions of the dependencies as this one.
+/// A package that has each source as a program, and the same versions of the dependencies as this
+/// one.
 fn scratch_package() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compile_fail");
@@ -97,7 +128,8 @@ fn scratch_package() -> PathBuf {
         manifest += &format!("\n[[bin]]\nname = {name:?}\npath = {source:?}\n");
     }
     put(&scratch.join("Cargo.toml"), manifest.as_bytes());
-    // Without it cargo would choose versions anew, among which may be some that are not on this machine.
+    // Without it cargo would choose versions anew, among which may be some that are not on this
+    // machine.
     if let Ok(lock) = fs::read(here.join("Cargo.lock")) {
         put(&scratch.join("Cargo.lock"), &lock);
     }

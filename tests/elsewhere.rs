@@ -1,11 +1,15 @@
-//! Where there are no workers, a pool says so. (Elsewhere the platform is the ordinary one, and this
-//! shows that it is told apart.)
+//! Where there are no workers, a pool says so. (Elsewhere the platform is the ordinary one, and
+//! this shows that it is told apart.)
 
 use procpool::{ErrorKind, Pool, Process};
 
 #[test]
 fn a_pool_is_unsupported_exactly_where_workers_do_not_exist() {
-    let supported = cfg!(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)));
+    let supported = cfg!(all(
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        not(procpool_elsewhere)
+    ));
     match Pool::new() {
         Ok(_) => assert!(supported),
         Err(error) => assert_eq!((supported, error.kind()), (false, ErrorKind::Unsupported)),
@@ -14,7 +18,11 @@ fn a_pool_is_unsupported_exactly_where_workers_do_not_exist() {
 
 #[test]
 fn a_process_is_unsupported_exactly_where_workers_do_not_exist() {
-    let supported = cfg!(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)));
+    let supported = cfg!(all(
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        not(procpool_elsewhere)
+    ));
     match Process::spawn(|| 7u8, ()) {
         Ok(process) => assert_eq!((supported, process.blocking_join().ok()), (true, Some(7))),
         Err(error) => assert_eq!((supported, error.kind()), (false, ErrorKind::Unsupported)),

@@ -1,8 +1,9 @@
-//! The endings table: however an application or a pool ends, none of its workers is left, nor anything that they have started in
-//! their process groups, whatever they are at: one spins, one sleeps, one stands still, one has a child of its own.
+//! The endings table: however an application or a pool ends, none of its workers is left, nor
+//! anything that they have started in their process groups, whatever they are at: one spins, one
+//! sleeps, one stands still, one has a child of its own.
 //!
-//! Within a second; other work on the machine takes time as well, so of a few tries one must show it. How long each took is printed
-//! (`cargo test --test endings_table -- --nocapture`).
+//! Within a second; other work on the machine takes time as well, so of a few tries one must show
+//! it. How long each took is printed (`cargo test --test endings_table -- --nocapture`).
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -12,7 +13,10 @@ mod processes;
 
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, execv, fork};
-use processes::{KillOnDrop, Seen, hang, lines, note, own_dir, own_process, pids, signal, spin, start_sleeping, stop, until, wait_until};
+use processes::{
+    KillOnDrop, Seen, hang, lines, note, own_dir, own_process, pids, signal, spin, start_sleeping,
+    stop, until, wait_until,
+};
 use procpool::Pool;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -61,18 +65,28 @@ fn nothing_is_left_however_it_ends() {
     }
 }
 
-/// Has an application end in this way, or its pool, and waits until all are gone: how long that took.
+/// Has an application end in this way, or its pool, and waits until all are gone: how long that
+/// took.
 fn time_until_all_are_gone(how: &str, goes_on: bool) -> Duration {
     let dir = tempdir().unwrap();
-    let mut command = own_process(&std::env::current_exe().unwrap(), "own_process_that_ends_somehow", dir.path());
+    let mut command =
+        own_process(&std::env::current_exe().unwrap(), "own_process_that_ends_somehow", dir.path());
     // (A panic is not to read all of the program's symbols before it goes on.)
-    command.env("PROCPOOL_TEST_HOW", how).env("RUST_BACKTRACE", "0").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .env("PROCPOOL_TEST_HOW", how)
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let mut application = KillOnDrop(command.spawn().unwrap());
     let log = dir.path().join("log");
     // One of them has a child.
-    wait_until(format!("{how}: all run"), || lines(&log).len() + lines(&dir.path().join("to stop")).len() == WORKERS + 1);
+    wait_until(format!("{how}: all run"), || {
+        lines(&log).len() + lines(&dir.path().join("to stop")).len() == WORKERS + 1
+    });
     let to_stop = pids(&dir.path().join("to stop"))[0];
-    let all: Vec<_> = pids(&log).into_iter().chain([to_stop]).map(|pid| Seen::now(pid).unwrap()).collect();
+    let all: Vec<_> =
+        pids(&log).into_iter().chain([to_stop]).map(|pid| Seen::now(pid).unwrap()).collect();
     stop(to_stop);
     let mut start = Instant::now();
     match how {
@@ -82,7 +96,9 @@ fn time_until_all_are_gone(how: &str, goes_on: bool) -> Duration {
         "SIGKILL" => signal(application.0.id(), Signal::SIGKILL),
         _ => std::fs::write(dir.path().join("go"), "").unwrap(),
     }
-    let all_are_gone = || wait_until(format!("{how}: all are gone"), || all.iter().all(|process| process.has_ended()));
+    let all_are_gone = || {
+        wait_until(format!("{how}: all are gone"), || all.iter().all(|process| process.has_ended()))
+    };
     if how == "a copy that ends" {
         wait_until("the copy has ended", || dir.path().join("copy").exists());
         assert!(!all.iter().any(|process| process.has_ended()), "they are the original's");
@@ -112,12 +128,17 @@ fn wait_for_bye(dir: &std::path::Path) {
 fn own_process_that_ends_somehow() {
     let Some(dir) = own_dir() else { return };
     let how = std::env::var("PROCPOOL_TEST_HOW").unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let log = dir.join("log");
     let pool = runtime.block_on(async {
         let pool = Pool::builder().workers(WORKERS).build().unwrap();
         // Forgotten: they run all the same.
-        drop((pool.spawn(spin, &log), pool.spawn(hang, &log), pool.spawn(hang, dir.join("to stop"))));
+        drop((
+            pool.spawn(spin, &log),
+            pool.spawn(hang, &log),
+            pool.spawn(hang, dir.join("to stop")),
+        ));
         drop(pool.spawn(hang_with_a_child, &log));
         until("to go", || dir.join("go").exists()).await;
         pool

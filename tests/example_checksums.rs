@@ -34,7 +34,23 @@ const NAMES: &[&[u8]] = &[
 ];
 
 /// Sizes around those of hash blocks and of read buffers.
-const SIZES: &[usize] = &[0, 1, 55, 56, 63, 64, 65, 4095, 4096, 4097, 100_000, (256 << 10) - 1, 256 << 10, (256 << 10) + 1, 3_000_000];
+const SIZES: &[usize] = &[
+    0,
+    1,
+    55,
+    56,
+    63,
+    64,
+    65,
+    4095,
+    4096,
+    4097,
+    100_000,
+    (256 << 10) - 1,
+    256 << 10,
+    (256 << 10) + 1,
+    3_000_000,
+];
 
 fn name(bytes: &[u8]) -> &OsStr {
     OsStr::from_bytes(bytes)
@@ -79,13 +95,20 @@ fn command(program: impl AsRef<OsStr>, args: &[&OsStr], directory: &Path) -> Com
 }
 
 fn checksums(args: &[&OsStr], directory: &Path) -> Output {
-    command(example_binary::example("checksums"), args, directory).output().expect("the example starts")
+    command(example_binary::example("checksums"), args, directory)
+        .output()
+        .expect("the example starts")
 }
 
 /// What the shell does about it.
 fn sha256sum(root: &OsStr, directory: &Path) -> Vec<u8> {
-    let script = OsStr::new(r#"find "$1" -type f -print0 2>/dev/null | xargs -0r sha256sum 2>/dev/null | sort"#);
-    command("sh", &["-c".as_ref(), script, "sh".as_ref(), root], directory).output().expect("a shell").stdout
+    let script = OsStr::new(
+        r#"find "$1" -type f -print0 2>/dev/null | xargs -0r sha256sum 2>/dev/null | sort"#,
+    );
+    command("sh", &["-c".as_ref(), script, "sh".as_ref(), root], directory)
+        .output()
+        .expect("a shell")
+        .stdout
 }
 
 fn sorted(lines: &[u8]) -> Vec<u8> {
@@ -100,7 +123,11 @@ fn assert_same(ours: &[u8], theirs: &[u8]) {
     if ours != theirs {
         let (ours, theirs) = (String::from_utf8_lossy(&ours), String::from_utf8_lossy(theirs));
         let differ = ours.lines().zip(theirs.lines()).find(|(a, b)| a != b);
-        panic!("{} lines, sha256sum has {}; the first that differ: {differ:?}", ours.lines().count(), theirs.lines().count());
+        panic!(
+            "{} lines, sha256sum has {}; the first that differ: {differ:?}",
+            ours.lines().count(),
+            theirs.lines().count()
+        );
     }
 }
 
@@ -139,14 +166,18 @@ fn equals_sha256sum_and_passes_its_check() {
     let count = NAMES.len() * 2 + SIZES.len() + 2000;
     assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), count);
     let summary = String::from_utf8(output.stderr).expect("no file is complained about");
-    assert!(summary.starts_with(&format!("{count} files, ")) && summary.lines().count() == 1, "{summary}");
+    assert!(
+        summary.starts_with(&format!("{count} files, ")) && summary.lines().count() == 1,
+        "{summary}"
+    );
 
-    let mut check = command("sha256sum", &["--check".as_ref(), "--quiet".as_ref(), "--strict".as_ref()], &tree)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("sha256sum");
+    let mut check =
+        command("sha256sum", &["--check".as_ref(), "--quiet".as_ref(), "--strict".as_ref()], &tree)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("sha256sum");
     check.stdin.take().expect("piped").write_all(&output.stdout).expect("it reads");
     let checked = check.wait_with_output().expect("it ends");
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
@@ -189,7 +220,10 @@ fn a_root_that_is_not_there_is_told() {
     let output = checksums(&["missing".as_ref()], directory.path());
     assert_eq!(output.status.code(), Some(1));
     assert!(output.stdout.is_empty());
-    assert!(String::from_utf8_lossy(&output.stderr).starts_with(r#"checksums: "missing": No such file"#));
+    assert!(
+        String::from_utf8_lossy(&output.stderr)
+            .starts_with(r#"checksums: "missing": No such file"#)
+    );
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The example `web_service` under load, with crashes in it: who asked for the crash gets a 500, everybody
-//! else the right answer; and it ends as it should.
+//! The example `web_service` under load, with crashes in it: who asked for the crash gets a 500,
+//! everybody else the right answer; and it ends as it should.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -23,8 +23,13 @@ const CLIENTS: usize = 32;
 const REQUESTS: usize = 25;
 /// One request in so many crashes.
 const CRASH: usize = 10;
-const WAYS: [(&str, &str); 5] =
-    [("segfault", "WorkerDied"), ("panic", "Panicked"), ("abort", "WorkerDied"), ("exit", "WorkerDied"), ("overflow", "WorkerDied")];
+const WAYS: [(&str, &str); 5] = [
+    ("segfault", "WorkerDied"),
+    ("panic", "Panicked"),
+    ("abort", "WorkerDied"),
+    ("exit", "WorkerDied"),
+    ("overflow", "WorkerDied"),
+];
 
 /// The example, running.
 struct Service {
@@ -41,12 +46,22 @@ impl Service {
         let directory = tempfile::tempdir().unwrap();
         let tag = directory.path().to_str().unwrap().to_owned();
         let mut command = Command::new(example_binary::example("web_service"));
-        command.arg("127.0.0.1:0").current_dir(&directory).env("PROCPOOL_TEST_SERVICE", &tag).stdin(Stdio::null());
-        let mut process = KillOnDrop(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+        command
+            .arg("127.0.0.1:0")
+            .current_dir(&directory)
+            .env("PROCPOOL_TEST_SERVICE", &tag)
+            .stdin(Stdio::null());
+        let mut process =
+            KillOnDrop(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
         let mut stdout = BufReader::new(process.0.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
-        let address = line.trim_end().strip_prefix("listening on ").unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
+        let address = line
+            .trim_end()
+            .strip_prefix("listening on ")
+            .unwrap_or_else(|| panic!("{line:?}"))
+            .parse()
+            .unwrap();
         Self { process, stdout, address, tag, _directory: directory }
     }
 
@@ -61,9 +76,12 @@ impl Service {
     /// It and its workers: all processes with its mark in their environment.
     fn processes(&self) -> Vec<u32> {
         let mark = format!("PROCPOOL_TEST_SERVICE={}\0", self.tag);
-        let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let pids = std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let is_ours = |pid: &u32| {
-            std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|all| all.windows(mark.len()).any(|part| part == mark.as_bytes()))
+            std::fs::read(format!("/proc/{pid}/environ"))
+                .is_ok_and(|all| all.windows(mark.len()).any(|part| part == mark.as_bytes()))
         };
         pids.filter(is_ours).collect()
     }
@@ -84,7 +102,10 @@ struct Client(tokio::io::BufReader<TcpStream>);
 
 impl Client {
     async fn send(&mut self, path: &str) {
-        self.0.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).await.unwrap();
+        self.0
+            .write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
     }
 
     async fn receive(&mut self) -> (u16, String) {
@@ -137,11 +158,19 @@ async fn under_load_each_crash_costs_its_own_request_and_sigterm_lets_the_last_o
                 let number = client * REQUESTS + request;
                 if number % CRASH == 3 {
                     let (how, kind) = WAYS[number / CRASH % WAYS.len()];
-                    assert_eq!(connection.get(&format!("/crash/{how}")).await, (500, kind.to_owned()), "{how}");
+                    assert_eq!(
+                        connection.get(&format!("/crash/{how}")).await,
+                        (500, kind.to_owned()),
+                        "{how}"
+                    );
                     crashes += 1;
                 } else {
                     let limit = 100 + number;
-                    assert_eq!(connection.get(&format!("/primes/{limit}")).await, (200, primes(limit).to_string()), "{limit}");
+                    assert_eq!(
+                        connection.get(&format!("/primes/{limit}")).await,
+                        (200, primes(limit).to_string()),
+                        "{limit}"
+                    );
                 }
             }
             crashes
@@ -161,7 +190,10 @@ async fn under_load_each_crash_costs_its_own_request_and_sigterm_lets_the_last_o
     assert!(before.iter().all(|pid| after.contains(pid)), "{before:?} {after:?}");
 
     // SIGTERM while a request is being answered: that one still is.
-    let runs = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/syscall")).is_ok_and(|now| now.starts_with("running"));
+    let runs = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/syscall"))
+            .is_ok_and(|now| now.starts_with("running"))
+    };
     until("all workers are idle", || !children(service.pid()).iter().any(runs)).await;
     let workers = children(service.pid());
     let mut slow = service.connect().await;
@@ -178,7 +210,10 @@ async fn under_load_each_crash_costs_its_own_request_and_sigterm_lets_the_last_o
 async fn who_hangs_up_frees_the_worker_and_ctrl_c_ends_it() {
     let service = Service::start();
     let in_futex = format!("{} ", libc::SYS_futex);
-    let hangs = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/syscall")).is_ok_and(|now| now.starts_with(&in_futex));
+    let hangs = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/syscall"))
+            .is_ok_and(|now| now.starts_with(&in_futex))
+    };
     let workers = available_parallelism().unwrap().get();
     let mut hanging = Vec::new();
     for _ in 0..2 * workers {
@@ -186,7 +221,10 @@ async fn who_hangs_up_frees_the_worker_and_ctrl_c_ends_it() {
         client.send("/hang").await;
         hanging.push(client);
     }
-    until("all workers hang", || children(service.pid()).iter().filter(|pid| hangs(pid)).count() == workers).await;
+    until("all workers hang", || {
+        children(service.pid()).iter().filter(|pid| hangs(pid)).count() == workers
+    })
+    .await;
     drop(hanging);
     assert_eq!(service.connect().await.get("/primes/100").await, (200, "25".into()));
     signal(service.pid(), Signal::SIGINT);

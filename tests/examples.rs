@@ -12,7 +12,11 @@ fn run(name: &str) -> String {
 fn run_with(name: &str, args: &[&str]) -> String {
     // A crash may leave a core file where it happens.
     let directory = tempfile::tempdir().expect("a directory");
-    let output = Command::new(example_binary::example(name)).args(args).current_dir(&directory).output().expect("it starts");
+    let output = Command::new(example_binary::example(name))
+        .args(args)
+        .current_dir(&directory)
+        .output()
+        .expect("it starts");
     assert!(output.status.success(), "{name}: {output:?}");
     String::from_utf8(output.stdout).expect("text")
 }
@@ -23,7 +27,10 @@ fn quickstart() {
     let lines: Vec<_> = stdout.lines().collect();
     let [fib, crash, sum] = lines[..] else { panic!("not three lines: {stdout}") };
     assert_eq!(fib, "fib(30) = 832040");
-    assert!(crash.starts_with("worker process ") && crash.contains("signal: 6 (SIGABRT)"), "{crash}");
+    assert!(
+        crash.starts_with("worker process ") && crash.contains("signal: 6 (SIGABRT)"),
+        "{crash}"
+    );
     assert_eq!(sum, "fib(0) + … + fib(24) = 121392");
 }
 
@@ -45,8 +52,10 @@ fn contained_crash() {
             [
                 "segfault: WorkerDied, signal 11",
                 "abort: WorkerDied, signal 6",
-                // Whether the signal is the kernel's SIGSEGV or the SIGABRT of a handler is not the point.
-                "overflow: WorkerDied, signal 11, stack overflow" | "overflow: WorkerDied, signal 6, stack overflow",
+                // Whether the signal is the kernel's SIGSEGV or the SIGABRT of a handler is not
+                // the point.
+                "overflow: WorkerDied, signal 11, stack overflow"
+                    | "overflow: WorkerDied, signal 6, stack overflow",
                 "exit(3): WorkerDied, exit code 3",
             ]
         ),
@@ -63,7 +72,10 @@ fn shared_counter() {
     let stdout = run("shared_counter");
     let lines: Vec<_> = stdout.lines().collect();
     let [deaths, sum, last] = lines[..] else { panic!("not three lines: {stdout}") };
-    assert_eq!(deaths, "3 processes died with the lock in their hands; the mark of that is there: true");
+    assert_eq!(
+        deaths,
+        "3 processes died with the lock in their hands; the mark of that is there: true"
+    );
     assert!(sum.ends_with("the application added 4001; the sum is 4001"), "{sum}");
     assert_eq!(last, "4001 of 4001 additions counted");
 }
@@ -72,11 +84,17 @@ fn shared_counter() {
 fn map_cores() {
     let stdout = run_with("map_cores", &["50000", "3"]);
     let lines: Vec<_> = stdout.lines().collect();
-    let [primes, order, processes, side_by_side, times, same, crash] = lines[..] else { panic!("not seven lines: {stdout}") };
+    let [primes, order, processes, side_by_side, times, same, crash] = lines[..] else {
+        panic!("not seven lines: {stdout}")
+    };
     assert_eq!(primes, "primes below 50000: 5133");
     assert_eq!(order, "in the order of the input: true");
     // That all three had something to do is likely, but nobody's promise.
-    assert!(processes.starts_with("worker processes: ") && processes.ends_with(", none of them this one: true"), "{processes}");
+    assert!(
+        processes.starts_with("worker processes: ")
+            && processes.ends_with(", none of them this one: true"),
+        "{processes}"
+    );
     assert!(side_by_side.starts_with("blocks worked on side by side: "), "{side_by_side}");
     assert!(times.starts_with("the blocks took ") && times.ends_with(" times as fast"), "{times}");
     assert_eq!(same, "as they finish, the same results: true");
@@ -88,10 +106,14 @@ fn map_cores() {
 fn ffi_crash() {
     let stdout = run("ffi_crash");
     let lines: Vec<_> = stdout.lines().collect();
-    let [good, large, again, good_after, silent, checked, good_checked, mapped] = lines[..] else { panic!("not eight lines: {stdout}") };
+    let [good, large, again, good_after, silent, checked, good_checked, mapped] = lines[..] else {
+        panic!("not eight lines: {stdout}")
+    };
     assert_eq!(good, "a good picture: 10");
     // Which signal it is depends on the C library.
-    let died = |line: &str, what: &str| line.starts_with(&format!("{what}: WorkerDied, signal ")) && !line.ends_with("unknown");
+    let died = |line: &str, what: &str| {
+        line.starts_with(&format!("{what}: WorkerDied, signal ")) && !line.ends_with("unknown")
+    };
     assert!(died(large, "a picture that is too large"), "{large}");
     assert!(died(again, "memory used after it was given back"), "{again}");
     assert_eq!(good_after, "a good picture after both: 10, by a new worker");
@@ -119,7 +141,8 @@ fn pipeline() {
     let lines: Vec<_> = stdout.lines().collect();
     let [killed, deliveries, last] = lines[..] else { panic!("not three lines: {stdout}") };
     assert_eq!(killed, "15 consumers were killed");
-    let deliveries: u64 = deliveries.split(' ').next().and_then(|count| count.parse().ok()).expect("a number");
+    let deliveries: u64 =
+        deliveries.split(' ').next().and_then(|count| count.parse().ok()).expect("a number");
     assert!(deliveries >= 2_000, "{deliveries} deliveries");
     assert_eq!(last, "2000 jobs, 2000 results, all right, none lost: true");
 }

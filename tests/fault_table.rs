@@ -1,15 +1,20 @@
-//! The fault table: everything that can go wrong in a worker, at every place where it can, and what is told of it.
+//! The fault table: everything that can go wrong in a worker, at every place where it can, and what
+//! is told of it.
 //!
-//! Each row is a fault and each column the moment at which it happens. A cell says what the task is told; or, where nobody can be
-//! told (an idle worker), what becomes of the worker; or why there cannot be such a case. After each case the next task is done,
-//! and when its pool has gone nothing is left in this process: no child, zombie, descriptor, thread, mapping of shared memory or file.
+//! Each row is a fault and each column the moment at which it happens. A cell says what the task is
+//! told; or, where nobody can be told (an idle worker), what becomes of the worker; or why there
+//! cannot be such a case. After each case the next task is done, and when its pool has gone nothing
+//! is left in this process: no child, zombie, descriptor, thread, mapping of shared memory or file.
 //!
 //! The test prints how many cases it has seen in each cell, and fails if a cell is empty:
 //! `cargo test --test fault_table -- --nocapture`.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![expect(unsafe_code, reason = "a constructor that fails, and tasks that meddle with descriptors that are not theirs")]
+#![expect(
+    unsafe_code,
+    reason = "a constructor that fails, and tasks that meddle with descriptors that are not theirs"
+)]
 
 #[path = "common/processes.rs"]
 mod processes;
@@ -18,8 +23,13 @@ use futures::StreamExt;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use processes::{FUSE, Seen, children, descriptors, lines, note, own_dir, own_process, pid, signal, soon, state, until, wait_until};
-use procpool::{Call, JoinHandle, Limits, Output, Pool, TaskError, TaskErrorKind, WorkerEnd, WorkerEvent};
+use processes::{
+    FUSE, Seen, children, descriptors, lines, note, own_dir, own_process, pid, signal, soon, state,
+    until, wait_until,
+};
+use procpool::{
+    Call, JoinHandle, Limits, Output, Pool, TaskError, TaskErrorKind, WorkerEnd, WorkerEvent,
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -70,7 +80,8 @@ enum Place {
 
 use Place::{Async, Decoding, Draining, Encoding, Idle, Init, Starting, Sync, Writing};
 
-const PLACES: [Place; 9] = [Decoding, Sync, Async, Encoding, Writing, Idle, Starting, Init, Draining];
+const PLACES: [Place; 9] =
+    [Decoding, Sync, Async, Encoding, Writing, Idle, Starting, Init, Draining];
 
 /// What is told of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +99,8 @@ enum Told {
     BadFrame,
     TimedOut,
     Closed,
-    /// No worker, for the first process did not become one: it ended so, if it was the one that ended itself.
+    /// No worker, for the first process did not become one: it ended so, if it was the one that
+    /// ended itself.
     StartFailed(Option<End>),
     InitFailed(Option<End>),
     /// Nobody was told, and the worker goes on.
@@ -108,8 +120,9 @@ enum End {
 enum Cell {
     Is(Told),
     OneOf(&'static [Told]),
-    /// The worker stands still, which is no end: what waits behind its task runs elsewhere. The case is seen to all its ends:
-    /// it is continued, a time limit is over, the pool is closed with a limit.
+    /// The worker stands still, which is no end: what waits behind its task runs elsewhere. The
+    /// case is seen to all its ends: it is continued, a time limit is over, the pool is closed
+    /// with a limit.
     StandsStill,
     Never(&'static str),
 }
@@ -121,7 +134,8 @@ use Told::{Exited, InitFailed, Killed, Lives, Replaced, StartFailed, Value};
 
 /// What the program ends with when it finds that it cannot be a worker.
 const REFUSED: i32 = 126;
-/// How a worker ends that has come so far that it owns its descriptors, when one of them is found closed: in debug builds, std aborts.
+/// How a worker ends that has come so far that it owns its descriptors, when one of them is found
+/// closed: in debug builds, std aborts.
 const ROBBED: End = if cfg!(debug_assertions) { By(SIGABRT) } else { Code(REFUSED) };
 
 const NO_TASK: Cell = Never("there is no task that could return it");
@@ -151,7 +165,8 @@ const TABLE: [(Fault, [Cell; 9]); 13] = [
     (Fault::Rubbish,         [Is(Told::BadFrame),      Is(Told::BadFrame),       Is(Told::BadFrame),       Is(Told::BadFrame),       OneOf(&[Value, Told::BadFrame]), Is(Replaced), Is(StartFailed(None)),         Is(StartFailed(None)),              Is(Told::BadFrame)]),
 ];
 
-/// What is told of the two that run beside an async task: of one like any other, and of one that may run again.
+/// What is told of the two that run beside an async task: of one like any other, and of one that
+/// may run again.
 fn neighbours(fault: Fault, told: Told) -> [Told; 2] {
     match (fault, told) {
         // Their worker cannot go on without its descriptors.
@@ -190,12 +205,15 @@ fn overflow(depth: u64) -> u64 {
 
 /// All sockets of this process: the pool's, and the lifeline.
 fn sockets() -> Vec<i32> {
-    let is_socket =
-        |fd: &i32| std::fs::read_link(format!("/proc/self/fd/{fd}")).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
+    let is_socket = |fd: &i32| {
+        std::fs::read_link(format!("/proc/self/fd/{fd}"))
+            .is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))
+    };
     (0..64).filter(is_socket).collect()
 }
 
-/// A line that somebody prints to the wrong descriptor. As the length of a frame it is one that is allowed.
+/// A line that somebody prints to the wrong descriptor. As the length of a frame it is one that is
+/// allowed.
 const RUBBISH: &str = "\n\n  a line of text\n";
 
 /// Returns where that is possible after the fault.
@@ -221,7 +239,9 @@ fn commit(fault: Fault) -> Result<(), String> {
         Fault::Rubbish => {
             for fd in sockets() {
                 // SAFETY: the bytes are those of a string.
-                unsafe { libc::send(fd, RUBBISH.as_ptr().cast(), RUBBISH.len(), libc::MSG_NOSIGNAL) };
+                unsafe {
+                    libc::send(fd, RUBBISH.as_ptr().cast(), RUBBISH.len(), libc::MSG_NOSIGNAL)
+                };
             }
             hang();
         }
@@ -362,11 +382,13 @@ fn drain(fault: Fault, log: PathBuf, gate: PathBuf) -> Answer {
 
 // ---- a constructor
 
-/// Set for workers in which the constructor is to do it: the fault, and the file that only the first one finds.
+/// Set for workers in which the constructor is to do it: the fault, and the file that only the
+/// first one finds.
 const AT_START: &str = "PROCPOOL_TEST_FAULT_AT_START";
 
-// SAFETY: `.init_array` holds pointers to functions that may be called with the arguments of `main`, or without. In any process but
-// such a worker it looks at the environment, which nobody changes at that time.
+// SAFETY: `.init_array` holds pointers to functions that may be called with the arguments of
+// `main`, or without. In any process but such a worker it looks at the environment, which nobody
+// changes at that time.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn() = at_start;
@@ -377,7 +399,8 @@ extern "C" fn at_start() {
     if std::fs::remove_file(once).is_err() {
         return;
     }
-    let fault = TABLE.iter().map(|(fault, _)| *fault).find(|known| format!("{known:?}") == fault).unwrap();
+    let fault =
+        TABLE.iter().map(|(fault, _)| *fault).find(|known| format!("{known:?}") == fault).unwrap();
     if fault == Fault::OutOfMemory {
         // The pool's limits come later.
         let (_, most) = getrlimit(Resource::RLIMIT_AS).unwrap();
@@ -447,7 +470,10 @@ impl Case {
 
     /// Hands in the task of a column in which one task does it.
     fn spawn(&self, place: Place, limit: Option<Duration>) -> JoinHandle<Answer> {
-        fn limited<'a, A, F>(call: Call<'a, A, Answer, F>, limit: Option<Duration>) -> Call<'a, A, Answer, F> {
+        fn limited<'a, A, F>(
+            call: Call<'a, A, Answer, F>,
+            limit: Option<Duration>,
+        ) -> Call<'a, A, Answer, F> {
             match limit {
                 Some(limit) => call.timeout(limit),
                 None => call,
@@ -460,7 +486,9 @@ impl Case {
             Async => limited(pool.call(run_async), limit).grace(LIMIT).spawn(fault),
             Encoding => limited(pool.call(give), limit).spawn(fault),
             Writing => limited(pool.call(write), limit).spawn((fault, self.path("log"))),
-            Draining => limited(pool.call(drain), limit).spawn((fault, self.path("log"), self.path("gate"))),
+            Draining => {
+                limited(pool.call(drain), limit).spawn((fault, self.path("log"), self.path("gate")))
+            }
             Starting | Init => pool.spawn(take, Argument(None)),
             Idle => unreachable!("no task does it"),
         }
@@ -469,7 +497,10 @@ impl Case {
     /// Two async tasks in one worker, which run.
     async fn spawn_neighbours(&self) -> [JoinHandle<Answer>; 2] {
         let args = || (self.path("neighbours"), self.path("gate"));
-        let both = [self.pool.spawn(stand_by, args()), self.pool.call(stand_by).idempotent(true).spawn(args())];
+        let both = [
+            self.pool.spawn(stand_by, args()),
+            self.pool.call(stand_by).idempotent(true).spawn(args()),
+        ];
         until("the neighbours run", || self.log_of("neighbours").len() == 2).await;
         both
     }
@@ -497,7 +528,11 @@ fn told(result: &Result<Answer, TaskError>) -> Told {
         None => Code(status.code().unwrap()),
     });
     match error.kind() {
-        TaskErrorKind::Panicked if error.panic_message().is_some_and(|text| text.starts_with("a panic")) => Told::Panicked,
+        TaskErrorKind::Panicked
+            if error.panic_message().is_some_and(|text| text.starts_with("a panic")) =>
+        {
+            Told::Panicked
+        }
         TaskErrorKind::WorkerDied if error.is_stack_overflow() => Told::StackOverflow,
         TaskErrorKind::WorkerDied if error.is_out_of_memory() => Told::OutOfMemory,
         TaskErrorKind::WorkerDied => match end {
@@ -525,7 +560,8 @@ async fn stopped() -> u32 {
 
 /// What is told of a fault at this place. `None`: it happened too late, and proves nothing.
 async fn observe(fault: Fault, place: Place) -> Option<Told> {
-    let start_limit = (fault == Fault::Hang && matches!(place, Starting | Init)).then_some(START_LIMIT);
+    let start_limit =
+        (fault == Fault::Hang && matches!(place, Starting | Init)).then_some(START_LIMIT);
     let limit = (fault == Fault::Hang && place != Writing).then_some(LIMIT);
     let case = Case::new(fault, place, 1, start_limit);
     let seen = match place {
@@ -557,7 +593,14 @@ async fn observe(fault: Fault, place: Place) -> Option<Told> {
             if case.log_of("log").is_empty() {
                 return None;
             }
-            let ends = !matches!(fault, Fault::Panic | Fault::PanicInDrop | Fault::Hang | Fault::CloseDescriptor | Fault::Rubbish);
+            let ends = !matches!(
+                fault,
+                Fault::Panic
+                    | Fault::PanicInDrop
+                    | Fault::Hang
+                    | Fault::CloseDescriptor
+                    | Fault::Rubbish
+            );
             if ends && matches!(result, Ok(Ok(_))) {
                 return None; // it came too late: all had been written
             }
@@ -575,16 +618,26 @@ async fn observe(fault: Fault, place: Place) -> Option<Told> {
         }
         Idle => {
             let mut events = case.pool.events();
-            let worker = Seen::now(soon(case.pool.spawn(leave, (fault, case.path("gate")))).await.unwrap()).unwrap();
+            let worker =
+                Seen::now(soon(case.pool.spawn(leave, (fault, case.path("gate")))).await.unwrap())
+                    .unwrap();
             case.open("gate");
             until("it is done", || case.path("gate.done").exists()).await;
-            if !matches!(fault, Fault::Panic | Fault::PanicInDrop | Fault::Hang | Fault::CloseDescriptor) {
+            if !matches!(
+                fault,
+                Fault::Panic | Fault::PanicInDrop | Fault::Hang | Fault::CloseDescriptor
+            ) {
                 until("it is gone", || worker.is_gone()).await;
-                let why = if fault == Fault::Rubbish { WorkerEnd::BadFrame } else { WorkerEnd::Died };
+                let why =
+                    if fault == Fault::Rubbish { WorkerEnd::BadFrame } else { WorkerEnd::Died };
                 let is_its_end = |event: &WorkerEvent| matches!(event, WorkerEvent::Down { pid, why: end, .. } if *pid == Some(worker.pid) && *end == why);
                 while !is_its_end(&soon(events.next()).await.unwrap()) {}
             }
-            if soon(case.pool.spawn(pid, ())).await.unwrap() == worker.pid { Lives } else { Replaced }
+            if soon(case.pool.spawn(pid, ())).await.unwrap() == worker.pid {
+                Lives
+            } else {
+                Replaced
+            }
         }
         Starting | Init => told(&soon(case.spawn(place, None)).await),
         Draining => {
@@ -612,9 +665,11 @@ async fn worker_of(task: &JoinHandle<Answer>) -> Seen {
 
 /// A worker stands still, and then that happens.
 async fn observe_stopped(place: Place, then: Then) -> Option<()> {
-    let start_limit = (then == Then::Limited && matches!(place, Starting | Init)).then_some(START_LIMIT);
+    let start_limit =
+        (then == Then::Limited && matches!(place, Starting | Init)).then_some(START_LIMIT);
     let limit = (then == Then::Limited).then_some(LIMIT);
-    // Two, so that one of them can take what the other has in hand; but neighbours shall be together.
+    // Two, so that one of them can take what the other has in hand; but neighbours shall be
+    // together.
     let workers = if matches!(place, Async | Starting | Init) { 1 } else { 2 };
     let case = Case::new(Fault::Stop, place, workers, start_limit);
     let has_behind = workers > 1;
@@ -624,7 +679,8 @@ async fn observe_stopped(place: Place, then: Then) -> Option<()> {
     let beside = if place == Async { Some(case.spawn_neighbours().await) } else { None };
     let task = match place {
         Idle => {
-            let worker = soon(case.pool.spawn(leave, (Fault::Stop, case.path("gate")))).await.unwrap();
+            let worker =
+                soon(case.pool.spawn(leave, (Fault::Stop, case.path("gate")))).await.unwrap();
             case.open("gate");
             assert_eq!(stopped().await, worker);
             None
@@ -636,12 +692,19 @@ async fn observe_stopped(place: Place, then: Then) -> Option<()> {
         until("it runs", || !case.log_of("log").is_empty()).await;
     }
     if let (Some(task), Writing) = (&task, place) {
-        until("it is in the midst, or done", || !case.log_of("log").is_empty() || task.is_finished()).await;
+        until("it is in the midst, or done", || {
+            !case.log_of("log").is_empty() || task.is_finished()
+        })
+        .await;
         if case.log_of("log").is_empty() {
             return None;
         }
     }
-    let behind: Vec<_> = if has_behind { (0..4).map(|_| case.pool.spawn(take, Argument(None))).collect() } else { Vec::new() };
+    let behind: Vec<_> = if has_behind {
+        (0..4).map(|_| case.pool.spawn(take, Argument(None))).collect()
+    } else {
+        Vec::new()
+    };
     if place == Draining {
         end = Some(case.pool.shutdown());
         case.open("gate");
@@ -651,7 +714,10 @@ async fn observe_stopped(place: Place, then: Then) -> Option<()> {
     for behind in behind {
         assert_eq!(told(&soon(behind).await), Value, "what another could take");
     }
-    if place == Writing && task.as_ref().is_some_and(JoinHandle::is_finished) && then != Then::Limited {
+    if place == Writing
+        && task.as_ref().is_some_and(JoinHandle::is_finished)
+        && then != Then::Limited
+    {
         return None; // it was stopped too late: all had been written
     }
     if then != Then::Limited {
@@ -721,15 +787,21 @@ struct Left {
 
 impl Left {
     fn is_no_more_than(&self, before: &Self) -> bool {
-        let counts = |left: &Self| [left.children.len(), left.descriptors, left.threads, left.mappings];
-        counts(self).iter().zip(counts(before)).all(|(now, before)| *now <= before) && self.files == before.files
+        let counts =
+            |left: &Self| [left.children.len(), left.descriptors, left.threads, left.mappings];
+        counts(self).iter().zip(counts(before)).all(|(now, before)| *now <= before)
+            && self.files == before.files
     }
 }
 
 fn left() -> Left {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    let shared = |line: &&str| line.split_whitespace().nth(1).is_some_and(|rights| rights.ends_with('s'));
-    let below = |dir: &Path| std::fs::read_dir(dir).map_or_else(|_| Vec::new(), |dir| dir.map(|entry| entry.unwrap().path()).collect());
+    let shared =
+        |line: &&str| line.split_whitespace().nth(1).is_some_and(|rights| rights.ends_with('s'));
+    let below = |dir: &Path| {
+        std::fs::read_dir(dir)
+            .map_or_else(|_| Vec::new(), |dir| dir.map(|entry| entry.unwrap().path()).collect())
+    };
     let mut files: Vec<_> = below(Path::new("/dev/shm"));
     files.retain(|path| path.to_string_lossy().contains("procpool"));
     files.extend(below(&own_dir().unwrap()));
@@ -775,7 +847,8 @@ fn print(counts: &BTreeMap<(Fault, Place), usize>) {
             match cell {
                 Never(reason) => {
                     text += &format!("{:>9}", "-");
-                    reasons += &format!("- {fault}, {}: {reason}\n", format!("{place:?}").to_lowercase());
+                    reasons +=
+                        &format!("- {fault}, {}: {reason}\n", format!("{place:?}").to_lowercase());
                 }
                 _ => text += &format!("{:>9}", counts.get(&(fault, place)).unwrap_or(&0)),
             }
@@ -790,7 +863,8 @@ fn every_fault_at_every_place_is_told_as_what_it_is_and_leaves_nothing() {
     let (test, dir) = ("own_process_with_every_fault", tempfile::tempdir().unwrap());
     let mut command = own_process(&std::env::current_exe().unwrap(), test, dir.path());
     let output = command.env("TMPDIR", dir.path()).current_dir(dir.path()).output().unwrap();
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     eprintln!("{stderr}");
     assert!(output.status.success() && stdout.contains("1 passed"), "{}\n{stdout}", output.status);
 }
@@ -870,9 +944,15 @@ async fn own_process_with_every_fault() {
     print(&counts);
     assert!(wrong.is_empty(), "{wrong:#?}");
     if only.is_empty() {
-        let cells = TABLE.iter().flat_map(|(fault, cells)| PLACES.iter().zip(cells).map(move |(place, cell)| (*fault, *place, cell)));
+        let cells = TABLE.iter().flat_map(|(fault, cells)| {
+            PLACES.iter().zip(cells).map(move |(place, cell)| (*fault, *place, cell))
+        });
         let can_be = cells.filter(|(.., cell)| !matches!(cell, Never(_)));
-        let empty: Vec<_> = can_be.filter(|(fault, place, _)| counts.get(&(*fault, *place)).is_none_or(|count| *count == 0)).collect();
+        let empty: Vec<_> = can_be
+            .filter(|(fault, place, _)| {
+                counts.get(&(*fault, *place)).is_none_or(|count| *count == 0)
+            })
+            .collect();
         assert!(empty.is_empty(), "cells without a case: {empty:?}");
     }
 }

@@ -1,6 +1,7 @@
 //! A worker written in another language, from `docs/protocol.md` alone, serves a real pool.
 //!
-//! What it is written in is Python, and one package for MessagePack, in an environment that the gate makes.
+//! What it is written in is Python, and one package for MessagePack, in an environment that the
+//! gate makes.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -43,7 +44,8 @@ async fn needs_python_tasks_are_called_by_name_and_mapped() {
     within("ready", pool.ready()).await.unwrap();
     serves(&pool).await;
     within("nothing", pool.call_named(Named::<(), ()>::new("nothing.v1")).spawn(())).await.unwrap();
-    let sums: Vec<i64> = pool.call_named(ADD).map((0..500).zip(1..)).map(Result::unwrap).collect().await;
+    let sums: Vec<i64> =
+        pool.call_named(ADD).map((0..500).zip(1..)).map(Result::unwrap).collect().await;
     assert_eq!(sums, (0..500).map(|n| 2 * n + 1).collect::<Vec<_>>());
     within("shut down", pool.shutdown()).await;
 }
@@ -82,7 +84,12 @@ async fn needs_python_values_of_every_kind_come_back_as_they_were_sent() {
         list: vec![1, 2, 65_535],
         bytes: vec![0, 255],
         string: vec![7; 16].into(),
-        shapes: vec![Shape::Unit, Shape::New(i64::MIN), Shape::Tuple('ß', true), Shape::Struct { a: -0.5 }],
+        shapes: vec![
+            Shape::Unit,
+            Shape::New(i64::MIN),
+            Shape::Tuple('ß', true),
+            Shape::Struct { a: -0.5 },
+        ],
         map: BTreeMap::from([(vec![1, 300], (-1, f64::INFINITY)), (vec![], (0, -0.0))]),
         wide: (i128::MIN, u128::MAX),
         result: Err("no".into()),
@@ -106,14 +113,33 @@ async fn needs_python_values_of_every_kind_come_back_as_they_were_sent() {
     // As they look there.
     async fn looks<T: Serialize>(pool: &Pool, value: T, expected: &str) {
         let describe = Named::<(T,), String>::new("describe.v1");
-        assert_eq!(within("a description", pool.call_named(describe).spawn(&value)).await.unwrap(), expected);
+        assert_eq!(
+            within("a description", pool.call_named(describe).spawn(&value)).await.unwrap(),
+            expected
+        );
     }
     looks(&pool, (1u8, "x", None::<u8>, true), "[1, 'x', None, True]").await;
     looks(&pool, vec![1u8, 2], "b'\\x01\\x02'").await;
-    looks(&pool, (Some(5), Some(None::<u8>), Some(Some(()))), "[5, Some(None), Some(Some(None))]").await;
-    looks(&pool, (Shape::Unit, Shape::New(-1), Shape::Struct { a: 0.5 }), "['Unit', {'New': -1}, {'Struct': {'a': 0.5}}]").await;
-    looks(&pool, BTreeMap::from([(vec![300u16], i128::MAX)]), &format!("Pairs[[300]: {}]", i128::MAX)).await;
-    looks(&pool, (u64::MAX, i64::MIN, 1u128 << 127), &format!("[{}, {}, {}]", u64::MAX, i64::MIN, 1u128 << 127)).await;
+    looks(&pool, (Some(5), Some(None::<u8>), Some(Some(()))), "[5, Some(None), Some(Some(None))]")
+        .await;
+    looks(
+        &pool,
+        (Shape::Unit, Shape::New(-1), Shape::Struct { a: 0.5 }),
+        "['Unit', {'New': -1}, {'Struct': {'a': 0.5}}]",
+    )
+    .await;
+    looks(
+        &pool,
+        BTreeMap::from([(vec![300u16], i128::MAX)]),
+        &format!("Pairs[[300]: {}]", i128::MAX),
+    )
+    .await;
+    looks(
+        &pool,
+        (u64::MAX, i64::MIN, 1u128 << 127),
+        &format!("[{}, {}, {}]", u64::MAX, i64::MIN, 1u128 << 127),
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -124,30 +150,58 @@ async fn needs_python_what_goes_wrong_in_a_task_is_told_and_costs_that_task_alon
     // Its own error is a value.
     let halve = Named::<(u32,), Result<u32, String>>::new("halve.v1");
     assert_eq!(within("half", pool.call_named(halve).spawn(8)).await.unwrap(), Ok(4));
-    assert_eq!(within("half", pool.call_named(halve).spawn(7)).await.unwrap(), Err("7 is odd".into()));
+    assert_eq!(
+        within("half", pool.call_named(halve).spawn(7)).await.unwrap(),
+        Err("7 is odd".into())
+    );
     // An exception.
     let error = within("an exception", pool.call_named(FAIL).spawn("not today")).await.unwrap_err();
-    assert_eq!((error.kind(), error.function(), error.pid()), (TaskErrorKind::Panicked, "fail.v1", Some(before)));
+    assert_eq!(
+        (error.kind(), error.function(), error.pid()),
+        (TaskErrorKind::Panicked, "fail.v1", Some(before))
+    );
     assert_eq!(error.panic_message(), Some("ValueError: not today"));
     assert!(error.panic_location().unwrap().contains("tasks.py:"), "{error}");
     assert!(error.panic_backtrace().unwrap().starts_with("Traceback"), "{error}");
-    let error = within("an exception", pool.call_named(FAIL).backtrace(false).spawn("no")).await.unwrap_err();
+    let error = within("an exception", pool.call_named(FAIL).backtrace(false).spawn("no"))
+        .await
+        .unwrap_err();
     assert_eq!(error.panic_backtrace(), None);
     // One that is longer than a frame.
-    let error = within("an exception", pool.call_named(FAIL).spawn("é".repeat(1000))).await.unwrap_err();
-    assert!(error.is_panic() && error.panic_message().unwrap().starts_with("ValueError: éé"), "{error}");
+    let error =
+        within("an exception", pool.call_named(FAIL).spawn("é".repeat(1000))).await.unwrap_err();
+    assert!(
+        error.is_panic() && error.panic_message().unwrap().starts_with("ValueError: éé"),
+        "{error}"
+    );
     // Arguments that do not fit the function, or that nobody there can read.
-    let error = within("an exception", pool.call_named(Named::<(u8,), i64>::new("add.v1")).spawn(1)).await.unwrap_err();
-    assert!(error.is_panic() && error.panic_message().unwrap().contains("missing 1 required positional argument"), "{error}");
+    let error =
+        within("an exception", pool.call_named(Named::<(u8,), i64>::new("add.v1")).spawn(1))
+            .await
+            .unwrap_err();
+    assert!(
+        error.is_panic()
+            && error.panic_message().unwrap().contains("missing 1 required positional argument"),
+        "{error}"
+    );
     // A result that cannot be written, one that is too large, and one of another type.
-    let error = within("an error", pool.call_named(Named::<(), ()>::new("no value.v1")).spawn(())).await.unwrap_err();
+    let error = within("an error", pool.call_named(Named::<(), ()>::new("no value.v1")).spawn(()))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), TaskErrorKind::ResultEncode);
-    let error = within("an error", pool.call_named(Named::<(u32,), Vec<u8>>::new("large.v1")).spawn(5000)).await.unwrap_err();
+    let error =
+        within("an error", pool.call_named(Named::<(u32,), Vec<u8>>::new("large.v1")).spawn(5000))
+            .await
+            .unwrap_err();
     assert!(error.is_too_large(), "{error}");
-    let error = within("an error", pool.call_named(Named::<(), String>::new("pid.v1")).spawn(())).await.unwrap_err();
+    let error = within("an error", pool.call_named(Named::<(), String>::new("pid.v1")).spawn(()))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), TaskErrorKind::ResultDecode);
     // A name that it does not serve.
-    let error = within("an error", pool.call_named(Named::<(), ()>::new("echo.v2")).spawn(())).await.unwrap_err();
+    let error = within("an error", pool.call_named(Named::<(), ()>::new("echo.v2")).spawn(()))
+        .await
+        .unwrap_err();
     assert_eq!((error.kind(), error.pid()), (TaskErrorKind::UnknownTask, Some(before)));
     assert!(error.is_unknown_task() && error.to_string().contains("echo.v2"), "{error}");
     // All of it in one process, which goes on.
@@ -168,12 +222,18 @@ async fn needs_python_its_end_costs_the_task_that_ran_and_no_other() {
     let pid = within("the first", first).await.unwrap();
     let error = within("a crash", crash).await.unwrap_err();
     assert_eq!((error.kind(), error.pid()), (TaskErrorKind::WorkerDied, Some(pid)), "{error}");
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&error.exit_status().unwrap()), Some(11));
+    assert_eq!(
+        std::os::unix::process::ExitStatusExt::signal(&error.exit_status().unwrap()),
+        Some(11)
+    );
     for (n, sum) in (0..).zip(queued) {
         assert_eq!(within("a sum", sum).await.unwrap(), 2 * n);
     }
     for code in [0, 3] {
-        let error = within("an exit", pool.call_named(Named::<(i32,), ()>::new("exit.v1")).spawn(code)).await.unwrap_err();
+        let error =
+            within("an exit", pool.call_named(Named::<(i32,), ()>::new("exit.v1")).spawn(code))
+                .await
+                .unwrap_err();
         assert_eq!(error.exit_status().and_then(|status| status.code()), Some(code), "{error}");
     }
     serves(&pool).await;
@@ -209,7 +269,8 @@ async fn needs_python_a_task_is_stopped_with_its_process_and_what_that_had_start
     let handle = pool.call_named(Named::<(PathBuf,), ()>::new("sleep.v1")).spawn(&log);
     let line = || std::fs::read_to_string(&log).unwrap_or_default();
     until("it runs", || line().ends_with('\n')).await;
-    let processes: Vec<_> = line().split_whitespace().map(|pid| Proc::of(pid.parse().unwrap()).unwrap()).collect();
+    let processes: Vec<_> =
+        line().split_whitespace().map(|pid| Proc::of(pid.parse().unwrap()).unwrap()).collect();
     handle.abort();
     assert!(within("the abort", handle).await.unwrap_err().is_cancelled());
     assert!(processes[0].is_gone());
@@ -217,7 +278,11 @@ async fn needs_python_a_task_is_stopped_with_its_process_and_what_that_had_start
     serves(&pool).await;
     // A limit, and retries: of that, and of a crash.
     let sleep = Named::<(PathBuf,), ()>::new("sleep.v1");
-    let limited = pool.call_named(sleep).timeout(Duration::from_millis(100)).retries(1).spawn(dir.path().join("limited"));
+    let limited = pool
+        .call_named(sleep)
+        .timeout(Duration::from_millis(100))
+        .retries(1)
+        .spawn(dir.path().join("limited"));
     let error = within("the limit", limited).await.unwrap_err();
     assert!(error.is_timeout() && error.earlier_attempts().len() == 1, "{error:?}");
     let crash = pool.call_named(Named::<(), ()>::new("crash.v1")).retries(2).spawn(());
@@ -242,9 +307,19 @@ struct Surroundings {
 async fn needs_python_it_stands_where_any_worker_stands_and_prepares_before_it_is_ready() {
     let tasks = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/other_languages/tasks.py");
     let args = [tasks.as_os_str(), "an argument".as_ref()];
-    let pool = Pool::builder().program(python(), args).workers(1).env("PROCPOOL_TEST_VARIABLE", "set").build().unwrap();
+    let pool = Pool::builder()
+        .program(python(), args)
+        .workers(1)
+        .env("PROCPOOL_TEST_VARIABLE", "set")
+        .build()
+        .unwrap();
     within("ready", pool.ready()).await.unwrap();
-    let found = within("its surroundings", pool.call_named(Named::<(), Surroundings>::new("surroundings.v1")).spawn(())).await.unwrap();
+    let found = within(
+        "its surroundings",
+        pool.call_named(Named::<(), Surroundings>::new("surroundings.v1")).spawn(()),
+    )
+    .await
+    .unwrap();
     let expected = Surroundings {
         marker: None,
         stdin: "/dev/null".into(),
@@ -262,7 +337,10 @@ async fn needs_python_it_stands_where_any_worker_stands_and_prepares_before_it_i
 async fn needs_python_its_start_fails_with_the_reason() {
     // What it says itself.
     let tasks = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/other_languages/tasks.py");
-    let pool = Pool::builder().program(python(), [tasks.as_os_str(), "fail in init".as_ref()]).build().unwrap();
+    let pool = Pool::builder()
+        .program(python(), [tasks.as_os_str(), "fail in init".as_ref()])
+        .build()
+        .unwrap();
     let error = within("a start", pool.call_named(PID).spawn(())).await.unwrap_err();
     assert_eq!(error.kind(), TaskErrorKind::InitFailed);
     let cause = std::error::Error::source(&error).unwrap().to_string();
@@ -274,7 +352,11 @@ async fn needs_python_its_start_fails_with_the_reason() {
     assert!(error.stderr_tail().unwrap().contains("ModuleNotFoundError"), "{error}");
     // By hand it is no worker.
     let tasks = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/other_languages/tasks.py");
-    let output = std::process::Command::new(python()).arg(tasks).stdin(std::process::Stdio::null()).output().unwrap();
+    let output = std::process::Command::new(python())
+        .arg(tasks)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(126));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be a worker"));
 }
@@ -293,7 +375,10 @@ async fn needs_python_the_pool_ends_it_and_leaves_nothing() {
     // Its intake is closed; what runs goes on to its end.
     let ending = pool.clone();
     let shutdown = tokio::spawn(async move { ending.shutdown().await });
-    while !within("a refusal", pool.call_named(PID).spawn(())).await.is_err_and(|error| error.is_pool_closed()) {}
+    while !within("a refusal", pool.call_named(PID).spawn(()))
+        .await
+        .is_err_and(|error| error.is_pool_closed())
+    {}
     std::fs::write(&gate, "").unwrap();
     let last = within("the one that ran", running).await.unwrap();
     tokio::time::timeout(FUSE, shutdown).await.expect("shut down").unwrap();
@@ -301,10 +386,12 @@ async fn needs_python_the_pool_ends_it_and_leaves_nothing() {
     assert!(Proc::of(last).is_none());
     // A pool that is dropped takes along what runs.
     let pool = builder().workers(1).build().unwrap();
-    let busy = pool.call_named(Named::<(PathBuf,), ()>::new("sleep.v1")).spawn(dir.path().join("sleeps"));
+    let busy =
+        pool.call_named(Named::<(PathBuf,), ()>::new("sleep.v1")).spawn(dir.path().join("sleeps"));
     let line = || std::fs::read_to_string(dir.path().join("sleeps")).unwrap_or_default();
     until("it runs", || line().ends_with('\n')).await;
-    let processes: Vec<_> = line().split_whitespace().map(|pid| Proc::of(pid.parse().unwrap()).unwrap()).collect();
+    let processes: Vec<_> =
+        line().split_whitespace().map(|pid| Proc::of(pid.parse().unwrap()).unwrap()).collect();
     drop(pool);
     assert!(within("the task", busy).await.unwrap_err().is_pool_closed());
     gone(&processes).await;
@@ -338,7 +425,12 @@ async fn what_is_no_task_of_these_workers_is_told_without_asking_one() {
 async fn another_program_is_given_no_shared_objects() {
     let pool = Pool::builder().program("/nonexistent/program", [""; 0]).build().unwrap();
     let total = pool.manager().mutex(0u64).unwrap();
-    let error = within("an error", pool.call_named(Named::<(Mutex<u64>,), ()>::new("add.v1")).spawn(&total)).await.unwrap_err();
+    let error = within(
+        "an error",
+        pool.call_named(Named::<(Mutex<u64>,), ()>::new("add.v1")).spawn(&total),
+    )
+    .await
+    .unwrap_err();
     assert_eq!(error.kind(), TaskErrorKind::ArgumentEncode);
     assert!(error.to_string().contains("another program"), "{error}");
 }
@@ -348,15 +440,24 @@ async fn a_program_that_is_none_or_no_worker_fails_the_start() {
     let pool = Pool::builder().program("/nonexistent/program", [""; 0]).build().unwrap();
     let error = within("a start", pool.ready()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Spawn);
-    let pool = Pool::builder().program("sh", ["-c", "echo 'no worker' >&2; exit 3"]).build().unwrap();
+    let pool =
+        Pool::builder().program("sh", ["-c", "echo 'no worker' >&2; exit 3"]).build().unwrap();
     let error = within("a start", pool.ready()).await.unwrap_err();
     assert_eq!((error.kind(), error.stderr_tail()), (ErrorKind::DiedAtStart, Some("no worker\n")));
-    let pool = Pool::builder().program("sleep", ["1000"]).start_timeout(Duration::from_millis(200)).build().unwrap();
+    let pool = Pool::builder()
+        .program("sleep", ["1000"])
+        .start_timeout(Duration::from_millis(200))
+        .build()
+        .unwrap();
     let error = within("a start", pool.ready()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StartTimeout);
-    // This very program is no worker that serves by name: it runs as if it had been started by anybody.
+    // This very program is no worker that serves by name: it runs as if it had been started by
+    // anybody.
     let this = std::env::current_exe().unwrap();
-    let pool = Pool::builder().program(this, ["--list", "--format", "terse", "--exact", "nothing"]).build().unwrap();
+    let pool = Pool::builder()
+        .program(this, ["--list", "--format", "terse", "--exact", "nothing"])
+        .build()
+        .unwrap();
     let error = within("a start", pool.ready()).await.unwrap_err();
     assert_eq!(error.exit_status().unwrap().code(), Some(0), "{error}");
 }

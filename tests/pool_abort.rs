@@ -58,7 +58,10 @@ async fn a_queued_task_that_is_aborted_never_runs() {
     two.abort();
     // At once, although the worker is busy.
     let error = within("the aborted one", two).await.unwrap_err();
-    assert_eq!((error.kind(), error.is_cancelled(), error.pid()), (TaskErrorKind::Cancelled, true, None));
+    assert_eq!(
+        (error.kind(), error.is_cancelled(), error.pid()),
+        (TaskErrorKind::Cancelled, true, None)
+    );
     assert_eq!(running.worker_pid(), worker);
     assert!(!running.is_finished());
     gate.open();
@@ -74,7 +77,9 @@ async fn a_queued_task_that_is_aborted_never_runs() {
 #[tokio::test]
 async fn a_task_handed_to_a_busy_worker_and_aborted_never_runs() {
     let scene = Scene::new(1);
-    for outcome in within("many short tasks", join_all((0..2000).map(|n| scene.pool.spawn(echo, n)))).await {
+    for outcome in
+        within("many short tasks", join_all((0..2000).map(|n| scene.pool.spawn(echo, n)))).await
+    {
         outcome.unwrap();
     }
     let (mut gate, marks) = (scene.gate("gate"), scene.marks("ran"));
@@ -133,7 +138,8 @@ async fn tasks_queued_behind_an_aborted_one_run_elsewhere() {
     let scene = Scene::new(2);
     let marks = scene.marks("started");
     let (mut gate, ran) = (scene.gate("gate"), scene.marks("ran"));
-    let innocent = scene.pool.spawn(mark_and_pass, (7, gate.path().to_owned(), marks.path().to_owned()));
+    let innocent =
+        scene.pool.spawn(mark_and_pass, (7, gate.path().to_owned(), marks.path().to_owned()));
     let guilty = scene.pool.spawn(spin, marks.path());
     marks.count(2).await;
     let worker = guilty.worker_pid().unwrap();
@@ -141,7 +147,8 @@ async fn tasks_queued_behind_an_aborted_one_run_elsewhere() {
         mark(ran, n);
         std::process::id()
     };
-    let behind: Vec<_> = (0..20).map(|n| scene.pool.spawn(once, (n, ran.path().to_owned()))).collect();
+    let behind: Vec<_> =
+        (0..20).map(|n| scene.pool.spawn(once, (n, ran.path().to_owned()))).collect();
     guilty.abort();
     assert!(within("the aborted one", guilty).await.unwrap_err().is_cancelled());
     for outcome in within("those behind it", join_all(behind)).await {
@@ -164,15 +171,22 @@ async fn tasks_handed_to_the_worker_of_an_aborted_one_run_elsewhere_once() {
     let ran = scene.marks("ran");
     let once = |n: u32, ran: PathBuf| mark(ran, n);
     for round in 0..5 {
-        for outcome in within("many short tasks", join_all((0..500).map(|n| scene.pool.spawn(echo, n)))).await {
+        for outcome in
+            within("many short tasks", join_all((0..500).map(|n| scene.pool.spawn(echo, n)))).await
+        {
             outcome.unwrap();
         }
         let guilty = scene.pool.spawn(spin, marks.path());
-        let behind: Vec<_> = (0..10).map(|n| scene.pool.spawn(once, (round * 10 + n, ran.path().to_owned()))).collect();
+        let behind: Vec<_> = (0..10)
+            .map(|n| scene.pool.spawn(once, (round * 10 + n, ran.path().to_owned())))
+            .collect();
         marks.count(round as usize + 1).await;
         guilty.abort();
         assert!(within("the aborted one", guilty).await.unwrap_err().is_cancelled());
-        within("those behind it", join_all(behind)).await.into_iter().for_each(|outcome| outcome.unwrap());
+        within("those behind it", join_all(behind))
+            .await
+            .into_iter()
+            .for_each(|outcome| outcome.unwrap());
     }
     let lines: Vec<u32> = ran.lines().iter().map(|line| line.parse().unwrap()).collect();
     assert_eq!(lines, (0..50).collect::<Vec<_>>(), "each once, in order");
@@ -233,7 +247,8 @@ async fn an_async_task_that_reaches_no_await_point_is_killed_in_the_end() {
 /// What `JoinHandle::abort` grants an async task.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Each abort has a grace of its own: a worker that answers all in time lives, however many there are.
+/// Each abort has a grace of its own: a worker that answers all in time lives, however many there
+/// are.
 #[tokio::test]
 async fn a_worker_that_is_never_without_an_aborted_task_lives() {
     let scene = Scene::new(1);
@@ -264,7 +279,12 @@ async fn a_worker_that_is_never_without_an_aborted_task_lives() {
             aborted.push_back(next);
         }
         while aborted.front().is_some_and(JoinHandle::is_finished) {
-            assert!(within("the aborted one", aborted.pop_front().unwrap()).await.unwrap_err().is_cancelled());
+            assert!(
+                within("the aborted one", aborted.pop_front().unwrap())
+                    .await
+                    .unwrap_err()
+                    .is_cancelled()
+            );
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -373,7 +393,9 @@ async fn a_task_aborted_before_its_worker_is_ready_never_runs() {
         pass(gate);
         Ok::<_, String>(())
     };
-    let scene = Scene::with(|builder| builder.workers(2).init(init, (gate.path().to_owned(), starts.path().to_owned())));
+    let scene = Scene::with(|builder| {
+        builder.workers(2).init(init, (gate.path().to_owned(), starts.path().to_owned()))
+    });
     let run = |n: u32, ran: PathBuf| mark(ran, n);
     let handles = [0, 1, 2].map(|n| scene.pool.spawn(run, (n, ran.path().to_owned())));
     starts.count(1).await;
@@ -409,7 +431,8 @@ async fn an_abort_handle_needs_neither_the_join_handle_nor_the_pool() {
     scene.end().await;
 }
 
-/// Given up at random points of start-up, queueing, running and delivery, each task ends once, and nothing stays.
+/// Given up at random points of start-up, queueing, running and delivery, each task ends once, and
+/// nothing stays.
 #[tokio::test]
 async fn tasks_given_up_at_any_point_leave_the_pool_idle() {
     let scene = Scene::new(2);
@@ -418,7 +441,11 @@ async fn tasks_given_up_at_any_point_leave_the_pool_idle() {
     let mut given_up = Vec::new();
     for round in 0..500_u64 {
         let micros = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32 & 2047;
-        let mut task = if round % 2 == 0 { scene.pool.spawn(stay, micros) } else { scene.pool.spawn(stay_async, micros) };
+        let mut task = if round % 2 == 0 {
+            scene.pool.spawn(stay, micros)
+        } else {
+            scene.pool.spawn(stay_async, micros)
+        };
         match tokio::time::timeout(Duration::from_millis(1), &mut task).await {
             Ok(outcome) => outcome.unwrap(),
             Err(_) => {
@@ -433,10 +460,15 @@ async fn tasks_given_up_at_any_point_leave_the_pool_idle() {
     within("workers in the place of those killed", scene.pool.ready()).await.unwrap();
     // Nothing runs and nothing is queued: two tasks, handed in last, run at once.
     let (mut gate, marks) = (scene.gate("gate"), scene.marks("started"));
-    let two = [0, 1].map(|n| scene.pool.spawn(mark_and_pass, (n, gate.path().to_owned(), marks.path().to_owned())));
+    let two = [0, 1].map(|n| {
+        scene.pool.spawn(mark_and_pass, (n, gate.path().to_owned(), marks.path().to_owned()))
+    });
     marks.count(2).await;
     gate.open();
-    within("two tasks", join_all(two)).await.into_iter().for_each(|outcome| assert!(outcome.is_ok()));
+    within("two tasks", join_all(two))
+        .await
+        .into_iter()
+        .for_each(|outcome| assert!(outcome.is_ok()));
     scene.end().await;
 }
 
@@ -457,7 +489,8 @@ async fn ready_replaces_a_worker_that_is_being_killed() {
     scene.end().await;
 }
 
-/// A task that found nobody idle runs on the worker that becomes ready next, not behind one that does not end.
+/// A task that found nobody idle runs on the worker that becomes ready next, not behind one that
+/// does not end.
 #[tokio::test]
 async fn a_task_behind_one_that_does_not_end_moves_to_a_worker_that_starts() {
     let scene = Scene::new(2);
@@ -466,10 +499,15 @@ async fn a_task_behind_one_that_does_not_end_moves_to_a_worker_that_starts() {
     }
     // One worker, of short tasks so far; these two go to it together.
     let (mut gate, marks) = (scene.gate("gate"), scene.marks("started"));
-    let two = [0, 1].map(|n| scene.pool.spawn(mark_and_pass, (n, gate.path().to_owned(), marks.path().to_owned())));
+    let two = [0, 1].map(|n| {
+        scene.pool.spawn(mark_and_pass, (n, gate.path().to_owned(), marks.path().to_owned()))
+    });
     marks.count(2).await;
     gate.open();
-    within("two tasks", join_all(two)).await.into_iter().for_each(|outcome| assert!(outcome.is_ok()));
+    within("two tasks", join_all(two))
+        .await
+        .into_iter()
+        .for_each(|outcome| assert!(outcome.is_ok()));
     scene.end().await;
 }
 
@@ -507,7 +545,8 @@ async fn an_async_task_with_a_grace_is_asked_and_what_it_returns_counts() {
     assert!(!by_token.is_finished());
     token.cancel();
     assert_eq!(within("the one with a token", by_token).await.unwrap(), worker);
-    let over = scene.pool.call(polite).timeout(Duration::from_millis(20)).grace(LONG).spawn(marks.path());
+    let over =
+        scene.pool.call(polite).timeout(Duration::from_millis(20)).grace(LONG).spawn(marks.path());
     assert_eq!(within("the one with a limit", over).await.unwrap(), worker);
     gate.open();
     assert_eq!(within("its neighbour", neighbour).await.unwrap(), (false, None, worker));
@@ -533,7 +572,11 @@ async fn an_async_task_that_does_not_heed_is_dropped_when_its_grace_is_over() {
         std::future::pending::<()>().await;
     };
     let grace = Duration::from_millis(50);
-    let task = scene.pool.call(deaf).grace(grace).spawn((starts.path().to_owned(), ends.path().to_owned()));
+    let task = scene
+        .pool
+        .call(deaf)
+        .grace(grace)
+        .spawn((starts.path().to_owned(), ends.path().to_owned()));
     starts.count(1).await;
     let workers = scene.workers();
     let aborted_at = Instant::now();
@@ -545,7 +588,8 @@ async fn an_async_task_that_does_not_heed_is_dropped_when_its_grace_is_over() {
     gate.open();
     assert_eq!(within("its neighbour", neighbour).await.unwrap(), workers[0].pid);
     // And one that reaches no await point costs its process in the end.
-    let stuck = scene.pool.call(async |starts: PathBuf| spin(starts)).grace(grace).spawn(starts.path());
+    let stuck =
+        scene.pool.call(async |starts: PathBuf| spin(starts)).grace(grace).spawn(starts.path());
     starts.count(3).await;
     stuck.abort();
     assert!(within("the one that spins", stuck).await.unwrap_err().is_cancelled());

@@ -1,5 +1,6 @@
-//! How a pool ends, and what becomes of its tasks and processes: the table in the docs of `Pool`. (What a killed
-//! application leaves behind is in `pool_environment.rs`, what a runtime that ends leaves in `pool_runtimes.rs`.)
+//! How a pool ends, and what becomes of its tasks and processes: the table in the docs of `Pool`.
+//! (What a killed application leaves behind is in `pool_environment.rs`, what a runtime that ends
+//! leaves in `pool_runtimes.rs`.)
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -12,8 +13,8 @@ use futures::future::join_all;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use processes::{
-    KillOnDrop, Seen, children, hang, lines, note, own_dir, own_process, pid, pids, seen, signal, soon, spin, start_sleeping, stop, until,
-    wait_for, wait_until,
+    KillOnDrop, Seen, children, hang, lines, note, own_dir, own_process, pid, pids, seen, signal,
+    soon, spin, start_sleeping, stop, until, wait_for, wait_until,
 };
 use procpool::{CutOff, JoinHandle, Pool, TaskErrorKind};
 use std::collections::HashSet;
@@ -81,7 +82,8 @@ async fn a_task_that_is_told_of_a_kill_or_a_drop_does_not_run_any_more() {
             let running = [pool.spawn(spin, &log), pool.spawn(hang, &log)];
             until("both run", || lines(&log).len() == 2).await;
             let queued = pool.spawn(hang, &log);
-            let workers = running.each_ref().map(|task| Seen::now(task.worker_pid().unwrap()).unwrap());
+            let workers =
+                running.each_ref().map(|task| Seen::now(task.worker_pid().unwrap()).unwrap());
             if stops {
                 workers.iter().for_each(|worker| stop(worker.pid));
             }
@@ -111,7 +113,10 @@ async fn a_shutdown_lets_everything_end_first() {
     assert_eq!(soon(end).await, CutOff::default());
     let workers: HashSet<_> = join_all(tasks).await.into_iter().map(Result::unwrap).collect();
     assert!(workers.len() <= 5);
-    assert!(workers.iter().all(|pid| !children(std::process::id()).contains(pid)), "they have been reaped");
+    assert!(
+        workers.iter().all(|pid| !children(std::process::id()).contains(pid)),
+        "they have been reaped"
+    );
 }
 
 #[tokio::test]
@@ -127,14 +132,18 @@ async fn a_shutdown_that_nobody_awaits_happens_all_the_same() {
         soon(task).await.unwrap();
     }
     let workers: Vec<_> = pids(&log);
-    until("they are gone, and reaped", || workers.iter().all(|pid| !children(std::process::id()).contains(pid))).await;
+    until("they are gone, and reaped", || {
+        workers.iter().all(|pid| !children(std::process::id()).contains(pid))
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn what_runs_ends_and_what_waits_is_dropped_if_the_queue_is() {
     let (pool, dir) = (pool_of(2), tempdir().unwrap());
     let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
-    let tasks: Vec<_> = (0..50).map(|_| pool.spawn(wait_for, (log.clone(), gate.clone()))).collect();
+    let tasks: Vec<_> =
+        (0..50).map(|_| pool.spawn(wait_for, (log.clone(), gate.clone()))).collect();
     until("two run", || lines(&log).len() == 2).await;
     let end = pool.shutdown();
     assert_eq!(pool.abort_queued(), 48);
@@ -142,7 +151,11 @@ async fn what_runs_ends_and_what_waits_is_dropped_if_the_queue_is() {
     std::fs::write(&gate, "").unwrap();
     let outcomes: Vec<_> = soon(join_all(tasks)).await;
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 2);
-    assert!(outcomes.iter().all(|outcome| outcome.as_ref().err().is_none_or(|error| error.is_cancelled())));
+    assert!(
+        outcomes
+            .iter()
+            .all(|outcome| outcome.as_ref().err().is_none_or(|error| error.is_cancelled()))
+    );
     assert!(soon(end).await.is_empty(), "an abort is not the end's doing");
     assert_eq!(lines(&log).len(), 2, "nothing else has run");
 }
@@ -407,7 +420,8 @@ async fn own_process_at_a_terminal() {
     let Some(dir) = own_dir() else { return };
     let (log, gate) = (dir.join("log"), dir.join("gate"));
     let handled = std::env::var_os("PROCPOOL_TEST_HANDLED").is_some();
-    let action = SigAction::new(SigHandler::Handler(interrupted), SaFlags::SA_RESTART, SigSet::empty());
+    let action =
+        SigAction::new(SigHandler::Handler(interrupted), SaFlags::SA_RESTART, SigSet::empty());
     if handled {
         // SAFETY: the handler stores one atomic flag.
         unsafe { sigaction(Signal::SIGINT, &action) }.unwrap();
@@ -427,7 +441,15 @@ async fn own_process_at_a_terminal() {
 fn terminal() -> (File, File) {
     let (mut ours, mut theirs) = (-1, -1);
     // SAFETY: both places are ours; name, settings and size may be null (openpty(3)).
-    let made = unsafe { libc::openpty(&raw mut ours, &raw mut theirs, std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut()) };
+    let made = unsafe {
+        libc::openpty(
+            &raw mut ours,
+            &raw mut theirs,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        )
+    };
     assert_eq!(made, 0);
     // SAFETY: they are new, and nobody else's.
     unsafe { (File::from_raw_fd(ours), File::from_raw_fd(theirs)) }
@@ -439,8 +461,12 @@ fn ctrl_c_reaches_the_application_alone_and_takes_all_with_it() {
         let dir = tempdir().unwrap();
         let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
         let (mut ours, theirs) = terminal();
-        let mut command = own_process(&std::env::current_exe().unwrap(), "own_process_at_a_terminal", dir.path());
-        command.stdin(theirs.try_clone().unwrap()).stdout(theirs.try_clone().unwrap()).stderr(theirs);
+        let mut command =
+            own_process(&std::env::current_exe().unwrap(), "own_process_at_a_terminal", dir.path());
+        command
+            .stdin(theirs.try_clone().unwrap())
+            .stdout(theirs.try_clone().unwrap())
+            .stderr(theirs);
         if handled {
             command.env("PROCPOOL_TEST_HANDLED", "1");
         }
@@ -449,7 +475,11 @@ fn ctrl_c_reaches_the_application_alone_and_takes_all_with_it() {
             command.pre_exec(|| {
                 nix::unistd::setsid()?;
                 // Its standard input becomes the terminal that controls it.
-                if libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+                if libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
+                    Err(std::io::Error::last_os_error())
+                } else {
+                    Ok(())
+                }
             });
         }
         let mut application = KillOnDrop(command.spawn().unwrap());
@@ -469,13 +499,17 @@ fn ctrl_c_reaches_the_application_alone_and_takes_all_with_it() {
             said.extend(&part[..n]); // until its other end is closed everywhere (EIO), so by the workers, too
         }
         let said = String::from_utf8_lossy(&said);
-        let by_the_harness = ["running 1 test", "test own_process_at_a_terminal", "test result", "ok"];
-        let unexpected = said
-            .lines()
-            .map(|line| line.trim_start_matches("^C"))
-            .find(|line| !line.is_empty() && !by_the_harness.iter().any(|known| line.starts_with(known)));
+        let by_the_harness =
+            ["running 1 test", "test own_process_at_a_terminal", "test result", "ok"];
+        let unexpected = said.lines().map(|line| line.trim_start_matches("^C")).find(|line| {
+            !line.is_empty() && !by_the_harness.iter().any(|known| line.starts_with(known))
+        });
         assert_eq!(unexpected, None, "{said}");
-        assert_eq!((status.success(), status.signal()), if handled { (true, None) } else { (false, Some(libc::SIGINT)) }, "{said}");
+        assert_eq!(
+            (status.success(), status.signal()),
+            if handled { (true, None) } else { (false, Some(libc::SIGINT)) },
+            "{said}"
+        );
         wait_until("the workers are gone", || workers.iter().all(|worker| worker.has_ended()));
     }
 }
@@ -484,7 +518,8 @@ fn ctrl_c_reaches_the_application_alone_and_takes_all_with_it() {
 fn an_application_that_is_terminated_takes_its_workers_along() {
     let dir = tempdir().unwrap();
     let log = dir.path().join("log");
-    let mut command = own_process(&std::env::current_exe().unwrap(), "own_process_at_a_terminal", dir.path());
+    let mut command =
+        own_process(&std::env::current_exe().unwrap(), "own_process_at_a_terminal", dir.path());
     command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
     let mut application = KillOnDrop(command.spawn().unwrap());
     wait_until("both run", || lines(&log).len() == 2);

@@ -7,10 +7,13 @@
 mod processes;
 
 use nix::libc;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+use nix::sys::signal::{
+    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
+};
 use processes::{
-    KillOnDrop, Seen, children, descriptors, die, in_own_process, lines, note, own_dir, own_process, passes, pid, pids, seen, signal, soon,
-    spin, start_sleeping, stop, until, wait_for, wait_until,
+    KillOnDrop, Seen, children, descriptors, die, in_own_process, lines, note, own_dir,
+    own_process, passes, pid, pids, seen, signal, soon, spin, start_sleeping, stop, until,
+    wait_for, wait_until,
 };
 use procpool::{Pool, TaskErrorKind};
 use std::collections::HashMap;
@@ -75,7 +78,12 @@ async fn a_cleared_environment_holds_what_was_set_and_nothing_of_the_crate() {
 #[tokio::test]
 async fn the_crates_own_variable_is_seen_by_nobody() {
     // Not even where somebody sets or removes it.
-    let pool = Pool::builder().workers(1).env("PROCPOOL_WORKER", "nonsense").env_remove("PROCPOOL_WORKER").build().unwrap();
+    let pool = Pool::builder()
+        .workers(1)
+        .env("PROCPOOL_WORKER", "nonsense")
+        .env_remove("PROCPOOL_WORKER")
+        .build()
+        .unwrap();
     let of_child = soon(pool.spawn(environment_of_a_child, ())).await.unwrap();
     let of_child = String::from_utf8_lossy(&of_child);
     assert!(of_child.contains("PATH=") && !of_child.contains("PROCPOOL_WORKER"), "{of_child}");
@@ -170,10 +178,20 @@ fn a_parent_without_standard_streams_has_workers_that_work() {
             let (test, dir) = ("own_process_without_streams", tempdir().unwrap());
             let mut command = own_process(&std::env::current_exe().unwrap(), test, dir.path());
             command.env("PROCPOOL_TEST_CLOSED", closed).env("PROCPOOL_TEST_HOW", when);
-            let mut application = KillOnDrop(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+            let mut application = KillOnDrop(
+                command
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .unwrap(),
+            );
             let status = application.0.wait().unwrap();
             let said = lines(&dir.path().join("log"));
-            assert!(status.success() && said == ["done"], "{closed} closed {when} the pool is built: {status}, {said:?}");
+            assert!(
+                status.success() && said == ["done"],
+                "{closed} closed {when} the pool is built: {status}, {said:?}"
+            );
         }
     }
 }
@@ -182,7 +200,8 @@ fn a_parent_without_standard_streams_has_workers_that_work() {
 fn shout() -> Vec<u32> {
     for fd in 1..=2 {
         let bytes = [0xc1u8; 4096];
-        // SAFETY: plain writes of a buffer that is there; whatever stands on these numbers is nothing of the pool's.
+        // SAFETY: plain writes of a buffer that is there; whatever stands on these numbers is
+        // nothing of the pool's.
         unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
     }
     let open = descriptors(pid());
@@ -259,7 +278,8 @@ async fn own_process_descriptors() {
     soon(pool.ready()).await.unwrap();
     let workers = children(pid());
     assert_eq!(workers.len(), 20);
-    // What the application was itself started with, and did not mark, goes on to whatever it starts.
+    // What the application was itself started with, and did not mark, goes on to whatever it
+    // starts.
     let ours = descriptors(pid());
     let is_own = |open: &(u32, String)| open.0 < 3 || !ours.contains(open);
     let mut sockets = HashMap::new();
@@ -269,7 +289,9 @@ async fn own_process_descriptors() {
         assert_eq!(open[0], (0, "/dev/null".to_string()), "{open:?}");
         // The standard streams, its socket, its lifeline, and its memory until it is mapped.
         assert!(open.len() <= 6, "{open:?}");
-        for (fd, what) in open.into_iter().filter(|(fd, what)| *fd > 2 && what.starts_with("socket:")) {
+        for (fd, what) in
+            open.into_iter().filter(|(fd, what)| *fd > 2 && what.starts_with("socket:"))
+        {
             let other = sockets.insert(what, (*worker, fd));
             assert_eq!(other, None, "worker {worker} has it, too");
         }
@@ -280,10 +302,14 @@ async fn own_process_descriptors() {
     // What a task starts holds nothing of ours.
     let of_a_child = || {
         let mut child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
-        // Before that the kernel still closes what is not for the new program, and its loader opens and closes libraries.
+        // Before that the kernel still closes what is not for the new program, and its loader opens
+        // and closes libraries.
         let call = format!("/proc/{}/syscall", child.id());
-        let sleeps = [libc::SYS_nanosleep, libc::SYS_clock_nanosleep].map(|number| format!("{number} "));
-        wait_until("it sleeps", || sleeps.iter().any(|number| std::fs::read_to_string(&call).unwrap().starts_with(number)));
+        let sleeps =
+            [libc::SYS_nanosleep, libc::SYS_clock_nanosleep].map(|number| format!("{number} "));
+        wait_until("it sleeps", || {
+            sleeps.iter().any(|number| std::fs::read_to_string(&call).unwrap().starts_with(number))
+        });
         let open = descriptors(child.id());
         child.kill().unwrap();
         child.wait().unwrap();
@@ -306,7 +332,9 @@ async fn own_process_names() {
         return;
     }
     fn names() -> Vec<String> {
-        let listed = ["/tmp", "/dev/shm", "/run"].into_iter().flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten());
+        let listed = ["/tmp", "/dev/shm", "/run"]
+            .into_iter()
+            .flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten());
         let names = listed.map(|entry| entry.unwrap().path().to_string_lossy().into_owned());
         names.filter(|name| name.contains("procpool")).collect()
     }
@@ -317,9 +345,9 @@ async fn own_process_names() {
     assert_eq!(names(), before);
     let mut ours = Vec::new();
     for process in children(pid()).into_iter().chain([pid()]) {
-        ours.extend(
-            descriptors(process).into_iter().filter_map(|(_, what)| Some(what.strip_prefix("socket:[")?.strip_suffix(']')?.to_string())),
-        );
+        ours.extend(descriptors(process).into_iter().filter_map(|(_, what)| {
+            Some(what.strip_prefix("socket:[")?.strip_suffix(']')?.to_string())
+        }));
     }
     assert!(ours.len() >= 12, "{ours:?}");
     // Columns of proc_net(5): number, references, protocol, flags, type, state, inode, path if any.
@@ -327,12 +355,18 @@ async fn own_process_names() {
     for line in unix.lines().skip(1) {
         let columns: Vec<_> = line.split_whitespace().collect();
         if ours.iter().any(|inode| inode == columns[6]) {
-            assert_eq!((columns[3], columns.len()), ("00000000", 7), "listens or has a name: {line}");
+            assert_eq!(
+                (columns[3], columns.len()),
+                ("00000000", 7),
+                "listens or has a name: {line}"
+            );
         }
     }
     for table in ["/proc/net/tcp", "/proc/net/tcp6", "/proc/net/udp"] {
         let table = std::fs::read_to_string(table).unwrap_or_default();
-        assert!(!table.lines().any(|line| line.split_whitespace().nth(9).is_some_and(|inode| ours.iter().any(|own| own == inode))));
+        assert!(!table.lines().any(|line| {
+            line.split_whitespace().nth(9).is_some_and(|inode| ours.iter().any(|own| own == inode))
+        }));
     }
 }
 
@@ -345,7 +379,9 @@ fn a_program_started_by_hand_with_the_variable_refuses_to_be_a_worker() {
     // A socket, but made by somebody else than the parent: the shell in between is the parent.
     let by_another = format!("{:?} & wait $!", std::env::current_exe().unwrap());
     let mut shell = Command::new("sh");
-    shell.args(["-c", &by_another.replace('&', "<&0 &")]).stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
+    shell
+        .args(["-c", &by_another.replace('&', "<&0 &")])
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
     let mut alone = Command::new(std::env::current_exe().unwrap());
     alone.stdin(null());
     for mut command in [alone, shell] {
@@ -396,12 +432,23 @@ async fn own_process_that_reaps() {
             let error = soon(pool.spawn(die, number as i32)).await.unwrap_err();
             assert!(error.is_worker_died(), "{error:?}");
             // Known from Linux 6.15 on; never a wrong one.
-            assert!(error.exit_status().is_none_or(|status| status.signal() == Some(number as i32)), "{error:?}");
+            assert!(
+                error.exit_status().is_none_or(|status| status.signal() == Some(number as i32)),
+                "{error:?}"
+            );
             assert!(soon(pool.spawn(pid, ())).await.is_ok());
         }
         let child = || Command::new("sh").args(["-c", "exit 5"]).status().unwrap().code();
-        assert_eq!(soon(pool.spawn(child, ())).await.unwrap(), Some(5), "a task waits for its children as ever");
-        let bad_start = Pool::builder().workers(1).init(|| -> Result<(), String> { std::process::exit(4) }, ()).build().unwrap();
+        assert_eq!(
+            soon(pool.spawn(child, ())).await.unwrap(),
+            Some(5),
+            "a task waits for its children as ever"
+        );
+        let bad_start = Pool::builder()
+            .workers(1)
+            .init(|| -> Result<(), String> { std::process::exit(4) }, ())
+            .build()
+            .unwrap();
         let error = soon(bad_start.spawn(pid, ())).await.unwrap_err();
         assert_eq!(error.kind(), TaskErrorKind::InitFailed, "{error:?}");
         soon(pool.shutdown()).await;
@@ -472,7 +519,8 @@ fn when_the_application_is_killed_all_its_descendants_go() {
     for round in 0..5 {
         let dir = tempdir().unwrap();
         let log = dir.path().join("log");
-        let mut command = own_process(&std::env::current_exe().unwrap(), "own_process_to_be_killed", dir.path());
+        let mut command =
+            own_process(&std::env::current_exe().unwrap(), "own_process_to_be_killed", dir.path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         let mut application = KillOnDrop(command.spawn().unwrap());
         let ready = dir.path().join("ready");
@@ -483,7 +531,9 @@ fn when_the_application_is_killed_all_its_descendants_go() {
         stop(stopped);
         application.0.kill().unwrap();
         assert_eq!(application.0.wait().unwrap().signal(), Some(libc::SIGKILL));
-        wait_until(format!("round {round}: all are gone"), || all.iter().all(|process| process.has_ended()));
+        wait_until(format!("round {round}: all are gone"), || {
+            all.iter().all(|process| process.has_ended())
+        });
     }
 }
 
@@ -493,7 +543,11 @@ async fn own_process_to_be_killed() {
     let Some(dir) = own_dir() else { return };
     let log = dir.join("log");
     let pool = pool_of(5);
-    let _tasks = (pool.spawn(spin, &log), pool.spawn(hang_with_a_child, &log), pool.spawn(spin_in_a_nested_pool, &log));
+    let _tasks = (
+        pool.spawn(spin, &log),
+        pool.spawn(hang_with_a_child, &log),
+        pool.spawn(spin_in_a_nested_pool, &log),
+    );
     until("they run", || lines(&log).len() == DESCENDANTS - 1).await;
     let last = pool.spawn(wait_for, (log.clone(), dir.join("no gate")));
     until("the last one runs", || lines(&log).len() == DESCENDANTS).await;
@@ -525,15 +579,22 @@ fn a_worker_outlives_the_thread_that_asked_for_it() {
 fn an_application_that_ends_by_itself_leaves_nothing() {
     for how in ["return", "exit", "abort", "panic"] {
         let dir = tempdir().unwrap();
-        let mut command = own_process(&std::env::current_exe().unwrap(), "own_process_that_ends", dir.path());
-        command.env("PROCPOOL_TEST_HOW", how).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut command =
+            own_process(&std::env::current_exe().unwrap(), "own_process_that_ends", dir.path());
+        command
+            .env("PROCPOOL_TEST_HOW", how)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let mut application = KillOnDrop(command.spawn().unwrap());
         let log = dir.path().join("log");
         wait_until("both run", || lines(&log).len() == 2);
         let workers = seen(&log);
         std::fs::write(dir.path().join("go"), "").unwrap();
         application.0.wait().unwrap();
-        wait_until(format!("{how}: the workers are gone"), || workers.iter().all(|worker| worker.has_ended()));
+        wait_until(format!("{how}: the workers are gone"), || {
+            workers.iter().all(|worker| worker.has_ended())
+        });
     }
 }
 
@@ -600,7 +661,10 @@ fn own_process_leftovers() {
     wait_until("the warm-up has settled", || {
         settle();
         let now = (open(), threads());
-        let same = now == before && !now.0.iter().any(|what| what.contains("memfd") || what.contains("pidfd") || what.contains("timerfd"));
+        let same = now == before
+            && !now.0.iter().any(|what| {
+                what.contains("memfd") || what.contains("pidfd") || what.contains("timerfd")
+            });
         before = now;
         same
     });

@@ -10,7 +10,10 @@ mod facts;
 use facts::{FUSE, Scene, gone, holdings, is_pending, mark, pass, until, within};
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
-use procpool::{AbortHandle, Builder, Call, Error, Failure, JoinHandle, Named, Pool, Results, TaskError, TryResults};
+use procpool::{
+    AbortHandle, Builder, Call, Error, Failure, JoinHandle, Named, Pool, Results, TaskError,
+    TryResults,
+};
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -40,7 +43,8 @@ fn wait_until(what: &str, mut fact: impl FnMut() -> bool) {
 async fn try_join_asks_without_waiting_and_gives_the_result_once() {
     let scene = Scene::new(1);
     let (mut gate, marks) = (scene.gate("gate"), scene.marks("started"));
-    let mut handle = scene.pool.spawn(mark_and_pass, (7, gate.path().to_owned(), marks.path().to_owned()));
+    let mut handle =
+        scene.pool.spawn(mark_and_pass, (7, gate.path().to_owned(), marks.path().to_owned()));
     assert!(handle.try_join().is_none() && !handle.is_finished());
     marks.count(1).await;
     assert!(handle.try_join().is_none() && !handle.is_finished());
@@ -57,7 +61,8 @@ async fn try_join_asks_without_waiting_and_gives_the_result_once() {
 async fn a_handle_awaited_by_reference_may_be_given_up_and_taken_up_again() {
     let scene = Scene::new(1);
     let (mut gate, marks) = (scene.gate("gate"), scene.marks("started"));
-    let mut handle = scene.pool.spawn(mark_and_pass, (7, gate.path().to_owned(), marks.path().to_owned()));
+    let mut handle =
+        scene.pool.spawn(mark_and_pass, (7, gate.path().to_owned(), marks.path().to_owned()));
     for _ in 0..10 {
         assert!(is_pending(&mut handle).await);
     }
@@ -75,7 +80,8 @@ fn blocking_join_waits_outside_of_any_runtime_and_panics_within() {
     for (n, handle) in (0..).zip(handles) {
         assert_eq!(handle.blocking_join().unwrap(), n);
     }
-    let died = scene.pool.spawn(|| -> u8 { std::process::exit(3) }, ()).blocking_join().unwrap_err();
+    let died =
+        scene.pool.spawn(|| -> u8 { std::process::exit(3) }, ()).blocking_join().unwrap_err();
     assert_eq!(died.exit_status().and_then(|status| status.code()), Some(3));
 
     // A runtime that stands still.
@@ -86,10 +92,12 @@ fn blocking_join_waits_outside_of_any_runtime_and_panics_within() {
     // A thread beside one that turns; and within.
     runtime.block_on(async {
         let pool = still.pool.clone();
-        let there = tokio::task::spawn_blocking(move || pool.spawn(echo, 8).blocking_join().unwrap());
+        let there =
+            tokio::task::spawn_blocking(move || pool.spawn(echo, 8).blocking_join().unwrap());
         assert_eq!(within("the other thread", there).await.unwrap(), 8);
         let handle = still.pool.spawn(echo, 9);
-        catch_unwind(AssertUnwindSafe(|| handle.blocking_join())).expect_err("it would block the runtime");
+        catch_unwind(AssertUnwindSafe(|| handle.blocking_join()))
+            .expect_err("it would block the runtime");
         still.end().await;
         scene.end().await;
     });
@@ -100,7 +108,9 @@ fn blocking_join_with_a_limit_gives_up_and_may_be_asked_again() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let scene = Scene::new(1);
     let mut gate = scene.gate("gate");
-    let mut handle = scene.pool.spawn(mark_and_pass, (7, gate.path().to_owned(), scene.marks("marks").path().to_owned()));
+    let mut handle = scene
+        .pool
+        .spawn(mark_and_pass, (7, gate.path().to_owned(), scene.marks("marks").path().to_owned()));
     let abort = handle.abort_handle();
     let limit = Duration::from_millis(20);
     let begun = Instant::now();
@@ -111,10 +121,14 @@ fn blocking_join_with_a_limit_gives_up_and_may_be_asked_again() {
     gate.open();
     assert_eq!(handle.blocking_join_timeout(FUSE).unwrap().unwrap(), 7);
     assert!(abort.is_finished() && handle.is_finished());
-    assert!(catch_unwind(AssertUnwindSafe(|| handle.blocking_join_timeout(FUSE))).is_err(), "it has been taken");
+    assert!(
+        catch_unwind(AssertUnwindSafe(|| handle.blocking_join_timeout(FUSE))).is_err(),
+        "it has been taken"
+    );
     // Calls with the same options.
     let call = scene.pool.call(echo).retries(1);
-    let sum: u32 = (0..4).map(|n| call.clone().spawn(n).blocking_join_timeout(FUSE).unwrap().unwrap()).sum();
+    let sum: u32 =
+        (0..4).map(|n| call.clone().spawn(n).blocking_join_timeout(FUSE).unwrap().unwrap()).sum();
     assert_eq!(sum, 6);
     runtime.block_on(scene.end());
 }
@@ -136,7 +150,9 @@ fn asking_in_a_loop_needs_no_runtime_that_turns() {
         });
         assert_eq!(outcome.unwrap().unwrap(), round);
         let handle = scene.pool.spawn(echo, round);
-        wait_until("its worker has let it go", || handle.worker_pid().is_none() && handle.is_finished());
+        wait_until("its worker has let it go", || {
+            handle.worker_pid().is_none() && handle.is_finished()
+        });
     }
     runtime.block_on(scene.end());
 }
@@ -183,7 +199,10 @@ async fn a_dropped_handle_detaches_its_task() {
 async fn numbers_of_tasks_are_unique_and_rise() {
     let scene = Scene::new(2);
     let handles: Vec<_> = (0..100).map(|n| scene.pool.spawn(echo, n)).collect();
-    assert_eq!(handles.iter().map(JoinHandle::id).collect::<Vec<_>>(), (1..=100).collect::<Vec<_>>());
+    assert_eq!(
+        handles.iter().map(JoinHandle::id).collect::<Vec<_>>(),
+        (1..=100).collect::<Vec<_>>()
+    );
     assert!(handles.iter().all(|handle| handle.abort_handle().id() == handle.id()));
     within("all", join_all(handles)).await;
     scene.end().await;
@@ -195,7 +214,9 @@ async fn tasks_may_be_handed_in_from_many_threads_at_once() {
     let threads: Vec<_> = (0..8)
         .map(|thread| {
             let pool = scene.pool.clone();
-            tokio::task::spawn_blocking(move || (0..200).map(|n| pool.spawn(echo, thread * 1000 + n)).collect::<Vec<_>>())
+            tokio::task::spawn_blocking(move || {
+                (0..200).map(|n| pool.spawn(echo, thread * 1000 + n)).collect::<Vec<_>>()
+            })
         })
         .collect();
     let mut ids = HashSet::new();
@@ -214,10 +235,13 @@ async fn handles_outlive_their_pool() {
     let (gate, marks) = (scene.gate("never opened"), scene.marks("started"));
     let done = scene.pool.spawn(echo, 7);
     until("it has finished", || done.is_finished()).await;
-    let running = scene.pool.spawn(mark_and_pass, (1, gate.path().to_owned(), marks.path().to_owned()));
+    let running =
+        scene.pool.spawn(mark_and_pass, (1, gate.path().to_owned(), marks.path().to_owned()));
     marks.count(1).await;
     let queued = scene.pool.spawn(echo, 8);
-    let mut results = scene.pool.map(mark_and_pass, vec![(2, gate.path().to_owned(), marks.path().to_owned()); 3]);
+    let mut results = scene
+        .pool
+        .map(mark_and_pass, vec![(2, gate.path().to_owned(), marks.path().to_owned()); 3]);
     assert!(is_pending(&mut results.next()).await);
     let workers = scene.workers();
     let abort = queued.abort_handle();
@@ -229,7 +253,9 @@ async fn handles_outlive_their_pool() {
     assert!(within("what ran", running).await.unwrap_err().is_pool_closed());
     assert!(within("what waited", queued).await.unwrap_err().is_pool_closed());
     for _ in 0..3 {
-        assert!(within("what was mapped", results.next()).await.unwrap().unwrap_err().is_pool_closed());
+        assert!(
+            within("what was mapped", results.next()).await.unwrap().unwrap_err().is_pool_closed()
+        );
     }
     assert!(within("the end", results.next()).await.is_none());
     abort.abort();
@@ -255,8 +281,17 @@ async fn pools_leave_nothing_behind() {
         );
         marks.count(1).await;
         stuck.abort();
-        assert!(within("the aborted one", stuck).await.is_err_and(|error: TaskError| error.is_cancelled()));
-        assert!(within("a death", scene.pool.spawn(|| -> u8 { std::process::exit(1) }, ())).await.unwrap_err().is_worker_died());
+        assert!(
+            within("the aborted one", stuck)
+                .await
+                .is_err_and(|error: TaskError| error.is_cancelled())
+        );
+        assert!(
+            within("a death", scene.pool.spawn(|| -> u8 { std::process::exit(1) }, ()))
+                .await
+                .unwrap_err()
+                .is_worker_died()
+        );
         scene.end().await;
 
         // Never used; and dropped while it works.
@@ -264,12 +299,22 @@ async fn pools_leave_nothing_behind() {
         let scene = Scene::new(2);
         let gate = scene.gate("never opened");
         let marks = scene.marks("started");
-        let handles: Vec<_> =
-            (0..4).map(|n| scene.pool.spawn(mark_and_pass, (n, gate.path().to_owned(), marks.path().to_owned()))).collect();
+        let handles: Vec<_> = (0..4)
+            .map(|n| {
+                scene
+                    .pool
+                    .spawn(mark_and_pass, (n, gate.path().to_owned(), marks.path().to_owned()))
+            })
+            .collect();
         marks.count(2).await;
         let workers = scene.workers();
         drop(scene);
-        assert!(within("4 ends", join_all(handles)).await.into_iter().all(|outcome| outcome.is_err_and(|error| error.is_pool_closed())));
+        assert!(
+            within("4 ends", join_all(handles))
+                .await
+                .into_iter()
+                .all(|outcome| outcome.is_err_and(|error| error.is_pool_closed()))
+        );
         gone(&workers).await;
     }
     async fn rounds() {
@@ -300,7 +345,10 @@ async fn every_handle_has_a_debug_text_that_names_it() {
         (format!("{handle:?}"), "JoinHandle {"),
         (format!("{:?}", handle.abort_handle()), "AbortHandle {"),
         (format!("{:?}", pool.map(echo, 0..3)), "Results {"),
-        (format!("{:?}", pool.try_map_stream(echo, stream::empty::<Result<u32, String>>())), "TryResults {"),
+        (
+            format!("{:?}", pool.try_map_stream(echo, stream::empty::<Result<u32, String>>())),
+            "TryResults {",
+        ),
         (format!("{:?}", Pool::builder().workers(0).build().unwrap_err()), "Error {"),
     ];
     for (text, start) in texts {
@@ -327,7 +375,9 @@ fn handles_go_where_they_should() {
     type Over<S> = Results<S, (u32,), Rc<u32>>;
     // It is as its source is, except that a source's panic is kept in it, which is not Sync.
     send::<Over<stream::Iter<std::ops::Range<u32>>>>();
-    send::<TryResults<stream::Iter<std::vec::IntoIter<Result<u32, String>>>, String, (u32,), Rc<u32>>>();
+    send::<
+        TryResults<stream::Iter<std::vec::IntoIter<Result<u32, String>>>, String, (u32,), Rc<u32>>,
+    >();
     unpin::<Over<stream::Iter<std::ops::Range<u32>>>>();
     unpin::<Over<std::marker::PhantomPinned>>();
     unpin::<TryResults<std::marker::PhantomPinned, String, (u32,), u32>>();
@@ -369,7 +419,11 @@ async fn a_waker_that_panics_stops_nobody_else() {
     let gate = scene.gate("gate");
     let mut handle = scene.pool.spawn(pass, gate.path().to_owned());
     let waker = futures::task::waker(std::sync::Arc::new(Panics));
-    assert!(std::pin::Pin::new(&mut handle).poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+    assert!(
+        std::pin::Pin::new(&mut handle)
+            .poll(&mut std::task::Context::from_waker(&waker))
+            .is_pending()
+    );
     let mut gate = gate;
     gate.open();
     for n in 0..10 {

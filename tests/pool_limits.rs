@@ -41,7 +41,13 @@ fn stand_still(marks: PathBuf) {
 
 fn ignore_terminate_and_sleep() {
     // SAFETY: a disposition, no handler.
-    unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGTERM, nix::sys::signal::SigHandler::SigIgn) }.unwrap();
+    unsafe {
+        nix::sys::signal::signal(
+            nix::sys::signal::Signal::SIGTERM,
+            nix::sys::signal::SigHandler::SigIgn,
+        )
+    }
+    .unwrap();
     loop {
         std::thread::park();
     }
@@ -53,7 +59,11 @@ fn stop_self() {
 
 #[track_caller]
 fn timed_out(error: &TaskError, limit: Duration) {
-    assert_eq!((error.kind(), error.is_timeout(), error.time_limit()), (TaskErrorKind::TimedOut, true, Some(limit)), "{error}");
+    assert_eq!(
+        (error.kind(), error.is_timeout(), error.time_limit()),
+        (TaskErrorKind::TimedOut, true, Some(limit)),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -101,7 +111,11 @@ async fn just_those_that_are_over_it_are_ended() {
     let scene = Scene::new(3);
     let times = [0, 3600, 1, 3600, 2, 3600];
     let handles = times.map(|seconds| {
-        let time = if seconds == 3600 { Duration::from_secs(3600) } else { Duration::from_millis(seconds) };
+        let time = if seconds == 3600 {
+            Duration::from_secs(3600)
+        } else {
+            Duration::from_millis(seconds)
+        };
         scene.pool.call(sleep).timeout(2 * LIMIT).spawn(time)
     });
     for (seconds, handle) in times.into_iter().zip(handles) {
@@ -120,9 +134,18 @@ async fn just_those_that_are_over_it_are_ended() {
 async fn a_pool_has_a_limit_for_all_and_a_call_may_have_another() {
     let scene = Scene::with(|builder| builder.workers(2).timeout(LIMIT));
     let long = scene.pool.call(sleep).timeout(Duration::from_secs(3600)).spawn(3 * LIMIT);
-    timed_out(&within("the pool's limit", scene.pool.spawn(sleep, Duration::from_secs(3600))).await.unwrap_err(), LIMIT);
+    timed_out(
+        &within("the pool's limit", scene.pool.spawn(sleep, Duration::from_secs(3600)))
+            .await
+            .unwrap_err(),
+        LIMIT,
+    );
     assert_eq!(within("the call's own", long).await.unwrap(), 3 * LIMIT);
-    let outcomes: Vec<_> = scene.pool.map(sleep, [Duration::ZERO, Duration::from_secs(3600), Duration::ZERO]).collect().await;
+    let outcomes: Vec<_> = scene
+        .pool
+        .map(sleep, [Duration::ZERO, Duration::from_secs(3600), Duration::ZERO])
+        .collect()
+        .await;
     assert!(outcomes[0].is_ok() && outcomes[2].is_ok());
     timed_out(outcomes[1].as_ref().unwrap_err(), LIMIT);
     assert_eq!(outcomes[1].as_ref().unwrap_err().item(), Some(1));
@@ -134,12 +157,18 @@ async fn an_async_task_over_its_limit_is_dropped_and_its_neighbours_go_on() {
     let scene = Scene::new(1);
     let mut gate = scene.gate("gate");
     let neighbour = scene.pool.spawn(async |gate: PathBuf| pass_async(gate).await, gate.path());
-    let forever = scene.pool.call(async || std::future::pending::<()>().await).timeout(LIMIT).spawn(());
+    let forever =
+        scene.pool.call(async || std::future::pending::<()>().await).timeout(LIMIT).spawn(());
     timed_out(&within("the limit", forever).await.unwrap_err(), LIMIT);
     gate.open();
     within("the neighbour", neighbour).await.unwrap();
     // One that reaches no await point costs its process.
-    let stuck = scene.pool.call(async |marks: PathBuf| spin(marks)).timeout(LIMIT).grace(LIMIT).spawn(scene.marks("spins").path());
+    let stuck = scene
+        .pool
+        .call(async |marks: PathBuf| spin(marks))
+        .timeout(LIMIT)
+        .grace(LIMIT)
+        .spawn(scene.marks("spins").path());
     timed_out(&within("the one that spins", stuck).await.unwrap_err(), LIMIT);
     scene.end().await;
 }
@@ -149,15 +178,25 @@ async fn a_deadline_counts_the_queue_and_the_retries() {
     let scene = Scene::new(1);
     let (mut gate, marks) = (scene.gate("gate"), scene.marks("ran"));
     let running = scene.pool.spawn(|gate: PathBuf| pass(gate), gate.path());
-    let waiting = scene.pool.call(|marks: PathBuf| mark(marks, "ran")).deadline(LIMIT).spawn(marks.path());
+    let waiting =
+        scene.pool.call(|marks: PathBuf| mark(marks, "ran")).deadline(LIMIT).spawn(marks.path());
     timed_out(&within("the one that waits", waiting).await.unwrap_err(), LIMIT);
     gate.open();
     within("the running one", running).await.unwrap();
-    let endless = scene.pool.call(|| -> () { std::process::abort() }).retries(254).backoff(LIMIT, LIMIT).deadline(5 * LIMIT).spawn(());
+    let endless = scene
+        .pool
+        .call(|| -> () { std::process::abort() })
+        .retries(254)
+        .backoff(LIMIT, LIMIT)
+        .deadline(5 * LIMIT)
+        .spawn(());
     let error = within("the one that is tried again", endless).await.unwrap_err();
     timed_out(&error, 5 * LIMIT);
     assert_eq!((error.is_deadline(), error.attempt()), (true, error.earlier_attempts().len() + 1));
-    assert!(error.earlier_attempts().iter().all(TaskError::is_worker_died) && !error.earlier_attempts().is_empty());
+    assert!(
+        error.earlier_attempts().iter().all(TaskError::is_worker_died)
+            && !error.earlier_attempts().is_empty()
+    );
     assert!(marks.lines().is_empty());
     scene.end().await;
 }
@@ -189,8 +228,12 @@ async fn a_task_that_dies_is_tried_again_and_can_tell() {
         Some(n) if n < 3 => std::process::abort(),
         other => other,
     };
-    assert_eq!(within("its third try", scene.pool.call(flaky).retries(2).spawn(())).await.unwrap(), Some(3));
-    let error = within("its last try", scene.pool.call(flaky).retries(1).spawn(())).await.unwrap_err();
+    assert_eq!(
+        within("its third try", scene.pool.call(flaky).retries(2).spawn(())).await.unwrap(),
+        Some(3)
+    );
+    let error =
+        within("its last try", scene.pool.call(flaky).retries(1).spawn(())).await.unwrap_err();
     assert!(error.is_worker_died());
     assert_eq!(error.earlier_attempts().len(), 1);
     assert_ne!(error.pid(), error.earlier_attempts()[0].pid());
@@ -201,7 +244,12 @@ async fn a_task_that_dies_is_tried_again_and_can_tell() {
 #[tokio::test]
 async fn a_poison_task_stops_after_its_attempts_and_nobody_else_pays() {
     let scene = Scene::new(2);
-    let poison = scene.pool.call(|| -> u32 { std::process::abort() }).retries(3).backoff(Duration::from_millis(1), LIMIT).spawn(());
+    let poison = scene
+        .pool
+        .call(|| -> u32 { std::process::abort() })
+        .retries(3)
+        .backoff(Duration::from_millis(1), LIMIT)
+        .spawn(());
     let others: Vec<_> = (0..200).map(|n| scene.pool.spawn(echo, n)).collect();
     let error = within("the poison", poison).await.unwrap_err();
     assert_eq!((error.kind(), error.earlier_attempts().len()), (TaskErrorKind::WorkerDied, 3));
@@ -221,7 +269,12 @@ async fn panics_are_tried_again_only_if_that_is_wanted() {
     };
     let once = within("one try", scene.pool.call(picky).retries(5).spawn(())).await.unwrap_err();
     assert!(once.is_panic() && once.earlier_attempts().is_empty());
-    assert_eq!(within("two tries", scene.pool.call(picky).retries(5).retry_panics(true).spawn(())).await.unwrap(), 2);
+    assert_eq!(
+        within("two tries", scene.pool.call(picky).retries(5).retry_panics(true).spawn(()))
+            .await
+            .unwrap(),
+        2
+    );
     let timeouts = scene.pool.call(sleep).timeout(LIMIT).retries(1);
     let error = within("two limits", timeouts.spawn(Duration::from_secs(3600))).await.unwrap_err();
     timed_out(&error, LIMIT);
@@ -256,7 +309,12 @@ async fn an_own_error_is_tried_again_if_its_predicate_says_so() {
     let busy_async = async |attempt: u32, bytes: usize| busy_until(attempt, bytes);
     let transient = || scene.pool.call(busy_until).retries(3).retry_if(Trouble::is_transient);
     assert_eq!(within("its third try", transient().spawn((3, 0))).await.unwrap(), Ok(3));
-    let again = scene.pool.call(busy_async).retries(3).backoff(Duration::from_millis(1), LIMIT).retry_if(|e| e.is_transient());
+    let again = scene
+        .pool
+        .call(busy_async)
+        .retries(3)
+        .backoff(Duration::from_millis(1), LIMIT)
+        .retry_if(|e| e.is_transient());
     assert_eq!(within("its fourth try", again.spawn((4, 0))).await.unwrap(), Ok(4));
     // When it is exhausted, the last one's error is the value that it is; large ones as well.
     for bytes in [0, 100_000] {
@@ -265,10 +323,17 @@ async fn an_own_error_is_tried_again_if_its_predicate_says_so() {
     }
     // Not of another error, not without a predicate, not without retries.
     let other = || Err::<u32, _>(procpool::attempt());
-    let call = scene.pool.call(other).retries(3).retry_if(|attempt: &Option<u32>| *attempt == Some(1));
+    let call =
+        scene.pool.call(other).retries(3).retry_if(|attempt: &Option<u32>| *attempt == Some(1));
     assert_eq!(within("its second try", call.spawn(())).await.unwrap(), Err(Some(2)));
-    assert_eq!(within("one try", scene.pool.call(other).retries(3).spawn(())).await.unwrap(), Err(Some(1)));
-    assert_eq!(within("one try", scene.pool.call(other).retry_if(|_| true).spawn(())).await.unwrap(), Err(Some(1)));
+    assert_eq!(
+        within("one try", scene.pool.call(other).retries(3).spawn(())).await.unwrap(),
+        Err(Some(1))
+    );
+    assert_eq!(
+        within("one try", scene.pool.call(other).retry_if(|_| true).spawn(())).await.unwrap(),
+        Err(Some(1))
+    );
     // Each item of a map for itself; and in order.
     let call = scene.pool.call(busy_until).retries(3).retry_if(Trouble::is_transient);
     let results: Vec<_> = call.map([(1, 0), (4, 0), (2, 0)]).map(Result::unwrap).collect().await;
@@ -289,7 +354,10 @@ async fn own_errors_are_told_with_what_came_after_them() {
         let error = within("its death", call.spawn(bytes)).await.unwrap_err();
         assert!(error.is_worker_died());
         let earlier = error.earlier_attempts();
-        assert_eq!(earlier.iter().map(TaskError::kind).collect::<Vec<_>>(), [TaskErrorKind::OwnError; 2]);
+        assert_eq!(
+            earlier.iter().map(TaskError::kind).collect::<Vec<_>>(),
+            [TaskErrorKind::OwnError; 2]
+        );
         let second = is_kept.then(|| Trouble::Busy { attempt: 2, bytes: vec![7; bytes] });
         assert_eq!(earlier[1].own_error::<Trouble>(), second);
         assert_eq!((earlier[1].own_error::<u8>(), error.own_error::<Trouble>()), (None, None));
@@ -303,19 +371,27 @@ async fn a_predicate_is_a_part_of_its_task() {
     let scene = Scene::new(1);
     let fails = || Err::<(), _>(std::process::id());
     let panics = |_: &u32| -> bool { panic!("hard to say") };
-    let error = within("a panic", scene.pool.call(fails).retries(1).retry_if(panics).spawn(())).await.unwrap_err();
+    let error = within("a panic", scene.pool.call(fails).retries(1).retry_if(panics).spawn(()))
+        .await
+        .unwrap_err();
     assert_eq!(error.panic_message(), Some("hard to say"));
     let forever = |_: &u32| -> bool {
         loop {
             std::hint::spin_loop();
         }
     };
-    let error = within("the limit", scene.pool.call(fails).timeout(LIMIT).retry_if(forever).spawn(())).await.unwrap_err();
+    let error =
+        within("the limit", scene.pool.call(fails).timeout(LIMIT).retry_if(forever).spawn(()))
+            .await
+            .unwrap_err();
     timed_out(&error, LIMIT);
     // Where the caller is, it does not run.
     let here = std::process::id();
     let elsewhere = |pid: &u32| *pid == std::process::id() && procpool::attempt() == Some(1);
-    let pid = within("its second try", scene.pool.call(fails).retries(1).retry_if(elsewhere).spawn(())).await.unwrap();
+    let pid =
+        within("its second try", scene.pool.call(fails).retries(1).retry_if(elsewhere).spawn(()))
+            .await
+            .unwrap();
     assert_ne!(pid, Err(here));
     scene.end().await;
 }
@@ -369,7 +445,8 @@ async fn a_handle_may_take_its_task_along() {
     drop(handle);
     gone(&[worker]).await;
     // One that has ended is not touched, and the worker neither.
-    let pid = within("a task", scene.pool.spawn(std::process::id, ()).abort_on_drop()).await.unwrap();
+    let pid =
+        within("a task", scene.pool.spawn(std::process::id, ()).abort_on_drop()).await.unwrap();
     assert_eq!(within("another", scene.pool.spawn(std::process::id, ())).await.unwrap(), pid);
     scene.end().await;
 }
@@ -391,7 +468,12 @@ async fn a_token_cancels_whatever_became_of_the_handles() {
     assert!(within("the late one", late).await.unwrap_err().is_cancelled());
     // Many tasks end before their token does, and leave nothing with it.
     let token = CancellationToken::new();
-    for outcome in within("many", join_all((0..1000).map(|n| scene.pool.call(echo).cancel_on(&token).spawn(n)))).await {
+    for outcome in within(
+        "many",
+        join_all((0..1000).map(|n| scene.pool.call(echo).cancel_on(&token).spawn(n))),
+    )
+    .await
+    {
         outcome.unwrap();
     }
     token.cancel();
@@ -423,7 +505,10 @@ async fn an_isolated_task_takes_what_it_left_along() {
 
 #[tokio::test]
 async fn limits_beyond_what_the_clock_can_hold_are_none() {
-    let builder = procpool::Pool::builder().workers(1).start_timeout(Duration::MAX).exit_timeout(Duration::MAX);
+    let builder = procpool::Pool::builder()
+        .workers(1)
+        .start_timeout(Duration::MAX)
+        .exit_timeout(Duration::MAX);
     let pool = builder.timeout(Duration::MAX).build().unwrap();
     let call = pool.call(echo).deadline(Duration::MAX).grace(Duration::MAX);
     let tasks: Vec<_> = (0..3).map(|n| call.clone().spawn(n)).collect();
@@ -446,12 +531,16 @@ async fn leave_a_spinner(marks: PathBuf) -> u32 {
 
 #[tokio::test]
 async fn a_worker_that_a_task_has_left_spinning_swallows_no_other_task() {
-    // Killed when the limit is over, or another one is started; or, without a limit, another one is there.
-    for (workers, limit) in [(1, Some(Duration::from_millis(300))), (4, Some(Duration::from_millis(300))), (4, None)] {
+    // Killed when the limit is over, or another one is started; or, without a limit, another one is
+    // there.
+    for (workers, limit) in
+        [(1, Some(Duration::from_millis(300))), (4, Some(Duration::from_millis(300))), (4, None)]
+    {
         let scene = Scene::new(workers);
         assert_eq!(scene.pool.stats().ended_by(WorkerEnd::Unresponsive), 0);
         let marks = scene.marks("spinner");
-        let spoilt = within("the spinner", scene.pool.spawn(leave_a_spinner, marks.path())).await.unwrap();
+        let spoilt =
+            within("the spinner", scene.pool.spawn(leave_a_spinner, marks.path())).await.unwrap();
         until("it spins", || marks.lines().len() == 1).await;
         let call = scene.pool.call(std::process::id);
         let call = if let Some(limit) = limit { call.timeout(limit) } else { call };

@@ -30,14 +30,17 @@ fn square_at_leisure(n: u64) -> u64 {
 }
 
 async fn square_at_leisure_async(n: u64) -> u64 {
-    tokio::time::sleep(Duration::from_micros(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32 & 2047)).await;
+    tokio::time::sleep(Duration::from_micros(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32 & 2047))
+        .await;
     n * n
 }
 
 #[tokio::test]
 async fn results_come_in_the_order_of_the_input() {
     let expected: Vec<u64> = (0..1000).map(|n| n * n).collect();
-    let each = [1, 2, 7].into_iter().flat_map(|workers| [None, Some(1), Some(8), Some(usize::MAX)].map(|window| (workers, window)));
+    let each = [1, 2, 7].into_iter().flat_map(|workers| {
+        [None, Some(1), Some(8), Some(usize::MAX)].map(|window| (workers, window))
+    });
     let runs = each.map(|(workers, window)| async move {
         let scene = Scene::new(workers);
         let mut results = scene.pool.map(square_at_leisure, 0..1000);
@@ -49,7 +52,8 @@ async fn results_come_in_the_order_of_the_input() {
         if let Some(window) = window {
             results = results.buffered(window);
         }
-        let unordered: BTreeSet<u64> = within("1000 results of async tasks", results.try_collect()).await.unwrap();
+        let unordered: BTreeSet<u64> =
+            within("1000 results of async tasks", results.try_collect()).await.unwrap();
         scene.end().await;
         (squares, unordered)
     });
@@ -64,12 +68,17 @@ async fn tuples_are_spread_over_the_arguments() {
     let scene = Scene::new(2);
     let repeat = |text: String, times: usize| text.repeat(times);
     let items = ["a", "b", "c"].into_iter().map(|text| (text.to_owned(), 2));
-    let texts: Vec<String> = within("results", scene.pool.map(repeat, items).try_collect()).await.unwrap();
+    let texts: Vec<String> =
+        within("results", scene.pool.map(repeat, items).try_collect()).await.unwrap();
     assert_eq!(texts, ["aa", "bb", "cc"]);
     let borrowed = ["one", "three"];
-    let lengths: Vec<usize> = within("results", scene.pool.map(|text: String| text.len(), borrowed).try_collect()).await.unwrap();
+    let lengths: Vec<usize> =
+        within("results", scene.pool.map(|text: String| text.len(), borrowed).try_collect())
+            .await
+            .unwrap();
     assert_eq!(lengths, [3, 5]);
-    let units: Vec<u32> = within("results", scene.pool.map(std::process::id, [(), ()]).try_collect()).await.unwrap();
+    let units: Vec<u32> =
+        within("results", scene.pool.map(std::process::id, [(), ()]).try_collect()).await.unwrap();
     assert_eq!(units.len(), 2);
     scene.end().await;
 }
@@ -78,16 +87,30 @@ async fn tuples_are_spread_over_the_arguments() {
 async fn a_map_over_nothing_ends_at_once_and_starts_no_worker() {
     let scene = Scene::new(2);
     let pool = &scene.pool;
-    assert_eq!(within("collect", pool.map(square, 0..0).try_collect::<Vec<u64>>()).await.unwrap(), []);
+    assert_eq!(
+        within("collect", pool.map(square, 0..0).try_collect::<Vec<u64>>()).await.unwrap(),
+        []
+    );
     assert!(within("ordered", pool.map(square, 0..0).next()).await.is_none());
     assert!(within("unordered", pool.map(square, 0..0).unordered().next()).await.is_none());
     assert!(within("buffered", pool.map(square, 0..0).buffered(1).next()).await.is_none());
-    assert!(within("over a stream", pool.map_stream(square, stream::empty::<u64>()).next()).await.is_none());
+    assert!(
+        within("over a stream", pool.map_stream(square, stream::empty::<u64>()).next())
+            .await
+            .is_none()
+    );
     let nothing = stream::empty::<Result<u64, String>>();
-    assert!(within("over a stream of results", pool.try_map_stream(square, nothing).next()).await.is_none());
+    assert!(
+        within("over a stream of results", pool.try_map_stream(square, nothing).next())
+            .await
+            .is_none()
+    );
     // It goes on being at its end.
     let mut ended = pool.map(square, 0..0);
-    assert!(within("the end", ended.next()).await.is_none() && within("still the end", ended.next()).await.is_none());
+    assert!(
+        within("the end", ended.next()).await.is_none()
+            && within("still the end", ended.next()).await.is_none()
+    );
     assert_eq!(scene.workers(), []);
     scene.end().await;
 }
@@ -150,7 +173,12 @@ async fn an_endless_source_takes_no_more_than_its_bound_by_default() {
     let mut results = scene.pool.map(square, (0..).inspect(|_| pulled.set(pulled.get() + 1)));
     for n in 0..20_000 {
         assert_eq!(within("a result", results.next()).await.unwrap().unwrap(), n * n);
-        assert!(pulled.get() <= n + 1 + 2 * 2 * 1024, "{} were pulled for {} results", pulled.get(), n + 1);
+        assert!(
+            pulled.get() <= n + 1 + 2 * 2 * 1024,
+            "{} were pulled for {} results",
+            pulled.get(),
+            n + 1
+        );
     }
     drop(results);
     scene.end().await;
@@ -160,8 +188,10 @@ async fn an_endless_source_takes_no_more_than_its_bound_by_default() {
 async fn an_item_that_fails_neither_ends_the_stream_nor_hides_the_later_ones() {
     let scene = Scene::new(2);
     let parse = |text: String| text.parse::<u32>().map_err(|error| error.to_string());
-    let outcomes: Vec<_> = within("three outcomes", scene.pool.map(parse, ["1", "bad", "3"]).collect()).await;
-    let outcomes: Vec<Result<u32, String>> = outcomes.into_iter().map(|outcome: Result<_, TaskError>| outcome.unwrap()).collect();
+    let outcomes: Vec<_> =
+        within("three outcomes", scene.pool.map(parse, ["1", "bad", "3"]).collect()).await;
+    let outcomes: Vec<Result<u32, String>> =
+        outcomes.into_iter().map(|outcome: Result<_, TaskError>| outcome.unwrap()).collect();
     assert_eq!(outcomes, [Ok(1), Err("invalid digit found in string".into()), Ok(3)]);
 
     let strict = |text: String| text.parse::<u32>().unwrap();
@@ -172,7 +202,8 @@ async fn an_item_that_fails_neither_ends_the_stream_nor_hides_the_later_ones() {
     assert!(within("the end", results.next()).await.is_none());
 
     // The form that fails fast.
-    let all: Result<Vec<u32>, TaskError> = within("the first failure", scene.pool.map(strict, ["1", "bad", "3"]).try_collect()).await;
+    let all: Result<Vec<u32>, TaskError> =
+        within("the first failure", scene.pool.map(strict, ["1", "bad", "3"]).try_collect()).await;
     assert!(all.unwrap_err().is_panic());
     scene.end().await;
 }
@@ -181,14 +212,19 @@ async fn an_item_that_fails_neither_ends_the_stream_nor_hides_the_later_ones() {
 async fn the_sources_own_error_comes_once_after_the_results_before_it() {
     let scene = Scene::new(2);
     for (at, window, unordered) in cases() {
-        let source = stream::iter((0..20_u64).map(|n| if n == at { Err(format!("item {n}")) } else { Ok(n) }));
+        let source = stream::iter(
+            (0..20_u64).map(|n| if n == at { Err(format!("item {n}")) } else { Ok(n) }),
+        );
         let mut results = scene.pool.try_map_stream(square, source).buffered(window);
         if unordered {
             results = results.unordered();
         }
         let mut squares = Vec::new();
         let error = loop {
-            match within("a result or the end", results.next()).await.expect("the error comes before the end") {
+            match within("a result or the end", results.next())
+                .await
+                .expect("the error comes before the end")
+            {
                 Ok(outcome) => squares.push(outcome.unwrap()),
                 Err(error) => break error,
             }
@@ -202,7 +238,9 @@ async fn the_sources_own_error_comes_once_after_the_results_before_it() {
 }
 
 fn cases() -> impl Iterator<Item = (u64, usize, bool)> {
-    [0, 3, 19].into_iter().flat_map(|at| [1, 2, 4].into_iter().flat_map(move |window| [(at, window, false), (at, window, true)]))
+    [0, 3, 19].into_iter().flat_map(|at| {
+        [1, 2, 4].into_iter().flat_map(move |window| [(at, window, false), (at, window, true)])
+    })
 }
 
 #[tokio::test]
@@ -220,8 +258,15 @@ async fn the_sources_panic_goes_on_after_the_results_before_it() {
         }
         let mut squares = Vec::new();
         let panic = loop {
-            match futures::FutureExt::catch_unwind(AssertUnwindSafe(within("a result or the panic", results.next()))).await {
-                Ok(outcome) => squares.push(outcome.expect("the panic comes before the end").unwrap()),
+            match futures::FutureExt::catch_unwind(AssertUnwindSafe(within(
+                "a result or the panic",
+                results.next(),
+            )))
+            .await
+            {
+                Ok(outcome) => {
+                    squares.push(outcome.expect("the panic comes before the end").unwrap())
+                }
                 Err(panic) => break panic,
             }
         };
@@ -254,8 +299,15 @@ async fn an_item_whose_encoding_panics_goes_on_after_the_results_before_it() {
         }
         let mut arrived = BTreeSet::new();
         let panic = loop {
-            match futures::FutureExt::catch_unwind(AssertUnwindSafe(within("a result or the panic", results.next()))).await {
-                Ok(outcome) => arrived.insert(outcome.expect("the panic comes before the end").unwrap()),
+            match futures::FutureExt::catch_unwind(AssertUnwindSafe(within(
+                "a result or the panic",
+                results.next(),
+            )))
+            .await
+            {
+                Ok(outcome) => {
+                    arrived.insert(outcome.expect("the panic comes before the end").unwrap())
+                }
                 Err(panic) => break panic,
             };
         };
@@ -279,12 +331,16 @@ async fn an_item_that_cannot_be_encoded_keeps_its_place() {
         }
     }
     let scene = Scene::new(2);
-    let outcomes: Vec<_> = within("all outcomes", scene.pool.map(|item: Item| item.0, (0..300).map(Item)).collect()).await;
+    let outcomes: Vec<_> =
+        within("all outcomes", scene.pool.map(|item: Item| item.0, (0..300).map(Item)).collect())
+            .await;
     assert_eq!(outcomes.len(), 300);
     for (n, outcome) in (0..).zip(outcomes) {
         match outcome {
             Ok(number) => assert_eq!(number, n),
-            Err(error) => assert_eq!((error.kind(), n % 3), (procpool::TaskErrorKind::ArgumentEncode, 0)),
+            Err(error) => {
+                assert_eq!((error.kind(), n % 3), (procpool::TaskErrorKind::ArgumentEncode, 0))
+            }
         }
     }
     scene.end().await;
@@ -310,7 +366,10 @@ async fn large_failures_do_not_block_the_end() {
     assert!(is_pending(&mut errors.next()).await);
     marks.count(2).await;
     gate.open();
-    assert_eq!(within("the first error", errors.next()).await.unwrap().unwrap().unwrap_err().len(), 1 << 20);
+    assert_eq!(
+        within("the first error", errors.next()).await.unwrap().unwrap().unwrap_err().len(),
+        1 << 20
+    );
     let mut failures = scene.pool.map(panics, items).unordered();
     let first = within("the first panic", failures.next()).await.unwrap().unwrap_err();
     assert_eq!(first.panic_message().map(str::len), Some(1 << 20));
@@ -319,7 +378,10 @@ async fn large_failures_do_not_block_the_end() {
     assert_eq!(workers.len(), 2);
     within("shut down", scene.pool.shutdown()).await;
     gone(&workers).await;
-    assert_eq!(within("the second error", errors.next()).await.unwrap().unwrap().unwrap_err().len(), 1 << 20);
+    assert_eq!(
+        within("the second error", errors.next()).await.unwrap().unwrap().unwrap_err().len(),
+        1 << 20
+    );
     assert!(within("the second panic", failures.next()).await.unwrap().unwrap_err().is_panic());
 }
 
@@ -359,7 +421,10 @@ async fn dropping_the_stream_drops_its_async_tasks_and_no_worker() {
     };
     within("ready", scene.pool.ready()).await.unwrap();
     let before = scene.workers();
-    let mut results = scene.pool.map(work, vec![(marks.path().to_owned(), started.path().to_owned()); 50]).buffered(50);
+    let mut results = scene
+        .pool
+        .map(work, vec![(marks.path().to_owned(), started.path().to_owned()); 50])
+        .buffered(50);
     assert!(is_pending(&mut results.next()).await);
     started.count(50).await;
     assert_eq!(marks.lines().len(), 0);
@@ -393,7 +458,8 @@ async fn a_dropped_next_loses_nothing() {
 async fn a_source_that_is_not_ready_holds_up_no_result() {
     let scene = Scene::new(2);
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel::<u64>();
-    let source = stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) });
+    let source =
+        stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) });
     let mut results = scene.pool.map_stream(square, source);
     assert!(is_pending(&mut results.next()).await);
     for n in 0..50 {
@@ -414,7 +480,9 @@ fn a_stream_may_be_read_in_another_runtime() {
     let results: Results<_, _, u64> = scene.pool.map(square, 0..1000);
     let sum = std::thread::spawn(move || {
         let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        other.block_on(within("the sum", results.try_fold(0, |sum, n| async move { Ok(sum + n) }))).unwrap()
+        other
+            .block_on(within("the sum", results.try_fold(0, |sum, n| async move { Ok(sum + n) })))
+            .unwrap()
     });
     assert_eq!(sum.join().unwrap(), (0..1000).map(|n| n * n).sum::<u64>());
     one.block_on(scene.end());
@@ -427,7 +495,8 @@ async fn several_maps_share_the_workers() {
     let maps = (0..20_u64).map(|offset| {
         let (pool, done) = (scene.pool.clone(), Arc::clone(&done));
         tokio::spawn(async move {
-            let results: Vec<u64> = pool.map(square, offset..offset + 200).try_collect().await.unwrap();
+            let results: Vec<u64> =
+                pool.map(square, offset..offset + 200).try_collect().await.unwrap();
             assert_eq!(results, (offset..offset + 200).map(|n| n * n).collect::<Vec<_>>());
             done.fetch_add(1, Ordering::Relaxed);
         })

@@ -7,7 +7,10 @@ mod processes;
 
 use futures::StreamExt;
 use nix::sys::signal::Signal;
-use processes::{Seen, die, hang, lines, note, own_process, passes, pid, pids, seen, signal, soon, spin, until, wait_for};
+use processes::{
+    Seen, die, hang, lines, note, own_process, passes, pid, pids, seen, signal, soon, spin, until,
+    wait_for,
+};
 use procpool::{ErrorKind, Pool};
 use std::path::PathBuf;
 use tempfile::tempdir;
@@ -16,7 +19,8 @@ fn pool_of(workers: usize) -> Pool {
     Pool::builder().workers(workers).build().unwrap()
 }
 
-/// Maps over a pool of its own, `levels` deep: 1 if there is no further level, else the sum of three.
+/// Maps over a pool of its own, `levels` deep: 1 if there is no further level, else the sum of
+/// three.
 async fn count_leaves(log: PathBuf, levels: u32) -> u64 {
     note(&log, pid());
     if levels == 0 {
@@ -39,7 +43,8 @@ fn count_leaves_sync(log: PathBuf, levels: u32) -> u64 {
         return 1;
     }
     let pool = pool_of(2);
-    let handles: Vec<_> = (0..3).map(|_| pool.spawn(count_leaves_sync, (log.clone(), levels - 1))).collect();
+    let handles: Vec<_> =
+        (0..3).map(|_| pool.spawn(count_leaves_sync, (log.clone(), levels - 1))).collect();
     handles.into_iter().map(|handle| handle.blocking_join().unwrap()).sum()
 }
 
@@ -47,12 +52,14 @@ fn count_leaves_sync(log: PathBuf, levels: u32) -> u64 {
 async fn tasks_use_pools_of_their_own_two_levels_deep_and_leave_nothing() {
     let (pool, dir) = (pool_of(2), tempdir().unwrap());
     let log = dir.path().join("log");
-    let two = [pool.spawn(count_leaves, (log.clone(), 2)), pool.spawn(count_leaves, (log.clone(), 2))];
+    let two =
+        [pool.spawn(count_leaves, (log.clone(), 2)), pool.spawn(count_leaves, (log.clone(), 2))];
     for handle in two {
         assert_eq!(soon(handle).await.unwrap(), 9);
     }
     soon(pool.shutdown()).await;
-    let left: Vec<_> = pids(&log).into_iter().filter(|pid| processes::state(*pid).is_some()).collect();
+    let left: Vec<_> =
+        pids(&log).into_iter().filter(|pid| processes::state(*pid).is_some()).collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
@@ -60,7 +67,10 @@ async fn tasks_use_pools_of_their_own_two_levels_deep_and_leave_nothing() {
 async fn sync_tasks_use_pools_of_their_own_without_any_runtime() {
     let (pool, dir) = (pool_of(2), tempdir().unwrap());
     let log = dir.path().join("log");
-    let two = [pool.spawn(count_leaves_sync, (log.clone(), 2)), pool.spawn(count_leaves_sync, (log.clone(), 2))];
+    let two = [
+        pool.spawn(count_leaves_sync, (log.clone(), 2)),
+        pool.spawn(count_leaves_sync, (log.clone(), 2)),
+    ];
     for handle in two {
         assert_eq!(soon(handle).await.unwrap(), 9);
     }
@@ -126,8 +136,8 @@ async fn all_descendants_go_when_their_task_is_aborted() {
 async fn a_pool_does_not_notice_what_happens_to_another() {
     let (doomed, other, dir) = (pool_of(2), pool_of(2), tempdir().unwrap());
     let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
-    // The first of its worker: of a task that follows quick ones it is not known how long it will be, and
-    // another might stand behind it.
+    // The first of its worker: of a task that follows quick ones it is not known how long it will
+    // be, and another might stand behind it.
     let bystander = other.spawn(wait_for, (log.clone(), gate.clone()));
     until("it runs", || lines(&log).len() == 1).await;
     let callers: Vec<_> = (0..10)
@@ -136,7 +146,8 @@ async fn a_pool_does_not_notice_what_happens_to_another() {
             tokio::spawn(async move {
                 let mut closed = 0;
                 for n in 0..200u32 {
-                    let (first, second) = (doomed.spawn(|n: u32| n, n), other.spawn(|n: u32| n + 1, n));
+                    let (first, second) =
+                        (doomed.spawn(|n: u32| n, n), other.spawn(|n: u32| n + 1, n));
                     match soon(first).await {
                         Ok(value) => assert_eq!((value, closed), (n, 0)),
                         Err(error) => {

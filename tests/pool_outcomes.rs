@@ -57,7 +57,12 @@ async fn a_panic_brings_its_message_and_its_place() {
     for (handle, message) in handles {
         let error = within("a panic", handle).await.unwrap_err();
         assert_eq!((error.kind(), error.panic_message()), (TaskErrorKind::Panicked, Some(message)));
-        assert!(error.is_panic() && !error.is_worker_died() && !error.is_cancelled() && !error.is_unserializable());
+        assert!(
+            error.is_panic()
+                && !error.is_worker_died()
+                && !error.is_cancelled()
+                && !error.is_unserializable()
+        );
         let place = error.panic_location().unwrap();
         let (file, line) = place.split_once(':').unwrap();
         assert_eq!(file, file!());
@@ -65,7 +70,10 @@ async fn a_panic_brings_its_message_and_its_place() {
         assert!(error.pid().is_some());
         assert_eq!(error.exit_status(), None);
         assert!(error.function().contains("pool_outcomes"));
-        assert!(error.to_string().contains(message) && error.to_string().contains(place), "{error}");
+        assert!(
+            error.to_string().contains(message) && error.to_string().contains(place),
+            "{error}"
+        );
         scene.serves().await;
     }
     scene.end().await;
@@ -81,9 +89,14 @@ async fn a_payload_whose_drop_panics_costs_its_own_task_only() {
     }
     let scene = Scene::new(1);
     let first = within("a task", scene.pool.spawn(pid, ())).await.unwrap();
-    let sync = within("a bomb", scene.pool.spawn(|| -> () { std::panic::panic_any(Bomb) }, ())).await;
+    let sync =
+        within("a bomb", scene.pool.spawn(|| -> () { std::panic::panic_any(Bomb) }, ())).await;
     assert_eq!(sync.unwrap_err().panic_message(), Some("Box<dyn Any>"));
-    let from_async = within("an async bomb", scene.pool.spawn(async || -> () { std::panic::panic_any(Bomb) }, ())).await;
+    let from_async = within(
+        "an async bomb",
+        scene.pool.spawn(async || -> () { std::panic::panic_any(Bomb) }, ()),
+    )
+    .await;
     assert_eq!(from_async.unwrap_err().panic_message(), Some("Box<dyn Any>"));
     assert_eq!(within("the next task", scene.pool.spawn(pid, ())).await.unwrap(), first);
     scene.end().await;
@@ -95,14 +108,26 @@ async fn a_backtrace_comes_when_it_is_asked_for() {
     fn deep_inside() {
         panic!("deep");
     }
-    let scene = Scene::with(|builder| builder.workers(1).env_remove("RUST_BACKTRACE").env_remove("RUST_LIB_BACKTRACE"));
+    let scene = Scene::with(|builder| {
+        builder.workers(1).env_remove("RUST_BACKTRACE").env_remove("RUST_LIB_BACKTRACE")
+    });
     for wanted in [true, false, true] {
-        let error = within("a panic", scene.pool.call(deep_inside).backtrace(wanted).spawn(())).await.unwrap_err();
-        assert_eq!(error.panic_backtrace().is_some_and(|text| text.contains("deep_inside")), wanted);
+        let error = within("a panic", scene.pool.call(deep_inside).backtrace(wanted).spawn(()))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.panic_backtrace().is_some_and(|text| text.contains("deep_inside")),
+            wanted
+        );
         assert_eq!(error.panic_backtrace().is_some(), wanted);
         let in_async = async || deep_inside();
-        let error = within("an async panic", scene.pool.call(in_async).backtrace(wanted).spawn(())).await.unwrap_err();
-        assert_eq!(error.panic_backtrace().is_some_and(|text| text.contains("deep_inside")), wanted);
+        let error = within("an async panic", scene.pool.call(in_async).backtrace(wanted).spawn(()))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.panic_backtrace().is_some_and(|text| text.contains("deep_inside")),
+            wanted
+        );
         let mut results = scene.pool.call(deep_inside).backtrace(wanted).map([()]);
         let error = within("a panic of a map", results.next()).await.unwrap().unwrap_err();
         assert_eq!(error.panic_backtrace().is_some(), wanted);
@@ -115,7 +140,9 @@ async fn a_backtrace_comes_when_it_is_asked_for() {
     let scene = Scene::with(|builder| builder.workers(1).env("RUST_BACKTRACE", "1"));
     let error = within("a panic", scene.pool.spawn(deep_inside, ())).await.unwrap_err();
     assert!(error.panic_backtrace().unwrap().contains("deep_inside"));
-    let error = within("a panic", scene.pool.call(deep_inside).backtrace(false).spawn(())).await.unwrap_err();
+    let error = within("a panic", scene.pool.call(deep_inside).backtrace(false).spawn(()))
+        .await
+        .unwrap_err();
     assert_eq!(error.panic_backtrace(), None, "it was declined");
     scene.end().await;
 }
@@ -146,11 +173,18 @@ impl std::error::Error for Link {
 #[tokio::test]
 async fn a_tasks_own_error_comes_as_the_value_that_it_is() {
     let scene = Scene::new(1);
-    let refuse = |size: u64| if size > 10 { Err(Refusal::TooBig { size, limit: 10 }) } else { Ok(size) };
-    assert_eq!(within("an error", scene.pool.spawn(refuse, 11)).await.unwrap(), Err(Refusal::TooBig { size: 11, limit: 10 }));
+    let refuse =
+        |size: u64| if size > 10 { Err(Refusal::TooBig { size, limit: 10 }) } else { Ok(size) };
+    assert_eq!(
+        within("an error", scene.pool.spawn(refuse, 11)).await.unwrap(),
+        Err(Refusal::TooBig { size: 11, limit: 10 })
+    );
     assert_eq!(within("a value", scene.pool.spawn(refuse, 10)).await.unwrap(), Ok(10));
     let named = async |name: String| Err::<(), _>(Refusal::Named(name));
-    assert_eq!(within("an async error", scene.pool.spawn(named, "n")).await.unwrap(), Err(Refusal::Named("n".into())));
+    assert_eq!(
+        within("an async error", scene.pool.spawn(named, "n")).await.unwrap(),
+        Err(Refusal::Named("n".into()))
+    );
 
     let chain = || -> Result<(), Failure> {
         Err(Link("outer", Some(Box::new(Link("middle", Some(Box::new(Link("inner", None))))))))?;
@@ -162,9 +196,15 @@ async fn a_tasks_own_error_comes_as_the_value_that_it_is() {
     assert!(failure.debug().starts_with("Link("));
 
     // Three classes: an error of its own is no TaskError; a panic and a death are two kinds.
-    let panicked = within("a panic", scene.pool.spawn(|| -> u8 { panic!("p") }, ())).await.unwrap_err();
-    let died = within("a death", scene.pool.spawn(|| -> u8 { std::process::abort() }, ())).await.unwrap_err();
-    assert_eq!((panicked.kind(), died.kind()), (TaskErrorKind::Panicked, TaskErrorKind::WorkerDied));
+    let panicked =
+        within("a panic", scene.pool.spawn(|| -> u8 { panic!("p") }, ())).await.unwrap_err();
+    let died = within("a death", scene.pool.spawn(|| -> u8 { std::process::abort() }, ()))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (panicked.kind(), died.kind()),
+        (TaskErrorKind::Panicked, TaskErrorKind::WorkerDied)
+    );
     assert_eq!(died.exit_status().and_then(|status| status.signal()), Some(6));
     scene.end().await;
 }
@@ -172,7 +212,8 @@ async fn a_tasks_own_error_comes_as_the_value_that_it_is() {
 #[tokio::test]
 async fn an_error_of_a_task_is_cheap_to_clone_and_says_what_it_is() {
     let scene = Scene::new(1);
-    let error = within("a panic", scene.pool.spawn(|| -> u8 { panic!("p") }, ())).await.unwrap_err();
+    let error =
+        within("a panic", scene.pool.spawn(|| -> u8 { panic!("p") }, ())).await.unwrap_err();
     let copy = error.clone();
     assert_eq!(copy.to_string(), error.to_string());
     assert!(format!("{error:?}").starts_with("TaskError { kind: Panicked"), "{error:?}");
@@ -248,7 +289,10 @@ impl<'de> Deserialize<'de> for Trick {
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a trick")
             }
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Trick, A::Error> {
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                self,
+                mut seq: A,
+            ) -> Result<Trick, A::Error> {
                 let missing = || A::Error::custom("it ends early");
                 let encode = seq.next_element()?.ok_or_else(missing)?;
                 let decode: Act = seq.next_element()?.ok_or_else(missing)?;
@@ -277,7 +321,8 @@ async fn an_argument_that_cannot_be_encoded_is_seen_by_no_worker() {
     };
     let handles: Vec<_> = (0..200)
         .map(|n| {
-            let trick = Trick::new(if n % 2 == 0 { Act::Nothing } else { Act::Refuse }, Act::Nothing);
+            let trick =
+                Trick::new(if n % 2 == 0 { Act::Nothing } else { Act::Refuse }, Act::Nothing);
             scene.pool.spawn(run, (trick, n, ran.path().to_owned()))
         })
         .collect();
@@ -286,7 +331,10 @@ async fn an_argument_that_cannot_be_encoded_is_seen_by_no_worker() {
             Ok(value) => assert_eq!((value, n % 2), (n, 0)),
             Err(error) => {
                 assert_eq!((error.kind(), n % 2), (TaskErrorKind::ArgumentEncode, 1));
-                assert!(error.is_unserializable() && error.to_string().contains("refused"), "{error}");
+                assert!(
+                    error.is_unserializable() && error.to_string().contains("refused"),
+                    "{error}"
+                );
                 assert_eq!(error.pid(), None);
             }
         }
@@ -331,8 +379,12 @@ async fn a_result_that_cannot_be_decoded_costs_its_own_task_only() {
     let trick = Trick::new(Act::Nothing, Act::RefuseHere);
     let error = within("the result", scene.pool.spawn(echo::<Trick>, trick)).await.unwrap_err();
     assert_eq!((error.kind(), error.is_unserializable()), (TaskErrorKind::ResultDecode, true));
-    let mut results = scene.pool.map(echo::<Trick>, [trick, Trick::new(Act::Nothing, Act::Nothing)]);
-    assert_eq!(within("one of a map", results.next()).await.unwrap().unwrap_err().kind(), TaskErrorKind::ResultDecode);
+    let mut results =
+        scene.pool.map(echo::<Trick>, [trick, Trick::new(Act::Nothing, Act::Nothing)]);
+    assert_eq!(
+        within("one of a map", results.next()).await.unwrap().unwrap_err().kind(),
+        TaskErrorKind::ResultDecode
+    );
     within("the next of the map", results.next()).await.unwrap().unwrap();
     scene.serves().await;
     assert!(!neighbour.is_finished());
@@ -347,7 +399,9 @@ async fn codecs_that_refuse_panic_exit_or_abort_in_the_worker_cost_their_own_tas
     use Act::{AbortInWorker, ExitInWorker, Nothing, PanicInWorker, RefuseInWorker};
     let acts = [RefuseInWorker, PanicInWorker, ExitInWorker(0), ExitInWorker(3), AbortInWorker];
     for act in acts {
-        for (trick, decoding) in [(Trick::new(Nothing, act), true), (Trick::new(act, Nothing), false)] {
+        for (trick, decoding) in
+            [(Trick::new(Nothing, act), true), (Trick::new(act, Nothing), false)]
+        {
             let sync = scene.pool.spawn(echo::<Trick>, trick);
             let sync = within("a sync task", sync).await.unwrap_err();
             let from_async = scene.pool.spawn(async |trick: Trick| trick, trick);
@@ -356,19 +410,34 @@ async fn codecs_that_refuse_panic_exit_or_abort_in_the_worker_cost_their_own_tas
                 let context = format!("{act:?}, decoding: {decoding}: {error}");
                 assert!(error.pid().is_some(), "{context}");
                 match act {
-                    RefuseInWorker if decoding => assert_eq!(error.kind(), TaskErrorKind::ArgumentDecode, "{context}"),
-                    RefuseInWorker => assert_eq!(error.kind(), TaskErrorKind::ResultEncode, "{context}"),
+                    RefuseInWorker if decoding => {
+                        assert_eq!(error.kind(), TaskErrorKind::ArgumentDecode, "{context}")
+                    }
+                    RefuseInWorker => {
+                        assert_eq!(error.kind(), TaskErrorKind::ResultEncode, "{context}")
+                    }
                     PanicInWorker => {
                         assert_eq!(error.panic_message(), Some("a panic in a codec"), "{context}");
-                        assert!(error.panic_location().is_some_and(|place| place.starts_with(file!())), "{context}");
+                        assert!(
+                            error.panic_location().is_some_and(|place| place.starts_with(file!())),
+                            "{context}"
+                        );
                     }
                     ExitInWorker(code) => {
                         assert_eq!(error.kind(), TaskErrorKind::WorkerDied, "{context}");
-                        assert_eq!(error.exit_status().and_then(|status| status.code()), Some(code), "{context}");
+                        assert_eq!(
+                            error.exit_status().and_then(|status| status.code()),
+                            Some(code),
+                            "{context}"
+                        );
                     }
                     _ => {
                         assert_eq!(error.kind(), TaskErrorKind::WorkerDied, "{context}");
-                        assert_eq!(error.exit_status().and_then(|status| status.signal()), Some(6), "{context}");
+                        assert_eq!(
+                            error.exit_status().and_then(|status| status.signal()),
+                            Some(6),
+                            "{context}"
+                        );
                     }
                 }
             }
@@ -383,13 +452,39 @@ async fn codecs_that_refuse_panic_exit_or_abort_in_the_worker_cost_their_own_tas
 #[tokio::test]
 async fn byte_strings_of_every_size_come_back_equal_in_both_directions_at_once() {
     let scene = Scene::new(1);
-    let buffer: usize = std::fs::read_to_string("/proc/sys/net/core/wmem_default").unwrap().trim().parse().unwrap();
-    let sizes = [0, 1, 127, 128, 255, 256, 4095, 4096, 65_535, 65_536, 65_537, buffer - 1, buffer, buffer + 1, (1 << 20) + 1, 64 << 20];
-    let bytes = |len: usize| ByteBuf::from((0..len).map(|n| (n ^ (n >> 8)) as u8).collect::<Vec<_>>());
+    let buffer: usize =
+        std::fs::read_to_string("/proc/sys/net/core/wmem_default").unwrap().trim().parse().unwrap();
+    let sizes = [
+        0,
+        1,
+        127,
+        128,
+        255,
+        256,
+        4095,
+        4096,
+        65_535,
+        65_536,
+        65_537,
+        buffer - 1,
+        buffer,
+        buffer + 1,
+        (1 << 20) + 1,
+        64 << 20,
+    ];
+    let bytes =
+        |len: usize| ByteBuf::from((0..len).map(|n| (n ^ (n >> 8)) as u8).collect::<Vec<_>>());
     let round = async |size: usize| {
         let sent = bytes(size);
-        assert!(within("a sync echo", scene.pool.spawn(echo::<ByteBuf>, &sent)).await.unwrap() == sent, "{size} bytes");
-        assert!(within("an async echo", scene.pool.spawn(async |b: ByteBuf| b, &sent)).await.unwrap() == sent, "{size} bytes");
+        assert!(
+            within("a sync echo", scene.pool.spawn(echo::<ByteBuf>, &sent)).await.unwrap() == sent,
+            "{size} bytes"
+        );
+        assert!(
+            within("an async echo", scene.pool.spawn(async |b: ByteBuf| b, &sent)).await.unwrap()
+                == sent,
+            "{size} bytes"
+        );
     };
     for size in sizes {
         round(size).await;
@@ -407,23 +502,40 @@ async fn arguments_and_results_beyond_the_frame_limit_are_refused() {
     let make = |len: usize| ByteBuf::from(vec![1; len]);
     let make_async = async |len: usize| ByteBuf::from(vec![1; len]);
     for len in [LIMIT, LIMIT + 1, 10 * LIMIT, 1000 * LIMIT] {
-        let argument = within("an argument", scene.pool.spawn(|b: ByteBuf| b.len(), make(len))).await.unwrap_err();
-        let spread = within("two arguments", scene.pool.spawn(|a: ByteBuf, b: ByteBuf| a.len() + b.len(), (make(len / 2), make(len / 2))))
+        let argument = within("an argument", scene.pool.spawn(|b: ByteBuf| b.len(), make(len)))
             .await
             .unwrap_err();
+        let spread = within(
+            "two arguments",
+            scene
+                .pool
+                .spawn(|a: ByteBuf, b: ByteBuf| a.len() + b.len(), (make(len / 2), make(len / 2))),
+        )
+        .await
+        .unwrap_err();
         for error in [argument, spread] {
-            assert_eq!((error.kind(), error.is_too_large(), error.pid()), (TaskErrorKind::TooLarge, true, None));
+            assert_eq!(
+                (error.kind(), error.is_too_large(), error.pid()),
+                (TaskErrorKind::TooLarge, true, None)
+            );
             assert_eq!(error.size_limit(), Some(LIMIT));
         }
         let result = within("a result", scene.pool.spawn(make, len)).await.unwrap_err();
-        let from_async = within("an async result", scene.pool.spawn(make_async, len)).await.unwrap_err();
+        let from_async =
+            within("an async result", scene.pool.spawn(make_async, len)).await.unwrap_err();
         for error in [result, from_async] {
-            assert_eq!((error.kind(), error.is_too_large(), error.pid()), (TaskErrorKind::TooLarge, true, Some(worker)));
+            assert_eq!(
+                (error.kind(), error.is_too_large(), error.pid()),
+                (TaskErrorKind::TooLarge, true, Some(worker))
+            );
             assert_eq!(error.size_limit(), Some(LIMIT));
         }
     }
     let fits = LIMIT - 100;
-    assert_eq!(within("what fits", scene.pool.spawn(echo::<ByteBuf>, make(fits))).await.unwrap().len(), fits);
+    assert_eq!(
+        within("what fits", scene.pool.spawn(echo::<ByteBuf>, make(fits))).await.unwrap().len(),
+        fits
+    );
     assert_eq!(within("the same worker", scene.pool.spawn(pid, ())).await.unwrap(), worker);
     scene.end().await;
 }
@@ -435,7 +547,8 @@ async fn messages_longer_than_a_frame_still_end_their_task() {
     let scene = Scene::with(|builder| builder.workers(1).frame_limit(LIMIT));
     let worker = Proc::of(within("a task", scene.pool.spawn(pid, ())).await.unwrap()).unwrap();
     let panic = |len: usize| -> u8 { std::panic::resume_unwind(Box::new("m".repeat(len))) };
-    let panic_async = async |len: usize| -> u8 { std::panic::resume_unwind(Box::new("m".repeat(len))) };
+    let panic_async =
+        async |len: usize| -> u8 { std::panic::resume_unwind(Box::new("m".repeat(len))) };
     #[derive(Debug, Deserialize)]
     struct Long;
     impl Serialize for Long {
@@ -445,7 +558,8 @@ async fn messages_longer_than_a_frame_still_end_their_task() {
     }
     for len in [LIMIT / 2, LIMIT - 1, LIMIT, LIMIT + 1, 50 * LIMIT] {
         let sync = within("a panic", scene.pool.spawn(panic, len)).await.unwrap_err();
-        let from_async = within("an async panic", scene.pool.spawn(panic_async, len)).await.unwrap_err();
+        let from_async =
+            within("an async panic", scene.pool.spawn(panic_async, len)).await.unwrap_err();
         for error in [sync, from_async] {
             assert_eq!(error.kind(), TaskErrorKind::Panicked, "{len}");
             assert!(error.panic_message().unwrap().starts_with("mmmm"), "{len}");
@@ -515,7 +629,10 @@ struct Inner {
     right: String,
 }
 
-async fn same<T: Serialize + DeserializeOwned + PartialEq + fmt::Debug + 'static>(scene: &Scene, values: impl IntoIterator<Item = T>) {
+async fn same<T: Serialize + DeserializeOwned + PartialEq + fmt::Debug + 'static>(
+    scene: &Scene,
+    values: impl IntoIterator<Item = T>,
+) {
     for value in values {
         let back = within("an echo", scene.pool.spawn(echo::<T>, &value)).await;
         assert_eq!(back.as_ref().ok(), Some(&value), "{back:?}");
@@ -530,8 +647,17 @@ async fn same<T: Serialize + DeserializeOwned + PartialEq + fmt::Debug + 'static
 #[tokio::test]
 async fn numbers_at_their_ends_come_back_equal() {
     let scene = Scene::new(1);
-    let edges = [0, 1, -1, 31, 32, -32, -33, 127, 128, -128, -129, 255, 256, 32_767, 32_768, -32_769, 65_535, 65_536];
-    let edges = edges.into_iter().chain([i64::from(i32::MIN), i64::from(i32::MAX), i64::from(u32::MAX) + 1, i64::MIN, i64::MAX]);
+    let edges = [
+        0, 1, -1, 31, 32, -32, -33, 127, 128, -128, -129, 255, 256, 32_767, 32_768, -32_769,
+        65_535, 65_536,
+    ];
+    let edges = edges.into_iter().chain([
+        i64::from(i32::MIN),
+        i64::from(i32::MAX),
+        i64::from(u32::MAX) + 1,
+        i64::MIN,
+        i64::MAX,
+    ]);
     same::<i64>(&scene, edges).await;
     same::<u64>(&scene, [0, 127, 128, i64::MAX as u64, i64::MAX as u64 + 1, u64::MAX]).await;
     same::<i128>(&scene, [0, -1, i128::from(u64::MAX) + 1, i128::MIN, i128::MAX]).await;
@@ -571,8 +697,19 @@ async fn numbers_at_their_ends_come_back_equal() {
 #[tokio::test]
 async fn texts_bytes_and_times_come_back_equal() {
     let scene = Scene::new(1);
-    same::<String>(&scene, [String::new(), "\0".into(), "a\0b".into(), "🦀𝄞é".into(), "x".repeat(31), "x".repeat(32), "x".repeat(70_000)])
-        .await;
+    same::<String>(
+        &scene,
+        [
+            String::new(),
+            "\0".into(),
+            "a\0b".into(),
+            "🦀𝄞é".into(),
+            "x".repeat(31),
+            "x".repeat(32),
+            "x".repeat(70_000),
+        ],
+    )
+    .await;
     same::<char>(&scene, ['\0', 'a', 'é', '\u{10ffff}']).await;
     same::<Vec<u8>>(&scene, [vec![], vec![0], vec![0xc0, 0xff, 0x80], (0..=255).collect()]).await;
     same::<ByteBuf>(&scene, [ByteBuf::new(), ByteBuf::from((0..=255).collect::<Vec<u8>>())]).await;
@@ -587,14 +724,20 @@ async fn texts_bytes_and_times_come_back_equal() {
         Ok(back) => assert_eq!(back, before),
         Err(error) => assert_eq!(error.kind(), TaskErrorKind::ArgumentEncode),
     }
-    let made_there = within("made there", scene.pool.spawn(|| SystemTime::UNIX_EPOCH - Duration::from_secs(1), ())).await;
+    let made_there = within(
+        "made there",
+        scene.pool.spawn(|| SystemTime::UNIX_EPOCH - Duration::from_secs(1), ()),
+    )
+    .await;
     match made_there {
         Ok(back) => assert_eq!(back, before),
         Err(error) => assert_eq!(error.kind(), TaskErrorKind::ResultEncode),
     }
     use std::os::unix::ffi::OsStringExt;
     let not_text = PathBuf::from(std::ffi::OsString::from_vec(vec![b'a', 0xff]));
-    let error = within("a path that is no text", scene.pool.spawn(echo::<PathBuf>, not_text)).await.unwrap_err();
+    let error = within("a path that is no text", scene.pool.spawn(echo::<PathBuf>, not_text))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), TaskErrorKind::ArgumentEncode);
     assert!(error.reason().unwrap().contains("UTF-8"), "{error}");
     scene.end().await;
@@ -604,15 +747,27 @@ async fn texts_bytes_and_times_come_back_equal() {
 async fn options_and_units_at_any_depth_come_back_equal() {
     let scene = Scene::new(1);
     same::<Option<Option<u32>>>(&scene, [None, Some(None), Some(Some(0))]).await;
-    same::<Option<Option<Option<()>>>>(&scene, [None, Some(None), Some(Some(None)), Some(Some(Some(())))]).await;
+    same::<Option<Option<Option<()>>>>(
+        &scene,
+        [None, Some(None), Some(Some(None)), Some(Some(Some(())))],
+    )
+    .await;
     same::<Option<()>>(&scene, [None, Some(())]).await;
     same::<Option<Unit>>(&scene, [None, Some(Unit)]).await;
     same::<()>(&scene, [()]).await;
     same::<Unit>(&scene, [Unit]).await;
     same::<Newtype>(&scene, [Newtype(None), Newtype(Some(None)), Newtype(Some(Some(1)))]).await;
     same::<Option<Newtype>>(&scene, [None, Some(Newtype(None)), Some(Newtype(Some(None)))]).await;
-    same::<Vec<Option<Option<String>>>>(&scene, [vec![], vec![None, Some(None), Some(Some(String::new()))]]).await;
-    same::<Result<Option<()>, Option<String>>>(&scene, [Ok(None), Ok(Some(())), Err(None), Err(Some("e".into()))]).await;
+    same::<Vec<Option<Option<String>>>>(
+        &scene,
+        [vec![], vec![None, Some(None), Some(Some(String::new()))]],
+    )
+    .await;
+    same::<Result<Option<()>, Option<String>>>(
+        &scene,
+        [Ok(None), Ok(Some(())), Err(None), Err(Some("e".into()))],
+    )
+    .await;
     same::<std::marker::PhantomData<u8>>(&scene, [std::marker::PhantomData]).await;
     scene.end().await;
 }
@@ -620,18 +775,48 @@ async fn options_and_units_at_any_depth_come_back_equal() {
 #[tokio::test]
 async fn maps_structs_and_enums_of_each_shape_come_back_equal() {
     let scene = Scene::new(1);
-    let keys = [Key::Unit, Key::Newtype(-5), Key::Tuple(1, 'x'), Key::Struct { a: true, b: Some(()) }, Key::Struct { a: false, b: None }];
+    let keys = [
+        Key::Unit,
+        Key::Newtype(-5),
+        Key::Tuple(1, 'x'),
+        Key::Struct { a: true, b: Some(()) },
+        Key::Struct { a: false, b: None },
+    ];
     same::<Key>(&scene, keys.clone()).await;
-    same::<BTreeMap<Key, Option<Key>>>(&scene, [BTreeMap::new(), keys.iter().map(|key| (key.clone(), Some(key.clone()))).collect()]).await;
-    same::<HashMap<i32, String>>(&scene, [HashMap::new(), (-2..3).map(|n| (n, n.to_string())).collect()]).await;
+    same::<BTreeMap<Key, Option<Key>>>(
+        &scene,
+        [BTreeMap::new(), keys.iter().map(|key| (key.clone(), Some(key.clone()))).collect()],
+    )
+    .await;
+    same::<HashMap<i32, String>>(
+        &scene,
+        [HashMap::new(), (-2..3).map(|n| (n, n.to_string())).collect()],
+    )
+    .await;
     same::<BTreeMap<Vec<u8>, ()>>(&scene, [[(vec![], ()), (vec![1, 2], ())].into()]).await;
-    same::<BTreeMap<Option<(u8, bool)>, f32>>(&scene, [[(None, 0.5), (Some((1, true)), 1.5)].into()]).await;
+    same::<BTreeMap<Option<(u8, bool)>, f32>>(
+        &scene,
+        [[(None, 0.5), (Some((1, true)), 1.5)].into()],
+    )
+    .await;
     same::<Pair>(&scene, [Pair(-1, "p".into())]).await;
-    same::<Adjacent>(&scene, [Adjacent::A, Adjacent::B(None), Adjacent::B(Some(None)), Adjacent::B(Some(Some(3)))]).await;
-    same::<Untagged>(&scene, [Untagged::Number(-1), Untagged::Text("1".into()), Untagged::Fields { x: None, y: 0.5 }]).await;
+    same::<Adjacent>(
+        &scene,
+        [Adjacent::A, Adjacent::B(None), Adjacent::B(Some(None)), Adjacent::B(Some(Some(3)))],
+    )
+    .await;
+    same::<Untagged>(
+        &scene,
+        [Untagged::Number(-1), Untagged::Text("1".into()), Untagged::Fields { x: None, y: 0.5 }],
+    )
+    .await;
     same::<Internal>(
         &scene,
-        [Internal::Small { n: 1 }, Internal::Large { n: u64::MAX, note: None }, Internal::Large { n: 1, note: Some("x".into()) }],
+        [
+            Internal::Small { n: 1 },
+            Internal::Large { n: u64::MAX, note: None },
+            Internal::Large { n: 1, note: Some("x".into()) },
+        ],
     )
     .await;
     let flat = |note: Option<&str>, left| Flat {
@@ -641,7 +826,11 @@ async fn maps_structs_and_enums_of_each_shape_come_back_equal() {
         rest: [("a".to_owned(), 1), ("b".to_owned(), -1)].into(),
     };
     same::<Flat>(&scene, [flat(None, None), flat(Some("n"), Some(3))]).await;
-    same::<(Vec<Flat>, Option<Flat>)>(&scene, [(vec![flat(None, Some(0)), flat(Some(""), None)], None)]).await;
+    same::<(Vec<Flat>, Option<Flat>)>(
+        &scene,
+        [(vec![flat(None, Some(0)), flat(Some(""), None)], None)],
+    )
+    .await;
     scene.end().await;
 }
 
@@ -665,12 +854,22 @@ async fn nesting_beyond_the_limit_is_an_error_on_either_side_and_no_stack_overfl
     let scene = Scene::new(1);
     let worker = within("a task", scene.pool.spawn(pid, ())).await.unwrap();
     for depth in [1, 10, 100, 250] {
-        assert_eq!(within("a nest", scene.pool.spawn(echo::<Nest>, Nest::of(depth))).await.unwrap().depth(), depth);
+        assert_eq!(
+            within("a nest", scene.pool.spawn(echo::<Nest>, Nest::of(depth)))
+                .await
+                .unwrap()
+                .depth(),
+            depth
+        );
     }
     for depth in [300, 1000, 5000] {
-        let error = within("too deep a nest", scene.pool.spawn(|nest: Nest| nest.depth(), Nest::of(depth))).await.unwrap_err();
+        let error =
+            within("too deep a nest", scene.pool.spawn(|nest: Nest| nest.depth(), Nest::of(depth)))
+                .await
+                .unwrap_err();
         assert_eq!(error.kind(), TaskErrorKind::ArgumentEncode, "{error}");
-        let error = within("too deep a result", scene.pool.spawn(Nest::of, depth)).await.unwrap_err();
+        let error =
+            within("too deep a result", scene.pool.spawn(Nest::of, depth)).await.unwrap_err();
         assert_eq!(error.kind(), TaskErrorKind::ResultEncode, "{error}");
     }
     assert_eq!(within("the same worker", scene.pool.spawn(pid, ())).await.unwrap(), worker);

@@ -7,7 +7,10 @@
 mod processes;
 
 use nix::sys::signal::Signal;
-use processes::{Seen, descriptors, die, hang, lines, note, own_dir, own_process, pid, seen, signal, soon, until, wait_for};
+use processes::{
+    Seen, descriptors, die, hang, lines, note, own_dir, own_process, pid, seen, signal, soon,
+    until, wait_for,
+};
 use procpool::{Builder, Output, Pool, TaskErrorKind};
 use std::fs::File;
 use std::io::Write;
@@ -28,7 +31,9 @@ struct Captured(Arc<Mutex<Vec<Line>>>);
 impl Captured {
     fn output(&self) -> Output {
         let lines = Arc::clone(&self.0);
-        Output::lines(move |line| lines.lock().unwrap().push((line.pid(), line.text().into_owned(), line.is_whole())))
+        Output::lines(move |line| {
+            lines.lock().unwrap().push((line.pid(), line.text().into_owned(), line.is_whole()))
+        })
     }
 
     fn all(&self) -> Vec<Line> {
@@ -73,7 +78,12 @@ fn write_raw(bytes: Vec<u8>) {
 
 fn output_threads() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().filter_map(Result::ok);
-    tasks.filter(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm == "procpool-output\n")).count()
+    tasks
+        .filter(|task| {
+            std::fs::read_to_string(task.path().join("comm"))
+                .is_ok_and(|comm| comm == "procpool-output\n")
+        })
+        .count()
 }
 
 // ---- where it goes
@@ -81,9 +91,14 @@ fn output_threads() -> usize {
 #[test]
 fn by_default_it_appears_where_the_applications_own_output_does() {
     let dir = tempdir().unwrap();
-    let mut command = own_process(&std::env::current_exe().unwrap(), "own_process_whose_workers_print", dir.path());
+    let mut command = own_process(
+        &std::env::current_exe().unwrap(),
+        "own_process_whose_workers_print",
+        dir.path(),
+    );
     let output = command.stdin(Stdio::null()).output().unwrap();
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}\n{stderr}");
     assert_eq!(stdout.matches("out 1").count(), 1, "{stdout}");
     assert_eq!(stderr.matches("err 1").count(), 1, "{stderr}");
@@ -96,7 +111,9 @@ async fn own_process_whose_workers_print() {
         return;
     }
     soon(builder().build().unwrap().spawn(print, 2)).await.unwrap();
-    soon(builder().stdout(Output::null()).stderr(Output::null()).build().unwrap().spawn(print, 2)).await.unwrap();
+    soon(builder().stdout(Output::null()).stderr(Output::null()).build().unwrap().spawn(print, 2))
+        .await
+        .unwrap();
     let (out, err) = (Captured::default(), Captured::default());
     let pool = builder().stdout(out.output()).stderr(err.output()).build().unwrap();
     soon(pool.spawn(print, 2)).await.unwrap();
@@ -107,7 +124,8 @@ async fn own_process_whose_workers_print() {
 #[tokio::test]
 async fn captured_lines_come_in_order_with_the_number_of_their_process() {
     let (out, err) = (Captured::default(), Captured::default());
-    let pool = Pool::builder().workers(2).stdout(out.output()).stderr(err.output()).build().unwrap();
+    let pool =
+        Pool::builder().workers(2).stdout(out.output()).stderr(err.output()).build().unwrap();
     soon(pool.ready()).await.unwrap();
     let print = |count: u32| {
         print(count);
@@ -126,7 +144,10 @@ async fn captured_lines_come_in_order_with_the_number_of_their_process() {
             let of_one: Vec<_> = lines.iter().filter(|(by, ..)| by == pid).collect();
             assert_eq!(of_one.len(), 100 * pids.iter().filter(|other| *other == pid).count());
             for (n, (_, text, is_whole)) in of_one.iter().enumerate() {
-                assert_eq!((text.as_str(), *is_whole), (format!("{word} {}", n % 50).as_str(), true));
+                assert_eq!(
+                    (text.as_str(), *is_whole),
+                    (format!("{word} {}", n % 50).as_str(), true)
+                );
             }
         }
     }
@@ -148,8 +169,13 @@ async fn a_file_takes_what_all_workers_print_and_a_full_disk_is_an_error_of_who_
     let pool = builder().stdout(full()).stderr(full()).build().unwrap();
     let first = soon(pool.spawn(pid, ())).await.unwrap();
     let error = soon(pool.spawn(|| println!("a line"), ())).await.unwrap_err();
-    assert!(error.is_panic() && error.panic_message().unwrap().contains("No space left"), "{error:?}");
-    let error = soon(pool.spawn(|| -> u32 { panic!("a message that nobody can print") }, ())).await.unwrap_err();
+    assert!(
+        error.is_panic() && error.panic_message().unwrap().contains("No space left"),
+        "{error:?}"
+    );
+    let error = soon(pool.spawn(|| -> u32 { panic!("a message that nobody can print") }, ()))
+        .await
+        .unwrap_err();
     assert_eq!(error.panic_message(), Some("a message that nobody can print"));
     assert_eq!(soon(pool.spawn(pid, ())).await.unwrap(), first, "the worker lives");
 }
@@ -171,7 +197,12 @@ fn needs_root_a_disk_that_is_full_is_an_error_of_who_prints_until_there_is_room_
     let (test, dir) = ("own_process_with_a_small_disk", tempdir().unwrap());
     let own = own_process(&std::env::current_exe().unwrap(), test, dir.path());
     let mut command = Command::new("unshare");
-    command.args(["-m", "sh", "-c", "mount -t tmpfs -o size=64k none \"$DISK\" && exec \"$0\" \"$@\""]);
+    command.args([
+        "-m",
+        "sh",
+        "-c",
+        "mount -t tmpfs -o size=64k none \"$DISK\" && exec \"$0\" \"$@\"",
+    ]);
     command.arg(own.get_program()).args(own.get_args()).env("DISK", dir.path());
     command.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
     processes::passes(test, command);
@@ -189,7 +220,11 @@ async fn own_process_with_a_small_disk() {
         let captured = captured.clone();
         move |line| {
             let written = (&copied).write_all(format!("{}\n", line.text()).as_bytes());
-            captured.0.lock().unwrap().push((line.pid(), line.text().into_owned(), written.is_ok()));
+            captured.0.lock().unwrap().push((
+                line.pid(),
+                line.text().into_owned(),
+                written.is_ok(),
+            ));
         }
     });
     let pool = builder().stdout(append(&path)).stderr(output).build().unwrap();
@@ -199,9 +234,13 @@ async fn own_process_with_a_small_disk() {
     for round in 1..=3 {
         fill(&rest);
         let error = soon(pool.spawn(prints, ())).await.unwrap_err();
-        assert!(error.is_panic() && error.panic_message().unwrap().contains("No space left"), "{error:?}");
+        assert!(
+            error.is_panic() && error.panic_message().unwrap().contains("No space left"),
+            "{error:?}"
+        );
         soon(pool.spawn(tells, ())).await.unwrap();
-        until("all is captured", || captured.texts().last().is_some_and(|text| text == "a line")).await;
+        until("all is captured", || captured.texts().last().is_some_and(|text| text == "a line"))
+            .await;
         std::fs::remove_file(&rest).unwrap();
         let before = captured.all(); // the panic's message, and that
         assert!(before.iter().all(|(.., is_written)| !is_written), "{before:?}");
@@ -225,7 +264,8 @@ async fn whatever_a_task_writes_to_its_standard_output_disturbs_nothing() {
     for output in [Output::null(), captured.output()] {
         let pool = builder().stdout(output).build().unwrap();
         for n in 0..20u8 {
-            let bytes: Vec<u8> = (0..5000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8 ^ n).collect();
+            let bytes: Vec<u8> =
+                (0..5000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8 ^ n).collect();
             soon(pool.spawn(write_raw, bytes)).await.unwrap();
         }
         assert_eq!(soon(pool.spawn(|| 7, ())).await.unwrap(), 7);
@@ -243,11 +283,17 @@ async fn a_character_that_comes_in_halves_is_whole_and_what_is_none_is_replaced(
         soon(pool.spawn(write_raw, piece.to_vec())).await.unwrap();
     }
     captured.come(2).await;
-    soon(pool.spawn(write_raw, b"3 half a line, half a character \xf0\x9f".to_vec())).await.unwrap();
+    soon(pool.spawn(write_raw, b"3 half a line, half a character \xf0\x9f".to_vec()))
+        .await
+        .unwrap();
     soon(pool.shutdown()).await;
     let lines = captured.come(3).await;
-    let texts: Vec<_> = lines.iter().map(|(_, text, is_whole)| (text.as_str(), *is_whole)).collect();
-    assert_eq!(texts, [("1 €!", true), ("2 \u{fffd}", true), ("3 half a line, half a character \u{fffd}", false)]);
+    let texts: Vec<_> =
+        lines.iter().map(|(_, text, is_whole)| (text.as_str(), *is_whole)).collect();
+    assert_eq!(
+        texts,
+        [("1 €!", true), ("2 \u{fffd}", true), ("3 half a line, half a character \u{fffd}", false)]
+    );
 }
 
 #[tokio::test]
@@ -270,7 +316,9 @@ async fn ten_megabytes_come_through_whole() {
     let flood = || {
         let mut out = std::io::stdout().lock();
         let filler = "x".repeat(100);
-        (0..LINES).map(|n| writeln!(out, "{n} {filler}").map(|()| n.to_string().len() + 102).unwrap()).sum::<usize>()
+        (0..LINES)
+            .map(|n| writeln!(out, "{n} {filler}").map(|()| n.to_string().len() + 102).unwrap())
+            .sum::<usize>()
     };
     let printed = soon(pool.spawn(flood, ())).await.unwrap();
     assert!(printed > 10_000_000);
@@ -300,7 +348,10 @@ async fn a_function_that_does_not_return_holds_up_who_prints_much_and_nobody_els
     assert_ne!(other, worker.pid);
     assert!(soon(pool.spawn(die, Signal::SIGKILL as i32)).await.unwrap_err().is_worker_died());
     for _ in 0..20 {
-        assert_ne!(soon(pool.spawn(|| (println!("a little"), pid()).1, ())).await.unwrap(), worker.pid);
+        assert_ne!(
+            soon(pool.spawn(|| (println!("a little"), pid()).1, ())).await.unwrap(),
+            worker.pid
+        );
     }
     soon(builder().build().unwrap().spawn(pid, ())).await.unwrap();
     assert!(!flooding.is_finished());
@@ -406,10 +457,19 @@ async fn the_last_words_of_a_worker_are_part_of_the_error_of_the_task_it_died_of
     let error = soon(pool.spawn(abort, &flood)).await.unwrap_err();
     let tail = error.stderr_tail().unwrap();
     assert!(tail.len() > 16_000 && tail.len() <= 16_384 && flood.ends_with(tail), "{tail}");
-    assert_eq!(soon(pool.spawn(die, Signal::SIGKILL as i32)).await.unwrap_err().stderr_tail(), Some(""));
+    assert_eq!(
+        soon(pool.spawn(die, Signal::SIGKILL as i32)).await.unwrap_err().stderr_tail(),
+        Some("")
+    );
     // A task that fails by itself has not lost its worker.
-    assert_eq!(soon(pool.spawn(|| -> u32 { panic!("a panic") }, ())).await.unwrap_err().stderr_tail(), None);
-    until("the panic's message comes", || captured.texts().iter().any(|text| text.contains("a panic"))).await;
+    assert_eq!(
+        soon(pool.spawn(|| -> u32 { panic!("a panic") }, ())).await.unwrap_err().stderr_tail(),
+        None
+    );
+    until("the panic's message comes", || {
+        captured.texts().iter().any(|text| text.contains("a panic"))
+    })
+    .await;
     // It comes where it went, as well.
     assert!(captured.texts().contains(&"go on".to_owned()));
     // Not captured, not known.
@@ -419,8 +479,15 @@ async fn the_last_words_of_a_worker_are_part_of_the_error_of_the_task_it_died_of
 
 #[tokio::test]
 async fn want_of_memory_is_told_by_stds_own_message_where_a_backtrace_hides_it() {
-    let pool = builder().env("RUST_BACKTRACE", "1").stderr(Captured::default().output()).build().unwrap();
-    let error = soon(pool.spawn(|| std::hint::black_box(Vec::<u8>::with_capacity(isize::MAX as usize)).len(), ())).await.unwrap_err();
+    let pool =
+        builder().env("RUST_BACKTRACE", "1").stderr(Captured::default().output()).build().unwrap();
+    let error =
+        soon(pool.spawn(
+            || std::hint::black_box(Vec::<u8>::with_capacity(isize::MAX as usize)).len(),
+            (),
+        ))
+        .await
+        .unwrap_err();
     assert!(error.is_out_of_memory(), "{error:?}: {}", error.stderr_tail().unwrap());
     let abort = || -> u32 {
         eprintln!("memory allocation of my own making failed");
@@ -448,7 +515,11 @@ async fn a_process_that_is_left_behind_with_the_pipe_holds_up_nobody() {
     #[expect(clippy::zombie_processes, reason = "it is left behind")]
     fn leave(log: PathBuf) {
         println!("before");
-        let child = Command::new("sh").args(["-c", "while echo still here; do sleep 0.01; done"]).process_group(0).spawn().unwrap();
+        let child = Command::new("sh")
+            .args(["-c", "while echo still here; do sleep 0.01; done"])
+            .process_group(0)
+            .spawn()
+            .unwrap();
         note(&log, child.id());
     }
     let (captured, dir) = (Captured::default(), tempdir().unwrap());
@@ -496,6 +567,11 @@ async fn a_flood_of_a_dying_worker_is_delivered_to_its_last_byte() {
         assert!(soon(pool.spawn(die_talking, 3000)).await.unwrap_err().is_worker_died());
         let lines = captured.come(round * 3000).await;
         assert_eq!(lines.len(), round * 3000);
-        assert!(lines[(round - 1) * 3000..].iter().enumerate().all(|(n, (_, text, whole))| *text == n.to_string() && *whole));
+        assert!(
+            lines[(round - 1) * 3000..]
+                .iter()
+                .enumerate()
+                .all(|(n, (_, text, whole))| *text == n.to_string() && *whole)
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! A function over very many tiny items, which travel in runs: each item is a task of its own all the same.
+//! A function over very many tiny items, which travel in runs: each item is a task of its own all
+//! the same.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -89,7 +90,9 @@ async fn an_item_that_ends_its_worker_is_the_only_one_lost_and_every_item_runs_o
         for outcome in &outcomes {
             match outcome {
                 Ok(n) => assert!(!FATAL.contains(n)),
-                Err(error) => assert!(error.is_worker_died() && FATAL.contains(&item(outcome)), "{error}"),
+                Err(error) => {
+                    assert!(error.is_worker_died() && FATAL.contains(&item(outcome)), "{error}")
+                }
             }
         }
         assert!(each_once(&marks).into_iter().eq(0..ITEMS));
@@ -117,7 +120,9 @@ async fn workers_that_are_killed_at_any_moment_cost_one_item_each_at_most() {
         }
     }
     let lost = outcomes.iter().filter(|outcome| outcome.is_err()).count();
-    assert!(outcomes.iter().flat_map(|outcome| outcome.as_ref().err()).all(TaskError::is_worker_died));
+    assert!(
+        outcomes.iter().flat_map(|outcome| outcome.as_ref().err()).all(TaskError::is_worker_died)
+    );
     assert!(lost <= kills, "{lost} of {kills}");
     outcomes.sort_by_key(item);
     assert!(outcomes.iter().map(item).eq(0..3 * ITEMS), "each is answered once");
@@ -163,7 +168,9 @@ fn fails_in_many_ways(Strange(n): Strange) -> Vec<u8> {
 #[tokio::test]
 async fn whatever_else_goes_wrong_with_an_item_concerns_it_alone() {
     let scene = Scene::with(|builder| builder.workers(2).frame_limit(64 << 10));
-    let outcomes: Vec<_> = within("results", scene.pool.map(fails_in_many_ways, (0..ITEMS).map(Strange)).collect()).await;
+    let outcomes: Vec<_> =
+        within("results", scene.pool.map(fails_in_many_ways, (0..ITEMS).map(Strange)).collect())
+            .await;
     assert_eq!(outcomes.len() as u64, ITEMS);
     for (n, outcome) in (0_u64..).zip(&outcomes) {
         let kind = match n % 1_000 {
@@ -274,8 +281,13 @@ async fn an_end_names_each_item_that_it_cuts_off() {
     let cut_off = within("the end", scene.pool.shutdown_within(Duration::ZERO)).await;
     let ids: BTreeSet<u64> = cut_off.begun().iter().chain(cut_off.unbegun()).copied().collect();
     assert_eq!(ids.len(), cut_off.len(), "each is named once");
-    assert!(!cut_off.begun().is_empty() && cut_off.begun().len() <= 2, "one item runs in each worker at most: {:?}", cut_off.begun());
-    // All of them were in flight, and are told so; what is pulled from now on is refused, and was not cut off.
+    assert!(
+        !cut_off.begun().is_empty() && cut_off.begun().len() <= 2,
+        "one item runs in each worker at most: {:?}",
+        cut_off.begun()
+    );
+    // All of them were in flight, and are told so; what is pulled from now on is refused, and was
+    // not cut off.
     for _ in 0..cut_off.len() {
         let came = within("what was cut off, or came before", results.next()).await.unwrap();
         assert!(came.as_ref().err().is_none_or(TaskError::is_pool_closed));
@@ -286,7 +298,11 @@ async fn an_end_names_each_item_that_it_cuts_off() {
 async fn a_source_that_has_nothing_more_just_now_holds_back_nothing_that_it_gave() {
     let scene = Scene::new(2);
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-    let source = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
+    let source =
+        stream::unfold(
+            receiver,
+            |mut receiver| async move { Some((receiver.recv().await?, receiver)) },
+        );
     let mut results = scene.pool.map_stream(|n: u64| n, source);
     let mut next = 0;
     // As many at a time as fill a run, or do not.
@@ -329,7 +345,9 @@ async fn runs_and_single_tasks_share_the_workers() {
     let singles = async {
         for n in 0..200_u32 {
             let path = marks.path().to_owned();
-            within("a task", scene.pool.spawn(|n: u32, path: PathBuf| mark(path, n), (n, path))).await.unwrap();
+            within("a task", scene.pool.spawn(|n: u32, path: PathBuf| mark(path, n), (n, path)))
+                .await
+                .unwrap();
         }
     };
     let (count, ()) = tokio::join!(map, singles);

@@ -12,7 +12,8 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 use processes::{
-    FUSE, Seen, children, die, hang, in_own_process, lines, note, own_dir, pid, pids, seen, soon, spin, until, wait_for, wait_until,
+    FUSE, Seen, children, die, hang, in_own_process, lines, note, own_dir, pid, pids, seen, soon,
+    spin, until, wait_for, wait_until,
 };
 use procpool::{ErrorKind, JoinHandle, Pool, TaskErrorKind};
 use std::collections::HashSet;
@@ -38,7 +39,9 @@ fn multi_thread(threads: usize) -> Runtime {
 }
 
 /// Joins on a thread of its own, with a fuse.
-fn joined<R: serde::de::DeserializeOwned + Send + 'static>(handle: JoinHandle<R>) -> Result<R, procpool::TaskError> {
+fn joined<R: serde::de::DeserializeOwned + Send + 'static>(
+    handle: JoinHandle<R>,
+) -> Result<R, procpool::TaskError> {
     let (sender, result) = mpsc::channel();
     std::thread::spawn(move || sender.send(handle.blocking_join()));
     result.recv_timeout(FUSE).expect("it never came")
@@ -107,7 +110,8 @@ async fn the_core_works_in_a_local_set() {
 
 #[test]
 fn a_runtime_without_drivers_of_its_own_is_not_needed() {
-    // No I/O, no time: such a runtime cannot watch the pool's descriptors, a thread of the crate's does.
+    // No I/O, no time: such a runtime cannot watch the pool's descriptors, a thread of the crate's
+    // does.
     let runtime = Builder::new_current_thread().build().unwrap();
     let pool = Pool::new().unwrap();
     assert!(runtime.block_on(pool.spawn(pid, ())).is_ok());
@@ -171,9 +175,11 @@ async fn tests_run_in_the_application_and_never_in_a_worker() {
 #[test]
 fn the_shared_pool_works_however_the_harness_is_run() {
     let program = std::env::current_exe().unwrap();
-    for args in
-        [vec!["a_shared_pool", "--test-threads=1"], vec!["a_shared_pool_1", "--exact", "--nocapture"], vec!["a_shared_pool", "--nocapture"]]
-    {
+    for args in [
+        vec!["a_shared_pool", "--test-threads=1"],
+        vec!["a_shared_pool_1", "--exact", "--nocapture"],
+        vec!["a_shared_pool", "--nocapture"],
+    ] {
         let output = Command::new(&program).args(&args).output().unwrap();
         let stdout = String::from_utf8_lossy(&output.stdout);
         let passed = if args[1] == "--exact" { "1 passed" } else { "6 passed" };
@@ -197,8 +203,13 @@ fn a_pool_built_outside_any_runtime_works_there_and_in_every_other() {
     });
     assert_eq!(result.unwrap().unwrap(), 3);
     for runtime in [current_thread(), multi_thread(2)] {
-        assert_eq!(runtime.block_on(async { soon(pool.spawn(|n: u32| n + 1, 3)).await.unwrap() }), 4);
-        assert!(runtime.block_on(async { soon(pool.spawn(die, Signal::SIGKILL as i32)).await.unwrap_err().is_worker_died() }));
+        assert_eq!(
+            runtime.block_on(async { soon(pool.spawn(|n: u32| n + 1, 3)).await.unwrap() }),
+            4
+        );
+        assert!(runtime.block_on(async {
+            soon(pool.spawn(die, Signal::SIGKILL as i32)).await.unwrap_err().is_worker_died()
+        }));
     }
     futures_executor(async { pool.ready().await.unwrap() });
     let worker = Seen::now(joined(pool.spawn(pid, ())).unwrap()).unwrap();
@@ -258,7 +269,9 @@ fn a_pool_outlives_its_runtime() {
             for n in 0..50u32 {
                 assert_eq!(soon(pool.spawn(|n: u32| n + 1, n)).await.unwrap(), n + 1);
             }
-            assert!(soon(pool.spawn(die, Signal::SIGKILL as i32)).await.unwrap_err().is_worker_died());
+            assert!(
+                soon(pool.spawn(die, Signal::SIGKILL as i32)).await.unwrap_err().is_worker_died()
+            );
             assert!(soon(pool.spawn(pid, ())).await.is_ok());
             soon(pool.shutdown()).await;
         });
@@ -311,7 +324,11 @@ fn a_pool_works_while_its_runtime_is_not_polled() {
     // … and in its own again, to and fro.
     for n in 0..50u32 {
         let handle = pool.spawn(|n: u32| n + 1, n);
-        let value = if n % 2 == 0 { runtime.block_on(async { soon(handle).await }) } else { joined(handle) };
+        let value = if n % 2 == 0 {
+            runtime.block_on(async { soon(handle).await })
+        } else {
+            joined(handle)
+        };
         assert_eq!(value.unwrap(), n + 1);
     }
     let worker = Seen::now(joined(pool.spawn(pid, ())).unwrap()).unwrap();
@@ -374,7 +391,11 @@ fn a_pool_answers_though_it_is_called_from_everywhere_while_its_runtime_comes_an
                     let own = current_thread();
                     for n in 0..300u32 {
                         let handle = pool.spawn(|n: u32| n + 1, n);
-                        let value = if caller % 2 == 0 { own.block_on(async { soon(handle).await }) } else { handle.blocking_join() };
+                        let value = if caller % 2 == 0 {
+                            own.block_on(async { soon(handle).await })
+                        } else {
+                            handle.blocking_join()
+                        };
                         assert_eq!(value.unwrap(), n + 1);
                     }
                 })
@@ -421,8 +442,11 @@ fn own_process_that_drops_runtimes() {
         tells(panic);
     }));
     type End = fn(Runtime);
-    let ends: [(&str, End); 3] =
-        [("drop", drop), ("background", Runtime::shutdown_background), ("timeout", |runtime| runtime.shutdown_timeout(Duration::ZERO))];
+    let ends: [(&str, End); 3] = [
+        ("drop", drop),
+        ("background", Runtime::shutdown_background),
+        ("timeout", |runtime| runtime.shutdown_timeout(Duration::ZERO)),
+    ];
     for (name, end) in ends {
         for inside_another in [false, true] {
             let log = dir.join(format!("{name} {inside_another}"));
@@ -439,7 +463,9 @@ fn own_process_that_drops_runtimes() {
                 (true, "background") => current_thread().block_on(async move { end(runtime) }),
                 // These wait, which tokio allows in a context only where one may block.
                 (true, _) => {
-                    current_thread().block_on(async move { tokio::task::spawn_blocking(move || end(runtime)).await.unwrap() });
+                    current_thread().block_on(async move {
+                        tokio::task::spawn_blocking(move || end(runtime)).await.unwrap()
+                    });
                 }
             }
             wait_until("the workers are gone", || workers.iter().all(|worker| worker.is_gone()));
@@ -652,19 +678,29 @@ fn own_process_forked_copy() {
     let mut results = Some(pool.map(wait_for, vec![(log.clone(), gate.clone()); 3]));
     let mut pool = Some(pool);
 
-    // SAFETY: the copy ends by `_exit`; the locks that it takes are its own, which is a part of the test.
+    // SAFETY: the copy ends by `_exit`; the locks that it takes are its own, which is a part of the
+    // test.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
             let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 assert_eq!(Pool::new().unwrap_err().kind(), ErrorKind::Forked);
                 let own = pool.take().unwrap();
-                assert_eq!(own.spawn(pid, ()).blocking_join().unwrap_err().kind(), TaskErrorKind::Forked);
-                assert_eq!(futures_executor(own.spawn(pid, ())).unwrap_err().kind(), TaskErrorKind::Forked);
+                assert_eq!(
+                    own.spawn(pid, ()).blocking_join().unwrap_err().kind(),
+                    TaskErrorKind::Forked
+                );
+                assert_eq!(
+                    futures_executor(own.spawn(pid, ())).unwrap_err().kind(),
+                    TaskErrorKind::Forked
+                );
                 assert_eq!(futures_executor(own.ready()).unwrap_err().kind(), ErrorKind::Forked);
                 // What the original waits for never comes to the copy.
                 also_running.as_ref().unwrap().abort();
                 assert_eq!(also_running.as_ref().unwrap().worker_pid(), None);
-                assert_eq!(also_running.take().unwrap().blocking_join().unwrap_err().kind(), TaskErrorKind::Forked);
+                assert_eq!(
+                    also_running.take().unwrap().blocking_join().unwrap_err().kind(),
+                    TaskErrorKind::Forked
+                );
                 let mut third = third.take().unwrap();
                 assert_eq!(third.try_join().unwrap().unwrap_err().kind(), TaskErrorKind::Forked);
                 let mut results = results.take().unwrap();

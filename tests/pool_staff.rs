@@ -9,7 +9,9 @@ mod processes;
 use futures::StreamExt;
 use nix::libc;
 use nix::sys::signal::Signal;
-use processes::{Seen, children, die, lines, note, pid, pids, seen, signal, soon, stop, until, wait_for};
+use processes::{
+    Seen, children, die, lines, note, pid, pids, seen, signal, soon, stop, until, wait_for,
+};
 use procpool::{Builder, ErrorKind, Pool, TaskErrorKind, WorkerEnd, WorkerEvent};
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -46,7 +48,10 @@ async fn no_worker_runs_more_tasks_than_it_may_though_all_were_queued_before() {
         soon(pool.shutdown()).await;
         let stats = pool.stats();
         assert_eq!((stats.failed(), stats.ended_by(WorkerEnd::Died)), (0, 0), "{stats:?}");
-        assert!(stats.ended_by(WorkerEnd::TasksServed) >= tasks / most - workers as u64, "{stats:?}");
+        assert!(
+            stats.ended_by(WorkerEnd::TasksServed) >= tasks / most - workers as u64,
+            "{stats:?}"
+        );
     }
 }
 
@@ -85,7 +90,8 @@ async fn after_its_last_task_a_worker_is_replaced_and_reaped() {
 #[tokio::test]
 async fn the_last_tasks_of_a_pool_run_on_replacements_or_are_closed_with_it() {
     for drops in [false, true] {
-        let (pool, dir) = (pool_of(1, |builder| builder.max_tasks_per_worker(1)), tempdir().unwrap());
+        let (pool, dir) =
+            (pool_of(1, |builder| builder.max_tasks_per_worker(1)), tempdir().unwrap());
         let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
         let first = pool.spawn(wait_for, (log.clone(), gate.clone()));
         let rest = [pool.spawn(pid, ()), pool.spawn(pid, ())];
@@ -121,7 +127,10 @@ async fn a_worker_that_has_grown_is_replaced_between_tasks() {
     }
     // How many each runs after it is over the mark, until its successor is ready, is not known.
     assert!(served.len() >= 2, "{served:?}");
-    until("they are counted", || pool.stats().ended_by(WorkerEnd::MemoryMark) + 1 >= served.len() as u64).await;
+    until("they are counted", || {
+        pool.stats().ended_by(WorkerEnd::MemoryMark) + 1 >= served.len() as u64
+    })
+    .await;
     assert_eq!(pool.stats().failed(), 0);
 }
 
@@ -203,10 +212,14 @@ async fn recycling_tells_why_it_cannot_and_the_old_ones_serve_on() {
 
 #[tokio::test]
 async fn a_pool_grows_with_its_queue_and_shrinks_when_it_is_quiet() {
-    let (pool, dir) = (Pool::builder().workers(1..=3).idle_timeout(200 * MS).build().unwrap(), tempdir().unwrap());
+    let (pool, dir) = (
+        Pool::builder().workers(1..=3).idle_timeout(200 * MS).build().unwrap(),
+        tempdir().unwrap(),
+    );
     let burst = |name: &str| {
         let (log, gate) = (dir.path().join(name), dir.path().join(format!("{name}.gate")));
-        let tasks: Vec<_> = (0..3).map(|_| pool.spawn(wait_for, (log.clone(), gate.clone()))).collect();
+        let tasks: Vec<_> =
+            (0..3).map(|_| pool.spawn(wait_for, (log.clone(), gate.clone()))).collect();
         (tasks, log, gate)
     };
     let (tasks, log, gate) = burst("first");
@@ -247,7 +260,9 @@ async fn workers_leave_while_work_is_being_prepared_and_nothing_is_lost() {
     until("nobody is left", || pool.stats().ended() == pool.stats().started).await;
     let preparing = {
         let pool = pool.clone();
-        tokio::task::spawn_blocking(move || pool.spawn(|slow: Slow| slow.0, Slow(7, 100 * MS)).blocking_join())
+        tokio::task::spawn_blocking(move || {
+            pool.spawn(|slow: Slow| slow.0, Slow(7, 100 * MS)).blocking_join()
+        })
     };
     soon(pool.shutdown()).await;
     match soon(preparing).await.unwrap() {
@@ -273,7 +288,11 @@ async fn a_pool_is_resized_while_it_works() {
     until("three have left", || pool.stats().ended_by(WorkerEnd::Resized) == 3).await;
     assert_eq!(tally((0..9).map(|_| pool.spawn(pid, ())).collect()).await.len(), 1);
     pool.resize(0..=2).unwrap();
-    for error in [pool.resize(0).unwrap_err(), pool.resize(0..=0).unwrap_err(), pool.resize(usize::MAX).unwrap_err()] {
+    for error in [
+        pool.resize(0).unwrap_err(),
+        pool.resize(0..=0).unwrap_err(),
+        pool.resize(usize::MAX).unwrap_err(),
+    ] {
         assert_eq!(error.kind(), ErrorKind::InvalidOption, "{error}");
     }
     assert_eq!(pool.workers(), 2, "what makes no sense changes nothing");
@@ -350,8 +369,14 @@ async fn the_exit_function_runs_where_a_worker_ends_in_good_order_and_only_there
         soon(pool.spawn(die, libc::SIGKILL)).await.unwrap_err();
         let last = soon(pool.spawn(|| async { pid() }, ())).await.unwrap();
         soon(pool.shutdown()).await;
-        assert_eq!(lines(&log), [format!("{first} state"), format!("{last} state")], "who was killed did not say it");
-        let killed = pool_of(1, |builder| builder.exit(goodbye_async, (log.clone(), String::from("killed"))));
+        assert_eq!(
+            lines(&log),
+            [format!("{first} state"), format!("{last} state")],
+            "who was killed did not say it"
+        );
+        let killed = pool_of(1, |builder| {
+            builder.exit(goodbye_async, (log.clone(), String::from("killed")))
+        });
         soon(killed.spawn(pid, ())).await.unwrap();
         soon(killed.kill()).await;
         assert_eq!(lines(&log).len(), 2);
@@ -374,11 +399,14 @@ fn say_goodbye_slowly(log: PathBuf) {
 #[tokio::test]
 async fn the_exit_function_runs_to_its_end_though_calls_were_taken_back_before_they_were_sent() {
     let dir = tempdir().unwrap();
-    let (log, begun, gate) = (dir.path().join("log"), dir.path().join("begun"), dir.path().join("gate"));
+    let (log, begun, gate) =
+        (dir.path().join("log"), dir.path().join("begun"), dir.path().join("gate"));
     let pool = pool_of(1, |builder| builder.exit(say_goodbye_slowly, &log));
     soon(pool.ready()).await.unwrap();
     let ballast = vec![7u8; 60_000];
-    let tasks: Vec<_> = (0..100).map(|_| pool.spawn(block_until, &(begun.clone(), gate.clone(), ballast.clone()))).collect();
+    let tasks: Vec<_> = (0..100)
+        .map(|_| pool.spawn(block_until, &(begun.clone(), gate.clone(), ballast.clone())))
+        .collect();
     until("one blocks", || lines(&begun).len() == 1).await;
     soon(pool.recycle()).await.unwrap();
     std::fs::write(&gate, "").unwrap();
@@ -416,13 +444,17 @@ async fn an_exit_function_that_panics_or_hangs_harms_nobody() {
     let mut events = pool.events();
     assert!(soon(pool.shutdown()).await.is_empty());
     match soon(events.next()).await {
-        Some(WorkerEvent::Down { why: WorkerEnd::Closed, status: Some(status), .. }) => assert_eq!(status.code(), Some(0)),
+        Some(WorkerEvent::Down { why: WorkerEnd::Closed, status: Some(status), .. }) => {
+            assert_eq!(status.code(), Some(0))
+        }
         other => panic!("{other:?}"),
     }
 
     let dir = tempdir().unwrap();
     let log = dir.path().join("log");
-    let pool = pool_of(1, |builder| builder.max_tasks_per_worker(1).exit(hang_at_exit, &log).exit_timeout(100 * MS));
+    let pool = pool_of(1, |builder| {
+        builder.max_tasks_per_worker(1).exit(hang_at_exit, &log).exit_timeout(100 * MS)
+    });
     let first = soon(pool.spawn(pid, ())).await.unwrap();
     assert_ne!(soon(pool.spawn(pid, ())).await.unwrap(), first, "the pool goes on meanwhile");
     until("it is killed", || pool.stats().ended_by(WorkerEnd::TasksServed) >= 1).await;
@@ -473,7 +505,8 @@ async fn workers_that_die_before_they_are_given_a_task_are_not_started_for_ever(
     until("nobody is left", || there() == 0).await;
     let error = soon(pool.spawn(pid, ())).await.unwrap_err();
     assert_eq!(error.kind(), TaskErrorKind::StartFailed, "{error}");
-    let source = std::error::Error::source(&error).unwrap().downcast_ref::<procpool::Error>().unwrap();
+    let source =
+        std::error::Error::source(&error).unwrap().downcast_ref::<procpool::Error>().unwrap();
     assert!(source.is_restart_limit());
     let started = pool.stats().started;
     assert!(started <= 6, "{started} processes");
@@ -497,8 +530,9 @@ async fn ready_gives_up_where_workers_die_right_after_they_got_ready() {
         let ended = pool.stats().ended();
         match soon(pool.ready()).await {
             Err(error) if error.is_restart_limit() => break,
-            Err(error) => assert!(error.is_init_failed(), "{error}"), // that one died a moment earlier
-            Ok(()) => until("one dies", || pool.stats().ended() > ended).await, // for a moment all were ready
+            Err(error) => assert!(error.is_init_failed(), "{error}"), /* that one died a moment
+            * earlier */
+            Ok(()) => until("one dies", || pool.stats().ended() > ended).await, /* for a moment all were ready */
         }
     }
     assert!(pool.stats().ended_by(WorkerEnd::Died) > 4);

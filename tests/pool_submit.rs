@@ -51,11 +51,18 @@ async fn values_of_every_shape_come_back_equal() {
     macro_rules! comes_back {
         ($value:expr, $type:ty) => {
             let value: $type = $value;
-            assert_eq!(within("a sync echo", pool.spawn(echo::<$type>, &value)).await.unwrap(), value);
-            assert_eq!(within("an async echo", pool.spawn(echo_async::<$type>, &value)).await.unwrap(), value);
+            assert_eq!(
+                within("a sync echo", pool.spawn(echo::<$type>, &value)).await.unwrap(),
+                value
+            );
+            assert_eq!(
+                within("an async echo", pool.spawn(echo_async::<$type>, &value)).await.unwrap(),
+                value
+            );
         };
     }
-    let row = Row { id: u64::MAX, name: "naïve 🦀\0".into(), tags: vec![None, Some(String::new())] };
+    let row =
+        Row { id: u64::MAX, name: "naïve 🦀\0".into(), tags: vec![None, Some(String::new())] };
     comes_back!(7, u64);
     comes_back!((1, "two".into(), 3.5), (u8, String, f64));
     comes_back!(row.clone(), Row);
@@ -75,11 +82,28 @@ async fn values_of_every_shape_come_back_equal() {
 
     // No arguments, and eight; no result.
     assert_eq!(within("no argument", pool.spawn(|| "done".to_owned(), ())).await.unwrap(), "done");
-    let () = within("no result", pool.spawn(drop::<Row>, Row { id: 0, name: String::new(), tags: vec![] })).await.unwrap();
+    let () = within(
+        "no result",
+        pool.spawn(drop::<Row>, Row { id: 0, name: String::new(), tags: vec![] }),
+    )
+    .await
+    .unwrap();
     let sum = |a: u8, b: u16, c: u32, d: u64, e: i8, f: i16, g: i32, h: String| {
-        u64::from(a) + u64::from(b) + u64::from(c) + d + e as u64 + f as u64 + g as u64 + h.len() as u64
+        u64::from(a)
+            + u64::from(b)
+            + u64::from(c)
+            + d
+            + e as u64
+            + f as u64
+            + g as u64
+            + h.len() as u64
     };
-    assert_eq!(within("eight arguments", pool.spawn(sum, (1, 2, 3, 4, 5, 6, 7, "8".into()))).await.unwrap(), 29);
+    assert_eq!(
+        within("eight arguments", pool.spawn(sum, (1, 2, 3, 4, 5, 6, 7, "8".into())))
+            .await
+            .unwrap(),
+        29
+    );
     scene.end().await;
 }
 
@@ -89,12 +113,29 @@ async fn arguments_may_be_borrowed_and_confined_to_their_thread() {
     let pool = &scene.pool;
     let text = std::rc::Rc::new("borrowed".to_owned());
     assert_eq!(within("&str", pool.spawn(|s: String| s.len(), text.as_str())).await.unwrap(), 8);
-    assert_eq!(within("&[T]", pool.spawn(|v: Vec<u32>| v.len(), &[1_u32, 2, 3][..])).await.unwrap(), 3);
-    assert!(within("&Path", pool.spawn(|p: PathBuf| p.is_absolute(), Path::new("/x"))).await.unwrap());
-    assert!(within("&str for a path", pool.spawn(|p: PathBuf| p == Path::new("/x"), "/x")).await.unwrap());
+    assert_eq!(
+        within("&[T]", pool.spawn(|v: Vec<u32>| v.len(), &[1_u32, 2, 3][..])).await.unwrap(),
+        3
+    );
+    assert!(
+        within("&Path", pool.spawn(|p: PathBuf| p.is_absolute(), Path::new("/x"))).await.unwrap()
+    );
+    assert!(
+        within("&str for a path", pool.spawn(|p: PathBuf| p == Path::new("/x"), "/x"))
+            .await
+            .unwrap()
+    );
     let pair = (String::from("a"), 2);
-    assert_eq!(within("&(A, B)", pool.spawn(|s: String, n: usize| s.repeat(n), &pair)).await.unwrap(), "aa");
-    assert_eq!(within("a pair as one", pool.spawn(|(s, n): (String, usize)| s.repeat(n), &pair)).await.unwrap(), "aa");
+    assert_eq!(
+        within("&(A, B)", pool.spawn(|s: String, n: usize| s.repeat(n), &pair)).await.unwrap(),
+        "aa"
+    );
+    assert_eq!(
+        within("a pair as one", pool.spawn(|(s, n): (String, usize)| s.repeat(n), &pair))
+            .await
+            .unwrap(),
+        "aa"
+    );
     scene.end().await;
 }
 
@@ -109,7 +150,9 @@ async fn panics_cost_only_their_own_tasks() {
     for (n, outcome) in (0..).zip(within("16 tasks", join_all(handles)).await) {
         match outcome {
             Ok(value) => assert_eq!((value, n % 4 == 3), (n, false)),
-            Err(error) => assert_eq!((error.panic_message(), n % 4), (Some(&*format!("number {n}")), 3)),
+            Err(error) => {
+                assert_eq!((error.panic_message(), n % 4), (Some(&*format!("number {n}")), 3))
+            }
         }
     }
     scene.end().await;
@@ -123,9 +166,11 @@ async fn handles_that_nobody_awaits_hold_up_no_worker() {
         mark(marks, n);
         (n, "x".repeat(300_000)) // more than a socket takes in
     };
-    let handles: Vec<_> = (0..10).map(|n| scene.pool.spawn(work, (n, marks.path().to_owned()))).collect();
+    let handles: Vec<_> =
+        (0..10).map(|n| scene.pool.spawn(work, (n, marks.path().to_owned()))).collect();
     marks.count(10).await;
-    let done: HashSet<_> = marks.lines().iter().map(|line| line.parse::<usize>().unwrap()).collect();
+    let done: HashSet<_> =
+        marks.lines().iter().map(|line| line.parse::<usize>().unwrap()).collect();
     assert_eq!(done, (0..10).collect());
     for (n, handle) in handles.into_iter().enumerate().rev() {
         let (number, text) = within("a handle", handle).await.unwrap();
@@ -142,7 +187,9 @@ async fn no_more_tasks_run_than_there_are_workers() {
         mark(marks, std::process::id());
         pass(gate);
     };
-    let handles: Vec<_> = (0..30).map(|_| scene.pool.spawn(work, (gate.path().to_owned(), marks.path().to_owned()))).collect();
+    let handles: Vec<_> = (0..30)
+        .map(|_| scene.pool.spawn(work, (gate.path().to_owned(), marks.path().to_owned())))
+        .collect();
     marks.count(2).await;
     let running: HashSet<u32> = marks.lines().iter().map(|line| line.parse().unwrap()).collect();
     assert_eq!(running.len(), 2, "two tasks in one worker");
@@ -150,7 +197,11 @@ async fn no_more_tasks_run_than_there_are_workers() {
     assert_eq!(workers, running, "a process that runs nothing");
     let placed: HashSet<u32> = handles.iter().filter_map(|handle| handle.worker_pid()).collect();
     assert_eq!(placed, running);
-    assert_eq!(handles.iter().filter(|handle| handle.worker_pid().is_some()).count(), 2, "queued tasks have no worker");
+    assert_eq!(
+        handles.iter().filter(|handle| handle.worker_pid().is_some()).count(),
+        2,
+        "queued tasks have no worker"
+    );
     assert!(handles.iter().all(|handle| !handle.is_finished()));
     assert_eq!(marks.lines().len(), 2, "more than two tasks run");
     gate.open();
@@ -214,7 +265,9 @@ fn options_that_make_no_sense_are_refused_by_build() {
         Pool::builder().frame_limit(0),
         Pool::builder().frame_limit(usize::MAX),
         Pool::builder().start_timeout(Duration::ZERO),
-        Pool::builder().frame_limit(1 << 10).init(|_: String| Ok::<_, String>(()), "x".repeat(2000)),
+        Pool::builder()
+            .frame_limit(1 << 10)
+            .init(|_: String| Ok::<_, String>(()), "x".repeat(2000)),
     ];
     for builder in builders {
         let text = format!("{builder:?}");
@@ -236,14 +289,21 @@ async fn large_arguments_are_given_back() {
         let count = |bytes: ByteBuf| bytes.len();
         let count_and_mark = |bytes: ByteBuf, marks: PathBuf| mark(marks, bytes.len());
         let large = || ByteBuf::from(vec![7; SIZE]);
-        assert_eq!(within("a small one", scene.pool.spawn(count, ByteBuf::from([1, 2, 3]))).await.unwrap(), 3);
+        assert_eq!(
+            within("a small one", scene.pool.spawn(count, ByteBuf::from([1, 2, 3]))).await.unwrap(),
+            3
+        );
         let before = resident();
         for _ in 0..2 {
-            assert_eq!(within("a large one", scene.pool.spawn(count, large())).await.unwrap(), SIZE);
+            assert_eq!(
+                within("a large one", scene.pool.spawn(count, large())).await.unwrap(),
+                SIZE
+            );
             until("the memory is back", || resident() < before + SLACK).await;
         }
         // There and back again.
-        let back = within("a large one back", scene.pool.spawn(echo::<ByteBuf>, large())).await.unwrap();
+        let back =
+            within("a large one back", scene.pool.spawn(echo::<ByteBuf>, large())).await.unwrap();
         assert_eq!(back.len(), SIZE);
         drop(back);
         until("the memory is back, also of the result", || resident() < before + SLACK).await;
@@ -277,7 +337,10 @@ async fn a_full_queue_refuses_at_once_and_encodes_nothing() {
     assert!(refused.is_finished());
     assert_eq!(refused.worker_pid(), None);
     let error = refused.try_join().unwrap().unwrap_err();
-    assert_eq!((error.kind(), error.is_queue_full(), error.pid()), (TaskErrorKind::QueueFull, true, None));
+    assert_eq!(
+        (error.kind(), error.is_queue_full(), error.pid()),
+        (TaskErrorKind::QueueFull, true, None)
+    );
     gate.open();
     within("the one that ran", running).await.unwrap();
     for (n, outcome) in (1..).zip(within("queued ones", join_all(queued)).await) {
@@ -373,7 +436,9 @@ async fn those_who_wait_for_room_are_told_of_the_end() {
     assert!(is_pending(&mut shutdown).await);
     let late = within("no more room, ever", waiting).await;
     assert!(within("the late one", late).await.unwrap_err().is_pool_closed());
-    assert!(within("a later one", scene.pool.spawn(echo::<u32>, 3)).await.unwrap_err().is_pool_closed());
+    assert!(
+        within("a later one", scene.pool.spawn(echo::<u32>, 3)).await.unwrap_err().is_pool_closed()
+    );
     gate.open();
     within("shut down", shutdown).await;
     within("the one that ran", running).await.unwrap();

@@ -61,7 +61,11 @@ async fn numbers_tell_how_a_pool_stands_and_what_it_has_done() {
     until("both ends are counted", || pool.stats().ended() == 2).await;
     let stats = pool.stats();
     assert_eq!((stats.done, stats.failed()), (5, 5), "{stats:?}");
-    for (kind, count) in [(TaskErrorKind::Panicked, 3), (TaskErrorKind::WorkerDied, 1), (TaskErrorKind::Cancelled, 1)] {
+    for (kind, count) in [
+        (TaskErrorKind::Panicked, 3),
+        (TaskErrorKind::WorkerDied, 1),
+        (TaskErrorKind::Cancelled, 1),
+    ] {
         assert_eq!(stats.failed_by(kind), count, "{kind:?}");
     }
     assert_eq!(stats.failures().count(), 3);
@@ -99,7 +103,10 @@ async fn each_worker_that_comes_and_goes_is_told_with_its_reason() {
     assert_eq!(down(&mut events).await, (Some(second), WorkerEnd::TaskStopped));
     let third = soon(pool.spawn(pid, ())).await.unwrap();
     soon(pool.shutdown()).await;
-    assert_eq!((up(&mut events).await, down(&mut events).await), (third, (Some(third), WorkerEnd::Closed)));
+    assert_eq!(
+        (up(&mut events).await, down(&mut events).await),
+        (third, (Some(third), WorkerEnd::Closed))
+    );
     assert!(soon(events.next()).await.is_none(), "the pool has ended");
     assert!(soon(pool.events().next()).await.is_none());
 }
@@ -113,7 +120,9 @@ async fn a_start_that_fails_is_told_with_its_cause() {
     let mut events = pool.events();
     soon(pool.ready()).await.unwrap_err();
     match soon(events.next()).await {
-        Some(WorkerEvent::Down { pid, why: WorkerEnd::StartFailed, cause: Some(cause), .. }) => {
+        Some(WorkerEvent::Down {
+            pid, why: WorkerEnd::StartFailed, cause: Some(cause), ..
+        }) => {
             assert!(pid.is_some() && cause.is_init_failed(), "{cause}");
         }
         other => panic!("{other:?}"),

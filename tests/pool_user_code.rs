@@ -1,5 +1,6 @@
-//! The user's code that never returns: it holds up whoever called it, and never what all pools share. Meanwhile workers are killed,
-//! the dead are reaped, and other pools, processes and shared objects go on.
+//! The user's code that never returns: it holds up whoever called it, and never what all pools
+//! share. Meanwhile workers are killed, the dead are reaped, and other pools, processes and shared
+//! objects go on.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -8,7 +9,9 @@
 mod processes;
 
 use nix::sys::signal::Signal;
-use processes::{Seen, die, hang, in_own_process, lines, own_dir, pid, soon, spin, until, wait_until};
+use processes::{
+    Seen, die, hang, in_own_process, lines, own_dir, pid, soon, spin, until, wait_until,
+};
 use procpool::{Builder, Manager, Output, Pool, Process, Served};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -88,7 +91,10 @@ async fn everything_goes_on(pool: Pool) {
     }
     let process = Process::spawn(hang, dir.path().join("of the process")).unwrap();
     process.kill().unwrap();
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&soon(process.wait()).await.unwrap()), Some(9));
+    assert_eq!(
+        std::os::unix::process::ExitStatusExt::signal(&soon(process.wait()).await.unwrap()),
+        Some(9)
+    );
     let total = Manager::new().unwrap().mutex(1u32).unwrap();
     *soon(total.lock()).await.unwrap() += 1;
     assert_eq!(soon(total.get()).await.unwrap(), 2);
@@ -105,7 +111,10 @@ async fn a_function_for_lines_that_never_returns_holds_up_nothing_else() {
     for driver in DRIVERS {
         let trap = Trap::default();
         let of_the_function = trap.clone();
-        let pool = build(Pool::builder().workers(1).stdout(Output::lines(move |_| of_the_function.enter())), driver);
+        let pool = build(
+            Pool::builder().workers(1).stdout(Output::lines(move |_| of_the_function.enter())),
+            driver,
+        );
         soon(pool.spawn(print, "a line")).await.unwrap();
         trap.is_entered().await;
         soon(pool.spawn(print, "another")).await.unwrap();
@@ -149,7 +158,10 @@ async fn an_object_whose_method_or_drop_never_returns_holds_up_nothing_else() {
         for waits in [true, false] {
             let (in_call, in_drop) = (Trap::default(), Trap::default());
             let pool = build(Pool::builder().workers(1), driver);
-            let object = pool.manager().register(Stuck(in_call.clone(), NeverDropped(in_drop.clone()))).unwrap();
+            let object = pool
+                .manager()
+                .register(Stuck(in_call.clone(), NeverDropped(in_drop.clone())))
+                .unwrap();
             let beside = pool.manager().mutex(0u32).unwrap();
             if waits {
                 let caller = tokio::spawn({
@@ -180,7 +192,8 @@ impl Wake for Sleeper {
     }
 }
 
-/// It holds up the runtime that calls it, as it would with anything in that runtime; and the pool that this runtime is about to turn.
+/// It holds up the runtime that calls it, as it would with anything in that runtime; and the pool
+/// that this runtime is about to turn.
 #[test]
 fn a_waker_that_never_returns_holds_up_its_own_runtime_and_nothing_else() {
     in_own_process("own_process_with_a_waker");

@@ -1,4 +1,5 @@
-//! Processes and the end of their parents: those that end with it, those that go on, and daemons of the system.
+//! Processes and the end of their parents: those that end with it, those that go on, and daemons of
+//! the system.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(unsafe_code, reason = "programs that end without ceremony")]
@@ -11,7 +12,8 @@ use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use processes::{
-    Seen, children, descriptors, hang, in_own_process, lines, note, own_dir, own_process, passes, pid, signal, soon, until, wait_until,
+    Seen, children, descriptors, hang, in_own_process, lines, note, own_dir, own_process, passes,
+    pid, signal, soon, until, wait_until,
 };
 use procpool::{ErrorKind, Process, ProcessBuilder, Stdio};
 use std::os::unix::process::CommandExt;
@@ -48,7 +50,11 @@ fn a_daemon_process_ends_with_its_parent_and_another_goes_on() {
         if how == "returns" {
             passes(test, command);
         } else {
-            command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).status().unwrap();
+            command
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::null())
+                .status()
+                .unwrap();
         }
         let (daemon, other) = (dir.path().join("daemon"), dir.path().join("other"));
         assert!(lines(&daemon).len() == 1 && lines(&other).len() == 1, "{how}: both had begun");
@@ -71,7 +77,10 @@ async fn own_process_that_ends() {
     let daemon = silent().spawn(until_open, (dir.join("daemon"), gate.clone())).unwrap();
     let other = silent().daemon(false).spawn(until_open, (dir.join("other"), gate)).unwrap();
     soon(other.started()).await.unwrap();
-    until("both have begun", || ["daemon", "other"].iter().all(|log| !lines(&dir.join(log)).is_empty())).await;
+    until("both have begun", || {
+        ["daemon", "other"].iter().all(|log| !lines(&dir.join(log)).is_empty())
+    })
+    .await;
     assert!(daemon.is_alive() && other.is_alive());
     match std::env::var("PROCPOOL_TEST_HOW").unwrap().as_str() {
         "returns" => {}
@@ -96,9 +105,14 @@ fn when_the_application_is_killed_processes_of_processes_go_as_well() {
     let (test, dir) = ("own_process_with_descendants", tempdir().unwrap());
     let log = dir.path().join("log");
     let mut command = own_process(&std::env::current_exe().unwrap(), test, dir.path());
-    let mut application = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut application = command
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     wait_until("all have begun", || lines(&log).len() == 4);
-    let all: Vec<_> = lines(&log).iter().map(|pid| Seen::now(pid.parse().unwrap()).unwrap()).collect();
+    let all: Vec<_> =
+        lines(&log).iter().map(|pid| Seen::now(pid.parse().unwrap()).unwrap()).collect();
     application.kill().unwrap();
     application.wait().unwrap();
     wait_until("all are gone", || all.iter().all(|process| process.has_ended()));
@@ -187,7 +201,10 @@ async fn a_child_sees_that_its_parent_is_gone() {
     for (log, watcher) in logs.iter().zip(watchers) {
         until("it has seen it", || watcher.has_ended()).await;
         let parent = child.pid();
-        assert_eq!(lines(log)[1..], [format!("{parent} true"), format!("{parent} false"), "again".into()]);
+        assert_eq!(
+            lines(log)[1..],
+            [format!("{parent} true"), format!("{parent} false"), "again".into()]
+        );
     }
 }
 
@@ -217,7 +234,8 @@ fn tell(log: PathBuf, gate: PathBuf) {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));
     let variable = std::env::var("PROCPOOL_TEST_DAEMON").ok();
     let directory = std::env::current_dir().unwrap();
-    let told = Told { pid: pid(), directory, umask, variable, has_parent: procpool::parent().is_some() };
+    let told =
+        Told { pid: pid(), directory, umask, variable, has_parent: procpool::parent().is_some() };
     println!("to nobody");
     note(&log, format!("{told:?}"));
     wait_until("the gate opens", || gate.exists());
@@ -231,7 +249,9 @@ fn standing(pid: u32) -> (u32, i32, u32) {
 }
 
 fn ancestors(pid: u32) -> Vec<u32> {
-    std::iter::successors(Some(pid), |pid| Some(standing(*pid).2).filter(|parent| *parent > 0)).skip(1).collect()
+    std::iter::successors(Some(pid), |pid| Some(standing(*pid).2).filter(|parent| *parent > 0))
+        .skip(1)
+        .collect()
 }
 
 #[test]
@@ -244,18 +264,30 @@ fn a_detached_process_holds_nothing_of_its_caller() {
     wait_until("the daemon tells", || lines(&log).len() == 2);
     let daemon = Seen::now(lines(&log)[0].parse().unwrap()).unwrap();
     assert!(!daemon.has_ended());
-    let told = Told { pid: daemon.pid, directory: "/".into(), umask: 0o027, variable: Some("yes".into()), has_parent: false };
+    let told = Told {
+        pid: daemon.pid,
+        directory: "/".into(),
+        umask: 0o027,
+        variable: Some("yes".into()),
+        has_parent: false,
+    };
     assert_eq!(lines(&log)[1], format!("{told:?}"));
 
     let (session, terminal, parent) = standing(daemon.pid);
     assert_ne!(session, daemon.pid, "not the leader of its session");
     assert_eq!(Seen::now(session), None, "whose leader has gone");
     assert_eq!(terminal, 0);
-    assert!(parent == 1 || ancestors(pid()).contains(&parent), "adopted by init or by a subreaper, not by {parent}");
+    assert!(
+        parent == 1 || ancestors(pid()).contains(&parent),
+        "adopted by init or by a subreaper, not by {parent}"
+    );
     let open = descriptors(daemon.pid);
     let streams = open.iter().take_while(|(number, _)| *number < 3);
     assert!(streams.map(|(_, what)| what).eq(["/dev/null"; 3]), "{open:?}");
-    assert!(open[3..].iter().all(|(_, what)| what.starts_with("/memfd:procpool ")), "some memory of its own, at most: {open:?}");
+    assert!(
+        open[3..].iter().all(|(_, what)| what.starts_with("/memfd:procpool ")),
+        "some memory of its own, at most: {open:?}"
+    );
 
     std::fs::write(dir.path().join("gate"), "").unwrap();
     wait_until("the daemon ends", || daemon.has_ended());
@@ -269,10 +301,14 @@ async fn own_process_detaches() {
     let careless = std::fs::File::create(dir.join("careless")).unwrap();
     // SAFETY: sets the flags of a descriptor of our own.
     unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&careless), libc::F_SETFD, 0) };
-    let builder = Process::builder().umask(0o027).env("PROCPOOL_TEST_DAEMON", "yes").name("a-daemon");
+    let builder =
+        Process::builder().umask(0o027).env("PROCPOOL_TEST_DAEMON", "yes").name("a-daemon");
     let daemon = soon(builder.detach(tell, (dir.join("log"), dir.join("gate")))).await.unwrap();
     assert_eq!(children(pid()), [0; 0], "it is no child of ours, and nothing else is left");
-    assert_eq!(std::fs::read_to_string(format!("/proc/{}/comm", daemon.pid())).unwrap(), "a-daemon\n");
+    assert_eq!(
+        std::fs::read_to_string(format!("/proc/{}/comm", daemon.pid())).unwrap(),
+        "a-daemon\n"
+    );
     until("it tells", || lines(&dir.join("log")).len() == 1).await;
     let told = lines(&dir.join("log")).remove(0);
     assert!(told.contains(&format!("pid: {},", daemon.pid())), "{told}");
@@ -308,7 +344,8 @@ fn a_detached_process_has_its_directory_and_streams_as_they_are_set() {
 
 #[tokio::test]
 async fn a_detached_process_that_cannot_start_is_told() {
-    let error = soon(Process::builder().current_dir("/nowhere/at/all").detach(pid, ())).await.unwrap_err();
+    let error =
+        soon(Process::builder().current_dir("/nowhere/at/all").detach(pid, ())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Spawn);
     let error = soon(Process::builder().stdout(Stdio::piped()).detach(pid, ())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidOption);
@@ -323,7 +360,8 @@ async fn a_detached_process_that_cannot_start_is_told() {
 fn a_second_fork_that_fails_is_told() {
     let (test, dir) = ("own_process_that_may_fork_once", tempdir().unwrap());
     let mut command = own_process(&std::env::current_exe().unwrap(), test, dir.path());
-    // The limit counts the processes of a user, and is not for one who may do everything. Nobody else is this one.
+    // The limit counts the processes of a user, and is not for one who may do everything. Nobody
+    // else is this one.
     const NOBODY_ELSE: u32 = 65_021;
     // SAFETY: asks for a number.
     if unsafe { libc::geteuid() } == 0 {
@@ -337,9 +375,14 @@ fn threads_of_ours() -> u64 {
     use std::os::unix::fs::MetadataExt;
     // SAFETY: asks for a number.
     let own = unsafe { libc::geteuid() };
-    let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    let is_ours = |pid: &u32| std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|meta| meta.uid() == own);
-    pids.filter(is_ours).filter_map(|pid| Some(std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.count() as u64)).sum()
+    let pids = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let is_ours =
+        |pid: &u32| std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|meta| meta.uid() == own);
+    pids.filter(is_ours)
+        .filter_map(|pid| Some(std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.count() as u64))
+        .sum()
 }
 
 #[test]
@@ -401,13 +444,20 @@ fn own_process_forked_copy() {
     // SAFETY: the copy ends by `_exit`, running nothing of the test harness.
     match unsafe { nix::unistd::fork() }.unwrap() {
         nix::unistd::ForkResult::Child => {
-            let refused = [child.kill(), child.terminate(), child.blocking_started(), child.blocking_wait().map(drop)];
+            let refused = [
+                child.kill(),
+                child.terminate(),
+                child.blocking_started(),
+                child.blocking_wait().map(drop),
+            ];
             let kinds = refused.map(|result| result.unwrap_err().kind());
             let spawned = Process::spawn(pid, ()).unwrap_err().kind();
-            let joined = child.try_join().is_some_and(|value| value.is_err_and(|error| error.is_forked()));
+            let joined =
+                child.try_join().is_some_and(|value| value.is_err_and(|error| error.is_forked()));
             let alive = child.is_alive();
             drop(child);
-            let good = kinds == [ErrorKind::Forked; 4] && spawned == ErrorKind::Forked && joined && alive;
+            let good =
+                kinds == [ErrorKind::Forked; 4] && spawned == ErrorKind::Forked && joined && alive;
             // SAFETY: ends this process.
             unsafe { libc::_exit(i32::from(!good)) }
         }

@@ -11,7 +11,8 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use processes::{
-    FUSE, Seen, die, hang, in_own_process, lines, note, own_dir, pid, pids, signal, soon, spin, state, stop, until, wait_for, wait_until,
+    FUSE, Seen, die, hang, in_own_process, lines, note, own_dir, pid, pids, signal, soon, spin,
+    state, stop, until, wait_for, wait_until,
 };
 use procpool::{Error, ErrorKind, Process, TaskError, TaskErrorKind};
 use std::os::unix::process::ExitStatusExt;
@@ -107,7 +108,11 @@ async fn every_way_to_end_is_told_by_its_status() {
         let all: Vec<_> = table
             .iter()
             .map(|(how, expected)| {
-                let child = if is_async { Process::spawn(end_async, *how) } else { Process::spawn(end, *how) };
+                let child = if is_async {
+                    Process::spawn(end_async, *how)
+                } else {
+                    Process::spawn(end, *how)
+                };
                 (child.unwrap(), *how, *expected)
             })
             .collect();
@@ -118,7 +123,10 @@ async fn every_way_to_end_is_told_by_its_status() {
                 "return" => value.unwrap(),
                 "panic" => {
                     let error = value.unwrap_err();
-                    assert_eq!((error.panic_message(), error.pid()), (Some("as asked"), Some(child.pid())));
+                    assert_eq!(
+                        (error.panic_message(), error.pid()),
+                        (Some("as asked"), Some(child.pid()))
+                    );
                     assert_eq!(error.exit_status().map(ending), Some(101));
                 }
                 // Also where it exits with 0: that is no return.
@@ -147,7 +155,8 @@ async fn values_travel_both_ways_whatever_their_size() {
     let large = vec![7u8; 10 << 20];
     let back = soon(Process::spawn(|bytes: Vec<u8>| bytes, &large[..]).unwrap()).await.unwrap();
     assert!(back == large);
-    let own: Result<u32, String> = soon(Process::spawn(|| Err::<u32, _>("its own".to_string()), ()).unwrap()).await.unwrap();
+    let own: Result<u32, String> =
+        soon(Process::spawn(|| Err::<u32, _>("its own".to_string()), ()).unwrap()).await.unwrap();
     assert_eq!(own, Err("its own".into()));
 }
 
@@ -235,7 +244,8 @@ async fn everybody_who_waits_for_one_process_is_told() {
 async fn a_process_that_has_ended_is_never_said_to_run() {
     // Some at a time, so that 2,000 rounds take no longer than they must.
     for _ in 0..125 {
-        let children: Vec<_> = (0..16).map(|_| Arc::new(Process::spawn(|| (), ()).unwrap())).collect();
+        let children: Vec<_> =
+            (0..16).map(|_| Arc::new(Process::spawn(|| (), ()).unwrap())).collect();
         for child in children {
             let waiting = tokio::spawn({
                 let child = Arc::clone(&child);
@@ -271,8 +281,8 @@ async fn signals_to_a_process_that_has_ended_are_sent_to_nobody() {
     assert_eq!((error.kind(), error.pid()), (ErrorKind::Signal, Some(child.pid())));
 }
 
-/// Who else gets a number is chosen by its predecessor (`/proc/sys/kernel/ns_last_pid`, proc_sys_kernel(5)), which takes
-/// privileges.
+/// Who else gets a number is chosen by its predecessor (`/proc/sys/kernel/ns_last_pid`,
+/// proc_sys_kernel(5)), which takes privileges.
 #[tokio::test]
 #[ignore = "needs to say which number the next process gets"]
 async fn needs_ns_last_pid_the_next_process_with_the_number_lives_on() {
@@ -320,7 +330,8 @@ fn tree(log: PathBuf, place: String, levels: u32) -> Vec<i32> {
     note(&log, &place);
     let mut codes = vec![];
     for child in ["0", "1"].into_iter().filter(|_| levels > 0) {
-        let child = Process::spawn(tree, (log.clone(), format!("{place}{child}"), levels - 1)).unwrap();
+        let child =
+            Process::spawn(tree, (log.clone(), format!("{place}{child}"), levels - 1)).unwrap();
         codes.push(ending(child.blocking_wait().unwrap()));
         codes.extend(child.blocking_join().unwrap());
     }
@@ -365,7 +376,10 @@ fn a_process_is_fed_and_waited_for_whatever_becomes_of_runtimes() {
     let mut child = Process::spawn(|bytes: Vec<u8>| bytes.len(), &bytes[..]).unwrap();
     drop(inside);
     // A wait that began in a runtime which is gone.
-    assert!(first.block_on(async { tokio::time::timeout(Duration::ZERO, &mut child).await }).is_err() || !child.is_alive());
+    assert!(
+        first.block_on(async { tokio::time::timeout(Duration::ZERO, &mut child).await }).is_err()
+            || !child.is_alive()
+    );
     drop(first);
     assert_eq!(runtime().block_on(soon(child)).unwrap(), 4 << 20);
 }
@@ -442,17 +456,25 @@ fn own_process_dropped() {
     let mut all = Vec::new();
     runtime.block_on(async {
         let dead: Vec<_> = (0..10).map(|_| Process::spawn(|| (), ()).unwrap()).collect();
-        let alive: Vec<_> = (0..10).map(|_| Process::spawn(wait_for, (log.clone(), gate.clone())).unwrap()).collect();
+        let alive: Vec<_> = (0..10)
+            .map(|_| Process::spawn(wait_for, (log.clone(), gate.clone())).unwrap())
+            .collect();
         all.extend(dead.iter().chain([]).map(Process::pid));
         all.extend(alive.iter().map(Process::pid));
-        until("half of them have ended, half have begun", || dead.iter().all(|c| !c.is_alive()) && lines(&log).len() == 10).await;
+        until("half of them have ended, half have begun", || {
+            dead.iter().all(|c| !c.is_alive()) && lines(&log).len() == 10
+        })
+        .await;
     });
-    // Dropped by now, within the runtime and without; and nothing is spawned or polled from here on.
+    // Dropped by now, within the runtime and without; and nothing is spawned or polled from here
+    // on.
     drop(runtime);
     std::fs::write(gate, "").unwrap();
     wait_until("all have been reaped", || all.iter().all(|pid| state(*pid).is_none()));
-    // Nor is anything left of them here: only the steward's bell and its set of descriptors are new.
-    let is_the_stewards = |what: &str| ["anon_inode:[eventfd]", "anon_inode:[eventpoll]"].contains(&what);
+    // Nor is anything left of them here: only the steward's bell and its set of descriptors are
+    // new.
+    let is_the_stewards =
+        |what: &str| ["anon_inode:[eventfd]", "anon_inode:[eventpoll]"].contains(&what);
     wait_until("their descriptors are closed", || {
         let mut new = processes::descriptors(pid());
         new.retain(|one| !before.contains(one) && !one.1.ends_with("/fd")); // which is this very look
@@ -465,7 +487,8 @@ async fn a_dropped_process_runs_on_unless_it_is_to_be_killed() {
     let dir = tempdir().unwrap();
     let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
     let runs_on = Process::spawn(wait_for, (log.clone(), gate.clone())).unwrap();
-    let killed = Process::builder().kill_on_drop(true).spawn(wait_for, (log.clone(), gate.clone())).unwrap();
+    let killed =
+        Process::builder().kill_on_drop(true).spawn(wait_for, (log.clone(), gate.clone())).unwrap();
     until("both have begun", || lines(&log).len() == 2).await;
     let (first, second) = (Seen::now(runs_on.pid()).unwrap(), Seen::now(killed.pid()).unwrap());
     drop((runs_on, killed));
@@ -530,7 +553,10 @@ fn cause(error: &TaskError) -> Error {
 async fn what_keeps_a_process_from_starting_is_told_by_spawn() {
     let error = Process::builder().current_dir("/nowhere/at/all").spawn(pid, ()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Spawn);
-    assert!(std::error::Error::source(&error).unwrap().to_string().contains("/nowhere/at/all"), "{error:?}");
+    assert!(
+        std::error::Error::source(&error).unwrap().to_string().contains("/nowhere/at/all"),
+        "{error:?}"
+    );
     let error = Process::builder().env("A=B", "").spawn(pid, ()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Spawn);
     let error = Process::builder().umask(0o1000).spawn(pid, ()).unwrap_err();
@@ -551,7 +577,9 @@ async fn a_process_that_is_killed_from_outside_before_it_begins_is_a_failed_star
         assert_eq!(error.exit_status().map(ending), Some(-9), "{error:?}");
         assert_eq!(code(soon(child.wait()).await), -9);
         match error.kind() {
-            TaskErrorKind::WorkerDied => assert_eq!(soon(child.started()).await.map_err(|e| e.kind()), Ok(())),
+            TaskErrorKind::WorkerDied => {
+                assert_eq!(soon(child.started()).await.map_err(|e| e.kind()), Ok(()))
+            }
             TaskErrorKind::StartFailed => {
                 assert_eq!(cause(&error).kind(), ErrorKind::DiedAtStart);
                 assert_eq!(soon(child.started()).await.unwrap_err().kind(), ErrorKind::DiedAtStart);
@@ -572,7 +600,12 @@ fn own_process_that_counts() {
     let Some(dir) = own_dir() else { return };
     drop(Process::spawn(|| (), ()).unwrap().blocking_join()); // the steward's are there from now on
     let count = || processes::descriptors(pid()).len();
-    let sets = || processes::descriptors(pid()).iter().filter(|(_, what)| what == "anon_inode:[eventpoll]").count();
+    let sets = || {
+        processes::descriptors(pid())
+            .iter()
+            .filter(|(_, what)| what == "anon_inode:[eventpoll]")
+            .count()
+    };
     wait_until("what the first took is given back", || sets() == 1); // the steward's own
     let before = count();
     let child = Process::spawn(wait_for, (dir.join("log"), dir.join("gate"))).unwrap();

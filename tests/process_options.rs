@@ -26,9 +26,18 @@ fn shout() -> usize {
 
 #[tokio::test]
 async fn piped_streams_are_async_readers_and_writers() {
-    let mut child = Process::builder().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn(shout, ()).unwrap();
-    let (mut stdin, mut stdout, mut stderr) = (child.stdin().unwrap(), child.stdout().unwrap(), child.stderr().unwrap());
-    assert!(child.stdin().is_none() && child.stdout().is_none() && child.stderr().is_none(), "taken once");
+    let mut child = Process::builder()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn(shout, ())
+        .unwrap();
+    let (mut stdin, mut stdout, mut stderr) =
+        (child.stdin().unwrap(), child.stdout().unwrap(), child.stderr().unwrap());
+    assert!(
+        child.stdin().is_none() && child.stdout().is_none() && child.stderr().is_none(),
+        "taken once"
+    );
     // More than a pipe takes: both sides work at once.
     let text = "some line or other\n".repeat(50_000);
     let writing = async {
@@ -47,15 +56,27 @@ async fn piped_streams_are_async_readers_and_writers() {
 
 #[test]
 fn pipes_are_plain_descriptors_where_there_is_no_runtime() {
-    let mut first = Process::builder().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn(shout, ()).unwrap();
+    let mut first = Process::builder()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn(shout, ())
+        .unwrap();
     // The output of one is the input of the next.
     let output = first.stdout().unwrap().into_owned_fd().unwrap();
-    let mut second = Process::builder().stdin(output).stdout(Stdio::piped()).stderr(Stdio::null()).spawn(shout, ()).unwrap();
+    let mut second = Process::builder()
+        .stdin(output)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn(shout, ())
+        .unwrap();
     let mut input = std::fs::File::from(first.stdin().unwrap().into_owned_fd().unwrap());
     input.write_all(b"one\ntwo\n").unwrap();
     drop(input);
     let mut text = String::new();
-    std::fs::File::from(second.stdout().unwrap().into_owned_fd().unwrap()).read_to_string(&mut text).unwrap();
+    std::fs::File::from(second.stdout().unwrap().into_owned_fd().unwrap())
+        .read_to_string(&mut text)
+        .unwrap();
     assert_eq!(text, "ONE\nTWO\n");
     assert_eq!((first.blocking_join().unwrap(), second.blocking_join().unwrap()), (2, 2));
 }
@@ -85,19 +106,31 @@ async fn streams_are_files_or_nothing() {
         .unwrap();
     assert_eq!(soon(child).await.unwrap(), 1);
     assert_eq!(std::fs::read_to_string(&output).unwrap(), "FROM A FILE\n1 lines\n");
-    let child = Process::builder().stdout(Stdio::null()).stderr(Stdio::null()).spawn(shout, ()).unwrap();
-    assert_eq!(soon(child).await.unwrap(), 0, "without any word about it, there is nothing to read");
+    let child =
+        Process::builder().stdout(Stdio::null()).stderr(Stdio::null()).spawn(shout, ()).unwrap();
+    assert_eq!(
+        soon(child).await.unwrap(),
+        0,
+        "without any word about it, there is nothing to read"
+    );
 }
 
 #[test]
 fn streams_are_inherited() {
     let test = "own_process_with_streams";
-    let mut command = processes::own_process(&std::env::current_exe().unwrap(), test, Path::new("/"));
+    let mut command =
+        processes::own_process(&std::env::current_exe().unwrap(), test, Path::new("/"));
     use std::process::Stdio;
-    let mut running = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut running = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     running.stdin.take().unwrap().write_all(b"from outside\n").unwrap();
     let output = running.wait_with_output().unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && out.contains("1 passed"), "{out}\n{err}");
     assert!(out.contains("FROM OUTSIDE\n"), "{out}");
     assert!(err.contains("1 lines\n"), "{err}");
@@ -124,7 +157,11 @@ fn own_process_without_streams() {
     if own_dir().is_none() {
         return;
     }
-    let kept: Vec<_> = (0..3).map(|fd| nix::fcntl::fcntl(borrowed(fd), nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(20)).unwrap()).collect();
+    let kept: Vec<_> = (0..3)
+        .map(|fd| {
+            nix::fcntl::fcntl(borrowed(fd), nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(20)).unwrap()
+        })
+        .collect();
     for fd in 0..3 {
         nix::unistd::close(fd).unwrap();
     }
@@ -137,7 +174,9 @@ fn own_process_without_streams() {
                 },
                 (),
             );
-            child.map_err(|e| e.to_string()).and_then(|child| child.blocking_join().map_err(|e| e.to_string()))
+            child
+                .map_err(|e| e.to_string())
+                .and_then(|child| child.blocking_join().map_err(|e| e.to_string()))
         })
         .collect();
     let [first, second, third] = kept[..] else { unreachable!() };
@@ -158,11 +197,18 @@ async fn environment_directory_and_mask_are_those_that_are_set() {
     let dir = tempdir().unwrap();
     let seen = || {
         let umask = nix::sys::stat::umask(nix::sys::stat::Mode::empty()).bits();
-        let mut names: Vec<_> = std::env::vars().map(|(name, value)| format!("{name}={value}")).collect();
+        let mut names: Vec<_> =
+            std::env::vars().map(|(name, value)| format!("{name}={value}")).collect();
         names.sort();
         (names, std::env::current_dir().unwrap(), umask)
     };
-    let builder = Process::builder().env_clear().env("A", "1").env("B", "2").env_remove("B").current_dir(dir.path()).umask(0o077);
+    let builder = Process::builder()
+        .env_clear()
+        .env("A", "1")
+        .env("B", "2")
+        .env_remove("B")
+        .current_dir(dir.path())
+        .umask(0o077);
     let (names, directory, umask) = soon(builder.spawn(seen, ()).unwrap()).await.unwrap();
     assert_eq!(names, ["A=1"]);
     assert_eq!(directory, dir.path().canonicalize().unwrap());
@@ -175,21 +221,28 @@ async fn name_and_group_are_those_that_are_set() {
         let name = std::fs::read_to_string("/proc/self/comm").unwrap();
         (name, nix::unistd::getpgrp().as_raw() as u32, pid())
     };
-    let (name, group, pid) = soon(Process::builder().name("a name that is too long").spawn(own, ()).unwrap()).await.unwrap();
+    let (name, group, pid) =
+        soon(Process::builder().name("a name that is too long").spawn(own, ()).unwrap())
+            .await
+            .unwrap();
     assert_eq!((name.as_str(), group), ("a name that is \n", pid));
-    let (_, group, _) = soon(Process::builder().process_group(false).spawn(own, ()).unwrap()).await.unwrap();
+    let (_, group, _) =
+        soon(Process::builder().process_group(false).spawn(own, ()).unwrap()).await.unwrap();
     assert_eq!(group, nix::unistd::getpgrp().as_raw() as u32);
 }
 
 #[tokio::test]
 async fn a_process_holds_few_descriptors_and_none_of_the_others() {
-    let others: Vec<_> = (0..3).map(|_| Process::builder().stdin(Stdio::piped()).spawn(shout, ()).unwrap()).collect();
+    let others: Vec<_> = (0..3)
+        .map(|_| Process::builder().stdin(Stdio::piped()).spawn(shout, ()).unwrap())
+        .collect();
     let held = || processes::descriptors(pid());
     let mut held = soon(Process::spawn(held, ()).unwrap()).await.unwrap();
     // What whoever runs the tests has left open at an exec is not ours to judge.
     let ours = processes::descriptors(pid());
     held.retain(|one| one.0 < 3 || !ours.contains(one));
-    // The streams, its socket, its memory, its end of the lifeline, and the directory that it reads.
+    // The streams, its socket, its memory, its end of the lifeline, and the directory that it
+    // reads.
     assert!(held.len() <= 7, "{held:?}");
     assert!(held.iter().all(|(number, what)| *number < 3 || !what.contains("pipe")), "{held:?}");
     drop(others);

@@ -36,9 +36,18 @@ static ALLOCATOR: Counting = Counting;
 /// Allocates here and on other threads, and gives back what others have allocated.
 fn allocate(blocks: usize) -> (u32, usize, usize) {
     let before = COUNT.load(Ordering::Relaxed);
-    let threads: Vec<_> =
-        (0..4).map(|thread| std::thread::spawn(move || (0..blocks).map(|n| vec![thread as u8; n]).collect::<Vec<_>>())).collect();
-    let bytes = threads.into_iter().flat_map(|thread| thread.join().unwrap()).map(|block| block.len()).sum();
+    let threads: Vec<_> = (0..4)
+        .map(|thread| {
+            std::thread::spawn(move || {
+                (0..blocks).map(|n| vec![thread as u8; n]).collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let bytes = threads
+        .into_iter()
+        .flat_map(|thread| thread.join().unwrap())
+        .map(|block| block.len())
+        .sum();
     (pid(), bytes, COUNT.load(Ordering::Relaxed) - before)
 }
 
@@ -53,7 +62,8 @@ async fn workers_have_the_programs_allocator_from_their_first_moment() {
             assert_eq!(bytes, 4 * 500 * 499 / 2);
             assert!(count > 4 * 499, "{count}");
         }
-        let echoed = soon(pool.spawn(async |bytes: Vec<u8>| bytes, vec![round; 1 << 20])).await.unwrap();
+        let echoed =
+            soon(pool.spawn(async |bytes: Vec<u8>| bytes, vec![round; 1 << 20])).await.unwrap();
         assert_eq!(echoed, vec![round; 1 << 20]);
         assert!(soon(pool.spawn(die, nix::libc::SIGKILL)).await.unwrap_err().is_worker_died());
     }

@@ -1,5 +1,5 @@
-//! Constructors of other languages: a worker begins before `main`, but not before they have run; and
-//! what they leave for the exit runs at its exit.
+//! Constructors of other languages: a worker begins before `main`, but not before they have run;
+//! and what they leave for the exit runs at its exit.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -15,7 +15,8 @@ fn run_with_log(package: &str) -> String {
     fixtures::finish(Command::new(program).env("FIXTURE_LOG", log).stdin(Stdio::null())).printed()
 }
 
-/// `marked` tells that there is one on either side of ours: who sees the worker's variable ran before it.
+/// `marked` tells that there is one on either side of ours: who sees the worker's variable ran
+/// before it.
 #[test]
 fn constructors_in_c_run_once_before_the_first_task_and_exit_handlers_at_shutdown() {
     assert_eq!(

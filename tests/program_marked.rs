@@ -32,7 +32,9 @@ fn marked(program: &Path) -> Command {
 /// The same, as a child of a shell: what the shell was given was made by the child's grandparent.
 fn marked_grandchild(program: &Path) -> Command {
     let mut command = Command::new("sh");
-    command.args(["-c", r#"PROCPOOL_WORKER=$1 "$2" build; exit $?"#, "sh", env!("CARGO_PKG_VERSION")]).arg(program);
+    command
+        .args(["-c", r#"PROCPOOL_WORKER=$1 "$2" build; exit $?"#, "sh", env!("CARGO_PKG_VERSION")])
+        .arg(program);
     command
 }
 
@@ -40,18 +42,30 @@ fn marked_grandchild(program: &Path) -> Command {
 fn assert_refused(what: &str, why: &str, ran: &Ran) {
     assert_eq!((ran.status.code(), &*ran.stdout), (Some(126), ""), "{what}: {ran:#?}");
     let stderr = ran.stderr.trim_end();
-    let said = stderr.strip_prefix("procpool: this process was started as a worker and cannot be one: ");
-    assert!(said.is_some_and(|said| said.contains(why) && !said.contains('\n')), "{what}: {ran:#?}");
+    let said =
+        stderr.strip_prefix("procpool: this process was started as a worker and cannot be one: ");
+    assert!(
+        said.is_some_and(|said| said.contains(why) && !said.contains('\n')),
+        "{what}: {ran:#?}"
+    );
 }
 
 /// What a worker says first, as its parent hears it.
 fn earlier_hello(program: &Path) -> Vec<u8> {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
-    let child = marked(program).stdin(OwnedFd::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = marked(program)
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut hello = vec![0; 4096];
     let len = ours.read(&mut hello).unwrap();
     hello.truncate(len);
-    assert!(hello.windows(5).any(|bytes| bytes == env!("CARGO_PKG_VERSION").as_bytes()), "{hello:?}");
+    assert!(
+        hello.windows(5).any(|bytes| bytes == env!("CARGO_PKG_VERSION").as_bytes()),
+        "{hello:?}"
+    );
     // The lifeline came with it, was not taken, and so has closed.
     let ran = fixtures::wait(child);
     assert_eq!((ran.status.signal(), &*ran.stdout, &*ran.stderr), (Some(9), "", ""));
@@ -61,14 +75,28 @@ fn earlier_hello(program: &Path) -> Vec<u8> {
 #[test]
 fn what_is_no_socket_is_refused() {
     let program = program();
-    assert_refused("nothing", "no socket of a pool", &fixtures::finish(marked(&program).stdin(Stdio::null())));
+    assert_refused(
+        "nothing",
+        "no socket of a pool",
+        &fixtures::finish(marked(&program).stdin(Stdio::null())),
+    );
     let (reader, mut writer) = std::io::pipe().unwrap();
     writer.write_all(&GARBAGE).unwrap();
-    assert_refused("a pipe", "no socket of a pool", &fixtures::finish(marked(&program).stdin(reader)));
+    assert_refused(
+        "a pipe",
+        "no socket of a pool",
+        &fixtures::finish(marked(&program).stdin(reader)),
+    );
     let file = std::fs::File::open(&program).unwrap();
-    assert_refused("a file", "no socket of a pool", &fixtures::finish(marked(&program).stdin(file)));
+    assert_refused(
+        "a file",
+        "no socket of a pool",
+        &fixtures::finish(marked(&program).stdin(file)),
+    );
     let mut closed = Command::new("sh");
-    closed.args(["-c", r#"PROCPOOL_WORKER=$1 exec "$2" build <&-"#, "sh", env!("CARGO_PKG_VERSION")]).arg(&program);
+    closed
+        .args(["-c", r#"PROCPOOL_WORKER=$1 exec "$2" build <&-"#, "sh", env!("CARGO_PKG_VERSION")])
+        .arg(&program);
     assert_refused("closed", "no socket of a pool", &fixtures::finish(&mut closed));
 }
 
@@ -76,7 +104,8 @@ fn what_is_no_socket_is_refused() {
 fn a_socket_of_another_process_is_refused_whatever_it_says() {
     let program = program();
     let hello = earlier_hello(&program);
-    for (what, bytes) in [("nothing", &[][..]), ("garbage", &GARBAGE), ("an earlier hello", &hello)] {
+    for (what, bytes) in [("nothing", &[][..]), ("garbage", &GARBAGE), ("an earlier hello", &hello)]
+    {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         ours.write_all(bytes).unwrap();
         let ran = fixtures::finish(marked_grandchild(&program).stdin(OwnedFd::from(theirs)));
@@ -90,7 +119,11 @@ fn a_socket_of_another_process_is_refused_whatever_it_says() {
     let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (mut ours, _) = listener.accept().unwrap();
     ours.write_all(&hello).unwrap();
-    assert_refused("a network", "no socket of a pool", &fixtures::finish(marked(&program).stdin(OwnedFd::from(theirs))));
+    assert_refused(
+        "a network",
+        "no socket of a pool",
+        &fixtures::finish(marked(&program).stdin(OwnedFd::from(theirs))),
+    );
 }
 
 /// Who answers a hello with anything but a welcome is no pool, even if it is the parent.

@@ -17,24 +17,35 @@ fn in_a_plugin_a_pool_is_refused_by_the_plugins_name_and_nothing_is_started() {
     let lines: Vec<&str> = printed.lines().collect();
     let [main, refused, started] = lines[..] else { panic!("{printed}") };
     assert_eq!((main, started), ("main", "threads: 1, children: \"\""));
-    assert!(refused.starts_with("NotInProgram: ") && refused.contains(plugin.to_str().unwrap()), "{refused}");
+    assert!(
+        refused.starts_with("NotInProgram: ") && refused.contains(plugin.to_str().unwrap()),
+        "{refused}"
+    );
 }
 
-/// It links, with tasks in the library and in the program; but the program that would be started afresh
-/// is not where the table is.
+/// It links, with tasks in the library and in the program; but the program that would be started
+/// afresh is not where the table is.
 #[test]
 fn in_a_dylib_a_pool_is_refused_by_the_librarys_name_and_nothing_is_started() {
     let directory = fixtures::build("dylib", "dev");
     let mut compiler = Command::new(env::var_os("RUSTC").unwrap_or("rustc".into()));
-    let libraries = fixtures::finish(compiler.args(["--print", "target-libdir"]).stdin(Stdio::null())).printed();
+    let libraries =
+        fixtures::finish(compiler.args(["--print", "target-libdir"]).stdin(Stdio::null()))
+            .printed();
     let mut program = Command::new(directory.join("fixture-dylib"));
-    program.env("LD_LIBRARY_PATH", env::join_paths([&*directory, libraries.trim_end().as_ref()]).unwrap());
+    program.env(
+        "LD_LIBRARY_PATH",
+        env::join_paths([&*directory, libraries.trim_end().as_ref()]).unwrap(),
+    );
     let printed = fixtures::finish(program.stdin(Stdio::null())).printed();
     let lines: Vec<&str> = printed.lines().collect();
     let [main, refused, threads] = lines[..] else { panic!("{printed}") };
     assert_eq!((main, threads), ("main", "threads: 1"));
     let library = directory.join("libfixture_library.so");
-    assert!(refused.starts_with("NotInProgram: ") && refused.contains(library.to_str().unwrap()), "{refused}");
+    assert!(
+        refused.starts_with("NotInProgram: ") && refused.contains(library.to_str().unwrap()),
+        "{refused}"
+    );
 }
 
 /// A worker would be a fresh Python, which would wait for a program at its standard input.
@@ -47,9 +58,13 @@ fn needs_python_in_a_module_of_python_a_pool_is_refused_by_the_modules_name() {
                   try: print(os.waitpid(-1, os.WNOHANG))\n\
                   except ChildProcessError: print('no child')";
     let mut python = Command::new("python3");
-    let printed = fixtures::finish(python.args(["-c", script]).arg(&module).stdin(Stdio::null())).printed();
+    let printed =
+        fixtures::finish(python.args(["-c", script]).arg(&module).stdin(Stdio::null())).printed();
     let lines: Vec<&str> = printed.lines().collect();
     let [refused, children] = lines[..] else { panic!("{printed}") };
-    assert!(refused.starts_with("NotInProgram: ") && refused.contains(module.to_str().unwrap()), "{refused}");
+    assert!(
+        refused.starts_with("NotInProgram: ") && refused.contains(module.to_str().unwrap()),
+        "{refused}"
+    );
     assert_eq!(children, "no child");
 }

@@ -24,15 +24,19 @@ fn a_preloaded_library_is_in_the_workers_as_well_unless_the_variable_is_removed(
     let library = dir.path().join("libpreload.so");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/preload.c");
     let mut compiler = Command::new(std::env::var_os("CC").unwrap_or("cc".into()));
-    let status =
-        compiler.args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-pthread", "-o"]).args([&library, &source]).status().unwrap();
+    let status = compiler
+        .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-pthread", "-o"])
+        .args([&library, &source])
+        .status()
+        .unwrap();
     assert!(status.success());
     let mut command = own_process(&std::env::current_exe().unwrap(), test, dir.path());
     command.env("LD_PRELOAD", &library);
     passes(test, command);
 }
 
-/// How often the library's constructor has run, and how many blocks it has given; `None` without it.
+/// How often the library's constructor has run, and how many blocks it has given; `None` without
+/// it.
 fn preloaded() -> Option<(c_int, c_long)> {
     let symbol = |name: &CStr| {
         // SAFETY: dlsym(3).
@@ -40,9 +44,14 @@ fn preloaded() -> Option<(c_int, c_long)> {
         (!symbol.is_null()).then_some(symbol)
     };
     let (constructed, count) = (symbol(c"preload_constructed")?, symbol(c"preload_count")?);
-    // SAFETY: variables of these types, of which one is written before `main` only, and the other atomically.
+    // SAFETY: variables of these types, of which one is written before `main` only, and the other
+    // atomically.
     Some(unsafe {
-        (*constructed.cast::<c_int>(), std::sync::atomic::AtomicI64::from_ptr(count.cast()).load(std::sync::atomic::Ordering::Relaxed))
+        (
+            *constructed.cast::<c_int>(),
+            std::sync::atomic::AtomicI64::from_ptr(count.cast())
+                .load(std::sync::atomic::Ordering::Relaxed),
+        )
     })
 }
 
@@ -64,7 +73,9 @@ async fn own_process_preloaded() {
     for _ in 0..10 {
         assert_eq!(soon(pool.spawn(count, ())).await.unwrap(), Some((1, true)));
         assert_eq!(soon(pool.spawn(async |text: String| text, "text")).await.unwrap(), "text");
-        assert!(soon(pool.spawn(processes::die, libc::SIGKILL)).await.unwrap_err().is_worker_died());
+        assert!(
+            soon(pool.spawn(processes::die, libc::SIGKILL)).await.unwrap_err().is_worker_died()
+        );
     }
     let without = Pool::builder().workers(1).env_remove("LD_PRELOAD").build().unwrap();
     assert!(!soon(without.spawn(|| preloaded().is_some(), ())).await.unwrap());
@@ -97,12 +108,14 @@ fn unshare(what: &[&str]) -> Option<Command> {
     None
 }
 
-/// As in a container without an init. The pool works; but who is the first process inherits what others
-/// leave behind, and nobody reaps it.
+/// As in a container without an init. The pool works; but who is the first process inherits what
+/// others leave behind, and nobody reaps it.
 #[test]
 #[ignore = "needs namespaces"]
 fn needs_namespaces_the_first_process_has_workers_and_keeps_zombies_of_others() {
-    let Some(mut command) = unshare(&["--pid", "--fork", "--mount-proc", "--kill-child"]) else { return };
+    let Some(mut command) = unshare(&["--pid", "--fork", "--mount-proc", "--kill-child"]) else {
+        return;
+    };
     let printed = fixtures::finish(command.arg(program()).arg("first")).printed();
     assert_eq!(
         printed,
@@ -131,7 +144,10 @@ fn needs_namespaces_without_proc_build_says_so_and_a_pool_that_had_it_says_so_pe
     let Some(mut command) = unshare(&["--mount"]) else { return };
     command.args(["sh", "-c", r#"mount -t tmpfs none /proc && exec "$0" build"#]).arg(program());
     let printed = fixtures::finish(&mut command).printed();
-    assert_eq!(printed, "main\nSpawn: finding the program\ncannot start /proc/self/exe: /proc is not mounted\n");
+    assert_eq!(
+        printed,
+        "main\nSpawn: finding the program\ncannot start /proc/self/exe: /proc is not mounted\n"
+    );
 
     let Some(mut command) = unshare(&["--mount"]) else { return };
     let printed = fixtures::finish(command.arg(program()).arg("hidden")).printed();
@@ -150,10 +166,18 @@ fn needs_namespaces_without_proc_build_says_so_and_a_pool_that_had_it_says_so_pe
 fn a_program_that_is_run_through_the_loader_has_no_workers_and_is_told_why() {
     let program = program();
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    let loader = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|path| path.contains("/ld-")).unwrap();
+    let loader = maps
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(5))
+        .find(|path| path.contains("/ld-"))
+        .unwrap();
     let mut command = Command::new(loader);
-    let printed = fixtures::finish(command.arg(&program).arg("start").stdin(Stdio::null())).printed();
-    assert!(printed.starts_with("main\nDiedAtStart: ") && printed.contains("missing program name"), "{printed}");
+    let printed =
+        fixtures::finish(command.arg(&program).arg("start").stdin(Stdio::null())).printed();
+    assert!(
+        printed.starts_with("main\nDiedAtStart: ") && printed.contains("missing program name"),
+        "{printed}"
+    );
 }
 
 #[test]

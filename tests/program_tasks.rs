@@ -23,7 +23,10 @@ fn a_program_that_submits_nothing_has_workers_all_the_same() {
 fn a_workers_own_children_are_no_workers_and_see_nothing_of_it() {
     let program = fixtures::build("program", "dev").join("fixture-program");
     // The second `main` is that of the program which the task has started.
-    assert_eq!(fixtures::run(&program, &["children"]).printed(), "main\nmain\n[]\nfalse\n0 variables\n");
+    assert_eq!(
+        fixtures::run(&program, &["children"]).printed(),
+        "main\nmain\n[]\nfalse\n0 variables\n"
+    );
 }
 
 #[test]

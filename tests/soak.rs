@@ -1,14 +1,16 @@
 //! A soak: random tasks, and whatever can happen to them, in pools and runtimes that come and go.
 //!
-//! It goes on for `PROCPOOL_SOAK_SECONDS` (10 by default; with as many or more, until all that may happen has), in rounds. A round has
-//! one or two pools, driven by a runtime of this thread, by one with threads of its own (which may end before the pool does), or by
-//! none. Tasks are handed in, aborted, forgotten, cancelled by tokens, given limits and retries; their workers are killed, stopped and
-//! continued from outside; at last each pool ends in one of the ways there are. A model knows of each task how it may end, given what it is and what was done to it; each ends once,
+//! It goes on for `PROCPOOL_SOAK_SECONDS` (10 by default; with as many or more, until all that may
+//! happen has), in rounds. A round has one or two pools, driven by a runtime of this thread, by one
+//! with threads of its own (which may end before the pool does), or by none. Tasks are handed in,
+//! aborted, forgotten, cancelled by tokens, given limits and retries; their workers are killed,
+//! stopped and continued from outside; at last each pool ends in one of the ways there are. A model
+//! knows of each task how it may end, given what it is and what was done to it; each ends once,
 //! no task runs more often than it may, and after each round nothing is left in this process.
 //!
-//! What happens in a round follows from its seed, which a failure prints, as far as the machine allows:
-//! `PROCPOOL_SOAK_SEED=… cargo test --test soak -- --nocapture` begins with that round. How long it has run, and what it has found,
-//! stands in `docs/architecture.md`.
+//! What happens in a round follows from its seed, which a failure prints, as far as the machine
+//! allows: `PROCPOOL_SOAK_SEED=… cargo test --test soak -- --nocapture` begins with that round. How
+//! long it has run, and what it has found, stands in `docs/architecture.md`.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -21,7 +23,9 @@ use futures::StreamExt;
 use nix::libc;
 use nix::sys::signal::{Signal, raise};
 use processes::{FUSE, children, descriptors, lines, note, own_dir, own_process, pid, state};
-use procpool::{CutOff, JoinHandle, Limits, Manager, Mutex, Output, Pool, TaskError, TaskErrorKind};
+use procpool::{
+    CutOff, JoinHandle, Limits, Manager, Mutex, Output, Pool, TaskError, TaskErrorKind,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -34,7 +38,8 @@ use tokio_util::sync::CancellationToken;
 
 // ---- chance
 
-/// A small generator (splitmix64), so that a round is what its seed says, whatever version of whatever crate there is.
+/// A small generator (splitmix64), so that a round is what its seed says, whatever version of
+/// whatever crate there is.
 struct Dice(u64);
 
 impl Dice {
@@ -257,7 +262,8 @@ impl World {
         let needle = format!("PROCPOOL_SOAK_POOL={}\0", self.tag);
         let is_ours = |child: &u32| {
             let environment = std::fs::read(format!("/proc/{child}/environ"));
-            environment.is_ok_and(|all| all.windows(needle.len()).any(|part| part == needle.as_bytes()))
+            environment
+                .is_ok_and(|all| all.windows(needle.len()).any(|part| part == needle.as_bytes()))
         };
         children(pid()).into_iter().filter(is_ours).collect()
     }
@@ -274,7 +280,10 @@ impl World {
         // Only now that we have hold of it: else it might be another by then.
         // SAFETY: the call reads no memory.
         self.processes().contains(&worker)
-            && unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as i32, 0, 0) == 0 }
+            && unsafe {
+                libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as i32, 0, 0)
+                    == 0
+            }
     }
 
     fn submit(&mut self, dice: &mut Dice, id: u64, census: &mut Census) {
@@ -290,7 +299,10 @@ impl World {
             29..=31 if self.calm => What::Echo,
             29..=30 => What::Hang,
             31 => What::Spin,
-            32..=35 => What::Flaky(1 + dice.below(3) as u32, Some(if dice.one_in(2) { Death::Exit } else { Death::Kill })),
+            32..=35 => What::Flaky(
+                1 + dice.below(3) as u32,
+                Some(if dice.one_in(2) { Death::Exit } else { Death::Kill }),
+            ),
             36..=37 => What::Flaky(1 + dice.below(2) as u32, None),
             _ => What::Echo,
         };
@@ -317,7 +329,8 @@ impl World {
         count(census, if is_async { "task, async" } else { "task" });
         macro_rules! call {
             ($function:expr, $args:expr) => {{
-                let mut call = pool.call($function).retries(asked.retries).retry_panics(asked.retries_panics);
+                let mut call =
+                    pool.call($function).retries(asked.retries).retry_panics(asked.retries_panics);
                 if is_async {
                     call = call.grace(Duration::from_millis(20));
                 }
@@ -331,7 +344,8 @@ impl World {
                     call = call.backoff(dice.millis(5), Duration::from_millis(10));
                 }
                 if dice.one_in(12) || (endless && !dice.one_in(4)) {
-                    (call, asked.limited) = (call.timeout(Duration::from_millis(2) + dice.millis(40)), true);
+                    (call, asked.limited) =
+                        (call.timeout(Duration::from_millis(2) + dice.millis(40)), true);
                 }
                 if dice.one_in(20) {
                     (call, asked.limited) = (call.deadline(dice.millis(100)), true);
@@ -342,13 +356,17 @@ impl World {
                 call.spawn($args)
             }};
         }
-        // Of an object that is named, a reference goes with the call, and comes back however it ends.
+        // Of an object that is named, a reference goes with the call, and comes back however it
+        // ends.
         let handle = match (adds, is_async) {
             (true, _) => call!(add, (self.total.clone(), order)),
             (_, true) => call!(work_async, order),
             _ => call!(work, order),
         };
-        self.async_harm |= is_async && (asked.limited || asked.cancelled || !matches!(asked.order.what, What::Echo | What::Sleep(_)));
+        self.async_harm |= is_async
+            && (asked.limited
+                || asked.cancelled
+                || !matches!(asked.order.what, What::Echo | What::Sleep(_)));
         self.runs.insert(id, (if asked.idempotent { u32::MAX } else { asked.retries + 1 }, false));
         match dice.below(30) {
             0 => {
@@ -383,7 +401,8 @@ impl World {
         }
         let worker = workers[dice.below(workers.len() as u64) as usize];
         if dice.one_in(2) {
-            let by = [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGSEGV, Signal::SIGABRT][dice.below(4) as usize];
+            let by = [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGSEGV, Signal::SIGABRT]
+                [dice.below(4) as usize];
             // Counted first: what it does may be told at once.
             self.kills += 1;
             self.async_harm = true;
@@ -420,16 +439,29 @@ impl World {
     }
 
     /// Whether this may be told of such a task.
-    fn judge(&mut self, number: u64, asked: &Asked, result: &Result<Answer, TaskError>, census: &mut Census) {
+    fn judge(
+        &mut self,
+        number: u64,
+        asked: &Asked,
+        result: &Result<Answer, TaskError>,
+        census: &mut Census,
+    ) {
         let order = &asked.order;
-        let known = format!("kills {}, async harm {}, closed {}", self.kills, self.async_harm, self.closed);
+        let known =
+            format!("kills {}, async harm {}, closed {}", self.kills, self.async_harm, self.closed);
         let wrong = |why: &str| -> ! { panic!("{why}: {result:?}\n{asked:?}\n{known}") };
         let error = match result {
             Ok(value) => {
                 match (value, &order.what) {
-                    (Ok(_), What::Fail | What::Panic | What::Die(_) | What::Hang | What::Spin) => wrong("it cannot be done"),
-                    (Ok(_), What::Flaky(tries, _)) if *tries > asked.retries => wrong("it was tried too often"),
-                    (Ok(value), _) if value.id != order.id || value.bytes != order.bytes => wrong("it is another's value"),
+                    (Ok(_), What::Fail | What::Panic | What::Die(_) | What::Hang | What::Spin) => {
+                        wrong("it cannot be done")
+                    }
+                    (Ok(_), What::Flaky(tries, _)) if *tries > asked.retries => {
+                        wrong("it was tried too often")
+                    }
+                    (Ok(value), _) if value.id != order.id || value.bytes != order.bytes => {
+                        wrong("it is another's value")
+                    }
                     (Err(text), What::Fail) if *text == order.id.to_string() => {}
                     (Err(_), _) => wrong("it has no such error"),
                     _ => {}
@@ -487,19 +519,37 @@ impl World {
         self.told_else.insert(number);
     }
 
-    /// What there still is, for who wants to know why there is no end; processes of other pools as well, for they share a lock.
+    /// What there still is, for who wants to know why there is no end; processes of other pools as
+    /// well, for they share a lock.
     fn standing(&self, pool: &Pool) -> String {
         let states: Vec<_> = children(pid()).into_iter().map(|pid| (pid, state(pid))).collect();
-        let open: Vec<_> = self.open.iter().filter(|open| !open.handle.is_finished()).map(|open| &open.asked).collect();
-        format!("processes: {states:?}, of them its own: {:?}; {:?}; unfinished: {open:#?}", self.processes(), pool.stats())
+        let open: Vec<_> = self
+            .open
+            .iter()
+            .filter(|open| !open.handle.is_finished())
+            .map(|open| &open.asked)
+            .collect();
+        format!(
+            "processes: {states:?}, of them its own: {:?}; {:?}; unfinished: {open:#?}",
+            self.processes(),
+            pool.stats()
+        )
     }
 
     /// What the end says that it cut off, and what the tasks were told.
     fn compare(&self, cut_off: &CutOff) {
         let cut: HashSet<u64> = cut_off.begun().iter().chain(cut_off.unbegun()).copied().collect();
         assert_eq!(cut.len(), cut_off.len(), "a task is named twice");
-        assert!(self.told_closed.is_subset(&cut), "{:?} were told that the pool is closed, cut off were {cut:?}", self.told_closed);
-        assert!(self.told_else.is_disjoint(&cut), "{cut_off:?} were cut off, and {:?} were told something else", self.told_else);
+        assert!(
+            self.told_closed.is_subset(&cut),
+            "{:?} were told that the pool is closed, cut off were {cut:?}",
+            self.told_closed
+        );
+        assert!(
+            self.told_else.is_disjoint(&cut),
+            "{cut_off:?} were cut off, and {:?} were told something else",
+            self.told_else
+        );
     }
 }
 
@@ -522,9 +572,15 @@ fn build(dice: &mut Dice, dir: &Path, tag: String, total: &Mutex<u64>) -> World 
         .env("RUST_BACKTRACE", "0")
         .stdout(Output::null());
     // A thread reads it, or nobody.
-    builder = if dice.one_in(3) { builder.stderr(Output::lines(|_| {})) } else { builder.stderr(Output::null()) };
+    builder = if dice.one_in(3) {
+        builder.stderr(Output::lines(|_| {}))
+    } else {
+        builder.stderr(Output::null())
+    };
     if dice.one_in(4) {
-        builder = builder.workers(1..=2 + dice.below(3) as usize).idle_timeout(Duration::from_millis(5) + dice.millis(30));
+        builder = builder
+            .workers(1..=2 + dice.below(3) as usize)
+            .idle_timeout(Duration::from_millis(5) + dice.millis(30));
     }
     if dice.one_in(4) {
         builder = builder.max_tasks_per_worker(1 + dice.below(20));
@@ -539,8 +595,13 @@ fn build(dice: &mut Dice, dir: &Path, tag: String, total: &Mutex<u64>) -> World 
     if queue_limit {
         builder = builder.queue_limit(1 + dice.below(20) as usize);
     }
-    let runtime =
-        dice.one_in(3).then(|| RuntimeBuilder::new_multi_thread().worker_threads(1 + dice.below(2) as usize).enable_all().build().unwrap());
+    let runtime = dice.one_in(3).then(|| {
+        RuntimeBuilder::new_multi_thread()
+            .worker_threads(1 + dice.below(2) as usize)
+            .enable_all()
+            .build()
+            .unwrap()
+    });
     let entered = runtime.as_ref().map(Runtime::enter);
     let pool = builder.build().unwrap();
     drop(entered);
@@ -614,7 +675,10 @@ async fn play(dice: &mut Dice, worlds: &mut [World], census: &mut Census) {
             }
             89 => {
                 let stats = world.pool.as_ref().map(Pool::stats).unwrap();
-                assert!(stats.busy + stats.idle + stats.starting + stats.leaving <= 64, "{stats:?}");
+                assert!(
+                    stats.busy + stats.idle + stats.starting + stats.leaving <= 64,
+                    "{stats:?}"
+                );
             }
             90..=96 => tokio::time::sleep(dice.millis(20)).await,
             _ => tokio::task::yield_now().await,
@@ -652,11 +716,15 @@ async fn end(dice: &mut Dice, mut world: World, others: &mut [World], census: &m
     let began = Instant::now();
     count(census, format!("end, {}", format!("{how:?}").split('(').next().unwrap()));
     if how == End::Shutdown {
-        // It waits for all: what stands still goes on (in the other pool too, where it may have the lock of the total), and what never ends
-        // is stopped.
+        // It waits for all: what stands still goes on (in the other pool too, where it may have the
+        // lock of the total), and what never ends is stopped.
         world.go_on(true);
         others.iter_mut().for_each(|other| other.go_on(true));
-        for open in world.open.iter_mut().filter(|open| matches!(open.asked.order.what, What::Hang | What::Spin)) {
+        for open in world
+            .open
+            .iter_mut()
+            .filter(|open| matches!(open.asked.order.what, What::Hang | What::Spin))
+        {
             open.asked.cancelled = true;
             world.async_harm = true;
             open.handle.abort();
@@ -690,7 +758,8 @@ async fn end(dice: &mut Dice, mut world: World, others: &mut [World], census: &m
             let first = pool.shutdown();
             tokio::time::sleep(dice.millis(10)).await;
             world.closed = true;
-            let both = (must("the second end", pool.kill()).await, must("the first end", first).await);
+            let both =
+                (must("the second end", pool.kill()).await, must("the first end", first).await);
             assert_eq!(both.0, both.1);
             Some(both.0)
         }
@@ -795,7 +864,8 @@ struct Left {
 
 fn left(dir: &Path) -> Left {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    let shared = |line: &&str| line.split_whitespace().nth(1).is_some_and(|rights| rights.ends_with('s'));
+    let shared =
+        |line: &&str| line.split_whitespace().nth(1).is_some_and(|rights| rights.ends_with('s'));
     Left {
         children: children(pid()),
         descriptors: descriptors(pid()).len(),
@@ -814,7 +884,8 @@ fn whatever_happens_each_task_ends_once_and_truly_and_nothing_is_left() {
         command.stderr(std::process::Stdio::inherit()); // nobody wants to wait for an hour to see that it has begun
     }
     let output = command.output().unwrap();
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     eprintln!("{stderr}");
     assert!(output.status.success() && stdout.contains("1 passed"), "{}\n{stdout}", output.status);
 }
@@ -825,15 +896,17 @@ fn own_process_that_soaks() {
     let Some(dir) = own_dir() else { return };
     let number = |name| std::env::var(name).ok().map(|text: String| text.parse::<u64>().unwrap());
     let limit = Duration::from_secs(number("PROCPOOL_SOAK_SECONDS").unwrap_or(10));
-    let first = number("PROCPOOL_SOAK_SEED").unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() << 16);
+    let first = number("PROCPOOL_SOAK_SEED")
+        .unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() << 16);
     let mut census = Census::new();
     // What stays for good is made now: the steward.
     round(0, &dir.join("."), &mut census);
     for entry in std::fs::read_dir(&dir).unwrap() {
         std::fs::remove_file(entry.unwrap().path()).unwrap();
     }
-    // Its last processes and a runtime's threads may still be about to end. Those that stay: this thread, that of the test program, and
-    // the steward. What those that end have open goes with them or a little later, of which nobody tells: so two looks must be equal.
+    // Its last processes and a runtime's threads may still be about to end. Those that stay: this
+    // thread, that of the test program, and the steward. What those that end have open goes
+    // with them or a little later, of which nobody tells: so two looks must be equal.
     let (settling, mut before) = (Instant::now(), left(&dir));
     loop {
         std::thread::sleep(Duration::from_millis(200));
@@ -852,11 +925,17 @@ fn own_process_that_soaks() {
     while start.elapsed() < limit || (meets_all && !missing(&census).is_empty()) {
         assert!(start.elapsed() < limit * 30, "never met: {:?}", missing(&census));
         let rounds = tempfile::tempdir().unwrap();
-        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| round(seed, rounds.path(), &mut census)));
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            round(seed, rounds.path(), &mut census)
+        }));
         drop(rounds);
         let settled = Instant::now();
         while done.is_ok() && left(&dir) != before {
-            assert!(settled.elapsed() < FUSE, "left by the round PROCPOOL_SOAK_SEED={seed}: {:?}\nbefore: {before:?}", left(&dir));
+            assert!(
+                settled.elapsed() < FUSE,
+                "left by the round PROCPOOL_SOAK_SEED={seed}: {:?}\nbefore: {before:?}",
+                left(&dir)
+            );
             std::thread::sleep(Duration::from_millis(1));
         }
         if let Err(panic) = done {

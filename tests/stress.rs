@@ -1,4 +1,5 @@
-//! Many workers, many tasks, many deaths and many signals: what is right for one must be right for ten thousand.
+//! Many workers, many tasks, many deaths and many signals: what is right for one must be right for
+//! ten thousand.
 //!
 //! `PROCPOOL_STRESS=1` makes the longest of these as long as the scenario says that they come from.
 
@@ -17,7 +18,10 @@ use futures::future::join_all;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::time::{ClockId, clock_gettime};
-use processes::{KillOnDrop, children, in_own_process, lines, note, own_dir, own_process, pid, pids, soon, until, wait_until};
+use processes::{
+    KillOnDrop, children, in_own_process, lines, note, own_dir, own_process, pid, pids, soon,
+    until, wait_until,
+};
 use procpool::{Output, Pool, Process};
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -66,7 +70,10 @@ async fn own_process_with_many_processes() {
         descriptors <= early.0 && threads <= early.1
     })
     .await;
-    assert!(memory_late <= memory_early + memory_early / 20, "{memory_early} bytes became {memory_late}");
+    assert!(
+        memory_late <= memory_early + memory_early / 20,
+        "{memory_early} bytes became {memory_late}"
+    );
 }
 
 // ---- many
@@ -75,7 +82,10 @@ async fn own_process_with_many_processes() {
 fn a_hundred_workers_do_ten_thousand_tasks_and_say_nothing() {
     let (test, dir) = ("own_process_with_a_hundred_workers", tempdir().unwrap());
     let output = own_process(&std::env::current_exe().unwrap(), test, dir.path()).output().unwrap();
-    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{output:?}");
+    assert!(
+        output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 passed"),
+        "{output:?}"
+    );
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
 
@@ -88,7 +98,8 @@ async fn own_process_with_a_hundred_workers() {
     let pool = pool(100);
     soon(pool.ready()).await.unwrap();
     assert_eq!(children(pid()).len(), 100);
-    let tasks: Vec<_> = (0..10_000u64).map(|n| pool.spawn(|n: u64| (n * 3, std::process::id()), n)).collect();
+    let tasks: Vec<_> =
+        (0..10_000u64).map(|n| pool.spawn(|n: u64| (n * 3, std::process::id()), n)).collect();
     let (mut sum, mut workers) = (0, HashSet::new());
     for task in tasks {
         let (value, worker) = soon(task).await.unwrap();
@@ -129,7 +140,10 @@ async fn own_process_that_measures() {
         if ratios.iter().all(|ratio| *ratio < 15.0) {
             break;
         }
-        assert!(round < 5, "ten times as many tasks take {ratios:?} times as long, done and aborted");
+        assert!(
+            round < 5,
+            "ten times as many tasks take {ratios:?} times as long, done and aborted"
+        );
     }
 }
 
@@ -200,7 +214,9 @@ async fn maps_and_tasks_that_are_aborted_at_once_do_not_disturb_each_other() {
 }
 
 async fn map_and_check(pool: &Pool, user: u32) {
-    let results: Vec<_> = soon(pool.map(|a: u32, b: u32| a + b, (0..40).map(|n| (n, user))).collect::<Vec<_>>()).await;
+    let results: Vec<_> =
+        soon(pool.map(|a: u32, b: u32| a + b, (0..40).map(|n| (n, user))).collect::<Vec<_>>())
+            .await;
     let sums: Vec<u32> = results.into_iter().map(Result::unwrap).collect();
     assert_eq!(sums, (0..40).map(|n| n + user).collect::<Vec<_>>());
 }
@@ -226,7 +242,9 @@ async fn kill_now_and_then(killed: &Mutex<Vec<u32>>) -> Infallible {
         let random = chance.hash_one(n);
         tokio::time::sleep(Duration::from_millis(20 + random % 31)).await;
         let alive = children(pid());
-        let Some(victim) = alive.get((random >> 32) as usize % alive.len().max(1)) else { continue };
+        let Some(victim) = alive.get((random >> 32) as usize % alive.len().max(1)) else {
+            continue;
+        };
         killed.lock().unwrap().push(*victim);
         let way = [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGSEGV][n % 3];
         // It may have gone by itself, or been reaped, a moment ago.
@@ -235,14 +253,15 @@ async fn kill_now_and_then(killed: &Mutex<Vec<u32>>) -> Infallible {
     unreachable!()
 }
 
-/// The sum of a tree with 256 leaves. What is told to have died is asked for again. Gives the processes in which parts of it were done,
-/// and those of which it was told that they died.
+/// The sum of a tree with 256 leaves. What is told to have died is asked for again. Gives the
+/// processes in which parts of it were done, and those of which it was told that they died.
 async fn sum_of_the_tree(pool: &Pool, log: &Path) -> (u64, Vec<u32>, Vec<u32>) {
     let (mut done, mut died) = (Vec::new(), Vec::new());
     let mut values: Vec<u64> = (0..256).collect();
     while values.len() > 1 {
         let ask = |a, b| pool.spawn(sum, (log.to_path_buf(), a, b));
-        let open: Vec<_> = values.chunks(2).map(|pair| (pair[0], pair[1], ask(pair[0], pair[1]))).collect();
+        let open: Vec<_> =
+            values.chunks(2).map(|pair| (pair[0], pair[1], ask(pair[0], pair[1]))).collect();
         values.clear();
         for (a, b, mut handle) in open {
             let (sum, process) = loop {
@@ -281,8 +300,12 @@ async fn own_process_that_sums() {
         for process in begun.iter().chain(&died).copied().collect::<HashSet<_>>() {
             let interrupted = times(&begun, process) - times(&done, process);
             let told = times(&died, process);
-            // One that was killed just before it could say that it had begun is told, and has said nothing.
-            assert!((interrupted..=1).contains(&told), "process {process} interrupted {interrupted} tasks, {told} were told");
+            // One that was killed just before it could say that it had begun is told, and has said
+            // nothing.
+            assert!(
+                (interrupted..=1).contains(&told),
+                "process {process} interrupted {interrupted} tasks, {told} were told"
+            );
             assert!(told <= times(&killed, process), "nobody has killed process {process}");
         }
         soon(pool.shutdown()).await;
@@ -319,8 +342,13 @@ fn signals_in_the_midst_of_large_values_tear_nothing() {
         for process in all {
             scope.spawn(move || {
                 for n in 0..200u64 {
-                    for signal in [Signal::SIGUSR1, Signal::SIGSTOP, Signal::SIGCONT, Signal::SIGUSR1] {
-                        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.cast_signed()), signal);
+                    for signal in
+                        [Signal::SIGUSR1, Signal::SIGSTOP, Signal::SIGCONT, Signal::SIGUSR1]
+                    {
+                        let _ = nix::sys::signal::kill(
+                            nix::unistd::Pid::from_raw(process.cast_signed()),
+                            signal,
+                        );
                         std::thread::sleep(Duration::from_micros(100 + 37 * (n % 50)));
                     }
                 }
@@ -343,7 +371,10 @@ async fn own_process_that_is_interrupted() {
     children(pid()).into_iter().for_each(|worker| note(&dir.join("ready"), worker));
     let bytes: Vec<u8> = (0..1u32 << 20).map(|n| (n % 251) as u8).collect();
     while !dir.join("stop").exists() {
-        let both = [pool.spawn(|bytes: Vec<u8>| bytes, &bytes), pool.spawn(|bytes: Vec<u8>| bytes, &bytes)];
+        let both = [
+            pool.spawn(|bytes: Vec<u8>| bytes, &bytes),
+            pool.spawn(|bytes: Vec<u8>| bytes, &bytes),
+        ];
         for echo in join_all(both).await {
             assert!(echo.unwrap() == bytes, "it is another value");
         }

@@ -1,5 +1,6 @@
-//! The two ends of a channel, as threads that block and tasks of runtimes use them: signals, ends that are closed, processes that are
-//! killed while the other waits for them, and many users of one end.
+//! The two ends of a channel, as threads that block and tasks of runtimes use them: signals, ends
+//! that are closed, processes that are killed while the other waits for them, and many users of one
+//! end.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -33,10 +34,15 @@ fn started<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> (Joi
 }
 
 /// The same, and comes back when it waits in this system call.
-fn blocked<T: Send + 'static>(call: libc::c_long, body: impl FnOnce() -> T + Send + 'static) -> (JoinHandle<T>, Pid) {
+fn blocked<T: Send + 'static>(
+    call: libc::c_long,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> (JoinHandle<T>, Pid) {
     let (thread, id) = started(body);
     let (now, call) = (format!("/proc/self/task/{id}/syscall"), format!("{call} "));
-    wait_until("it waits", || std::fs::read_to_string(&now).is_ok_and(|now| now.starts_with(&call)));
+    wait_until("it waits", || {
+        std::fs::read_to_string(&now).is_ok_and(|now| now.starts_with(&call))
+    });
     (thread, id)
 }
 
@@ -65,7 +71,9 @@ fn be_interrupted() {
 #[expect(unsafe_code, reason = "a system call without a wrapper")]
 fn signal_thread(thread: Pid) -> bool {
     // SAFETY: sends a signal to a thread of this process, if there is one of that number.
-    unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), thread.as_raw(), libc::SIGUSR1) == 0 }
+    unsafe {
+        libc::syscall(libc::SYS_tgkill, std::process::id(), thread.as_raw(), libc::SIGUSR1) == 0
+    }
 }
 
 #[test]
@@ -96,7 +104,8 @@ fn own_process_that_is_interrupted() {
     assert_eq!(received.unwrap(), Some(vec![1; 10]));
 
     // In the midst of one that goes by parts.
-    let (sending, at) = blocked(libc::SYS_sendto, move || (here.blocking_send(vec![2; LARGE]), here));
+    let (sending, at) =
+        blocked(libc::SYS_sendto, move || (here.blocking_send(vec![2; LARGE]), here));
     interrupt(at, 10);
     assert!(!sending.is_finished());
     assert!(there.blocking_recv().unwrap() == Some(vec![2; LARGE]));
@@ -205,7 +214,9 @@ fn a_limit_holds_while_another_thread_waits_for_the_same() {
     let first = Arc::clone(&there);
     let (receiving, _) = blocked(libc::SYS_recvfrom, move || first.blocking_recv());
     let begun = Instant::now();
-    assert!(there.blocking_recv_timeout(SHORT).unwrap_err().is_timeout() && begun.elapsed() >= SHORT);
+    assert!(
+        there.blocking_recv_timeout(SHORT).unwrap_err().is_timeout() && begun.elapsed() >= SHORT
+    );
     assert_eq!(there.try_recv().unwrap_err().kind(), ErrorKind::Empty);
     // A task that gives up waiting for its turn leaves the line.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -239,8 +250,8 @@ async fn floods(end: Channel<u32, Vec<u8>>) -> u64 {
     tokio::join!(sends, receives).1
 }
 
-/// Threads that block, with a limit or without, and tasks of two runtimes, some of which give up again and again: each item comes to
-/// one of them, and goes whole.
+/// Threads that block, with a limit or without, and tasks of two runtimes, some of which give up
+/// again and again: each item comes to one of them, and goes whole.
 #[test]
 fn threads_and_tasks_may_use_one_end_together() {
     let (here, there) = duplex::<Vec<u8>, u32>().unwrap();
@@ -284,7 +295,8 @@ fn threads_and_tasks_may_use_one_end_together() {
     for limit in [Duration::from_millis(50), Duration::from_micros(20)] {
         let (here, left) = (Arc::clone(&here), Arc::clone(&left));
         threads.push(thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let mut all = Vec::new();
                 while left.load(Ordering::Relaxed) > 0 {
@@ -302,12 +314,17 @@ fn threads_and_tasks_may_use_one_end_together() {
         .map(|by| {
             let here = Arc::clone(&here);
             thread::spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 let mut bytes = 0;
                 for n in 0..5_000 {
                     let item = item(n);
                     bytes += item.len() as u64;
-                    if by == 0 { here.blocking_send(item).unwrap() } else { runtime.block_on(here.send(item)).unwrap() }
+                    if by == 0 {
+                        here.blocking_send(item).unwrap()
+                    } else {
+                        runtime.block_on(here.send(item)).unwrap()
+                    }
                 }
                 bytes
             })
@@ -318,7 +335,11 @@ fn threads_and_tasks_may_use_one_end_together() {
     for one in &all {
         assert!(one.is_sorted(), "in the order in which they were sent");
     }
-    assert_eq!(all.iter().flatten().copied().collect::<BTreeSet<_>>(), (0..ITEMS).collect(), "each");
+    assert_eq!(
+        all.iter().flatten().copied().collect::<BTreeSet<_>>(),
+        (0..ITEMS).collect(),
+        "each"
+    );
     assert_eq!(all.iter().flatten().count(), ITEMS as usize, "and none twice");
     drop(here);
     assert_eq!(flood.blocking_join().unwrap(), bytes);

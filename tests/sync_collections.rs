@@ -7,7 +7,10 @@ mod processes;
 
 use nix::sys::signal::Signal;
 use processes::{soon, until};
-use procpool::{Channel, ErrorKind, List, Map, MapChange, Mutex, Pool, Queue, Registered, Served, Value, channel};
+use procpool::{
+    Channel, ErrorKind, List, Map, MapChange, Mutex, Pool, Queue, Registered, Served, Value,
+    channel,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
@@ -30,7 +33,8 @@ enum Done {
 fn operate(map: Map<u8, u32>, list: List<u32>, process: u32, times: u32) -> Vec<Done> {
     let mut random = u64::from(process) + 1;
     let mut below = |n: u64| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random =
+            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) % n
     };
     let mut done = Vec::new();
@@ -54,10 +58,16 @@ fn operate(map: Map<u8, u32>, list: List<u32>, process: u32, times: u32) -> Vec<
     done
 }
 
-/// Looks for one order of all operations, in which those of each process stand in theirs, and each answer is what it must be. (In which
-/// order pushes came is not looked at, but what can be popped, and when there is nothing.)
+/// Looks for one order of all operations, in which those of each process stand in theirs, and each
+/// answer is what it must be. (In which order pushes came is not looked at, but what can be popped,
+/// and when there is nothing.)
 fn has_an_order(histories: &[Vec<Done>]) -> bool {
-    let mut scene = Replay { unread: HashMap::new(), nothing_left: 0, map: BTreeMap::new(), list: HashSet::new() };
+    let mut scene = Replay {
+        unread: HashMap::new(),
+        nothing_left: 0,
+        map: BTreeMap::new(),
+        list: HashSet::new(),
+    };
     for done in histories.iter().flatten() {
         match done {
             Done::Get { found: Some(value), .. } => *scene.unread.entry(*value).or_default() += 1,
@@ -65,11 +75,14 @@ fn has_an_order(histories: &[Vec<Done>]) -> bool {
             _ => {}
         }
     }
-    // States from which there is no way to the end, once they have been tried; they are tried in depth.
+    // States from which there is no way to the end, once they have been tried; they are tried in
+    // depth.
     let mut tried = HashSet::new();
     let mut open = vec![(vec![0; histories.len()], scene)];
     while let Some((mut at, mut scene)) = open.pop() {
-        while let Some(process) = (0..at.len()).find(|n| histories[*n].get(at[*n]).is_some_and(|done| scene.is_safe(done))) {
+        while let Some(process) = (0..at.len())
+            .find(|n| histories[*n].get(at[*n]).is_some_and(|done| scene.is_safe(done)))
+        {
             scene.play(&histories[process][at[process]]);
             at[process] += 1;
         }
@@ -79,7 +92,8 @@ fn has_an_order(histories: &[Vec<Done>]) -> bool {
         // What is in the list follows from how far each is.
         if tried.insert((at.clone(), scene.map.clone())) {
             for (process, history) in histories.iter().enumerate() {
-                if let Some(done) = history.get(at[process]).filter(|done| scene.is_possible(done)) {
+                if let Some(done) = history.get(at[process]).filter(|done| scene.is_possible(done))
+                {
                     let (mut at, mut scene) = (at.clone(), scene.clone());
                     scene.play(done);
                     at[process] += 1;
@@ -106,8 +120,10 @@ impl Replay {
     /// It may come next.
     fn is_possible(&self, done: &Done) -> bool {
         let there = |key| self.map.get(&key).copied();
-        let takes =
-            |key, before: Option<u32>| there(key) == before && before.is_none_or(|value| self.unread.get(&value).is_none_or(|n| *n == 0));
+        let takes = |key, before: Option<u32>| {
+            there(key) == before
+                && before.is_none_or(|value| self.unread.get(&value).is_none_or(|n| *n == 0))
+        };
         match *done {
             Done::Insert { key, before, .. } | Done::Remove { key, before } => takes(key, before),
             Done::Get { key, found } => there(key) == found,
@@ -148,13 +164,22 @@ fn answers_that_no_order_explains_are_found() {
     let pop = |got| Pop { front: true, got };
     // Nobody has taken it away; or somebody else has, or may have come later.
     assert!(!has_an_order(&[vec![insert(1, None), get(None)]]));
-    assert!(has_an_order(&[vec![insert(1, None), get(None)], vec![Remove { key: 1, before: Some(1) }]]));
+    assert!(has_an_order(&[
+        vec![insert(1, None), get(None)],
+        vec![Remove { key: 1, before: Some(1) }]
+    ]));
     assert!(has_an_order(&[vec![insert(1, None)], vec![get(None), get(Some(1))]]));
     assert!(!has_an_order(&[vec![insert(1, None)], vec![get(Some(1)), get(None)]]));
     // Two that both found nothing, and nobody took the first away.
     assert!(!has_an_order(&[vec![insert(1, None)], vec![insert(2, None)]]));
-    assert!(!has_an_order(&[vec![insert(1, None), insert(3, Some(2))], vec![insert(2, Some(1)), get(Some(1))]]));
-    assert!(has_an_order(&[vec![insert(1, None), insert(3, Some(2))], vec![insert(2, Some(1)), get(Some(3))]]));
+    assert!(!has_an_order(&[
+        vec![insert(1, None), insert(3, Some(2))],
+        vec![insert(2, Some(1)), get(Some(1))]
+    ]));
+    assert!(has_an_order(&[
+        vec![insert(1, None), insert(3, Some(2))],
+        vec![insert(2, Some(1)), get(Some(3))]
+    ]));
     assert!(!has_an_order(&[vec![Push(1), pop(None)], vec![pop(None), pop(None)]]));
     assert!(has_an_order(&[vec![Push(1), pop(None)], vec![pop(None), pop(Some(1)), pop(None)]]));
 }
@@ -165,7 +190,9 @@ async fn operations_from_four_processes_are_as_if_done_one_after_another() {
     const TIMES: u32 = 500;
     let pool = pool(4);
     let (map, list) = (pool.manager().map().unwrap(), pool.manager().list().unwrap());
-    let tasks: Vec<_> = (0..PROCESSES).map(|n| pool.spawn(operate, (map.clone(), list.clone(), n, TIMES))).collect();
+    let tasks: Vec<_> = (0..PROCESSES)
+        .map(|n| pool.spawn(operate, (map.clone(), list.clone(), n, TIMES)))
+        .collect();
     let mut histories = Vec::new();
     for task in tasks {
         histories.push(soon(task).await.unwrap());
@@ -186,7 +213,8 @@ async fn operations_from_four_processes_are_as_if_done_one_after_another() {
     }
     assert!(has_an_order(&histories), "no order explains the answers");
     // What was written and not taken is what is there.
-    let mut there: Vec<u32> = map.entries().await.unwrap().into_iter().map(|(_, value)| value).collect();
+    let mut there: Vec<u32> =
+        map.entries().await.unwrap().into_iter().map(|(_, value)| value).collect();
     there.extend(list.snapshot().await.unwrap());
     there.sort_unstable();
     let expected: Vec<u32> = wrote.difference(&took).copied().collect();
@@ -201,13 +229,17 @@ async fn operations_from_four_processes_are_as_if_done_one_after_another() {
 #[tokio::test]
 async fn what_is_not_there_is_told_to_the_one_who_asked_and_harms_nobody() {
     let pool = pool(1);
-    let (map, list) = (pool.manager().map::<String, u32>().unwrap(), pool.manager().list::<u32>().unwrap());
+    let (map, list) =
+        (pool.manager().map::<String, u32>().unwrap(), pool.manager().list::<u32>().unwrap());
     map.insert("a".into(), 1).await.unwrap();
     list.push(1).await.unwrap();
     let ask = |map: Map<String, u32>, list: List<u32>| {
         assert_eq!(map.blocking_get("b").unwrap(), None);
         assert_eq!(map.blocking_remove("b").unwrap(), None);
-        assert_eq!(map.blocking_compare_exchange("b".into(), Some(&1), Some(&2)).unwrap(), Err(None));
+        assert_eq!(
+            map.blocking_compare_exchange("b".into(), Some(&1), Some(&2)).unwrap(),
+            Err(None)
+        );
         assert_eq!(list.blocking_get(1).unwrap(), None);
         let errors = [
             list.blocking_set(1, 0).unwrap_err(),
@@ -240,7 +272,9 @@ async fn a_watcher_sees_what_other_processes_change() {
     let writers: Vec<_> = (0..2).map(|n| pool.spawn(write, (map.clone(), n))).collect();
     let mut seen = BTreeMap::<String, u32>::new();
     for _ in 0..200 {
-        let MapChange::Set { key, value } = soon(watch.changed()).await.unwrap() else { panic!("nothing was removed") };
+        let MapChange::Set { key, value } = soon(watch.changed()).await.unwrap() else {
+            panic!("nothing was removed")
+        };
         let before = seen.insert(key, value).unwrap_or(0);
         assert_eq!(value, before + 1);
     }
@@ -345,7 +379,10 @@ async fn what_cannot_travel_to_an_object_of_ones_own_or_back_is_told_and_the_obj
         ] {
             let error = giver.call(call).await.unwrap_err();
             assert_eq!(error.kind(), expected, "{error}");
-            assert!(reason.is_none_or(|reason| error.reason().unwrap().contains(reason)), "{error:?}");
+            assert!(
+                reason.is_none_or(|reason| error.reason().unwrap().contains(reason)),
+                "{error:?}"
+            );
         }
         // Of those it has seen the last three only.
         assert_eq!(giver.call((fine(), 0)).await.unwrap(), (fine(), 4));
@@ -406,7 +443,10 @@ async fn half_an_item_and_silence_keep_no_limit_from_its_time() {
         };
         let sending = pool.spawn(sends, (there, begun.clone()));
         until("it has begun", || begun.load().unwrap() != 0).await;
-        until("it waits, as a rule in the midst of it", || processes::state(begun.load().unwrap()) == Some('S')).await;
+        until("it waits, as a rule in the midst of it", || {
+            processes::state(begun.load().unwrap()) == Some('S')
+        })
+        .await;
         processes::stop(begun.load().unwrap());
         for _ in 0..2 {
             assert!(soon(here.recv_timeout(LIMIT)).await.unwrap_err().is_timeout());
@@ -422,14 +462,19 @@ async fn half_an_item_and_silence_keep_no_limit_from_its_time() {
         match soon(here.recv()).await {
             Ok(none) => assert_eq!(none, None, "it was stopped before it sent anything"),
             Err(error) => {
-                assert!(error.kind() == ErrorKind::Decode && error.to_string().contains("in the midst of an item"), "{error}");
+                assert!(
+                    error.kind() == ErrorKind::Decode
+                        && error.to_string().contains("in the midst of an item"),
+                    "{error}"
+                );
                 halves += 1;
             }
         }
     }
 }
 
-/// Reads what another writes, until the end: never older than what had been written before. Gives how often it was the same.
+/// Reads what another writes, until the end: never older than what had been written before. Gives
+/// how often it was the same.
 async fn read_on(map: Map<String, u64>, written: Value<u64>, last: u64) -> u64 {
     let (mut same, mut before) = (0, 0);
     loop {
@@ -488,9 +533,15 @@ async fn what_was_set_is_there_though_its_process_dies_at_once() {
     }
 }
 
-/// By turns with another: what one finds is what the other has set last, though it has read and set much before. Who has the turn
-/// is told by a queue, or by a lock.
-fn take_turns(map: Map<u64, u64>, turns: Queue<u64>, others: Queue<u64>, turn: Mutex<u64>, last: u64) {
+/// By turns with another: what one finds is what the other has set last, though it has read and set
+/// much before. Who has the turn is told by a queue, or by a lock.
+fn take_turns(
+    map: Map<u64, u64>,
+    turns: Queue<u64>,
+    others: Queue<u64>,
+    turn: Mutex<u64>,
+    last: u64,
+) {
     const KEYS: u64 = 3;
     while let Some(n) = turns.blocking_recv().unwrap() {
         loop {
@@ -531,9 +582,11 @@ async fn what_was_set_is_seen_by_whoever_hears_of_it_in_another_way() {
     let pool = pool(2);
     let manager = pool.manager();
     let map = manager.map().unwrap();
-    let (one, other, turn) = (manager.queue(4).unwrap(), manager.queue(4).unwrap(), manager.mutex(0).unwrap());
+    let (one, other, turn) =
+        (manager.queue(4).unwrap(), manager.queue(4).unwrap(), manager.mutex(0).unwrap());
     one.send(0).await.unwrap();
-    let first = pool.spawn(take_turns, (map.clone(), one.clone(), other.clone(), turn.clone(), 1_000));
+    let first =
+        pool.spawn(take_turns, (map.clone(), one.clone(), other.clone(), turn.clone(), 1_000));
     let second = pool.spawn(take_turns, (map.clone(), other, one, turn, 1_000));
     soon(first).await.unwrap();
     soon(second).await.unwrap();

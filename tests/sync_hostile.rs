@@ -1,8 +1,10 @@
-//! Workers that write what they like into the memory that they share with a manager: what they reach breaks, with a typed error, and
-//! nothing else; the manager and the application go on, and nobody waits for ever.
+//! Workers that write what they like into the memory that they share with a manager: what they
+//! reach breaks, with a typed error, and nothing else; the manager and the application go on, and
+//! nobody waits for ever.
 //!
-//! A worker knows its memory from `/proc/self/maps`: what was mapped when it used an object for the first time is that object's, and
-//! whatever lies in the same segment. (The rules are tried beside them with words of every kind: `manager/lane.rs`, `sync/mutex_tests.rs`.)
+//! A worker knows its memory from `/proc/self/maps`: what was mapped when it used an object for the
+//! first time is that object's, and whatever lies in the same segment. (The rules are tried beside
+//! them with words of every kind: `manager/lane.rs`, `sync/mutex_tests.rs`.)
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -52,19 +54,23 @@ fn shared_memory() -> BTreeSet<(usize, usize)> {
 fn scribble_over(how: Scribble, first_use: impl FnOnce(), told: impl FnOnce()) {
     let before = shared_memory();
     first_use();
-    let ours: Vec<Range<usize>> = shared_memory().difference(&before).map(|(from, to)| *from..*to).collect();
+    let ours: Vec<Range<usize>> =
+        shared_memory().difference(&before).map(|(from, to)| *from..*to).collect();
     assert!(!ours.is_empty(), "it has no memory");
     let mut noise = 1u64;
     let mut write = || {
         for place in ours.iter().flat_map(|range| range.clone().step_by(8)) {
-            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            noise = noise
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let word = match how {
                 Scribble::Zeros => 0,
                 Scribble::Ones => u64::MAX,
                 // Many of these are small numbers, which make more sense.
                 Scribble::Noise => noise >> (noise >> 58),
             };
-            // SAFETY: the place is mapped as long as the handle exists, which outlives this; everybody uses atomics there.
+            // SAFETY: the place is mapped as long as the handle exists, which outlives this;
+            // everybody uses atomics there.
             unsafe { AtomicU64::from_ptr(place as *mut u64) }.store(word, Ordering::Relaxed);
         }
     };
@@ -104,10 +110,17 @@ async fn a_lock_whose_memory_is_written_over_is_broken_and_no_other() {
     for how in AT_ONCE {
         let pool = pool(2);
         let manager = pool.manager();
-        let (bad, good, done) = (manager.mutex(large()).unwrap(), manager.mutex(5u64).unwrap(), manager.value(false).unwrap());
+        let (bad, good, done) = (
+            manager.mutex(large()).unwrap(),
+            manager.mutex(5u64).unwrap(),
+            manager.value(false).unwrap(),
+        );
         soon(pool.spawn(scribble_lock, (how, bad.clone(), done.clone()))).await.unwrap();
         let error = soon(bad.lock_timeout(Duration::from_secs(5))).await.map(drop).unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::ObjectBroken | ErrorKind::Decode), "{how:?}: {error}");
+        assert!(
+            matches!(error.kind(), ErrorKind::ObjectBroken | ErrorKind::Decode),
+            "{how:?}: {error}"
+        );
         assert!(is_typed(&soon(bad.get()).await.unwrap_err()));
         // Elsewhere, too; and the good one is good there and here.
         let seen = |bad: Mutex<Large>, good: Mutex<u64>| {
@@ -125,7 +138,11 @@ async fn a_lock_whose_memory_is_written_over_is_broken_and_no_other() {
 async fn a_lock_that_is_written_over_without_end_holds_up_nobody() {
     let pool = pool(2);
     let manager = pool.manager();
-    let (bad, good, done) = (manager.mutex(large()).unwrap(), manager.mutex(0u64).unwrap(), manager.value(false).unwrap());
+    let (bad, good, done) = (
+        manager.mutex(large()).unwrap(),
+        manager.mutex(0u64).unwrap(),
+        manager.value(false).unwrap(),
+    );
     let hostile = pool.spawn(scribble_lock, (Scribble::Noise, bad.clone(), done.clone()));
     until("it writes", || done.load().unwrap()).await;
     let add = |good: Mutex<u64>| *good.blocking_lock().unwrap() += 1;
@@ -149,19 +166,29 @@ async fn a_lock_that_is_written_over_without_end_holds_up_nobody() {
 #[tokio::test]
 async fn whatever_is_written_into_an_array_is_some_number_there_and_not_elsewhere() {
     fn scribble(how: Scribble, array: Array<u8>, flags: Array<bool>) {
-        scribble_over(how, || _ = (array.at(0).unwrap().load().unwrap(), flags.at(0).unwrap().load().unwrap()), || ());
+        scribble_over(
+            how,
+            || _ = (array.at(0).unwrap().load().unwrap(), flags.at(0).unwrap().load().unwrap()),
+            || (),
+        );
     }
     for (how, byte, flag) in [(Scribble::Zeros, 0, false), (Scribble::Ones, u8::MAX, true)] {
         let pool = pool(1);
         let manager = pool.manager();
-        let (array, flags, good) =
-            (manager.array(&[1u8; 5000]).unwrap(), manager.array(&[true; 5000]).unwrap(), manager.array(&[3u8; 5000]).unwrap());
+        let (array, flags, good) = (
+            manager.array(&[1u8; 5000]).unwrap(),
+            manager.array(&[true; 5000]).unwrap(),
+            manager.array(&[3u8; 5000]).unwrap(),
+        );
         soon(pool.spawn(scribble, (how, array.clone(), flags.clone()))).await.unwrap();
         assert_eq!((array.len(), array.to_vec().unwrap()), (5000, vec![byte; 5000]));
         assert_eq!(flags.to_vec().unwrap(), vec![flag; 5000]);
         // Bits that no byte has are no hindrance to who compares.
         let element = array.at(9).unwrap();
-        assert_eq!((element.compare_exchange(byte, 8).unwrap(), element.fetch_add(1).unwrap()), (Ok(byte), 8));
+        assert_eq!(
+            (element.compare_exchange(byte, 8).unwrap(), element.fetch_add(1).unwrap()),
+            (Ok(byte), 8)
+        );
         assert_eq!(flags.at(9).unwrap().fetch_xor(true).unwrap(), flag);
         assert_eq!(flags.at(9).unwrap().load().unwrap(), !flag);
         assert_eq!(good.to_vec().unwrap(), [3; 5000]);
@@ -190,7 +217,8 @@ fn scribble_lanes(how: Scribble, queue: Queue<u64>, done: Value<bool>) {
 async fn others_are_served(pool: &Pool, queue: &Queue<u64>) {
     const FIRST: u64 = 1 << 40;
     const COUNT: u64 = 500;
-    let send = |queue: Queue<u64>| (FIRST..FIRST + COUNT).for_each(|n| queue.blocking_send(n).unwrap());
+    let send =
+        |queue: Queue<u64>| (FIRST..FIRST + COUNT).for_each(|n| queue.blocking_send(n).unwrap());
     let sending = pool.spawn(send, queue);
     let mut next = FIRST;
     while next < FIRST + COUNT {
@@ -208,7 +236,8 @@ async fn lanes_that_are_written_over_cost_their_process_and_leave_the_queue_to_t
     for how in AT_ONCE {
         let pool = pool(2);
         let manager = pool.manager();
-        let (bad, good, done) = (manager.queue(32).unwrap(), manager.queue(4).unwrap(), manager.value(false).unwrap());
+        let (bad, good, done) =
+            (manager.queue(32).unwrap(), manager.queue(4).unwrap(), manager.value(false).unwrap());
         soon(pool.spawn(scribble_lanes, (how, bad.clone(), done.clone()))).await.unwrap();
         others_are_served(&pool, &bad).await;
         others_are_served(&pool, &good).await;
@@ -223,7 +252,8 @@ async fn lanes_that_are_written_over_cost_their_process_and_leave_the_queue_to_t
 async fn lanes_that_are_written_over_without_end_hold_up_nobody() {
     let pool = pool(2);
     let manager = pool.manager();
-    let (bad, good, done) = (manager.queue(32).unwrap(), manager.queue(4).unwrap(), manager.value(false).unwrap());
+    let (bad, good, done) =
+        (manager.queue(32).unwrap(), manager.queue(4).unwrap(), manager.value(false).unwrap());
     let hostile = pool.spawn(scribble_lanes, (Scribble::Noise, bad.clone(), done.clone()));
     until("it writes", || done.load().unwrap()).await;
     others_are_served(&pool, &bad).await;

@@ -1,5 +1,5 @@
-//! The manager, the lock and atomics across processes: what is left behind, stopped holders, and processes that are killed at any
-//! instant.
+//! The manager, the lock and atomics across processes: what is left behind, stopped holders, and
+//! processes that are killed at any instant.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -9,11 +9,12 @@ mod processes;
 use futures::StreamExt;
 use nix::sys::signal::Signal;
 use processes::{
-    Seen, children, descriptors, in_own_process, in_own_process_with_a_full_dev_shm, lines, note, own_dir, own_process, pid, soon, until,
-    wait_until,
+    Seen, children, descriptors, in_own_process, in_own_process_with_a_full_dev_shm, lines, note,
+    own_dir, own_process, pid, soon, until, wait_until,
 };
 use procpool::{
-    Array, Barrier, Channel, Condvar, Event, List, Manager, Map, Mutex, Pool, Process, Queue, Registered, RwLock, Semaphore, Served, Value,
+    Array, Barrier, Channel, Condvar, Event, List, Manager, Map, Mutex, Pool, Process, Queue,
+    Registered, RwLock, Semaphore, Served, Value,
 };
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -55,7 +56,8 @@ async fn eight_processes_add_by_read_pause_write_and_nothing_is_lost() {
 async fn twenty_waiters_in_five_processes_get_in_past_one_that_locks_again_and_again() {
     let pool = Pool::builder().workers(6).concurrency(4).build().unwrap();
     let manager = pool.manager();
-    let (lock, entered, begun) = (manager.mutex(0u64).unwrap(), manager.value(0u32).unwrap(), manager.value(false).unwrap());
+    let (lock, entered, begun) =
+        (manager.mutex(0u64).unwrap(), manager.value(0u32).unwrap(), manager.value(false).unwrap());
     // It never pauses, and ends only when all others were in.
     let hogs = |lock: Mutex<u64>, entered: Value<u32>, begun: Value<bool>| {
         while entered.load().unwrap() < 20 {
@@ -63,7 +65,12 @@ async fn twenty_waiters_in_five_processes_get_in_past_one_that_locks_again_and_a
             begun.store(true).unwrap();
         }
     };
-    async fn enters(lock: Mutex<u64>, entered: Value<u32>, pids: Mutex<BTreeSet<u32>>, all_wait: Barrier) {
+    async fn enters(
+        lock: Mutex<u64>,
+        entered: Value<u32>,
+        pids: Mutex<BTreeSet<u32>>,
+        all_wait: Barrier,
+    ) {
         pids.lock().await.unwrap().insert(pid());
         all_wait.wait().await.unwrap();
         let guard = lock.lock().await.unwrap();
@@ -73,7 +80,11 @@ async fn twenty_waiters_in_five_processes_get_in_past_one_that_locks_again_and_a
     let (pids, all_wait) = (manager.mutex(BTreeSet::new()).unwrap(), manager.barrier(20).unwrap());
     let hogging = pool.spawn(hogs, (lock.clone(), entered.clone(), begun.clone()));
     until("it locks", || begun.load().unwrap()).await;
-    let waiters: Vec<_> = (0..20).map(|_| pool.spawn(enters, (lock.clone(), entered.clone(), pids.clone(), all_wait.clone()))).collect();
+    let waiters: Vec<_> = (0..20)
+        .map(|_| {
+            pool.spawn(enters, (lock.clone(), entered.clone(), pids.clone(), all_wait.clone()))
+        })
+        .collect();
     for waiter in waiters {
         soon(waiter).await.unwrap();
     }
@@ -100,7 +111,8 @@ async fn while_a_holder_is_stopped_nobody_else_enters() {
     until("it holds", || holder.load().unwrap() != 0).await;
     let stopped = holder.load().unwrap();
     processes::stop(stopped);
-    let adding: Vec<_> = (0..2).map(|_| pool.spawn(add_slowly, (total.clone(), inside.clone(), 100))).collect();
+    let adding: Vec<_> =
+        (0..2).map(|_| pool.spawn(add_slowly, (total.clone(), inside.clone(), 100))).collect();
     // A whole second, as the scenario has it: nobody gets in.
     assert!(total.lock_timeout(Duration::from_secs(1)).await.unwrap_err().is_timeout());
     assert_eq!((inside.load().unwrap(), total.get().await.unwrap()), (1, 0));
@@ -128,7 +140,8 @@ async fn a_handle_that_has_been_everywhere_is_gone_when_all_have_dropped_it() {
     let back = soon(pool.spawn(stores, (lock, list.clone()))).await.unwrap();
     drop(back);
     assert_eq!(manager.objects(), before + 1, "the list keeps it");
-    let takes = |list: List<Mutex<u64>>| *list.blocking_pop().unwrap().unwrap().blocking_lock().unwrap();
+    let takes =
+        |list: List<Mutex<u64>>| *list.blocking_pop().unwrap().unwrap().blocking_lock().unwrap();
     assert_eq!(soon(pool.spawn(takes, &list)).await.unwrap(), 7);
     until("nobody has it any more", || manager.objects() == before).await;
 }
@@ -154,7 +167,12 @@ fn a_program_that_is_killed_with_every_kind_of_object_leaves_nothing() {
     let before = named_things(&temporary);
     let program = std::env::current_exe().unwrap();
     let mut command = own_process(&program, "own_process_uses_everything", dir.path());
-    let mut child = command.env("TMPDIR", &temporary).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let mut child = command
+        .env("TMPDIR", &temporary)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
     let log = dir.path().join("ready");
     wait_until("it uses everything", || log.exists());
     let workers: Vec<_> = children(child.id()).into_iter().filter_map(Seen::now).collect();
@@ -186,7 +204,11 @@ fn own_process_uses_everything() {
     let manager = pool.manager();
     let lock = manager.mutex(vec![0u8; 100_000]).unwrap();
     type More = (Condvar, List<u64>, Channel<u64>, Registered<Sum>);
-    let waits = |lock: Mutex<Vec<u8>>, event: Event, semaphore: Semaphore, rwlock: RwLock<u64>, (condvar, list, channel, sum): More| {
+    let waits = |lock: Mutex<Vec<u8>>,
+                 event: Event,
+                 semaphore: Semaphore,
+                 rwlock: RwLock<u64>,
+                 (condvar, list, channel, sum): More| {
         list.blocking_push(1).unwrap();
         channel.blocking_send(1).unwrap();
         sum.blocking_call(1).unwrap();
@@ -199,7 +221,8 @@ fn own_process_uses_everything() {
     let semaphore = manager.semaphore(1).unwrap();
     let rwlock = manager.rwlock(1u64).unwrap();
     let event = manager.event().unwrap();
-    let (condvar, list, sum) = (manager.condvar().unwrap(), manager.list().unwrap(), manager.register(Sum(0)).unwrap());
+    let (condvar, list, sum) =
+        (manager.condvar().unwrap(), manager.list().unwrap(), manager.register(Sum(0)).unwrap());
     let (ours, theirs): (Vec<_>, Vec<_>) = (0..2).map(|_| manager.channel().unwrap()).unzip();
     let call = |channel| {
         let more = (condvar.clone(), list.clone(), channel, sum.clone());
@@ -213,7 +236,9 @@ fn own_process_uses_everything() {
     let _barrier: Barrier = manager.barrier(2).unwrap();
     let _array = manager.array(&[0u64; 1000]).unwrap();
     assert!(ours.iter().all(|channel| channel.blocking_recv().unwrap() == Some(1)));
-    wait_until("both have come", || list.blocking_len().unwrap() == 2 && sum.blocking_call(0).unwrap() == 2);
+    wait_until("both have come", || {
+        list.blocking_len().unwrap() == 2 && sum.blocking_call(0).unwrap() == 2
+    });
     wait_until("they hold and wait", || semaphore.available_permits().unwrap() == 0);
     std::fs::write(dir.join("ready"), b"").unwrap();
     calls.into_iter().for_each(|call| drop(call.blocking_join()));
@@ -221,7 +246,8 @@ fn own_process_uses_everything() {
 
 // ---- an application that is killed, with its manager
 
-/// Waits for a lock, and looks at each object, when its manager's process is killed: what each call says, and that it ends.
+/// Waits for a lock, and looks at each object, when its manager's process is killed: what each call
+/// says, and that it ends.
 fn outlives_its_manager(lock: Mutex<u64>, queue: Queue<u64>, map: Map<u32, u64>, log: PathBuf) {
     assert_eq!(map.blocking_get(&1).unwrap(), Some(7));
     note(&log, pid());
@@ -233,14 +259,21 @@ fn outlives_its_manager(lock: Mutex<u64>, queue: Queue<u64>, map: Map<u32, u64>,
         queue.blocking_recv().unwrap_err(),
         map.blocking_insert(1, 8).unwrap_err(),
     ];
-    errors.iter().for_each(|error| note(&log, if error.is_manager_closed() { "closed".into() } else { format!("{error:?}") }));
+    errors.iter().for_each(|error| {
+        note(&log, if error.is_manager_closed() { "closed".into() } else { format!("{error:?}") })
+    });
     // It goes on without: with a manager of its own.
     let again = Manager::new().unwrap().mutex(1u64).unwrap();
     *again.blocking_lock().unwrap() += 1;
     note(&log, again.blocking_get().unwrap());
 }
 
-async fn outlives_its_manager_async(lock: Mutex<u64>, queue: Queue<u64>, map: Map<u32, u64>, log: PathBuf) {
+async fn outlives_its_manager_async(
+    lock: Mutex<u64>,
+    queue: Queue<u64>,
+    map: Map<u32, u64>,
+    log: PathBuf,
+) {
     assert_eq!(map.get(&1).await.unwrap(), Some(7));
     note(&log, pid());
     let (error, received) = tokio::join!(lock.lock(), queue.recv());
@@ -251,7 +284,9 @@ async fn outlives_its_manager_async(lock: Mutex<u64>, queue: Queue<u64>, map: Ma
         queue.send(1).await.unwrap_err().into_parts().1,
         map.insert(1, 8).await.unwrap_err(),
     ];
-    errors.iter().for_each(|error| note(&log, if error.is_manager_closed() { "closed".into() } else { format!("{error:?}") }));
+    errors.iter().for_each(|error| {
+        note(&log, if error.is_manager_closed() { "closed".into() } else { format!("{error:?}") })
+    });
     let again = Manager::new().unwrap().mutex(1u64).unwrap();
     *again.lock().await.unwrap() += 1;
     note(&log, again.get().await.unwrap());
@@ -271,10 +306,16 @@ fn outlives_its_memory(value: Value<u64>, log: PathBuf) {
 #[test]
 fn who_outlives_the_application_is_told_that_the_manager_is_gone_and_says_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let mut command = own_process(&std::env::current_exe().unwrap(), "own_process_that_is_killed_with_its_manager", dir.path());
+    let mut command = own_process(
+        &std::env::current_exe().unwrap(),
+        "own_process_that_is_killed_with_its_manager",
+        dir.path(),
+    );
     let mut application = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     let logs = ["sync", "async", "memory"].map(|name| dir.path().join(name));
-    wait_until("all wait", || logs.iter().all(|log| lines(log).len() == 1) && dir.path().join("ready").exists());
+    wait_until("all wait", || {
+        logs.iter().all(|log| lines(log).len() == 1) && dir.path().join("ready").exists()
+    });
     let all = logs.clone().map(|log| Seen::now(processes::pids(&log)[0]).unwrap());
     application.kill().unwrap();
     application.wait().unwrap();
@@ -291,7 +332,8 @@ fn who_outlives_the_application_is_told_that_the_manager_is_gone_and_says_nothin
 async fn own_process_that_is_killed_with_its_manager() {
     let Some(dir) = own_dir() else { return };
     let manager = Manager::new().unwrap();
-    let (lock, queue, map) = (manager.mutex(0u64).unwrap(), manager.queue(1).unwrap(), manager.map().unwrap());
+    let (lock, queue, map) =
+        (manager.mutex(0u64).unwrap(), manager.queue(1).unwrap(), manager.map().unwrap());
     map.insert(1, 7).await.unwrap();
     let _held = lock.lock().await.unwrap();
     let builder = |log: &PathBuf| {
@@ -300,9 +342,15 @@ async fn own_process_that_is_killed_with_its_manager() {
     };
     let (sync, other, memory) = (dir.join("sync"), dir.join("async"), dir.join("memory"));
     let all = (
-        builder(&sync).spawn(outlives_its_manager, (lock.clone(), queue.clone(), map.clone(), sync)).unwrap(),
-        builder(&other).spawn(outlives_its_manager_async, (lock.clone(), queue.clone(), map.clone(), other)).unwrap(),
-        builder(&memory).spawn(outlives_its_memory, (manager.value(0u64).unwrap(), memory)).unwrap(),
+        builder(&sync)
+            .spawn(outlives_its_manager, (lock.clone(), queue.clone(), map.clone(), sync))
+            .unwrap(),
+        builder(&other)
+            .spawn(outlives_its_manager_async, (lock.clone(), queue.clone(), map.clone(), other))
+            .unwrap(),
+        builder(&memory)
+            .spawn(outlives_its_memory, (manager.value(0u64).unwrap(), memory))
+            .unwrap(),
     );
     soon(all.0.started()).await.unwrap();
     soon(all.1.started()).await.unwrap();
@@ -331,7 +379,8 @@ async fn a_ring_of_processes_that_wait_for_each_other_is_told_to_one_of_them() {
     let pool = pool(2);
     let manager = pool.manager();
     manager.detect_deadlocks(true);
-    let (one, other) = (manager.mutex_named("one", 0u64).unwrap(), manager.mutex_named("other", 0u64).unwrap());
+    let (one, other) =
+        (manager.mutex_named("one", 0u64).unwrap(), manager.mutex_named("other", 0u64).unwrap());
     let both = manager.barrier(2).unwrap();
     let calls = [
         pool.spawn(takes_both, (one.clone(), other.clone(), both.clone())),
@@ -342,7 +391,12 @@ async fn a_ring_of_processes_that_wait_for_each_other_is_told_to_one_of_them() {
         rings.extend(soon(call).await.unwrap().err());
     }
     let [ring] = &rings[..] else { panic!("{rings:?}") };
-    assert!(ring.starts_with("deadlock: process ") && ring.contains("\"one\"") && ring.contains("\"other\""), "{ring}");
+    assert!(
+        ring.starts_with("deadlock: process ")
+            && ring.contains("\"one\"")
+            && ring.contains("\"other\""),
+        "{ring}"
+    );
     assert_eq!(ring.matches(" waits for mutex ").count(), 2, "{ring}");
     // It was an error for one, and nothing else: both locks are free.
     assert!(one.try_lock().unwrap().is_some() && other.try_lock().unwrap().is_some());
@@ -356,7 +410,8 @@ fn a_thread_that_wants_what_it_has_is_told_and_one_that_only_looks_like_it_is_no
     let held = one.blocking_lock().unwrap();
     let error = one.blocking_lock().unwrap_err();
     assert!(error.is_deadlock(), "{error}");
-    // Two threads of one process, whose locks are taken in both orders, but not by threads that wait for each other.
+    // Two threads of one process, whose locks are taken in both orders, but not by threads that
+    // wait for each other.
     let waits = std::thread::spawn({
         let (one, other) = (one.clone(), other.clone());
         move || {
@@ -365,7 +420,10 @@ fn a_thread_that_wants_what_it_has_is_told_and_one_that_only_looks_like_it_is_no
         }
     });
     wait_until("it holds the other", || other.try_lock().unwrap().is_none());
-    assert!(other.blocking_lock_timeout(Duration::from_millis(10)).unwrap_err().is_timeout(), "it gives up by itself");
+    assert!(
+        other.blocking_lock_timeout(Duration::from_millis(10)).unwrap_err().is_timeout(),
+        "it gives up by itself"
+    );
     drop(held);
     waits.join().unwrap();
     manager.detect_deadlocks(false);
@@ -395,7 +453,8 @@ fn rings_are_looked_for_by_default_in_debug_builds_and_only_there() {
 #[test]
 fn each_kind_of_object_is_found_again_by_its_name() {
     let manager = Manager::new().unwrap();
-    // Each is made twice by the same name: the second is the first, so it sees what was done to that.
+    // Each is made twice by the same name: the second is the first, so it sees what was done to
+    // that.
     let [one, other] = [(); 2].map(|()| manager.mutex_named("x", 1u64).unwrap());
     *one.blocking_lock().unwrap() = 2;
     assert_eq!(other.blocking_get().unwrap(), 2);
@@ -467,7 +526,9 @@ fn own_process_with_limits() {
     let large = manager.mutex(vec![1u8; 200_000]).unwrap();
     *number.blocking_lock().unwrap() += 1;
     large.blocking_lock().unwrap().push(2);
-    let reads = |number: Mutex<u64>, large: Mutex<Vec<u8>>| (number.blocking_get().unwrap(), large.blocking_get().unwrap().len());
+    let reads = |number: Mutex<u64>, large: Mutex<Vec<u8>>| {
+        (number.blocking_get().unwrap(), large.blocking_get().unwrap().len())
+    };
     let seen = soon_blocking(pool.spawn(reads, (number.clone(), large.clone())));
     assert_eq!(seen, (2, 200_001));
     assert_eq!(manager.array(&[0u8; 100_000]).unwrap_err().kind(), procpool::ErrorKind::Memory);
@@ -478,16 +539,27 @@ fn own_process_with_limits() {
 async fn a_worker_without_address_space_is_told_so_and_goes_on() {
     let pool = pool(1);
     let manager = pool.manager();
-    let (small, large) = (manager.value(7u64).unwrap(), manager.array(&vec![1u64; 2 << 20]).unwrap());
+    let (small, large) =
+        (manager.value(7u64).unwrap(), manager.array(&vec![1u64; 2 << 20]).unwrap());
     let tries = |small: Value<u64>, large: Array<u64>| {
         use nix::sys::resource::{Resource, getrlimit, setrlimit};
         assert_eq!(small.load().unwrap(), 7);
         let (soft, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
-        let pages: u64 = std::fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
+        let pages: u64 = std::fs::read_to_string("/proc/self/statm")
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
         setrlimit(Resource::RLIMIT_AS, pages * 4096 + (4 << 20), hard).unwrap();
         let refused = large.at(0).unwrap().load().map_err(|error| error.kind());
         setrlimit(Resource::RLIMIT_AS, soft, hard).unwrap();
-        (refused == Err(procpool::ErrorKind::Memory), small.load().unwrap(), large.at(5).unwrap().load().unwrap())
+        (
+            refused == Err(procpool::ErrorKind::Memory),
+            small.load().unwrap(),
+            large.at(5).unwrap().load().unwrap(),
+        )
     };
     assert_eq!(soon(pool.spawn(tries, (small, large))).await.unwrap(), (true, 7, 1));
 }
@@ -498,7 +570,8 @@ fn mapped() -> usize {
     maps.lines().filter(|line| line.contains(" rw-s ") && line.contains("/memfd:")).count()
 }
 
-/// Sends, receives and reads so often that there are lanes, if they are to be had: how many, and whether all was right.
+/// Sends, receives and reads so often that there are lanes, if they are to be had: how many, and
+/// whether all was right.
 fn use_lanes(queue: &Queue<u64>, map: &Map<u32, u64>) -> (usize, bool) {
     let before = mapped();
     let mut right = true;
@@ -560,7 +633,9 @@ fn own_process_with_lanes() {
     let uses = |queue: Queue<u64>, map: Map<u32, u64>, application: (u32, usize)| {
         let before = memory_of(pid());
         let used = use_lanes(&queue, &map);
-        wait_until("the application has no descriptor for them", || memory_of(application.0) == application.1);
+        wait_until("the application has no descriptor for them", || {
+            memory_of(application.0) == application.1
+        });
         (used, memory_of(pid()) == before)
     };
     let application = (pid(), memory_of(pid()));
@@ -574,12 +649,19 @@ async fn a_worker_without_address_space_for_lanes_sends_and_receives_by_message(
     let uses = |queues: [Queue<u64>; 2], maps: [Map<u32, u64>; 2]| {
         use nix::sys::resource::{Resource, getrlimit, setrlimit};
         maps[0].blocking_get(&1).unwrap(); // it has the thread that reads
-        // Something on the heap, which a limit on addresses does not take away: it is free, and stays below what is not.
+        // Something on the heap, which a limit on addresses does not take away: it is free, and
+        // stays below what is not.
         let free: Vec<_> = (0..40).map(|_| vec![0u8; 50_000]).collect();
         let stays = vec![0u8; 50_000];
         drop(free);
         let (soft, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
-        let pages: u64 = std::fs::read_to_string("/proc/self/statm").unwrap().split(' ').next().unwrap().parse().unwrap();
+        let pages: u64 = std::fs::read_to_string("/proc/self/statm")
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
         setrlimit(Resource::RLIMIT_AS, pages * 4096, hard).unwrap();
         let without = use_lanes(&queues[0], &maps[0]);
         setrlimit(Resource::RLIMIT_AS, soft, hard).unwrap();
@@ -611,15 +693,18 @@ fn own_process_with_a_full_dev_shm() {
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
     let pool = pool(1);
     let manager = pool.manager();
-    let (queue, map): (Queue<u64>, Map<u32, u64>) = (manager.queue(10).unwrap(), manager.map().unwrap());
+    let (queue, map): (Queue<u64>, Map<u32, u64>) =
+        (manager.queue(10).unwrap(), manager.map().unwrap());
     map.blocking_insert(1, 7).unwrap();
-    let (lock, array) = (manager.mutex(vec![1u8; 200_000]).unwrap(), manager.array(&[1u64; 100_000]).unwrap());
+    let (lock, array) =
+        (manager.mutex(vec![1u8; 200_000]).unwrap(), manager.array(&[1u64; 100_000]).unwrap());
     let uses = |queue: Queue<u64>, map: Map<u32, u64>, lock: Mutex<Vec<u8>>, array: Array<u64>| {
         lock.blocking_lock().unwrap().push(2);
         array.at(99_999).unwrap().fetch_add(1).unwrap();
         use_lanes(&queue, &map)
     };
-    let used = soon_blocking(pool.spawn(uses, (queue.clone(), map.clone(), lock.clone(), array.clone())));
+    let used =
+        soon_blocking(pool.spawn(uses, (queue.clone(), map.clone(), lock.clone(), array.clone())));
     assert_eq!(used, (3, true));
     assert_eq!((lock.blocking_get().unwrap().len(), array.to_vec().unwrap()[99_999]), (200_001, 2));
 }
@@ -630,8 +715,15 @@ fn soon_blocking<R: serde::de::DeserializeOwned>(handle: procpool::JoinHandle<R>
 
 // ---- torture
 
-/// Everything that one item does, each part of it once, however often it is begun: parts that were done are passed over.
-fn handle_item(item: u64, sum: Mutex<(u64, BTreeSet<u64>)>, stock: RwLock<(u64, BTreeSet<u64>)>, permits: Semaphore, seen: Map<u64, u32>) {
+/// Everything that one item does, each part of it once, however often it is begun: parts that were
+/// done are passed over.
+fn handle_item(
+    item: u64,
+    sum: Mutex<(u64, BTreeSet<u64>)>,
+    stock: RwLock<(u64, BTreeSet<u64>)>,
+    permits: Semaphore,
+    seen: Map<u64, u32>,
+) {
     let _permit = permits.blocking_acquire().unwrap();
     {
         let mut guard = sum.blocking_lock().unwrap();
@@ -649,7 +741,13 @@ fn handle_item(item: u64, sum: Mutex<(u64, BTreeSet<u64>)>, stock: RwLock<(u64, 
     seen.blocking_update(item, |times| Some(times.unwrap_or(0) + 1)).unwrap();
 }
 
-type Objects = (Queue<u64>, Mutex<(u64, BTreeSet<u64>)>, RwLock<(u64, BTreeSet<u64>)>, Semaphore, Map<u64, u32>);
+type Objects = (
+    Queue<u64>,
+    Mutex<(u64, BTreeSet<u64>)>,
+    RwLock<(u64, BTreeSet<u64>)>,
+    Semaphore,
+    Map<u64, u32>,
+);
 
 /// Takes items until there are none; what it had when it died is delivered to another.
 fn consume((queue, sum, stock, permits, seen): Objects) {
@@ -693,7 +791,9 @@ async fn torture(workers: usize, items: u64, kills: u32, seed: u64) {
     let mut random = {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         move |below: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) % below
         }
     };
@@ -739,7 +839,8 @@ async fn torture(workers: usize, items: u64, kills: u32, seed: u64) {
         let alive = children(std::process::id());
         let Some(victim) = alive.get(random(alive.len().max(1) as u64) as usize) else { continue };
         if random(4) == 0 {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*victim as i32), Signal::SIGSTOP);
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(*victim as i32), Signal::SIGSTOP);
             tokio::time::sleep(Duration::from_micros(random(15_000))).await;
         }
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*victim as i32), Signal::SIGKILL);

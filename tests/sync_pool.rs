@@ -146,8 +146,11 @@ async fn a_task_that_holds_a_lock_over_its_time_limit_rolls_back() {
     const LIMIT: Duration = Duration::from_millis(100);
     for sync in [false, true] {
         *lock.lock().await.unwrap() = 1;
-        let task =
-            if sync { pool.call(blocks).timeout(LIMIT).spawn(lock.clone()) } else { pool.call(holds).timeout(LIMIT).spawn(lock.clone()) };
+        let task = if sync {
+            pool.call(blocks).timeout(LIMIT).spawn(lock.clone())
+        } else {
+            pool.call(holds).timeout(LIMIT).spawn(lock.clone())
+        };
         assert!(soon(task).await.unwrap_err().is_timeout());
         let mut guard = soon(lock.lock()).await.unwrap();
         assert_eq!((*guard, guard.recovered()), (2, true), "sync: {sync}");
@@ -169,7 +172,8 @@ async fn a_holder_that_ends_however_gives_the_next_the_lock_within_ten_milliseco
     }
     let pool = pool(1);
     let manager = pool.manager();
-    let (lock, held, exit) = (manager.mutex(1u64).unwrap(), manager.value(0u32).unwrap(), manager.value(false).unwrap());
+    let (lock, held, exit) =
+        (manager.mutex(1u64).unwrap(), manager.value(0u32).unwrap(), manager.value(false).unwrap());
     for by_exit in [false, true] {
         let mut all = Vec::new();
         for _ in 0..20 {
@@ -270,7 +274,8 @@ async fn after_the_manager_is_closed_every_worker_says_so() {
     }
     let begun = pool.manager().value(0u32).unwrap();
     let guard = total.lock().await.unwrap();
-    let waiting: Vec<_> = (0..4).map(|_| pool.spawn(waits, (total.clone(), begun.clone()))).collect();
+    let waiting: Vec<_> =
+        (0..4).map(|_| pool.spawn(waits, (total.clone(), begun.clone()))).collect();
     until("they have begun", || begun.load().unwrap() == 4).await;
     pool.manager().close();
     for waiting in waiting {
@@ -352,7 +357,8 @@ async fn an_async_task_may_block_its_runtime_with_another_executor_that_waits_fo
     }
     let pool = pool(1);
     let manager = pool.manager();
-    let (total, items, reached) = (manager.mutex(0).unwrap(), manager.queue(8).unwrap(), manager.value(0u64).unwrap());
+    let (total, items, reached) =
+        (manager.mutex(0).unwrap(), manager.queue(8).unwrap(), manager.value(0u64).unwrap());
     let task = pool.spawn(waits_by_blocking, &(total.clone(), items.clone(), reached.clone()));
     for n in 0..40 {
         until("the task is so far", || reached.load().unwrap() == n).await;
@@ -364,13 +370,15 @@ async fn an_async_task_may_block_its_runtime_with_another_executor_that_waits_fo
     assert_eq!(total.get().await.unwrap(), 40);
 }
 
-/// A manager does not listen to one who does not read: what is sent has no room before what has come is read, and the runtime does not turn.
+/// A manager does not listen to one who does not read: what is sent has no room before what has
+/// come is read, and the runtime does not turn.
 #[tokio::test]
 async fn a_task_that_blocks_its_runtime_may_send_and_receive_more_at_once_than_there_is_room_for() {
     const LARGE: usize = 12 << 20;
     async fn exchanges(items: Queue<String>, results: Queue<String>) -> usize {
         let received = futures::future::join_all((0..3).map(|_| items.recv()));
-        let (received, sent) = block_on(futures::future::join(received, results.send("1".repeat(LARGE))));
+        let (received, sent) =
+            block_on(futures::future::join(received, results.send("1".repeat(LARGE))));
         sent.unwrap();
         received.into_iter().map(|item| item.unwrap().unwrap().len()).sum()
     }

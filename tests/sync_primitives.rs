@@ -8,7 +8,9 @@ mod processes;
 use futures::FutureExt;
 use nix::sys::signal::Signal;
 use processes::{signal, soon, until};
-use procpool::{Barrier, Condvar, ErrorKind, Event, List, Manager, Mutex, Pool, RwLock, Semaphore, Value};
+use procpool::{
+    Barrier, Condvar, ErrorKind, Event, List, Manager, Mutex, Pool, RwLock, Semaphore, Value,
+};
 use std::time::{Duration, Instant};
 
 fn pool(workers: usize) -> Pool {
@@ -25,7 +27,9 @@ async fn a_semaphore_counts_and_a_bounded_one_stays_at_its_limit() {
         let two = semaphore.try_acquire().unwrap().unwrap();
         values.push(semaphore.available_permits().unwrap());
         assert!(semaphore.try_acquire().unwrap().is_none());
-        assert!(semaphore.blocking_acquire_timeout(Duration::from_millis(10)).unwrap_err().is_timeout());
+        assert!(
+            semaphore.blocking_acquire_timeout(Duration::from_millis(10)).unwrap_err().is_timeout()
+        );
         drop(one);
         values.push(semaphore.available_permits().unwrap());
         drop(two);
@@ -87,7 +91,10 @@ async fn a_barrier_is_broken_for_the_survivor_and_for_newcomers_when_a_party_is_
     let barrier = pool.manager().barrier(3).unwrap();
     let waits = |barrier: Barrier, pids: List<u32>| {
         pids.blocking_push(std::process::id()).unwrap();
-        barrier.blocking_wait().map(|result| result.is_leader()).map_err(|error| error.is_broken_barrier())
+        barrier
+            .blocking_wait()
+            .map(|result| result.is_leader())
+            .map_err(|error| error.is_broken_barrier())
     };
     let pids = pool.manager().list::<u32>().unwrap();
     let doomed = pool.spawn(waits, (barrier.clone(), pids.clone()));
@@ -128,7 +135,8 @@ async fn five_processes_pass_a_barrier_a_thousand_times_in_step_with_one_leader_
         }
         led
     };
-    let tasks: Vec<_> = (0..5).map(|_| pool.spawn(run, (barrier.clone(), here.clone(), ROUNDS))).collect();
+    let tasks: Vec<_> =
+        (0..5).map(|_| pool.spawn(run, (barrier.clone(), here.clone(), ROUNDS))).collect();
     let mut led = 0;
     for task in tasks {
         led += tokio::time::timeout(Duration::from_secs(100), task).await.unwrap().unwrap();
@@ -153,7 +161,8 @@ async fn an_event_that_one_process_sets_wakes_fifty_waiters_in_five() {
         wait.await.unwrap();
         std::process::id()
     }
-    let waiters: Vec<_> = (0..50).map(|_| pool.spawn(waits, (event.clone(), waiting.clone()))).collect();
+    let waiters: Vec<_> =
+        (0..50).map(|_| pool.spawn(waits, (event.clone(), waiting.clone()))).collect();
     until("all wait", || waiting.load().unwrap() == 50).await;
     let set = |event: Event| (event.set().unwrap(), event.set().unwrap());
     assert_eq!(soon(pool.spawn(set, &event)).await.unwrap(), (false, true));
@@ -198,12 +207,15 @@ async fn a_condition_is_waited_for_across_processes() {
     let (stock, changed) = (manager.mutex(0u32).unwrap(), manager.condvar().unwrap());
     let take = |stock: Mutex<u32>, changed: Condvar, times: u32| {
         for _ in 0..times {
-            let mut stock = changed.blocking_wait_while(stock.blocking_lock().unwrap(), |stock| *stock == 0).unwrap();
+            let mut stock = changed
+                .blocking_wait_while(stock.blocking_lock().unwrap(), |stock| *stock == 0)
+                .unwrap();
             *stock -= 1;
         }
         times
     };
-    let takers: Vec<_> = (0..3).map(|_| pool.spawn(take, (stock.clone(), changed.clone(), 50))).collect();
+    let takers: Vec<_> =
+        (0..3).map(|_| pool.spawn(take, (stock.clone(), changed.clone(), 50))).collect();
     for _ in 0..150 {
         *stock.lock().await.unwrap() += 1;
         changed.notify_one().unwrap();

@@ -8,7 +8,10 @@ mod processes;
 use futures::{FutureExt, SinkExt, StreamExt};
 use nix::sys::signal::Signal;
 use processes::{signal, soon, until};
-use procpool::{Delivery, ErrorKind, Event, Failure, Manager, Pool, Process, Queue, QueueReceiver, QueueSender, Value};
+use procpool::{
+    Delivery, ErrorKind, Event, Failure, Manager, Pool, Process, Queue, QueueReceiver, QueueSender,
+    Value,
+};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -314,7 +317,10 @@ async fn large_items_and_handles_travel_through_a_queue() {
     }
     let answers = pool.manager().queue(1).unwrap();
     let refused = queue.send((vec![1; 17 << 20], answers)).await.unwrap_err();
-    assert_eq!((refused.error().kind(), refused.error().size_limit()), (ErrorKind::TooLarge, Some(16 << 20)));
+    assert_eq!(
+        (refused.error().kind(), refused.error().size_limit()),
+        (ErrorKind::TooLarge, Some(16 << 20))
+    );
     queue.close().await.unwrap();
     soon(server).await.unwrap();
     drop((queue, refused));
@@ -342,9 +348,14 @@ fn send_on_blocking(queue: Queue<u64>, returned: Value<u64>) -> Result<(), Failu
 async fn what_a_producer_that_is_killed_in_full_flight_has_sent_arrives_once_and_in_order() {
     let manager = Manager::new().unwrap();
     for round in 0..8u64 {
-        let (queue, returned) = (manager.queue(1 << (2 * round)).unwrap(), manager.value(0u64).unwrap());
+        let (queue, returned) =
+            (manager.queue(1 << (2 * round)).unwrap(), manager.value(0u64).unwrap());
         let args = (queue.clone(), returned.clone());
-        let process = if round % 2 == 0 { Process::spawn(send_on, args) } else { Process::spawn(send_on_blocking, args) };
+        let process = if round % 2 == 0 {
+            Process::spawn(send_on, args)
+        } else {
+            Process::spawn(send_on_blocking, args)
+        };
         let process = process.map(Killed).unwrap();
         // In full flight: some thousand have come.
         let mut next = 0;
@@ -361,7 +372,8 @@ async fn what_a_producer_that_is_killed_in_full_flight_has_sent_arrives_once_and
         // One send may have been under way.
         let more = queue.recv_timeout(SHORT).await;
         assert!(
-            matches!(more, Ok(Some(number)) if number == next) || more.as_ref().is_err_and(|e| e.is_timeout()),
+            matches!(more, Ok(Some(number)) if number == next)
+                || more.as_ref().is_err_and(|e| e.is_timeout()),
             "{more:?} after {next}"
         );
         assert!(queue.recv_timeout(SHORT).await.unwrap_err().is_timeout());
@@ -384,12 +396,18 @@ fn take_on_blocking(queue: Queue<u64>, taken: Value<u64>) -> Result<(), Failure>
 }
 
 #[tokio::test]
-async fn a_consumer_that_is_killed_in_full_flight_takes_along_what_it_had_in_its_hands_and_no_more() {
+async fn a_consumer_that_is_killed_in_full_flight_takes_along_what_it_had_in_its_hands_and_no_more()
+{
     let manager = Manager::new().unwrap();
     for round in 0..8u64 {
-        let (queue, taken) = (manager.queue(1 << (2 * round)).unwrap(), manager.value(0u64).unwrap());
+        let (queue, taken) =
+            (manager.queue(1 << (2 * round)).unwrap(), manager.value(0u64).unwrap());
         let args = (queue.clone(), taken.clone());
-        let process = if round % 2 == 0 { Process::spawn(take_on, args) } else { Process::spawn(take_on_blocking, args) };
+        let process = if round % 2 == 0 {
+            Process::spawn(take_on, args)
+        } else {
+            Process::spawn(take_on_blocking, args)
+        };
         let process = process.map(Killed).unwrap();
         let mut sent = 0;
         while sent < 2_000 + 321 * round {
@@ -399,14 +417,18 @@ async fn a_consumer_that_is_killed_in_full_flight_takes_along_what_it_had_in_its
         until("it takes", || taken.load().unwrap() > 0).await;
         process.kill().await;
         let taken = taken.load().unwrap();
-        // What it was sent by message comes back when its end is known: then nothing is on offer any more.
+        // What it was sent by message comes back when its end is known: then nothing is on offer
+        // any more.
         let mut rest = Vec::new();
         while rest.last().copied().unwrap_or(taken.max(1) - 1) + 1 < sent {
             let Ok(Some(number)) = queue.recv_timeout(SHORT).await else { break };
             rest.push(number);
         }
         let first = rest.first().copied().unwrap_or(sent);
-        assert!(first == taken || first == taken + 1, "{first} is the first that is left, of {sent}; {taken} were taken");
+        assert!(
+            first == taken || first == taken + 1,
+            "{first} is the first that is left, of {sent}; {taken} were taken"
+        );
         assert!(rest.iter().copied().eq(first..sent), "{rest:?}");
         assert!(queue.is_empty().unwrap());
     }
@@ -422,7 +444,8 @@ impl Killed {
     }
 }
 
-/// What one consumer has been sent ahead and has not taken is there for another, at once, and each item comes once.
+/// What one consumer has been sent ahead and has not taken is there for another, at once, and each
+/// item comes once.
 #[tokio::test]
 async fn a_consumer_that_stops_keeps_nothing_from_another() {
     let manager = Manager::new().unwrap();

@@ -1,13 +1,16 @@
-//! Processes that are killed at random instants while they hold, wait for and change every kind of shared object.
+//! Processes that are killed at random instants while they hold, wait for and change every kind of
+//! shared object.
 //!
-//! Each test gives one or two kinds to workers, kills them, and begins what they did again, until the work is done. At the end the
-//! sums are exact: what a process writes down before and after each of its steps says how often a step was done, but for the one step that
-//! it was in when it died. So the only room that a sum has is that of the deaths, and that is asserted.
+//! Each test gives one or two kinds to workers, kills them, and begins what they did again, until
+//! the work is done. At the end the sums are exact: what a process writes down before and after
+//! each of its steps says how often a step was done, but for the one step that it was in when it
+//! died. So the only room that a sum has is that of the deaths, and that is asserted.
 //!
-//! A round has one seed. A test goes on with further ones until a task has died of it, and a barrier has broken: a round in which
-//! nobody was hit shows nothing. `PROCPOOL_TORTURE_SECONDS` makes each go on for as long, and `PROCPOOL_TORTURE_SEED` says with which
-//! it begins. The lock, the semaphore, the lock of readers and writers, the map and leases are
-//! tortured in `sync_manager.rs`, the lanes of a queue in `sync_queue.rs` as well.
+//! A round has one seed. A test goes on with further ones until a task has died of it, and a
+//! barrier has broken: a round in which nobody was hit shows nothing. `PROCPOOL_TORTURE_SECONDS`
+//! makes each go on for as long, and `PROCPOOL_TORTURE_SEED` says with which it begins. The lock,
+//! the semaphore, the lock of readers and writers, the map and leases are tortured in
+//! `sync_manager.rs`, the lanes of a queue in `sync_queue.rs` as well.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -21,7 +24,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use processes::{children, in_own_process, own_dir, pid, soon, until};
 use procpool::{
-    ArgsFor, Array, Barrier, Channel, Condvar, ErrorKind, Event, List, Map, Mutex, Pool, Queue, Registered, Served, Task, Value,
+    ArgsFor, Array, Barrier, Channel, Condvar, ErrorKind, Event, List, Map, Mutex, Pool, Queue,
+    Registered, Served, Task, Value,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,7 +46,8 @@ fn number(name: &str) -> Option<u64> {
     env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
-/// One round: a pool whose workers are killed. It kills children of this process, whatever they are.
+/// One round: a pool whose workers are killed. It kills children of this process, whatever they
+/// are.
 struct Round {
     pool: Pool,
     dir: TempDir,
@@ -57,15 +62,28 @@ struct Round {
 impl Round {
     fn new(seed: u64) -> Self {
         // Some are killed before they were given anything, and that is not what is tried here.
-        let pool = Pool::builder().workers(WORKERS).restart_limit(1_000_000, Duration::from_secs(1)).build().unwrap();
+        let pool = Pool::builder()
+            .workers(WORKERS)
+            .restart_limit(1_000_000, Duration::from_secs(1))
+            .build()
+            .unwrap();
         let state = std::sync::Mutex::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let [killed, deaths] = [const { AtomicU32::new(0) }; 2];
-        Self { pool, dir: TempDir::new().unwrap(), seed, state, killed, enough: AtomicBool::new(false), deaths }
+        Self {
+            pool,
+            dir: TempDir::new().unwrap(),
+            seed,
+            state,
+            killed,
+            enough: AtomicBool::new(false),
+            deaths,
+        }
     }
 
     fn random(&self, below: u64) -> u64 {
         let mut state = self.state.lock().unwrap();
-        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (*state >> 33) % below
     }
 
@@ -113,7 +131,8 @@ impl Round {
         loop {
             match self.pool.spawn(function, args.clone()).await {
                 Ok(result) => return result,
-                // So many were killed while they started that those who waited for them are told. It did not run.
+                // So many were killed while they started that those who waited for them are told.
+                // It did not run.
                 Err(error) if error.is_start_failed() => {}
                 Err(error) => {
                     assert!(error.is_worker_died(), "seed {}: {error}", self.seed);
@@ -127,7 +146,8 @@ impl Round {
         self.deaths.load(Ordering::Relaxed).into()
     }
 
-    /// All that is left is the manager, and nobody refers to anything in it. Whether somebody was hit.
+    /// All that is left is the manager, and nobody refers to anything in it. Whether somebody was
+    /// hit.
     async fn ends(self) -> bool {
         until("no reference is left", || self.pool.manager().objects() == 0).await;
         // (Of those that are killed, some are just starting.)
@@ -146,8 +166,10 @@ fn rounds<F: Future<Output = bool>>(round: impl Fn(Round) -> F) {
     if own_dir().is_none() {
         return;
     }
-    let until = Instant::now() + Duration::from_secs(number("PROCPOOL_TORTURE_SECONDS").unwrap_or(0));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let until =
+        Instant::now() + Duration::from_secs(number("PROCPOOL_TORTURE_SECONDS").unwrap_or(0));
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (mut hit, mut harmless) = (false, 0);
     for seed in number("PROCPOOL_TORTURE_SEED").unwrap_or(1).. {
         println!("seed {seed}");
@@ -195,11 +217,15 @@ fn numbers(notes: &BTreeMap<String, Vec<String>>, what: &str) -> Vec<u64> {
     notes.get(what).into_iter().flatten().map(|text| text.parse().unwrap()).collect()
 }
 
-/// A counter of which every step gives what was there before, each once: what nobody has noted belongs to the dead.
+/// A counter of which every step gives what was there before, each once: what nobody has noted
+/// belongs to the dead.
 fn assert_counts(total: u64, begun: &[u64], before: &[u64], deaths: u64) {
     let noted: BTreeSet<_> = before.iter().copied().collect();
     assert_eq!(noted.len(), before.len(), "two had the same step");
-    assert!(noted.last().is_none_or(|last| *last < total), "a step was done that the sum does not have");
+    assert!(
+        noted.last().is_none_or(|last| *last < total),
+        "a step was done that the sum does not have"
+    );
     assert!(total <= begun.len() as u64, "{total} steps of {}", begun.len());
     let unsaid = total - before.len() as u64;
     assert!(unsaid <= deaths, "{unsaid} steps that nobody noted, and {deaths} have died");
@@ -207,7 +233,13 @@ fn assert_counts(total: u64, begun: &[u64], before: &[u64], deaths: u64) {
 
 // ---- values and arrays
 
-fn count_on(dir: PathBuf, value: Value<u64>, array: Array<u32>, sum: Array<f64>, stop: Value<bool>) {
+fn count_on(
+    dir: PathBuf,
+    value: Value<u64>,
+    array: Array<u32>,
+    sum: Array<f64>,
+    stop: Value<bool>,
+) {
     let mut journal = Journal::of(&dir);
     let mut n = u64::from(pid());
     while !stop.load().unwrap() {
@@ -235,7 +267,11 @@ fn steps_of_values_and_arrays_are_whole_or_not_there() {
 fn own_process_values() {
     rounds(|round| async move {
         let manager = round.pool.manager();
-        let (value, array, sum) = (manager.value(0u64).unwrap(), manager.array(&[0u32; 8]).unwrap(), manager.array(&[0.5f64; 3]).unwrap());
+        let (value, array, sum) = (
+            manager.value(0u64).unwrap(),
+            manager.array(&[0u32; 8]).unwrap(),
+            manager.array(&[0.5f64; 3]).unwrap(),
+        );
         let stop = manager.value(false).unwrap();
         let dir = round.dir.path().to_owned();
         let args = (dir.clone(), value.clone(), array.clone(), sum.clone(), stop.clone());
@@ -247,14 +283,26 @@ fn own_process_values() {
         soon(async { tokio::join!(counting, killing) }).await;
 
         let (notes, deaths) = (Journal::read(&dir), round.deaths());
-        let count = |total: u64, what: &str| assert_counts(total, &numbers(&notes, &format!("{what}?")), &numbers(&notes, what), deaths);
+        let count = |total: u64, what: &str| {
+            assert_counts(
+                total,
+                &numbers(&notes, &format!("{what}?")),
+                &numbers(&notes, what),
+                deaths,
+            )
+        };
         count(value.load().unwrap(), "value");
         for (at, total) in array.to_vec().unwrap().into_iter().enumerate() {
             count(total.into(), &format!("element{at}"));
         }
         let [left, total, right] = sum.to_vec().unwrap()[..] else { panic!("three") };
         assert_eq!((left, right), (0.5, 0.5), "its neighbours");
-        let before = notes.get("float").into_iter().flatten().map(|text| text.parse::<f64>().unwrap() as u64).collect::<Vec<_>>();
+        let before = notes
+            .get("float")
+            .into_iter()
+            .flatten()
+            .map(|text| text.parse::<f64>().unwrap() as u64)
+            .collect::<Vec<_>>();
         assert_counts((total - 0.5) as u64, &numbers(&notes, "float?"), &before, deaths);
         drop((args, value, array, sum, stop));
         round.ends().await
@@ -263,8 +311,9 @@ fn own_process_values() {
 
 // ---- events
 
-/// Passes through one event after the other: round n is that of event n % 2. Who begins again begins with the round that it is; and
-/// with the next one if it had passed that, for everybody else may go on then, and its event be cleared.
+/// Passes through one event after the other: round n is that of event n % 2. Who begins again
+/// begins with the round that it is; and with the next one if it had passed that, for everybody
+/// else may go on then, and its event be cleared.
 fn pass_on(number: usize, events: [Event; 2], now: Value<u64>, passed: Array<u32>) {
     let rounds = passed.len() / WORKERS;
     for at in now.load().unwrap() as usize..rounds {
@@ -288,14 +337,20 @@ fn own_process_events() {
         const ROUNDS: usize = 400;
         let manager = round.pool.manager();
         let events = [manager.event().unwrap(), manager.event().unwrap()];
-        let (now, passed) = (manager.value(0u64).unwrap(), manager.array(&[0u32; ROUNDS * WORKERS]).unwrap());
-        let waiting = join_all((0..WORKERS).map(|number| round.again(pass_on, (number, events.clone(), now.clone(), passed.clone()))));
+        let (now, passed) =
+            (manager.value(0u64).unwrap(), manager.array(&[0u32; ROUNDS * WORKERS]).unwrap());
+        let waiting = join_all((0..WORKERS).map(|number| {
+            round.again(pass_on, (number, events.clone(), now.clone(), passed.clone()))
+        }));
         let setting = async {
             for at in 0..ROUNDS {
                 events[(at + 1) % 2].clear().unwrap();
                 now.store(at as u64).unwrap();
                 events[at % 2].set().unwrap();
-                let all = || (0..WORKERS).all(|number| passed.at(at * WORKERS + number).unwrap().load().unwrap() > 0);
+                let all = || {
+                    (0..WORKERS)
+                        .all(|number| passed.at(at * WORKERS + number).unwrap().load().unwrap() > 0)
+                };
                 until("all have passed it", all).await;
             }
         };
@@ -319,7 +374,8 @@ struct Stock {
 fn take_stock(stock: Mutex<Stock>, changed: Condvar) {
     loop {
         let guard = stock.blocking_lock().unwrap();
-        let mut guard = changed.blocking_wait_while(guard, |stock| stock.there == 0 && !stock.no_more).unwrap();
+        let mut guard =
+            changed.blocking_wait_while(guard, |stock| stock.there == 0 && !stock.no_more).unwrap();
         if guard.there == 0 {
             return;
         }
@@ -339,8 +395,11 @@ fn own_process_condvar() {
     rounds(|round| async move {
         const ITEMS: u64 = 1500;
         let manager = round.pool.manager();
-        let (stock, changed) = (manager.mutex(Stock::default()).unwrap(), manager.condvar().unwrap());
-        let taking = join_all((0..WORKERS).map(|_| round.again(take_stock, (stock.clone(), changed.clone()))));
+        let (stock, changed) =
+            (manager.mutex(Stock::default()).unwrap(), manager.condvar().unwrap());
+        let taking = join_all(
+            (0..WORKERS).map(|_| round.again(take_stock, (stock.clone(), changed.clone()))),
+        );
         let making = async {
             for _ in 0..ITEMS {
                 stock.lock().await.unwrap().there += 1;
@@ -374,7 +433,10 @@ fn meet(barrier: Barrier, come: Value<u64>, passed: Array<u32>, leaders: Array<u
                 if round >= passed.len() {
                     return false; // all who had passed the last round died before they said so
                 }
-                assert!(come.load().unwrap() >= ((round + 1) * WORKERS) as u64, "a round was passed by fewer than all");
+                assert!(
+                    come.load().unwrap() >= ((round + 1) * WORKERS) as u64,
+                    "a round was passed by fewer than all"
+                );
                 passed.at(round).unwrap().fetch_add(1).unwrap();
                 if result.is_leader() {
                     leaders.at(round).unwrap().fetch_add(1).unwrap();
@@ -402,12 +464,14 @@ fn own_process_barrier() {
         let manager = round.pool.manager();
         let barrier = manager.barrier(WORKERS as u32).unwrap();
         let come = manager.value(0u64).unwrap();
-        let (passed, leaders) = (manager.array(&[0u32; ROUNDS]).unwrap(), manager.array(&[0u32; ROUNDS]).unwrap());
+        let (passed, leaders) =
+            (manager.array(&[0u32; ROUNDS]).unwrap(), manager.array(&[0u32; ROUNDS]).unwrap());
         let args = (barrier.clone(), come.clone(), passed.clone(), leaders.clone());
         let mut resets = 0;
         let meeting = async {
             loop {
-                // One that is begun again finds it broken, or comes to the round that the others wait for.
+                // One that is begun again finds it broken, or comes to the round that the others
+                // wait for.
                 let broken = join_all((0..WORKERS).map(|_| round.again(meet, args.clone()))).await;
                 if !broken.contains(&true) {
                     break;
@@ -423,9 +487,17 @@ fn own_process_barrier() {
         soon(async { tokio::join!(meeting, round.kill(15)) }).await;
         assert!(resets <= round.deaths(), "it broke {resets} times by itself");
         let [passed, leaders] = [passed, leaders].map(|counts| counts.to_vec().unwrap());
-        assert!(passed.iter().all(|count| (*count as usize) <= WORKERS) && leaders.iter().all(|count| *count <= 1));
-        let missing = |counts: Vec<u32>, all: usize| (ROUNDS * all) as u64 - counts.into_iter().map(u64::from).sum::<u64>();
-        assert!(missing(passed, WORKERS) <= round.deaths() && missing(leaders, 1) <= round.deaths(), "who did not say so is dead");
+        assert!(
+            passed.iter().all(|count| (*count as usize) <= WORKERS)
+                && leaders.iter().all(|count| *count <= 1)
+        );
+        let missing = |counts: Vec<u32>, all: usize| {
+            (ROUNDS * all) as u64 - counts.into_iter().map(u64::from).sum::<u64>()
+        };
+        assert!(
+            missing(passed, WORKERS) <= round.deaths() && missing(leaders, 1) <= round.deaths(),
+            "who did not say so is dead"
+        );
         drop((args, barrier, come));
         round.ends().await && resets > 0
     });
@@ -466,7 +538,8 @@ fn own_process_lists() {
     rounds(|round| async move {
         let manager = round.pool.manager();
         let no_more = manager.value(false).unwrap();
-        let [from, to, counts]: [List<u64>; 3] = [manager.list().unwrap(), manager.list().unwrap(), manager.list().unwrap()];
+        let [from, to, counts]: [List<u64>; 3] =
+            [manager.list().unwrap(), manager.list().unwrap(), manager.list().unwrap()];
         counts.extend([0; 5]).await.unwrap();
         let dir = round.dir.path().to_owned();
         let args = (dir.clone(), from.clone(), to.clone(), counts.clone(), no_more.clone());
@@ -494,7 +567,8 @@ fn own_process_lists() {
         assert_eq!(had.iter().collect::<BTreeSet<_>>().len(), had.len(), "two had the same");
         assert!(there.iter().all(|item| had.contains(item)));
         for (at, total) in counts.snapshot().await.unwrap().into_iter().enumerate() {
-            let (begun, after) = (numbers(&notes, &format!("count{at}?")), numbers(&notes, &format!("count{at}")));
+            let (begun, after) =
+                (numbers(&notes, &format!("count{at}?")), numbers(&notes, &format!("count{at}")));
             let before: Vec<_> = after.into_iter().map(|after| after - 1).collect();
             assert_counts(total, &begun, &before, deaths);
         }
@@ -536,10 +610,15 @@ fn own_process_queue() {
         let (queue, stop) = (manager.queue(64).unwrap(), manager.value(false).unwrap());
         let dir = round.dir.path().to_owned();
         let sending = async {
-            join_all((0..WORKERS / 2).map(|_| round.again(send_on, (dir.clone(), queue.clone(), stop.clone())))).await;
+            join_all(
+                (0..WORKERS / 2)
+                    .map(|_| round.again(send_on, (dir.clone(), queue.clone(), stop.clone()))),
+            )
+            .await;
             queue.close().await.unwrap();
         };
-        let taking = join_all((0..WORKERS / 2).map(|_| round.again(take_on, (dir.clone(), queue.clone()))));
+        let taking =
+            join_all((0..WORKERS / 2).map(|_| round.again(take_on, (dir.clone(), queue.clone()))));
         let killing = async {
             round.kill(15).await;
             stop.store(true).unwrap();
@@ -595,7 +674,9 @@ fn own_process_map() {
         let manager = round.pool.manager();
         let (map, stop) = (manager.map().unwrap(), manager.value(false).unwrap());
         let dir = round.dir.path().to_owned();
-        let setting = join_all((0..WORKERS).map(|_| round.again(set_on, (dir.clone(), map.clone(), stop.clone()))));
+        let setting = join_all(
+            (0..WORKERS).map(|_| round.again(set_on, (dir.clone(), map.clone(), stop.clone()))),
+        );
         let killing = async {
             round.kill(15).await;
             stop.store(true).unwrap();
@@ -603,7 +684,10 @@ fn own_process_map() {
         soon(async { tokio::join!(setting, killing) }).await;
         let notes = Journal::read(&dir);
         let last = |what: &str| -> BTreeMap<u32, u64> {
-            numbers(&notes, what).into_iter().map(|note| ((note >> 32) as u32, note & u64::from(u32::MAX))).collect()
+            numbers(&notes, what)
+                .into_iter()
+                .map(|note| ((note >> 32) as u32, note & u64::from(u32::MAX)))
+                .collect()
         };
         let (begun, set, there) = (last("sets"), last("set"), map.entries().await.unwrap());
         let there: BTreeMap<u32, u64> = there.into_iter().collect();
@@ -619,7 +703,8 @@ fn own_process_map() {
 
 // ---- channels
 
-/// Sends numbered items until it is killed, or the other end is closed; some are larger than what the socket has room for.
+/// Sends numbered items until it is killed, or the other end is closed; some are larger than what
+/// the socket has room for.
 fn talk(dir: PathBuf, end: Channel<(u64, Vec<u8>)>) {
     let mut journal = Journal::of(&dir);
     for n in 0.. {
@@ -651,7 +736,10 @@ fn own_process_channels() {
                 while next < most {
                     match here.recv().await {
                         Ok(Some((number, bytes))) => {
-                            assert!(number == next && bytes.iter().all(|byte| *byte == number as u8), "{number} instead of {next}");
+                            assert!(
+                                number == next && bytes.iter().all(|byte| *byte == number as u8),
+                                "{number} instead of {next}"
+                            );
                             next += 1;
                         }
                         Ok(None) => return false,
@@ -670,7 +758,8 @@ fn own_process_channels() {
             assert!(soon(talking).await.unwrap_err().is_worker_died());
             round.deaths.fetch_add(1, Ordering::Relaxed);
             let notes = Journal::read(&dir);
-            let (begun, sent) = (numbers(&notes, "sends").len() as u64, numbers(&notes, "sent").len() as u64);
+            let (begun, sent) =
+                (numbers(&notes, "sends").len() as u64, numbers(&notes, "sent").len() as u64);
             assert!(sent <= next && next <= begun, "{next} arrived of {sent} to {begun}");
             assert!(!torn || next == sent, "the torn one is the one that was not sent");
             // And to one that is dead: told, and not waited for.
@@ -718,9 +807,12 @@ fn an_object_of_ones_own_does_each_call_once_though_its_caller_is_killed() {
 fn own_process_registered() {
     rounds(|round| async move {
         let manager = round.pool.manager();
-        let (tally, stop) = (manager.register(Tally::default()).unwrap(), manager.value(false).unwrap());
+        let (tally, stop) =
+            (manager.register(Tally::default()).unwrap(), manager.value(false).unwrap());
         let dir = round.dir.path().to_owned();
-        let calling = join_all((0..WORKERS).map(|_| round.again(tally_on, (dir.clone(), tally.clone(), stop.clone()))));
+        let calling = join_all(
+            (0..WORKERS).map(|_| round.again(tally_on, (dir.clone(), tally.clone(), stop.clone()))),
+        );
         let killing = async {
             round.kill(15).await;
             stop.store(true).unwrap();

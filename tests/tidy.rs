@@ -1,9 +1,9 @@
-//! What no compiler checks: the direction of dependencies, that async methods say what their cancellation does, the changelog, the list
-//! of scenarios, and that of traps.
+//! What no compiler checks: the direction of dependencies, that async methods say what their
+//! cancellation does, the changelog, the list of scenarios, and that of traps.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -31,15 +31,26 @@ fn sources(dir: &str) -> Vec<PathBuf> {
 
 #[test]
 fn dependencies_point_one_way() {
-    const LAYERS: [&str; 9] = ["error", "wire", "task", "process", "manager", "sync", "worker", "single", "pool"];
+    const LAYERS: [&str; 9] =
+        ["error", "wire", "task", "process", "manager", "sync", "worker", "single", "pool"];
     let mut wrong = Vec::new();
     for path in sources("src") {
         let place = path.strip_prefix(root().join("src")).unwrap();
         let Some(own) = LAYERS.iter().position(|layer| place.starts_with(layer)) else { continue };
-        for line in fs::read_to_string(&path).unwrap().lines().filter(|line| !line.trim_start().starts_with("//")) {
+        for line in fs::read_to_string(&path)
+            .unwrap()
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+        {
             for (layer, name) in LAYERS.iter().enumerate().skip(own + 1) {
-                if line.contains(&format!("crate::{name}::")) || line.contains(&format!("crate::{{{name}")) {
-                    wrong.push(format!("{}: {} (layer {layer} above {own})", place.display(), line.trim()));
+                if line.contains(&format!("crate::{name}::"))
+                    || line.contains(&format!("crate::{{{name}"))
+                {
+                    wrong.push(format!(
+                        "{}: {} (layer {layer} above {own})",
+                        place.display(),
+                        line.trim()
+                    ));
                 }
             }
         }
@@ -87,7 +98,8 @@ fn every_async_method_says_what_becomes_of_it_when_it_is_dropped() {
             if line.starts_with("pub async fn") && !says {
                 silent.push(format!("{}: {line}", path.display()));
             }
-            says = line == "/// # Cancel safety" || (says && (line.starts_with("///") || line.starts_with("#[")));
+            says = line == "/// # Cancel safety"
+                || (says && (line.starts_with("///") || line.starts_with("#[")));
         }
     }
     assert!(silent.is_empty(), "{silent:#?}");
@@ -105,13 +117,16 @@ fn tests_by_name() -> BTreeSet<String> {
     for path in sources("tests").into_iter().chain(sources("src")) {
         let place = path.strip_prefix(root()).unwrap().with_extension("");
         let module = place.display().to_string().replace('/', "::");
-        let module = module.strip_prefix("tests::").or_else(|| module.strip_prefix("src::")).unwrap();
+        let module =
+            module.strip_prefix("tests::").or_else(|| module.strip_prefix("src::")).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         let mut is_test = false;
         for line in text.lines().map(str::trim) {
             if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
                 is_test = true;
-            } else if let Some(rest) = line.strip_prefix("fn ").or_else(|| line.strip_prefix("async fn ")) {
+            } else if let Some(rest) =
+                line.strip_prefix("fn ").or_else(|| line.strip_prefix("async fn "))
+            {
                 if is_test {
                     names.insert(format!("{module}::{}", rest.split(['(', '<']).next().unwrap()));
                 }
@@ -122,29 +137,44 @@ fn tests_by_name() -> BTreeSet<String> {
     names
 }
 
-#[test]
-fn every_scenario_is_listed_and_shown_by_tests_that_exist() {
-    const SCENARIOS: u32 = 122;
+/// Reads a list of three columns, `number`, `done` or `waits`, and the tests or the reason, and checks
+/// that it has exactly the numbers that it must have, each shown by tests that exist.
+fn check_list(file: &str, numbers: impl Iterator<Item = String>) {
     let tests = tests_by_name();
-    let list = fs::read_to_string(root().join("tests/scenarios.tsv")).unwrap();
-    let mut seen = BTreeMap::new();
+    let list = fs::read_to_string(root().join(file)).unwrap();
+    let mut seen = BTreeSet::new();
     for line in list.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
-        let [number, state, what] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("three columns, not: {line}") };
-        assert!(seen.insert(number.to_owned(), ()).is_none(), "{number} stands twice");
+        let [number, state, what] = line.split('\t').collect::<Vec<_>>()[..] else {
+            panic!("{file}: three columns, not: {line}")
+        };
+        assert!(seen.insert(number.to_owned()), "{file}: {number} stands twice");
         match state {
             "done" => {
                 for test in what.split(", ") {
-                    assert!(tests.contains(test), "{number} is shown by {test}, which does not exist");
+                    assert!(
+                        tests.contains(test),
+                        "{file}: {number} is shown by {test}, which does not exist"
+                    );
                 }
             }
             "waits" => assert!(what.len() > 10, "{number} does not say what it waits for"),
-            other => panic!("{number} is {other}, neither done nor waits"),
+            other => panic!("{file}: {number} is {other}, neither done nor waits"),
         }
     }
-    for number in 1..=SCENARIOS {
-        assert!(seen.contains_key(&format!("G-{number:03}")), "G-{number:03} is missing");
-    }
-    assert_eq!(seen.len(), SCENARIOS as usize);
+    assert_eq!(seen, numbers.collect(), "{file}");
+}
+
+#[test]
+fn every_scenario_is_listed_and_shown_by_tests_that_exist() {
+    check_list("tests/scenarios.tsv", (1..=122).map(|number| format!("G-{number:03}")));
+}
+
+#[test]
+fn every_case_is_listed_and_shown_by_tests_that_exist() {
+    let findings = [('H', 5), ('M', 6), ('L', 4)];
+    let findings =
+        findings.iter().flat_map(|(kind, last)| (1..=*last).map(move |n| format!("{kind}{n}")));
+    check_list("tests/cases.tsv", (1..=32).map(|number: u32| number.to_string()).chain(findings));
 }
 
 /// Each says which tests show it, or that none does; and those it names exist.
@@ -156,28 +186,50 @@ fn every_trap_is_shown_by_tests_that_exist_or_says_that_it_is_not() {
     assert!(traps.len() > 30, "{} traps", traps.len());
     for trap in traps {
         let name = trap.lines().next().unwrap();
-        let shown: Vec<_> = trap.split("Shown by: ").skip(1).flat_map(|by| by.split("\n\n").next().unwrap().split('`')).collect();
-        let named: Vec<_> = shown.into_iter().filter(|word| word.contains("::") && !word.contains(' ')).collect();
+        let shown: Vec<_> = trap
+            .split("Shown by: ")
+            .skip(1)
+            .flat_map(|by| by.split("\n\n").next().unwrap().split('`'))
+            .collect();
+        let named: Vec<_> =
+            shown.into_iter().filter(|word| word.contains("::") && !word.contains(' ')).collect();
         for test in &named {
             assert!(tests.contains(*test), "{name:?} is shown by {test}, which does not exist");
         }
-        assert!(!named.is_empty() || trap.contains("Not shown"), "{name:?} says neither what shows it, nor that nothing does");
+        assert!(
+            !named.is_empty() || trap.contains("Not shown"),
+            "{name:?} says neither what shows it, nor that nothing does"
+        );
     }
 }
 
-/// The README's links lead to docs.rs where it is read by itself, and into the documentation where it is its front page: both lists
-/// have the same names, and rustdoc checks that those of the second exist.
+/// The README's links lead to docs.rs where it is read by itself, and into the documentation where
+/// it is its front page: both lists have the same names, and rustdoc checks that those of the
+/// second exist.
 #[test]
 fn the_readmes_links_are_those_of_the_front_page() {
     fn names(text: &str) -> BTreeSet<&str> {
-        text.lines().filter(|line| line.starts_with('[')).filter_map(|line| line.split_once("]: ")).map(|(name, _)| name).collect()
+        text.lines()
+            .filter(|line| line.starts_with('['))
+            .filter_map(|line| line.split_once("]: "))
+            .map(|(name, _)| name)
+            .collect()
     }
-    let (readme, links) =
-        (fs::read_to_string(root().join("README.md")).unwrap(), fs::read_to_string(root().join("docs/links.md")).unwrap());
+    let (readme, links) = (
+        fs::read_to_string(root().join("README.md")).unwrap(),
+        fs::read_to_string(root().join("docs/links.md")).unwrap(),
+    );
     assert_eq!(names(&readme), names(&links));
     assert!(names(&links).len() > 30);
-    let text: String = readme.lines().filter(|line| !line.starts_with("[")).flat_map(|line| [line, "\n"]).collect();
-    assert!(!text.lines().any(|line| line.starts_with("# ") && !line.starts_with("# procpool")), "a hidden line is seen elsewhere");
+    let text: String = readme
+        .lines()
+        .filter(|line| !line.starts_with("["))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    assert!(
+        !text.lines().any(|line| line.starts_with("# ") && !line.starts_with("# procpool")),
+        "a hidden line is seen elsewhere"
+    );
     for name in names(&links) {
         let name = &name[1..];
         assert!(text.contains(&format!("[{name}]")), "nothing leads to {name}");

@@ -10,7 +10,8 @@ use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use processes::{
-    Seen, die, hang, lines, note, pid, pids, seen, signal, soon, spin, start_sleeping, state, stop, until, wait_for, wait_until,
+    Seen, die, hang, lines, note, pid, pids, seen, signal, soon, spin, start_sleeping, state, stop,
+    until, wait_for, wait_until,
 };
 use procpool::{Pool, TaskError};
 use std::collections::HashSet;
@@ -66,7 +67,15 @@ async fn a_task_that_exits_is_never_taken_for_done() {
 #[tokio::test]
 async fn each_signal_is_named_in_the_error() {
     let pool = pool(2);
-    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGABRT, Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE] {
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGKILL,
+        Signal::SIGABRT,
+        Signal::SIGSEGV,
+        Signal::SIGBUS,
+        Signal::SIGILL,
+        Signal::SIGFPE,
+    ] {
         died_by(soon(pool.spawn(die, signal as i32)).await, signal);
     }
     died_by(soon(pool.spawn(|| -> () { std::process::abort() }, ())).await, Signal::SIGABRT);
@@ -78,7 +87,8 @@ fn fault() {
     let one_page = std::num::NonZeroUsize::new(4096).unwrap();
     // SAFETY: a new mapping; the write to it is what kills the process, which is what is asked for.
     unsafe {
-        let page = mmap_anonymous(None, one_page, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE).unwrap();
+        let page =
+            mmap_anonymous(None, one_page, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE).unwrap();
         page.cast::<u8>().as_ptr().write_volatile(1);
     }
 }
@@ -152,7 +162,10 @@ async fn a_task_that_kills_its_worker_runs_once_however_busy_the_machine_is() {
                     note(&log, line);
                     die(Signal::SIGKILL as i32);
                 };
-                died_by(soon(pool.spawn(last_words, (log.clone(), format!("{caller}.{n}")))).await, Signal::SIGKILL);
+                died_by(
+                    soon(pool.spawn(last_words, (log.clone(), format!("{caller}.{n}")))).await,
+                    Signal::SIGKILL,
+                );
             }
         })
     });
@@ -161,7 +174,8 @@ async fn a_task_that_kills_its_worker_runs_once_however_busy_the_machine_is() {
     }
     let ran = lines(&log);
     assert_eq!(ran.iter().collect::<HashSet<_>>().len(), ran.len(), "a task ran twice");
-    // A task may have been in the socket of a worker that died of the one before it, and never have begun.
+    // A task may have been in the socket of a worker that died of the one before it, and never have
+    // begun.
     assert!(ran.len() <= 320);
 }
 
@@ -202,12 +216,20 @@ async fn workers_that_kill_each_other_at_once_are_all_accounted_for() {
     }
     let (pool, dir) = (pool(WORKERS), tempdir().unwrap());
     soon(pool.ready()).await.unwrap();
-    let tasks: Vec<_> = (0..WORKERS).map(|own| pool.spawn(kill_neighbour, (dir.path().to_owned(), own))).collect();
-    until("all have begun", || (0..WORKERS).all(|n| dir.path().join(format!("pid-{n}")).exists())).await;
-    let workers: Vec<u32> =
-        (0..WORKERS).map(|n| std::fs::read_to_string(dir.path().join(format!("pid-{n}"))).unwrap().parse().unwrap()).collect();
+    let tasks: Vec<_> =
+        (0..WORKERS).map(|own| pool.spawn(kill_neighbour, (dir.path().to_owned(), own))).collect();
+    until("all have begun", || (0..WORKERS).all(|n| dir.path().join(format!("pid-{n}")).exists()))
+        .await;
+    let workers: Vec<u32> = (0..WORKERS)
+        .map(|n| {
+            std::fs::read_to_string(dir.path().join(format!("pid-{n}"))).unwrap().parse().unwrap()
+        })
+        .collect();
     let dead = |n: usize| state(workers[n]).is_none();
-    until("each has killed or is dead", || (0..WORKERS).all(|n| dir.path().join(format!("killed-{n}")).exists() || dead(n))).await;
+    until("each has killed or is dead", || {
+        (0..WORKERS).all(|n| dir.path().join(format!("killed-{n}")).exists() || dead(n))
+    })
+    .await;
     let killed = (0..WORKERS).filter(|n| dir.path().join(format!("killed-{n}")).exists());
     let victims: HashSet<usize> = killed.map(victim).collect();
     until("the victims are dead", || victims.iter().all(|n| dead(*n))).await;
@@ -223,7 +245,8 @@ async fn workers_that_kill_each_other_at_once_are_all_accounted_for() {
     soon(pool.ready()).await.unwrap();
     // All at once, so in as many processes.
     let (log, gate) = (dir.path().join("log"), dir.path().join("gate 2"));
-    let again: Vec<_> = (0..WORKERS).map(|_| pool.spawn(wait_for, (log.clone(), gate.clone()))).collect();
+    let again: Vec<_> =
+        (0..WORKERS).map(|_| pool.spawn(wait_for, (log.clone(), gate.clone()))).collect();
     until("all run at once", || lines(&log).len() == WORKERS).await;
     std::fs::write(&gate, "").unwrap();
     let mut pids = HashSet::new();
@@ -295,7 +318,10 @@ async fn a_worker_killed_while_it_reads_a_large_argument_costs_nothing() {
     assert_eq!(soon(large).await.unwrap(), 64 << 20, "it had not begun, so it runs elsewhere");
     std::fs::write(gate, "").unwrap();
     soon(other).await.unwrap();
-    assert_eq!(soon(pool.spawn(|bytes: Vec<u8>| bytes.len(), vec![7; 1 << 20])).await.unwrap(), 1 << 20);
+    assert_eq!(
+        soon(pool.spawn(|bytes: Vec<u8>| bytes.len(), vec![7; 1 << 20])).await.unwrap(),
+        1 << 20
+    );
 }
 
 /// Kills its process as soon as bytes stand in its socket that the pool has not read.
@@ -334,7 +360,10 @@ async fn a_worker_killed_while_it_writes_a_large_result_costs_that_task_only() {
     let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
     let other = pool.spawn(wait_for, (log.clone(), gate.clone()));
     until("the first task runs", || lines(&log).len() == 1).await;
-    died_by(soon(pool.spawn(answer_and_die, 64 << 20)).await.map(|(_, bytes)| bytes.len()), Signal::SIGKILL);
+    died_by(
+        soon(pool.spawn(answer_and_die, 64 << 20)).await.map(|(_, bytes)| bytes.len()),
+        Signal::SIGKILL,
+    );
     std::fs::write(gate, "").unwrap();
     soon(other).await.unwrap();
     soon(pool.spawn(pid, ())).await.unwrap();
@@ -344,7 +373,8 @@ async fn a_worker_killed_while_it_writes_a_large_result_costs_that_task_only() {
 async fn a_result_that_was_written_whole_counts_though_its_worker_died() {
     let pool = pool(2);
     for _ in 0..50 {
-        // Whether the worker is killed before the pool reads is chance; the result is there in any case.
+        // Whether the worker is killed before the pool reads is chance; the result is there in any
+        // case.
         let (worker, bytes) = soon(pool.spawn(answer_and_die, 10)).await.unwrap();
         assert_eq!(bytes, vec![7; 10]);
         // The next one shall not meet a process that is about to kill itself.
@@ -361,7 +391,10 @@ async fn tasks_with_large_arguments_that_all_abort_leave_no_writer_blocked() {
     for task in tasks {
         died_by(soon(task).await, Signal::SIGABRT);
     }
-    assert_eq!(soon(pool.spawn(|bytes: Vec<u8>| bytes.len(), vec![1; 3 << 20])).await.unwrap(), 3 << 20);
+    assert_eq!(
+        soon(pool.spawn(|bytes: Vec<u8>| bytes.len(), vec![1; 3 << 20])).await.unwrap(),
+        3 << 20
+    );
 }
 
 #[tokio::test]
@@ -451,10 +484,12 @@ fn fork_and_return() -> i32 {
     // SAFETY: the worker's main thread is its only one; the copy does nothing but return.
     match unsafe { nix::unistd::fork() }.unwrap() {
         nix::unistd::ForkResult::Child => -1,
-        nix::unistd::ForkResult::Parent { child } => match nix::sys::wait::waitpid(child, None).unwrap() {
-            nix::sys::wait::WaitStatus::Exited(_, code) => 1000 + code,
-            other => panic!("the copy ended by {other:?}"),
-        },
+        nix::unistd::ForkResult::Parent { child } => {
+            match nix::sys::wait::waitpid(child, None).unwrap() {
+                nix::sys::wait::WaitStatus::Exited(_, code) => 1000 + code,
+                other => panic!("the copy ended by {other:?}"),
+            }
+        }
     }
 }
 
@@ -518,7 +553,8 @@ async fn what_a_task_has_started_dies_with_its_worker() {
     until("it has been started", || lines(&log).len() == 1).await;
     died_by(soon(task).await, Signal::SIGKILL);
     let child = Path::new("/proc").join(&lines(&log)[0]);
-    until("it has ended", || !child.exists() || matches!(state(pids(&log)[0]), Some('Z') | None)).await;
+    until("it has ended", || !child.exists() || matches!(state(pids(&log)[0]), Some('Z') | None))
+        .await;
 }
 
 #[tokio::test]

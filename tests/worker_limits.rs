@@ -9,7 +9,9 @@ mod processes;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use processes::{die, in_own_process, in_own_process_of_nobody, own_dir, own_process, passes, pid, soon};
+use processes::{
+    die, in_own_process, in_own_process_of_nobody, own_dir, own_process, passes, pid, soon,
+};
 use procpool::{Builder, ErrorKind, Limits, Pool, Process, TaskError};
 use std::fs::File;
 use std::io::{ErrorKind as IoErrorKind, Write};
@@ -21,7 +23,8 @@ use tempfile::tempdir;
 
 const GIB: u64 = 1 << 30;
 
-/// Without backtraces: std's printing of one, before it aborts for want of memory, hides what it aborts for.
+/// Without backtraces: std's printing of one, before it aborts for want of memory, hides what it
+/// aborts for.
 fn builder() -> Builder {
     Pool::builder().workers(1).env("RUST_BACKTRACE", "0")
 }
@@ -75,19 +78,32 @@ async fn a_task_that_wants_more_memory_than_it_may_have_is_told_so_and_no_other_
         soon(pool.spawn(take_async, want)).await.unwrap_err(),
         soon(pool.spawn(take_in_a_thread, want)).await.unwrap_err(),
     ] {
-        assert!(error.is_worker_died() && error.is_out_of_memory() && !error.is_stack_overflow(), "{error:?}");
+        assert!(
+            error.is_worker_died() && error.is_out_of_memory() && !error.is_stack_overflow(),
+            "{error:?}"
+        );
         assert_eq!(error.exit_status().unwrap().signal(), Some(Signal::SIGABRT as i32));
         assert!(error.to_string().contains("out of memory"), "{error}");
         assert_eq!(soon(pool.spawn(take, 1000)).await.unwrap(), 1000);
     }
-    let process = Process::builder().env("RUST_BACKTRACE", "0").limits(Limits::new().memory(2 * GIB)).spawn(take, want).unwrap();
+    let process = Process::builder()
+        .env("RUST_BACKTRACE", "0")
+        .limits(Limits::new().memory(2 * GIB))
+        .spawn(take, want)
+        .unwrap();
     assert!(soon(process).await.unwrap_err().is_out_of_memory());
 }
 
 #[tokio::test]
 async fn a_request_that_no_machine_can_grant_is_want_of_memory_without_any_limit() {
     let pool = builder().build().unwrap();
-    let error = soon(pool.spawn(|| std::hint::black_box(Vec::<u8>::with_capacity(isize::MAX as usize)).len(), ())).await.unwrap_err();
+    let error =
+        soon(pool.spawn(
+            || std::hint::black_box(Vec::<u8>::with_capacity(isize::MAX as usize)).len(),
+            (),
+        ))
+        .await
+        .unwrap_err();
     assert!(error.is_out_of_memory(), "{error:?}");
 }
 
@@ -107,7 +123,10 @@ async fn an_abort_for_another_reason_is_no_want_of_memory() {
     soon(pool.spawn(|| assert!(Vec::<u8>::new().try_reserve(3 << 30).is_err()), ())).await.unwrap();
     for error in [
         ended_by(soon(pool.spawn(abort, ())).await, Signal::SIGABRT),
-        ended_by(soon(pool.spawn(async || -> u32 { std::process::abort() }, ())).await, Signal::SIGABRT),
+        ended_by(
+            soon(pool.spawn(async || -> u32 { std::process::abort() }, ())).await,
+            Signal::SIGABRT,
+        ),
         ended_by(soon(pool.spawn(die, Signal::SIGABRT as i32)).await, Signal::SIGABRT),
         ended_by(soon(pool.spawn(die, Signal::SIGKILL as i32)).await, Signal::SIGKILL),
     ] {
@@ -120,13 +139,19 @@ async fn init_is_limited_as_well() {
     fn greedy(bytes: usize) -> Result<usize, String> {
         Ok(take(bytes))
     }
-    let pool = Pool::builder().workers(1).limits(Limits::new().memory(2 * GIB)).init(greedy, 3 * GIB as usize).build().unwrap();
+    let pool = Pool::builder()
+        .workers(1)
+        .limits(Limits::new().memory(2 * GIB))
+        .init(greedy, 3 * GIB as usize)
+        .build()
+        .unwrap();
     let error = soon(pool.spawn(pid, ())).await.unwrap_err();
     assert!(error.is_start_failed(), "{error:?}");
     assert_eq!(error.exit_status().unwrap().signal(), Some(Signal::SIGABRT as i32));
 }
 
-/// In a cgroup of its own, with less memory than a task wants: the kernel kills the worker, and not the application.
+/// In a cgroup of its own, with less memory than a task wants: the kernel kills the worker, and not
+/// the application.
 #[test]
 #[ignore = "needs a memory cgroup"]
 fn needs_memory_cgroup_a_worker_that_the_kernel_kills_for_want_of_memory_is_told_so() {
@@ -134,7 +159,10 @@ fn needs_memory_cgroup_a_worker_that_the_kernel_kills_for_want_of_memory_is_told
     let own = own_process(&std::env::current_exe().unwrap(), test, dir.path());
     let Some(group) = Group::with_memory(200 << 20) else { return };
     let mut command = group.command();
-    command.arg(own.get_program()).args(own.get_args()).envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
+        .arg(own.get_program())
+        .args(own.get_args())
+        .envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
     passes(test, command);
 }
 
@@ -154,7 +182,9 @@ impl Group {
             let _ = std::fs::write(group.0.join(swap), "0"); // where there is swapping
             Ok(group)
         });
-        let usable = made.map(|group| (group.command().arg("true").stderr(Stdio::null()).status().unwrap().success(), group));
+        let usable = made.map(|group| {
+            (group.command().arg("true").stderr(Stdio::null()).status().unwrap().success(), group)
+        });
         match usable {
             Ok((true, group)) => return Some(group),
             Ok((false, _)) => eprintln!("skipped: no process may enter a memory cgroup here"),
@@ -166,7 +196,9 @@ impl Group {
     /// A command that runs its arguments as a command in the group.
     fn command(&self) -> Command {
         let mut command = Command::new("sh");
-        command.args(["-c", "echo $$ > \"$CGROUP\"/cgroup.procs && exec \"$0\" \"$@\""]).env("CGROUP", &self.0);
+        command
+            .args(["-c", "echo $$ > \"$CGROUP\"/cgroup.procs && exec \"$0\" \"$@\""])
+            .env("CGROUP", &self.0);
         command
     }
 }
@@ -221,7 +253,10 @@ async fn the_one_function_of_a_process_is_limited_too_sync_or_async() {
     let limits = Limits::new().task_cpu_time(Duration::from_millis(50));
     let child = Process::builder().limits(limits.clone()).spawn(burn, 1000.0).unwrap();
     assert!(ended_by(soon(child).await, Signal::SIGXCPU).is_cpu_limit());
-    let child = Process::builder().limits(limits).spawn(async |seconds: f64| burn(seconds), 1000.0).unwrap();
+    let child = Process::builder()
+        .limits(limits)
+        .spawn(async |seconds: f64| burn(seconds), 1000.0)
+        .unwrap();
     assert!(ended_by(soon(child).await, Signal::SIGXCPU).is_cpu_limit());
 }
 
@@ -257,7 +292,10 @@ async fn one_that_ignores_the_signal_is_killed_a_second_later() {
 async fn a_file_that_grows_too_long_is_an_error_in_the_task() {
     fn write(path: PathBuf, bytes: usize) -> Option<i32> {
         let result = File::create(path).unwrap().write_all(&vec![0; bytes]);
-        assert!(result.as_ref().err().is_none_or(|e| e.kind() == IoErrorKind::FileTooLarge), "{result:?}");
+        assert!(
+            result.as_ref().err().is_none_or(|e| e.kind() == IoErrorKind::FileTooLarge),
+            "{result:?}"
+        );
         result.err()?.raw_os_error()
     }
     let dir = tempdir().unwrap();
@@ -323,7 +361,10 @@ fn own_oom_score() -> i32 {
 
 #[tokio::test]
 async fn what_is_not_asked_for_stays_as_the_application_has_it() {
-    assert_eq!(soon(Pool::builder().workers(1).build().unwrap().spawn(own_limits, ())).await.unwrap(), own_limits());
+    assert_eq!(
+        soon(Pool::builder().workers(1).build().unwrap().spawn(own_limits, ())).await.unwrap(),
+        own_limits()
+    );
     assert_eq!(soon(pool(Limits::new()).spawn(own_limits, ())).await.unwrap(), own_limits());
 }
 
@@ -347,7 +388,9 @@ async fn own_process_that_may_dump_core() {
     let ours = own_limits();
     let limits = || Limits::new().core_size(0);
     let child = Process::builder().limits(limits()).spawn(own_limits, ()).unwrap();
-    for theirs in [soon(child).await.unwrap(), soon(pool(limits()).spawn(own_limits, ())).await.unwrap()] {
+    for theirs in
+        [soon(child).await.unwrap(), soon(pool(limits()).spawn(own_limits, ())).await.unwrap()]
+    {
         assert_eq!(theirs.lines().count(), ours.lines().count());
         let changed: Vec<Vec<_>> = theirs
             .lines()
@@ -360,21 +403,35 @@ async fn own_process_that_may_dump_core() {
     assert_eq!(own_limits(), ours);
     // Those that are started when the application may write none may write none.
     setrlimit(Resource::RLIMIT_CORE, 0, most).unwrap();
-    assert_eq!(soon(pool(Limits::new()).spawn(|| getrlimit(Resource::RLIMIT_CORE).unwrap().0, ())).await.unwrap(), 0);
+    assert_eq!(
+        soon(pool(Limits::new()).spawn(|| getrlimit(Resource::RLIMIT_CORE).unwrap().0, ()))
+            .await
+            .unwrap(),
+        0
+    );
 }
 
 #[tokio::test]
 async fn more_than_the_application_may_have_is_as_much_as_it_may_have() {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     let limits = || getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    assert_eq!(soon(pool(Limits::new().open_files(u64::MAX)).spawn(limits, ())).await.unwrap(), (most, most));
+    assert_eq!(
+        soon(pool(Limits::new().open_files(u64::MAX)).spawn(limits, ())).await.unwrap(),
+        (most, most)
+    );
 }
 
 #[tokio::test]
 async fn workers_go_before_the_application_when_memory_runs_out() {
     let own = own_oom_score();
-    assert_eq!(soon(Pool::builder().workers(1).build().unwrap().spawn(own_oom_score, ())).await.unwrap(), (own + 300).min(1000));
-    assert_eq!(soon(pool(Limits::new().oom_score(1000)).spawn(own_oom_score, ())).await.unwrap(), 1000);
+    assert_eq!(
+        soon(Pool::builder().workers(1).build().unwrap().spawn(own_oom_score, ())).await.unwrap(),
+        (own + 300).min(1000)
+    );
+    assert_eq!(
+        soon(pool(Limits::new().oom_score(1000)).spawn(own_oom_score, ())).await.unwrap(),
+        1000
+    );
     assert_eq!(soon(pool(Limits::new().oom_score(0)).spawn(own_oom_score, ())).await.unwrap(), own);
     assert_eq!(soon(Process::spawn(own_oom_score, ()).unwrap()).await.unwrap(), own);
 }
@@ -382,6 +439,12 @@ async fn workers_go_before_the_application_when_memory_runs_out() {
 #[tokio::test]
 async fn limits_that_make_no_sense_are_refused() {
     let limits = Limits::new().open_files(3);
-    assert_eq!(Pool::builder().limits(limits.clone()).build().unwrap_err().kind(), ErrorKind::InvalidOption);
-    assert_eq!(Process::builder().limits(limits).spawn(pid, ()).unwrap_err().kind(), ErrorKind::InvalidOption);
+    assert_eq!(
+        Pool::builder().limits(limits.clone()).build().unwrap_err().kind(),
+        ErrorKind::InvalidOption
+    );
+    assert_eq!(
+        Process::builder().limits(limits).spawn(pid, ()).unwrap_err().kind(),
+        ErrorKind::InvalidOption
+    );
 }

@@ -11,8 +11,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 use processes::{
-    Seen, children, die, in_own_process, in_own_process_of_nobody, lines, note, own_dir, pid, pids, signal, soon, until, wait_for,
-    wait_until,
+    Seen, children, die, in_own_process, in_own_process_of_nobody, lines, note, own_dir, pid, pids,
+    signal, soon, until, wait_for, wait_until,
 };
 use procpool::{Builder, ErrorKind, Pool, TaskError, TaskErrorKind};
 use std::collections::HashSet;
@@ -62,7 +62,9 @@ async fn init_runs_once_in_each_worker(builder: Builder, log: &Path) {
         assert_eq!(own, state);
         used.insert(own);
         if round % 5 == 0 {
-            assert!(soon(pool.spawn(die, Signal::SIGKILL as i32)).await.unwrap_err().is_worker_died());
+            assert!(
+                soon(pool.spawn(die, Signal::SIGKILL as i32)).await.unwrap_err().is_worker_died()
+            );
         }
     }
     let initialised = pids(log);
@@ -84,9 +86,13 @@ async fn state_is_what_init_returned_and_nothing_else() {
     fn greet(whom: String, times: u32) -> Result<Vec<String>, String> {
         Ok(vec![whom; times as usize])
     }
-    let read = || (procpool::state::<Vec<String>>().cloned(), procpool::state::<String>().is_some());
+    let read =
+        || (procpool::state::<Vec<String>>().cloned(), procpool::state::<String>().is_some());
     let pool = Pool::builder().workers(1).init(greet, ("you".to_string(), 2)).build().unwrap();
-    assert_eq!(soon(pool.spawn(read, ())).await.unwrap(), (Some(vec!["you".to_string(); 2]), false));
+    assert_eq!(
+        soon(pool.spawn(read, ())).await.unwrap(),
+        (Some(vec!["you".to_string(); 2]), false)
+    );
     assert_eq!(read(), (None, false), "not in the application");
     let pool = Pool::builder().workers(1).build().unwrap();
     assert_eq!(soon(pool.spawn(read, ())).await.unwrap(), (None, false), "not without `init`");
@@ -96,7 +102,8 @@ async fn state_is_what_init_returned_and_nothing_else() {
 async fn what_an_async_init_leaves_behind_goes_on_in_the_tasks() {
     struct Server(tokio::sync::mpsc::UnboundedSender<(u32, tokio::sync::oneshot::Sender<u32>)>);
     async fn serve() -> Result<Server, String> {
-        let (sender, mut requests) = tokio::sync::mpsc::unbounded_channel::<(u32, tokio::sync::oneshot::Sender<u32>)>();
+        let (sender, mut requests) =
+            tokio::sync::mpsc::unbounded_channel::<(u32, tokio::sync::oneshot::Sender<u32>)>();
         tokio::spawn(async move {
             while let Some((number, reply)) = requests.recv().await {
                 let _ = reply.send(number * 2);
@@ -139,12 +146,21 @@ async fn fail_async(log: PathBuf, how: String) -> Result<(), String> {
 #[tokio::test]
 async fn a_failing_init_fails_every_task_with_its_cause_and_starts_few_processes() {
     let dir = tempdir().unwrap();
-    for (how, is_async) in ["error", "panic", "exit", "_exit", "abort"].into_iter().flat_map(|how| [(how, false), (how, true)]) {
-        let (log, stderr) = (dir.path().join(format!("{how} {is_async}")), dir.path().join(format!("{how} {is_async}, stderr")));
+    for (how, is_async) in ["error", "panic", "exit", "_exit", "abort"]
+        .into_iter()
+        .flat_map(|how| [(how, false), (how, true)])
+    {
+        let (log, stderr) = (
+            dir.path().join(format!("{how} {is_async}")),
+            dir.path().join(format!("{how} {is_async}, stderr")),
+        );
         let args = (log.clone(), how.to_string());
+        let builder = Pool::builder()
+            .workers(2)
+            .env("RUST_BACKTRACE", "0")
+            .stderr(File::options().create(true).append(true).open(&stderr).unwrap());
         let builder =
-            Pool::builder().workers(2).env("RUST_BACKTRACE", "0").stderr(File::options().create(true).append(true).open(&stderr).unwrap());
-        let builder = if is_async { builder.init(fail_async, args) } else { builder.init(fail, args) };
+            if is_async { builder.init(fail_async, args) } else { builder.init(fail, args) };
         let pool = builder.build().unwrap();
         let tasks: Vec<_> = (0..10).map(|_| pool.spawn(pid, ())).collect();
         for task in tasks {
@@ -157,13 +173,23 @@ async fn a_failing_init_fails_every_task_with_its_cause_and_starts_few_processes
             let status = error.exit_status();
             match how {
                 "error" => {
-                    assert_eq!((cause.reason(), cause.is_panic()), (Some("the model is missing"), false));
+                    assert_eq!(
+                        (cause.reason(), cause.is_panic()),
+                        (Some("the model is missing"), false)
+                    );
                     assert!(cause.to_string().contains("the model is missing"), "{cause}");
                 }
                 "panic" => {
-                    assert_eq!((cause.panic_message(), cause.is_panic()), (Some("the model is broken"), true));
+                    assert_eq!(
+                        (cause.panic_message(), cause.is_panic()),
+                        (Some("the model is broken"), true)
+                    );
                     assert!(cause.panic_location().unwrap().contains(file!()), "{cause:?}");
-                    assert!(cause.to_string().contains("the model is broken") && cause.to_string().contains(file!()), "{cause}");
+                    assert!(
+                        cause.to_string().contains("the model is broken")
+                            && cause.to_string().contains(file!()),
+                        "{cause}"
+                    );
                 }
                 "exit" => assert_eq!(status.unwrap().code(), Some(3)),
                 "_exit" => assert_eq!(status.unwrap().code(), Some(0)),
@@ -172,16 +198,28 @@ async fn a_failing_init_fails_every_task_with_its_cause_and_starts_few_processes
         }
         // Those that come later fail as well; each failed start makes the next wait longer.
         for _ in 0..100 {
-            assert_eq!(soon(pool.spawn(pid, ())).await.unwrap_err().kind(), TaskErrorKind::InitFailed, "{how}");
+            assert_eq!(
+                soon(pool.spawn(pid, ())).await.unwrap_err().kind(),
+                TaskErrorKind::InitFailed,
+                "{how}"
+            );
         }
         assert!(pids(&log).len() <= 20, "{how}: {} processes were started", pids(&log).len());
         assert!(soon(pool.ready()).await.unwrap_err().is_init_failed());
         soon(pool.shutdown()).await;
         assert!(soon(pool.ready()).await.unwrap_err().is_pool_closed());
-        // A panic says it by itself, once, unless its process is killed before that; nobody else says anything.
-        let (starts, said) = (pids(&log).len(), lines(&stderr).iter().filter(|line| line.contains("the model is")).count());
+        // A panic says it by itself, once, unless its process is killed before that; nobody else
+        // says anything.
+        let (starts, said) = (
+            pids(&log).len(),
+            lines(&stderr).iter().filter(|line| line.contains("the model is")).count(),
+        );
         let by_itself = if how == "panic" { 1..=starts } else { 0..=0 };
-        assert!(by_itself.contains(&said), "{how}: {said} of {starts} starts: {:?}", lines(&stderr));
+        assert!(
+            by_itself.contains(&said),
+            "{how}: {said} of {starts} starts: {:?}",
+            lines(&stderr)
+        );
     }
 }
 
@@ -213,7 +251,9 @@ async fn the_cause_counts_though_the_process_ends_right_after_saying_it() {
                 for fd in 3..16 {
                     let mut unread: libc::c_int = 0;
                     // SAFETY: asks for a number; on what is no socket it fails.
-                    if unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut unread) } == 0 && unread > 0 {
+                    if unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut unread) } == 0
+                        && unread > 0
+                    {
                         signal(pid(), Signal::SIGKILL);
                     }
                 }
@@ -242,11 +282,16 @@ async fn an_init_that_hangs_is_ended_by_the_start_limit() {
     let dir = tempdir().unwrap();
     for (log, is_async) in [(dir.path().join("sync"), false), (dir.path().join("async"), true)] {
         let builder = Pool::builder().workers(1).start_timeout(Duration::from_millis(300));
-        let builder = if is_async { builder.init(hang_async, &log) } else { builder.init(hang, &log) };
+        let builder =
+            if is_async { builder.init(hang_async, &log) } else { builder.init(hang, &log) };
         let pool = builder.build().unwrap();
         let error = soon(pool.spawn(pid, ())).await.unwrap_err();
         assert_eq!(error.kind(), TaskErrorKind::InitFailed, "{error:?}");
-        assert_eq!((cause(&error).is_timeout(), cause(&error).time_limit()), (true, Some(Duration::from_millis(300))), "{error:?}");
+        assert_eq!(
+            (cause(&error).is_timeout(), cause(&error).time_limit()),
+            (true, Some(Duration::from_millis(300))),
+            "{error:?}"
+        );
         assert_eq!(cause(&error).pid(), Some(pids(&log)[0]));
         assert!(!Path::new("/proc").join(&lines(&log)[0]).exists(), "told when it has ended");
     }
@@ -292,7 +337,11 @@ async fn ready_waits_for_the_replacement_of_a_worker_that_dies_meanwhile() {
     }
     let dir = tempdir().unwrap();
     let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
-    let pool = Pool::builder().workers(2).init(first_is_quick, (log.clone(), gate.clone())).build().unwrap();
+    let pool = Pool::builder()
+        .workers(2)
+        .init(first_is_quick, (log.clone(), gate.clone()))
+        .build()
+        .unwrap();
     let ready = tokio::spawn({
         let pool = pool.clone();
         async move { pool.ready().await }
@@ -300,8 +349,12 @@ async fn ready_waits_for_the_replacement_of_a_worker_that_dies_meanwhile() {
     until("both have begun", || lines(&log).len() == 2).await;
     let first = Seen::now(pids(&log)[0]).unwrap();
     let in_recv = format!("{} ", libc::SYS_recvmsg);
-    until("the first waits for a task", || std::fs::read_to_string(format!("/proc/{}/syscall", first.pid)).unwrap().starts_with(&in_recv))
-        .await;
+    until("the first waits for a task", || {
+        std::fs::read_to_string(format!("/proc/{}/syscall", first.pid))
+            .unwrap()
+            .starts_with(&in_recv)
+    })
+    .await;
     signal(first.pid, Signal::SIGKILL);
     until("it is gone", || first.is_gone()).await;
     std::fs::write(gate, "").unwrap();
@@ -367,7 +420,8 @@ async fn own_process_without_descriptors() {
         assert!(says(&error, "Too many open files"), "{left}: {error:?}");
         assert!(!running.is_finished());
         if left == 0 {
-            // A task that waits for a worker is given up as well, or waits for the one that runs; nobody turns meanwhile.
+            // A task that waits for a worker is given up as well, or waits for the one that runs;
+            // nobody turns meanwhile.
             let waiting = pool.spawn(pid, ());
             does_not_turn().await;
             waiting.abort();
@@ -389,7 +443,9 @@ async fn own_process_without_descriptors() {
 fn says(error: &(dyn Error + 'static), text: &str) -> bool {
     // `source` of an `io::Error` passes over the error that it holds.
     let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.to_string().contains(text) || held.is_some_and(|held| says(held, text)) || error.source().is_some_and(|source| says(source, text))
+    error.to_string().contains(text)
+        || held.is_some_and(|held| says(held, text))
+        || error.source().is_some_and(|source| says(source, text))
 }
 
 /// Who tries again and again without a pause uses all the processor time that he is given.

@@ -50,9 +50,11 @@ async fn what_a_task_changes_in_its_process_stays_for_the_next_one_there_and_end
     type Found = (u32, u32, PathBuf, Option<String>, bool);
     fn change() -> Found {
         let (count, own) = (COUNT.fetch_add(1, Ordering::Relaxed), OWN.replace(OWN.get() + 1));
-        let (dir, variable) = (std::env::current_dir().unwrap(), std::env::var("PROCPOOL_TEST_LEFT").ok());
+        let (dir, variable) =
+            (std::env::current_dir().unwrap(), std::env::var("PROCPOOL_TEST_LEFT").ok());
         std::env::set_current_dir("/").unwrap();
-        // SAFETY: the worker has no other thread that looks at the environment; the signal is ignored from now on.
+        // SAFETY: the worker has no other thread that looks at the environment; the signal is
+        // ignored from now on.
         let handler = unsafe {
             std::env::set_var("PROCPOOL_TEST_LEFT", "set");
             libc::signal(libc::SIGUSR1, libc::SIG_IGN)
@@ -63,10 +65,16 @@ async fn what_a_task_changes_in_its_process_stays_for_the_next_one_there_and_end
     let here = std::env::current_dir().unwrap();
     let fresh = (0, 0, here.clone(), None, false);
     assert_eq!(soon(pool.spawn(change, ())).await.unwrap(), fresh);
-    assert_eq!(soon(pool.spawn(change, ())).await.unwrap(), (1, 1, "/".into(), Some("set".into()), true));
+    assert_eq!(
+        soon(pool.spawn(change, ())).await.unwrap(),
+        (1, 1, "/".into(), Some("set".into()), true)
+    );
     assert!(soon(pool.spawn(die, Signal::SIGKILL as i32)).await.unwrap_err().is_worker_died());
     assert_eq!(soon(pool.spawn(change, ())).await.unwrap(), fresh);
-    assert_eq!((std::env::current_dir().unwrap(), std::env::var("PROCPOOL_TEST_LEFT").ok()), (here, None));
+    assert_eq!(
+        (std::env::current_dir().unwrap(), std::env::var("PROCPOOL_TEST_LEFT").ok()),
+        (here, None)
+    );
 }
 
 // ---- what goes on
@@ -128,10 +136,17 @@ async fn own_process_that_inherits_orphans() {
     let [orphan, worker] = processes::pids(&log)[..] else { panic!("two processes") };
     task.abort();
     assert!(soon(task).await.unwrap_err().is_cancelled());
-    until("it is a zombie of ours", || processes::state(orphan) == Some('Z') && processes::children(pid()).contains(&orphan)).await;
+    until("it is a zombie of ours", || {
+        processes::state(orphan) == Some('Z') && processes::children(pid()).contains(&orphan)
+    })
+    .await;
     soon(pool.spawn(pid, ())).await.unwrap();
     soon(pool.shutdown()).await;
-    assert_eq!(processes::children(pid()), [orphan], "the worker {worker} is reaped, and what is not ours is left to the application");
+    assert_eq!(
+        processes::children(pid()),
+        [orphan],
+        "the worker {worker} is reaped, and what is not ours is left to the application"
+    );
     nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(orphan.cast_signed()), None).unwrap();
 }
 
@@ -162,7 +177,11 @@ impl Drop for Kept {
 async fn what_init_has_made_is_not_dropped_at_a_workers_end() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
-    let pool = Pool::builder().workers(1).init(|log: PathBuf| Ok::<_, String>(Kept(log)), &log).build().unwrap();
+    let pool = Pool::builder()
+        .workers(1)
+        .init(|log: PathBuf| Ok::<_, String>(Kept(log)), &log)
+        .build()
+        .unwrap();
     let is_there = || procpool::state::<Kept>().is_some();
     assert!(soon(pool.spawn(is_there, ())).await.unwrap());
     soon(pool.shutdown()).await;
@@ -205,7 +224,10 @@ fn what_workers_inherit_is_what_is_there_when_each_is_started() {
 async fn own_process_inheritance() {
     let Some(dir) = own_dir() else { return };
     let find = || {
-        let open: Vec<_> = descriptors(pid()).into_iter().filter_map(|(_, what)| what.rsplit('/').next().map(str::to_owned)).collect();
+        let open: Vec<_> = descriptors(pid())
+            .into_iter()
+            .filter_map(|(_, what)| what.rsplit('/').next().map(str::to_owned))
+            .collect();
         let has = |name: &str| open.iter().any(|what| what == name);
         (std::env::var("PROCPOOL_TEST_LATER").ok(), has("kept"), has("marked"))
     };
@@ -217,7 +239,11 @@ async fn own_process_inheritance() {
     fcntl(&kept, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     // SAFETY: nobody else in this process looks at the environment now.
     unsafe { std::env::set_var("PROCPOOL_TEST_LATER", "set") };
-    assert_eq!(soon(pool.spawn(find, ())).await.unwrap(), (None, false, false), "this one was there before");
+    assert_eq!(
+        soon(pool.spawn(find, ())).await.unwrap(),
+        (None, false, false),
+        "this one was there before"
+    );
     assert!(soon(pool.spawn(die, Signal::SIGKILL as i32)).await.unwrap_err().is_worker_died());
     assert_eq!(soon(pool.spawn(find, ())).await.unwrap(), (Some("set".into()), true, false));
 }

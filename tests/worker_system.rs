@@ -1,6 +1,8 @@
-//! What the system refuses: memory, files, system calls. Something is told to whom it concerns, and it passes.
+//! What the system refuses: memory, files, system calls. Something is told to whom it concerns, and
+//! it passes.
 //!
-//! (A full table of descriptors, and too many processes: `worker_start.rs`. A full disk: `pool_output.rs`.)
+//! (A full table of descriptors, and too many processes: `worker_start.rs`. A full disk:
+//! `pool_output.rs`.)
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(unsafe_code, reason = "a filter of system calls")]
@@ -11,8 +13,8 @@ mod processes;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use processes::{
-    children, descriptors, hang, in_own_process, in_own_process_with_a_full_dev_shm, lines, note, own_dir, own_process, pid, soon, until,
-    wait_for, wait_until,
+    children, descriptors, hang, in_own_process, in_own_process_with_a_full_dev_shm, lines, note,
+    own_dir, own_process, pid, soon, until, wait_for, wait_until,
 };
 use procpool::{Error, ErrorKind, Pool, Process};
 use std::error::Error as _;
@@ -73,7 +75,12 @@ async fn own_process_without_memory() {
     }
     soon(pool(1).spawn(pid, ())).await.unwrap(); // the steward has its memory
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap();
+    let size = status
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+        })
+        .unwrap();
     for_a_while(Resource::RLIMIT_AS, size << 10).await;
 }
 
@@ -108,7 +115,10 @@ async fn own_process_with_a_full_dev_shm() {
     assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
     let pool = pool(2);
     soon(pool.ready()).await.unwrap();
-    assert_eq!(soon(pool.spawn(|bytes: Vec<u8>| bytes, vec![7u8; 1 << 20])).await.unwrap().len(), 1 << 20);
+    assert_eq!(
+        soon(pool.spawn(|bytes: Vec<u8>| bytes, vec![7u8; 1 << 20])).await.unwrap().len(),
+        1 << 20
+    );
 }
 
 // ---- a program that is being written
@@ -133,7 +143,9 @@ fn a_program_that_has_just_been_copied_starts_workers_while_others_fork() {
             let output = loop {
                 // The copy's own start is the test's business.
                 match own_process(&program, test, dir.path()).output() {
-                    Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => std::thread::yield_now(),
+                    Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => {
+                        std::thread::yield_now()
+                    }
                     result => break result,
                 }
             };
@@ -181,7 +193,10 @@ fn refuse(calls: &[libc::c_long], errno: i32) {
     // SAFETY: the kernel copies the program, which is of the length that it says.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
+        assert_eq!(
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program),
+            0
+        );
     }
 }
 
@@ -198,7 +213,11 @@ async fn own_process_without_pidfds() {
     }
     refuse(&[libc::SYS_pidfd_open], libc::ENOSYS);
     for error in [Pool::new().unwrap_err(), Process::spawn(pid, ()).unwrap_err()] {
-        assert_eq!((error.kind(), errno(&error)), (ErrorKind::Spawn, Some(libc::ENOSYS)), "{error:?}");
+        assert_eq!(
+            (error.kind(), errno(&error)),
+            (ErrorKind::Spawn, Some(libc::ENOSYS)),
+            "{error:?}"
+        );
         assert!(error.to_string().contains("pidfd"), "{error}");
     }
     assert_eq!(children(pid()), [0; 0]);
@@ -219,7 +238,11 @@ async fn own_process_that_may_signal_nobody() {
     let child = Process::spawn(wait_for, (log.clone(), gate.clone())).unwrap();
     until("it runs", || lines(&log).len() == 1).await;
     for error in [child.terminate().unwrap_err(), child.kill().unwrap_err()] {
-        assert_eq!((error.kind(), errno(&error)), (ErrorKind::Signal, Some(libc::EPERM)), "{error:?}");
+        assert_eq!(
+            (error.kind(), errno(&error)),
+            (ErrorKind::Signal, Some(libc::EPERM)),
+            "{error:?}"
+        );
     }
     assert!(child.is_alive());
     std::fs::write(gate, "").unwrap();
@@ -274,7 +297,9 @@ fn trace(tracee: u32, log: PathBuf, gate: PathBuf) -> Result<(), String> {
     }
     note(&log, pid());
     wait_until("the gate opens", || gate.exists());
-    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(tracee.cast_signed()), None).map(|_| ()).map_err(|e| e.to_string())
+    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(tracee.cast_signed()), None)
+        .map(|_| ())
+        .map_err(|e| e.to_string())
 }
 
 #[test]
@@ -292,15 +317,25 @@ async fn own_process_with_traced_ones() {
     let process = Process::spawn(hang, log.clone()).unwrap();
     until("both run", || lines(&log).len() == 2).await;
     let both = processes::pids(&log);
-    let tracers: Vec<_> = both.iter().map(|one| Process::spawn(trace, (*one, tracing.clone(), gate.clone())).unwrap()).collect();
-    until("both are traced", || lines(&tracing).len() == 2 || tracers.iter().any(|tracer| !tracer.is_alive())).await;
+    let tracers: Vec<_> = both
+        .iter()
+        .map(|one| Process::spawn(trace, (*one, tracing.clone(), gate.clone())).unwrap())
+        .collect();
+    until("both are traced", || {
+        lines(&tracing).len() == 2 || tracers.iter().any(|tracer| !tracer.is_alive())
+    })
+    .await;
     if lines(&tracing).len() < 2 {
         eprintln!("no process may trace another here");
         return;
     }
     both.iter().for_each(|one| processes::signal(*one, nix::sys::signal::Signal::SIGKILL));
     until("both are zombies", || both.iter().all(|one| processes::state(*one) == Some('Z'))).await;
-    let used = || Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap());
+    let used = || {
+        Duration::from(
+            nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap(),
+        )
+    };
     let before = used();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let turned = used() - before;

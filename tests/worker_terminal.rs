@@ -1,4 +1,5 @@
-//! Workers of a program that runs at a terminal: whom Ctrl-C reaches, and who may change the terminal.
+//! Workers of a program that runs at a terminal: whom Ctrl-C reaches, and who may change the
+//! terminal.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(unsafe_code, reason = "makes terminals")]
@@ -7,7 +8,10 @@
 mod processes;
 
 use nix::libc;
-use processes::{KillOnDrop, Seen, hang, lines, note, own_dir, own_process, pid, seen, soon, state, until, wait_for, wait_until};
+use processes::{
+    KillOnDrop, Seen, hang, lines, note, own_dir, own_process, pid, seen, soon, state, until,
+    wait_for, wait_until,
+};
 use procpool::Pool;
 use std::fs::File;
 use std::io::Write;
@@ -26,13 +30,22 @@ const CTRL_Z: &[u8] = b"\x1a";
 fn terminal() -> (File, OwnedFd) {
     let (mut ours, mut theirs) = (-1, -1);
     // SAFETY: openpty(3) with places for two descriptors, and nothing else asked for.
-    let result = unsafe { libc::openpty(&raw mut ours, &raw mut theirs, ptr::null_mut(), ptr::null_mut(), ptr::null_mut()) };
+    let result = unsafe {
+        libc::openpty(
+            &raw mut ours,
+            &raw mut theirs,
+            ptr::null_mut(),
+            ptr::null_mut(),
+            ptr::null_mut(),
+        )
+    };
     assert_eq!(result, 0);
     // SAFETY: openpty has just made them, for nobody else.
     let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
     // What else is started must not keep the terminal.
     for fd in [&ours, &theirs] {
-        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).unwrap();
+        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
+            .unwrap();
     }
     (ours.into(), theirs)
 }
@@ -76,7 +89,8 @@ fn ctrl_c_reaches_the_application_alone_which_lets_its_tasks_end() {
 #[ignore = "runs in a process of its own"]
 async fn own_process_with_a_handler() {
     let Some(dir) = own_dir() else { return };
-    let mut interrupted = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).unwrap();
+    let mut interrupted =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).unwrap();
     let pool = Pool::builder().workers(1).build().unwrap();
     let gate = dir.join("gate");
     let task = pool.spawn(wait_for, (dir.join("log"), gate.clone()));
@@ -90,7 +104,8 @@ async fn own_process_with_a_handler() {
 #[test]
 fn ctrl_c_without_a_handler_ends_the_application_and_so_its_workers() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut application, mut terminal) = at_a_terminal("own_process_without_a_handler", dir.path());
+    let (mut application, mut terminal) =
+        at_a_terminal("own_process_without_a_handler", dir.path());
     let log = dir.path().join("log");
     wait_until("both tasks run", || lines(&log).len() == 2);
     let workers = seen(&log);
@@ -114,10 +129,14 @@ async fn own_process_without_a_handler() {
 #[test]
 fn ctrl_z_stops_the_application_and_the_workers_in_its_group_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let own = own_process(&std::env::current_exe().unwrap(), "own_process_that_is_stopped", dir.path());
+    let own =
+        own_process(&std::env::current_exe().unwrap(), "own_process_that_is_stopped", dir.path());
     // Only what has been started by a shell is stopped by that, which stays to let it go on.
     let mut shell = Command::new("sh");
-    shell.args(["-c", "set -m; \"$0\" \"$@\"; exec sleep 1000"]).arg(own.get_program()).args(own.get_args());
+    shell
+        .args(["-c", "set -m; \"$0\" \"$@\"; exec sleep 1000"])
+        .arg(own.get_program())
+        .args(own.get_args());
     shell.envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let (_shell, mut terminal) = started_at_a_terminal(shell, dir.path());
     let [application, apart, in_its_group] = ["application", "apart", "in its group"].map(|name| {
@@ -131,7 +150,9 @@ fn ctrl_z_stops_the_application_and_the_workers_in_its_group_alone() {
     let before = lines(&apart.1).len();
     wait_until("the other goes on", || lines(&apart.1).len() > before + 3);
     processes::signal(application.0.pid, nix::sys::signal::Signal::SIGKILL);
-    wait_until("all are gone", || [&apart, &in_its_group].iter().all(|worker| worker.0.has_ended()));
+    wait_until("all are gone", || {
+        [&apart, &in_its_group].iter().all(|worker| worker.0.has_ended())
+    });
 }
 
 #[tokio::test]
@@ -144,8 +165,12 @@ async fn own_process_that_is_stopped() {
         }
     }
     let Some(dir) = own_dir() else { return };
-    let pools = [true, false].map(|apart| Pool::builder().workers(1).process_group(apart).build().unwrap());
-    let _tasks = (pools[0].spawn(counts, dir.join("apart")), pools[1].spawn(counts, dir.join("in its group")));
+    let pools =
+        [true, false].map(|apart| Pool::builder().workers(1).process_group(apart).build().unwrap());
+    let _tasks = (
+        pools[0].spawn(counts, dir.join("apart")),
+        pools[1].spawn(counts, dir.join("in its group")),
+    );
     note(&dir.join("application"), pid());
     std::future::pending().await
 }
@@ -153,7 +178,8 @@ async fn own_process_that_is_stopped() {
 #[test]
 fn a_task_that_changes_the_terminal_stands_still_unless_it_is_in_the_applications_group() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut application, _terminal) = at_a_terminal("own_process_that_changes_the_terminal", dir.path());
+    let (mut application, _terminal) =
+        at_a_terminal("own_process_that_changes_the_terminal", dir.path());
     let status = application.0.wait().unwrap();
     let stderr = std::fs::read_to_string(dir.path().join("stderr")).unwrap();
     assert!(status.success() && dir.path().join("done").exists(), "{status}: {stderr}");

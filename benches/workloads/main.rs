@@ -65,7 +65,10 @@ impl Options {
     }
 
     fn flags(&self) -> impl Iterator<Item = &'static str> {
-        self.quick.then_some("--quick").into_iter().chain(self.multi_thread.then_some("--multi-thread"))
+        self.quick
+            .then_some("--quick")
+            .into_iter()
+            .chain(self.multi_thread.then_some("--multi-thread"))
     }
 }
 
@@ -92,11 +95,16 @@ fn main() -> Result<ExitCode> {
             name if WORKLOADS.iter().any(|(known, _)| *known == name) => names.push(arg),
             other => {
                 let known: Vec<_> = WORKLOADS.iter().map(|(name, _)| *name).collect();
-                return Err(format!("{other:?} is not known; {USAGE}, workloads: {}", known.join(" ")).into());
+                return Err(format!(
+                    "{other:?} is not known; {USAGE}, workloads: {}",
+                    known.join(" ")
+                )
+                .into());
             }
         }
     }
-    let chosen = || WORKLOADS.iter().filter(|(name, _)| names.is_empty() || names.iter().any(|n| n == name));
+    let chosen =
+        || WORKLOADS.iter().filter(|(name, _)| names.is_empty() || names.iter().any(|n| n == name));
     if measure {
         for (name, run) in chosen() {
             run(&options, &Report::new(name, &options))?;
@@ -116,7 +124,11 @@ fn main() -> Result<ExitCode> {
 
 /// Measures one workload in a process of its own.
 fn measure_apart(name: &str, options: &Options) -> io::Result<bool> {
-    let status = Command::new(std::env::current_exe()?).arg(MEASURE).args(options.flags()).arg(name).status()?;
+    let status = Command::new(std::env::current_exe()?)
+        .arg(MEASURE)
+        .args(options.flags())
+        .arg(name)
+        .status()?;
     if !status.success() {
         eprintln!("{name}: {status}");
     }

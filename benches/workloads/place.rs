@@ -6,7 +6,11 @@ use nix::unistd::Pid;
 use tokio::runtime::{Builder, Runtime};
 
 pub(crate) fn runtime(options: &Options) -> Result<Runtime> {
-    let mut builder = if options.multi_thread { Builder::new_multi_thread() } else { Builder::new_current_thread() };
+    let mut builder = if options.multi_thread {
+        Builder::new_multi_thread()
+    } else {
+        Builder::new_current_thread()
+    };
     Ok(builder.worker_threads(2).enable_all().build()?)
 }
 
@@ -14,7 +18,8 @@ pub(crate) fn runtime(options: &Options) -> Result<Runtime> {
 pub(crate) fn pin_to_one_cpu() -> Result<()> {
     let own = Pid::from_raw(0);
     let allowed = sched_getaffinity(own)?;
-    let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu) == Ok(true)).ok_or("no processor")?;
+    let first =
+        (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu) == Ok(true)).ok_or("no processor")?;
     let mut one = CpuSet::new();
     one.set(first)?;
     Ok(sched_setaffinity(own, &one)?)

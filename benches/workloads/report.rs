@@ -17,7 +17,8 @@ impl Report {
         Self { workload, runtime, quick: options.quick }
     }
 
-    /// Prints one figure. The note gets the runtime's flavour and, if it is one, that this is no measurement.
+    /// Prints one figure. The note gets the runtime's flavour and, if it is one, that this is no
+    /// measurement.
     pub(crate) fn figure(&self, metric: &str, value: f64, unit: &str, note: &str) {
         let (version, workload, runtime) = (env!("CARGO_PKG_VERSION"), self.workload, self.runtime);
         let quick = if self.quick { ", quick: not a measurement" } else { "" };
@@ -34,7 +35,12 @@ impl Report {
         let note = format!("n={n} {note}");
         self.figure(&format!("{prefix}p50"), us(laps[n / 2]), "us", &note);
         self.figure(&format!("{prefix}p99"), us(laps[n * 99 / 100]), "us", &note);
-        self.figure(&format!("{prefix}mean"), us(laps.iter().sum::<Duration>()) / n as f64, "us", &note);
+        self.figure(
+            &format!("{prefix}mean"),
+            us(laps.iter().sum::<Duration>()) / n as f64,
+            "us",
+            &note,
+        );
     }
 }
 

@@ -13,7 +13,8 @@ pub(crate) fn identities(ns: Vec<u64>) -> Vec<u64> {
 /// Takes so many microseconds of this process's CPU time.
 pub(crate) fn spin(micros: u64) -> u64 {
     let cpu = || {
-        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID).expect("a clock");
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID)
+            .expect("a clock");
         now.tv_sec() as u64 * 1_000_000 + now.tv_nsec() as u64 / 1_000
     };
     let start = cpu();

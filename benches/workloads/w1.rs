@@ -11,7 +11,8 @@ const WARM_UP: u64 = 200;
 /// The pool and the bare socket take turns of about so many laps, so that a change of the machine's
 /// mood hits both.
 const BLOCK: usize = 500;
-/// Laps at the start of each turn that do not count: caches, and the scheduler's idea of who runs where.
+/// Laps at the start of each turn that do not count: caches, and the scheduler's idea of who runs
+/// where.
 const SETTLE: u64 = 20;
 
 pub(crate) fn anywhere(options: &Options, report: &Report) -> Result<()> {
@@ -28,7 +29,11 @@ fn run(options: &Options, report: &Report, place: &str) -> Result<()> {
     let laps = options.laps(LAPS);
     let (pooled, bare) = place::runtime(options)?.block_on(measure(laps))?;
     report.latencies("", pooled, &format!("turns of {BLOCK}{place}"));
-    report.latencies("bare ", bare, &format!("turns of {BLOCK}{place}, tokio UnixStream, child on current_thread"));
+    report.latencies(
+        "bare ",
+        bare,
+        &format!("turns of {BLOCK}{place}, tokio UnixStream, child on current_thread"),
+    );
     Ok(())
 }
 

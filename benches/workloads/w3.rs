@@ -20,7 +20,12 @@ pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
         &format!("n={count}, 2 workers, a task and an error of its own for each item"),
     );
     let note = format!("n={}, 2 workers, a task an array", chunk * ARRAYS);
-    report.figure(&format!("items chunk={chunk}"), (chunk * ARRAYS) as f64 / arrays, "items/s", &note);
+    report.figure(
+        &format!("items chunk={chunk}"),
+        (chunk * ARRAYS) as f64 / arrays,
+        "items/s",
+        &note,
+    );
     Ok(())
 }
 
@@ -39,7 +44,8 @@ async fn measure(count: usize) -> Result<(f64, f64)> {
     check(got, count);
 
     let start = Instant::now();
-    let inputs = (0..ARRAYS as u64).map(|i| (i * chunk as u64..(i + 1) * chunk as u64).collect::<Vec<_>>());
+    let inputs =
+        (0..ARRAYS as u64).map(|i| (i * chunk as u64..(i + 1) * chunk as u64).collect::<Vec<_>>());
     let mut results = pool.map(tasks::identities, inputs);
     let mut got = Vec::with_capacity(count);
     while let Some(part) = results.next().await {

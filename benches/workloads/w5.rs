@@ -18,7 +18,12 @@ pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     let note = format!("n={rounds} median");
     report.figure("start 2", two, "ms", &format!("{note}, from build to ready()"));
     report.figure(&format!("start {MANY}"), many, "ms", &format!("{note}, from build to ready()"));
-    report.figure(&format!("bare start {MANY}"), bare, "ms", &format!("{note}, std Command, to the first byte of each from main"));
+    report.figure(
+        &format!("bare start {MANY}"),
+        bare,
+        "ms",
+        &format!("{note}, std Command, to the first byte of each from main"),
+    );
     let note = "PSS of the tree less the parent's before, / workers, idle";
     report.figure(&format!("memory/worker {MANY}"), memory, "MB", note);
     Ok(())
@@ -61,7 +66,9 @@ async fn memory_per_worker() -> Result<f64> {
     // The process that started this one has the same program mapped: it shares in the pages.
     let starter = std::os::unix::process::parent_id();
     let mut tree = vec![own];
-    if fs::read_link(format!("/proc/{starter}/exe")).is_ok_and(|exe| std::env::current_exe().is_ok_and(|ours| ours == exe)) {
+    if fs::read_link(format!("/proc/{starter}/exe"))
+        .is_ok_and(|exe| std::env::current_exe().is_ok_and(|ours| ours == exe))
+    {
         tree.push(starter);
     }
     let before = pss(&tree)?;

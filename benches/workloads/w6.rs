@@ -1,4 +1,5 @@
-//! W6: a lock, alone and between two processes; a map, from the process that has it and from another.
+//! W6: a lock, alone and between two processes; a map, from the process that has it and from
+//! another.
 
 use crate::report::{Report, seconds_since};
 use crate::{Options, Result, place};
@@ -18,14 +19,24 @@ pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     let mutex = manager.mutex(0u64)?;
     let per = |seconds: f64| seconds / alone as f64 * 1e9;
     runtime.block_on(changed(&mutex, alone / 10))?;
-    report.figure("lock uncontended", per(runtime.block_on(changed(&mutex, alone))?), "ns", &format!("{note} lock().await, += 1, drop"));
+    report.figure(
+        "lock uncontended",
+        per(runtime.block_on(changed(&mutex, alone))?),
+        "ns",
+        &format!("{note} lock().await, += 1, drop"),
+    );
     report.figure(
         "lock uncontended read",
         per(runtime.block_on(looked_at(&mutex, alone))?),
         "ns",
         &format!("{note} lock().await, read, drop"),
     );
-    report.figure("lock uncontended blocking", per(blocking(&mutex, alone)?), "ns", &format!("{note} blocking_lock, += 1, drop"));
+    report.figure(
+        "lock uncontended blocking",
+        per(blocking(&mutex, alone)?),
+        "ns",
+        &format!("{note} blocking_lock, += 1, drop"),
+    );
     assert_eq!(mutex.blocking_get()?, (alone / 10 + 2 * alone) as u64);
 
     // (Threads that block, on both sides, as the peers do it; so outside of the runtime.)
@@ -41,7 +52,12 @@ pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     let took = seconds_since(start);
     assert_eq!(mutex.blocking_get()?, 2 * each as u64);
     let note = format!("2 processes, {each} each");
-    report.figure("lock contended", 2.0 * each as f64 / took, "acquisitions/s", &format!("{note}, blocking_lock, += 1, drop"));
+    report.figure(
+        "lock contended",
+        2.0 * each as f64 / took,
+        "acquisitions/s",
+        &format!("{note}, blocking_lock, += 1, drop"),
+    );
     let first = ours.others_then.min(theirs.others_then);
     report.figure(
         "lock contended fairness",
@@ -63,12 +79,37 @@ pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     let there = runtime.block_on(pool.spawn(map_elsewhere, (map.clone(), laps)))??;
     report.figure("dict get", there.get, "ops/s", &format!("{note} Map::get().await in a worker"));
     report.figure("dict set", there.set, "ops/s", &format!("{note} Map::set().await in a worker"));
-    report.figure("dict insert", there.insert, "ops/s", &format!("{note} Map::insert().await in a worker"));
-    report.figure("dict set and get", there.both, "pairs/s", &format!("{note} Map::set().await, then Map::get().await, in a worker"));
+    report.figure(
+        "dict insert",
+        there.insert,
+        "ops/s",
+        &format!("{note} Map::insert().await in a worker"),
+    );
+    report.figure(
+        "dict set and get",
+        there.both,
+        "pairs/s",
+        &format!("{note} Map::set().await, then Map::get().await, in a worker"),
+    );
     let here = runtime.block_on(map_laps(&map, laps))?;
-    report.figure("dict get at home", here.get, "ops/s", &format!("{note} in the application, which has the manager"));
-    report.figure("dict set at home", here.set, "ops/s", &format!("{note} in the application, which has the manager"));
-    report.figure("dict insert at home", here.insert, "ops/s", &format!("{note} in the application, which has the manager"));
+    report.figure(
+        "dict get at home",
+        here.get,
+        "ops/s",
+        &format!("{note} in the application, which has the manager"),
+    );
+    report.figure(
+        "dict set at home",
+        here.set,
+        "ops/s",
+        &format!("{note} in the application, which has the manager"),
+    );
+    report.figure(
+        "dict insert at home",
+        here.insert,
+        "ops/s",
+        &format!("{note} in the application, which has the manager"),
+    );
     runtime.block_on(pool.shutdown());
     Ok(())
 }

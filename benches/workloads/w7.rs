@@ -1,5 +1,5 @@
-//! W7: a queue, one producer and one consumer; ping-pong over two queues and over a channel, beside a bare socket in the same run;
-//! and over a channel by threads that block.
+//! W7: a queue, one producer and one consumer; ping-pong over two queues and over a channel, beside
+//! a bare socket in the same run; and over a channel by threads that block.
 
 use crate::child::Echo;
 use crate::report::{Report, seconds_since};
@@ -31,14 +31,33 @@ fn run(options: &Options, report: &Report, place: &str) -> Result<()> {
     let runtime = place::runtime(options)?;
     runtime.block_on(async {
         let note = format!("n={items} capacity={CAPACITY}{place}");
-        report.figure("items", out_of_a_process(items).await?, "items/s", &format!("{note}, send().await there, recv().await here"));
-        report.figure("items there", into_a_process(items).await?, "items/s", &format!("{note}, send().await here, recv().await there"));
-        report.figure("items between", between(items).await?, "items/s", &format!("{note}, between two other processes"));
+        report.figure(
+            "items",
+            out_of_a_process(items).await?,
+            "items/s",
+            &format!("{note}, send().await there, recv().await here"),
+        );
+        report.figure(
+            "items there",
+            into_a_process(items).await?,
+            "items/s",
+            &format!("{note}, send().await here, recv().await there"),
+        );
+        report.figure(
+            "items between",
+            between(items).await?,
+            "items/s",
+            &format!("{note}, between two other processes"),
+        );
         let Laps { queue, channel, bare } = ping_pong(laps).await?;
         let note = format!("turns of {BLOCK}{place}");
         report.latencies("ping-pong ", queue, &format!("{note}, two queues of a manager"));
         report.latencies("channel ping-pong ", channel, &note);
-        report.latencies("bare ", bare, &format!("{note}, tokio UnixStream, child on current_thread"));
+        report.latencies(
+            "bare ",
+            bare,
+            &format!("{note}, tokio UnixStream, child on current_thread"),
+        );
         Ok::<_, Box<dyn Error>>(())
     })?;
     let note = format!("blocking_send and blocking_recv on both sides{place}");

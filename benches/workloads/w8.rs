@@ -1,5 +1,5 @@
-//! W8: what a death and a time limit cost. Only the task concerned fails; how soon does the next one run, and how late is a
-//! limit?
+//! W8: what a death and a time limit cost. Only the task concerned fails; how soon does the next
+//! one run, and how late is a limit?
 
 use crate::report::{Report, median};
 use crate::{Options, Result, place, tasks};
@@ -23,8 +23,8 @@ pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     result
 }
 
-/// From the kernel's word that a worker has ended (its pidfd is readable, as an observer of our own sees it) to the start of the
-/// next task, which only a replacement can run.
+/// From the kernel's word that a worker has ended (its pidfd is readable, as an observer of our own
+/// sees it) to the start of the next task, which only a replacement can run.
 async fn deaths(trials: usize, dir: &Path, report: &Report) -> Result<()> {
     let pool = Pool::builder().workers(1).build()?;
     pool.ready().await?;
@@ -34,7 +34,10 @@ async fn deaths(trials: usize, dir: &Path, report: &Report) -> Result<()> {
         let victim = pool.spawn(mark_and_spin, &*mark);
         let queued = pool.spawn(nanos_now, ());
         let pid = loop {
-            match fs::read_to_string(&mark).ok().and_then(|text| text.strip_suffix('\n')?.parse::<i32>().ok()) {
+            match fs::read_to_string(&mark)
+                .ok()
+                .and_then(|text| text.strip_suffix('\n')?.parse::<i32>().ok())
+            {
                 Some(pid) => break pid,
                 None => tokio::task::yield_now().await,
             }
@@ -48,7 +51,9 @@ async fn deaths(trials: usize, dir: &Path, report: &Report) -> Result<()> {
         next.push(begun.saturating_sub(ended) as f64 / 1e6);
     }
     pool.shutdown().await;
-    let note = format!("n={trials}, median, from the process's end to the start of the next task in a new one");
+    let note = format!(
+        "n={trials}, median, from the process's end to the start of the next task in a new one"
+    );
     report.figure("next task", median(next), "ms", &note);
     Ok(())
 }
@@ -57,7 +62,11 @@ async fn deaths(trials: usize, dir: &Path, report: &Report) -> Result<()> {
 async fn limits(trials: usize, report: &Report) -> Result<()> {
     let pool = Pool::builder().workers(1).build()?;
     pool.ready().await?;
-    for (name, task) in [("spinning", spin as fn(&Pool) -> procpool::JoinHandle<()>), ("stopped", stop), ("ignoring SIGTERM", ignore)] {
+    for (name, task) in [
+        ("spinning", spin as fn(&Pool) -> procpool::JoinHandle<()>),
+        ("stopped", stop),
+        ("ignoring SIGTERM", ignore),
+    ] {
         let mut late = Vec::new();
         for _ in 0..trials {
             pool.spawn(tasks::identity, 1).await?; // a worker is there
@@ -67,7 +76,8 @@ async fn limits(trials: usize, report: &Report) -> Result<()> {
             late.push(start.elapsed().saturating_sub(LIMIT).as_secs_f64() * 1e3);
         }
         late.sort_unstable_by(f64::total_cmp);
-        let note = format!("n={trials}, {name}, limit {LIMIT:?}, from submission to an idle worker");
+        let note =
+            format!("n={trials}, {name}, limit {LIMIT:?}, from submission to an idle worker");
         report.figure("limit overshoot p50", late[late.len() / 2], "ms", &note);
         report.figure("limit overshoot p99", late[late.len() * 99 / 100], "ms", &note);
     }
@@ -85,7 +95,10 @@ fn spin(pool: &Pool) -> procpool::JoinHandle<()> {
 }
 
 fn stop(pool: &Pool) -> procpool::JoinHandle<()> {
-    let task = || nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGSTOP).expect("a signal to oneself");
+    let task = || {
+        nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGSTOP)
+            .expect("a signal to oneself")
+    };
     pool.call(task).timeout(LIMIT).spawn(())
 }
 
@@ -117,9 +130,9 @@ fn nanos_now() -> u64 {
 fn observe_the_end(pid: i32) -> nix::Result<u64> {
     // As the kernel reports it to anybody: it is a zombie, or gone.
     let stat = format!("/proc/{pid}/stat");
-    while fs::read_to_string(&stat)
-        .is_ok_and(|stat| !matches!(stat.rsplit(") ").next().and_then(|rest| rest.chars().next()), Some('Z' | 'X')))
-    {
+    while fs::read_to_string(&stat).is_ok_and(|stat| {
+        !matches!(stat.rsplit(") ").next().and_then(|rest| rest.chars().next()), Some('Z' | 'X'))
+    }) {
         std::hint::spin_loop();
     }
     Ok(nanos_now())

@@ -1,4 +1,5 @@
-//! W9: a heavy tail. Most tasks are short, a few are five hundred times longer; how close to the best order comes the pool?
+//! W9: a heavy tail. Most tasks are short, a few are five hundred times longer; how close to the
+//! best order comes the pool?
 
 use crate::report::{Report, seconds_since};
 use crate::{Options, Result, place, tasks};
@@ -14,9 +15,21 @@ pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     let work = work(options);
     let sum: f64 = seconds(work.iter().sum());
     let took = place::runtime(options)?.block_on(measure(&work))?;
-    let note = format!("n={}, {WORKERS} workers, microseconds of CPU time: {} x {}, {} x {}", work.len(), SHORT.0, SHORT.1, LONG.0, LONG.1);
+    let note = format!(
+        "n={}, {WORKERS} workers, microseconds of CPU time: {} x {}, {} x {}",
+        work.len(),
+        SHORT.0,
+        SHORT.1,
+        LONG.0,
+        LONG.1
+    );
     report.figure("makespan/ideal", took / (sum / WORKERS as f64), "ratio", &note);
-    report.figure("greedy/ideal", greedy(&work) / (sum / WORKERS as f64), "ratio", "the list schedule of the same durations, simulated");
+    report.figure(
+        "greedy/ideal",
+        greedy(&work) / (sum / WORKERS as f64),
+        "ratio",
+        "the list schedule of the same durations, simulated",
+    );
     report.figure("makespan/greedy", took / greedy(&work), "ratio", &note);
     Ok(())
 }
@@ -28,7 +41,8 @@ fn work(options: &Options) -> Vec<u64> {
     let mut state = 1_u64;
     for at in (1..work.len()).rev() {
         // Knuth's generator (MMIX); its high bits are the good ones.
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         work.swap(at, (state >> 33) as usize % (at + 1));
     }
     work

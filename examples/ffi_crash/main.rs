@@ -1,14 +1,16 @@
-//! A library in C that corrupts memory (`thumbs.c`, beside this file), used as if it were harmless: each
-//! of its crashes costs the one task that ran, and this program never has the library in its memory.
+//! A library in C that corrupts memory (`thumbs.c`, beside this file), used as if it were harmless:
+//! each of its crashes costs the one task that ran, and this program never has the library in its
+//! memory.
 //!
 //!     cargo run --example ffi_crash
 //!
-//! A program of yours would have its build script compile and link the C part; an example cannot have a
-//! build script of its own, so each worker loads the library in `init`. That is worth knowing anyhow:
-//! then not even the library's constructors run in the application.
+//! A program of yours would have its build script compile and link the C part; an example cannot
+//! have a build script of its own, so each worker loads the library in `init`. That is worth
+//! knowing anyhow: then not even the library's constructors run in the application.
 //!
-//! One thing no process can do for you, and this program shows it: corruption that does *not* crash stays
-//! in its worker and spoils what comes after. So tasks check, and a worker in doubt ends itself.
+//! One thing no process can do for you, and this program shows it: corruption that does *not* crash
+//! stays in its worker and spoils what comes after. So tasks check, and a worker in doubt ends
+//! itself.
 
 #![expect(clippy::print_stdout, reason = "an example shows what happens")]
 #![expect(unsafe_code, reason = "it calls a library in C")]
@@ -51,9 +53,15 @@ fn load(library: PathBuf) -> Result<Thumbs, Failure> {
     // SAFETY: they are functions of these types; see `thumbs.c`.
     unsafe {
         Ok(Thumbs {
-            sum: transmute::<*mut c_void, unsafe extern "C" fn(*const c_uchar) -> c_long>(symbol(c"thumbs_sum")?),
-            again: transmute::<*mut c_void, unsafe extern "C" fn() -> c_long>(symbol(c"thumbs_again")?),
-            adjust: transmute::<*mut c_void, unsafe extern "C" fn(c_int, c_int)>(symbol(c"thumbs_adjust")?),
+            sum: transmute::<*mut c_void, unsafe extern "C" fn(*const c_uchar) -> c_long>(symbol(
+                c"thumbs_sum",
+            )?),
+            again: transmute::<*mut c_void, unsafe extern "C" fn() -> c_long>(symbol(
+                c"thumbs_again",
+            )?),
+            adjust: transmute::<*mut c_void, unsafe extern "C" fn(c_int, c_int)>(symbol(
+                c"thumbs_adjust",
+            )?),
         })
     }
 }
@@ -62,8 +70,8 @@ fn thumbs() -> &'static Thumbs {
     procpool::state().expect("init has loaded it")
 }
 
-// The tasks are wrappers as one finds them: safe to the eye. Their SAFETY arguments would have to rest on
-// what the library promises, and it does not keep that.
+// The tasks are wrappers as one finds them: safe to the eye. Their SAFETY arguments would have to
+// rest on what the library promises, and it does not keep that.
 
 fn sum(picture: Vec<u8>) -> i64 {
     // SAFETY: none, if the picture is larger than the library thinks: that is the point.
@@ -80,8 +88,9 @@ fn adjust(shade: i32, brightness: i32) {
     unsafe { (thumbs().adjust)(shade, brightness) }
 }
 
-/// As `sum`, for those who do not trust the library: first a picture whose sum is known. If that is wrong,
-/// nothing that this process says can be believed, so it ends itself, and the pool starts another.
+/// As `sum`, for those who do not trust the library: first a picture whose sum is known. If that is
+/// wrong, nothing that this process says can be believed, so it ends itself, and the pool starts
+/// another.
 fn sum_checked(picture: Vec<u8>) -> i64 {
     if sum(good()) != GOOD_SUM {
         std::process::abort();
@@ -103,7 +112,10 @@ fn compile(directory: &Path) -> Result<PathBuf, Box<dyn Error>> {
     std::fs::write(&source, include_str!("thumbs.c"))?;
     // Whoever can link a Rust program has a C compiler.
     let compiler = std::env::var_os("CC").unwrap_or("cc".into());
-    let status = Command::new(&compiler).args(["-shared", "-fPIC", "-O0", "-o"]).args([&library, &source]).status()?;
+    let status = Command::new(&compiler)
+        .args(["-shared", "-fPIC", "-O0", "-o"])
+        .args([&library, &source])
+        .status()?;
     if !status.success() {
         return Err(format!("{compiler:?}: {status}").into());
     }
@@ -124,7 +136,11 @@ fn report(what: &str, outcome: Result<i64, TaskError>) -> bool {
         }
         Err(error) => {
             let signal = error.exit_status().and_then(|status| status.signal());
-            println!("{what}: {:?}, signal {}", error.kind(), signal.map_or("unknown".into(), |signal| signal.to_string()));
+            println!(
+                "{what}: {:?}, signal {}",
+                error.kind(),
+                signal.map_or("unknown".into(), |signal| signal.to_string())
+            );
             error.is_worker_died() && signal.is_some()
         }
     }
@@ -148,7 +164,8 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     right &= pool.spawn(sum, good()).await? == GOOD_SUM;
     println!("a good picture after both: {GOOD_SUM}, by a new worker");
 
-    // Nothing crashes here, and that is worse: there is no shade 16, and something else has been written to.
+    // Nothing crashes here, and that is worse: there is no shade 16, and something else has been
+    // written to.
     pool.spawn(adjust, (16, 3)).await?;
     let spoilt = pool.spawn(sum, good()).await?;
     println!("a good picture after silent corruption: {spoilt}");

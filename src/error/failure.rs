@@ -11,11 +11,13 @@ use std::ops::Deref;
 /// sources, in order.
 ///
 /// It deliberately is no [`std::error::Error`] itself, which is what allows the conversion from
-/// every type that is (`anyhow::Error` does the same). What is none itself, `Box<dyn Error>` or `anyhow::Error`, becomes a
-/// failure by [`from_boxed`](Self::from_boxed), a text by [`msg`](Self::msg).
+/// every type that is (`anyhow::Error` does the same). What is none itself, `Box<dyn Error>` or
+/// `anyhow::Error`, becomes a failure by [`from_boxed`](Self::from_boxed), a text by
+/// [`msg`](Self::msg).
 ///
-/// Where it arrives, `?` makes a boxed error of it, and with the crate's feature `anyhow` an `anyhow::Error`; for anything else that
-/// wants an error there is [`into_error`](Self::into_error).
+/// Where it arrives, `?` makes a boxed error of it, and with the crate's feature `anyhow` an
+/// `anyhow::Error`; for anything else that wants an error there is
+/// [`into_error`](Self::into_error).
 ///
 /// ```
 /// use procpool::{Failure, Pool};
@@ -48,8 +50,8 @@ impl Failure {
         Self { debug: message.clone(), message, sources: Vec::new() }
     }
 
-    /// A failure of an error that is kept behind a pointer, and so is none itself: `Box<dyn Error>`, with or without `Send`
-    /// and `Sync`, `anyhow::Error`, `eyre::Report`.
+    /// A failure of an error that is kept behind a pointer, and so is none itself: `Box<dyn
+    /// Error>`, with or without `Send` and `Sync`, `anyhow::Error`, `eyre::Report`.
     ///
     /// ```
     /// use procpool::Failure;
@@ -73,7 +75,9 @@ impl Failure {
     }
 
     fn of<E: std::error::Error + ?Sized>(error: &E) -> Self {
-        let sources = std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string).collect();
+        let sources = std::iter::successors(error.source(), |e| e.source())
+            .map(ToString::to_string)
+            .collect();
         Self { message: error.to_string(), debug: format!("{error:?}"), sources }
     }
 
@@ -113,7 +117,11 @@ struct Arrived {
 
 impl From<Failure> for Arrived {
     fn from(failure: Failure) -> Self {
-        let source = failure.sources.into_iter().rev().fold(None, |source, message| Some(Box::new(Self { message, source })));
+        let source = failure
+            .sources
+            .into_iter()
+            .rev()
+            .fold(None, |source, message| Some(Box::new(Self { message, source })));
         Self { message: failure.message, source }
     }
 }
@@ -134,7 +142,8 @@ impl fmt::Display for Arrived {
 impl fmt::Debug for Arrived {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
-        let mut sources = std::iter::successors(self.source.as_deref(), |error| error.source.as_deref());
+        let mut sources =
+            std::iter::successors(self.source.as_deref(), |error| error.source.as_deref());
         sources.try_for_each(|source| write!(f, "\n  caused by: {}", source.message))
     }
 }
@@ -207,7 +216,8 @@ mod tests {
 
     #[test]
     fn keeps_the_whole_chain_of_sources() {
-        let chain = Link("outer", Some(Box::new(Link("middle", Some(Box::new(Link("inner", None)))))));
+        let chain =
+            Link("outer", Some(Box::new(Link("middle", Some(Box::new(Link("inner", None)))))));
         let failure = Failure::from(chain);
         assert_eq!(failure.message(), "outer");
         assert_eq!(failure.sources().collect::<Vec<_>>(), ["middle", "inner"]);
@@ -216,9 +226,15 @@ mod tests {
 
     #[test]
     fn becomes_an_error_where_one_is_wanted() {
-        let failure = || Failure::from(Link("outer", Some(Box::new(Link("middle", Some(Box::new(Link("inner", None))))))));
+        let failure = || {
+            Failure::from(Link(
+                "outer",
+                Some(Box::new(Link("middle", Some(Box::new(Link("inner", None)))))),
+            ))
+        };
         let boxed = || -> Result<(), Box<dyn std::error::Error>> { Err(failure())? };
-        let threaded = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> { Err(failure())? };
+        let threaded =
+            || -> Result<(), Box<dyn std::error::Error + Send + Sync>> { Err(failure())? };
         let errors: [Box<dyn std::error::Error>; 4] = [
             boxed().expect_err("a failure"),
             threaded().expect_err("a failure"),
@@ -226,12 +242,20 @@ mod tests {
             Box::new(failure().into_error()),
         ];
         for error in errors {
-            let chain: Vec<_> = std::iter::successors(Some(&*error), |error| error.source()).map(ToString::to_string).collect();
+            let chain: Vec<_> = std::iter::successors(Some(&*error), |error| error.source())
+                .map(ToString::to_string)
+                .collect();
             assert_eq!(chain, ["outer", "middle", "inner"]);
             assert_eq!(format!("{error:?}"), "outer\n  caused by: middle\n  caused by: inner");
         }
-        for failure in [Failure::from_boxed(boxed().expect_err("a failure")), Failure::from_boxed(threaded().expect_err("a failure"))] {
-            assert_eq!((failure.message.as_str(), failure.sources), ("outer", vec!["middle".to_owned(), "inner".to_owned()]));
+        for failure in [
+            Failure::from_boxed(boxed().expect_err("a failure")),
+            Failure::from_boxed(threaded().expect_err("a failure")),
+        ] {
+            assert_eq!(
+                (failure.message.as_str(), failure.sources),
+                ("outer", vec!["middle".to_owned(), "inner".to_owned()])
+            );
         }
         // And back: nothing is lost on the way.
         assert_eq!(Failure::from(failure().into_error()).sources, failure().sources);

@@ -7,7 +7,8 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Why a pool or a [`Process`](crate::Process) could not be built, started or used, or a shared object not be had.
+/// Why a pool or a [`Process`](crate::Process) could not be built, started or used, or a shared
+/// object not be had.
 ///
 /// The kinds are told apart by [`kind`](Self::kind) or the predicates, never by the text. Cloning
 /// is cheap: one failed start answers every task that needed it.
@@ -24,7 +25,8 @@ pub enum ErrorKind {
     InvalidOption,
     /// Workers do not exist on this platform (x86-64 and aarch64 Linux only).
     Unsupported,
-    /// The program runs with raised privileges (set-uid, set-gid or file capabilities: `AT_SECURE`).
+    /// The program runs with raised privileges (set-uid, set-gid or file capabilities:
+    /// `AT_SECURE`).
     Secure,
     /// The task table lies in a shared object, so a fresh start of the program would not find it.
     NotInProgram,
@@ -42,8 +44,9 @@ pub enum ErrorKind {
     NotAWorker,
     /// The new process did not say hello within its time.
     StartTimeout,
-    /// The pool's `init` function failed: its own error, a panic, the end of its process, or no end within
-    /// [`Builder::start_timeout`](crate::Builder::start_timeout) ([`Error::is_timeout`]).
+    /// The pool's `init` function failed: its own error, a panic, the end of its process, or no end
+    /// within [`Builder::start_timeout`](crate::Builder::start_timeout)
+    /// ([`Error::is_timeout`]).
     InitFailed,
     /// Workers ended by themselves too often before they were given any task
     /// ([`Builder::restart_limit`](crate::Builder::restart_limit)).
@@ -54,7 +57,8 @@ pub enum ErrorKind {
     ManagerClosed,
     /// A shared object was waited for, and the time was up.
     TimedOut,
-    /// The memory of a shared object was corrupted, by a process that has access to it. Other objects are not affected.
+    /// The memory of a shared object was corrupted, by a process that has access to it. Other
+    /// objects are not affected.
     ObjectBroken,
     /// There is no such shared object (any more), or this process has no reference to it.
     NoSuchObject,
@@ -90,13 +94,14 @@ pub enum ErrorKind {
     Panicked,
     /// An argument could not be encoded, so that no process was started.
     ArgumentEncode,
-    /// The arguments are larger than a frame may be, so that no process was started; or a value is larger than a shared
-    /// object's may be. See [`Error::size_limit`].
+    /// The arguments are larger than a frame may be, so that no process was started; or a value is
+    /// larger than a shared object's may be. See [`Error::size_limit`].
     TooLarge,
-    /// The operating system would not send a signal: there is no such one, or the process has become another user's.
+    /// The operating system would not send a signal: there is no such one, or the process has
+    /// become another user's.
     Signal,
-    /// The process has ended, and how it did is not known: something else in the application reaped it, and the kernel
-    /// (before Linux 6.15) cannot tell afterwards.
+    /// The process has ended, and how it did is not known: something else in the application reaped
+    /// it, and the kernel (before Linux 6.15) cannot tell afterwards.
     StatusUnknown,
 }
 
@@ -237,7 +242,10 @@ impl Error {
             Why::DiedAtStart { .. } => ErrorKind::DiedAtStart,
             Why::NotAWorker { .. } => ErrorKind::NotAWorker,
             Why::HelloTimeout { .. } => ErrorKind::StartTimeout,
-            Why::InitTimeout { .. } | Why::InitError { .. } | Why::InitPanicked { .. } | Why::InitDied { .. } => ErrorKind::InitFailed,
+            Why::InitTimeout { .. }
+            | Why::InitError { .. }
+            | Why::InitPanicked { .. }
+            | Why::InitDied { .. } => ErrorKind::InitFailed,
             Why::RestartLimit { .. } => ErrorKind::RestartLimit,
             Why::PoolClosed => ErrorKind::PoolClosed,
             Why::ManagerClosed => ErrorKind::ManagerClosed,
@@ -272,8 +280,8 @@ impl Error {
         self.kind() == ErrorKind::InitFailed
     }
 
-    /// Workers ended by themselves too often before they were given any task. How the last one did, say
-    /// [`pid`](Self::pid) and [`exit_status`](Self::exit_status).
+    /// Workers ended by themselves too often before they were given any task. How the last one did,
+    /// say [`pid`](Self::pid) and [`exit_status`](Self::exit_status).
     pub fn is_restart_limit(&self) -> bool {
         self.kind() == ErrorKind::RestartLimit
     }
@@ -321,7 +329,8 @@ impl Error {
         }
     }
 
-    /// Where `init` panicked, as `file:line:column`. (Where a registered object did, the application's panic hook has told.)
+    /// Where `init` panicked, as `file:line:column`. (Where a registered object did, the
+    /// application's panic hook has told.)
     pub fn panic_location(&self) -> Option<&str> {
         match &*self.why {
             Why::InitPanicked { location, .. } => location.as_deref(),
@@ -329,8 +338,9 @@ impl Error {
         }
     }
 
-    /// What is wrong, in words, with the option that makes no sense, with the value that could not be encoded or decoded, or with
-    /// what answered in a worker's place; and the error that `init` returned.
+    /// What is wrong, in words, with the option that makes no sense, with the value that could not
+    /// be encoded or decoded, or with what answered in a worker's place; and the error that
+    /// `init` returned.
     pub fn reason(&self) -> Option<&str> {
         match &*self.why {
             Why::Encode(reason)
@@ -429,11 +439,13 @@ impl Error {
     }
 
     /// The last of what the process wrote to its standard error before it failed to start (at most
-    /// 4 KiB); empty if it wrote nothing. From when it has said hello, which is before `init`, only if standard error is captured
-    /// ([`Output::lines`](crate::Output::lines)).
+    /// 4 KiB); empty if it wrote nothing. From when it has said hello, which is before `init`, only
+    /// if standard error is captured ([`Output::lines`](crate::Output::lines)).
     pub fn stderr_tail(&self) -> Option<&str> {
         match &*self.why {
-            Why::DiedAtStart { stderr, .. } | Why::NotAWorker { stderr, .. } | Why::HelloTimeout { stderr, .. } => Some(stderr),
+            Why::DiedAtStart { stderr, .. }
+            | Why::NotAWorker { stderr, .. }
+            | Why::HelloTimeout { stderr, .. } => Some(stderr),
             Why::InitDied { stderr, .. } => stderr.as_deref(),
             _ => None,
         }
@@ -533,7 +545,9 @@ impl fmt::Debug for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &*self.why {
-            Why::Spawn { source, .. } | Why::Memory { source, .. } | Why::Signal { source, .. } => Some(source),
+            Why::Spawn { source, .. } | Why::Memory { source, .. } | Why::Signal { source, .. } => {
+                Some(source)
+            }
             _ => None,
         }
     }

@@ -5,7 +5,8 @@ use std::fmt;
 
 /// Why something was not sent, and the thing itself.
 ///
-/// What is sent is given away only when it has arrived: a queue that is full, closed or gone gives it back.
+/// What is sent is given away only when it has arrived: a queue that is full, closed or gone gives
+/// it back.
 #[derive(Clone)]
 pub struct SendError<T> {
     item: T,

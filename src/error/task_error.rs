@@ -21,7 +21,8 @@ pub struct TaskError {
 struct Inner {
     what: What,
     function: &'static str,
-    /// The process noted that it aborted for want of memory, or the kernel counted that it killed one.
+    /// The process noted that it aborted for want of memory, or the kernel counted that it killed
+    /// one.
     out_of_memory: bool,
     /// The last of what it printed to its standard error.
     stderr: Option<Arc<str>>,
@@ -29,7 +30,8 @@ struct Inner {
     earlier: Vec<TaskError>,
 }
 
-/// `SIGABRT`, `SIGKILL` and `SIGXCPU` on Linux, on all processors that there are workers for (signal(7)).
+/// `SIGABRT`, `SIGKILL` and `SIGXCPU` on Linux, on all processors that there are workers for
+/// (signal(7)).
 const SIGABRT: i32 = 6;
 const SIGKILL: i32 = 9;
 const SIGXCPU: i32 = 24;
@@ -69,15 +71,19 @@ pub enum TaskErrorKind {
     BadFrame,
     /// The call was made in a forked copy of the application, which has no pool.
     Forked,
-    /// The task was to be stopped, and the process that runs it has not ended 5 seconds after it was killed: it hangs in the
-    /// kernel, in a system call that cannot be interrupted. None of the program's code runs in it any more, but what that
-    /// call does may still happen. See [`TaskError::pid`].
+    /// The task was to be stopped, and the process that runs it has not ended 5 seconds after it
+    /// was killed: it hangs in the kernel, in a system call that cannot be interrupted. None of
+    /// the program's code runs in it any more, but what that call does may still happen. See
+    /// [`TaskError::pid`].
     Unkillable,
-    /// The pool's workers have no such task: they are another program that serves none of this name, or one that knows
-    /// tasks by name only; or they are this program, whose tasks have no names.
+    /// The pool's workers have no such task: they are another program that serves none of this
+    /// name, or one that knows tasks by name only; or they are this program, whose tasks have
+    /// no names.
     UnknownTask,
-    /// The task returned an error that its [`retry_if`](crate::Call::retry_if) held to be worth another try. This is only ever
-    /// one of the [`earlier_attempts`](TaskError::earlier_attempts): the last one's is a value. See [`TaskError::own_error`].
+    /// The task returned an error that its [`retry_if`](crate::Call::retry_if) held to be worth
+    /// another try. This is only ever one of the
+    /// [`earlier_attempts`](TaskError::earlier_attempts): the last one's is a value. See
+    /// [`TaskError::own_error`].
     OwnError,
 }
 
@@ -141,7 +147,8 @@ pub(crate) enum What {
     },
 }
 
-/// An error of a task's own is kept among its earlier tries if it is no longer than this, in bytes, encoded: there may be 254.
+/// An error of a task's own is kept among its earlier tries if it is no longer than this, in bytes,
+/// encoded: there may be 254.
 const OWN_ERROR_MAX: usize = 16 << 10;
 
 /// So much of a text is kept of an earlier try, in bytes, whatever its worker has written there.
@@ -164,10 +171,20 @@ impl What {
 
 impl TaskError {
     pub(crate) fn new(what: What, function: &'static str) -> Self {
-        Self { inner: Arc::new(Inner { what, function, out_of_memory: false, stderr: None, earlier: Vec::new() }), item: None }
+        Self {
+            inner: Arc::new(Inner {
+                what,
+                function,
+                out_of_memory: false,
+                stderr: None,
+                earlier: Vec::new(),
+            }),
+            item: None,
+        }
     }
 
-    /// What the process left behind as it ended: whether it noted an abort for want of memory, and the last that it printed.
+    /// What the process left behind as it ended: whether it noted an abort for want of memory, and
+    /// the last that it printed.
     pub(crate) fn last_words(mut self, out_of_memory: bool, stderr: Option<Arc<str>>) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.inner) {
             (inner.out_of_memory, inner.stderr) = (out_of_memory, stderr);
@@ -183,7 +200,9 @@ impl TaskError {
                     shorten(message);
                     location.iter_mut().chain(backtrace).for_each(shorten);
                 }
-                What::ArgumentDecode { reason, .. } | What::ResultEncode { reason, .. } | What::BadFrame { reason, .. } => shorten(reason),
+                What::ArgumentDecode { reason, .. }
+                | What::ResultEncode { reason, .. }
+                | What::BadFrame { reason, .. } => shorten(reason),
                 _ => {}
             }
         }
@@ -252,8 +271,8 @@ impl TaskError {
         self.kind() == TaskErrorKind::Unkillable
     }
 
-    /// A time limit was over: that of one run ([`Call::timeout`](crate::Call::timeout)) or that of the whole
-    /// ([`Call::deadline`](crate::Call::deadline)).
+    /// A time limit was over: that of one run ([`Call::timeout`](crate::Call::timeout)) or that of
+    /// the whole ([`Call::deadline`](crate::Call::deadline)).
     pub fn is_timeout(&self) -> bool {
         self.kind() == TaskErrorKind::TimedOut
     }
@@ -311,27 +330,35 @@ impl TaskError {
         matches!(self.inner.what, What::WorkerDied { stack_overflow: true, .. })
     }
 
-    /// The worker ran out of memory (a [`WorkerDied`](TaskErrorKind::WorkerDied) told apart from other aborts): it ended by
-    /// SIGABRT, and the last thing that had failed in the thread that aborted was a request for memory (`ENOMEM`). That is how a
-    /// Rust program ends when an allocation fails, and a C++ program when nobody catches `std::bad_alloc`; an allocation fails under
-    /// [`Limits::memory`](crate::Limits::memory), or when more is asked for than the machine could ever have.
+    /// The worker ran out of memory (a [`WorkerDied`](TaskErrorKind::WorkerDied) told apart from
+    /// other aborts): it ended by SIGABRT, and the last thing that had failed in the thread
+    /// that aborted was a request for memory (`ENOMEM`). That is how a Rust program ends when
+    /// an allocation fails, and a C++ program when nobody catches `std::bad_alloc`; an allocation
+    /// fails under [`Limits::memory`](crate::Limits::memory), or when more is asked for than
+    /// the machine could ever have.
     ///
-    /// With `RUST_BACKTRACE` set, recent versions of std print a backtrace before they abort, which hides that error. Then it is told
-    /// only if standard error is captured ([`Output::lines`](crate::Output::lines)), by std's own message in
+    /// With `RUST_BACKTRACE` set, recent versions of std print a backtrace before they abort, which
+    /// hides that error. Then it is told only if standard error is captured
+    /// ([`Output::lines`](crate::Output::lines)), by std's own message in
     /// [`stderr_tail`](Self::stderr_tail).
     ///
-    /// Or the kernel killed it because the machine or the cgroup had no memory left: it ended by SIGKILL, not sent by the pool, and
-    /// while it lived the kernel counted such a kill in the application's cgroup (`memory.events`, cgroups(7)) that no other worker's
-    /// death accounts for. (So if something else in that cgroup was killed for want of memory, and then somebody kills a
-    /// worker, it may be told here.) Where there is no such count, and for a [`Process`](crate::Process), it is not told.
+    /// Or the kernel killed it because the machine or the cgroup had no memory left: it ended by
+    /// SIGKILL, not sent by the pool, and while it lived the kernel counted such a kill in the
+    /// application's cgroup (`memory.events`, cgroups(7)) that no other worker's death accounts
+    /// for. (So if something else in that cgroup was killed for want of memory, and then somebody
+    /// kills a worker, it may be told here.) Where there is no such count, and for a
+    /// [`Process`](crate::Process), it is not told.
     pub fn is_out_of_memory(&self) -> bool {
         let noted = self.inner.out_of_memory;
-        let is_aborted = self.died_by(SIGABRT) && (noted || self.inner.stderr.as_deref().is_some_and(tells_want_of_memory));
+        let is_aborted = self.died_by(SIGABRT)
+            && (noted || self.inner.stderr.as_deref().is_some_and(tells_want_of_memory));
         is_aborted || noted && self.died_by(SIGKILL)
     }
 
-    /// The worker ended by SIGXCPU: a limit on processor time has run out ([`Limits::task_cpu_time`](crate::Limits::task_cpu_time),
-    /// [`Limits::cpu_time`](crate::Limits::cpu_time), or one that the application was started with).
+    /// The worker ended by SIGXCPU: a limit on processor time has run out
+    /// ([`Limits::task_cpu_time`](crate::Limits::task_cpu_time),
+    /// [`Limits::cpu_time`](crate::Limits::cpu_time), or one that the application was started
+    /// with).
     pub fn is_cpu_limit(&self) -> bool {
         self.died_by(SIGXCPU)
     }
@@ -398,11 +425,13 @@ impl TaskError {
         }
     }
 
-    /// The last of what the worker printed to its standard error before it ended, at most 16 KiB; empty if it printed nothing. Only
-    /// if that is captured ([`Output::lines`](crate::Output::lines)) and the task's worker ended; or if it failed to start, see
-    /// [`Error::stderr_tail`].
+    /// The last of what the worker printed to its standard error before it ended, at most 16 KiB;
+    /// empty if it printed nothing. Only if that is captured
+    /// ([`Output::lines`](crate::Output::lines)) and the task's worker ended; or if it failed to
+    /// start, see [`Error::stderr_tail`].
     ///
-    /// It is what the *process* printed, in earlier tasks perhaps. It is not part of the error's text.
+    /// It is what the *process* printed, in earlier tasks perhaps. It is not part of the error's
+    /// text.
     pub fn stderr_tail(&self) -> Option<&str> {
         match &self.inner.what {
             What::StartFailed(cause) => cause.stderr_tail(),
@@ -418,7 +447,8 @@ impl TaskError {
         }
     }
 
-    /// The time limit that was over, if one was: that of one run, or that of the whole, as [`is_deadline`](Self::is_deadline) says.
+    /// The time limit that was over, if one was: that of one run, or that of the whole, as
+    /// [`is_deadline`](Self::is_deadline) says.
     pub fn time_limit(&self) -> Option<Duration> {
         match self.inner.what {
             What::TimedOut { limit, .. } => Some(limit),
@@ -426,12 +456,14 @@ impl TaskError {
         }
     }
 
-    /// The time limit that was over was that of the whole ([`Call::deadline`](crate::Call::deadline)), not that of one run.
+    /// The time limit that was over was that of the whole
+    /// ([`Call::deadline`](crate::Call::deadline)), not that of one run.
     pub fn is_deadline(&self) -> bool {
         matches!(self.inner.what, What::TimedOut { whole: true, .. })
     }
 
-    /// Why no worker could be started, if that is what happened. (The same as [`source`](std::error::Error::source).)
+    /// Why no worker could be started, if that is what happened. (The same as
+    /// [`source`](std::error::Error::source).)
     pub fn start_error(&self) -> Option<&Error> {
         match &self.inner.what {
             What::StartFailed(cause) => Some(cause),
@@ -439,8 +471,8 @@ impl TaskError {
         }
     }
 
-    /// What is wrong with the arguments or the result that could not be encoded or decoded, or with the frame that broke the
-    /// protocol, in words.
+    /// What is wrong with the arguments or the result that could not be encoded or decoded, or with
+    /// the frame that broke the protocol, in words.
     pub fn reason(&self) -> Option<&str> {
         match &self.inner.what {
             What::ArgumentEncode(reason)
@@ -452,15 +484,18 @@ impl TaskError {
         }
     }
 
-    /// Which try of the task failed like this, from 1: one more than there are [`earlier_attempts`](Self::earlier_attempts).
+    /// Which try of the task failed like this, from 1: one more than there are
+    /// [`earlier_attempts`](Self::earlier_attempts).
     pub fn attempt(&self) -> usize {
         self.inner.earlier.len() + 1
     }
 
-    /// How the earlier tries of the task failed, in order, if it had any ([`Call::retries`](crate::Call::retries)). This error
-    /// is how the last one did, or why there was no further one.
+    /// How the earlier tries of the task failed, in order, if it had any
+    /// ([`Call::retries`](crate::Call::retries)). This error is how the last one did, or why
+    /// there was no further one.
     ///
-    /// Of the texts in them (a panic's message, a backtrace, a reason) the first 16 KiB each are kept.
+    /// Of the texts in them (a panic's message, a backtrace, a reason) the first 16 KiB each are
+    /// kept.
     pub fn earlier_attempts(&self) -> &[Self] {
         &self.inner.earlier
     }
@@ -473,8 +508,9 @@ impl TaskError {
         }
     }
 
-    /// Which item of a [`map`](crate::Pool::map) failed: its place in the input, counted from 0. `None` for a
-    /// task that was spawned by itself. It tells items apart whose results come as they finish.
+    /// Which item of a [`map`](crate::Pool::map) failed: its place in the input, counted from 0.
+    /// `None` for a task that was spawned by itself. It tells items apart whose results come as
+    /// they finish.
     pub fn item(&self) -> Option<u64> {
         self.item
     }
@@ -488,7 +524,9 @@ impl TaskError {
 /// Whether std's message of [`std::alloc::handle_alloc_error`] is among these lines.
 fn tells_want_of_memory(text: &str) -> bool {
     text.lines().any(|line| {
-        let bytes = line.strip_prefix("memory allocation of ").and_then(|rest| rest.strip_suffix(" bytes failed"));
+        let bytes = line
+            .strip_prefix("memory allocation of ")
+            .and_then(|rest| rest.strip_suffix(" bytes failed"));
         bytes.is_some_and(|bytes| bytes.parse::<u64>().is_ok())
     })
 }
@@ -497,7 +535,9 @@ impl fmt::Display for TaskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let function = self.inner.function;
         match &self.inner.what {
-            What::Panicked { message, location: Some(location), .. } => write!(f, "task {function} panicked at {location}: {message}"),
+            What::Panicked { message, location: Some(location), .. } => {
+                write!(f, "task {function} panicked at {location}: {message}")
+            }
             What::Panicked { message, .. } => write!(f, "task {function} panicked: {message}"),
             What::WorkerDied { pid, status, stack_overflow } => {
                 let how = match () {
@@ -506,34 +546,80 @@ impl fmt::Display for TaskError {
                     () if self.is_cpu_limit() => "its processor time ran out, ",
                     () => "",
                 };
-                write!(f, "worker process {pid} died while it ran task {function} ({how}{})", Ending(*status))
+                write!(
+                    f,
+                    "worker process {pid} died while it ran task {function} ({how}{})",
+                    Ending(*status)
+                )
             }
             What::Cancelled => write!(f, "task {function} was cancelled"),
-            What::Unkillable { pid: Some(pid) } => write!(f, "worker process {pid} was killed to stop task {function}, and does not end"),
-            What::Unkillable { pid: None } => write!(f, "the worker process of task {function} was killed, and does not end"),
-            What::TimedOut { limit, whole: false } => write!(f, "task {function} ran longer than its limit of {limit:?}"),
-            What::TimedOut { limit, whole: true } => write!(f, "task {function} had not ended {limit:?} after it was handed in"),
-            What::ArgumentEncode(reason) => write!(f, "an argument of task {function} cannot be encoded: {reason}"),
-            What::ArgumentDecode { pid, reason } => {
-                write!(f, "worker process {pid} cannot decode the arguments of task {function}: {reason}")
+            What::Unkillable { pid: Some(pid) } => write!(
+                f,
+                "worker process {pid} was killed to stop task {function}, and does not end"
+            ),
+            What::Unkillable { pid: None } => {
+                write!(f, "the worker process of task {function} was killed, and does not end")
             }
-            What::ResultEncode { pid, reason } => write!(f, "worker process {pid} cannot encode the result of task {function}: {reason}"),
-            What::ResultDecode(reason) => write!(f, "the result of task {function} cannot be decoded: {reason}"),
-            What::ArgumentTooLarge { limit } => write!(f, "the arguments of task {function} are larger than {limit} bytes"),
-            What::ResultTooLarge { limit, .. } => write!(f, "the result of task {function} is larger than {limit} bytes"),
-            What::QueueFull { limit } => write!(f, "the pool's queue of {limit} tasks is full, task {function} was not taken"),
+            What::TimedOut { limit, whole: false } => {
+                write!(f, "task {function} ran longer than its limit of {limit:?}")
+            }
+            What::TimedOut { limit, whole: true } => {
+                write!(f, "task {function} had not ended {limit:?} after it was handed in")
+            }
+            What::ArgumentEncode(reason) => {
+                write!(f, "an argument of task {function} cannot be encoded: {reason}")
+            }
+            What::ArgumentDecode { pid, reason } => {
+                write!(
+                    f,
+                    "worker process {pid} cannot decode the arguments of task {function}: {reason}"
+                )
+            }
+            What::ResultEncode { pid, reason } => write!(
+                f,
+                "worker process {pid} cannot encode the result of task {function}: {reason}"
+            ),
+            What::ResultDecode(reason) => {
+                write!(f, "the result of task {function} cannot be decoded: {reason}")
+            }
+            What::ArgumentTooLarge { limit } => {
+                write!(f, "the arguments of task {function} are larger than {limit} bytes")
+            }
+            What::ResultTooLarge { limit, .. } => {
+                write!(f, "the result of task {function} is larger than {limit} bytes")
+            }
+            What::QueueFull { limit } => write!(
+                f,
+                "the pool's queue of {limit} tasks is full, task {function} was not taken"
+            ),
             What::PoolClosed => write!(f, "the pool was closed before task {function} ended"),
-            What::StartFailed(cause) if cause.is_init_failed() => write!(f, "no worker for task {function}: its init failed"),
+            What::StartFailed(cause) if cause.is_init_failed() => {
+                write!(f, "no worker for task {function}: its init failed")
+            }
             What::StartFailed(_) => write!(f, "no worker for task {function} could be started"),
-            What::BadFrame { pid, reason } => write!(f, "worker process {pid} broke the protocol while it ran task {function}: {reason}"),
-            What::UnknownTask { pid: Some(pid) } => write!(f, "worker process {pid} serves no task {function}"),
+            What::BadFrame { pid, reason } => write!(
+                f,
+                "worker process {pid} broke the protocol while it ran task {function}: {reason}"
+            ),
+            What::UnknownTask { pid: Some(pid) } => {
+                write!(f, "worker process {pid} serves no task {function}")
+            }
             What::UnknownTask { pid: None } => {
-                write!(f, "task {function} is unknown to this pool's workers: another program has tasks by name, this one has not")
+                write!(
+                    f,
+                    "task {function} is unknown to this pool's workers: another program has tasks by name, this one has not"
+                )
             }
             What::OwnError { pid, .. } => {
-                write!(f, "task {function} returned an error in worker process {pid} that was worth another try")
+                write!(
+                    f,
+                    "task {function} returned an error in worker process {pid} that was worth another try"
+                )
             }
-            What::Forked => write!(f, "task {function} can be neither handed in nor awaited in a forked copy of the application"),
+            What::Forked => write!(
+                f,
+                "task {function} can be neither handed in nor awaited in a forked copy of the application"
+            ),
         }
     }
 }
@@ -572,11 +658,20 @@ mod tests {
             status: None,
         };
         let error = TaskError::new(panicked(&long), "f").shortened();
-        let What::Panicked { message, location: Some(location), backtrace: Some(backtrace), .. } = &error.inner.what else {
+        let What::Panicked {
+            message, location: Some(location), backtrace: Some(backtrace), ..
+        } = &error.inner.what
+        else {
             panic!("{error:?}")
         };
         for text in [message, location, backtrace] {
-            assert!(text.capacity() <= KEPT_MAX && text.starts_with("\u{e9}\u{e9}") && text.ends_with("\u{2026}"), "{}", text.len());
+            assert!(
+                text.capacity() <= KEPT_MAX
+                    && text.starts_with("\u{e9}\u{e9}")
+                    && text.ends_with("\u{2026}"),
+                "{}",
+                text.len()
+            );
         }
         let error = TaskError::new(panicked("short"), "f").shortened();
         assert!(matches!(&error.inner.what, What::Panicked { message, .. } if message == "short"));

@@ -4,7 +4,8 @@ use super::object::{Held, Part};
 use std::any::Any;
 use std::sync::{Arc, Weak};
 
-/// Who is told that references of values have been dropped. It may be in the midst of something: it takes note.
+/// Who is told that references of values have been dropped. It may be in the midst of something: it
+/// takes note.
 pub(crate) trait Dropped: Send + Sync {
     fn dropped(&self, names: Vec<(u64, Part)>);
 }

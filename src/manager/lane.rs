@@ -1,8 +1,9 @@
-//! A lane: a piece of memory through which one client and a queue, or a map, pass items without a message for each.
+//! A lane: a piece of memory through which one client and a queue, or a map, pass items without a
+//! message for each.
 //!
-//! There are two kinds. Through an *inlet* a client sends: it may put in as many items as the manager has granted. Through an
-//! *outlet* it receives: the manager puts in items ahead of the client's asking. Both have the same layout, and one word that
-//! says everything:
+//! There are two kinds. Through an *inlet* a client sends: it may put in as many items as the
+//! manager has granted. Through an *outlet* it receives: the manager puts in items ahead of the
+//! client's asking. Both have the same layout, and one word that says everything:
 //!
 //! ```text
 //! word 0       shut 1 | limit 31 | done 31       done: items that the client has put in, or taken out; limit: up to where it may
@@ -13,25 +14,31 @@
 //! words 1032…  the items: a word with the time (of inlets), then the bytes, filled up to whole words
 //! ```
 //!
-//! The client counts `done` up by compare-and-swap, one item at a time: at that instruction the item is sent, or received. The
-//! manager moves `limit`, by compare-and-swap as well. So each of them is exact at any moment:
+//! The client counts `done` up by compare-and-swap, one item at a time: at that instruction the
+//! item is sent, or received. The manager moves `limit`, by compare-and-swap as well. So each of
+//! them is exact at any moment:
 //!
 //! * **grant** (inlets), **put** (outlets): `limit` goes up;
-//! * **revoke** (inlets): `limit` goes down to `done`: what was granted and not used is the manager's again;
-//! * **reclaim** (outlets): `done` goes up to `limit`: what was not taken is the manager's again. (Were `limit` to go down, and up
-//!   again with other items, a client that was stopped between copying an item and taking it would take another than it had
-//!   copied. `done` never goes back, so it finds the word changed.)
-//! * **promise** (outlets): the first item is for a client that waits for it; it is not reclaimed, as long as that one has not said that it
-//!   waits no longer. What is behind it is reclaimed by `limit` going down to it: a client copies no item but the next one, and that one stays
-//!   what it is;
+//! * **revoke** (inlets): `limit` goes down to `done`: what was granted and not used is the
+//!   manager's again;
+//! * **reclaim** (outlets): `done` goes up to `limit`: what was not taken is the manager's again.
+//!   (Were `limit` to go down, and up again with other items, a client that was stopped between
+//!   copying an item and taking it would take another than it had copied. `done` never goes back,
+//!   so it finds the word changed.)
+//! * **promise** (outlets): the first item is for a client that waits for it; it is not reclaimed,
+//!   as long as that one has not said that it waits no longer. What is behind it is reclaimed by
+//!   `limit` going down to it: a client copies no item but the next one, and that one stays what it
+//!   is;
 //! * **shut**: nothing more.
 //!
-//! A client that dies at any instruction has sent what `done` says, and received what `done` says; the manager looks after its end.
-//! It may write what it likes: its word, its slots and lengths are checked, and a lane that makes no sense is *broken*, and closed.
-//! Nobody but this client has this memory.
+//! A client that dies at any instruction has sent what `done` says, and received what `done` says;
+//! the manager looks after its end. It may write what it likes: its word, its slots and lengths are
+//! checked, and a lane that makes no sense is *broken*, and closed. Nobody but this client has this
+//! memory.
 //!
-//! **The bell.** Who steps first fences, then looks at the other's word (Dekker): the manager sets the bell, and looks at `done`
-//! again; the client counts `done`, and looks at the bell. So either the manager sees the step, or the client rings.
+//! **The bell.** Who steps first fences, then looks at the other's word (Dekker): the manager sets
+//! the bell, and looks at `done` again; the client counts `done`, and looks at the bell. So either
+//! the manager sees the step, or the client rings.
 
 use crate::process::SharedMemory;
 use crate::wire::packet::Packet;
@@ -111,8 +118,8 @@ fn counts(words: &[AtomicU64]) -> Counts {
     Counts::of(words[COUNTS].load(Ordering::Acquire))
 }
 
-/// The manager's change of the counts, by compare-and-swap; gives them as they were before it. The client can come between
-/// as often as it has steps left: beyond it somebody plays with us.
+/// The manager's change of the counts, by compare-and-swap; gives them as they were before it. The
+/// client can come between as often as it has steps left: beyond it somebody plays with us.
 fn change(words: &[AtomicU64], mut change: impl FnMut(Counts) -> Counts) -> Result<Counts, Broken> {
     let mut word = words[COUNTS].load(Ordering::Acquire);
     for _ in 0..=SLOTS {
@@ -127,14 +134,17 @@ fn change(words: &[AtomicU64], mut change: impl FnMut(Counts) -> Counts) -> Resu
 
 /// So that who sent before another began comes before him: all processes have the same clock.
 pub(crate) fn time() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
 /// The client's step: gives whether it was made, and whether to ring.
 #[inline]
 fn step(words: &[AtomicU64], seen: Counts) -> Option<bool> {
     let next = Counts { done: plus(seen.done, 1), ..seen };
-    words[COUNTS].compare_exchange(seen.word(), next.word(), Ordering::AcqRel, Ordering::Acquire).ok()?;
+    words[COUNTS]
+        .compare_exchange(seen.word(), next.word(), Ordering::AcqRel, Ordering::Acquire)
+        .ok()?;
     fence(Ordering::SeqCst);
     Some(words[BELL].load(Ordering::Relaxed) != 0 && words[BELL].swap(0, Ordering::AcqRel) != 0)
 }
@@ -184,7 +194,10 @@ fn copy(words: &[AtomicU64], at: u64, len: usize) -> Packet {
         return Packet::copy_from(&data(words, at).load(Ordering::Relaxed).to_le_bytes()[..len]);
     }
     let mut bytes = Vec::with_capacity(len.next_multiple_of(8));
-    bytes.extend((at..at + words_of(len)).flat_map(|at| data(words, at).load(Ordering::Relaxed).to_le_bytes()));
+    bytes.extend(
+        (at..at + words_of(len))
+            .flat_map(|at| data(words, at).load(Ordering::Relaxed).to_le_bytes()),
+    );
     bytes.truncate(len);
     Packet::from(&mut bytes)
 }
@@ -293,7 +306,11 @@ impl Inlet {
     }
 
     /// Takes in what there is and was sent until this [`time`]: each item with its time.
-    pub(crate) fn pull(&mut self, until: u64, mut put: impl FnMut(u64, Packet)) -> Result<(), Broken> {
+    pub(crate) fn pull(
+        &mut self,
+        until: u64,
+        mut put: impl FnMut(u64, Packet),
+    ) -> Result<(), Broken> {
         if !step_is_made(Step::Pull) {
             return Ok(());
         }
@@ -385,7 +402,15 @@ pub(crate) struct Outlet<T> {
 
 impl<T> Outlet<T> {
     pub(crate) fn new(memory: Arc<SharedMemory>) -> Self {
-        Self { memory, items: VecDeque::new(), done: 0, limit: 0, tail: 0, freed: 0, promised: None }
+        Self {
+            memory,
+            items: VecDeque::new(),
+            done: 0,
+            limit: 0,
+            tail: 0,
+            freed: 0,
+            promised: None,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -419,7 +444,9 @@ impl<T> Outlet<T> {
 
     /// Whether an item of so many bytes has room.
     pub(crate) fn fits(&self, bytes: usize) -> bool {
-        bytes <= ITEM_MAX && self.items.len() < SLOTS as usize && self.tail + words_of(bytes) <= self.freed + DATA as u64
+        bytes <= ITEM_MAX
+            && self.items.len() < SLOTS as usize
+            && self.tail + words_of(bytes) <= self.freed + DATA as u64
     }
 
     /// Puts an item in, for which there is room; the client sees it when it is [shown](Self::show).
@@ -431,7 +458,8 @@ impl<T> Outlet<T> {
         self.items.push_back((item, need));
     }
 
-    /// As [`put`](Self::put), and it is not reclaimed, for somebody waits for it under this ticket. Nothing else is here.
+    /// As [`put`](Self::put), and it is not reclaimed, for somebody waits for it under this ticket.
+    /// Nothing else is here.
     pub(crate) fn promise(&mut self, bytes: &[u8], item: T, ticket: u64) {
         debug_assert!(self.items.is_empty(), "only the next item can be promised");
         self.promised = Some((ticket, self.done));
@@ -452,7 +480,8 @@ impl<T> Outlet<T> {
         change(self.memory.words(), |counts| Counts { limit: self.limit, ..counts }).map(drop)
     }
 
-    /// Takes back what has not been taken and is not promised, and gives it, in its order. What has been taken, is told first.
+    /// Takes back what has not been taken and is not promised, and gives it, in its order. What has
+    /// been taken, is told first.
     pub(crate) fn reclaim(&mut self, taken: impl FnMut(T)) -> Result<Vec<T>, Broken> {
         let (limit, promised) = (self.limit, self.promised);
         let before = change(self.memory.words(), |counts| match promised {
@@ -492,7 +521,8 @@ impl<T> Drop for Outlet<T> {
     }
 }
 
-/// Where a client sees whether somebody else has changed something of an object: the count of those changes, in a word of its lane.
+/// Where a client sees whether somebody else has changed something of an object: the count of those
+/// changes, in a word of its lane.
 #[derive(Debug)]
 pub(crate) struct Mirror {
     memory: Arc<SharedMemory>,
@@ -527,7 +557,8 @@ impl Mirror {
     }
 }
 
-/// What the manager does in an inlet and its mirror. Simulations let clients act before each of these steps, and leave steps out.
+/// What the manager does in an inlet and its mirror. Simulations let clients act before each of
+/// these steps, and leave steps out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     Blind,
@@ -650,7 +681,8 @@ mod tests {
                 had
             }
         });
-        let (mut gone, mut taken, mut back, mut next, mut turn) = (0, Vec::new(), VecDeque::new(), 0, 0u32);
+        let (mut gone, mut taken, mut back, mut next, mut turn) =
+            (0, Vec::new(), VecDeque::new(), 0, 0u32);
         while gone < COUNT {
             turn += 1;
             while next < COUNT && back.len() < 20 {
@@ -667,7 +699,9 @@ mod tests {
             outlet.show().expect("well kept");
             outlet.settle(|item| taken.push(item)).expect("well kept");
             if turn.is_multiple_of(50) {
-                for item in outlet.reclaim(|item| taken.push(item)).expect("well kept").into_iter().rev() {
+                for item in
+                    outlet.reclaim(|item| taken.push(item)).expect("well kept").into_iter().rev()
+                {
                     back.push_front(item);
                 }
             }
@@ -697,9 +731,15 @@ mod tests {
         let (mut taken, mut next, mut promises) = (Vec::new(), 0, 0);
         while next <= COUNT {
             outlet.settle(|item| taken.push(item)).expect("well kept");
-            // What is reclaimed is given to nobody else here: it is missing, and what is promised is not.
+            // What is reclaimed is given to nobody else here: it is missing, and what is promised
+            // is not.
             let reclaimed = outlet.reclaim(|item| taken.push(item)).expect("well kept");
-            assert!(reclaimed.iter().all(|number| number % 3 != 0 && !taken.contains(number) || *number == COUNT), "{reclaimed:?}");
+            assert!(
+                reclaimed
+                    .iter()
+                    .all(|number| number % 3 != 0 && !taken.contains(number) || *number == COUNT),
+                "{reclaimed:?}"
+            );
             if outlet.len() > 0 {
                 thread::yield_now();
                 continue;
@@ -732,7 +772,10 @@ mod tests {
             let (mut inlet, mut outlet) = (Inlet::new(Arc::clone(&ours)), Outlet::<u64>::new(ours));
             let write = || theirs.words()[COUNTS].store(word, Ordering::Relaxed);
             write();
-            assert_eq!((inlet.pull(u64::MAX, |_, _| panic!("nothing came")), outlet.settle(|_| panic!())), (Err(Broken), Err(Broken)));
+            assert_eq!(
+                (inlet.pull(u64::MAX, |_, _| panic!("nothing came")), outlet.settle(|_| panic!())),
+                (Err(Broken), Err(Broken))
+            );
             assert_eq!(outlet.reclaim(|_| panic!()).err(), Some(Broken));
             write();
             assert_eq!(inlet.revoke(), Err(Broken));

@@ -1,7 +1,8 @@
 //! Where a client's answers arrive, each under the ticket of its request, and who waits for them.
 //!
-//! One for each connection. Whoever has something for a ticket puts it in; whoever has the ticket's future looks. Held
-//! only for that: wakers are called, cloned and dropped without the lock, and shielded, for they are the caller's code.
+//! One for each connection. Whoever has something for a ticket puts it in; whoever has the ticket's
+//! future looks. Held only for that: wakers are called, cloned and dropped without the lock, and
+//! shielded, for they are the caller's code.
 
 use super::message::Refusal;
 use super::object::Body;
@@ -78,7 +79,9 @@ impl Mail {
         match inside.slots.get_mut(&ticket) {
             None => Poll::Ready(Arrived::Refused(Refusal::Closed)),
             Some(slot @ Slot::Come(_)) => {
-                let Slot::Come(arrived) = std::mem::replace(slot, Slot::Waiting(None)) else { unreachable!("it has just been seen") };
+                let Slot::Come(arrived) = std::mem::replace(slot, Slot::Waiting(None)) else {
+                    unreachable!("it has just been seen")
+                };
                 Poll::Ready(arrived)
             }
             Some(Slot::Waiting(old)) => {
@@ -107,7 +110,9 @@ impl Mail {
         // Two threads may bring them, the later one first. A refusal is the last that comes.
         match (&*slot, &arrived) {
             (Slot::Come(Arrived::Granted(old)), Arrived::Granted(new)) if old > new => return None,
-            (Slot::Come(Arrived::Refused(_) | Arrived::Deadlock(_)), Arrived::Granted(_)) => return None,
+            (Slot::Come(Arrived::Refused(_) | Arrived::Deadlock(_)), Arrived::Granted(_)) => {
+                return None;
+            }
             _ => {}
         }
         let old = std::mem::replace(slot, Slot::Come(arrived));
@@ -148,8 +153,8 @@ impl Mail {
     }
 }
 
-/// Runs what may wake somebody: if that code panics, the others are told all the same. The panic has been reported by the
-/// application's hook, and there is nobody to pass it on to.
+/// Runs what may wake somebody: if that code panics, the others are told all the same. The panic
+/// has been reported by the application's hook, and there is nobody to pass it on to.
 pub(crate) fn shielded(wake: impl FnOnce()) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(wake)) {
         std::mem::forget(payload); // its drop might panic as well

@@ -1,8 +1,9 @@
-//! What a client and its manager say to each other: every message is a MessagePack array whose first element is its kind.
+//! What a client and its manager say to each other: every message is a MessagePack array whose
+//! first element is its kind.
 //!
-//! Every byte is specified in `docs/protocol.md`. Written and read by hand, as the calls of a pool are: it is most of
-//! the traffic of shared objects. Nothing that is read here is believed: lengths are checked against what is there, and
-//! what a number stands for is looked up by whoever gets it.
+//! Every byte is specified in `docs/protocol.md`. Written and read by hand, as the calls of a pool
+//! are: it is most of the traffic of shared objects. Nothing that is read here is believed: lengths
+//! are checked against what is there, and what a number stands for is looked up by whoever gets it.
 
 use super::lane::Way;
 use super::object::{Bad, Part};
@@ -42,7 +43,8 @@ mod kind {
     pub(super) const DEADLOCK: u8 = 37;
 }
 
-/// A reference that travels: to which object, in what part; and what its receiver has to know of it.
+/// A reference that travels: to which object, in what part; and what its receiver has to know of
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Name {
     pub(crate) object: u64,
@@ -83,8 +85,15 @@ pub(crate) enum Refusal {
     NoMemory,
 }
 
-const REFUSALS: [Refusal; 7] =
-    [Refusal::Closed, Refusal::NotYours, Refusal::Full, Refusal::TooMany, Refusal::TimedOut, Refusal::Broken, Refusal::NoMemory];
+const REFUSALS: [Refusal; 7] = [
+    Refusal::Closed,
+    Refusal::NotYours,
+    Refusal::Full,
+    Refusal::TooMany,
+    Refusal::TimedOut,
+    Refusal::Broken,
+    Refusal::NoMemory,
+];
 
 /// From a client.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,8 +124,8 @@ pub(crate) enum ToManager<'a> {
         object: u64,
         part: Part,
     },
-    /// Wants this lock, for at most so many nanoseconds (0: without a limit). If it is for a thread that blocks: its process, and
-    /// what the thread holds.
+    /// Wants this lock, for at most so many nanoseconds (0: without a limit). If it is for a thread
+    /// that blocks: its process, and what the thread holds.
     Park {
         object: u64,
         ticket: u64,
@@ -133,8 +142,8 @@ pub(crate) enum ToManager<'a> {
         object: u64,
         ticket: u64,
     },
-    /// Leaves this lock, with a value that has no room in its place, or that names others, or that follows on such a one.
-    /// `unmark`: it is no longer marked as recovered.
+    /// Leaves this lock, with a value that has no room in its place, or that names others, or that
+    /// follows on such a one. `unmark`: it is no longer marked as recovered.
     Commit {
         object: u64,
         unmark: bool,
@@ -151,7 +160,8 @@ pub(crate) enum ToManager<'a> {
         ticket: u64,
         segment: u32,
     },
-    /// Has made a client of its own, which it will call so. Its socket comes with it, and if it says so, its process.
+    /// Has made a client of its own, which it will call so. Its socket comes with it, and if it
+    /// says so, its process.
     Introduce {
         client: u64,
         process: bool,
@@ -248,10 +258,14 @@ impl<'a> Writer<'a> {
     fn names(mut self, names: &[Name]) -> Self {
         rmp::encode::write_array_len(self.0, names.len() as u32).expect("a Vec takes every byte");
         for name in names {
-            rmp::encode::write_array_len(self.0, if name.place.is_some() { 6 } else { 3 }).expect("a Vec takes every byte");
+            rmp::encode::write_array_len(self.0, if name.place.is_some() { 6 } else { 3 })
+                .expect("a Vec takes every byte");
             self = self.uint(name.object).uint(name.part.0.into()).uint(name.kind.0.into());
             if let Some(place) = name.place {
-                self = self.uint(place.segment.into()).uint(place.offset.into()).uint(place.len.into());
+                self = self
+                    .uint(place.segment.into())
+                    .uint(place.offset.into())
+                    .uint(place.len.into());
             }
         }
         self
@@ -263,30 +277,61 @@ impl ToManager<'_> {
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Request { object, ticket, names, head, tail } => {
-                Writer::new(out, kind::REQUEST, 5).uint(*object).uint(*ticket).names(names).bin(head).bin(tail)
+                Writer::new(out, kind::REQUEST, 5)
+                    .uint(*object)
+                    .uint(*ticket)
+                    .names(names)
+                    .bin(head)
+                    .bin(tail)
             }
-            Self::Taken { object, ticket } => Writer::new(out, kind::TAKEN, 2).uint(*object).uint(*ticket),
-            Self::Cancel { object, ticket } => Writer::new(out, kind::CANCEL, 2).uint(*object).uint(*ticket),
-            Self::Release { object, part, count } => Writer::new(out, kind::RELEASE, 3).uint(*object).uint(part.0.into()).uint(*count),
-            Self::Acquire { object, part } => Writer::new(out, kind::ACQUIRE, 2).uint(*object).uint(part.0.into()),
-            Self::Park { object, ticket, limit, pid, holds } => {
-                Writer::new(out, kind::PARK, 5).uint(*object).uint(*ticket).uint(*limit).uint((*pid).into()).uints(holds)
+            Self::Taken { object, ticket } => {
+                Writer::new(out, kind::TAKEN, 2).uint(*object).uint(*ticket)
             }
+            Self::Cancel { object, ticket } => {
+                Writer::new(out, kind::CANCEL, 2).uint(*object).uint(*ticket)
+            }
+            Self::Release { object, part, count } => {
+                Writer::new(out, kind::RELEASE, 3).uint(*object).uint(part.0.into()).uint(*count)
+            }
+            Self::Acquire { object, part } => {
+                Writer::new(out, kind::ACQUIRE, 2).uint(*object).uint(part.0.into())
+            }
+            Self::Park { object, ticket, limit, pid, holds } => Writer::new(out, kind::PARK, 5)
+                .uint(*object)
+                .uint(*ticket)
+                .uint(*limit)
+                .uint((*pid).into())
+                .uints(holds),
             Self::Rang { object } => Writer::new(out, kind::RANG, 1).uint(*object),
-            Self::Back { object, ticket } => Writer::new(out, kind::BACK, 2).uint(*object).uint(*ticket),
-            Self::Commit { object, unmark, names, value } => {
-                Writer::new(out, kind::COMMIT, 4).uint(*object).uint((*unmark).into()).names(names).bin(value)
+            Self::Back { object, ticket } => {
+                Writer::new(out, kind::BACK, 2).uint(*object).uint(*ticket)
             }
-            Self::Fetch { object, ticket } => Writer::new(out, kind::FETCH, 2).uint(*object).uint(*ticket),
-            Self::Map { ticket, segment } => Writer::new(out, kind::MAP, 2).uint(*ticket).uint((*segment).into()),
-            Self::Introduce { client, process } => Writer::new(out, kind::INTRODUCE, 2).uint(*client).uint((*process).into()),
-            Self::Lend { client, names } => Writer::new(out, kind::LEND, 2).uint(*client).names(names),
+            Self::Commit { object, unmark, names, value } => Writer::new(out, kind::COMMIT, 4)
+                .uint(*object)
+                .uint((*unmark).into())
+                .names(names)
+                .bin(value),
+            Self::Fetch { object, ticket } => {
+                Writer::new(out, kind::FETCH, 2).uint(*object).uint(*ticket)
+            }
+            Self::Map { ticket, segment } => {
+                Writer::new(out, kind::MAP, 2).uint(*ticket).uint((*segment).into())
+            }
+            Self::Introduce { client, process } => {
+                Writer::new(out, kind::INTRODUCE, 2).uint(*client).uint((*process).into())
+            }
+            Self::Lend { client, names } => {
+                Writer::new(out, kind::LEND, 2).uint(*client).names(names)
+            }
             Self::Parcel { names } => Writer::new(out, kind::PARCEL, 1).names(names),
-            Self::Take { client, names } => Writer::new(out, kind::TAKE, 2).uint(*client).names(names),
-            Self::Dismiss { client } => Writer::new(out, kind::DISMISS, 1).uint(*client),
-            Self::Lane { object, ticket, way } => {
-                Writer::new(out, kind::LANE, 3).uint(*object).uint(*ticket).uint((*way == Way::Out).into())
+            Self::Take { client, names } => {
+                Writer::new(out, kind::TAKE, 2).uint(*client).names(names)
             }
+            Self::Dismiss { client } => Writer::new(out, kind::DISMISS, 1).uint(*client),
+            Self::Lane { object, ticket, way } => Writer::new(out, kind::LANE, 3)
+                .uint(*object)
+                .uint(*ticket)
+                .uint((*way == Way::Out).into()),
         };
     }
 }
@@ -295,19 +340,27 @@ impl ToClient<'_> {
     /// Appends the message.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Welcome { seat, generation, note } => {
-                Writer::new(out, kind::WELCOME, 3).uint((*seat).into()).uint((*generation).into()).uint((*note).into())
-            }
-            Self::Answer { ticket, offer, names, head, tail } => {
-                Writer::new(out, kind::ANSWER, 5).uint(*ticket).uint((*offer).into()).names(names).bin(head).bin(tail)
-            }
+            Self::Welcome { seat, generation, note } => Writer::new(out, kind::WELCOME, 3)
+                .uint((*seat).into())
+                .uint((*generation).into())
+                .uint((*note).into()),
+            Self::Answer { ticket, offer, names, head, tail } => Writer::new(out, kind::ANSWER, 5)
+                .uint(*ticket)
+                .uint((*offer).into())
+                .names(names)
+                .bin(head)
+                .bin(tail),
             Self::Refused { ticket, why } => {
                 let why = REFUSALS.iter().position(|other| other == why).expect("all are listed");
                 Writer::new(out, kind::REFUSED, 2).uint(*ticket).uint(why as u64)
             }
-            Self::Granted { ticket, version } => Writer::new(out, kind::GRANTED, 2).uint(*ticket).uint(*version),
+            Self::Granted { ticket, version } => {
+                Writer::new(out, kind::GRANTED, 2).uint(*ticket).uint(*version)
+            }
             Self::Mapped { ticket } => Writer::new(out, kind::MAPPED, 1).uint(*ticket),
-            Self::Deadlock { ticket, ring } => Writer::new(out, kind::DEADLOCK, 2).uint(*ticket).bin(ring),
+            Self::Deadlock { ticket, ring } => {
+                Writer::new(out, kind::DEADLOCK, 2).uint(*ticket).bin(ring)
+            }
         };
     }
 }
@@ -323,26 +376,33 @@ struct Reader<'a>(&'a [u8]);
 impl<'a> Reader<'a> {
     fn new(body: &'a [u8]) -> Result<(Self, u8, u32), Bad> {
         let mut rest = body;
-        let len = rmp::decode::read_array_len(&mut rest).map_err(|_| bad("a message that is no array"))?;
+        let len = rmp::decode::read_array_len(&mut rest)
+            .map_err(|_| bad("a message that is no array"))?;
         let mut reader = Self(rest);
         let kind = reader.uint()?;
         Ok((reader, kind, len))
     }
 
     fn uint<T: TryFrom<u64>>(&mut self) -> Result<T, Bad> {
-        let number: u64 = rmp::decode::read_int(&mut self.0).map_err(|_| bad("a number is missing"))?;
+        let number: u64 =
+            rmp::decode::read_int(&mut self.0).map_err(|_| bad("a number is missing"))?;
         T::try_from(number).map_err(|_| bad("a number is too large"))
     }
 
     fn bin(&mut self) -> Result<&'a [u8], Bad> {
         let len = rmp::decode::read_bin_len(&mut self.0).map_err(|_| bad("bytes are missing"))?;
-        let (bytes, rest) = self.0.split_at_checked(len as usize).ok_or_else(|| bad("more bytes announced than sent"))?;
+        let (bytes, rest) = self
+            .0
+            .split_at_checked(len as usize)
+            .ok_or_else(|| bad("more bytes announced than sent"))?;
         self.0 = rest;
         Ok(bytes)
     }
 
     fn uints(&mut self) -> Result<Vec<u64>, Bad> {
-        let len = u64::from(rmp::decode::read_array_len(&mut self.0).map_err(|_| bad("numbers are missing"))?);
+        let len = u64::from(
+            rmp::decode::read_array_len(&mut self.0).map_err(|_| bad("numbers are missing"))?,
+        );
         if len > NAMES_MAX || len > self.0.len() as u64 {
             return Err(bad("too many numbers"));
         }
@@ -350,7 +410,9 @@ impl<'a> Reader<'a> {
     }
 
     fn names(&mut self) -> Result<Vec<Name>, Bad> {
-        let len = u64::from(rmp::decode::read_array_len(&mut self.0).map_err(|_| bad("names are missing"))?);
+        let len = u64::from(
+            rmp::decode::read_array_len(&mut self.0).map_err(|_| bad("names are missing"))?,
+        );
         // A name takes at least four bytes.
         if len > NAMES_MAX || len > self.0.len() as u64 / 4 {
             return Err(bad("too many names"));
@@ -387,25 +449,48 @@ impl<'a> ToManager<'a> {
     pub(crate) fn read(body: &'a [u8]) -> Result<Self, Bad> {
         let (mut r, kind, len) = Reader::new(body)?;
         let message = match (kind, len) {
-            (kind::REQUEST, 6) => Self::Request { object: r.uint()?, ticket: r.uint()?, names: r.names()?, head: r.bin()?, tail: r.bin()? },
+            (kind::REQUEST, 6) => Self::Request {
+                object: r.uint()?,
+                ticket: r.uint()?,
+                names: r.names()?,
+                head: r.bin()?,
+                tail: r.bin()?,
+            },
             (kind::TAKEN, 3) => Self::Taken { object: r.uint()?, ticket: r.uint()? },
             (kind::CANCEL, 3) => Self::Cancel { object: r.uint()?, ticket: r.uint()? },
-            (kind::RELEASE, 4) => Self::Release { object: r.uint()?, part: r.part()?, count: r.uint()? },
+            (kind::RELEASE, 4) => {
+                Self::Release { object: r.uint()?, part: r.part()?, count: r.uint()? }
+            }
             (kind::ACQUIRE, 3) => Self::Acquire { object: r.uint()?, part: r.part()? },
-            (kind::PARK, 6) => Self::Park { object: r.uint()?, ticket: r.uint()?, limit: r.uint()?, pid: r.uint()?, holds: r.uints()? },
+            (kind::PARK, 6) => Self::Park {
+                object: r.uint()?,
+                ticket: r.uint()?,
+                limit: r.uint()?,
+                pid: r.uint()?,
+                holds: r.uints()?,
+            },
             (kind::RANG, 2) => Self::Rang { object: r.uint()? },
             (kind::BACK, 3) => Self::Back { object: r.uint()?, ticket: r.uint()? },
-            (kind::COMMIT, 5) => Self::Commit { object: r.uint()?, unmark: r.uint::<u8>()? != 0, names: r.names()?, value: r.bin()? },
+            (kind::COMMIT, 5) => Self::Commit {
+                object: r.uint()?,
+                unmark: r.uint::<u8>()? != 0,
+                names: r.names()?,
+                value: r.bin()?,
+            },
             (kind::FETCH, 3) => Self::Fetch { object: r.uint()?, ticket: r.uint()? },
             (kind::MAP, 3) => Self::Map { ticket: r.uint()?, segment: r.uint()? },
-            (kind::INTRODUCE, 3) => Self::Introduce { client: r.uint()?, process: r.uint::<u8>()? != 0 },
+            (kind::INTRODUCE, 3) => {
+                Self::Introduce { client: r.uint()?, process: r.uint::<u8>()? != 0 }
+            }
             (kind::LEND, 3) => Self::Lend { client: r.uint()?, names: r.names()? },
             (kind::PARCEL, 2) => Self::Parcel { names: r.names()? },
             (kind::TAKE, 3) => Self::Take { client: r.uint()?, names: r.names()? },
             (kind::DISMISS, 2) => Self::Dismiss { client: r.uint()? },
-            (kind::LANE, 4) => {
-                Self::Lane { object: r.uint()?, ticket: r.uint()?, way: if r.uint::<u8>()? == 0 { Way::In } else { Way::Out } }
-            }
+            (kind::LANE, 4) => Self::Lane {
+                object: r.uint()?,
+                ticket: r.uint()?,
+                way: if r.uint::<u8>()? == 0 { Way::In } else { Way::Out },
+            },
             _ => return Err(bad(format!("a message of kind {kind} with {len} elements"))),
         };
         r.end(message)
@@ -417,13 +502,22 @@ impl<'a> ToClient<'a> {
     pub(crate) fn read(body: &'a [u8]) -> Result<Self, Bad> {
         let (mut r, kind, len) = Reader::new(body)?;
         let message = match (kind, len) {
-            (kind::WELCOME, 4) => Self::Welcome { seat: r.uint()?, generation: r.uint()?, note: r.uint::<u8>()? != 0 },
-            (kind::ANSWER, 6) => {
-                Self::Answer { ticket: r.uint()?, offer: r.uint::<u8>()? != 0, names: r.names()?, head: r.bin()?, tail: r.bin()? }
+            (kind::WELCOME, 4) => {
+                Self::Welcome { seat: r.uint()?, generation: r.uint()?, note: r.uint::<u8>()? != 0 }
             }
+            (kind::ANSWER, 6) => Self::Answer {
+                ticket: r.uint()?,
+                offer: r.uint::<u8>()? != 0,
+                names: r.names()?,
+                head: r.bin()?,
+                tail: r.bin()?,
+            },
             (kind::REFUSED, 3) => {
                 let (ticket, why) = (r.uint()?, r.uint::<usize>()?);
-                Self::Refused { ticket, why: *REFUSALS.get(why).ok_or_else(|| bad("an unknown refusal"))? }
+                Self::Refused {
+                    ticket,
+                    why: *REFUSALS.get(why).ok_or_else(|| bad("an unknown refusal"))?,
+                }
             }
             (kind::GRANTED, 3) => Self::Granted { ticket: r.uint()?, version: r.uint()? },
             (kind::MAPPED, 2) => Self::Mapped { ticket: r.uint()? },
@@ -450,12 +544,24 @@ mod tests {
     fn every_message_comes_back_and_cut_ones_are_refused() {
         let (names, tail) = (names(), vec![7; 300]);
         let to_manager = [
-            ToManager::Request { object: 1, ticket: u64::MAX, names: names.clone(), head: &[1], tail: &tail },
+            ToManager::Request {
+                object: 1,
+                ticket: u64::MAX,
+                names: names.clone(),
+                head: &[1],
+                tail: &tail,
+            },
             ToManager::Taken { object: 1, ticket: 2 },
             ToManager::Cancel { object: 1, ticket: 2 },
             ToManager::Release { object: 1, part: Part::SENDER, count: 3 },
             ToManager::Acquire { object: 1, part: Part::SENDER },
-            ToManager::Park { object: 1, ticket: 2, limit: 1_000_000_000, pid: 7, holds: vec![3, u64::MAX] },
+            ToManager::Park {
+                object: 1,
+                ticket: 2,
+                limit: 1_000_000_000,
+                pid: 7,
+                holds: vec![3, u64::MAX],
+            },
             ToManager::Rang { object: 1 },
             ToManager::Back { object: 1, ticket: 2 },
             ToManager::Commit { object: 1, unmark: true, names: names.clone(), value: &tail },
@@ -499,7 +605,11 @@ mod tests {
 
     #[test]
     fn announced_lengths_take_no_memory() {
-        for bytes in [&[0x92, 13, 0xdd, 0xff, 0xff, 0xff, 0xff][..], &[0x95, 8, 1, 0, 0x90, 0xc6, 0xff, 0xff, 0xff, 0xff], &[]] {
+        for bytes in [
+            &[0x92, 13, 0xdd, 0xff, 0xff, 0xff, 0xff][..],
+            &[0x95, 8, 1, 0, 0x90, 0xc6, 0xff, 0xff, 0xff, 0xff],
+            &[],
+        ] {
             assert!(ToManager::read(bytes).is_err());
         }
     }

@@ -1,13 +1,17 @@
 //! The owner of shared objects, in the application.
 //!
-//! * `object.rs`: the seam between the objects' rules (`objects/`) and the plumbing that serves them;
+//! * `object.rs`: the seam between the objects' rules (`objects/`) and the plumbing that serves
+//!   them;
 //! * `state.rs`: who has references to what, pure; `held.rs`: references within kept values;
 //! * `server.rs`: the rules under their lock, and the sockets of clients;
 //! * `post.rs`: who turns it while the application waits;
 //! * `rings.rs`: threads that wait for each other's locks;
-//! * `segments.rs`: the memory that it shares with its clients; `lock/`: the lock that lives in shared memory;
-//! * `lane.rs`: memory through which a client and a queue pass items; `reads.rs`: what a client keeps that it has read of a map;
-//! * `message.rs`: what clients and manager say to each other; `outgoing.rs`: what is to be written to a socket;
+//! * `segments.rs`: the memory that it shares with its clients; `lock/`: the lock that lives in
+//!   shared memory;
+//! * `lane.rs`: memory through which a client and a queue pass items; `reads.rs`: what a client
+//!   keeps that it has read of a map;
+//! * `message.rs`: what clients and manager say to each other; `outgoing.rs`: what is to be written
+//!   to a socket;
 //! * `mail.rs`: where a client's answers arrive.
 //!
 //! The handles stand in `sync/`.

@@ -1,49 +1,55 @@
 //! One shared object, as the manager serves it: requests in, answers out.
 //!
-//! An [`Object`] is a plain struct: no I/O, no clock (`now` is an argument), no thread, no user code; what its users
-//! have encoded it keeps and hands on without looking at it. The manager around it has the connections, the frames and
-//! the references; it calls the methods one at a time and does what comes out, in that order.
+//! An [`Object`] is a plain struct: no I/O, no clock (`now` is an argument), no thread, no user
+//! code; what its users have encoded it keeps and hands on without looking at it. The manager
+//! around it has the connections, the frames and the references; it calls the methods one at a time
+//! and does what comes out, in that order.
 //!
 //! # Who asks
 //!
-//! A [`Client`] is one process's connection; a seat that was used by another process before has another generation. The
-//! application itself is a client too. A *ticket* is one request of a client, chosen by the client, never used twice
-//! by it. A [`Caller`] is both. Each request is answered at most once, now or later; until then it *waits*. Ticket
-//! [`NO_ANSWER`] is that of all requests whose answers nobody wants: they are not sent.
+//! A [`Client`] is one process's connection; a seat that was used by another process before has
+//! another generation. The application itself is a client too. A *ticket* is one request of a
+//! client, chosen by the client, never used twice by it. A [`Caller`] is both. Each request is
+//! answered at most once, now or later; until then it *waits*. Ticket [`NO_ANSWER`] is that of all
+//! requests whose answers nobody wants: they are not sent.
 //!
 //! # How something is handed over
 //!
-//! An answer is on its way when its caller gives up or dies, and what it carries must then neither be lost nor given
-//! to two. There are two ways, by what is handed over:
+//! An answer is on its way when its caller gives up or dies, and what it carries must then neither
+//! be lost nor given to two. There are two ways, by what is handed over:
 //!
-//! 1. **What the caller keeps under its ticket** (a permit, a lock, a lease). It belongs to the ticket from the answer
-//!    on, whether or not that has arrived. [`Object::cancel`] of the ticket gives it back; so does the death of the
-//!    client. Nothing more is needed.
-//! 2. **What leaves the object for ever** (an item that `recv` takes out). Its answer is an [`Answer::offer`]: the object
-//!    keeps it in mind until it hears, by the client's messages in their order,
-//!    * [`Object::taken`]: the client is about to give it to its user. It says so *before* its user sees it, and the
-//!      word has reached the kernel by then: so whoever dies earlier has shown it to nobody, and whoever dies later
-//!      may have;
+//! 1. **What the caller keeps under its ticket** (a permit, a lock, a lease). It belongs to the
+//!    ticket from the answer on, whether or not that has arrived. [`Object::cancel`] of the ticket
+//!    gives it back; so does the death of the client. Nothing more is needed.
+//! 2. **What leaves the object for ever** (an item that `recv` takes out). Its answer is an
+//!    [`Answer::offer`]: the object keeps it in mind until it hears, by the client's messages in
+//!    their order,
+//!    * [`Object::taken`]: the client is about to give it to its user. It says so *before* its user
+//!      sees it, and the word has reached the kernel by then: so whoever dies earlier has shown it
+//!      to nobody, and whoever dies later may have;
 //!    * or [`Object::cancel`]: nobody has seen it, and it goes back to where it was;
-//!    * or [`Object::gone`], after everything that the client had written was read: the same as a cancellation.
+//!    * or [`Object::gone`], after everything that the client had written was read: the same as a
+//!      cancellation.
 //!
 //!    So it is given at most once, and lost only with a process that died with it in its hands.
 //!
-//! Rules for the client's side: `taken` is sent once, for an offer only, and before the answer is let out; a request
-//! whose future is dropped before that sends `cancel`, whether or not it was answered; messages of one client about one
-//! object keep their order. Rules for the manager: what a dead client had sent is read to the end before `gone`, and
-//! nothing of a client comes after it.
+//! Rules for the client's side: `taken` is sent once, for an offer only, and before the answer is
+//! let out; a request whose future is dropped before that sends `cancel`, whether or not it was
+//! answered; messages of one client about one object keep their order. Rules for the manager: what
+//! a dead client had sent is read to the end before `gone`, and nothing of a client comes after it.
 //!
 //! # Time
 //!
-//! Limits are counted here, not by the client (a handle needs no timer then, and works in any runtime): a request says
-//! how long it will wait, the manager calls [`Object::tick`] when [`Object::next_deadline`] has passed, and the answer
-//! says that the time was up. Which is final: what was not done by then is not done later.
+//! Limits are counted here, not by the client (a handle needs no timer then, and works in any
+//! runtime): a request says how long it will wait, the manager calls [`Object::tick`] when
+//! [`Object::next_deadline`] has passed, and the answer says that the time was up. Which is final:
+//! what was not done by then is not done later.
 //!
 //! # Memory
 //!
-//! [`Object::bytes`] is what the object holds, waiting requests and offers included. The manager refuses a request with
-//! a value that would pass its bound before the object sees it, and a client with too many open requests.
+//! [`Object::bytes`] is what the object holds, waiting requests and offers included. The manager
+//! refuses a request with a value that would pass its bound before the object sees it, and a client
+//! with too many open requests.
 
 use super::lane::Way;
 use crate::process::SharedMemory;
@@ -71,8 +77,9 @@ pub(crate) struct Caller {
     pub(crate) ticket: u64,
 }
 
-/// In what part somebody holds a reference to an object: as the whole of it, or as one of the halves into which some
-/// kinds can be split (a queue's sender is not its receiver). References are counted by part.
+/// In what part somebody holds a reference to an object: as the whole of it, or as one of the
+/// halves into which some kinds can be split (a queue's sender is not its receiver). References are
+/// counted by part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Part(pub(crate) u8);
 
@@ -84,8 +91,8 @@ impl Part {
     pub(crate) const COUNT: u8 = 3;
 }
 
-/// What the encoded values of a body name (other objects), kept alive for as long as the values are kept. Whoever keeps
-/// or passes on the values keeps or passes on this.
+/// What the encoded values of a body name (other objects), kept alive for as long as the values are
+/// kept. Whoever keeps or passes on the values keeps or passes on this.
 pub(crate) type Held = Option<Arc<dyn Any + Send + Sync>>;
 
 /// The content of a request or an answer.
@@ -111,7 +118,11 @@ impl Body {
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Body").field("head", &self.head).field("tail", &self.tail).field("held", &self.held.is_some()).finish()
+        f.debug_struct("Body")
+            .field("head", &self.head)
+            .field("tail", &self.tail)
+            .field("held", &self.held.is_some())
+            .finish()
     }
 }
 
@@ -120,7 +131,8 @@ impl fmt::Debug for Body {
 pub(crate) struct Answer {
     pub(crate) to: Caller,
     pub(crate) body: Body,
-    /// It hands something over in the second way: the object waits for `taken`, `cancel` or `gone`.
+    /// It hands something over in the second way: the object waits for `taken`, `cancel` or
+    /// `gone`.
     pub(crate) offer: bool,
     /// A descriptor that the caller gets, instead of the body.
     pub(crate) descriptor: Option<Descriptor>,
@@ -168,21 +180,31 @@ impl fmt::Display for Bad {
 /// One shared object. See the module's documentation for the rules.
 pub(crate) trait Object: Send {
     /// A client asks.
-    fn request(&mut self, caller: Caller, body: Body, now: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad>;
+    fn request(
+        &mut self,
+        caller: Caller,
+        body: Body,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), Bad>;
 
-    /// A caller is about to give its user what it was offered. Of what is not on offer (any more) nothing follows.
+    /// A caller is about to give its user what it was offered. Of what is not on offer (any more)
+    /// nothing follows.
     fn taken(&mut self, caller: Caller, now: Instant, answers: &mut Vec<Answer>) {
         let _ = (caller, now, answers);
     }
 
-    /// A caller waits no longer, and nobody has seen its answer, should there be one. No answer comes to it after this.
+    /// A caller waits no longer, and nobody has seen its answer, should there be one. No answer
+    /// comes to it after this.
     fn cancel(&mut self, caller: Caller, now: Instant, answers: &mut Vec<Answer>);
 
-    /// A client has died, or has dropped its last reference to this object. No answer comes to it after this.
+    /// A client has died, or has dropped its last reference to this object. No answer comes to it
+    /// after this.
     fn gone(&mut self, client: Client, how: Gone, now: Instant, answers: &mut Vec<Answer>);
 
-    /// The first reference to a part has been made, or the last one is gone: those of all clients, of frames on their way
-    /// and of values kept in other objects. Called after `gone`, when both happen at once.
+    /// The first reference to a part has been made, or the last one is gone: those of all clients,
+    /// of frames on their way and of values kept in other objects. Called after `gone`, when
+    /// both happen at once.
     fn held(&mut self, part: Part, held: bool, now: Instant, answers: &mut Vec<Answer>) {
         let _ = (part, held, now, answers);
     }
@@ -197,8 +219,8 @@ pub(crate) trait Object: Send {
         let _ = (now, answers);
     }
 
-    /// The manager closes. Whoever waits is told so by the plumbing; the object may answer those to whom it can say more.
-    /// Nothing is asked afterwards.
+    /// The manager closes. Whoever waits is told so by the plumbing; the object may answer those to
+    /// whom it can say more. Nothing is asked afterwards.
     fn close(&mut self, now: Instant, answers: &mut Vec<Answer>) {
         let _ = (now, answers);
     }
@@ -208,24 +230,41 @@ pub(crate) trait Object: Send {
 
     // ---- shortcuts, for kinds of objects that have them
 
-    /// How many bytes more all objects of the manager may hold: for what comes in without being asked about.
+    /// How many bytes more all objects of the manager may hold: for what comes in without being
+    /// asked about.
     fn left(&mut self, bytes: usize) {
         let _ = bytes;
     }
 
-    /// A client wants a [lane](super::lane) under this ticket; it lasts until the ticket is cancelled. `false`: it gets none.
-    fn lane(&mut self, caller: Caller, way: Way, memory: Arc<SharedMemory>, now: Instant, answers: &mut Vec<Answer>) -> bool {
+    /// A client wants a [lane](super::lane) under this ticket; it lasts until the ticket is
+    /// cancelled. `false`: it gets none.
+    fn lane(
+        &mut self,
+        caller: Caller,
+        way: Way,
+        memory: Arc<SharedMemory>,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> bool {
         let _ = (caller, way, memory, now, answers);
         false
     }
 
-    /// The application hands in a value, if that can be done at once and as by a request of its own; else it comes back.
-    fn put_now(&mut self, value: Packet, held: Held, now: Instant, answers: &mut Vec<Answer>) -> Result<(), (Packet, Held)> {
+    /// The application hands in a value, if that can be done at once and as by a request of its
+    /// own; else it comes back.
+    fn put_now(
+        &mut self,
+        value: Packet,
+        held: Held,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), (Packet, Held)> {
         let _ = (now, answers);
         Err((value, held))
     }
 
-    /// The application takes a value out for ever, if that can be done at once and as by a request of its own.
+    /// The application takes a value out for ever, if that can be done at once and as by a request
+    /// of its own.
     fn take_now(&mut self, now: Instant, answers: &mut Vec<Answer>) -> Option<Body> {
         let _ = (now, answers);
         None

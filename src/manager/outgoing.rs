@@ -1,7 +1,8 @@
 //! What is to be written to one socket: frames in their order, some with descriptors.
 //!
-//! Used by both ends of a connection. Whoever appends and finds nobody writing writes, without a lock, and looks again
-//! after each write; so frames that come meanwhile travel together, and nobody waits for a socket.
+//! Used by both ends of a connection. Whoever appends and finds nobody writing writes, without a
+//! lock, and looks again after each write; so frames that come meanwhile travel together, and
+//! nobody waits for a socket.
 
 use crate::process::sys;
 use crate::wire::frame;
@@ -66,7 +67,8 @@ impl Outgoing {
         if self.dead {
             return;
         }
-        let fits = fds.is_empty() && self.chunks.back().is_some_and(|chunk| chunk.bytes.len() < CHUNK);
+        let fits =
+            fds.is_empty() && self.chunks.back().is_some_and(|chunk| chunk.bytes.len() < CHUNK);
         if !fits {
             self.chunks.push_back(Chunk { bytes: std::mem::take(&mut self.spare), fds });
         }
@@ -93,8 +95,8 @@ impl Outgoing {
         self.waiting.push(waker);
     }
 
-    /// Whether nothing waits to be written, nor is being written. Then the caller is to write one frame past the queue,
-    /// and to say what [has come of it](Self::wrote_past).
+    /// Whether nothing waits to be written, nor is being written. Then the caller is to write one
+    /// frame past the queue, and to say what [has come of it](Self::wrote_past).
     pub(crate) fn write_past(&mut self) -> bool {
         !self.dead && self.chunks.is_empty() && !std::mem::replace(&mut self.busy, true)
     }
@@ -107,7 +109,8 @@ impl Outgoing {
                 self.sent += *len as u64;
                 if *len < frame.len() {
                     // A part of it has gone, so all of it will.
-                    self.chunks.push_front(Chunk { bytes: frame[*len..].to_vec(), fds: Vec::new() });
+                    self.chunks
+                        .push_front(Chunk { bytes: frame[*len..].to_vec(), fds: Vec::new() });
                 }
                 self.busy = !self.chunks.is_empty();
                 // Else whoever writes the rest gives them out.
@@ -159,7 +162,9 @@ impl Outgoing {
                 } else {
                     self.offset = 0;
                     chunk.bytes.clear();
-                    if chunk.bytes.capacity() <= 2 * CHUNK && self.spare.capacity() < chunk.bytes.capacity() {
+                    if chunk.bytes.capacity() <= 2 * CHUNK
+                        && self.spare.capacity() < chunk.bytes.capacity()
+                    {
                         self.spare = chunk.bytes;
                     }
                 }
@@ -182,15 +187,21 @@ impl Outgoing {
     }
 }
 
-/// Whether a write has to wait for room (or for descriptors in flight to arrive: `ETOOMANYREFS`, unix(7)).
+/// Whether a write has to wait for room (or for descriptors in flight to arrive: `ETOOMANYREFS`,
+/// unix(7)).
 fn is_full(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(nix::libc::ETOOMANYREFS)
+    error.kind() == io::ErrorKind::WouldBlock
+        || error.raw_os_error() == Some(nix::libc::ETOOMANYREFS)
 }
 
 /// Writes until there is nothing left or no room. Only for whom [`Outgoing::want_to_write`] or
-/// [`Outgoing::has_room`] has told so. `with` gives access to the outgoing, under its lock, for a moment; it gives `None`
-/// when it is not there any more. Gives whether the socket is full, and whom to wake.
-pub(crate) fn write_out(socket: BorrowedFd<'_>, mut with: impl FnMut(&mut dyn FnMut(&mut Outgoing)) -> Option<()>) -> (bool, Vec<Waker>) {
+/// [`Outgoing::has_room`] has told so. `with` gives access to the outgoing, under its lock, for a
+/// moment; it gives `None` when it is not there any more. Gives whether the socket is full, and
+/// whom to wake.
+pub(crate) fn write_out(
+    socket: BorrowedFd<'_>,
+    mut with: impl FnMut(&mut dyn FnMut(&mut Outgoing)) -> Option<()>,
+) -> (bool, Vec<Waker>) {
     let (mut wake, mut written) = (Vec::new(), None::<(Piece, io::Result<usize>)>);
     loop {
         let (mut piece, mut full) = (None, false);

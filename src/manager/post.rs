@@ -1,18 +1,21 @@
-//! Who turns a manager while somebody in the application waits for it: one task of one runtime, which has the *post*.
+//! Who turns a manager while somebody in the application waits for it: one task of one runtime,
+//! which has the *post*.
 //!
-//! Without it, what a worker writes wakes the steward, and what the steward delivers wakes the runtime: one wake-up more than it
-//! takes. So whoever waits in a runtime that can watch descriptors takes the post, if nobody has it, and its task watches the
-//! manager's epoll set until
+//! Without it, what a worker writes wakes the steward, and what the steward delivers wakes the
+//! runtime: one wake-up more than it takes. So whoever waits in a runtime that can watch
+//! descriptors takes the post, if nobody has it, and its task watches the manager's epoll set until
 //!
-//! * it has turned some times without anything for the application: what workers do among themselves wakes no runtime;
+//! * it has turned some times without anything for the application: what workers do among
+//!   themselves wakes no runtime;
 //! * its runtime goes, or drops the task;
 //! * the manager is closed;
-//! * it has not turned in time, and the steward has taken over. It may not even be polled any more; so it is not waited for: its
-//!   task is aborted, which its runtime may see whenever it likes. Until that task has ended, its runtime is not given the post again: it
-//!   may be that it is not polled at all, and would pile up tasks and descriptors.
+//! * it has not turned in time, and the steward has taken over. It may not even be polled any more;
+//!   so it is not waited for: its task is aborted, which its runtime may see whenever it likes.
+//!   Until that task has ended, its runtime is not given the post again: it may be that it is not
+//!   polled at all, and would pile up tasks and descriptors.
 //!
-//! Nothing depends on the one who has the post: whatever it does not do, the steward does, a moment later. Each has a number of its own,
-//! so one that has lost the post and comes late knows it.
+//! Nothing depends on the one who has the post: whatever it does not do, the steward does, a moment
+//! later. Each has a number of its own, so one that has lost the post and comes late knows it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::runtime::Id;
@@ -75,10 +78,14 @@ impl Post {
         }
     }
 
-    /// Takes it: under this number. `None`: another one was faster, or this runtime has lost it and has not seen it yet.
+    /// Takes it: under this number. `None`: another one was faster, or this runtime has lost it and
+    /// has not seen it yet.
     pub(crate) fn take(&self, runtime: Id) -> Option<u64> {
         let mut inside = self.lock();
-        if inside.closed || inside.holder.is_some() || inside.late.iter().any(|(_, late)| *late == runtime) {
+        if inside.closed
+            || inside.holder.is_some()
+            || inside.late.iter().any(|(_, late)| *late == runtime)
+        {
             return None;
         }
         inside.given += 1;

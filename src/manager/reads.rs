@@ -1,11 +1,14 @@
-//! What a client has read of a map, or written there, which is still so as long as nobody else has changed anything.
+//! What a client has read of a map, or written there, which is still so as long as nobody else has
+//! changed anything.
 //!
-//! The manager counts the changes of others in memory that the client has ([`Mirror`]), before it answers whoever made one. The
-//! client looks at that count *before* it asks for a value, and keeps the answer with that count: so if it is still the same, nobody
-//! has changed anything since before the value was read. A change in between costs no more than that the answer is not kept.
+//! The manager counts the changes of others in memory that the client has ([`Mirror`]), before it
+//! answers whoever made one. The client looks at that count *before* it asks for a value, and keeps
+//! the answer with that count: so if it is still the same, nobody has changed anything since before
+//! the value was read. A change in between costs no more than that the answer is not kept.
 //!
-//! What the client puts into its own lane changes nothing in that count, and is kept in the place of what was read. So an answer that
-//! was asked for before that is older than it may be, and is not kept: own writes are counted too.
+//! What the client puts into its own lane changes nothing in that count, and is kept in the place
+//! of what was read. So an answer that was asked for before that is older than it may be, and is
+//! not kept: own writes are counted too.
 
 use super::lane::Mirror;
 use crate::process::SharedMemory;
@@ -52,8 +55,8 @@ impl Reads {
         Some(Seen { changes, writes: self.writes })
     }
 
-    /// What is under this key (perhaps nothing), if that is known; else when it is asked for, if that is told, to be given
-    /// to [`keep`](Self::keep) with what is read now.
+    /// What is under this key (perhaps nothing), if that is known; else when it is asked for, if
+    /// that is told, to be given to [`keep`](Self::keep) with what is read now.
     pub(crate) fn get(&mut self, key: &Packet) -> Result<Option<Packet>, Option<Seen>> {
         let now = self.look();
         match self.values.get(key) {
@@ -69,15 +72,17 @@ impl Reads {
         }
     }
 
-    /// This was put into the lane. Not even the count is looked at: whatever others have changed since the last look, and whether it
-    /// comes before this or after it, is told by the next one.
+    /// This was put into the lane. Not even the count is looked at: whatever others have changed
+    /// since the last look, and whether it comes before this or after it, is told by the next
+    /// one.
     pub(crate) fn wrote(&mut self, key: Packet, value: Packet) {
         self.writes += 1;
         self.put(key, Some(value));
     }
 
     fn put(&mut self, key: Packet, value: Option<Packet>) {
-        let (of_key, of_value) = (key.len(), |value: &Option<Packet>| value.as_ref().map_or(0, |value| value.len()));
+        let (of_key, of_value) =
+            (key.len(), |value: &Option<Packet>| value.as_ref().map_or(0, |value| value.len()));
         self.bytes += of_key + of_value(&value) + ENTRY_BYTES;
         if let Some(old) = self.values.insert(key, value) {
             self.bytes -= of_key + of_value(&old) + ENTRY_BYTES;

@@ -1,9 +1,10 @@
 //! Threads that wait for each other's locks, in whatever processes.
 //!
-//! A thread that blocks tells, when it comes to wait for a lock, which locks it holds. It can release none of them before it
-//! has got that one. (Unless it has given a guard to another thread; `Manager::detect_deadlocks` says so.) So if its lock is held by such a thread, which waits for a lock that is held by such a thread, and so on,
-//! back to itself, none of them ever goes on. Each lock has one holder, so there is one way to follow, and whoever closes a
-//! ring is told.
+//! A thread that blocks tells, when it comes to wait for a lock, which locks it holds. It can
+//! release none of them before it has got that one. (Unless it has given a guard to another thread;
+//! `Manager::detect_deadlocks` says so.) So if its lock is held by such a thread, which waits for a
+//! lock that is held by such a thread, and so on, back to itself, none of them ever goes on. Each
+//! lock has one holder, so there is one way to follow, and whoever closes a ring is told.
 
 use super::lock::served::owner_of;
 use super::lock::word::Owner;
@@ -11,7 +12,8 @@ use super::object::{Caller, Client};
 use std::collections::HashMap;
 use std::fmt::Write;
 
-/// With what a thread waits. (Of whoever does not block it is not known: he holds nothing, as far as this goes.)
+/// With what a thread waits. (Of whoever does not block it is not known: he holds nothing, as far
+/// as this goes.)
 #[derive(Clone, Debug)]
 pub(crate) struct Wait {
     /// Its process, as that says: for people.
@@ -58,11 +60,13 @@ impl Rings {
 
     /// A client has ended.
     pub(crate) fn gone(&mut self, client: Client) {
-        let its_own: Vec<_> = self.waits.keys().filter(|caller| caller.client == client).copied().collect();
+        let its_own: Vec<_> =
+            self.waits.keys().filter(|caller| caller.client == client).copied().collect();
         its_own.into_iter().for_each(|caller| self.over(caller));
     }
 
-    /// Describes the ring that this thread has closed, if it has. `holder` says whose process has a lock, by its word.
+    /// Describes the ring that this thread has closed, if it has. `holder` says whose process has a
+    /// lock, by its word.
     pub(crate) fn find<'a>(
         &self,
         caller: Caller,
@@ -82,7 +86,11 @@ impl Rings {
             let (next_lock, next_wait) = self.waits.get(&next)?;
             let called = name(lock).map(|name| format!(" \"{name}\"")).unwrap_or_default();
             let between = if text.is_empty() { "" } else { "; " };
-            let _ = write!(text, "{between}process {pid} waits for mutex {lock}{called}, which process {} holds", next_wait.pid);
+            let _ = write!(
+                text,
+                "{between}process {pid} waits for mutex {lock}{called}, which process {} holds",
+                next_wait.pid
+            );
             if next == caller {
                 return Some(text);
             }

@@ -1,11 +1,11 @@
 //! The memory that a manager shares with its clients, and who has which part of it.
 //!
-//! Small objects share segments, so that a process maps a few and not one for each lock; a large one has a segment of
-//! its own, which goes with it. Every part begins on a line of the processor's cache, so that two locks do not slow each
-//! other down.
+//! Small objects share segments, so that a process maps a few and not one for each lock; a large
+//! one has a segment of its own, which goes with it. Every part begins on a line of the processor's
+//! cache, so that two locks do not slow each other down.
 //!
-//! The pages are taken from the kernel when a segment is made (fallocate(2)): a machine that is out of memory says so
-//! here, by an error, and not by killing whoever touches a page first.
+//! The pages are taken from the kernel when a segment is made (fallocate(2)): a machine that is out
+//! of memory says so here, by an error, and not by killing whoever touches a page first.
 
 use super::message::Place;
 use crate::error::{Error, Why};
@@ -77,27 +77,43 @@ impl Segments {
     ///
     /// # Errors
     ///
-    /// When the kernel gives no memory, or the limit on the size of files (`RLIMIT_FSIZE`) is too low for it.
+    /// When the kernel gives no memory, or the limit on the size of files (`RLIMIT_FSIZE`) is too
+    /// low for it.
     pub(crate) fn allocate(self: &Arc<Self>, words: usize) -> Result<Allocated, Error> {
         let own = words > SHARED_MAX;
-        let words = if own { words.next_multiple_of(LINE) } else { words.max(LINE).next_power_of_two() };
+        let words =
+            if own { words.next_multiple_of(LINE) } else { words.max(LINE).next_power_of_two() };
         loop {
             if !own && let Some(allocated) = self.find(words) {
                 return Ok(allocated);
             }
-            // Without the lock: these are system calls. Two may do so at the same time; then there is room for more.
+            // Without the lock: these are system calls. Two may do so at the same time; then there
+            // is room for more.
             let create = |words| SharedMemory::create_reserved(words * 8);
-            let memory = create(if own { words } else { SEGMENT }).or_else(|error| match error.get_ref().and_then(|e| e.downcast_ref()) {
-                // Better a small one than none.
-                Some(MemoryError::FileSizeLimit { limit, .. }) if !own && *limit as usize >= words * 8 => create(words),
-                _ => Err(error),
+            let memory = create(if own { words } else { SEGMENT }).or_else(|error| {
+                match error.get_ref().and_then(|e| e.downcast_ref()) {
+                    // Better a small one than none.
+                    Some(MemoryError::FileSizeLimit { limit, .. })
+                        if !own && *limit as usize >= words * 8 =>
+                    {
+                        create(words)
+                    }
+                    _ => Err(error),
+                }
             });
-            let (memory, fd) =
-                memory.map_err(|source| Error::from(Why::Memory { step: "getting the memory of a shared object", source }))?;
+            let (memory, fd) = memory.map_err(|source| {
+                Error::from(Why::Memory { step: "getting the memory of a shared object", source })
+            })?;
             let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
             inside.next += 1;
             let number = inside.next;
-            let segment = Segment { memory: Arc::new(memory), fd: Arc::new(fd), fresh: 0, free: HashMap::new(), used: 0 };
+            let segment = Segment {
+                memory: Arc::new(memory),
+                fd: Arc::new(fd),
+                fresh: 0,
+                free: HashMap::new(),
+                used: 0,
+            };
             inside.segments.insert(number, segment);
             if own {
                 return Ok(inside.take(self, number, words).expect("it is as long as that"));
@@ -119,8 +135,9 @@ impl Segments {
         segment.free.entry(place.len as usize).or_default().push(place.offset as usize);
         // One that is empty is kept for what comes next, and no more.
         let own = place.len as usize > SHARED_MAX;
-        let remains = (segment.used == 0 && (own || inside.segments.values().any(|other| other.used == 0 && other.fresh == 0)))
-            .then(|| inside.segments.remove(&place.segment));
+        let remains = (segment.used == 0
+            && (own || inside.segments.values().any(|other| other.used == 0 && other.fresh == 0)))
+        .then(|| inside.segments.remove(&place.segment));
         if let Some(segment) = inside.segments.get_mut(&place.segment)
             && segment.used == 0
         {
@@ -132,12 +149,22 @@ impl Segments {
 
     /// A segment's descriptor, to be given to a client.
     pub(crate) fn fd(&self, segment: u32) -> Option<Arc<OwnedFd>> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner).segments.get(&segment).map(|segment| Arc::clone(&segment.fd))
+        self.inside
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .segments
+            .get(&segment)
+            .map(|segment| Arc::clone(&segment.fd))
     }
 
     /// A segment.
     pub(crate) fn memory(&self, segment: u32) -> Option<Arc<SharedMemory>> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner).segments.get(&segment).map(|segment| Arc::clone(&segment.memory))
+        self.inside
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .segments
+            .get(&segment)
+            .map(|segment| Arc::clone(&segment.memory))
     }
 }
 
@@ -155,7 +182,11 @@ impl Inside {
         };
         segment.used += 1;
         let place = Place { segment: number, offset: offset as u32, len: words as u32 };
-        Some(Allocated { segments: Arc::clone(segments), memory: Arc::clone(&segment.memory), place })
+        Some(Allocated {
+            segments: Arc::clone(segments),
+            memory: Arc::clone(&segment.memory),
+            place,
+        })
     }
 }
 
@@ -167,7 +198,8 @@ mod tests {
     #[test]
     fn parts_do_not_overlap_and_are_used_again() {
         let segments = Arc::new(Segments::default());
-        let parts: Vec<_> = (0..3000).map(|i| segments.allocate(1 + i % 40).expect("room")).collect();
+        let parts: Vec<_> =
+            (0..3000).map(|i| segments.allocate(1 + i % 40).expect("room")).collect();
         for (number, part) in parts.iter().enumerate() {
             assert!(part.place().offset.is_multiple_of(8) && part.words().len() > number % 40);
             part.words().iter().for_each(|word| word.store(number as u64, Ordering::Relaxed));

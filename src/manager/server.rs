@@ -1,16 +1,19 @@
-//! The hands of a manager: the rules ([`State`]) under one short lock, and the sockets of its clients.
+//! The hands of a manager: the rules ([`State`]) under one short lock, and the sockets of its
+//! clients.
 //!
-//! Whoever has news enters by [`Server::apply`]: a handle in the application, directly and from any thread; the steward
-//! with what clients have written. What comes out is done after the lock has been released: what is for the application
-//! is put into its mail, what is for a client is written to its socket (whoever finds nobody writing writes).
+//! Whoever has news enters by [`Server::apply`]: a handle in the application, directly and from any
+//! thread; the steward with what clients have written. What comes out is done after the lock has
+//! been released: what is for the application is put into its mail, what is for a client is written
+//! to its socket (whoever finds nobody writing writes).
 //!
-//! All descriptors are in one epoll set. The steward turns it, or while somebody in the application waits, a task of his runtime
-//! (`post.rs`).
+//! All descriptors are in one epoll set. The steward turns it, or while somebody in the application
+//! waits, a task of his runtime (`post.rs`).
 //!
-//! A client is a process at the other end of a socket. It has ended when the socket has (the kernel closes a dead
-//! process's files only when none of its threads runs any more), or when its pidfd says so: a process that it has
-//! forked may hold the socket still. Then what it had written is read to the end, and only then its objects are told.
-//! One that does not keep to the protocol is cut off in the same way.
+//! A client is a process at the other end of a socket. It has ended when the socket has (the kernel
+//! closes a dead process's files only when none of its threads runs any more), or when its pidfd
+//! says so: a process that it has forked may hold the socket still. Then what it had written is
+//! read to the end, and only then its objects are told. One that does not keep to the protocol is
+//! cut off in the same way.
 
 use super::held::Dropped;
 use super::lane::{self, Way};
@@ -45,8 +48,8 @@ const BACKLOG_MAX: u64 = 4 << 20;
 const READINGS: u32 = 16;
 /// Clients that one client has introduced, at most.
 const INTRODUCED_MAX: usize = 1024;
-/// The steward looks so often, at least, whether a busy manager is turned as it should be: so long, and a millisecond, workers may
-/// have to wait for a runtime that has begun to stand still.
+/// The steward looks so often, at least, whether a busy manager is turned as it should be: so long,
+/// and a millisecond, workers may have to wait for a runtime that has begun to stand still.
 const REST_MAX: Duration = Duration::from_millis(4);
 /// Descriptors that have come from a client and that no message has claimed, at most.
 const DESCRIPTORS_MAX: usize = 4;
@@ -84,7 +87,8 @@ pub(crate) struct Server {
     wanted: AtomicU32,
     /// The application's answers.
     mail: Arc<Mail>,
-    /// References of values that were dropped: whoever has the lock looks here before he lets it go, and after.
+    /// References of values that were dropped: whoever has the lock looks here before he lets it
+    /// go, and after.
     dropped: Mutex<Vec<(u64, Part)>>,
     segments: Arc<Segments>,
     ended: AtomicBool,
@@ -163,10 +167,16 @@ impl Server {
         let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
         fork::arm().map_err(|e| Error::spawn("arming the fork guard", e))?;
         steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making a manager's epoll descriptor"))?;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
-            .map_err(step("making a manager's timer"))?;
-        epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)).map_err(step("registering a manager's timer"))?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .map_err(step("making a manager's epoll descriptor"))?;
+        let timer = TimerFd::new(
+            ClockId::CLOCK_MONOTONIC,
+            TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
+        )
+        .map_err(step("making a manager's timer"))?;
+        epoll
+            .add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))
+            .map_err(step("registering a manager's timer"))?;
         let server = Arc::new_cyclic(|this: &Weak<Self>| Self {
             id: new_id(),
             inside: Mutex::new(Inside {
@@ -210,7 +220,13 @@ impl Server {
 
     // ---- for the application's handles
 
-    pub(crate) fn create(&self, kind: Kind, what: What, name: Option<String>, part: Part) -> Result<Name, Refusal> {
+    pub(crate) fn create(
+        &self,
+        kind: Kind,
+        what: What,
+        name: Option<String>,
+        part: Part,
+    ) -> Result<Name, Refusal> {
         self.apply(|state, now| state.create(kind, what, name, part, now))
     }
 
@@ -223,17 +239,25 @@ impl Server {
         names: &[Name],
         name: Option<String>,
     ) -> Result<Name, Error> {
-        let held = self.apply(|state, now| state.hold(LOCAL, names, now)).map_err(|_| Error::from(Why::ForeignHandle))?;
+        let held = self
+            .apply(|state, now| state.hold(LOCAL, names, now))
+            .map_err(|_| Error::from(Why::ForeignHandle))?;
         // Better a lock whose values are all kept here than none.
         let words = words_for(capacity);
-        let memory =
-            self.segments.allocate(words).or_else(|error| if words > LEAST { self.segments.allocate(LEAST) } else { Err(error) })?;
+        let memory = self.segments.allocate(words).or_else(|error| {
+            if words > LEAST { self.segments.allocate(LEAST) } else { Err(error) }
+        })?;
         let lock = What::Lock(Box::new(Lock::new(memory, value, held)));
         self.create(kind, lock, name, Part::WHOLE).map_err(refused)
     }
 
     /// Makes atomics with these values.
-    pub(crate) fn create_cells(&self, kind: Kind, values: impl ExactSizeIterator<Item = u64>, name: Option<String>) -> Result<Name, Error> {
+    pub(crate) fn create_cells(
+        &self,
+        kind: Kind,
+        values: impl ExactSizeIterator<Item = u64>,
+        name: Option<String>,
+    ) -> Result<Name, Error> {
         let len = u32::try_from(values.len()).map_err(|_| Error::from(Why::ManagerFull))?;
         if values.len() * 8 > BYTES_MAX {
             return Err(Why::ManagerFull.into());
@@ -253,7 +277,9 @@ impl Server {
     /// `holds` is what the thread holds that waits, if it blocks.
     pub(crate) fn park(&self, object: u64, ticket: u64, limit: Option<Duration>, holds: &[u64]) {
         let wait = Wait { pid: std::process::id(), holds: holds.to_vec() };
-        self.apply(|state, now| state.park(Caller { client: LOCAL, ticket }, object, limit, wait, now));
+        self.apply(|state, now| {
+            state.park(Caller { client: LOCAL, ticket }, object, limit, wait, now)
+        });
     }
 
     /// Whether rings of waiting threads are looked for.
@@ -285,7 +311,8 @@ impl Server {
         self.apply(|state, now| state.find(kind, name, part, now))
     }
 
-    /// Asks an object; the answer comes by mail. `names` are the references that the body's value names.
+    /// Asks an object; the answer comes by mail. `names` are the references that the body's value
+    /// names.
     pub(crate) fn request(&self, object: u64, ticket: u64, mut body: Body, names: &[Name]) {
         let caller = Caller { client: LOCAL, ticket };
         self.apply(|state, now| match state.hold(LOCAL, names, now) {
@@ -328,8 +355,8 @@ impl Server {
 
     // ---- clients
 
-    /// Makes a client; gives it and the socket that is its own. With a pidfd its end is known even if another process
-    /// holds the socket.
+    /// Makes a client; gives it and the socket that is its own. With a pidfd its end is known even
+    /// if another process holds the socket.
     pub(crate) fn connect(&self, pidfd: Option<OwnedFd>) -> io::Result<(Client, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair()?;
         Ok((self.adopt(ours.into(), pidfd)?, theirs.into()))
@@ -338,22 +365,36 @@ impl Server {
     /// As [`connect`](Self::connect), with a socket that somebody else has made.
     fn adopt(&self, socket: OwnedFd, pidfd: Option<OwnedFd>) -> io::Result<Client> {
         let socket = Arc::new(socket);
-        let full = || io::Error::other("the manager has as many clients as it can have, or is closed");
+        let full =
+            || io::Error::other("the manager has as many clients as it can have, or is closed");
         let client = self.apply(|state, _| state.seat()).ok_or_else(full)?;
         let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
-        let reader = Reader { socket: Arc::clone(&socket), buffer: FrameBuffer::new(FRAME_MAX), descriptors: Vec::new() };
+        let reader = Reader {
+            socket: Arc::clone(&socket),
+            buffer: FrameBuffer::new(FRAME_MAX),
+            descriptors: Vec::new(),
+        };
         driver.readers.insert(client, reader);
         drop(driver);
         let mut inside = self.lock();
-        // Under the lock: of a process that has ended already, whoever turns hears at once, and is to find the link that is to go.
-        let watched = pidfd.as_ref().map_or(Ok(()), |pidfd| self.epoll.add(pidfd, EpollEvent::new(READ, token(client, ENDED))));
+        // Under the lock: of a process that has ended already, whoever turns hears at once, and is
+        // to find the link that is to go.
+        let watched = pidfd.as_ref().map_or(Ok(()), |pidfd| {
+            self.epoll.add(pidfd, EpollEvent::new(READ, token(client, ENDED)))
+        });
         let mut out = Outgoing::default();
-        let welcome = ToClient::Welcome { seat: client.seat, generation: client.generation, note: inside.state.rings.on };
+        let welcome = ToClient::Welcome {
+            seat: client.seat,
+            generation: client.generation,
+            note: inside.state.rings.on,
+        };
         out.push(Vec::new(), |body| welcome.write(body));
         inside.links.insert(client, Link { socket: Arc::clone(&socket), pidfd, out });
         drop(inside);
         self.flush(client);
-        if let Err(errno) = watched.and_then(|()| self.epoll.add(socket.as_fd(), EpollEvent::new(READ, token(client, SOCKET)))) {
+        if let Err(errno) = watched.and_then(|()| {
+            self.epoll.add(socket.as_fd(), EpollEvent::new(READ, token(client, SOCKET)))
+        }) {
             self.end(client);
             return Err(errno.into());
         }
@@ -382,9 +423,12 @@ impl Server {
         self.apply(|state, now| state.close(now));
         self.mail.close();
         self.ended.store(true, Ordering::Release);
-        // It is ready from now on, so that the steward turns it once more, and forgets it; and who has had the post ends.
+        // It is ready from now on, so that the steward turns it once more, and forgets it; and who
+        // has had the post ends.
         self.post.close();
-        let _ = self.timer.set(Expiration::OneShot(Duration::from_nanos(1).into()), TimerSetTimeFlags::empty());
+        let _ = self
+            .timer
+            .set(Expiration::OneShot(Duration::from_nanos(1).into()), TimerSetTimeFlags::empty());
         steward::look(self);
     }
 
@@ -414,7 +458,8 @@ impl Server {
     fn sort(&self, inside: &mut Inside, now: Instant) -> Todo {
         let mut todo = Todo::default();
         loop {
-            let dropped = std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));
+            let dropped =
+                std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));
             if dropped.is_empty() {
                 break;
             }
@@ -426,55 +471,79 @@ impl Server {
         let mut actions = std::mem::take(&mut state.actions);
         for action in actions.drain(..) {
             match action {
-                Action::Answer(Answer { to, descriptor: Some(descriptor), .. }) if to.client == LOCAL => {
+                Action::Answer(Answer { to, descriptor: Some(descriptor), .. })
+                    if to.client == LOCAL =>
+                {
                     // Nobody else has it, so no call is needed.
                     let owned = Arc::try_unwrap(descriptor).or_else(|shared| shared.try_clone());
-                    let arrived = owned.map_or(Arrived::Refused(Refusal::NoMemory), Arrived::Mapped);
+                    let arrived =
+                        owned.map_or(Arrived::Refused(Refusal::NoMemory), Arrived::Mapped);
                     todo.local.push((to.ticket, arrived));
                 }
                 Action::Answer(Answer { to, descriptor: Some(descriptor), .. }) => {
                     let Some(link) = links.get_mut(&to.client) else { continue };
-                    link.out.push(vec![descriptor as Fd], |out| ToClient::Mapped { ticket: to.ticket }.write(out));
+                    link.out.push(vec![descriptor as Fd], |out| {
+                        ToClient::Mapped { ticket: to.ticket }.write(out)
+                    });
                     todo.flush.push(to.client);
                 }
                 Action::Answer(answer) if answer.to.client == LOCAL => {
-                    todo.local.push((answer.to.ticket, Arrived::Answer { body: answer.body, offer: answer.offer }));
+                    todo.local.push((
+                        answer.to.ticket,
+                        Arrived::Answer { body: answer.body, offer: answer.offer },
+                    ));
                 }
-                Action::Refuse(caller, why) if caller.client == LOCAL => todo.local.push((caller.ticket, Arrived::Refused(why))),
+                Action::Refuse(caller, why) if caller.client == LOCAL => {
+                    todo.local.push((caller.ticket, Arrived::Refused(why)))
+                }
                 Action::Answer(Answer { to, body, offer, descriptor: None }) => {
                     let Some(link) = links.get_mut(&to.client) else { continue };
                     let names = held::names(&body.held);
-                    let names: Vec<_> = names.into_iter().filter_map(|(object, part)| state.lend(to.client, object, part, now)).collect();
+                    let names: Vec<_> = names
+                        .into_iter()
+                        .filter_map(|(object, part)| state.lend(to.client, object, part, now))
+                        .collect();
                     let (head, tail) = (&body.head[..], &body.tail[..]);
                     let answer = ToClient::Answer { ticket: to.ticket, offer, names, head, tail };
                     link.out.push(Vec::new(), |out| answer.write(out));
                     todo.flush.push(to.client);
                     todo.sent.push(body);
                 }
-                Action::Deadlock(caller, ring) if caller.client == LOCAL => todo.local.push((caller.ticket, Arrived::Deadlock(ring))),
+                Action::Deadlock(caller, ring) if caller.client == LOCAL => {
+                    todo.local.push((caller.ticket, Arrived::Deadlock(ring)))
+                }
                 Action::Deadlock(caller, ring) => {
                     let Some(link) = links.get_mut(&caller.client) else { continue };
-                    let message = ToClient::Deadlock { ticket: caller.ticket, ring: ring.as_bytes() };
+                    let message =
+                        ToClient::Deadlock { ticket: caller.ticket, ring: ring.as_bytes() };
                     link.out.push(Vec::new(), |out| message.write(out));
                     todo.flush.push(caller.client);
                 }
-                Action::Grant(caller, version) if caller.client == LOCAL => todo.local.push((caller.ticket, Arrived::Granted(version))),
+                Action::Grant(caller, version) if caller.client == LOCAL => {
+                    todo.local.push((caller.ticket, Arrived::Granted(version)))
+                }
                 Action::Map(caller, segment) => {
                     let Some(link) = links.get_mut(&caller.client) else { continue };
                     match self.segments.fd(segment) {
                         Some(fd) => {
-                            link.out.push(vec![fd], |out| ToClient::Mapped { ticket: caller.ticket }.write(out));
+                            link.out.push(vec![fd], |out| {
+                                ToClient::Mapped { ticket: caller.ticket }.write(out)
+                            });
                         }
                         None => {
                             let why = Refusal::NoMemory;
-                            link.out.push(Vec::new(), |out| ToClient::Refused { ticket: caller.ticket, why }.write(out));
+                            link.out.push(Vec::new(), |out| {
+                                ToClient::Refused { ticket: caller.ticket, why }.write(out)
+                            });
                         }
                     }
                     todo.flush.push(caller.client);
                 }
                 Action::Lane(caller, fd) => {
                     let Some(link) = links.get_mut(&caller.client) else { continue };
-                    link.out.push(vec![Arc::new(fd)], |out| ToClient::Mapped { ticket: caller.ticket }.write(out));
+                    link.out.push(vec![Arc::new(fd)], |out| {
+                        ToClient::Mapped { ticket: caller.ticket }.write(out)
+                    });
                     todo.flush.push(caller.client);
                 }
                 Action::Refuse(caller, _) | Action::Grant(caller, _) => {
@@ -529,12 +598,16 @@ impl Server {
         }
     }
 
-    /// Sets the timer, and looks again: another thread may have set it to something older meanwhile.
+    /// Sets the timer, and looks again: another thread may have set it to something older
+    /// meanwhile.
     fn set_timer(&self, mut at: Option<Instant>, mut number: u64) {
         while !self.is_closed() {
             // A timer that cannot be set would be a bug of ours: its arguments are in range.
             let _ = match at.map(|at| at.saturating_duration_since(Instant::now())) {
-                Some(after) => self.timer.set(Expiration::OneShot(after.max(Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty()),
+                Some(after) => self.timer.set(
+                    Expiration::OneShot(after.max(Duration::from_nanos(1)).into()),
+                    TimerSetTimeFlags::empty(),
+                ),
                 None => self.timer.unset(),
             };
             let inside = self.lock();
@@ -559,15 +632,18 @@ impl Server {
 
     /// Only for whom the outgoing has told to write.
     fn write(&self, client: Client, socket: &OwnedFd) {
-        let (full, wake) = write_out(socket.as_fd(), |act| self.lock().links.get_mut(&client).map(|link| act(&mut link.out)));
+        let (full, wake) = write_out(socket.as_fd(), |act| {
+            self.lock().links.get_mut(&client).map(|link| act(&mut link.out))
+        });
         wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
         if full {
             self.watch(client);
         }
     }
 
-    /// Watches a client's socket for what is wanted of it now: something to read, unless it does not read itself; room.
-    /// Then looks again: another thread may have set it to something newer, or older, meanwhile.
+    /// Watches a client's socket for what is wanted of it now: something to read, unless it does
+    /// not read itself; room. Then looks again: another thread may have set it to something
+    /// newer, or older, meanwhile.
     fn watch(&self, client: Client) {
         let mut set = None;
         loop {
@@ -584,7 +660,9 @@ impl Server {
             let socket = Arc::clone(&link.socket);
             drop(inside);
             // It fails only if the socket has just been taken out.
-            let _ = self.epoll.modify(socket.as_fd(), &mut EpollEvent::new(flags, token(client, SOCKET)));
+            let _ = self
+                .epoll
+                .modify(socket.as_fd(), &mut EpollEvent::new(flags, token(client, SOCKET)));
         }
     }
 
@@ -624,7 +702,8 @@ impl Server {
 
     /// A turn by who has the post, under this number.
     pub(crate) fn turn_at_post(&self, number: u64) -> Turned {
-        // A copy of the runtime would read what is meant for the original. (First: a lock may be held by a thread that is not there.)
+        // A copy of the runtime would read what is meant for the original. (First: a lock may be
+        // held by a thread that is not there.)
         if fork::is_forked_copy() || !self.post.is_held_by(number) {
             return Turned::Lost;
         }
@@ -666,7 +745,8 @@ impl Server {
                         self.has_room(client);
                     }
                     // With an end there is something to read, too; without, READ has asked for it.
-                    if event.events().intersects(READ | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+                    if event.events().intersects(READ | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR)
+                    {
                         self.read(client, false);
                     }
                 }
@@ -701,9 +781,14 @@ impl Server {
         self.watch(client);
     }
 
-    /// Reads what a client has written, `even` if it does not read its answers. Gives whether there may be more.
+    /// Reads what a client has written, `even` if it does not read its answers. Gives whether there
+    /// may be more.
     fn read(&self, client: Client, even: bool) -> bool {
-        let Some(mut reader) = self.driver.lock().unwrap_or_else(PoisonError::into_inner).readers.remove(&client) else { return false };
+        let Some(mut reader) =
+            self.driver.lock().unwrap_or_else(PoisonError::into_inner).readers.remove(&client)
+        else {
+            return false;
+        };
         let mut end = false;
         let mut more = false;
         for reading in 0..READINGS {
@@ -716,8 +801,11 @@ impl Server {
                     let all = received.bytes < room && received.fds.is_empty();
                     reader.buffer.filled(received.bytes);
                     reader.descriptors.extend(received.fds);
-                    end = received.bytes == 0 || received.truncated || reader.descriptors.len() > DESCRIPTORS_MAX;
-                    // What its introducer has lent it may still be in his socket, but not later than its own words.
+                    end = received.bytes == 0
+                        || received.truncated
+                        || reader.descriptors.len() > DESCRIPTORS_MAX;
+                    // What its introducer has lent it may still be in his socket, but not later
+                    // than its own words.
                     let introducer = self.lock().introducers.get(&client).copied();
                     if let Some(introducer) = introducer {
                         self.read(introducer, true);
@@ -747,7 +835,9 @@ impl Server {
             return false;
         }
         self.driver.lock().unwrap_or_else(PoisonError::into_inner).readers.insert(client, reader);
-        if !even && self.lock().links.get(&client).is_some_and(|link| link.out.backlog() > BACKLOG_MAX) {
+        if !even
+            && self.lock().links.get(&client).is_some_and(|link| link.out.backlog() > BACKLOG_MAX)
+        {
             self.watch(client);
             return false;
         }
@@ -792,8 +882,12 @@ impl Server {
             self.perform(todo);
             self.sweep();
             match apart {
-                Some(Apart::Introduce { number, process }) => self.introduce(client, number, process, &mut reader.descriptors)?,
-                Some(Apart::Lane { object, ticket, way }) => self.lane(Caller { client, ticket }, object, way),
+                Some(Apart::Introduce { number, process }) => {
+                    self.introduce(client, number, process, &mut reader.descriptors)?
+                }
+                Some(Apart::Lane { object, ticket, way }) => {
+                    self.lane(Caller { client, ticket }, object, way)
+                }
                 None => {}
             }
             if !result? {
@@ -811,8 +905,15 @@ impl Server {
         });
     }
 
-    /// A client has made a client of its own; with the message came its socket, and perhaps its process.
-    fn introduce(&self, by: Client, number: u64, process: bool, descriptors: &mut Vec<OwnedFd>) -> Result<(), object::Bad> {
+    /// A client has made a client of its own; with the message came its socket, and perhaps its
+    /// process.
+    fn introduce(
+        &self,
+        by: Client,
+        number: u64,
+        process: bool,
+        descriptors: &mut Vec<OwnedFd>,
+    ) -> Result<(), object::Bad> {
         let due = 1 + usize::from(process);
         if descriptors.len() < due {
             return Err(object::Bad("a client without its descriptors".into()));
@@ -820,12 +921,16 @@ impl Server {
         let mut descriptors = descriptors.drain(..due);
         let (socket, pidfd) = (descriptors.next(), descriptors.next());
         let mut inside = self.lock();
-        if inside.introduced.keys().filter(|(introducer, _)| *introducer == by).count() >= INTRODUCED_MAX {
+        if inside.introduced.keys().filter(|(introducer, _)| *introducer == by).count()
+            >= INTRODUCED_MAX
+        {
             return Err(object::Bad("too many clients of a client".into()));
         }
         drop(inside);
         // If it cannot be watched (what came need not be what it should be), it is gone at once.
-        let Some(client) = socket.and_then(|socket| self.adopt(socket, pidfd).ok()) else { return Ok(()) };
+        let Some(client) = socket.and_then(|socket| self.adopt(socket, pidfd).ok()) else {
+            return Ok(());
+        };
         inside = self.lock();
         inside.introduced.insert((by, number), client);
         inside.introducers.insert(client, by);
@@ -841,7 +946,11 @@ impl Server {
         inside.introducers.remove(&client);
         inside.state.client_gone(client, now);
         // Nobody takes the results of those that it has introduced.
-        let its_own: Vec<_> = inside.introduced.extract_if(|(introducer, _), _| *introducer == client).map(|(_, own)| own).collect();
+        let its_own: Vec<_> = inside
+            .introduced
+            .extract_if(|(introducer, _), _| *introducer == client)
+            .map(|(_, own)| own)
+            .collect();
         for own in its_own {
             inside.introducers.remove(&own);
             inside.state.dismiss(own, now);
@@ -854,7 +963,8 @@ impl Server {
                 let _ = self.epoll.delete(pidfd.as_fd());
             }
             // Somebody may be writing, and holds the socket still: the other end shall see it now.
-            let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+            let _ =
+                nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
             out.kill().into_iter().for_each(|waker| shielded(|| waker.wake()));
         }
         self.perform(todo);
@@ -877,37 +987,58 @@ fn refused(why: Refusal) -> Error {
 
 impl Inside {
     /// Does what a client's message says. An error means that it does not keep to the protocol.
-    fn obey(&mut self, client: Client, message: ToManager<'_>, now: Instant) -> Result<(), object::Bad> {
+    fn obey(
+        &mut self,
+        client: Client,
+        message: ToManager<'_>,
+        now: Instant,
+    ) -> Result<(), object::Bad> {
         let Self { state, introduced, introducers, .. } = self;
         match message {
             ToManager::Request { object, ticket, names, head, tail } => {
                 let caller = Caller { client, ticket };
                 match state.hold(client, &names, now) {
                     Ok(held) => {
-                        let body = Body { head: Packet::copy_from(head), tail: Packet::copy_from(tail), held };
+                        let body = Body {
+                            head: Packet::copy_from(head),
+                            tail: Packet::copy_from(tail),
+                            held,
+                        };
                         state.request(caller, object, body, now)?;
                     }
                     Err(why) => state.actions.push(Action::Refuse(caller, why)),
                 }
             }
-            ToManager::Taken { object, ticket } => state.taken(Caller { client, ticket }, object, now),
-            ToManager::Cancel { object, ticket } => state.cancel(Caller { client, ticket }, object, now),
-            ToManager::Release { object, part, count } => state.release(client, object, part, count, now),
+            ToManager::Taken { object, ticket } => {
+                state.taken(Caller { client, ticket }, object, now)
+            }
+            ToManager::Cancel { object, ticket } => {
+                state.cancel(Caller { client, ticket }, object, now)
+            }
+            ToManager::Release { object, part, count } => {
+                state.release(client, object, part, count, now)
+            }
             ToManager::Acquire { object, part } => drop(state.acquire(client, object, part, now)),
             ToManager::Parcel { names } => state.parcel(client, &names, now),
             ToManager::Park { object, ticket, limit, pid, holds } => {
                 let limit = (limit > 0).then(|| Duration::from_nanos(limit));
                 state.park(Caller { client, ticket }, object, limit, Wait { pid, holds }, now);
             }
-            ToManager::Back { object, ticket } => state.back(Caller { client, ticket }, object, now),
+            ToManager::Back { object, ticket } => {
+                state.back(Caller { client, ticket }, object, now)
+            }
             ToManager::Rang { object } => state.rang(client, object, now),
             ToManager::Commit { object, unmark, names, value } => {
-                let held = state.hold(client, &names, now).map_err(|_| object::Bad("a value with a handle that is not its own".into()))?;
+                let held = state
+                    .hold(client, &names, now)
+                    .map_err(|_| object::Bad("a value with a handle that is not its own".into()))?;
                 state.commit(client, object, unmark, Packet::copy_from(value), held, now);
             }
             ToManager::Fetch { object, ticket } => state.fetch(Caller { client, ticket }, object),
             ToManager::Map { ticket, segment } => state.map(Caller { client, ticket }, segment),
-            ToManager::Introduce { .. } | ToManager::Lane { .. } => return Err(object::Bad("what is done apart".into())),
+            ToManager::Introduce { .. } | ToManager::Lane { .. } => {
+                return Err(object::Bad("what is done apart".into()));
+            }
             ToManager::Lend { client: number, names } => {
                 if let Some(to) = introduced.get(&(client, number)) {
                     for name in names {

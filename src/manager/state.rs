@@ -1,16 +1,17 @@
 //! What a manager knows: its clients, its objects, and who has references to which.
 //!
-//! A plain struct without I/O and clock: messages go in by methods, [`Action`]s come out, `now` is an argument. The
-//! objects' own rules are theirs ([`Object`]); here stand those that they share:
+//! A plain struct without I/O and clock: messages go in by methods, [`Action`]s come out, `now` is
+//! an argument. The objects' own rules are theirs ([`Object`]); here stand those that they share:
 //!
 //! 1. A client may name only what it has a reference to. (The application itself is trusted.)
-//! 2. References are counted by object, part and client, and those of values kept in other objects by object and part.
-//!    An object lives as long as any is left.
-//! 3. All references of a client end with it; what it had put into the results of tasks ([`State::parcel`]) stays until
-//!    these are taken or given up.
-//! 4. A request whose value would pass the manager's bound, and one too many of a client, are refused.
-//! 5. Nobody is told of an object that has gone in the same call: what is left of it is dropped by the caller, who
-//!    holds no lock then.
+//! 2. References are counted by object, part and client, and those of values kept in other objects
+//!    by object and part. An object lives as long as any is left.
+//! 3. All references of a client end with it; what it had put into the results of tasks
+//!    ([`State::parcel`]) stays until these are taken or given up.
+//! 4. A request whose value would pass the manager's bound, and one too many of a client, are
+//!    refused.
+//! 5. Nobody is told of an object that has gone in the same call: what is left of it is dropped by
+//!    the caller, who holds no lock then.
 
 use super::held::HeldNames;
 use super::lane::Way;
@@ -29,7 +30,8 @@ use std::time::{Duration, Instant};
 
 /// Requests of one client that wait for an answer, at most.
 const OPEN_MAX: usize = 1 << 16;
-/// Clients at a time: as many seats as a lock's word can name, less those with a meaning of their own.
+/// Clients at a time: as many seats as a lock's word can name, less those with a meaning of their
+/// own.
 const SEATS: u32 = 4096;
 /// What all objects may hold, in bytes, unless the manager is told otherwise.
 pub(crate) const BYTES_MAX: usize = 1 << 30;
@@ -62,7 +64,8 @@ struct ClientState {
     references: HashMap<u64, Parts>,
     /// Tickets that wait for an answer.
     open: HashSet<u64>,
-    /// References in results that nobody has taken yet; negative where one was taken before we had heard of it.
+    /// References in results that nobody has taken yet; negative where one was taken before we had
+    /// heard of it.
     parcels: HashMap<(u64, Part), i64>,
     /// It has ended; its parcels may still be taken.
     gone: bool,
@@ -206,13 +209,21 @@ impl State {
         let mut objects: Vec<_> = state.references.drain().collect();
         objects.sort_unstable_by_key(|(object, _)| *object);
         self.rings.gone(client);
-        // All of them: it has the memory of some to which it has no reference. And before its seat is given away.
-        let locks: Vec<_> = self.objects.iter().filter(|(_, entry)| matches!(entry.what, What::Lock(_))).map(|(n, _)| *n).collect();
+        // All of them: it has the memory of some to which it has no reference. And before its seat
+        // is given away.
+        let locks: Vec<_> = self
+            .objects
+            .iter()
+            .filter(|(_, entry)| matches!(entry.what, What::Lock(_)))
+            .map(|(n, _)| *n)
+            .collect();
         for lock in locks {
             self.lock(lock, |lock, _, told| lock.gone(client, now, told));
         }
         for (object, parts) in objects {
-            self.served(object, now, |object, answers| object.gone(client, Gone::Died, now, answers));
+            self.served(object, now, |object, answers| {
+                object.gone(client, Gone::Died, now, answers)
+            });
             for (part, count) in (0..).map(Part).zip(parts) {
                 self.uncount(object, part, count, now);
             }
@@ -224,7 +235,8 @@ impl State {
         self.forget(client, now);
     }
 
-    /// The results of a client are taken or given up, all of them: whoever introduced it, waits for no more.
+    /// The results of a client are taken or given up, all of them: whoever introduced it, waits for
+    /// no more.
     pub(crate) fn dismiss(&mut self, client: Client, now: Instant) {
         if let Some(state) = self.clients.get_mut(&client) {
             state.dismissed = true;
@@ -246,7 +258,8 @@ impl State {
 
     /// Whether a client has a reference to an object.
     pub(crate) fn has(&self, client: Client, object: u64) -> bool {
-        client == LOCAL || self.clients.get(&client).is_some_and(|state| state.references.contains_key(&object))
+        client == LOCAL
+            || self.clients.get(&client).is_some_and(|state| state.references.contains_key(&object))
     }
 
     fn count(&mut self, object: u64, part: Part, count: u64, now: Instant) {
@@ -285,9 +298,15 @@ impl State {
         self.remains.push(entry.what);
     }
 
-    /// Gives a client a reference, which must not be one too many: somebody else's keeps the object alive. Gives what its
-    /// holder has to know; `None` if there is no such object.
-    pub(crate) fn lend(&mut self, client: Client, object: u64, part: Part, now: Instant) -> Option<Name> {
+    /// Gives a client a reference, which must not be one too many: somebody else's keeps the object
+    /// alive. Gives what its holder has to know; `None` if there is no such object.
+    pub(crate) fn lend(
+        &mut self,
+        client: Client,
+        object: u64,
+        part: Part,
+        now: Instant,
+    ) -> Option<Name> {
         let entry = self.objects.get(&object)?;
         let name = Name { object, part, kind: entry.kind, place: entry.what.place() };
         let state = self.clients.get_mut(&client).filter(|state| !state.gone)?;
@@ -297,12 +316,25 @@ impl State {
     }
 
     /// A client has one reference more, beside one that it has.
-    pub(crate) fn acquire(&mut self, client: Client, object: u64, part: Part, now: Instant) -> Option<Name> {
+    pub(crate) fn acquire(
+        &mut self,
+        client: Client,
+        object: u64,
+        part: Part,
+        now: Instant,
+    ) -> Option<Name> {
         if self.has(client, object) { self.lend(client, object, part, now) } else { None }
     }
 
     /// A client has dropped some references. Those that it did not have are passed over.
-    pub(crate) fn release(&mut self, client: Client, object: u64, part: Part, count: u64, now: Instant) {
+    pub(crate) fn release(
+        &mut self,
+        client: Client,
+        object: u64,
+        part: Part,
+        count: u64,
+        now: Instant,
+    ) {
         let Some(state) = self.clients.get_mut(&client) else { return };
         let Some(parts) = state.references.get_mut(&object) else { return };
         let had = &mut parts[part.0 as usize];
@@ -310,17 +342,28 @@ impl State {
         *had -= count;
         if *parts == Parts::default() {
             state.references.remove(&object);
-            self.served(object, now, |object, answers| object.gone(client, Gone::Left, now, answers));
+            self.served(object, now, |object, answers| {
+                object.gone(client, Gone::Left, now, answers)
+            });
         }
         self.uncount(object, part, count, now);
     }
 
-    /// The references that a value names, which `client` hands in: they are held until what comes back is dropped.
-    pub(crate) fn hold(&mut self, client: Client, names: &[Name], now: Instant) -> Result<Held, Refusal> {
+    /// The references that a value names, which `client` hands in: they are held until what comes
+    /// back is dropped.
+    pub(crate) fn hold(
+        &mut self,
+        client: Client,
+        names: &[Name],
+        now: Instant,
+    ) -> Result<Held, Refusal> {
         if names.is_empty() {
             return Ok(None);
         }
-        if !names.iter().all(|name| self.objects.contains_key(&name.object) && self.has(client, name.object)) {
+        if !names
+            .iter()
+            .all(|name| self.objects.contains_key(&name.object) && self.has(client, name.object))
+        {
             return Err(Refusal::NotYours);
         }
         for name in names {
@@ -353,9 +396,17 @@ impl State {
         }
     }
 
-    /// Takes over a reference from a result of `from`. It may be that we have not heard of it yet (that comes by another
-    /// socket); then `from` has its own still, for it drops that later. `None`: neither.
-    pub(crate) fn take(&mut self, to: Client, from: Client, object: u64, part: Part, now: Instant) -> Option<Name> {
+    /// Takes over a reference from a result of `from`. It may be that we have not heard of it yet
+    /// (that comes by another socket); then `from` has its own still, for it drops that later.
+    /// `None`: neither.
+    pub(crate) fn take(
+        &mut self,
+        to: Client,
+        from: Client,
+        object: u64,
+        part: Part,
+        now: Instant,
+    ) -> Option<Name> {
         let has = self.has(from, object) && from != LOCAL;
         let state = self.clients.get_mut(&from)?;
         let parcels = state.parcels.entry((object, part)).or_default();
@@ -380,7 +431,14 @@ impl State {
     // ---- objects
 
     /// Makes an object; its maker, the application, has the reference that comes back.
-    pub(crate) fn create(&mut self, kind: Kind, what: What, name: Option<String>, part: Part, now: Instant) -> Result<Name, Refusal> {
+    pub(crate) fn create(
+        &mut self,
+        kind: Kind,
+        what: What,
+        name: Option<String>,
+        part: Part,
+        now: Instant,
+    ) -> Result<Name, Refusal> {
         if self.closed {
             self.remains.push(what);
             return Err(Refusal::Closed);
@@ -400,17 +458,32 @@ impl State {
         if let Some(name) = &name {
             self.names.insert((kind, name.clone()), number);
         }
-        self.objects.insert(number, Entry { kind, what, counts: Parts::default(), name, deadline: None, bytes });
+        self.objects.insert(
+            number,
+            Entry { kind, what, counts: Parts::default(), name, deadline: None, bytes },
+        );
         Ok(self.lend(LOCAL, number, part, now).expect("it has just been made"))
     }
 
     /// The application wants a reference to the object of this kind and name.
-    pub(crate) fn find(&mut self, kind: Kind, name: &str, part: Part, now: Instant) -> Option<Name> {
+    pub(crate) fn find(
+        &mut self,
+        kind: Kind,
+        name: &str,
+        part: Part,
+        now: Instant,
+    ) -> Option<Name> {
         let number = *self.names.get(&(kind, name.to_owned()))?;
         self.lend(LOCAL, number, part, now)
     }
 
-    pub(crate) fn request(&mut self, caller: Caller, object: u64, body: Body, now: Instant) -> Result<(), Bad> {
+    pub(crate) fn request(
+        &mut self,
+        caller: Caller,
+        object: u64,
+        body: Body,
+        now: Instant,
+    ) -> Result<(), Bad> {
         let refusal = if self.closed {
             Some(Refusal::Closed)
         } else if !self.objects.contains_key(&object) || !self.has(caller.client, object) {
@@ -418,7 +491,10 @@ impl State {
         } else if !body.tail.is_empty() && self.bytes + body.tail.len() > self.bytes_max {
             Some(Refusal::Full)
         } else {
-            let state = self.clients.get_mut(&caller.client).ok_or_else(|| Bad("a client that has gone".into()))?;
+            let state = self
+                .clients
+                .get_mut(&caller.client)
+                .ok_or_else(|| Bad("a client that has gone".into()))?;
             if caller.ticket == NO_ANSWER {
                 None // what is answered goes nowhere, for it is not open
             } else if state.open.len() >= OPEN_MAX {
@@ -433,26 +509,50 @@ impl State {
             self.actions.push(Action::Refuse(caller, why));
             return Ok(());
         }
-        let asked = self.served(object, now, |object, answers| object.request(caller, body, now, answers));
+        let asked =
+            self.served(object, now, |object, answers| object.request(caller, body, now, answers));
         asked.unwrap_or_else(|| Err(Bad("a request to what answers none".into())))
     }
 
     /// A client wants a lane, for which there is this memory, and its descriptor.
-    pub(crate) fn lane(&mut self, caller: Caller, object: u64, way: Way, memory: Arc<SharedMemory>, fd: OwnedFd, now: Instant) {
+    pub(crate) fn lane(
+        &mut self,
+        caller: Caller,
+        object: u64,
+        way: Way,
+        memory: Arc<SharedMemory>,
+        fd: OwnedFd,
+        now: Instant,
+    ) {
         let made = !self.closed
             && self.has(caller.client, object)
-            && self.served(object, now, |object, answers| object.lane(caller, way, memory, now, answers)).unwrap_or(false);
-        self.actions.push(if made { Action::Lane(caller, fd) } else { Action::Refuse(caller, Refusal::NoMemory) });
+            && self
+                .served(object, now, |object, answers| {
+                    object.lane(caller, way, memory, now, answers)
+                })
+                .unwrap_or(false);
+        self.actions.push(if made {
+            Action::Lane(caller, fd)
+        } else {
+            Action::Refuse(caller, Refusal::NoMemory)
+        });
     }
 
     /// The application hands in a value, if that can be done at once; else it comes back.
-    pub(crate) fn put_now(&mut self, object: u64, value: Packet, now: Instant) -> Result<(), Packet> {
+    pub(crate) fn put_now(
+        &mut self,
+        object: u64,
+        value: Packet,
+        now: Instant,
+    ) -> Result<(), Packet> {
         if self.closed || self.bytes + value.len() > self.bytes_max {
             return Err(value);
         }
         let mut value = Some(value);
         let put = self.served(object, now, |object, answers| {
-            object.put_now(value.take().unwrap_or_default(), None, now, answers).map_err(|(back, _)| back)
+            object
+                .put_now(value.take().unwrap_or_default(), None, now, answers)
+                .map_err(|(back, _)| back)
         });
         put.unwrap_or_else(|| Err(value.unwrap_or_default()))
     }
@@ -488,7 +588,14 @@ impl State {
     // ---- locks and memory
 
     /// Wants a lock, for at most so long.
-    pub(crate) fn park(&mut self, caller: Caller, object: u64, limit: Option<Duration>, wait: Wait, now: Instant) {
+    pub(crate) fn park(
+        &mut self,
+        caller: Caller,
+        object: u64,
+        limit: Option<Duration>,
+        wait: Wait,
+        now: Instant,
+    ) {
         let refusal = if self.closed {
             Refusal::Closed
         } else if !self.has(caller.client, object) {
@@ -515,7 +622,9 @@ impl State {
     /// A thread waits for a lock, and holds others.
     fn look_for_ring(&mut self, caller: Caller, object: u64, wait: Wait, now: Instant) {
         // It may have got it at once.
-        let waits = self.objects.get(&object).is_some_and(|entry| matches!(&entry.what, What::Lock(lock) if lock.is_waiting(caller)));
+        let waits = self.objects.get(&object).is_some_and(
+            |entry| matches!(&entry.what, What::Lock(lock) if lock.is_waiting(caller)),
+        );
         if !waits || !self.rings.wait(caller, object, wait) {
             return;
         }
@@ -545,9 +654,18 @@ impl State {
         }
     }
 
-    /// A lock is left with a value, by way of the manager. If that would pass the manager's bound, it is rolled back, and the lock
-    /// marked as recovered. Gives whether it was committed, as far as the bound goes.
-    pub(crate) fn commit(&mut self, client: Client, object: u64, unmark: bool, value: Packet, held: Held, now: Instant) -> bool {
+    /// A lock is left with a value, by way of the manager. If that would pass the manager's bound,
+    /// it is rolled back, and the lock marked as recovered. Gives whether it was committed, as
+    /// far as the bound goes.
+    pub(crate) fn commit(
+        &mut self,
+        client: Client,
+        object: u64,
+        unmark: bool,
+        value: Packet,
+        held: Held,
+        now: Instant,
+    ) -> bool {
         if !self.has(client, object) {
             return true;
         }
@@ -556,19 +674,28 @@ impl State {
             return false;
         }
         let recovered = unmark.then_some(false);
-        let old = self.lock(object, |lock, _, told| lock.commit(client, recovered, value, held, now, told));
+        let old = self
+            .lock(object, |lock, _, told| lock.commit(client, recovered, value, held, now, told));
         drop(old); // what it held is let go when the lock has been released (see `Dropped`)
         true
     }
 
-    /// Wants the value of a lock that the manager keeps. The answer has none if the value is in its place.
+    /// Wants the value of a lock that the manager keeps. The answer has none if the value is in its
+    /// place.
     pub(crate) fn fetch(&mut self, caller: Caller, object: u64) {
-        let lock = self.objects.get(&object).filter(|_| self.has(caller.client, object)).map(|entry| &entry.what);
+        let lock = self
+            .objects
+            .get(&object)
+            .filter(|_| self.has(caller.client, object))
+            .map(|entry| &entry.what);
         self.actions.push(match lock {
             _ if self.closed => Action::Refuse(caller, Refusal::Closed),
             Some(What::Lock(lock)) => {
                 let (value, held) = lock.outside().cloned().unwrap_or_default();
-                Action::Answer(Answer::new(caller, Body { head: Packet::default(), tail: value, held }))
+                Action::Answer(Answer::new(
+                    caller,
+                    Body { head: Packet::default(), tail: value, held },
+                ))
             }
             _ => Action::Refuse(caller, Refusal::NotYours),
         });
@@ -576,14 +703,27 @@ impl State {
 
     /// Wants a segment of the memory: one in which something lies that it has a reference to.
     pub(crate) fn map(&mut self, caller: Caller, segment: u32) {
-        let lies =
-            |object: &u64| self.objects.get(object).and_then(|entry| entry.what.place()).is_some_and(|place| place.segment == segment);
-        let may = self.clients.get(&caller.client).is_some_and(|state| state.references.keys().any(lies));
+        let lies = |object: &u64| {
+            self.objects
+                .get(object)
+                .and_then(|entry| entry.what.place())
+                .is_some_and(|place| place.segment == segment)
+        };
+        let may =
+            self.clients.get(&caller.client).is_some_and(|state| state.references.keys().any(lies));
         let why = if self.closed { Refusal::Closed } else { Refusal::NotYours };
-        self.actions.push(if may { Action::Map(caller, segment) } else { Action::Refuse(caller, why) });
+        self.actions.push(if may {
+            Action::Map(caller, segment)
+        } else {
+            Action::Refuse(caller, why)
+        });
     }
 
-    fn lock<R>(&mut self, object: u64, call: impl FnOnce(&mut Lock, &dyn Fn(Owner) -> bool, &mut Vec<Told>) -> R) -> Option<R> {
+    fn lock<R>(
+        &mut self,
+        object: u64,
+        call: impl FnOnce(&mut Lock, &dyn Fn(Owner) -> bool, &mut Vec<Told>) -> R,
+    ) -> Option<R> {
         let seats = std::mem::take(&mut self.seats);
         let is_client = |owner: Owner| is_client(&seats, owner);
         let result = self.with(object, |what, _, told| match what {
@@ -599,7 +739,12 @@ impl State {
     }
 
     pub(crate) fn tick(&mut self, now: Instant) {
-        let due: Vec<_> = self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, object)| *object).collect();
+        let due: Vec<_> = self
+            .deadlines
+            .iter()
+            .take_while(|(at, _)| *at <= now)
+            .map(|(_, object)| *object)
+            .collect();
         for object in due {
             let seats = std::mem::take(&mut self.seats);
             self.with(object, |what, answers, told| match what {
@@ -629,7 +774,12 @@ impl State {
     }
 
     /// Calls an object that answers requests.
-    fn served<R>(&mut self, number: u64, _: Instant, call: impl FnOnce(&mut dyn Object, &mut Vec<Answer>) -> R) -> Option<R> {
+    fn served<R>(
+        &mut self,
+        number: u64,
+        _: Instant,
+        call: impl FnOnce(&mut dyn Object, &mut Vec<Answer>) -> R,
+    ) -> Option<R> {
         let left = self.bytes_max.saturating_sub(self.bytes);
         self.with(number, |what, answers, _| match what {
             What::Served(object) => {
@@ -642,7 +792,11 @@ impl State {
     }
 
     /// Calls an object, and takes note of what has changed.
-    fn with<R>(&mut self, number: u64, call: impl FnOnce(&mut What, &mut Vec<Answer>, &mut Vec<Told>) -> R) -> Option<R> {
+    fn with<R>(
+        &mut self,
+        number: u64,
+        call: impl FnOnce(&mut What, &mut Vec<Answer>, &mut Vec<Told>) -> R,
+    ) -> Option<R> {
         let entry = self.objects.get_mut(&number)?;
         let result = call(&mut entry.what, &mut self.answers, &mut self.told);
         let bytes = entry.what.bytes() + OBJECT_BYTES;
@@ -659,7 +813,8 @@ impl State {
             entry.deadline = deadline;
         }
         for answer in self.answers.drain(..) {
-            // Only what is waited for: an object's mistake must not count as an answer to something else.
+            // Only what is waited for: an object's mistake must not count as an answer to something
+            // else.
             if let Some(client) = self.clients.get_mut(&answer.to.client)
                 && client.open.remove(&answer.to.ticket)
             {
@@ -682,5 +837,7 @@ impl State {
 fn is_client(seats: &[(u32, bool)], owner: Owner) -> bool {
     let (seat, _) = owner.seat();
     let index = seat.checked_sub(LOCAL.seat).map(|index| index as usize);
-    index.and_then(|index| seats.get(index)).is_some_and(|(generation, taken)| *taken && owner.is(seat, *generation))
+    index
+        .and_then(|index| seats.get(index))
+        .is_some_and(|(generation, taken)| *taken && owner.is(seat, *generation))
 }

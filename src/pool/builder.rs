@@ -25,11 +25,12 @@ use std::time::Duration;
 const HELLO_LIMIT: Duration = Duration::from_secs(30);
 /// So many bytes of a process's name the kernel keeps (prctl(2), `PR_SET_NAME`).
 const NAME_MAX: usize = 15;
-/// What browsers take for the processes of their pages: enough to go before an application that uses a quarter of the memory
-/// more.
+/// What browsers take for the processes of their pages: enough to go before an application that
+/// uses a quarter of the memory more.
 const OOM_SCORE: u16 = 300;
-/// How long a worker of a range may be idle, unless said otherwise: a start costs milliseconds and an `init` perhaps seconds, so
-/// that a pause between two bursts of a minute or so should not cost either.
+/// How long a worker of a range may be idle, unless said otherwise: a start costs milliseconds and
+/// an `init` perhaps seconds, so that a pause between two bursts of a minute or so should not cost
+/// either.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Async tasks side by side in one worker, unless said otherwise.
 const CONCURRENCY: usize = 128;
@@ -78,7 +79,12 @@ impl Default for Builder {
             policy: Policy::default(),
             concurrency: CONCURRENCY,
             name: None,
-            surroundings: Surroundings { env: Vec::new(), env_clear: false, current_dir: None, group: true },
+            surroundings: Surroundings {
+                env: Vec::new(),
+                env_clear: false,
+                current_dir: None,
+                group: true,
+            },
             limits: Limits::new(),
             stdout: Output::inherit(),
             stderr: Output::inherit(),
@@ -99,31 +105,35 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// How many workers there are: a number, or a range from the least to the most (`workers(2..=16)`). They are started as
-    /// tasks need them, up to the most, and then stay; of a range those leave again that are idle for longer than
-    /// [`idle_timeout`](Self::idle_timeout), down to the least. The least are not started before they are needed
-    /// either: [`Pool::ready`] does that.
+    /// How many workers there are: a number, or a range from the least to the most
+    /// (`workers(2..=16)`). They are started as tasks need them, up to the most, and then stay;
+    /// of a range those leave again that are idle for longer than
+    /// [`idle_timeout`](Self::idle_timeout), down to the least. The least are not started before
+    /// they are needed either: [`Pool::ready`] does that.
     ///
-    /// It bounds who is given tasks. For a moment there may be more processes: [`spares`](Self::spares), a worker's successor
-    /// that gets ready, and workers that have been replaced and are not done with their tasks.
+    /// It bounds who is given tasks. For a moment there may be more processes:
+    /// [`spares`](Self::spares), a worker's successor that gets ready, and workers that have
+    /// been replaced and are not done with their tasks.
     ///
-    /// Default: [`std::thread::available_parallelism`], that is one per core. Zero, a range from more to fewer and more than
-    /// 4,194,304 are refused by [`build`](Self::build).
+    /// Default: [`std::thread::available_parallelism`], that is one per core. Zero, a range from
+    /// more to fewer and more than 4,194,304 are refused by [`build`](Self::build).
     pub fn workers(mut self, workers: impl WorkerCount) -> Self {
         self.workers = Some(workers.__bounds());
         self
     }
 
-    /// How long a worker of a range ([`workers`](Self::workers)) may be idle before it leaves. Default: one minute.
-    /// [`build`](Self::build) refuses it for a fixed number of workers, of which none ever leaves for that.
+    /// How long a worker of a range ([`workers`](Self::workers)) may be idle before it leaves.
+    /// Default: one minute. [`build`](Self::build) refuses it for a fixed number of workers, of
+    /// which none ever leaves for that.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
         self.idle_timeout = Some(limit);
         self
     }
 
-    /// So many spare workers are kept beside the others: started, `init` done, and given no task until they are needed. A spare
-    /// takes the place of a worker that dies, is killed or is replaced, and of one that is not there yet when a task needs it: so
-    /// that costs no start. Then another spare is started.
+    /// So many spare workers are kept beside the others: started, `init` done, and given no task
+    /// until they are needed. A spare takes the place of a worker that dies, is killed or is
+    /// replaced, and of one that is not there yet when a task needs it: so that costs no start.
+    /// Then another spare is started.
     ///
     /// They are started with the first worker. Default: none.
     pub fn spares(mut self, spares: usize) -> Self {
@@ -131,8 +141,9 @@ impl Builder {
         self
     }
 
-    /// How many tasks one worker runs in its life, at most: for code that leaks. Then another one takes its place, which is being
-    /// started while the last task runs. It may be replaced a few tasks earlier, if some that it was given go to others.
+    /// How many tasks one worker runs in its life, at most: for code that leaks. Then another one
+    /// takes its place, which is being started while the last task runs. It may be replaced a
+    /// few tasks earlier, if some that it was given go to others.
     ///
     /// Each try of a task counts. Default: no limit. Zero is refused by [`build`](Self::build).
     ///
@@ -150,36 +161,42 @@ impl Builder {
         self
     }
 
-    /// How long a worker is given tasks. Then it is replaced as by [`Pool::recycle`]: it serves until its successor is
-    /// ready, and what it runs goes on to its end. It counts from when the worker is first given tasks or might be. Default: no limit.
-    /// Zero is refused by [`build`](Self::build).
+    /// How long a worker is given tasks. Then it is replaced as by [`Pool::recycle`]: it serves
+    /// until its successor is ready, and what it runs goes on to its end. It counts from when
+    /// the worker is first given tasks or might be. Default: no limit. Zero is refused by
+    /// [`build`](Self::build).
     pub fn max_lifetime(mut self, limit: Duration) -> Self {
         self.policy.lifetime = Some(limit);
         self
     }
 
-    /// A worker that has more resident memory than this, in bytes, is replaced as by [`Pool::recycle`]: nothing is interrupted, it
-    /// serves until its successor is ready. That is for what leaks; to bound what one task may take, see
+    /// A worker that has more resident memory than this, in bytes, is replaced as by
+    /// [`Pool::recycle`]: nothing is interrupted, it serves until its successor is ready. That
+    /// is for what leaks; to bound what one task may take, see
     /// [`Limits::memory`](crate::Limits::memory).
     ///
-    /// It is looked at when answers come, every 10 ms at most for each worker; the next task may have begun by then, and what
-    /// that uses counts as well. It is `VmRSS` of proc_pid_status(5): shared memory and the program's own pages are
-    /// part of it, child processes are not. Where `/proc` cannot be read nobody is replaced. A mark below what an idle worker has makes
-    /// each worker be replaced after its first tasks. Default: none.
+    /// It is looked at when answers come, every 10 ms at most for each worker; the next task may
+    /// have begun by then, and what that uses counts as well. It is `VmRSS` of
+    /// proc_pid_status(5): shared memory and the program's own pages are part of it, child
+    /// processes are not. Where `/proc` cannot be read nobody is replaced. A mark below what an
+    /// idle worker has makes each worker be replaced after its first tasks. Default: none.
     pub fn recycle_above(mut self, bytes: u64) -> Self {
         self.policy.resident_max = Some(bytes);
         self
     }
 
-    /// How many workers may end by themselves, within so much time, after they got ready and before they were given any task.
-    /// After more the pool gives up: it starts none any more, and as soon as none is left that serves, every task fails
+    /// How many workers may end by themselves, within so much time, after they got ready and before
+    /// they were given any task. After more the pool gives up: it starts none any more, and as
+    /// soon as none is left that serves, every task fails
     /// with [`is_start_failed`](crate::TaskError::is_start_failed), whose source is
-    /// [`is_restart_limit`](Error::is_restart_limit) and tells of the last deaths. [`WorkerEvent::Halted`](crate::WorkerEvent::Halted) tells of it, too.
-    /// [`Pool::ready`] tries anew; and if a worker that is left answers a task, the pool goes on.
+    /// [`is_restart_limit`](Error::is_restart_limit) and tells of the last deaths.
+    /// [`WorkerEvent::Halted`](crate::WorkerEvent::Halted) tells of it, too. [`Pool::ready`]
+    /// tries anew; and if a worker that is left answers a task, the pool goes on.
     ///
-    /// Such deaths cost no task, so without a limit nobody would be told, and spares would be started for ever. Other deaths do not
-    /// count: what dies with a task costs that task, which is told, and *the pool goes on*, however many tasks do that; and
-    /// starts that fail are tried again after a back-off (10 ms, doubling up to 5 s), and told to the tasks that
+    /// Such deaths cost no task, so without a limit nobody would be told, and spares would be
+    /// started for ever. Other deaths do not count: what dies with a task costs that task,
+    /// which is told, and *the pool goes on*, however many tasks do that; and starts that fail
+    /// are tried again after a back-off (10 ms, doubling up to 5 s), and told to the tasks that
     /// wait for them.
     ///
     /// Default: 10 plus 2 per worker, within 10 seconds.
@@ -188,22 +205,23 @@ impl Builder {
         self
     }
 
-    /// How many async tasks run side by side in one worker, at most. Default: 128. Sync tasks always
-    /// run one at a time. Zero, and more than 65,536, are refused by [`build`](Self::build).
+    /// How many async tasks run side by side in one worker, at most. Default: 128. Sync tasks
+    /// always run one at a time. Zero, and more than 65,536, are refused by
+    /// [`build`](Self::build).
     pub fn concurrency(mut self, tasks: usize) -> Self {
         self.concurrency = tasks;
         self
     }
 
-    /// The name of the worker processes, as `ps` and `/proc/PID/comm` show it, where 15 bytes of it are
-    /// kept. Default: the program's own name.
+    /// The name of the worker processes, as `ps` and `/proc/PID/comm` show it, where 15 bytes of it
+    /// are kept. Default: the program's own name.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Sets a variable in the workers' environment. Default: theirs is the application's at the time
-    /// each is started.
+    /// Sets a variable in the workers' environment. Default: theirs is the application's at the
+    /// time each is started.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.surroundings.env.push((name.into(), Some(value.into())));
         self
@@ -215,7 +233,8 @@ impl Builder {
         self
     }
 
-    /// Starts the workers with no variables but those set by [`env`](Self::env), before or after this call.
+    /// Starts the workers with no variables but those set by [`env`](Self::env), before or after
+    /// this call.
     pub fn env_clear(mut self) -> Self {
         self.surroundings.env_clear = true;
         self
@@ -230,37 +249,39 @@ impl Builder {
 
     /// Whether each worker leads a process group of its own. Default: true.
     ///
-    /// Then what stops a worker stops what it has started as well, and the terminal's Ctrl-C and Ctrl-Z
-    /// reach the application alone. Without it both reach the workers directly, and processes that
-    /// a worker has started outlive it.
+    /// Then what stops a worker stops what it has started as well, and the terminal's Ctrl-C and
+    /// Ctrl-Z reach the application alone. Without it both reach the workers directly, and
+    /// processes that a worker has started outlive it.
     pub fn process_group(mut self, own: bool) -> Self {
         self.surroundings.group = own;
         self
     }
 
-    /// Where what the workers print to their standard output goes. Default: to the application's. (Answers do not travel by it:
-    /// whatever a task writes there disturbs nothing.)
+    /// Where what the workers print to their standard output goes. Default: to the application's.
+    /// (Answers do not travel by it: whatever a task writes there disturbs nothing.)
     pub fn stdout(mut self, output: impl Into<Output>) -> Self {
         self.stdout = output.into();
         self
     }
 
-    /// Where what the workers print to their standard error goes, messages of panics among it. Default: to the
-    /// application's. If it is captured ([`Output::lines`]), the last of it is part of what a task is told whose worker died
+    /// Where what the workers print to their standard error goes, messages of panics among it.
+    /// Default: to the application's. If it is captured ([`Output::lines`]), the last of it is
+    /// part of what a task is told whose worker died
     /// ([`TaskError::stderr_tail`](crate::TaskError::stderr_tail)).
     ///
-    /// What a worker prints before it has said hello (constructors of libraries may) comes there when it has; if it never
-    /// does, it is part of the error of the failed start.
+    /// What a worker prints before it has said hello (constructors of libraries may) comes there
+    /// when it has; if it never does, it is part of the error of the failed start.
     pub fn stderr(mut self, output: impl Into<Output>) -> Self {
         self.stderr = output.into();
         self
     }
 
-    /// What each worker may use of the machine. Default: what the application may; only that the kernel, when memory has run
-    /// out, kills a worker rather than the application ([`Limits::oom_score`]).
+    /// What each worker may use of the machine. Default: what the application may; only that the
+    /// kernel, when memory has run out, kills a worker rather than the application
+    /// ([`Limits::oom_score`]).
     ///
-    /// Each worker sets its limits itself, before `init` and its first task. One that cannot (the system refuses it, in a sandbox)
-    /// ends, and its start has failed.
+    /// Each worker sets its limits itself, before `init` and its first task. One that cannot (the
+    /// system refuses it, in a sandbox) ends, and its start has failed.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
@@ -270,8 +291,8 @@ impl Builder {
     /// [`Pool::spawn`] gives a handle that resolves at once to
     /// [`is_queue_full`](crate::TaskError::is_queue_full), and [`Pool::spawn_wait`] waits.
     ///
-    /// Default: no limit. A task that waits takes its encoded arguments and some 300 bytes. `map` keeps
-    /// a bound of its own and does not count. Zero is refused by [`build`](Self::build).
+    /// Default: no limit. A task that waits takes its encoded arguments and some 300 bytes. `map`
+    /// keeps a bound of its own and does not count. Zero is refused by [`build`](Self::build).
     pub fn queue_limit(mut self, tasks: usize) -> Self {
         self.queue_limit = Some(tasks);
         self
@@ -285,40 +306,43 @@ impl Builder {
         self
     }
 
-    /// How long one run of a task may take, unless its call says otherwise; see [`Call::timeout`](crate::Call::timeout). Default:
-    /// no limit.
+    /// How long one run of a task may take, unless its call says otherwise; see
+    /// [`Call::timeout`](crate::Call::timeout). Default: no limit.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit);
         self
     }
 
-    /// How long the start of a worker may take, `init` included. Then it is killed, and the start has
-    /// failed. Default: 30 seconds until the process has said hello (which takes milliseconds), and no
-    /// limit for `init`.
+    /// How long the start of a worker may take, `init` included. Then it is killed, and the start
+    /// has failed. Default: 30 seconds until the process has said hello (which takes
+    /// milliseconds), and no limit for `init`.
     pub fn start_timeout(mut self, limit: Duration) -> Self {
         self.start_timeout = Some(limit);
         self
     }
 
-    /// The manager that [`Pool::manager`] gives: one that other pools, or the application itself, have as well. Default: the
-    /// pool has one of its own, which is started when it is first asked for.
+    /// The manager that [`Pool::manager`] gives: one that other pools, or the application itself,
+    /// have as well. Default: the pool has one of its own, which is started when it is first
+    /// asked for.
     ///
-    /// Handles of any manager may be given to the tasks of any pool; this is only about who keeps the manager.
+    /// Handles of any manager may be given to the tasks of any pool; this is only about who keeps
+    /// the manager.
     pub fn manager(mut self, manager: &Manager) -> Self {
         self.manager = Some(manager.clone());
         self
     }
 
-    /// A function that every worker runs before its first task: the place for what `main` sets up in
-    /// the application (logging, a crypto provider), and for what is dear to make (a model, a
-    /// connection). Workers never run the program's `main`.
+    /// A function that every worker runs before its first task: the place for what `main` sets up
+    /// in the application (logging, a crypto provider), and for what is dear to make (a model,
+    /// a connection). Workers never run the program's `main`.
     ///
-    /// It is a sync or async function that returns `Result<T, E>`. The `T` stays in the worker, where
-    /// tasks find it by [`procpool::state`](crate::state()); it is not encoded. An `Err`, a panic or
-    /// the end of the process fails the start, and the tasks that needed it are told the cause
-    /// ([`TaskErrorKind::InitFailed`](crate::TaskErrorKind::InitFailed)).
+    /// It is a sync or async function that returns `Result<T, E>`. The `T` stays in the worker,
+    /// where tasks find it by [`procpool::state`](crate::state()); it is not encoded. An `Err`,
+    /// a panic or the end of the process fails the start, and the tasks that needed it are told
+    /// the cause ([`TaskErrorKind::InitFailed`](crate::TaskErrorKind::InitFailed)).
     ///
-    /// The arguments are encoded now. That they cannot be encoded is an error of [`build`](Self::build).
+    /// The arguments are encoded now. That they cannot be encoded is an error of
+    /// [`build`](Self::build).
     pub fn init<F, Args, Marker, P>(mut self, _function: F, args: P) -> Self
     where
         F: Init<Args, Marker>,
@@ -336,18 +360,21 @@ impl Builder {
         self
     }
 
-    /// A function that every worker runs when it ends in good order, the counterpart of [`init`](Self::init): the place to
-    /// flush what was buffered, or to say goodbye to a server. It is a sync or async function, as a task is
-    /// ([`Task`]), and what it returns is dropped. It finds what `init` left by [`procpool::state`](crate::state()).
+    /// A function that every worker runs when it ends in good order, the counterpart of
+    /// [`init`](Self::init): the place to flush what was buffered, or to say goodbye to a
+    /// server. It is a sync or async function, as a task is ([`Task`]), and what it returns is
+    /// dropped. It finds what `init` left by [`procpool::state`](crate::state()).
     ///
-    /// It runs when the worker has no task any more and is replaced, is not needed any longer, or the pool
-    /// is shut down. It does not run when the worker is killed (to stop a task, by [`Pool::kill`], when the last [`Pool`] is dropped or the
-    /// application ends) or dies. So nothing may depend on it that must not be lost.
+    /// It runs when the worker has no task any more and is replaced, is not needed any longer, or
+    /// the pool is shut down. It does not run when the worker is killed (to stop a task, by
+    /// [`Pool::kill`], when the last [`Pool`] is dropped or the application ends) or dies. So
+    /// nothing may depend on it that must not be lost.
     ///
-    /// The worker has [`exit_timeout`](Self::exit_timeout) for it; then it is killed. If it panics, that ends it, and the worker ends
-    /// as it would have. Neither harms anybody.
+    /// The worker has [`exit_timeout`](Self::exit_timeout) for it; then it is killed. If it panics,
+    /// that ends it, and the worker ends as it would have. Neither harms anybody.
     ///
-    /// The arguments are encoded now. That they cannot be encoded is an error of [`build`](Self::build).
+    /// The arguments are encoded now. That they cannot be encoded is an error of
+    /// [`build`](Self::build).
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -382,24 +409,27 @@ impl Builder {
         self
     }
 
-    /// How long a worker that is to end may take for it, its [`exit`](Self::exit) function and the exit handlers of libraries
-    /// included; then it is killed. Default: 5 seconds. At the end of a pool by
-    /// [`shutdown_within`](Pool::shutdown_within) it has no longer than that limit, but a second in any case (or this limit, if it
-    /// is less). A limit beyond what the clock can hold is none.
+    /// How long a worker that is to end may take for it, its [`exit`](Self::exit) function and the
+    /// exit handlers of libraries included; then it is killed. Default: 5 seconds. At the end
+    /// of a pool by [`shutdown_within`](Pool::shutdown_within) it has no longer than that
+    /// limit, but a second in any case (or this limit, if it is less). A limit beyond what the
+    /// clock can hold is none.
     pub fn exit_timeout(mut self, limit: Duration) -> Self {
         self.policy.exit_limit = limit;
         self
     }
 
-    /// Another program whose processes are the workers, in whatever language it is written, and its arguments. It
-    /// speaks the protocol of this crate (`docs/protocol.md`; `docs/other_languages.md` shows one in Python) and serves
-    /// tasks by name, which [`Pool::call_named`] calls.
+    /// Another program whose processes are the workers, in whatever language it is written, and its
+    /// arguments. It speaks the protocol of this crate (`docs/protocol.md`;
+    /// `docs/other_languages.md` shows one in Python) and serves tasks by name, which
+    /// [`Pool::call_named`] calls.
     ///
-    /// A program without a slash in its name is looked for in `PATH`, as [`std::process::Command::new`] does it. It is
-    /// given one task at a time. It has no [`init`](Self::init): what it prepares before it says that it is ready is its own
-    /// affair. Nor does it take [`limits`](Self::limits), which each worker sets for itself: a program that is to be
-    /// limited is started by one that does it (`prlimit`, `systemd-run`). [`build`](Self::build) refuses both. The other
-    /// options hold for it as for any worker.
+    /// A program without a slash in its name is looked for in `PATH`, as
+    /// [`std::process::Command::new`] does it. It is given one task at a time. It has no
+    /// [`init`](Self::init): what it prepares before it says that it is ready is its own
+    /// affair. Nor does it take [`limits`](Self::limits), which each worker sets for itself: a
+    /// program that is to be limited is started by one that does it (`prlimit`, `systemd-run`).
+    /// [`build`](Self::build) refuses both. The other options hold for it as for any worker.
     ///
     /// ```no_run
     /// use procpool::{Named, Pool};
@@ -425,25 +455,32 @@ impl Builder {
     /// Builds the pool. It starts no process: workers start as calls need them, or all at
     /// [`Pool::ready`].
     ///
-    /// The pool is driven by the tokio runtime in which this is called. When that does not turn (it has
-    /// ended, stands between two `block_on`s, or is blocked), and outside of any, a thread of the
-    /// crate's own does it.
+    /// The pool is driven by the tokio runtime in which this is called. When that does not turn (it
+    /// has ended, stands between two `block_on`s, or is blocked), and outside of any, a thread
+    /// of the crate's own does it.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind`](crate::ErrorKind) `InvalidOption`, and what would keep workers from starting as far
-    /// as it can be known: `Unsupported`, `Secure`, `NotInProgram`, `InsideWorker`, `TooDeep`,
-    /// `Forked`; `Spawn` if descriptors, pidfds or threads cannot be had, or `/proc` is not mounted.
+    /// [`ErrorKind`](crate::ErrorKind) `InvalidOption`, and what would keep workers from starting
+    /// as far as it can be known: `Unsupported`, `Secure`, `NotInProgram`, `InsideWorker`,
+    /// `TooDeep`, `Forked`; `Spawn` if descriptors, pidfds or threads cannot be had, or `/proc`
+    /// is not mounted.
     ///
     /// # Panics
     ///
     /// In a tokio runtime that was built without `enable_io`, as tokio's own sockets do.
     pub fn build(self) -> Result<Pool, Error> {
-        let invalid = |option, reason: &str| Error::from(Why::InvalidOption { option, reason: reason.into() });
-        let one_a_core = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get).__bounds();
+        let invalid = |option, reason: &str| {
+            Error::from(Why::InvalidOption { option, reason: reason.into() })
+        };
+        let one_a_core =
+            || std::thread::available_parallelism().map_or(1, NonZeroUsize::get).__bounds();
         let (min, workers) = size::checked(self.workers.unwrap_or_else(one_a_core))?;
         if min == workers && self.idle_timeout.is_some() {
-            return Err(invalid("idle_timeout", "of a fixed number of workers none leaves; give a range, as in workers(0..=8)"));
+            return Err(invalid(
+                "idle_timeout",
+                "of a fixed number of workers none leaves; give a range, as in workers(0..=8)",
+            ));
         }
         let mut policy = self.policy;
         policy.min = min;
@@ -477,24 +514,42 @@ impl Builder {
         }
         self.limits.check()?;
         if self.program.is_some() && self.limits != Limits::new() {
-            return Err(invalid("limits", "each worker limits itself, which another program cannot be relied on to do"));
+            return Err(invalid(
+                "limits",
+                "each worker limits itself, which another program cannot be relied on to do",
+            ));
         }
         let mut limits = self.limits;
         if self.program.is_none() {
             limits.asked.oom_score.get_or_insert(OOM_SCORE);
         }
         let hook = |option, function: Option<Result<Packet, String>>| match function {
-            Some(Ok(packet)) if packet.len() > self.frame_limit => Err(invalid(option, "its arguments are larger than frame_limit")),
-            Some(_) if self.program.is_some() => Err(invalid(option, "the workers are another program, which has no function of this one")),
-            Some(Err(reason)) => Err(invalid(option, &format!("its arguments cannot be encoded: {reason}"))),
+            Some(Ok(packet)) if packet.len() > self.frame_limit => {
+                Err(invalid(option, "its arguments are larger than frame_limit"))
+            }
+            Some(_) if self.program.is_some() => Err(invalid(
+                option,
+                "the workers are another program, which has no function of this one",
+            )),
+            Some(Err(reason)) => {
+                Err(invalid(option, &format!("its arguments cannot be encoded: {reason}")))
+            }
             Some(Ok(packet)) => Ok(Some(packet)),
             None => Ok(None),
         };
         let (init, exit) = (hook("init", self.init)?, hook("exit", self.exit)?);
         let mut name = self.name.unwrap_or_else(program_name);
-        name.truncate((0..=name.len().min(NAME_MAX)).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0));
+        name.truncate(
+            (0..=name.len().min(NAME_MAX)).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0),
+        );
         let engine = Engine::new(Config {
-            rules: Rules { workers, concurrency: self.concurrency, hello_limit: HELLO_LIMIT, start_limit: self.start_timeout, policy },
+            rules: Rules {
+                workers,
+                concurrency: self.concurrency,
+                hello_limit: HELLO_LIMIT,
+                start_limit: self.start_timeout,
+                policy,
+            },
             surroundings: self.surroundings,
             name,
             limits: limits.into_message(),
@@ -502,7 +557,9 @@ impl Builder {
             stderr: self.stderr,
             frame_limit: self.frame_limit,
             queue_limit: self.queue_limit,
-            options: self.timeout.map(|timeout| Arc::new(Options { timeout: Some(timeout), ..Options::default() })),
+            options: self
+                .timeout
+                .map(|timeout| Arc::new(Options { timeout: Some(timeout), ..Options::default() })),
             init,
             exit,
             program: self.program,

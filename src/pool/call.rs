@@ -18,9 +18,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-/// A task with options, made by [`Pool::call`] or [`Pool::call_named`]; `spawn` or `map` hands it in.
+/// A task with options, made by [`Pool::call`] or [`Pool::call_named`]; `spawn` or `map` hands it
+/// in.
 ///
-/// `Args` is the tuple of the task's arguments, `R` its result; `F` stands for its function, where that is known.
+/// `Args` is the tuple of the task's arguments, `R` its result; `F` stands for its function, where
+/// that is known.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -48,8 +50,8 @@ impl<Args, R, F> Clone for Call<'_, Args, R, F> {
     }
 }
 
-/// The function of a [`Call`] that is a task of this program, as a type: nothing but that. Its `Marker` is that of
-/// [`Task`].
+/// The function of a [`Call`] that is a task of this program, as a type: nothing but that. Its
+/// `Marker` is that of [`Task`].
 pub struct Function<F, Marker>(PhantomData<fn(F, Marker)>);
 
 impl<F, Marker> fmt::Debug for Function<F, Marker> {
@@ -66,8 +68,8 @@ where
         Self { pool, task, types: PhantomData }
     }
 
-    /// Whether a panic brings its backtrace along. Default: as `RUST_BACKTRACE` says in the worker's
-    /// environment, which is the pool's own unless changed.
+    /// Whether a panic brings its backtrace along. Default: as `RUST_BACKTRACE` says in the
+    /// worker's environment, which is the pool's own unless changed.
     pub fn backtrace(mut self, wanted: bool) -> Self {
         self.task.flags = if wanted { message::FLAG_BACKTRACE } else { message::FLAG_NO_BACKTRACE };
         self
@@ -77,49 +79,58 @@ where
         Arc::make_mut(self.task.options.get_or_insert_default())
     }
 
-    /// How long one run of the task may take. Default: the pool's ([`Builder::timeout`](crate::Builder::timeout)), which by
-    /// default is none.
+    /// How long one run of the task may take. Default: the pool's
+    /// ([`Builder::timeout`](crate::Builder::timeout)), which by default is none.
     ///
-    /// It counts from the moment at which the task begins in its worker, not from submission, and anew for each
-    /// [retry](Self::retries). When it is over the task is stopped as by [`abort`](JoinHandle::abort): a sync task is killed
-    /// with its process, also one that spins, is stopped by a signal, or ignores signals; an async one is dropped at its next
-    /// await point, and if it reaches none in a second, its process is killed. (With a [`grace`](Self::grace) it is asked
-    /// first.) Then the handle resolves to [`is_timeout`](crate::TaskError::is_timeout). A result that comes just before counts.
+    /// It counts from the moment at which the task begins in its worker, not from submission, and
+    /// anew for each [retry](Self::retries). When it is over the task is stopped as by
+    /// [`abort`](JoinHandle::abort): a sync task is killed with its process, also one that
+    /// spins, is stopped by a signal, or ignores signals; an async one is dropped at its next
+    /// await point, and if it reaches none in a second, its process is killed. (With a
+    /// [`grace`](Self::grace) it is asked first.) Then the handle resolves to
+    /// [`is_timeout`](crate::TaskError::is_timeout). A result that comes just before counts.
     /// A limit beyond what the clock can hold is none.
     ///
-    /// A worker that stands still (somebody has stopped its process, or an earlier task has left something spinning in it) begins
-    /// nothing: what it was given goes to another one as soon as another is free. If none is, it is killed after this time
-    /// ([`Unresponsive`](crate::WorkerEnd::Unresponsive)), and the task begins elsewhere; without a limit it is waited for.
+    /// A worker that stands still (somebody has stopped its process, or an earlier task has left
+    /// something spinning in it) begins nothing: what it was given goes to another one as soon
+    /// as another is free. If none is, it is killed after this time
+    /// ([`Unresponsive`](crate::WorkerEnd::Unresponsive)), and the task begins elsewhere; without a
+    /// limit it is waited for.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.options().timeout = Some(limit);
         self
     }
 
-    /// How long the whole may take, from submission: the wait in the queue, all retries, and the waits between them. Default:
-    /// no limit. A task that is over it is stopped as by [`timeout`](Self::timeout), with the same error; one that waits never
-    /// runs.
+    /// How long the whole may take, from submission: the wait in the queue, all retries, and the
+    /// waits between them. Default: no limit. A task that is over it is stopped as by
+    /// [`timeout`](Self::timeout), with the same error; one that waits never runs.
     pub fn deadline(mut self, limit: Duration) -> Self {
         self.options().deadline = Some(limit);
         self
     }
 
-    /// How long a task that is to stop has to do so by itself: because it was aborted, its token was cancelled, its time limit
-    /// is over, or the pool ends with a limit ([`shutdown_within`](Pool::shutdown_within)). Default: none, it is stopped at once.
+    /// How long a task that is to stop has to do so by itself: because it was aborted, its token
+    /// was cancelled, its time limit is over, or the pool ends with a limit
+    /// ([`shutdown_within`](Pool::shutdown_within)). Default: none, it is stopped at once.
     ///
-    /// It is *asked*: [`is_cancelled`](crate::is_cancelled) tells it, and [`cancelled`](crate::cancelled()) resolves. What
-    /// it returns then is its result. If it has not ended when the grace is over, it is stopped as one without a grace: a
-    /// sync task is killed with its process; an async one is dropped at its next await point, and if it reaches none in as
-    /// long again, or a second if that is less, its process is killed. While it is being asked, a second reason to stop it changes nothing about the time.
+    /// It is *asked*: [`is_cancelled`](crate::is_cancelled) tells it, and
+    /// [`cancelled`](crate::cancelled()) resolves. What it returns then is its result. If it
+    /// has not ended when the grace is over, it is stopped as one without a grace: a
+    /// sync task is killed with its process; an async one is dropped at its next await point, and
+    /// if it reaches none in as long again, or a second if that is less, its process is killed.
+    /// While it is being asked, a second reason to stop it changes nothing about the time.
     ///
-    /// An [`isolated`](Self::isolated) task is never asked. A task of [another program](crate::Builder::program) cannot find out
-    /// that it is asked; it has the time all the same.
+    /// An [`isolated`](Self::isolated) task is never asked. A task of [another
+    /// program](crate::Builder::program) cannot find out that it is asked; it has the time all
+    /// the same.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.options().grace = Some(grace);
         self
     }
 
-    /// Cancels the task when the token is cancelled, as [`abort`](JoinHandle::abort) does, whether or not anybody holds or polls
-    /// its handle. Of a `map` the token cancels every item that is in flight, and each one that is pulled afterwards.
+    /// Cancels the task when the token is cancelled, as [`abort`](JoinHandle::abort) does, whether
+    /// or not anybody holds or polls its handle. Of a `map` the token cancels every item that
+    /// is in flight, and each one that is pulled afterwards.
     ///
     /// ```
     /// use tokio_util::sync::CancellationToken;
@@ -139,26 +150,29 @@ where
         self
     }
 
-    /// The task has its worker to itself while it runs, and to stop it is always to kill that process: what it has left there
-    /// (threads, tokio tasks) ends with it. Default: no; async tasks share a worker.
+    /// The task has its worker to itself while it runs, and to stop it is always to kill that
+    /// process: what it has left there (threads, tokio tasks) ends with it. Default: no; async
+    /// tasks share a worker.
     pub fn isolated(mut self, wanted: bool) -> Self {
         self.options().isolated = wanted;
         self
     }
 
-    /// Whether the task may be run twice. When its worker is killed only to stop another task in it (as it may be for async ones), it
-    /// runs again, and that counts as no attempt. Default: no; it is told that its worker died.
+    /// Whether the task may be run twice. When its worker is killed only to stop another task in it
+    /// (as it may be for async ones), it runs again, and that counts as no attempt. Default:
+    /// no; it is told that its worker died.
     pub fn idempotent(mut self, wanted: bool) -> Self {
         self.options().idempotent = wanted;
         self
     }
 
-    /// How often the task is tried again after it has failed: when its worker died, when its [`timeout`](Self::timeout) was
-    /// over, if [wanted](Self::retry_panics) when it panicked, and if [wanted](Self::retry_if) when it returned an error.
-    /// Default: 0. At most 254.
+    /// How often the task is tried again after it has failed: when its worker died, when its
+    /// [`timeout`](Self::timeout) was over, if [wanted](Self::retry_panics) when it panicked,
+    /// and if [wanted](Self::retry_if) when it returned an error. Default: 0. At most 254.
     ///
-    /// A task that has not begun when its worker dies runs elsewhere in any case, and that counts as no attempt. A task can tell
-    /// which try it is by [`attempt`](crate::attempt()); the error of the last try has those of the earlier ones in
+    /// A task that has not begun when its worker dies runs elsewhere in any case, and that counts
+    /// as no attempt. A task can tell which try it is by [`attempt`](crate::attempt()); the
+    /// error of the last try has those of the earlier ones in
     /// [`earlier_attempts`](crate::TaskError::earlier_attempts).
     pub fn retries(mut self, most: u32) -> Self {
         self.options().retry.most = most.min(ATTEMPTS_MAX - 1);
@@ -228,7 +242,12 @@ where
 
     fn submit<P: ArgsFor<Args>>(&self, args: &P, room: Room) -> JoinHandle<R> {
         let (sender, outcome) = oneshot::channel();
-        let ticket: Ticket = self.pool.engine().submit(&self.task, |out, limit| encode(args, out, limit), Reply::Join(sender), room);
+        let ticket: Ticket = self.pool.engine().submit(
+            &self.task,
+            |out, limit| encode(args, out, limit),
+            Reply::Join(sender),
+            room,
+        );
         JoinHandle::new(self.pool.engine(), ticket, self.task.function, outcome)
     }
 }
@@ -237,15 +256,19 @@ impl<Args, T, E, F, Marker> Call<'_, Args, Result<T, E>, Function<F, Marker>>
 where
     F: Task<Args, Marker, Output = Result<T, E>>,
 {
-    /// Which errors of the task's own are worth another try. Default: none, an error that a task returns is a value like any.
+    /// Which errors of the task's own are worth another try. Default: none, an error that a task
+    /// returns is a value like any.
     ///
-    /// It goes with [`retries`](Self::retries), which says how many tries there are, and [`backoff`](Self::backoff). If the
-    /// last one fails, too, its error is the result, as the value that it is. Where the end of the task is another one, a
-    /// death say, the errors of the earlier tries are among its
-    /// [`earlier_attempts`](crate::TaskError::earlier_attempts), and [`own_error`](crate::TaskError::own_error) gives them.
+    /// It goes with [`retries`](Self::retries), which says how many tries there are, and
+    /// [`backoff`](Self::backoff). If the last one fails, too, its error is the result, as the
+    /// value that it is. Where the end of the task is another one, a death say, the errors of
+    /// the earlier tries are among its
+    /// [`earlier_attempts`](crate::TaskError::earlier_attempts), and
+    /// [`own_error`](crate::TaskError::own_error) gives them.
     ///
-    /// The predicate is a function, or a closure that captures nothing. It runs in the worker, right after the task and as a part
-    /// of it: under its time limit, and if it panics, the task has panicked. It is asked after the last try as well. (A task of
+    /// The predicate is a function, or a closure that captures nothing. It runs in the worker,
+    /// right after the task and as a part of it: under its time limit, and if it panics, the
+    /// task has panicked. It is asked after the last try as well. (A task of
     /// [another program](crate::Builder::program) says itself what is worth another try.)
     ///
     /// ```

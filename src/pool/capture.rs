@@ -1,14 +1,17 @@
 //! What the workers print, read line by line and given to the user's functions.
 //!
-//! A pool that captures has one thread, which reads and calls: so a function that blocks blocks the reading, and with it, as
-//! soon as their pipes are full, the workers that print; nothing is lost, and nothing but 64 KiB a worker is kept. The pool
-//! itself never waits for that thread. What it needs, it takes itself:
+//! A pool that captures has one thread, which reads and calls: so a function that blocks blocks the
+//! reading, and with it, as soon as their pipes are full, the workers that print; nothing is lost,
+//! and nothing but 64 KiB a worker is kept. The pool itself never waits for that thread. What it
+//! needs, it takes itself:
 //!
-//! 1. When a worker has ended, the driver takes what is left in its pipes, and closes them. So the last words of a worker
-//!    are there for its tasks' errors whatever the thread does, and a process that holds the other end holds up nobody.
-//! 2. Who reads holds the stream's lock over a read that never blocks, so that bytes stay in order. No lock is held over a call of the
-//!    user's function.
-//! 3. The functions belong to the thread alone: they are called and dropped there, and nowhere else.
+//! 1. When a worker has ended, the driver takes what is left in its pipes, and closes them. So the
+//!    last words of a worker are there for its tasks' errors whatever the thread does, and a
+//!    process that holds the other end holds up nobody.
+//! 2. Who reads holds the stream's lock over a read that never blocks, so that bytes stay in order.
+//!    No lock is held over a call of the user's function.
+//! 3. The functions belong to the thread alone: they are called and dropped there, and nowhere
+//!    else.
 //!
 //! ```text
 //! worker ──▶ pipe ──▶ thread: tail, lines ──▶ function
@@ -32,11 +35,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const LINE_MAX: usize = 16 << 10;
 /// So much is read at once, in bytes: what a pipe holds (pipe(7)).
 const READ: usize = 64 << 10;
-/// So many readings when a worker has ended, at most: it may have made its pipe larger, and somebody may still write to it.
+/// So many readings when a worker has ended, at most: it may have made its pipe larger, and
+/// somebody may still write to it.
 const LAST_READINGS: usize = 4;
 /// So much is kept of workers that have ended, in bytes, while the function does not return.
 const KEPT_MAX: usize = 1 << 20;
-/// So much of a worker's last words is part of its tasks' errors, in bytes: enough for a panic's message with its backtrace.
+/// So much of a worker's last words is part of its tasks' errors, in bytes: enough for a panic's
+/// message with its backtrace.
 const TAIL: usize = 16 << 10;
 
 const BELL: u64 = u64::MAX;
@@ -53,7 +58,8 @@ struct Shared {
     bell: EventFd,
     orders: Mutex<Vec<Order>>,
     next: AtomicU64,
-    /// Bytes that were taken from the pipes of workers that have ended, and have not come to the thread.
+    /// Bytes that were taken from the pipes of workers that have ended, and have not come to the
+    /// thread.
     kept: AtomicUsize,
     /// Bytes that were not kept.
     lost: AtomicU64,
@@ -109,7 +115,8 @@ impl Capture {
             return Ok(None);
         }
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let bell =
+            EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         epoll.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
         let shared = Arc::new(Shared {
             epoll,
@@ -120,11 +127,13 @@ impl Capture {
             lost: AtomicU64::new(0),
             closing: AtomicBool::new(false),
         });
-        let reader = Reader { shared: Arc::clone(&shared), streams: HashMap::new(), stdout, stderr };
+        let reader =
+            Reader { shared: Arc::clone(&shared), streams: HashMap::new(), stdout, stderr };
         // A signal meant for the application must not be handled there, where nobody expects it.
         let mut before = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-        let thread = std::thread::Builder::new().name("procpool-output".into()).spawn(move || reader.run());
+        let thread =
+            std::thread::Builder::new().name("procpool-output".into()).spawn(move || reader.run());
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
         thread?;
         Ok(Some(Self { shared }))
@@ -166,19 +175,24 @@ impl Shared {
 
 impl Streams {
     /// For a worker that is about to be started.
-    pub(super) fn open(capture: Option<&Capture>, stdout: &Output, stderr: &Output) -> io::Result<Self> {
-        let open = |output: &Output, is_stderr| -> io::Result<(Option<Arc<Stream>>, Option<OwnedFd>)> {
-            Ok(match (&output.0, capture) {
-                (Kind::Inherit, _) => (None, None),
-                (Kind::Null, _) => (None, Some(standard::null()?)),
-                (Kind::File(file), _) => (None, Some(file.try_clone()?.into())),
-                (Kind::Lines(_), Some(capture)) => {
-                    let (stream, theirs) = capture.pipe(is_stderr)?;
-                    (Some(stream), Some(theirs))
-                }
-                (Kind::Lines(_), None) => unreachable!("a pool with lines has a capture"),
-            })
-        };
+    pub(super) fn open(
+        capture: Option<&Capture>,
+        stdout: &Output,
+        stderr: &Output,
+    ) -> io::Result<Self> {
+        let open =
+            |output: &Output, is_stderr| -> io::Result<(Option<Arc<Stream>>, Option<OwnedFd>)> {
+                Ok(match (&output.0, capture) {
+                    (Kind::Inherit, _) => (None, None),
+                    (Kind::Null, _) => (None, Some(standard::null()?)),
+                    (Kind::File(file), _) => (None, Some(file.try_clone()?.into())),
+                    (Kind::Lines(_), Some(capture)) => {
+                        let (stream, theirs) = capture.pipe(is_stderr)?;
+                        (Some(stream), Some(theirs))
+                    }
+                    (Kind::Lines(_), None) => unreachable!("a pool with lines has a capture"),
+                })
+            };
         let (stdout, their_stdout) = open(stdout, false)?;
         let (stderr, their_stderr) = open(stderr, true)?;
         Ok(Self { stdout, stderr, their_stdout, their_stderr })
@@ -189,7 +203,8 @@ impl Streams {
         self.stdout.iter().chain(&self.stderr).try_for_each(|stream| stream.watch(pid))
     }
 
-    /// The worker has ended: gives the last of what it printed to its standard error, if that is captured.
+    /// The worker has ended: gives the last of what it printed to its standard error, if that is
+    /// captured.
     pub(super) fn end(&self) -> Option<Arc<str>> {
         self.stdout.iter().chain(&self.stderr).for_each(|stream| stream.end());
         self.stderr.as_ref().map(|stream| text_of(&stream.inside().tail))
@@ -206,10 +221,12 @@ impl Stream {
         self.shared.order(Order::Watch(Arc::clone(self), pid));
         let inside = self.inside();
         let Some(pipe) = &inside.pipe else { return Ok(()) };
-        self.shared.epoll.add(pipe, EpollEvent::new(EpollFlags::EPOLLIN, self.id)).map_err(|errno| {
-            self.shared.order(Order::Ended(self.id));
-            errno.into()
-        })
+        self.shared.epoll.add(pipe, EpollEvent::new(EpollFlags::EPOLLIN, self.id)).map_err(
+            |errno| {
+                self.shared.order(Order::Ended(self.id));
+                errno.into()
+            },
+        )
     }
 
     /// Reads once, behind what is in `buffer`; `false` when there will be no more.
@@ -236,8 +253,11 @@ impl Stream {
         }
         match self.read(&mut inside, buffer) {
             Ok(more) => more,
-            // It is as if somebody else had read it; what else is wrong with a pipe will be so the next time.
-            Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+            // It is as if somebody else had read it; what else is wrong with a pipe will be so the
+            // next time.
+            Err(error) => {
+                matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+            }
         }
     }
 
@@ -291,15 +311,22 @@ impl Reader {
         loop {
             // Before the look at the orders: what was ordered before the pool closed is done.
             let is_closing = self.shared.closing.load(Ordering::Acquire);
-            let n = if is_closing { 0 } else { self.shared.epoll.wait(&mut events, EpollTimeout::NONE).unwrap_or(0) };
+            let n = if is_closing {
+                0
+            } else {
+                self.shared.epoll.wait(&mut events, EpollTimeout::NONE).unwrap_or(0)
+            };
             if events[..n].iter().any(|event| event.data() == BELL) {
                 let _ = self.shared.bell.read();
             }
-            let orders = std::mem::take(&mut *self.shared.orders.lock().unwrap_or_else(PoisonError::into_inner));
+            let orders = std::mem::take(
+                &mut *self.shared.orders.lock().unwrap_or_else(PoisonError::into_inner),
+            );
             for order in orders {
                 match order {
                     Order::Watch(stream, pid) => {
-                        self.streams.insert(stream.id, Watched { stream, pid, lines: Lines::default() });
+                        self.streams
+                            .insert(stream.id, Watched { stream, pid, lines: Lines::default() });
                     }
                     Order::Ended(id) => self.read(id, &mut buffer),
                 }
@@ -334,7 +361,8 @@ impl Reader {
         if !is_open {
             lines.end(&mut deliver);
             let stream = self.streams.remove(&id).map(|watched| watched.stream);
-            // It may have closed it and live on: then it is ours to close, or it would be reported for ever.
+            // It may have closed it and live on: then it is ours to close, or it would be reported
+            // for ever.
             let pipe = stream.and_then(|stream| stream.inside().pipe.take());
             if let Some(pipe) = pipe {
                 let _ = self.shared.epoll.delete(pipe.as_fd());
@@ -441,7 +469,11 @@ mod tests {
         assert_eq!(expected.len(), 5);
         assert_eq!(expected.iter().filter(|(_, whole)| *whole).count(), 4);
         for step in 1..text.len() {
-            assert_eq!(lines_of(&text.chunks(step).collect::<Vec<_>>()), expected, "in steps of {step}");
+            assert_eq!(
+                lines_of(&text.chunks(step).collect::<Vec<_>>()),
+                expected,
+                "in steps of {step}"
+            );
         }
     }
 
@@ -451,16 +483,28 @@ mod tests {
             let text = "x".repeat(filler) + &"€😀ß".repeat(10_000) + "\nnext\n";
             for step in [1000, 16 << 10, 1 << 20] {
                 let got = lines_of(&text.as_bytes().chunks(step).collect::<Vec<_>>());
-                assert!(got.iter().all(|(bytes, _)| bytes.len() <= LINE_MAX && std::str::from_utf8(bytes).is_ok()));
+                assert!(got.iter().all(
+                    |(bytes, _)| bytes.len() <= LINE_MAX && std::str::from_utf8(bytes).is_ok()
+                ));
                 let (last, pieces) = got[..got.len() - 1].split_last().expect("some");
-                assert!(last.1 && pieces.iter().all(|(bytes, whole)| !whole && bytes.len() > LINE_MAX - 4));
-                let joined: Vec<u8> =
-                    got.iter().flat_map(|(bytes, whole)| [&bytes[..], if *whole { b"\n" } else { b"" }].concat()).collect();
+                assert!(
+                    last.1
+                        && pieces.iter().all(|(bytes, whole)| !whole && bytes.len() > LINE_MAX - 4)
+                );
+                let joined: Vec<u8> = got
+                    .iter()
+                    .flat_map(|(bytes, whole)| {
+                        [&bytes[..], if *whole { b"\n" } else { b"" }].concat()
+                    })
+                    .collect();
                 assert!(joined == text.as_bytes());
             }
         }
         let rubbish = vec![0x80; LINE_MAX + 1];
-        assert_eq!(lines_of(&[&rubbish]).iter().map(|(bytes, _)| bytes.len()).sum::<usize>(), LINE_MAX + 1);
+        assert_eq!(
+            lines_of(&[&rubbish]).iter().map(|(bytes, _)| bytes.len()).sum::<usize>(),
+            LINE_MAX + 1
+        );
     }
 
     #[test]
@@ -473,7 +517,10 @@ mod tests {
                 assert!(tail.len() <= 2 * TAIL);
                 if n % 97 == 0 || step > 100 {
                     let so_far = &all[..((n + 1) * step).min(all.len())];
-                    assert!(tail.ends_with(&so_far[so_far.len().saturating_sub(TAIL)..]), "in steps of {step}");
+                    assert!(
+                        tail.ends_with(&so_far[so_far.len().saturating_sub(TAIL)..]),
+                        "in steps of {step}"
+                    );
                 }
             }
             let text = text_of(&tail);

@@ -2,9 +2,10 @@
 //! given up, and what becomes of the tasks of a worker that died.
 //!
 //! A plain struct: events go in by methods, [`Action`]s come out, `now` is an argument. It knows no
-//! process, no socket and no clock, and is tested by simulation (`core_sim.rs`) and by an exhaustive search
-//! (`core_search.rs`). What a task carries (`T`) is not looked at, but for how a run stands ([`Carried`]). The one thing
-//! outside that it looks at and changes is the claims of each worker ([`Memory`]): single words, never waited for.
+//! process, no socket and no clock, and is tested by simulation (`core_sim.rs`) and by an
+//! exhaustive search (`core_search.rs`). What a task carries (`T`) is not looked at, but for how a
+//! run stands ([`Carried`]). The one thing outside that it looks at and changes is the claims of
+//! each worker ([`Memory`]): single words, never waited for.
 //!
 //! The rules, by number:
 //!
@@ -15,50 +16,66 @@
 //! 3. A task goes to an idle worker if there is one; else to the worker with the fewest tasks in
 //!    flight whose window has room; else it waits.
 //! 4. The window of sync tasks follows the measured service time: [`WINDOW_WORK`] of work, at least
-//!    two tasks while tasks are shorter than [`LONG`], one when they are longer, not yet known, or when
-//!    the running one has lasted longer. Async tasks are bounded by `concurrency` instead.
+//!    two tasks while tasks are shorter than [`LONG`], one when they are longer, not yet known, or
+//!    when the running one has lasted longer. Async tasks are bounded by `concurrency` instead.
 //! 5. A large sync task is sent to an idle worker only: its bytes wait behind nobody.
-//! 6. Workers are started when a task finds none idle, as long as a place is vacant (rule 15); after failed starts not
-//!    before a back-off has passed, unless all are asked for ([`Core::start_all`]).
-//! 7. A worker that dies costs what it had begun and not answered, as the claims say. What it had not begun goes back to
-//!    the head of the queue, in order, as often as that happens; but when nothing at all was begun, the first one may be
-//!    what killed it (a frame that cannot even be read): after [`MOVES_MAX`] such deaths a task is sent to an idle worker and
-//!    nothing behind it, and the next such death is its own.
-//! 8. To stop a task: what is not begun is taken back and never begins. A running async task is dropped at an await point
-//!    ([`Action::Cancel`]). One with a grace, sync or async, is asked first, by its word (and, for an async one, by
-//!    [`Action::Ask`], for its worker sleeps); when the grace is over it is stopped as if it had none (an async
-//!    one has as long again to be dropped, if that is less than [`ABORT_GRACE`]).
-//!    For a running sync task its worker is doomed first (given nothing more, and all that it has not begun taken back),
-//!    then the task is looked at once more, and only then the worker killed: so a kill never hits another task. A task
-//!    that is seen done, or was asked, must have been answered in [`ABORT_GRACE`], else its worker is killed, again after
-//!    another look at it; and what was answered until then is taken in before ([`Core::overdue`]). The task is settled when the process has ended, or by the reply that came first.
-//! 9. If a start fails and no worker is left, or none has got ready through [`STARTS_MAX`] failed ones in a row, everything
-//!    queued fails with the cause; so does what is submitted while no worker is left and the back-off has not passed.
-//! 10. Nobody is idle while tasks stand behind another one in a worker: if that is worth it by the measured service time, or
-//!     the one in front has lasted for [`LONG`], they are taken back and go to whoever is free.
-//! 11. A time limit counts from the moment at which the task began, as its worker has noted it (but never from later than the
-//!     pool saw it begun). A task that has not begun is looked at again after as long as its limit, for it cannot be over
-//!     before. A limit for the whole, with queue and retries, is a deadline. When either is over the task is stopped as if
-//!     aborted (rule 8), and is told why.
-//! 12. A task that failed in a way that its retries are for goes to the end of the queue, at once or after its back-off. Each
-//!     failure is kept for the error that it may come to.
-//! 13. An isolated task, like a suspect one, is sent to an idle worker and nothing beside it; to stop it is always a kill.
-//!     What dies only because its worker was killed for another task's sake runs again if it is idempotent, uncounted.
-//! 14. A worker without such memory (of another program) has one sync task in hand at a time, which counts as begun.
-//! 23. A worker that has not begun a task within [`DEAF`] or two of those, though nothing stands before it, stands still: what it has not
-//!     begun is taken back as soon as another can have it, and it is given something only when nobody else can take it, until it answers.
-//!     As long as nobody can, a worker more is started if a place is vacant. And when it has begun nothing of what it has in hand for as long as
-//!     the time limit of one of those tasks (one run's, or the whole's), it is killed: nothing has run, so that costs nobody anything. (Without
-//!     a limit it is waited for: somebody may have stopped it to look into it. So is a worker that has not begun a large task: that takes its
-//!     time to arrive.) A drain sends nobody away who could take what is taken back.
-//! 24. A task may be a *run*: so many items, each with a number, an answer and an end of its own, which one worker does one after
-//!     another. Where tasks in hand are counted, its items are. What has not begun of one that has is taken back wherever rules 7, 8, 10 and 13
-//!     take back tasks, and is a run of its own from then on: so nothing but the one item that runs stays with a worker that is late,
-//!     is killed or dies. Where nobody can say what has begun, all of it has. Of one that nobody lives to begin, the first item dies (rule 7).
+//! 6. Workers are started when a task finds none idle, as long as a place is vacant (rule 15);
+//!    after failed starts not before a back-off has passed, unless all are asked for
+//!    ([`Core::start_all`]).
+//! 7. A worker that dies costs what it had begun and not answered, as the claims say. What it had
+//!    not begun goes back to the head of the queue, in order, as often as that happens; but when
+//!    nothing at all was begun, the first one may be what killed it (a frame that cannot even be
+//!    read): after [`MOVES_MAX`] such deaths a task is sent to an idle worker and nothing behind
+//!    it, and the next such death is its own.
+//! 8. To stop a task: what is not begun is taken back and never begins. A running async task is
+//!    dropped at an await point ([`Action::Cancel`]). One with a grace, sync or async, is asked
+//!    first, by its word (and, for an async one, by [`Action::Ask`], for its worker sleeps); when
+//!    the grace is over it is stopped as if it had none (an async one has as long again to be
+//!    dropped, if that is less than [`ABORT_GRACE`]). For a running sync task its worker is doomed
+//!    first (given nothing more, and all that it has not begun taken back), then the task is looked
+//!    at once more, and only then the worker killed: so a kill never hits another task. A task that
+//!    is seen done, or was asked, must have been answered in [`ABORT_GRACE`], else its worker is
+//!    killed, again after another look at it; and what was answered until then is taken in before
+//!    ([`Core::overdue`]). The task is settled when the process has ended, or by the reply that
+//!    came first.
+//! 9. If a start fails and no worker is left, or none has got ready through [`STARTS_MAX`] failed
+//!    ones in a row, everything queued fails with the cause; so does what is submitted while no
+//!    worker is left and the back-off has not passed.
+//! 10. Nobody is idle while tasks stand behind another one in a worker: if that is worth it by the
+//!     measured service time, or the one in front has lasted for [`LONG`], they are taken back and
+//!     go to whoever is free.
+//! 11. A time limit counts from the moment at which the task began, as its worker has noted it (but
+//!     never from later than the pool saw it begun). A task that has not begun is looked at again
+//!     after as long as its limit, for it cannot be over before. A limit for the whole, with queue
+//!     and retries, is a deadline. When either is over the task is stopped as if aborted (rule 8),
+//!     and is told why.
+//! 12. A task that failed in a way that its retries are for goes to the end of the queue, at once
+//!     or after its back-off. Each failure is kept for the error that it may come to.
+//! 13. An isolated task, like a suspect one, is sent to an idle worker and nothing beside it; to
+//!     stop it is always a kill. What dies only because its worker was killed for another task's
+//!     sake runs again if it is idempotent, uncounted.
+//! 14. A worker without such memory (of another program) has one sync task in hand at a time, which
+//!     counts as begun.
+//! 23. A worker that has not begun a task within [`DEAF`] or two of those, though nothing stands
+//!     before it, stands still: what it has not begun is taken back as soon as another can have it,
+//!     and it is given something only when nobody else can take it, until it answers. As long as
+//!     nobody can, a worker more is started if a place is vacant. And when it has begun nothing of
+//!     what it has in hand for as long as the time limit of one of those tasks (one run's, or the
+//!     whole's), it is killed: nothing has run, so that costs nobody anything. (Without a limit it
+//!     is waited for: somebody may have stopped it to look into it. So is a worker that has not
+//!     begun a large task: that takes its time to arrive.) A drain sends nobody away who could take
+//!     what is taken back.
+//! 24. A task may be a *run*: so many items, each with a number, an answer and an end of its own,
+//!     which one worker does one after another. Where tasks in hand are counted, its items are.
+//!     What has not begun of one that has is taken back wherever rules 7, 8, 10 and 13 take back
+//!     tasks, and is a run of its own from then on: so nothing but the one item that runs stays
+//!     with a worker that is late, is killed or dies. Where nobody can say what has begun, all of
+//!     it has. Of one that nobody lives to begin, the first item dies (rule 7).
 //!
-//! Rules 15 to 22, of who is on the staff, are in `core_staff.rs`. How tasks are stopped (rules 8 and 11) is in `core_stop.rs`,
-//! what becomes of workers that stand still (rule 23) in `core_deaf.rs`, how a pool ends in `core_ending.rs`,
-//! how runs are parted (rule 24) in `core_runs.rs`.
+//! Rules 15 to 22, of who is on the staff, are in `core_staff.rs`. How tasks are stopped (rules 8
+//! and 11) is in `core_stop.rs`, what becomes of workers that stand still (rule 23) in
+//! `core_deaf.rs`, how a pool ends in `core_ending.rs`, how runs are parted (rule 24) in
+//! `core_runs.rs`.
 
 use super::loss::Loss;
 use super::options::{Options, Retry};
@@ -78,23 +95,25 @@ const WINDOW_WORK: Duration = Duration::from_micros(300);
 const LONG: Duration = Duration::from_millis(3);
 /// Tasks in flight in one worker, at most: what one reading of its socket takes in.
 pub(crate) const WINDOW_MAX: u32 = 1024;
-/// So much work standing behind a task is worth taking back for a worker that is idle: twice what it costs to wake one.
+/// So much work standing behind a task is worth taking back for a worker that is idle: twice what
+/// it costs to wake one.
 const WORTH: Duration = Duration::from_micros(100);
-/// A task goes back so often from workers that died with nothing begun. Then its next such death is its
-/// own: workers that end as soon as they are ready must not be started for it for ever.
+/// A task goes back so often from workers that died with nothing begun. Then its next such death is
+/// its own: workers that end as soon as they are ready must not be started for it for ever.
 const MOVES_MAX: u8 = 2;
-/// How long an async task that was aborted has to reach an await point, and the reply of a task that is done to come.
+/// How long an async task that was aborted has to reach an await point, and the reply of a task
+/// that is done to come.
 pub(crate) const ABORT_GRACE: Duration = Duration::from_secs(1);
-/// How often it is looked whether workers begin what they are given. A process that has to wait for its processor begins later at times;
-/// then it costs little that another begins it.
+/// How often it is looked whether workers begin what they are given. A process that has to wait for
+/// its processor begins later at times; then it costs little that another begins it.
 const DEAF: Duration = Duration::from_millis(100);
 /// What the clock cannot hold is as good as this.
 const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// The wait after a first failed start; it doubles with each further one, up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// Where starts fail slowly, one may always be under way. So many in a row, each ordered after one had failed, and those
-/// who wait are told.
+/// Where starts fail slowly, one may always be under way. So many in a row, each ordered after one
+/// had failed, and those who wait are told.
 const STARTS_MAX: u32 = 4;
 
 /// A task in this pool. (On the wire it has a number of its own, which its worker answers.)
@@ -129,7 +148,8 @@ pub(crate) struct Rules {
 pub(crate) enum Action<T> {
     /// Start a process for this worker.
     Start(WorkerKey),
-    /// Send this task to this worker, which finds its word in this slot; it is its try of this number.
+    /// Send this task to this worker, which finds its word in this slot; it is its try of this
+    /// number.
     Send(WorkerKey, TaskKey, u16, u8),
     /// Tell this worker that this async task has been asked to stop by itself.
     Ask(WorkerKey, TaskKey),
@@ -347,7 +367,8 @@ enum Way {
 ///                  ▼                                                 │
 ///                Doomed ───── exit ◀─────────────────────────────────┘     (an exit may come in every state)
 /// ```
-/// Most get ready without having been a spare; and whoever has nothing to do retires without departing first.
+/// Most get ready without having been a spare; and whoever has nothing to do retires without
+/// departing first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Starting {
@@ -373,7 +394,8 @@ struct Flight {
     left: u32,
     /// When it was first seen to have begun.
     begun: Option<Instant>,
-    /// It is to be stopped or its time is over, and it was seen to be done: its reply has a grace to come, and no other.
+    /// It is to be stopped or its time is over, and it was seen to be done: its reply has a grace
+    /// to come, and no other.
     done: bool,
     /// It was looked at, with nothing before it, and had not begun.
     overlooked: bool,
@@ -408,9 +430,11 @@ struct Worker<M> {
     killed_for: Option<TaskKey>,
     /// When the time limits of its tasks are to be looked at: not before any can be over.
     look_at: Option<Instant>,
-    /// Tasks that were asked to stop, or are done by their word though nobody has heard of it, and when their time is up, in this order.
+    /// Tasks that were asked to stop, or are done by their word though nobody has heard of it, and
+    /// when their time is up, in this order.
     asked: VecDeque<(Instant, TaskKey)>,
-    /// Then it must have ended, having hung up or been retired, else it is doomed; or having been killed, else it is given up.
+    /// Then it must have ended, having hung up or been retired, else it is doomed; or having been
+    /// killed, else it is given up.
     end_by: Option<Instant>,
     /// Looking for what stands behind its task has brought nothing; not before this again.
     fruitless: Option<Instant>,
@@ -430,7 +454,8 @@ impl<M: Memory> Worker<M> {
             _ if self.memory.is_none() => 1, // rule 14
             None => 1,
             Some(service) if service >= LONG => 1,
-            Some(service) => (WINDOW_WORK.as_nanos() / service.as_nanos().max(1)).clamp(2, u128::from(WINDOW_MAX)) as usize,
+            Some(service) => (WINDOW_WORK.as_nanos() / service.as_nanos().max(1))
+                .clamp(2, u128::from(WINDOW_MAX)) as usize,
         }
     }
 
@@ -440,20 +465,27 @@ impl<M: Memory> Worker<M> {
             Mode::Sync => self.window(),
             Mode::Async => concurrency,
         };
-        self.state == State::Ready && !self.alone && self.deaf_since.is_none() && (1..limit).contains(&self.load)
+        self.state == State::Ready
+            && !self.alone
+            && self.deaf_since.is_none()
+            && (1..limit).contains(&self.load)
     }
 
     /// How many sync tasks stand behind another.
     fn behind(&self) -> usize {
         match (self.mode, self.state) {
-            (Mode::Sync, State::Ready | State::Departing | State::Retiring) => self.load.saturating_sub(1),
+            (Mode::Sync, State::Ready | State::Departing | State::Retiring) => {
+                self.load.saturating_sub(1)
+            }
             _ => 0,
         }
     }
 
     /// From when on an idle worker should have what stands behind its task (rule 10).
     fn share_from(&self) -> Instant {
-        let worth = self.service.is_none_or(|service| service.saturating_mul(self.behind() as u32) >= WORTH);
+        let worth = self
+            .service
+            .is_none_or(|service| service.saturating_mul(self.behind() as u32) >= WORTH);
         let from = if worth { self.busy_since } else { self.busy_since + LONG };
         self.fruitless.map_or(from, |fruitless| fruitless.max(from))
     }
@@ -511,9 +543,15 @@ impl<M: Memory> Worker<M> {
         let share = (somebody_idle && self.behind() > 0).then(|| self.share_from());
         match self.state {
             State::Starting { until } => until,
-            State::Spare | State::Ready | State::Departing | State::Retiring => {
-                self.asked.front().map(|(by, _)| *by).into_iter().chain(self.end_by).chain(self.look_at).chain(share).min()
-            }
+            State::Spare | State::Ready | State::Departing | State::Retiring => self
+                .asked
+                .front()
+                .map(|(by, _)| *by)
+                .into_iter()
+                .chain(self.end_by)
+                .chain(self.look_at)
+                .chain(share)
+                .min(),
             State::Doomed => self.end_by,
         }
     }
@@ -525,8 +563,8 @@ struct Failure {
     cause: Error,
     /// When the last one failed that counts.
     counted_at: Instant,
-    /// Failed starts before that one, each ordered after the one before had failed: those that were under
-    /// way together fail together, and count once.
+    /// Failed starts before that one, each ordered after the one before had failed: those that
+    /// were under way together fail together, and count once.
     earlier: u32,
     /// When the next start may be tried; `None` when that has passed.
     retry: Option<Instant>,
@@ -549,7 +587,8 @@ pub(crate) struct Core<T, M> {
     clock: Clock,
     phase: Phase,
     tasks: Slots<Task<T>>,
-    /// Tasks without a worker. A key whose task was aborted stays until its turn, and is passed over.
+    /// Tasks without a worker. A key whose task was aborted stays until its turn, and is passed
+    /// over.
     queue: VecDeque<TaskKey>,
     /// How many keys of `queue` still have their task.
     queued: usize,
@@ -558,9 +597,11 @@ pub(crate) struct Core<T, M> {
     /// Tasks with a deadline.
     deadlines: BTreeSet<(Instant, TaskKey)>,
     workers: Slots<Worker<M>>,
-    /// Ready workers without a task; the last used is the next used, for its caches are warm. Those that are deaf stand first.
+    /// Ready workers without a task; the last used is the next used, for its caches are warm.
+    /// Those that are deaf stand first.
     idle: Vec<WorkerKey>,
-    /// When it is looked whether workers begin what they are given; `None`: nobody is known to have been given something.
+    /// When it is looked whether workers begin what they are given; `None`: nobody is known to
+    /// have been given something.
     listen_at: Option<Instant>,
     /// Workers at work that may take more, by the number of tasks in flight; for each mode. Those
     /// that are late are taken out when they are met, and come back with their next reply.
@@ -603,7 +644,12 @@ impl<T: Carried, M: Memory> Core<T, M> {
     // ---- tasks
 
     /// A task is handed in.
-    pub(crate) fn submit(&mut self, call: Call<T>, now: Instant, actions: &mut Vec<Action<T>>) -> Result<TaskKey, Refused<T>> {
+    pub(crate) fn submit(
+        &mut self,
+        call: Call<T>,
+        now: Instant,
+        actions: &mut Vec<Action<T>>,
+    ) -> Result<TaskKey, Refused<T>> {
         let Call { cargo, id, mode, large, options } = call;
         if self.phase != Phase::Open {
             return Err(Refused(cargo, Fate::Closed));
@@ -613,7 +659,19 @@ impl<T: Carried, M: Memory> Core<T, M> {
         }
         let found_idle = self.has_idle();
         let deadline = options.as_ref().and_then(|options| now.checked_add(options.deadline?));
-        let task = Task { cargo, id, mode, large, options, worker: None, stopping: None, delayed: None, deadline, attempt: 1, moves: 0 };
+        let task = Task {
+            cargo,
+            id,
+            mode,
+            large,
+            options,
+            worker: None,
+            stopping: None,
+            delayed: None,
+            deadline,
+            attempt: 1,
+            moves: 0,
+        };
         let key = self.tasks.insert(task);
         if let Some(deadline) = deadline {
             self.deadlines.insert((deadline, key));
@@ -650,10 +708,16 @@ impl<T: Carried, M: Memory> Core<T, M> {
         self.tasks.get(key).map(|task| task.worker)
     }
 
-    /// A worker has answered a task, or an item of a run: its cargo, if nothing is left of it. `None` if that worker does not have
-    /// that task: it breaks the protocol.
+    /// A worker has answered a task, or an item of a run: its cargo, if nothing is left of it.
+    /// `None` if that worker does not have that task: it breaks the protocol.
     /// Call [`Core::refill`] after the last reply of a batch.
-    pub(crate) fn replied(&mut self, worker: WorkerKey, id: u64, answer: Answer, now: Instant) -> Option<Replied<T>> {
+    pub(crate) fn replied(
+        &mut self,
+        worker: WorkerKey,
+        id: u64,
+        answer: Answer,
+        now: Instant,
+    ) -> Option<Replied<T>> {
         let worker = self.workers.get_mut(worker)?;
         let at = worker.in_flight.iter().position(|flight| flight.has(id))?;
         let Flight { task: key, claim, .. } = worker.in_flight[at];
@@ -674,7 +738,9 @@ impl<T: Carried, M: Memory> Core<T, M> {
             _ if self.phase == Phase::Killed => None,
             (Answer::Panicked, None) => task.again(|retry| retry.panics),
             (Answer::Again, None) => task.again(|_| true),
-            (Answer::Dropped, Some(Stop::TimedOut(Limit::Timeout(_)))) => task.again(|retry| retry.timeouts),
+            (Answer::Dropped, Some(Stop::TimedOut(Limit::Timeout(_)))) => {
+                task.again(|retry| retry.timeouts)
+            }
             _ => None,
         };
         match wait {
@@ -691,8 +757,15 @@ impl<T: Carried, M: Memory> Core<T, M> {
         }
     }
 
-    /// A worker has answered `replies` tasks, each item of a run counted: learn from it, and give it more.
-    pub(crate) fn refill(&mut self, key: WorkerKey, replies: u32, now: Instant, actions: &mut Vec<Action<T>>) {
+    /// A worker has answered `replies` tasks, each item of a run counted: learn from it, and give
+    /// it more.
+    pub(crate) fn refill(
+        &mut self,
+        key: WorkerKey,
+        replies: u32,
+        now: Instant,
+        actions: &mut Vec<Action<T>>,
+    ) {
         let Some(worker) = self.workers.get_mut(key) else { return };
         if replies == 0 {
             return;
@@ -711,7 +784,9 @@ impl<T: Carried, M: Memory> Core<T, M> {
             let mut asked = std::mem::take(&mut worker.asked);
             asked.retain(|(_, task)| {
                 let flight = worker.in_flight.iter().find(|flight| flight.task == *task);
-                flight.is_some_and(|flight| flight.done || self.tasks.get(*task).is_some_and(|task| task.stopping.is_some()))
+                flight.is_some_and(|flight| {
+                    flight.done || self.tasks.get(*task).is_some_and(|task| task.stopping.is_some())
+                })
             });
             worker.asked = asked;
         }
@@ -763,13 +838,22 @@ impl<T: Carried, M: Memory> Core<T, M> {
 
     /// A process has said hello; its `init` runs now.
     pub(crate) fn hello(&mut self, key: WorkerKey) {
-        if let Some(Worker { state: State::Starting { until }, started, .. }) = self.workers.get_mut(key) {
+        if let Some(Worker { state: State::Starting { until }, started, .. }) =
+            self.workers.get_mut(key)
+        {
             *until = self.rules.start_limit.and_then(|limit| started.checked_add(limit));
         }
     }
 
-    /// A process is ready for its first task. Without memory, see rule 14. `false`: too late, it is not wanted any more.
-    pub(crate) fn ready(&mut self, key: WorkerKey, memory: Option<M>, now: Instant, actions: &mut Vec<Action<T>>) -> bool {
+    /// A process is ready for its first task. Without memory, see rule 14. `false`: too late, it is
+    /// not wanted any more.
+    pub(crate) fn ready(
+        &mut self,
+        key: WorkerKey,
+        memory: Option<M>,
+        now: Instant,
+        actions: &mut Vec<Action<T>>,
+    ) -> bool {
         let Some(worker) = self.workers.get_mut(key) else { return false };
         let State::Starting { .. } = worker.state else { return false };
         worker.memory = memory;
@@ -780,7 +864,13 @@ impl<T: Carried, M: Memory> Core<T, M> {
     }
 
     /// A process could not be started, or ended before it was ready.
-    pub(crate) fn start_failed(&mut self, key: WorkerKey, cause: Error, now: Instant, actions: &mut Vec<Action<T>>) {
+    pub(crate) fn start_failed(
+        &mut self,
+        key: WorkerKey,
+        cause: Error,
+        now: Instant,
+        actions: &mut Vec<Action<T>>,
+    ) {
         let Some(worker) = self.take_out(key) else { return };
         let (earlier, counted_at) = match &self.failure {
             None => (0, now),
@@ -788,8 +878,10 @@ impl<T: Carried, M: Memory> Core<T, M> {
             Some(last) => (last.earlier, last.counted_at),
         };
         let wait = BACKOFF_MIN.saturating_mul(1 << earlier.min(16)).min(BACKOFF_MAX);
-        self.failure = Some(Failure { cause: cause.clone(), counted_at, earlier, retry: Some(now + wait) });
-        let in_vain = earlier + 1 >= STARTS_MAX && !self.workers.iter().any(|(_, worker)| worker.state == State::Ready);
+        self.failure =
+            Some(Failure { cause: cause.clone(), counted_at, earlier, retry: Some(now + wait) });
+        let in_vain = earlier + 1 >= STARTS_MAX
+            && !self.workers.iter().any(|(_, worker)| worker.state == State::Ready);
         if self.nobody_left() || in_vain {
             self.fail_queue(&cause, actions);
         }
@@ -798,7 +890,13 @@ impl<T: Carried, M: Memory> Core<T, M> {
     }
 
     /// A process that was ready has ended, and all that it had committed has been told.
-    pub(crate) fn exited(&mut self, key: WorkerKey, loss: &Arc<Loss>, now: Instant, actions: &mut Vec<Action<T>>) {
+    pub(crate) fn exited(
+        &mut self,
+        key: WorkerKey,
+        loss: &Arc<Loss>,
+        now: Instant,
+        actions: &mut Vec<Action<T>>,
+    ) {
         let Some(mut worker) = self.take_out(key) else { return };
         let none_begun = worker.none_begun();
         let mut back = Vec::new();
@@ -808,10 +906,13 @@ impl<T: Carried, M: Memory> Core<T, M> {
             let was_next = none_begun && (place == 0 || task.mode == Mode::Async);
             let waited = flight.is_whole() && worker.look(flight.claim) == Progress::Queued;
             let unbegun = waited && !(was_next && task.is_suspect());
-            let innocent =
-                worker.killed_for.is_some_and(|key| key != flight.task) && task.options.as_ref().is_some_and(|options| options.idempotent);
+            let innocent = worker.killed_for.is_some_and(|key| key != flight.task)
+                && task.options.as_ref().is_some_and(|options| options.idempotent);
             // It was done in time by its word, and its answer never came.
-            let unanswered = task.timeout().filter(|_| flight.done).map(|limit| Stop::TimedOut(Limit::Timeout(limit)));
+            let unanswered = task
+                .timeout()
+                .filter(|_| flight.done)
+                .map(|limit| Stop::TimedOut(Limit::Timeout(limit)));
             let (fate, wait) = match task.stopping.or(unanswered) {
                 None if unbegun || innocent => {
                     task.worker = None;
@@ -824,7 +925,9 @@ impl<T: Carried, M: Memory> Core<T, M> {
                     back.extend(Self::rest(&mut self.tasks, &mut worker, place, waited));
                     (Fate::Lost(Arc::clone(loss)), again)
                 }
-                Some(stop @ Stop::TimedOut(Limit::Timeout(_))) => (stop.fate(), task.again(|retry| retry.timeouts)),
+                Some(stop @ Stop::TimedOut(Limit::Timeout(_))) => {
+                    (stop.fate(), task.again(|retry| retry.timeouts))
+                }
                 Some(stop) => (stop.fate(), None),
             };
             match wait {
@@ -845,7 +948,8 @@ impl<T: Carried, M: Memory> Core<T, M> {
         self.queued += back.len();
         back.into_iter().rev().for_each(|key| self.queue.push_front(key));
         self.died(&worker, loss, now);
-        // A worker that served is replaced at once, so that the next task need not wait for a start.
+        // A worker that served is replaced at once, so that the next task need not wait for a
+        // start.
         let replace = worker.used && worker.post.duty == Duty::On && self.phase == Phase::Open;
         self.serve(now, actions);
         self.man(now, actions);
@@ -855,7 +959,10 @@ impl<T: Carried, M: Memory> Core<T, M> {
 
     /// A worker broke the protocol, or must go for another reason of the caller's.
     pub(crate) fn doom(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
-        let starting = self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. }));
+        let starting = self
+            .workers
+            .get(key)
+            .is_some_and(|worker| matches!(worker.state, State::Starting { .. }));
         self.condemn(key, now, actions);
         if starting {
             return; // its end will count as a failed start, and has a back-off follow
@@ -875,7 +982,9 @@ impl<T: Carried, M: Memory> Core<T, M> {
     pub(crate) fn hung_up(&mut self, key: WorkerKey, until: Instant) {
         let Some(worker) = self.workers.get_mut(key) else { return };
         match &mut worker.state {
-            State::Starting { until: limit } => *limit = Some(limit.map_or(until, |limit| limit.min(until))),
+            State::Starting { until: limit } => {
+                *limit = Some(limit.map_or(until, |limit| limit.min(until)))
+            }
             State::Spare | State::Ready | State::Departing | State::Retiring => {
                 // One that was retired has what it was given then: it may run exit handlers now.
                 if worker.state != State::Retiring || worker.why.is_none() {
@@ -893,9 +1002,18 @@ impl<T: Carried, M: Memory> Core<T, M> {
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let retry = self.failure.as_ref().and_then(|failure| failure.retry);
         let somebody_idle = self.has_idle();
-        let tasks = [&self.delayed, &self.deadlines].into_iter().filter_map(|times| times.first()).map(|(at, _)| *at);
+        let tasks = [&self.delayed, &self.deadlines]
+            .into_iter()
+            .filter_map(|times| times.first())
+            .map(|(at, _)| *at);
         let workers = self.workers.iter().filter_map(|(_, worker)| worker.deadline(somebody_idle));
-        workers.chain(retry).chain(tasks).chain(self.cut_at()).chain(self.staff_deadline()).chain(self.listen_at).min()
+        workers
+            .chain(retry)
+            .chain(tasks)
+            .chain(self.cut_at())
+            .chain(self.staff_deadline())
+            .chain(self.listen_at)
+            .min()
     }
 
     /// Whether [`Core::next_deadline`] has changed without an action that would tell.
@@ -961,7 +1079,8 @@ impl<T: Carried, M: Memory> Core<T, M> {
         }
     }
 
-    /// At once: every worker is killed, and what has not begun is settled; the rest when its process has ended.
+    /// At once: every worker is killed, and what has not begun is settled; the rest when its
+    /// process has ended.
     pub(crate) fn kill(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         if matches!(self.phase, Phase::Killed | Phase::Ended) {
             return;
@@ -973,7 +1092,9 @@ impl<T: Carried, M: Memory> Core<T, M> {
         }
         self.settle_unbegun(&Fate::Closed, actions);
         for key in self.tasks.keys() {
-            if let Some(task) = self.tasks.get_mut(key).filter(|task| task.stopping != Some(Stop::Abort)) {
+            if let Some(task) =
+                self.tasks.get_mut(key).filter(|task| task.stopping != Some(Stop::Abort))
+            {
                 task.stopping = Some(Stop::Close);
             }
         }
@@ -987,8 +1108,9 @@ impl<T: Carried, M: Memory> Core<T, M> {
         self.phase != Phase::Open
     }
 
-    /// How many items of a run are half of what a worker should have in hand, or none: so another one stands ready behind it. Of a map
-    /// that has no more in flight than this, each worker is to have some, and some in store.
+    /// How many items of a run are half of what a worker should have in hand, or none: so another
+    /// one stands ready behind it. Of a map that has no more in flight than this, each worker
+    /// is to have some, and some in store.
     pub(crate) fn run_length(&self, in_flight: usize) -> usize {
         let workers = self.rules.workers.max(1);
         (self.appetite(Mode::Sync) / (6 * workers)).min(in_flight / (2 * workers))
@@ -1024,7 +1146,8 @@ impl<T: Carried, M: Memory> Core<T, M> {
         self.want_end(now, actions);
     }
 
-    /// Rules 1 and 3: sends what stands at the head of the queue, as long as somebody has room for it.
+    /// Rules 1 and 3: sends what stands at the head of the queue, as long as somebody has room for
+    /// it.
     fn serve(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         while let Some(next) = self.queue.front().copied() {
             if let Some(task) = self.tasks.get(next) {
@@ -1040,13 +1163,17 @@ impl<T: Carried, M: Memory> Core<T, M> {
     /// Rule 10: what stands behind others goes to those who are idle.
     fn share(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         while self.queued == 0 && self.behind > 0 && self.has_idle() {
-            let from = self.workers.iter().filter(|(_, worker)| worker.behind() > 0 && worker.share_from() <= now);
+            let from = self
+                .workers
+                .iter()
+                .filter(|(_, worker)| worker.behind() > 0 && worker.share_from() <= now);
             let Some((key, worker)) = from.max_by_key(|(_, worker)| worker.behind()) else {
                 self.deadline_moved = true; // the time to look again
                 return;
             };
             // Of one that is long, all; else half, since the one in front will end before long.
-            let most = if worker.is_late(now) { worker.behind() } else { worker.behind().div_ceil(2) };
+            let most =
+                if worker.is_late(now) { worker.behind() } else { worker.behind().div_ceil(2) };
             if self.take_back(key, most, actions) == 0
                 && let Some(worker) = self.workers.get_mut(key)
             {
@@ -1081,12 +1208,24 @@ impl<T: Carried, M: Memory> Core<T, M> {
 
     /// Somebody is idle, and hears.
     fn has_idle(&self) -> bool {
-        self.idle.last().and_then(|key| self.workers.get(*key)).is_some_and(|worker| worker.deaf_since.is_none())
+        self.idle
+            .last()
+            .and_then(|key| self.workers.get(*key))
+            .is_some_and(|worker| worker.deaf_since.is_none())
     }
 
     /// Only to where [`Core::place`] says.
-    fn send(&mut self, key: WorkerKey, task_key: TaskKey, now: Instant, actions: &mut Vec<Action<T>>) {
-        let (Some(worker), Some(task)) = (self.workers.get_mut(key), self.tasks.get_mut(task_key)) else { return };
+    fn send(
+        &mut self,
+        key: WorkerKey,
+        task_key: TaskKey,
+        now: Instant,
+        actions: &mut Vec<Action<T>>,
+    ) {
+        let (Some(worker), Some(task)) = (self.workers.get_mut(key), self.tasks.get_mut(task_key))
+        else {
+            return;
+        };
         if worker.in_flight.is_empty() {
             worker.mode = task.mode;
             worker.busy_since = now;
@@ -1128,8 +1267,8 @@ impl<T: Carried, M: Memory> Core<T, M> {
         actions.push(Action::Send(key, task_key, claim.slot, attempt));
     }
 
-    /// Takes back what a worker has not begun, the last first, until it is so many; they go to the head of the queue, in
-    /// order. Says how many, each item of a run counted.
+    /// Takes back what a worker has not begun, the last first, until it is so many; they go to the
+    /// head of the queue, in order. Says how many, each item of a run counted.
     fn take_back(&mut self, key: WorkerKey, most: usize, actions: &mut Vec<Action<T>>) -> usize {
         let Some(worker) = self.workers.get_mut(key) else { return 0 };
         let (mut taken, load) = (0, worker.load);
@@ -1138,12 +1277,15 @@ impl<T: Carried, M: Memory> Core<T, M> {
                 break;
             }
             // What is being stopped had begun, whatever its word says now: it must not run again.
-            if self.tasks.get(worker.in_flight[at].task).is_some_and(|task| task.stopping.is_some()) {
+            if self.tasks.get(worker.in_flight[at].task).is_some_and(|task| task.stopping.is_some())
+            {
                 continue;
             }
-            // A run that is about to begin stands behind nothing, though its items stand behind each other.
+            // A run that is about to begin stands behind nothing, though its items stand behind
+            // each other.
             let Flight { claim, left, .. } = worker.in_flight[at];
-            let may_go = worker.in_flight[at].is_whole() && (at > 0 || most - taken >= left as usize);
+            let may_go =
+                worker.in_flight[at].is_whole() && (at > 0 || most - taken >= left as usize);
             if may_go && worker.revoke(claim) == Progress::Queued {
                 let Some(flight) = worker.let_go(at) else { continue };
                 let Some(task) = self.tasks.get_mut(flight.task) else { continue };
@@ -1169,11 +1311,18 @@ impl<T: Carried, M: Memory> Core<T, M> {
         match self.workers.get(key) {
             Some(Worker { state: State::Ready, in_flight, .. }) if in_flight.is_empty() => {
                 // The deaf are used last.
-                let at = if self.workers.get(key).is_some_and(|worker| worker.deaf_since.is_some()) { 0 } else { self.idle.len() };
+                let at = if self.workers.get(key).is_some_and(|worker| worker.deaf_since.is_some())
+                {
+                    0
+                } else {
+                    self.idle.len()
+                };
                 self.idle.insert(at, key);
                 self.somebody_idle();
             }
-            Some(Worker { state: State::Departing, in_flight, .. }) if in_flight.is_empty() => self.staff.look = true,
+            Some(Worker { state: State::Departing, in_flight, .. }) if in_flight.is_empty() => {
+                self.staff.look = true
+            }
             _ => {}
         }
         self.list(key);
@@ -1182,7 +1331,8 @@ impl<T: Carried, M: Memory> Core<T, M> {
     /// Enters a worker in `roomy` as it is now, or takes it out.
     fn list(&mut self, key: WorkerKey) {
         let Some(worker) = self.workers.get_mut(key) else { return };
-        let entry = worker.may_take_more(self.rules.concurrency).then_some((worker.mode, worker.load));
+        let entry =
+            worker.may_take_more(self.rules.concurrency).then_some((worker.mode, worker.load));
         if let Some((mode, load)) = std::mem::replace(&mut worker.listed, entry) {
             self.roomy[mode as usize].remove(&(load, key));
         }
@@ -1207,13 +1357,20 @@ impl<T: Carried, M: Memory> Core<T, M> {
         self.list(key);
     }
 
-    /// A worker is to be killed; first it is given nothing more, and what it has not begun is taken back.
+    /// A worker is to be killed; first it is given nothing more, and what it has not begun is taken
+    /// back.
     fn condemn(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
-        let Some(worker) = self.workers.get(key).filter(|worker| worker.state != State::Doomed) else { return };
-        // With nothing begun it may be the first one that brought this about: the exit will count it (rule 7).
+        let Some(worker) = self.workers.get(key).filter(|worker| worker.state != State::Doomed)
+        else {
+            return;
+        };
+        // With nothing begun it may be the first one that brought this about: the exit will count
+        // it (rule 7).
         let most = match worker.mode {
             _ if !worker.none_begun() => usize::MAX,
-            Mode::Sync => worker.load - worker.in_flight.front().map_or(0, |flight| flight.left as usize),
+            Mode::Sync => {
+                worker.load - worker.in_flight.front().map_or(0, |flight| flight.left as usize)
+            }
             Mode::Async => 0,
         };
         self.withdraw(key, State::Doomed);
@@ -1241,7 +1398,8 @@ impl<T: Carried, M: Memory> Core<T, M> {
         }
     }
 
-    /// Rule 6: as many starts under way as there are tasks that found nobody idle; but a spare is quicker (rule 18).
+    /// Rule 6: as many starts under way as there are tasks that found nobody idle; but a spare is
+    /// quicker (rule 18).
     fn want_workers(&mut self, extra: usize, now: Instant, actions: &mut Vec<Action<T>>) {
         let mut enlisted = false;
         loop {
@@ -1271,7 +1429,10 @@ impl<T: Carried, M: Memory> Core<T, M> {
     }
 
     fn start(&mut self, duty: Duty, now: Instant, actions: &mut Vec<Action<T>>) {
-        let limit = self.rules.start_limit.map_or(self.rules.hello_limit, |limit| limit.min(self.rules.hello_limit));
+        let limit = self
+            .rules
+            .start_limit
+            .map_or(self.rules.hello_limit, |limit| limit.min(self.rules.hello_limit));
         let key = self.workers.insert(Worker {
             state: State::Starting { until: now.checked_add(limit) },
             memory: None,
@@ -1300,8 +1461,8 @@ impl<T: Carried, M: Memory> Core<T, M> {
         actions.push(Action::Start(key));
     }
 
-    /// While draining: workers without work may go, unless they could take what stands behind others, or in one that stands still; when
-    /// the last has gone, the pool has ended.
+    /// While draining: workers without work may go, unless they could take what stands behind
+    /// others, or in one that stands still; when the last has gone, the pool has ended.
     fn want_end(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         if !matches!(self.phase, Phase::Draining | Phase::Killed) {
             return;
@@ -1312,14 +1473,20 @@ impl<T: Carried, M: Memory> Core<T, M> {
                     self.retire(key, WorkerEnd::Closed, now, actions);
                 }
             }
-            // Who departed while something was queued kept his place for it; and nothing else may have changed since.
+            // Who departed while something was queued kept his place for it; and nothing else may
+            // have changed since.
             self.let_leave(now, actions);
         }
         if self.phase == Phase::Draining && self.tasks.len() == 0 {
             for key in self.workers.keys() {
-                // It was started for a task that is gone; it may hang in `init` for ever. (As long as
-                // a task is in flight it may come back to the queue, and want this worker.)
-                if self.workers.get(key).is_some_and(|worker| matches!(worker.state, State::Starting { .. })) {
+                // It was started for a task that is gone; it may hang in `init` for ever. (As long
+                // as a task is in flight it may come back to the queue, and want
+                // this worker.)
+                if self
+                    .workers
+                    .get(key)
+                    .is_some_and(|worker| matches!(worker.state, State::Starting { .. }))
+                {
                     self.blame(key, WorkerEnd::Closed);
                     self.condemn(key, now, actions);
                 }

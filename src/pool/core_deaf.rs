@@ -5,7 +5,8 @@ use crate::pool::stats::WorkerEnd;
 use std::time::Instant;
 
 impl<M: Memory> Worker<M> {
-    /// Whether something that it could have begun was not begun at two looks, of which this is one. What is large takes its time to arrive.
+    /// Whether something that it could have begun was not begun at two looks, of which this is one.
+    /// What is large takes its time to arrive.
     fn overlooks(&mut self, is_large: impl Fn(TaskKey) -> bool) -> bool {
         let first = match self.mode {
             Mode::Sync => 1,
@@ -39,20 +40,26 @@ impl<T: Carried, M: Memory> Core<T, M> {
         }
     }
 
-    /// Something that has not begun is in the hand of a worker that stands still: who is idle gets it at the next look.
+    /// Something that has not begun is in the hand of a worker that stands still: who is idle gets
+    /// it at the next look.
     pub(super) fn somebody_is_stuck(&self) -> bool {
-        let stands_still = |worker: &Worker<M>| matches!(worker.state, State::Ready | State::Departing) && worker.deaf_since.is_some();
+        let stands_still = |worker: &Worker<M>| {
+            matches!(worker.state, State::Ready | State::Departing) && worker.deaf_since.is_some()
+        };
         self.workers.iter().any(|(_, worker)| stands_still(worker) && worker.unbegun() > 0)
     }
 
-    /// Looks whether workers begin what they are given. What a deaf one has not begun goes to whoever can take it; says how much
-    /// nobody can.
+    /// Looks whether workers begin what they are given. What a deaf one has not begun goes to
+    /// whoever can take it; says how much nobody can.
     pub(super) fn listen(&mut self, now: Instant, actions: &mut Vec<Action<T>>) -> usize {
         self.listen_at = None;
         let mut stuck = 0;
         for key in self.workers.keys() {
             let Some(worker) = self.workers.get_mut(key) else { continue };
-            if !matches!(worker.state, State::Ready | State::Departing) || worker.memory.is_none() || worker.in_flight.is_empty() {
+            if !matches!(worker.state, State::Ready | State::Departing)
+                || worker.memory.is_none()
+                || worker.in_flight.is_empty()
+            {
                 continue;
             }
             self.listen_at = Some(now + DEAF);
@@ -61,7 +68,10 @@ impl<T: Carried, M: Memory> Core<T, M> {
             }
             let since = *worker.deaf_since.get_or_insert(worker.busy_since);
             let (mode, alone, all) = (worker.mode, worker.alone, worker.load);
-            let limits = worker.in_flight.iter().filter_map(|flight| self.tasks.get(flight.task)?.patience());
+            let limits = worker
+                .in_flight
+                .iter()
+                .filter_map(|flight| self.tasks.get(flight.task)?.patience());
             let patience = limits.min().filter(|_| worker.none_begun());
             let unbegun = worker.unbegun();
             self.list(key);

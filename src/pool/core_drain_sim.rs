@@ -1,8 +1,10 @@
-//! Drains of pools in which everything is on at once: runs, options, workers that stand still, that are killed, recycled, replaced, too
-//! few, too many. From the drain on nothing happens but what the pool does, and what is under way: it must come to its end.
+//! Drains of pools in which everything is on at once: runs, options, workers that stand still, that
+//! are killed, recycled, replaced, too few, too many. From the drain on nothing happens but what
+//! the pool does, and what is under way: it must come to its end.
 //!
-//! `core_sim.rs` and its like hold each rule against books; here there are none but the one of who was told, so that nothing has to be left out.
-//! Time passes as the engine lets it pass: `tick` comes when the deadline says that was known, and that is looked at when the engine would.
+//! `core_sim.rs` and its like hold each rule against books; here there are none but the one of who
+//! was told, so that nothing has to be left out. Time passes as the engine lets it pass: `tick`
+//! comes when the deadline says that was known, and that is looked at when the engine would.
 
 use super::runs::Parcel;
 use super::simulation::{Rng, TestMemory};
@@ -80,7 +82,9 @@ impl World {
         let mut rng = Rng(seed);
         let now = Instant::now();
         let max = 1 + rng.below(4) as usize;
-        let some = |rng: &mut Rng, percent: u64, below: u64| rng.chance(percent).then(|| 1 + rng.below(below));
+        let some = |rng: &mut Rng, percent: u64, below: u64| {
+            rng.chance(percent).then(|| 1 + rng.below(below))
+        };
         let policy = Policy {
             min: if rng.chance(50) { max } else { rng.below(max as u64 + 1) as usize },
             idle_limit: some(&mut rng, 40, 35).map(Duration::from_millis),
@@ -90,8 +94,13 @@ impl World {
             restarts: some(&mut rng, 20, 6).map(|most| most as u32),
             ..Policy::default()
         };
-        let rules =
-            Rules { workers: max, concurrency: 1 + rng.below(8) as usize, hello_limit: Duration::from_secs(10), start_limit: None, policy };
+        let rules = Rules {
+            workers: max,
+            concurrency: 1 + rng.below(8) as usize,
+            hello_limit: Duration::from_secs(10),
+            start_limit: None,
+            policy,
+        };
         let mut world = Self {
             core: Core::new(rules, Clock { moment: now, nanos: 0 }),
             steps: 10 + rng.below(150),
@@ -129,8 +138,13 @@ impl World {
         Duration::from_nanos(self.rng.below(below * 1000) + 1)
     }
 
-    /// Something is entered into the rules, and what they say is done; `timed` if the engine has the next deadline worked out in any case.
-    fn enter<R>(&mut self, mut timed: bool, news: impl FnOnce(&mut Core<Parcel, TestMemory>, Instant, &mut Vec<Action<Parcel>>) -> R) -> R {
+    /// Something is entered into the rules, and what they say is done; `timed` if the engine has
+    /// the next deadline worked out in any case.
+    fn enter<R>(
+        &mut self,
+        mut timed: bool,
+        news: impl FnOnce(&mut Core<Parcel, TestMemory>, Instant, &mut Vec<Action<Parcel>>) -> R,
+    ) -> R {
         let mut actions = std::mem::take(&mut self.actions);
         let result = news(&mut self.core, self.now, &mut actions);
         for action in actions.drain(..) {
@@ -145,7 +159,10 @@ impl World {
                 }
                 Action::Send(key, task, slot, attempt) => {
                     let Some(task) = self.core.tasks.get(task) else { continue };
-                    let (claim, items) = (Claim { slot, id: task.id }, task.cargo.run.as_ref().map_or(1, Run::items));
+                    let (claim, items) = (
+                        Claim { slot, id: task.id },
+                        task.cargo.run.as_ref().map_or(1, Run::items),
+                    );
                     let frame = (claim, items, task.cargo.run.is_some(), task.mode, attempt);
                     self.processes.get_mut(&key).expect("it is there").frames.push_back(frame);
                     let most = if self.rng.chance(80) { 10 } else { 400 };
@@ -168,7 +185,10 @@ impl World {
                 }
                 Action::Settle(Parcel { id, run }, _) => {
                     for item in run.unwrap_or_else(|| Run::new(1)).unanswered() {
-                        assert!(self.open.remove(&(id + u64::from(item))), "{id}.{item} is told twice");
+                        assert!(
+                            self.open.remove(&(id + u64::from(item))),
+                            "{id}.{item} is told twice"
+                        );
                     }
                 }
                 Action::Ended => self.ended = true,
@@ -215,9 +235,11 @@ impl World {
                 wait_max: Duration::from_millis(10),
             };
             Arc::new(Options {
-                timeout: (self.rng.chance(8) || hangs && self.rng.chance(70)).then(|| Duration::from_millis(2) + self.micros(40_000)),
+                timeout: (self.rng.chance(8) || hangs && self.rng.chance(70))
+                    .then(|| Duration::from_millis(2) + self.micros(40_000)),
                 deadline: self.rng.chance(5).then(|| self.micros(100_000)),
-                grace: (mode == Mode::Async || self.rng.chance(20)).then(|| Duration::from_millis(20)),
+                grace: (mode == Mode::Async || self.rng.chance(20))
+                    .then(|| Duration::from_millis(20)),
                 isolated: self.rng.chance(10),
                 idempotent: self.rng.chance(25),
                 retry,
@@ -246,7 +268,9 @@ impl World {
             }
             66..70 => {
                 let from = self.rng.below(self.next_id);
-                self.enter(false, |core, now, actions| core.abort_where(|cargo| cargo.run.is_some() && cargo.id >= from, now, actions));
+                self.enter(false, |core, now, actions| {
+                    core.abort_where(|cargo| cargo.run.is_some() && cargo.id >= from, now, actions)
+                });
             }
             70 => {
                 self.enter(false, |core, now, actions| core.abort_unbegun(now, actions));
@@ -281,7 +305,8 @@ impl World {
         self.after(pause, if self.steps == 0 { Event::Drain } else { Event::Step });
     }
 
-    /// One that has begun nothing stands still for good, where there can be another in its place. (What is large is not taken from it.)
+    /// One that has begun nothing stands still for good, where there can be another in its place.
+    /// (What is large is not taken from it.)
     fn root(&mut self) {
         let is_large = |key| self.core.tasks.get(key).is_some_and(|task| task.large);
         if self.core.tasks.keys().into_iter().any(is_large)
@@ -291,8 +316,11 @@ impl World {
         {
             return;
         }
-        let stands = |process: &Process| process.ready && !process.exits && process.at.is_empty() && process.replies.is_empty();
-        self.rooted = self.processes.iter().find(|(_, process)| stands(process)).map(|(key, _)| *key);
+        let stands = |process: &Process| {
+            process.ready && !process.exits && process.at.is_empty() && process.replies.is_empty()
+        };
+        self.rooted =
+            self.processes.iter().find(|(_, process)| stands(process)).map(|(key, _)| *key);
         if let Some(process) = self.rooted.and_then(|key| self.processes.get_mut(&key)) {
             process.still = true;
         }
@@ -300,9 +328,17 @@ impl World {
 
     /// A process does what it can.
     fn work(&mut self, key: WorkerKey) {
-        while let Some(process) = self.processes.get_mut(&key).filter(|process| process.ready && !process.still && !process.exits) {
-            let Some(memory) = self.core.workers.get(key).and_then(|worker| worker.memory.as_ref()) else { return };
-            let Some((claim, items, is_run, mode, attempt)) = process.frames.front().copied() else {
+        while let Some(process) = self
+            .processes
+            .get_mut(&key)
+            .filter(|process| process.ready && !process.still && !process.exits)
+        {
+            let Some(memory) = self.core.workers.get(key).and_then(|worker| worker.memory.as_ref())
+            else {
+                return;
+            };
+            let Some((claim, items, is_run, mode, attempt)) = process.frames.front().copied()
+            else {
                 if process.retired && process.at.is_empty() {
                     process.exits = true;
                     self.after(Duration::from_micros(100), Event::Exit(key));
@@ -315,7 +351,9 @@ impl World {
             process.frames.pop_front();
             match is_run {
                 true => memory.claims().set_up(claim, items),
-                false => memory.claims().note_start(claim, (self.now - self.beginning).as_nanos() as u64),
+                false => {
+                    memory.claims().note_start(claim, (self.now - self.beginning).as_nanos() as u64)
+                }
             }
             if memory.claims().begin(claim) {
                 process.at.push((claim, items, 0, mode, attempt));
@@ -335,7 +373,11 @@ impl World {
 
     fn finish(&mut self, key: WorkerKey, id: u64) {
         let Some(process) = self.processes.get_mut(&key) else { return };
-        let Some(at) = process.at.iter().position(|(claim, _, item, ..)| claim.id + u64::from(*item) == id) else { return };
+        let Some(at) =
+            process.at.iter().position(|(claim, _, item, ..)| claim.id + u64::from(*item) == id)
+        else {
+            return;
+        };
         if process.still {
             return self.after(Duration::from_millis(1), Event::Finish(key, id));
         }
@@ -346,7 +388,10 @@ impl World {
             _ => Answer::Final,
         };
         process.replies.push((id, answer));
-        let Some(memory) = self.core.workers.get(key).and_then(|worker| worker.memory.as_ref()) else { return };
+        let Some(memory) = self.core.workers.get(key).and_then(|worker| worker.memory.as_ref())
+        else {
+            return;
+        };
         if item + 1 < items && memory.claims().next(claim, item + 1) {
             process.at.push((claim, items, item + 1, mode, attempt));
             self.begin(key, id + 1, attempt);
@@ -390,7 +435,8 @@ impl World {
         self.deliver(key);
         self.processes.remove(&key);
         if ready {
-            let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
+            let loss =
+                Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
             self.enter(true, |core, now, actions| core.exited(key, &loss, now, actions));
         } else {
             let cause = Error::spawn("simulating", std::io::Error::other("no"));
@@ -402,9 +448,15 @@ impl World {
         match event {
             Event::Step => self.step(),
             Event::Drain => {
-                let hang: HashSet<u64> =
-                    self.whats.iter().filter(|(_, (what, _))| matches!(what, What::Hangs)).map(|(id, _)| *id).collect();
-                self.enter(false, |core, now, actions| core.abort_where(|cargo| hang.contains(&cargo.id), now, actions));
+                let hang: HashSet<u64> = self
+                    .whats
+                    .iter()
+                    .filter(|(_, (what, _))| matches!(what, What::Hangs))
+                    .map(|(id, _)| *id)
+                    .collect();
+                self.enter(false, |core, now, actions| {
+                    core.abort_where(|cargo| hang.contains(&cargo.id), now, actions)
+                });
                 self.drained = Some(self.now);
                 self.root();
                 self.enter(false, |core, now, actions| core.drain(now, actions));
@@ -421,7 +473,9 @@ impl World {
                     return self.after(Duration::from_millis(1), event);
                 }
                 process.ready = true;
-                self.enter(true, |core, now, actions| core.ready(key, Some(TestMemory::new(2048)), now, actions));
+                self.enter(true, |core, now, actions| {
+                    core.ready(key, Some(TestMemory::new(2048)), now, actions)
+                });
             }
             Event::GoOn(key) if self.rooted == Some(key) => {}
             Event::GoOn(key) => {
@@ -460,7 +514,9 @@ impl World {
                     self.event(event);
                 }
             }
-            if self.starts > STARTS_MOST || self.drained.is_some_and(|at| at + LONG_ENOUGH < self.now) {
+            if self.starts > STARTS_MOST
+                || self.drained.is_some_and(|at| at + LONG_ENOUGH < self.now)
+            {
                 return Err(format!("no end, after {} starts", self.starts));
             }
         }
@@ -487,7 +543,11 @@ fn a_drain_ends_whatever_is_on() {
                 world.deadline,
                 world.now
             );
-            panic!("PROCPOOL_SEED={seed}: {wrong}: {:?}\n{workers:#?}\n{:#?}", world.core.census(), world.core.staff);
+            panic!(
+                "PROCPOOL_SEED={seed}: {wrong}: {:?}\n{workers:#?}\n{:#?}",
+                world.core.census(),
+                world.core.staff
+            );
         }
     }
 }

@@ -81,7 +81,8 @@ impl<T: Carried, M: Memory> Core<T, M> {
                 State::Retiring => worker.in_flight.is_empty() && worker.why.is_none(),
                 State::Spare | State::Ready | State::Departing | State::Doomed => false,
             };
-            let is_free = matches!(worker.state, State::Spare | State::Ready | State::Departing) && worker.in_flight.is_empty();
+            let is_free = matches!(worker.state, State::Spare | State::Ready | State::Departing)
+                && worker.in_flight.is_empty();
             if is_over {
                 self.blame(key, WorkerEnd::Closed);
                 self.condemn(key, now, actions);

@@ -32,8 +32,9 @@ impl<T: Carried> Task<T> {
 }
 
 impl<T: Carried, M: Memory> Core<T, M> {
-    /// Parts a run: the items from this one on are a task of their own, which is nowhere yet. What is left of the run must never be sent
-    /// again: an earlier frame of it may still be on its way to that worker, which would take all its items for its own.
+    /// Parts a run: the items from this one on are a task of their own, which is nowhere yet. What
+    /// is left of the run must never be sent again: an earlier frame of it may still be on its
+    /// way to that worker, which would take all its items for its own.
     pub(super) fn part(tasks: &mut Slots<Task<T>>, key: TaskKey, from: u32) -> Option<TaskKey> {
         let task = tasks.get_mut(key)?;
         let rest = Task {
@@ -52,9 +53,15 @@ impl<T: Carried, M: Memory> Core<T, M> {
         Some(tasks.insert(rest))
     }
 
-    /// Takes back what a worker has not begun of a run that has begun, the last first, at most so many items: a task of its own, which
-    /// is nowhere yet. Of what is left there, all may have been answered; see [`let_go_if_answered`](Self::let_go_if_answered).
-    pub(super) fn cut(tasks: &mut Slots<Task<T>>, worker: &mut Worker<M>, at: usize, most: usize) -> Option<TaskKey> {
+    /// Takes back what a worker has not begun of a run that has begun, the last first, at most so
+    /// many items: a task of its own, which is nowhere yet. Of what is left there, all may have
+    /// been answered; see [`let_go_if_answered`](Self::let_go_if_answered).
+    pub(super) fn cut(
+        tasks: &mut Slots<Task<T>>,
+        worker: &mut Worker<M>,
+        at: usize,
+        most: usize,
+    ) -> Option<TaskKey> {
         let Flight { claim, task, items, .. } = *worker.in_flight.get(at)?;
         let known = tasks.get(task)?.cargo.run()?.known();
         let most = u32::try_from(most).unwrap_or(u32::MAX);
@@ -66,9 +73,14 @@ impl<T: Carried, M: Memory> Core<T, M> {
         Self::part(tasks, task, limit)
     }
 
-    /// What of a run is not lost with its worker: what that had not begun. If it had `waited` as a whole, all but the first item, for only
-    /// that can be to blame.
-    pub(super) fn rest(tasks: &mut Slots<Task<T>>, worker: &mut Worker<M>, at: usize, waited: bool) -> Option<TaskKey> {
+    /// What of a run is not lost with its worker: what that had not begun. If it had `waited` as a
+    /// whole, all but the first item, for only that can be to blame.
+    pub(super) fn rest(
+        tasks: &mut Slots<Task<T>>,
+        worker: &mut Worker<M>,
+        at: usize,
+        waited: bool,
+    ) -> Option<TaskKey> {
         let Flight { task, items, .. } = *worker.in_flight.get(at)?;
         match waited {
             true if items > 1 => Self::part(tasks, task, 1),
@@ -78,8 +90,15 @@ impl<T: Carried, M: Memory> Core<T, M> {
     }
 
     /// A run of which nothing is left has ended, though nobody answers any more.
-    pub(super) fn let_go_if_answered(tasks: &mut Slots<Task<T>>, worker: &mut Worker<M>, at: usize, actions: &mut Vec<Action<T>>) -> bool {
-        let Some(Flight { left: 0, task, .. }) = worker.in_flight.get(at).copied() else { return false };
+    pub(super) fn let_go_if_answered(
+        tasks: &mut Slots<Task<T>>,
+        worker: &mut Worker<M>,
+        at: usize,
+        actions: &mut Vec<Action<T>>,
+    ) -> bool {
+        let Some(Flight { left: 0, task, .. }) = worker.in_flight.get(at).copied() else {
+            return false;
+        };
         worker.let_go(at);
         if let Some(task) = tasks.remove(task) {
             actions.push(Action::Settle(task.cargo, Fate::Cancelled)); // which settles nothing

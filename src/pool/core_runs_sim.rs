@@ -1,8 +1,9 @@
-//! Runs, by the rules and against a made-up world: workers that do item after item, are slow, are killed and die at any moment; callers
-//! that give up; pools that end in every way.
+//! Runs, by the rules and against a made-up world: workers that do item after item, are slow, are
+//! killed and die at any moment; callers that give up; pools that end in every way.
 //!
-//! As in `core_sim.rs`, the world does what the actions say, as late as it likes; its books hold only what counts: which item has
-//! begun, was answered, was told. What is wrong is returned, so that a test can show that it is found ([`Flaw`]).
+//! As in `core_sim.rs`, the world does what the actions say, as late as it likes; its books hold
+//! only what counts: which item has begun, was answered, was told. What is wrong is returned, so
+//! that a test can show that it is found ([`Flaw`]).
 
 use super::super::simulation::{Rng, TestMemory};
 use super::super::*;
@@ -44,7 +45,8 @@ struct Fact {
     told: Option<Told>,
 }
 
-/// A worker's process: what was sent to it, what it is at, and what it has committed that nobody has read.
+/// A worker's process: what was sent to it, what it is at, and what it has committed that nobody
+/// has read.
 #[derive(Debug, Default)]
 struct Process {
     frames: VecDeque<(Claim, u32, bool)>,
@@ -80,7 +82,13 @@ impl World {
         let now = Instant::now();
         let long = Duration::from_secs(3600);
         let policy = Policy { restarts: Some(u32::MAX), kill_limit: long, ..Policy::default() };
-        let rules = Rules { workers: 1 + rng.below(3) as usize, concurrency: 1, hello_limit: long, start_limit: None, policy };
+        let rules = Rules {
+            workers: 1 + rng.below(3) as usize,
+            concurrency: 1,
+            hello_limit: long,
+            start_limit: None,
+            policy,
+        };
         Self {
             core: Core::new(rules, Clock { moment: now, nanos: 0 }),
             rng,
@@ -94,7 +102,13 @@ impl World {
             actions: Vec::new(),
             closing: false,
             ended: false,
-            loss: Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None }),
+            loss: Arc::new(Loss {
+                pid: 1,
+                status: None,
+                note: None,
+                bad_frame: None,
+                stderr: None,
+            }),
             wrong: None,
             cuts: 0,
         }
@@ -119,7 +133,10 @@ impl World {
         self.items[id as usize].told = Some(told);
     }
 
-    fn enter(&mut self, news: impl FnOnce(&mut Core<Parcel, TestMemory>, Instant, &mut Vec<Action<Parcel>>)) {
+    fn enter(
+        &mut self,
+        news: impl FnOnce(&mut Core<Parcel, TestMemory>, Instant, &mut Vec<Action<Parcel>>),
+    ) {
         let mut actions = std::mem::take(&mut self.actions);
         let tasks = self.core.tasks.len();
         news(&mut self.core, self.now, &mut actions);
@@ -129,18 +146,27 @@ impl World {
                 Action::Start(key) => self.starting.push((key, false)),
                 Action::Send(key, task, slot, _) => {
                     let Some(task) = self.core.tasks.get(task) else { continue };
-                    let (claim, items) = (Claim { slot, id: task.id }, task.cargo.run.as_ref().map_or(1, Run::items));
+                    let (claim, items) = (
+                        Claim { slot, id: task.id },
+                        task.cargo.run.as_ref().map_or(1, Run::items),
+                    );
                     let is_run = task.cargo.run.is_some();
                     // An earlier frame may be on its way, and begin in the place of this one.
                     let before = *self.sent.entry(claim.id).or_insert(items);
-                    self.ensure(before == items, || format!("{claim:?} is sent with {items} items, and was with {before}"));
+                    self.ensure(before == items, || {
+                        format!("{claim:?} is sent with {items} items, and was with {before}")
+                    });
                     if let Some(process) = self.process(key) {
                         process.frames.push_back((claim, items, is_run));
                     }
                 }
                 Action::Kill(key) => match self.process(key) {
                     Some(process) => process.killed = true,
-                    None => self.starting.iter_mut().filter(|(starting, _)| *starting == key).for_each(|(_, killed)| *killed = true),
+                    None => self
+                        .starting
+                        .iter_mut()
+                        .filter(|(starting, _)| *starting == key)
+                        .for_each(|(_, killed)| *killed = true),
                 },
                 Action::Retire(key) => self.process(key).expect("it is there").retired = true,
                 Action::Settle(Parcel { id, run }, fate) => {
@@ -150,7 +176,9 @@ impl World {
                         Fate::Closed => Told::Closed,
                         fate => unreachable!("{fate:?}"),
                     };
-                    run.unwrap_or_else(|| Run::new(1)).unanswered().for_each(|item| self.tell(id + u64::from(item), told));
+                    run.unwrap_or_else(|| Run::new(1))
+                        .unanswered()
+                        .for_each(|item| self.tell(id + u64::from(item), told));
                 }
                 Action::Ended => self.ended = true,
                 action => unreachable!("{action:?}"),
@@ -172,7 +200,13 @@ impl World {
         self.items.extend(std::iter::repeat_n(fact, items as usize));
         let mut refused = false;
         self.enter(|core, now, actions| {
-            let call = Call { cargo: Parcel { id, run }, id, mode: Mode::Sync, large: false, options: None };
+            let call = Call {
+                cargo: Parcel { id, run },
+                id,
+                mode: Mode::Sync,
+                large: false,
+                options: None,
+            };
             refused = core.submit(call, now, actions).is_err();
         });
         if refused {
@@ -183,7 +217,10 @@ impl World {
     /// One step of a worker's process.
     fn work(&mut self, at: usize) {
         let (key, process) = &mut self.processes[at];
-        let Some(memory) = self.core.workers.get(*key).and_then(|worker| worker.memory.as_ref()) else { return };
+        let Some(memory) = self.core.workers.get(*key).and_then(|worker| worker.memory.as_ref())
+        else {
+            return;
+        };
         let claims = memory.claims();
         let begins = match process.at.take() {
             None => process.frames.pop_front().and_then(|(claim, items, is_run)| {
@@ -195,7 +232,8 @@ impl World {
             Some((claim, items, item)) => {
                 process.replies.push(claim.id + u64::from(item));
                 self.items[claim.id as usize + item as usize].committed = true;
-                let is_counted = item + 1 < items && (self.flaw == Some(Flaw::Uncounted) || claims.next(claim, item + 1));
+                let is_counted = item + 1 < items
+                    && (self.flaw == Some(Flaw::Uncounted) || claims.next(claim, item + 1));
                 if !is_counted {
                     claims.finish(claim);
                 }
@@ -206,7 +244,9 @@ impl World {
         if let Some((claim, _, item)) = begins {
             let id = claim.id + u64::from(item);
             let fact = self.items[id as usize];
-            self.ensure(!fact.begun && fact.told.is_none(), || format!("item {id} begins: {fact:?}"));
+            self.ensure(!fact.begun && fact.told.is_none(), || {
+                format!("item {id} begins: {fact:?}")
+            });
             self.items[id as usize].begun = true;
         }
     }
@@ -224,7 +264,9 @@ impl World {
             }
             core.refill(key, replies.len() as u32, now, actions);
         });
-        self.ensure(unknown.is_none(), || format!("an answer to item {unknown:?}, which its worker does not have"));
+        self.ensure(unknown.is_none(), || {
+            format!("an answer to item {unknown:?}, which its worker does not have")
+        });
         replies.into_iter().for_each(|id| self.tell(id, Told::Value));
     }
 
@@ -234,11 +276,18 @@ impl World {
         self.deliver(at);
         if let Some(worker) = self.core.workers.get(key) {
             for Flight { claim, task, items, .. } in &worker.in_flight {
-                let known = self.core.tasks.get(*task).and_then(|task| task.cargo.run.as_ref()).map_or(0, Run::known);
+                let known = self
+                    .core
+                    .tasks
+                    .get(*task)
+                    .and_then(|task| task.cargo.run.as_ref())
+                    .map_or(0, Run::known);
                 if self.flaw == Some(Flaw::AnswersOnly)
                     && let Some(memory) = &worker.memory
                 {
-                    memory.claims().note_start(*claim, u64::from(*items) << 32 | u64::from(known.max(1)));
+                    memory
+                        .claims()
+                        .note_start(*claim, u64::from(*items) << 32 | u64::from(known.max(1)));
                 }
             }
             if worker.none_begun()
@@ -267,7 +316,8 @@ impl World {
                 let (key, killed) = self.starting.remove(0);
                 if killed {
                     let cause = Error::spawn("simulating", std::io::Error::other("killed"));
-                    return self.enter(|core, now, actions| core.start_failed(key, cause, now, actions));
+                    return self
+                        .enter(|core, now, actions| core.start_failed(key, cause, now, actions));
                 }
                 self.processes.push((key, Process::default()));
                 self.enter(|core, now, actions| {
@@ -277,20 +327,33 @@ impl World {
             }
             9 if self.rng.rarely(4) => {
                 let group = self.rng.below(self.groups + 1);
-                for fact in self.items.iter_mut().filter(|fact| fact.group == group && fact.told.is_none()) {
+                for fact in
+                    self.items.iter_mut().filter(|fact| fact.group == group && fact.told.is_none())
+                {
                     fact.aborted = true;
                 }
-                let ids: BTreeSet<u64> = (0..).zip(&self.items).filter(|(_, fact)| fact.group == group).map(|(id, _)| id).collect();
-                self.enter(|core, now, actions| core.abort_where(|cargo| ids.contains(&cargo.id), now, actions));
+                let ids: BTreeSet<u64> = (0..)
+                    .zip(&self.items)
+                    .filter(|(_, fact)| fact.group == group)
+                    .map(|(id, _)| id)
+                    .collect();
+                self.enter(|core, now, actions| {
+                    core.abort_where(|cargo| ids.contains(&cargo.id), now, actions)
+                });
             }
             10 if self.rng.rarely(10) && !self.processes.is_empty() => self.die(at),
             11 if self.rng.rarely(40) => {
-                self.items.iter_mut().filter(|fact| fact.told.is_none() && !fact.begun).for_each(|fact| fact.aborted = true);
+                self.items
+                    .iter_mut()
+                    .filter(|fact| fact.told.is_none() && !fact.begun)
+                    .for_each(|fact| fact.aborted = true);
                 let before = self.items.iter().filter(|fact| fact.told.is_some()).count();
                 let mut count = 0;
                 self.enter(|core, now, actions| count = core.abort_unbegun(now, actions));
                 let after = self.items.iter().filter(|fact| fact.told.is_some()).count();
-                self.ensure(after - before == count, || format!("{count} were said to be aborted, and {} were", after - before));
+                self.ensure(after - before == count, || {
+                    format!("{count} were said to be aborted, and {} were", after - before)
+                });
             }
             12 if self.rng.rarely(20) => self.forget_something(),
             13..30 if !self.processes.is_empty() => self.deliver(at),
@@ -312,14 +375,21 @@ impl World {
     fn forget_something(&mut self) {
         match self.flaw {
             Some(Flaw::Forgotten) => {
-                let rest = self.core.queue.iter().position(|key| self.core.tasks.get(*key).is_some_and(|task| task.cargo.run.is_some()));
+                let rest = self.core.queue.iter().position(|key| {
+                    self.core.tasks.get(*key).is_some_and(|task| task.cargo.run.is_some())
+                });
                 if let Some(key) = rest.and_then(|at| self.core.queue.remove(at)) {
                     self.core.queued -= 1;
                     self.core.forget(key);
                 }
             }
             Some(Flaw::Miscounted) => {
-                let key = self.core.workers.iter().find(|(_, worker)| worker.load > 0).map(|(key, _)| key);
+                let key = self
+                    .core
+                    .workers
+                    .iter()
+                    .find(|(_, worker)| worker.load > 0)
+                    .map(|(key, _)| key);
                 if let Some(worker) = key.and_then(|key| self.core.workers.get_mut(key)) {
                     worker.load += 1;
                 }
@@ -331,11 +401,22 @@ impl World {
     fn check(&mut self) {
         let open = self.items.iter().filter(|fact| fact.told.is_none()).count();
         let stats = self.core.census();
-        self.ensure(stats.queued + stats.in_hand == open, || format!("{open} items are open, but {stats:?}"));
-        let loads: Vec<_> = self.core.workers.iter().map(|(_, worker)| (worker.load, worker.in_flight.clone())).collect();
+        self.ensure(stats.queued + stats.in_hand == open, || {
+            format!("{open} items are open, but {stats:?}")
+        });
+        let loads: Vec<_> = self
+            .core
+            .workers
+            .iter()
+            .map(|(_, worker)| (worker.load, worker.in_flight.clone()))
+            .collect();
         for (load, flights) in loads {
-            self.ensure(load == flights.iter().map(|flight| flight.left as usize).sum(), || format!("{load} of {flights:?}"));
-            self.ensure(flights.iter().all(|flight| flight.left > 0), || format!("nothing is left of one of {flights:?}"));
+            self.ensure(load == flights.iter().map(|flight| flight.left as usize).sum(), || {
+                format!("{load} of {flights:?}")
+            });
+            self.ensure(flights.iter().all(|flight| flight.left > 0), || {
+                format!("nothing is left of one of {flights:?}")
+            });
         }
     }
 
@@ -365,8 +446,11 @@ fn round(seed: u64, flaw: Option<Flaw>) -> Result<usize, String> {
             return Err(wrong);
         }
         if world.ended {
-            let closed: BTreeSet<u64> =
-                (0..).zip(&world.items).filter(|(_, fact)| fact.told == Some(Told::Closed)).map(|(id, _)| id).collect();
+            let closed: BTreeSet<u64> = (0..)
+                .zip(&world.items)
+                .filter(|(_, fact)| fact.told == Some(Told::Closed))
+                .map(|(id, _)| id)
+                .collect();
             let CutOff { unbegun, begun } = world.core.cut_off();
             let named: BTreeSet<u64> = unbegun.iter().chain(begun).copied().collect();
             return if world.items.iter().any(|fact| fact.told.is_none()) {

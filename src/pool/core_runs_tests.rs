@@ -33,7 +33,13 @@ struct Bench {
 impl Bench {
     fn new(workers: usize) -> (Self, Vec<WorkerKey>) {
         let now = Instant::now();
-        let rules = Rules { workers, concurrency: 1, hello_limit: Duration::from_secs(30), start_limit: None, policy: Policy::default() };
+        let rules = Rules {
+            workers,
+            concurrency: 1,
+            hello_limit: Duration::from_secs(30),
+            start_limit: None,
+            policy: Policy::default(),
+        };
         let core = Core::new(rules, Clock { moment: now, nanos: 0 });
         let mut bench = Self { core, now, actions: Vec::new(), next: 0, meanwhile: Rc::default() };
         bench.core.start_all(now, &mut bench.actions);
@@ -59,7 +65,13 @@ impl Bench {
     }
 
     fn claims(&self, worker: WorkerKey) -> Claims<'_> {
-        self.core.workers.get(worker).and_then(|worker| worker.memory.as_ref()).expect("it is ready").0.claims()
+        self.core
+            .workers
+            .get(worker)
+            .and_then(|worker| worker.memory.as_ref())
+            .expect("it is ready")
+            .0
+            .claims()
     }
 }
 
@@ -92,13 +104,20 @@ fn what_is_aborted_together_is_aborted_whole_whenever_its_worker_goes_on() {
         bench.meanwhile.1.replace(Some(Box::new(goes_on)));
         bench.actions.clear();
         bench.core.abort_where(|_| true, bench.now, &mut bench.actions);
-        assert!(bench.core.tasks.iter().all(|(_, task)| task.stopping == Some(Stop::Abort)), "at look {looks}");
+        assert!(
+            bench.core.tasks.iter().all(|(_, task)| task.stopping == Some(Stop::Abort)),
+            "at look {looks}"
+        );
         assert_eq!(bench.core.queued(), 0, "at look {looks}");
-        assert!(!bench.actions.iter().any(|action| matches!(action, Action::Send(..))), "at look {looks}");
+        assert!(
+            !bench.actions.iter().any(|action| matches!(action, Action::Send(..))),
+            "at look {looks}"
+        );
     }
 }
 
-/// A worker that stood still reads a run that was taken back from it and given to it again: by the old frame it is the same.
+/// A worker that stood still reads a run that was taken back from it and given to it again: by the
+/// old frame it is the same.
 #[test]
 fn what_is_sent_anew_is_what_an_old_frame_says() {
     let (mut bench, w) = Bench::new(2);
@@ -125,7 +144,9 @@ fn of_a_run_that_is_never_begun_one_item_after_another_is_lost() {
         let keys = bench.core.workers.keys();
         bench.core.exited(keys[0], &loss, bench.now, &mut bench.actions);
         lost.extend(bench.actions.drain(..).filter_map(|action| match action {
-            Action::Settle(Parcel { id, run }, Fate::Lost(_)) => Some((id, run.expect("it is one").left())),
+            Action::Settle(Parcel { id, run }, Fate::Lost(_)) => {
+                Some((id, run.expect("it is one").left()))
+            }
             _ => None,
         }));
         let started = bench.core.workers.keys();
@@ -163,7 +184,9 @@ fn an_unkillable_worker_keeps_one_item_of_a_run_that_it_has_not_begun() {
     bench.actions.clear();
     bench.core.tick(bench.now, &mut bench.actions);
     let told = bench.actions.iter().find_map(|action| match action {
-        Action::Settle(Parcel { id, run }, Fate::Unkillable(_)) => Some((*id, run.as_ref().expect("it is one").left())),
+        Action::Settle(Parcel { id, run }, Fate::Unkillable(_)) => {
+            Some((*id, run.as_ref().expect("it is one").left()))
+        }
         _ => None,
     });
     assert_eq!((told, bench.core.queued(), bench.core.census().queued), (Some((0, 1)), 1, 2));

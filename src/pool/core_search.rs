@@ -1,21 +1,25 @@
-//! A pool's rules, its claims and its outboxes, searched over every order in which pool, workers and kernel may act, with a
-//! death at every step.
+//! A pool's rules, its claims and its outboxes, searched over every order in which pool, workers
+//! and kernel may act, with a death at every step.
 //!
-//! The state is the real [`Core`], and the memory that each worker shares with it: real claims, a small real ring. Around it
-//! stand the driver and the worker processes as explicit counters ([`Op`], [`At`]), which call the functions that `driver.rs`
-//! and `serve.rs` call, in their order, one at a time, and the kernel between the two: sockets, deaths, signals under way.
-//! From every state all that may happen next is tried, breadth first ([`search`]); a state that was met before is not
-//! entered again.
+//! The state is the real [`Core`], and the memory that each worker shares with it: real claims, a
+//! small real ring. Around it stand the driver and the worker processes as explicit counters
+//! ([`Op`], [`At`]), which call the functions that `driver.rs` and `serve.rs` call, in their order,
+//! one at a time, and the kernel between the two: sockets, deaths, signals under way. From every
+//! state all that may happen next is tried, breadth first ([`search`]); a state that was met before
+//! is not entered again.
 //!
-//! The rules look at the claims inside of one call, while workers go on. So before each such look the worker whose word it is
-//! may take any of its own steps up to one that changes a word (see [`Hand`]'s `claims`). Its other steps, and those of other
-//! workers, change nothing that the rules look at there, so it is enough to try them before and after.
+//! The rules look at the claims inside of one call, while workers go on. So before each such look
+//! the worker whose word it is may take any of its own steps up to one that changes a word (see
+//! [`Hand`]'s `claims`). Its other steps, and those of other workers, change nothing that the rules
+//! look at there, so it is enough to try them before and after.
 //!
-//! What is checked: [`World::check`], [`World::tell`], [`World::enter`], [`Hand::begin`], [`Hand::killed`] and
-//! [`World::waits`]. That the checks find what is broken is shown by breaking it here ([`Flaw`]).
+//! What is checked: [`World::check`], [`World::tell`], [`World::enter`], [`Hand::begin`],
+//! [`Hand::killed`] and [`World::waits`]. That the checks find what is broken is shown by breaking
+//! it here ([`Flaw`]).
 //!
-//! What is left out: memory is as if all saw one order (`outbox.rs` argues its fences, and is tested with threads); what a
-//! worker writes there that no function of ours would (`strange_workers.rs`); starts that fail (`core_sim.rs`).
+//! What is left out: memory is as if all saw one order (`outbox.rs` argues its fences, and is
+//! tested with threads); what a worker writes there that no function of ours would
+//! (`strange_workers.rs`); starts that fail (`core_sim.rs`).
 
 use super::runs::Parcel;
 use super::*;
@@ -255,7 +259,8 @@ fn each_way(mut step: impl FnMut() -> bool, mut then: impl FnMut(&[u8])) {
         if !step() {
             return;
         }
-        let (mut taken, abandoned) = CHOICES.with_borrow_mut(|choices| (std::mem::take(&mut choices.taken), choices.abandoned));
+        let (mut taken, abandoned) = CHOICES
+            .with_borrow_mut(|choices| (std::mem::take(&mut choices.taken), choices.abandoned));
         script = taken.iter().map(|(choice, _)| *choice).collect();
         if !abandoned {
             then(&script);
@@ -354,7 +359,8 @@ enum At {
     Next(Item),
     /// Counts it, having seen that it may, when that was the limit ([`Flaw::CountsLater`]).
     Counted(Item, u8),
-    /// Commits it, having marked it as done ([`Flaw::DoneFirst`]), or having looked for the bell ([`Flaw::RingsEarly`]).
+    /// Commits it, having marked it as done ([`Flaw::DoneFirst`]), or having looked for the bell
+    /// ([`Flaw::RingsEarly`]).
     Commit(Claim, bool),
     /// Marks it as done.
     Finish(Claim, Boxed),
@@ -369,7 +375,11 @@ impl At {
     /// Of a run that goes on.
     fn item(self) -> Option<Item> {
         match self {
-            Self::Item(item) | Self::LookInRun(item) | Self::RingInRun(item) | Self::Next(item) | Self::Counted(item, _) => Some(item),
+            Self::Item(item)
+            | Self::LookInRun(item)
+            | Self::RingInRun(item)
+            | Self::Next(item)
+            | Self::Counted(item, _) => Some(item),
             _ => None,
         }
     }
@@ -537,7 +547,13 @@ impl Hand {
                     None => {
                         let at = step - usize::from(!process.inbox.is_empty());
                         let (claim, dropped) = process.running.remove(at);
-                        say(|| format!("    {} ends{}", claim.id, if dropped { ", dropped" } else { "" }));
+                        say(|| {
+                            format!(
+                                "    {} ends{}",
+                                claim.id,
+                                if dropped { ", dropped" } else { "" }
+                            )
+                        });
                         process.at = self.commit(process, claim, dropped);
                     }
                 }
@@ -565,14 +581,17 @@ impl Hand {
             At::Item(item) => {
                 say(|| format!("    {} ends", item.claim().id));
                 process.at = match self.commit(process, item.claim(), false) {
-                    At::Finish(_, boxed) if item.at + 1 == item.items => At::Finish(item.run, boxed),
+                    At::Finish(_, boxed) if item.at + 1 == item.items => {
+                        At::Finish(item.run, boxed)
+                    }
                     At::Finish(_, Boxed::Socket) => At::Next(item),
                     _ => At::LookInRun(item),
                 };
                 false
             }
             At::LookInRun(item) => {
-                process.at = if self.ring().wants_bell() { At::RingInRun(item) } else { At::Next(item) };
+                process.at =
+                    if self.ring().wants_bell() { At::RingInRun(item) } else { At::Next(item) };
                 false
             }
             At::RingInRun(item) => {
@@ -584,7 +603,11 @@ impl Hand {
             }
             At::Next(item) if self.has(Flaw::CountsLater) => {
                 let limit = (self.words().started_at(item.run) >> 32) as u8;
-                process.at = if item.at + 1 < limit { At::Counted(item, limit) } else { At::Finish(item.run, Boxed::Socket) };
+                process.at = if item.at + 1 < limit {
+                    At::Counted(item, limit)
+                } else {
+                    At::Finish(item.run, Boxed::Socket)
+                };
                 false
             }
             At::Next(item) => {
@@ -599,7 +622,8 @@ impl Hand {
             }
             At::Counted(item, limit) => {
                 let next = Item { at: item.at + 1, ..item };
-                self.starts[usize::from(item.run.slot)].store((u64::from(limit) << 32) | (u64::from(next.at) + 1), Ordering::Relaxed);
+                self.starts[usize::from(item.run.slot)]
+                    .store((u64::from(limit) << 32) | (u64::from(next.at) + 1), Ordering::Relaxed);
                 self.begin_item(process, next);
                 true
             }
@@ -613,7 +637,10 @@ impl Hand {
             }
             At::Finish(claim, boxed) => {
                 say(|| format!("    {} is marked as done", claim.id));
-                note("done, but the slot is another task's", self.words[usize::from(claim.slot)].load(Ordering::Relaxed) >> 3 != claim.id);
+                note(
+                    "done, but the slot is another task's",
+                    self.words[usize::from(claim.slot)].load(Ordering::Relaxed) >> 3 != claim.id,
+                );
                 if self.has(Flaw::PlainFinish) {
                     self.words[usize::from(claim.slot)].store(claim.id << 3 | 4, Ordering::Release);
                 } else {
@@ -647,7 +674,9 @@ impl Hand {
         say(|| format!("    it reads {frame:?}"));
         match frame {
             ToWorker::Call(claim, mode) => {
-                self.facts.ensure(mode == Mode::Async || process.running.is_empty(), || "a sync call while async tasks run".into());
+                self.facts.ensure(mode == Mode::Async || process.running.is_empty(), || {
+                    "a sync call while async tasks run".into()
+                });
                 if self.has(Flaw::BeginsLater) {
                     if self.words().look(claim) == Progress::Queued {
                         process.at = At::Begin(claim, mode);
@@ -680,7 +709,11 @@ impl Hand {
                 true
             }
             ToWorker::Cancel(id) => {
-                process.running.iter_mut().filter(|(claim, _)| claim.id == id).for_each(|(_, dropped)| *dropped = true);
+                process
+                    .running
+                    .iter_mut()
+                    .filter(|(claim, _)| claim.id == id)
+                    .for_each(|(_, dropped)| *dropped = true);
                 false
             }
             ToWorker::End => {
@@ -695,8 +728,11 @@ impl Hand {
         say(|| format!("    {} begins", claim.id));
         let fact = self.facts.get(claim.id);
         self.facts.ensure(!fact.begun, || format!("task {} runs twice", claim.id));
-        self.facts.ensure(fact.told.is_none(), || format!("task {} begins, and was told as {:?}", claim.id, fact.told));
-        self.facts.ensure(!fact.committed, || format!("task {} begins, and has been answered", claim.id));
+        self.facts.ensure(fact.told.is_none(), || {
+            format!("task {} begins, and was told as {:?}", claim.id, fact.told)
+        });
+        self.facts
+            .ensure(!fact.committed, || format!("task {} begins, and has been answered", claim.id));
         self.facts.set(claim.id, |fact| fact.begun = true);
         match mode {
             Mode::Sync => process.at = At::Run(claim),
@@ -724,7 +760,8 @@ impl Hand {
             out.push(0xc0);
         }
         frame::finish(&mut out, start);
-        let is_large = self.plan.tasks[claim.id as usize].may_be_large && !dropped && choose(2) == 1;
+        let is_large =
+            self.plan.tasks[claim.id as usize].may_be_large && !dropped && choose(2) == 1;
         let boxed = !is_large && self.ring().put(&out);
         if !boxed {
             process.outgoing.push(ToPool::Reply(claim.id));
@@ -751,7 +788,10 @@ impl Hand {
     /// A signal has arrived. What runs is what was to be stopped; async neighbours go with it.
     fn killed(&self) {
         let process = &mut *self.process.borrow_mut();
-        note("a kill that comes when nothing runs", process.at == At::Idle && process.running.is_empty());
+        note(
+            "a kill that comes when nothing runs",
+            process.at == At::Idle && process.running.is_empty(),
+        );
         let running = match process.at {
             At::Run(claim) => Some(claim),
             At::Item(item) => Some(item.claim()),
@@ -760,7 +800,9 @@ impl Hand {
         if let Some(claim) = running {
             note("a kill that ends its task", true);
             let fact = self.facts.get(claim.id);
-            self.facts.ensure(fact.aborted || fact.over, || format!("a kill ends task {}, which nobody wanted to stop", claim.id));
+            self.facts.ensure(fact.aborted || fact.over, || {
+                format!("a kill ends task {}, which nobody wanted to stop", claim.id)
+            });
         }
         self.die(process);
     }
@@ -831,7 +873,8 @@ struct World {
     ended: bool,
     /// Tasks that may have killed their worker by being read (rule 7).
     suspects: Vec<u64>,
-    /// For the encoding, since the table does not show it: which of its places are free, in order, and how often each was.
+    /// For the encoding, since the table does not show it: which of its places are free, in order,
+    /// and how often each was.
     freed: Vec<u8>,
     generations: [u8; 4],
 }
@@ -890,7 +933,10 @@ enum Step {
 impl Step {
     /// It need not happen, whatever the others wait for.
     fn is_optional(self) -> bool {
-        matches!(self, Self::Crash(_) | Self::BrokenPipe(_) | Self::Abort(_) | Self::Drain | Self::Jump)
+        matches!(
+            self,
+            Self::Crash(_) | Self::BrokenPipe(_) | Self::Abort(_) | Self::Drain | Self::Jump
+        )
     }
 }
 
@@ -902,7 +948,13 @@ impl World {
         let never = Duration::from_secs(1 << 20);
         // Here a kill may take as long as it likes.
         let policy = Policy { kill_limit: never, ..Policy::default() };
-        let rules = Rules { workers: plan.workers, concurrency: plan.concurrency, hello_limit: never, start_limit: None, policy };
+        let rules = Rules {
+            workers: plan.workers,
+            concurrency: plan.concurrency,
+            hello_limit: never,
+            start_limit: None,
+            policy,
+        };
         let mut world = Self {
             facts: Rc::new(Facts::default()),
             core: Core::new(rules, Clock { moment: now, nanos: 0 }),
@@ -914,7 +966,13 @@ impl World {
             napping: false,
             began: now,
             now,
-            loss: Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None }),
+            loss: Arc::new(Loss {
+                pid: 1,
+                status: None,
+                note: None,
+                bad_frame: None,
+                stderr: None,
+            }),
             submitted: 0,
             crashes: plan.crashes,
             aborts: plan.aborts,
@@ -950,7 +1008,10 @@ impl World {
             let process = reader.hand.process.borrow();
             steps.extend((0..reader.hand.steps()).map(|step| Step::Own(at, step)));
             if process.at == At::Dead {
-                steps.extend((process.closed && process.unsent && !reader.broken_pipe).then_some(Step::BrokenPipe(at)));
+                steps.extend(
+                    (process.closed && process.unsent && !reader.broken_pipe)
+                        .then_some(Step::BrokenPipe(at)),
+                );
             } else {
                 steps.extend((self.crashes > 0).then_some(Step::Crash(at)));
                 steps.extend(process.kill.then_some(Step::Killed(at)));
@@ -963,10 +1024,16 @@ impl World {
                 steps.extend(reader.hand.process.borrow().edge.then_some(Step::Socket(at)));
                 steps.extend(reader.hand.is_dead().then_some(Step::Ended(at)));
             }
-            steps.extend(self.core.next_deadline().is_some_and(|by| by <= self.now).then_some(Step::Timer));
+            steps.extend(
+                self.core.next_deadline().is_some_and(|by| by <= self.now).then_some(Step::Timer),
+            );
             steps.extend(self.napping.then_some(Step::Napped));
             steps.extend(self.turning.then_some(Step::Look));
-            let starting = self.core.workers.iter().filter(|(_, worker)| matches!(worker.state, State::Starting { .. }));
+            let starting = self
+                .core
+                .workers
+                .iter()
+                .filter(|(_, worker)| matches!(worker.state, State::Starting { .. }));
             steps.extend(starting.map(|(key, _)| Step::Ready(key)));
             steps.extend(self.stillborn.iter().map(|key| Step::Stillborn(*key)));
         }
@@ -1006,14 +1073,22 @@ impl World {
                 let reader = &self.readers[at];
                 let mut process = reader.hand.process.borrow_mut();
                 process.edge = false;
-                self.ops.push(Op::Read(reader.key, if process.closed { Until::End } else { Until::OthersWait }));
+                self.ops.push(Op::Read(
+                    reader.key,
+                    if process.closed { Until::End } else { Until::OthersWait },
+                ));
                 self.turning = true;
             }
             Step::Ended(at) => {
                 let key = self.readers[at].key;
                 self.enter(|core, _, _| core.ending(key));
-                let (read, empty, exited) = (Op::Read(key, Until::WhatItSent), Op::Empty(key, false), Op::Exited(key));
-                self.ops.extend(if self.has(Flaw::WordsFirst) { [read, empty, exited] } else { [exited, empty, read] });
+                let (read, empty, exited) =
+                    (Op::Read(key, Until::WhatItSent), Op::Empty(key, false), Op::Exited(key));
+                self.ops.extend(if self.has(Flaw::WordsFirst) {
+                    [read, empty, exited]
+                } else {
+                    [exited, empty, read]
+                });
                 self.turning = true;
             }
             Step::Timer => {
@@ -1067,7 +1142,13 @@ impl World {
     /// A worker has started, and says that it is ready.
     fn ready(&mut self, key: WorkerKey) {
         let hand = Rc::new(Hand::new(Rc::clone(&self.facts), Rc::clone(&self.plan)));
-        let reader = Reader { key, hand: Rc::clone(&hand), intake: Intake::default(), closed: false, broken_pipe: false };
+        let reader = Reader {
+            key,
+            hand: Rc::clone(&hand),
+            intake: Intake::default(),
+            closed: false,
+            broken_pipe: false,
+        };
         if !self.has(Flaw::SaysNothing) {
             reader.intake.sleep(&hand.ring());
         }
@@ -1084,13 +1165,17 @@ impl World {
 
     fn submit(&mut self) {
         let id = self.submitted as u64;
-        let (mode, options) = (self.plan.tasks[id as usize].mode, self.plan.tasks[id as usize].options());
+        let (mode, options) =
+            (self.plan.tasks[id as usize].mode, self.plan.tasks[id as usize].options());
         let together = self.plan.company(id);
         self.submitted += together.clone().count();
-        let run = (self.submitted as u64 > id + 1).then(|| Run::new(self.submitted as u32 - id as u32));
+        let run =
+            (self.submitted as u64 > id + 1).then(|| Run::new(self.submitted as u32 - id as u32));
         let cargo = Parcel { id, run };
         let mut taken = None;
-        self.enter(|core, now, actions| taken = Some(core.submit(Call { cargo, id, mode, large: false, options }, now, actions)));
+        self.enter(|core, now, actions| {
+            taken = Some(core.submit(Call { cargo, id, mode, large: false, options }, now, actions))
+        });
         for id in together {
             match &taken {
                 Some(Ok(key)) => self.facts.set(id, |fact| fact.key = Some(*key)),
@@ -1107,17 +1192,25 @@ impl World {
             self.facts.set(id, |fact| fact.aborted |= fact.told.is_none());
         }
         if together.end - together.start > 1 {
-            return self.enter(|core, now, actions| core.abort_where(|cargo| together.contains(&cargo.id), now, actions));
+            return self.enter(|core, now, actions| {
+                core.abort_where(|cargo| together.contains(&cargo.id), now, actions)
+            });
         }
         let Some(key) = self.facts.get(id).key else { return };
         match self.plan.flaw {
-            Some(flaw @ (Flaw::KillFirst | Flaw::NoLook)) => self.enter(|core, now, actions| stop_badly(core, key, flaw, now, actions)),
+            Some(flaw @ (Flaw::KillFirst | Flaw::NoLook)) => {
+                self.enter(|core, now, actions| stop_badly(core, key, flaw, now, actions))
+            }
             _ => self.enter(|core, now, actions| core.abort(key, now, actions)),
         }
     }
 
-    /// Enters the rules, and does what they say, as far as that happens under the pool's lock; the rest comes later.
-    fn enter(&mut self, news: impl FnOnce(&mut Core<Parcel, Rc<Hand>>, Instant, &mut Vec<Action<Parcel>>)) {
+    /// Enters the rules, and does what they say, as far as that happens under the pool's lock; the
+    /// rest comes later.
+    fn enter(
+        &mut self,
+        news: impl FnOnce(&mut Core<Parcel, Rc<Hand>>, Instant, &mut Vec<Action<Parcel>>),
+    ) {
         let mut actions = Vec::new();
         news(&mut self.core, self.now, &mut actions);
         self.core.deadline_moved();
@@ -1138,7 +1231,9 @@ impl World {
                     self.generations[place] = generation;
                 }
                 Action::Send(key, task, slot, _) => {
-                    let (Some(id), Some(at)) = (self.core.id_of(task), self.place(key)) else { continue };
+                    let (Some(id), Some(at)) = (self.core.id_of(task), self.place(key)) else {
+                        continue;
+                    };
                     note("sent again", self.facts.get(id).sent);
                     let claim = Claim { slot, id };
                     let run = self.core.cargo_mut(task).and_then(|cargo| cargo.run.clone());
@@ -1154,7 +1249,9 @@ impl World {
                 // It may end by itself at any time, asked or not.
                 Action::Ask(..) => note("an async task is asked", true),
                 Action::Cancel(key, task) => {
-                    let (Some(id), Some(at)) = (self.core.id_of(task), self.place(key)) else { continue };
+                    let (Some(id), Some(at)) = (self.core.id_of(task), self.place(key)) else {
+                        continue;
+                    };
                     self.readers[at].hand.send(ToWorker::Cancel(id));
                 }
                 Action::Retire(key) => {
@@ -1163,7 +1260,9 @@ impl World {
                     }
                 }
                 Action::Kill(key) => self.kill(key),
-                Action::TimeOut(key) => self.facts.ensure(false, || format!("the start of {key:?} took too long")),
+                Action::TimeOut(key) => {
+                    self.facts.ensure(false, || format!("the start of {key:?} took too long"))
+                }
                 Action::Weigh(key) => self.facts.ensure(false, || format!("{key:?} is weighed")),
                 Action::Settle(Parcel { id, run }, fate) => {
                     let told = match fate {
@@ -1172,7 +1271,10 @@ impl World {
                         Fate::Lost(_) => Told::Lost,
                         Fate::Closed | Fate::StartFailed(_) | Fate::Unkillable(_) => Told::Closed,
                     };
-                    note("a run of which nothing was left", run.as_ref().is_some_and(|run| run.left() == 0));
+                    note(
+                        "a run of which nothing was left",
+                        run.as_ref().is_some_and(|run| run.left() == 0),
+                    );
                     let run = run.unwrap_or_else(|| Run::new(1));
                     run.unanswered().for_each(|item| self.tell(id + u64::from(item), told));
                 }
@@ -1180,8 +1282,12 @@ impl World {
                     let Some(id) = self.core.id_of(task) else { continue };
                     let fact = self.facts.get(id);
                     note("tried again", true);
-                    let truth = matches!(fate, Fate::Lost(_)) && !fact.committed && (fact.begun || self.suspects.contains(&id));
-                    self.facts.ensure(truth && !fact.again, || format!("task {id} is tried again after {fate:?}: {fact:?}"));
+                    let truth = matches!(fate, Fate::Lost(_))
+                        && !fact.committed
+                        && (fact.begun || self.suspects.contains(&id));
+                    self.facts.ensure(truth && !fact.again, || {
+                        format!("task {id} is tried again after {fate:?}: {fact:?}")
+                    });
                     self.facts.set(id, |fact| (fact.again, fact.begun) = (true, false));
                 }
                 Action::Ended => self.ended = true,
@@ -1189,7 +1295,8 @@ impl World {
         }
     }
 
-    /// A worker is to be killed. One with async tasks only if one of them was not answered in its grace.
+    /// A worker is to be killed. One with async tasks only if one of them was not answered in its
+    /// grace.
     fn kill(&mut self, key: WorkerKey) {
         let Some(at) = self.place(key) else { return self.stillborn.push(key) };
         let hand = &self.readers[at].hand;
@@ -1199,8 +1306,9 @@ impl World {
         }
         process.kill = true;
         if !process.running.is_empty() {
-            let late =
-                self.core.workers.get(key).is_some_and(|worker| worker.in_flight.iter().any(|flight| self.facts.get(flight.claim.id).late));
+            let late = self.core.workers.get(key).is_some_and(|worker| {
+                worker.in_flight.iter().any(|flight| self.facts.get(flight.claim.id).late)
+            });
             self.facts.ensure(late, || "async tasks are killed, though none is late".into());
         }
     }
@@ -1248,8 +1356,14 @@ impl World {
                     for id in &ids {
                         match core.replied(key, *id, Answer::Final, now) {
                             Some(Replied::Ended(..) | Replied::Item(_)) => told.push(*id),
-                            Some(Replied::Again(..)) => facts.ensure(false, || format!("task {id} was answered, and is tried again")),
-                            None => facts.ensure(false, || format!("an answer to task {id} from a worker that does not have it")),
+                            Some(Replied::Again(..)) => facts.ensure(false, || {
+                                format!("task {id} was answered, and is tried again")
+                            }),
+                            None => facts.ensure(false, || {
+                                format!(
+                                    "an answer to task {id} from a worker that does not have it"
+                                )
+                            }),
                         }
                     }
                     core.refill(key, ids.len() as u32, now, actions);
@@ -1267,7 +1381,10 @@ impl World {
                 let result = reader.intake.take(&reader.hand.ring(), &mut taken);
                 self.facts.ensure(result.is_ok(), || format!("{result:?}"));
                 let result = take_replies(&taken, 1 << 10, &mut replies);
-                note("a reply in the outbox of one that died", !replies.is_empty() && reader.hand.is_dead());
+                note(
+                    "a reply in the outbox of one that died",
+                    !replies.is_empty() && reader.hand.is_dead(),
+                );
                 self.facts.ensure(result.is_ok(), || format!("{result:?}"));
                 if then_sleep {
                     self.ops.push(Op::Sleep(key, replies.len()));
@@ -1316,7 +1433,11 @@ impl World {
                     }
                     return;
                 }
-                let unseen = if self.has(Flaw::NoLookAtGrace) { self.core.overdue(None, self.now) } else { Vec::new() };
+                let unseen = if self.has(Flaw::NoLookAtGrace) {
+                    self.core.overdue(None, self.now)
+                } else {
+                    Vec::new()
+                };
                 self.enter(|core, now, actions| {
                     unseen.into_iter().for_each(|key| core.condemn(key, now, actions));
                     core.tick(now, actions);
@@ -1369,17 +1490,34 @@ impl World {
             }
         }
         if self.has(Flaw::AnswersOnly) {
-            let flights = self.core.workers.get(key).into_iter().flat_map(|worker| &worker.in_flight);
+            let flights =
+                self.core.workers.get(key).into_iter().flat_map(|worker| &worker.in_flight);
             for Flight { claim, task, items, .. } in flights {
-                let known = self.core.tasks.get(*task).and_then(|task| task.cargo.run.as_ref()).map_or(0, Run::known);
+                let known = self
+                    .core
+                    .tasks
+                    .get(*task)
+                    .and_then(|task| task.cargo.run.as_ref())
+                    .map_or(0, Run::known);
                 let hand = &self.readers[at].hand;
-                hand.starts[usize::from(claim.slot)].store(u64::from(*items) << 32 | u64::from(known.max(1)), Ordering::Relaxed);
+                hand.starts[usize::from(claim.slot)]
+                    .store(u64::from(*items) << 32 | u64::from(known.max(1)), Ordering::Relaxed);
             }
         }
-        self.suspects = self.core.tasks.iter().filter(|(_, task)| task.is_suspect()).map(|(_, task)| task.id).collect();
+        self.suspects = self
+            .core
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.is_suspect())
+            .map(|(_, task)| task.id)
+            .collect();
         // Neighbours of one that was killed may run again, if that does no harm (rule 13).
         let worker = self.core.workers.get(key);
-        for flight in worker.filter(|worker| worker.killed_for.is_some()).into_iter().flat_map(|worker| &worker.in_flight) {
+        for flight in worker
+            .filter(|worker| worker.killed_for.is_some())
+            .into_iter()
+            .flat_map(|worker| &worker.in_flight)
+        {
             let id = flight.claim.id;
             let fact = self.facts.get(id);
             if self.plan.tasks[id as usize].has == Has::Idempotent && fact.begun && !fact.aborted {
@@ -1392,7 +1530,12 @@ impl World {
         self.enter(|core, now, actions| {
             core.exited(key, &loss, now, actions);
             if flaw == Some(Flaw::RestTwice)
-                && let Some(rest) = core.queue.front().and_then(|key| core.tasks.get(*key)).filter(|task| task.cargo.run.is_some()).cloned()
+                && let Some(rest) = core
+                    .queue
+                    .front()
+                    .and_then(|key| core.tasks.get(*key))
+                    .filter(|task| task.cargo.run.is_some())
+                    .cloned()
             {
                 let again = core.tasks.insert(rest);
                 core.queue.push_back(again);
@@ -1413,10 +1556,21 @@ impl World {
 }
 
 /// `Core::abort`, broken.
-fn stop_badly(core: &mut Core<Parcel, Rc<Hand>>, key: TaskKey, flaw: Flaw, now: Instant, actions: &mut Vec<Action<Parcel>>) {
+fn stop_badly(
+    core: &mut Core<Parcel, Rc<Hand>>,
+    key: TaskKey,
+    flaw: Flaw,
+    now: Instant,
+    actions: &mut Vec<Action<Parcel>>,
+) {
     let Some(task) = core.tasks.get(key) else { return };
-    let (Mode::Sync, Some(worker_key), None) = (task.mode, task.worker, task.stopping) else { return core.abort(key, now, actions) };
-    let Some(worker) = core.workers.get(worker_key).filter(|worker| worker.state == State::Ready) else { return };
+    let (Mode::Sync, Some(worker_key), None) = (task.mode, task.worker, task.stopping) else {
+        return core.abort(key, now, actions);
+    };
+    let Some(worker) = core.workers.get(worker_key).filter(|worker| worker.state == State::Ready)
+    else {
+        return;
+    };
     let Some(flight) = worker.in_flight.iter().find(|flight| flight.task == key) else { return };
     if matches!(worker.look(flight.claim), Progress::Queued | Progress::Done) {
         return core.abort(key, now, actions);
@@ -1460,7 +1614,9 @@ impl World {
             let mut held = [false; TASKS_MAX];
             for flight in &worker.in_flight {
                 let (id, slot) = (flight.claim.id as usize, flight.claim.slot);
-                if std::mem::replace(&mut held[usize::from(slot)], true) || worker.free_slots.contains(&slot) {
+                if std::mem::replace(&mut held[usize::from(slot)], true)
+                    || worker.free_slots.contains(&slot)
+                {
                     return Err(format!("slot {slot} is held by two"));
                 }
                 for (id, seen) in seen.iter_mut().enumerate().skip(id).take(flight.items as usize) {
@@ -1470,7 +1626,9 @@ impl World {
                     let Some(at) = self.place(key) else { continue };
                     let done = self.readers[at].hand.words().look(flight.claim) == Progress::Done;
                     if done && !self.facts.get(id as u64).committed {
-                        return Err(format!("task {id} is marked as done, and its reply is not there"));
+                        return Err(format!(
+                            "task {id} is marked as done, and its reply is not there"
+                        ));
                     }
                 }
             }
@@ -1484,7 +1642,10 @@ impl World {
             };
             let running = process.running.iter().map(|(claim, _)| claim.id);
             if let Some(id) = running.chain(sync).find(|id| self.facts.get(*id).told.is_some()) {
-                return Err(format!("task {id} runs, and was told as {:?}", self.facts.get(id).told));
+                return Err(format!(
+                    "task {id} runs, and was told as {:?}",
+                    self.facts.get(id).told
+                ));
             }
         }
         Ok(())
@@ -1492,7 +1653,8 @@ impl World {
 
     /// Something is undone.
     fn waits(&self) -> bool {
-        (0..self.submitted as u64).any(|id| self.facts.get(id).told.is_none()) || (self.drained && !self.ended)
+        (0..self.submitted as u64).any(|id| self.facts.get(id).told.is_none())
+            || (self.drained && !self.ended)
     }
 
     // ---- states that are the same
@@ -1503,7 +1665,9 @@ impl World {
             let (place, generation) = split(key);
             (place as u8) << 4 | generation
         };
-        let time = |at: Instant| ((at + Duration::from_secs(1000)).duration_since(self.began)).as_secs() as u16;
+        let time = |at: Instant| {
+            ((at + Duration::from_secs(1000)).duration_since(self.began)).as_secs() as u16
+        };
         let when = |at: Option<Instant>| at.map_or(0, time).to_le_bytes();
         let claim = |claim: Claim| (claim.slot as u8) << 4 | claim.id as u8;
         let core = &self.core;
@@ -1516,13 +1680,20 @@ impl World {
             self.aborts,
             self.jumps,
         ]);
-        out.extend([u8::from(self.turning) | u8::from(self.napping) << 1 | u8::from(self.drained) << 2 | u8::from(self.ended) << 3]);
+        out.extend([u8::from(self.turning)
+            | u8::from(self.napping) << 1
+            | u8::from(self.drained) << 2
+            | u8::from(self.ended) << 3]);
         out.extend(time(self.now).to_le_bytes());
         for id in 0..self.submitted as u64 {
             let fact = self.facts.get(id);
             let task = fact.key.and_then(|key| core.tasks.get(key));
-            let task = task
-                .map_or(0xff, |task| task.moves << 1 | u8::from(task.worker.is_some()) | stop_code(task.stopping) << 4 | task.attempt << 6);
+            let task = task.map_or(0xff, |task| {
+                task.moves << 1
+                    | u8::from(task.worker.is_some())
+                    | stop_code(task.stopping) << 4
+                    | task.attempt << 6
+            });
             out.push(match fact.told {
                 Some(_) => 0xff, // how does not matter any more
                 None => {
@@ -1537,7 +1708,12 @@ impl World {
             out.push(task);
         }
         for (_, task) in core.tasks.iter().filter(|(_, task)| task.cargo.run.is_some()) {
-            out.extend([0xef, task.id as u8, task.items() as u8, task.moves << 4 | stop_code(task.stopping)]);
+            out.extend([
+                0xef,
+                task.id as u8,
+                task.items() as u8,
+                task.moves << 4 | stop_code(task.stopping),
+            ]);
         }
         // Keys whose tasks have gone are passed over.
         out.extend(core.queue.iter().filter_map(|key| core.id_of(*key)).map(|id| id as u8));
@@ -1545,14 +1721,20 @@ impl World {
         out.extend(core.idle.iter().map(|at| key(*at)));
         out.push(0xf1);
         out.extend(
-            core.failure.as_ref().map_or(0, |failure| 1 + failure.earlier as u8 * 2 + u8::from(failure.retry.is_some())).to_le_bytes(),
+            core.failure
+                .as_ref()
+                .map_or(0, |failure| {
+                    1 + failure.earlier as u8 * 2 + u8::from(failure.retry.is_some())
+                })
+                .to_le_bytes(),
         );
         out.extend(self.stillborn.iter().map(|at| key(*at)));
         out.push(0xf1);
         out.extend(self.freed.iter().chain(&self.generations[..self.plan.workers]));
         for (at, worker) in core.workers.iter() {
             out.extend([0xf2, key(at)]);
-            let hand_start = |claim| worker.memory.as_ref().map_or(0, |hand| hand.words().started_at(claim));
+            let hand_start =
+                |claim| worker.memory.as_ref().map_or(0, |hand| hand.words().started_at(claim));
             out.push(match worker.state {
                 State::Starting { .. } => 0,
                 State::Ready => 1,
@@ -1561,7 +1743,10 @@ impl World {
                 State::Spare => 4,
                 State::Departing => 5,
             });
-            out.extend([worker.mode as u8 | u8::from(worker.used) << 1 | u8::from(worker.alone) << 2, worker.slots_used as u8]);
+            out.extend([
+                worker.mode as u8 | u8::from(worker.used) << 1 | u8::from(worker.alone) << 2,
+                worker.slots_used as u8,
+            ]);
             out.extend(time(worker.busy_since).to_le_bytes());
             out.extend(when(worker.end_by));
             out.extend(when(worker.fruitless));
@@ -1577,7 +1762,10 @@ impl World {
                 } else {
                     out.extend([flight.items as u8, flight.left as u8]);
                     let run = core.tasks.get(flight.task).and_then(|task| task.cargo.run.as_ref());
-                    out.extend(run.map_or(0, |run| run.unanswered().map(|item| 1_u8 << item).sum::<u8>()).to_le_bytes());
+                    out.extend(
+                        run.map_or(0, |run| run.unanswered().map(|item| 1_u8 << item).sum::<u8>())
+                            .to_le_bytes(),
+                    );
                 }
             }
             out.push(0xf3);
@@ -1591,32 +1779,47 @@ impl World {
         for reader in &self.readers {
             let hand = &reader.hand;
             let process = hand.process.borrow();
-            out.extend([0xf5, key(reader.key), u8::from(reader.closed) | u8::from(reader.broken_pipe) << 1]);
+            out.extend([
+                0xf5,
+                key(reader.key),
+                u8::from(reader.closed) | u8::from(reader.broken_pipe) << 1,
+            ]);
             let in_flight = core.workers.get(reader.key).map(|worker| &worker.in_flight);
             for (slot, word) in hand.words.iter().take(self.plan.tasks.len()).enumerate() {
                 // Only a word that somebody may still look at.
                 let word = word.load(Ordering::Relaxed);
                 let counts = |claim: Claim| usize::from(claim.slot) == slot;
-                let counts = in_flight.is_some_and(|flights| flights.iter().any(|flight| counts(flight.claim)))
+                let counts = in_flight
+                    .is_some_and(|flights| flights.iter().any(|flight| counts(flight.claim)))
                     || matches!(process.at, At::Finish(claim, _) | At::Begin(claim, _) if counts(claim))
-                    || process.inbox.iter().any(|frame| matches!(frame, ToWorker::Call(claim, _) if counts(*claim)))
+                    || process
+                        .inbox
+                        .iter()
+                        .any(|frame| matches!(frame, ToWorker::Call(claim, _) if counts(*claim)))
                     || process.running.iter().any(|(claim, _)| counts(*claim))
                     || matches!(process.at, At::Run(claim) | At::Commit(claim, _) if counts(claim))
                     || process.at.item().is_some_and(|item| counts(item.run))
-                    || process.inbox.iter().any(|frame| matches!(frame, ToWorker::Run(run, _) if counts(*run)));
+                    || process
+                        .inbox
+                        .iter()
+                        .any(|frame| matches!(frame, ToWorker::Run(run, _) if counts(*run)));
                 out.push(if counts { word as u8 } else { 0 });
                 if counts && !self.plan.runs.is_empty() {
                     let start = hand.starts[slot].load(Ordering::Relaxed);
                     out.extend([(start >> 32) as u8, start as u8]);
                 }
             }
-            let (head, tail) = (hand.head.load(Ordering::Relaxed), hand.tail.load(Ordering::Relaxed));
+            let (head, tail) =
+                (hand.head.load(Ordering::Relaxed), hand.tail.load(Ordering::Relaxed));
             for at in (head..tail).step_by(8) {
-                out.extend(hand.ring[at as usize / 8 % RING_WORDS].load(Ordering::Relaxed).to_le_bytes());
+                out.extend(
+                    hand.ring[at as usize / 8 % RING_WORDS].load(Ordering::Relaxed).to_le_bytes(),
+                );
             }
             out.extend([0xf6, hand.asleep.load(Ordering::Relaxed) as u8]);
-            let flags =
-                [process.unsent, process.edge, process.closed, process.kill].iter().fold(0, |flags, flag| flags << 1 | u8::from(*flag));
+            let flags = [process.unsent, process.edge, process.closed, process.kill]
+                .iter()
+                .fold(0, |flags, flag| flags << 1 | u8::from(*flag));
             out.push(flags);
             match process.at {
                 At::Idle => out.push(1),
@@ -1631,7 +1834,9 @@ impl World {
                 At::LookInRun(item) => out.extend([10, claim(item.run), item.items, item.at]),
                 At::RingInRun(item) => out.extend([11, claim(item.run), item.items, item.at]),
                 At::Next(item) => out.extend([12, claim(item.run), item.items, item.at]),
-                At::Counted(item, limit) => out.extend([13, claim(item.run), item.items, item.at, limit]),
+                At::Counted(item, limit) => {
+                    out.extend([13, claim(item.run), item.items, item.at, limit])
+                }
             }
             for (at, dropped) in &process.running {
                 out.extend([claim(*at), u8::from(*dropped)]);
@@ -1716,11 +1921,19 @@ fn search(plan: Plan) -> Result<usize, String> {
     while let Some((number, world)) = todo.pop_front() {
         let steps = world.steps();
         if let Err(wrong) = world.check() {
-            return Err(format!("{wrong}, after {} states\n{}", ways.len(), story(plan, &ways, number)));
+            return Err(format!(
+                "{wrong}, after {} states\n{}",
+                ways.len(),
+                story(plan, &ways, number)
+            ));
         }
         if world.waits() && steps.iter().all(|step| step.is_optional()) {
             let wrong = "something waits for ever";
-            return Err(format!("{wrong}, after {} states\n{}", ways.len(), story(plan, &ways, number)));
+            return Err(format!(
+                "{wrong}, after {} states\n{}",
+                ways.len(),
+                story(plan, &ways, number)
+            ));
         }
         let next = Cell::new(None);
         each_way(
@@ -1793,8 +2006,18 @@ const US: Duration = Duration::from_micros(1);
 #[test]
 fn one_worker_and_its_successors() {
     let plan = Plan { crashes: 2, later: true, held: true, ..Plan::new(1, &[SYNC, SYNC, SYNC]) };
-    clean(plan, &["lost", "sent again", "a broken pipe", "a reply in the outbox of one that died", "a second look that found something"]);
-    let plan = Plan { crashes: 1, naps: true, ..Plan::new(1, &[SYNC_ANY, SYNC_ANY, SYNC_ANY, SYNC_ANY]) };
+    clean(
+        plan,
+        &[
+            "lost",
+            "sent again",
+            "a broken pipe",
+            "a reply in the outbox of one that died",
+            "a second look that found something",
+        ],
+    );
+    let plan =
+        Plan { crashes: 1, naps: true, ..Plan::new(1, &[SYNC_ANY, SYNC_ANY, SYNC_ANY, SYNC_ANY]) };
     clean(plan, &["lost", "a nap"]);
 }
 
@@ -1807,13 +2030,27 @@ fn deaths_with_nothing_begun() {
 #[test]
 fn slots_that_are_used_again_at_once() {
     let plan = Plan { later: true, aborts: 2, ..Plan::new(1, &[SYNC, SYNC, SYNC]) };
-    clean(plan, &["done, but the slot is another task's", "a frame whose slot is another task's", "a frame of a task that was taken back"]);
+    clean(
+        plan,
+        &[
+            "done, but the slot is another task's",
+            "a frame whose slot is another task's",
+            "a frame of a task that was taken back",
+        ],
+    );
 }
 
 #[test]
 fn tasks_are_stopped() {
     let plan = Plan { crashes: 1, aborts: 1, ..Plan::new(1, &[SYNC_ANY, SYNC_ANY, SYNC]) };
-    clean(plan, &["a kill that ends its task", "a kill that comes when nothing runs", "a value, though it was to be stopped"]);
+    clean(
+        plan,
+        &[
+            "a kill that ends its task",
+            "a kill that comes when nothing runs",
+            "a value, though it was to be stopped",
+        ],
+    );
     let plan = Plan { aborts: 1, jumps: 1, ..Plan::new(1, &[SYNC_ANY, SYNC_ANY, SYNC]) };
     clean(plan, &["a grace that is over", "a value, though it was to be stopped"]);
 }
@@ -1829,14 +2066,23 @@ fn async_neighbours() {
 
 #[test]
 fn two_workers() {
-    clean(Plan { crashes: 1, service: 100 * US, ..Plan::new(2, &[SYNC, SYNC, SYNC]) }, &["sent again", "lost"]);
-    clean(Plan { aborts: 1, service: 100 * US, ..Plan::new(2, &[SYNC, SYNC, SYNC]) }, &["sent again", "a kill that ends its task"]);
+    clean(
+        Plan { crashes: 1, service: 100 * US, ..Plan::new(2, &[SYNC, SYNC, SYNC]) },
+        &["sent again", "lost"],
+    );
+    clean(
+        Plan { aborts: 1, service: 100 * US, ..Plan::new(2, &[SYNC, SYNC, SYNC]) },
+        &["sent again", "a kill that ends its task"],
+    );
     clean(Plan { crashes: 1, aborts: 1, ..Plan::new(2, &[SYNC, SYNC]) }, &["sent again"]);
 }
 
 #[test]
 fn a_pool_that_drains() {
-    clean(Plan { crashes: 1, aborts: 1, later: true, drain: true, ..Plan::new(1, &[SYNC, ASYNC]) }, &["refused", "lost"]);
+    clean(
+        Plan { crashes: 1, aborts: 1, later: true, drain: true, ..Plan::new(1, &[SYNC, ASYNC]) },
+        &["refused", "lost"],
+    );
     clean(Plan { crashes: 1, drain: true, ..Plan::new(2, &[SYNC, SYNC]) }, &["lost"]);
 }
 
@@ -1866,20 +2112,33 @@ fn tasks_with_options() {
 
 #[test]
 fn runs() {
-    let run = |workers, items: &[Kind]| Plan { runs: vec![items.len()], ..Plan::new(workers, items) };
-    clean(Plan { crashes: 2, ..run(1, &[SYNC, SYNC_ANY, SYNC]) }, &["the rest of a run", "lost", "a reply in the outbox of one that died"]);
-    clean(Plan { crashes: 4, ..run(1, &[SYNC, SYNC]) }, &["lost without having begun", "the rest of a run"]);
+    let run =
+        |workers, items: &[Kind]| Plan { runs: vec![items.len()], ..Plan::new(workers, items) };
+    clean(
+        Plan { crashes: 2, ..run(1, &[SYNC, SYNC_ANY, SYNC]) },
+        &["the rest of a run", "lost", "a reply in the outbox of one that died"],
+    );
+    clean(
+        Plan { crashes: 4, ..run(1, &[SYNC, SYNC]) },
+        &["lost without having begun", "the rest of a run"],
+    );
     clean(
         Plan { aborts: 1, crashes: 1, ..run(1, &[SYNC, SYNC_ANY, SYNC]) },
         &["a kill that ends its task", "a run of which nothing was left"],
     );
     // Those who are idle take what has not begun.
     let shared = Plan { service: 100 * US, ..run(2, &[SYNC, SYNC, SYNC]) };
-    clean(Plan { crashes: 1, ..shared.clone() }, &["a run that was cut", "the rest of a run", "lost"]);
+    clean(
+        Plan { crashes: 1, ..shared.clone() },
+        &["a run that was cut", "the rest of a run", "lost"],
+    );
     clean(Plan { aborts: 1, ..shared }, &["a run that was cut", "a kill that ends its task"]);
     // A slot that is used again while the frame of a run that stood in it is on its way.
     let two = Plan { runs: vec![2, 2], later: true, ..Plan::new(1, &[SYNC; 4]) };
-    clean(Plan { aborts: 1, ..two.clone() }, &["a frame of a run that was taken back", "a run that was cut"]);
+    clean(
+        Plan { aborts: 1, ..two.clone() },
+        &["a frame of a run that was taken back", "a run that was cut"],
+    );
     clean(Plan { crashes: 1, drain: true, ..two }, &["the rest of a run", "refused"]);
 }
 
@@ -1891,35 +2150,103 @@ fn items_that_are_counted_in_two_steps_are_found() {
 
 #[test]
 fn a_rest_that_is_told_by_the_answers_is_found() {
-    found(Flaw::AnswersOnly, "runs twice", Plan { crashes: 1, runs: vec![2], ..Plan::new(1, &[SYNC; 2]) });
+    found(
+        Flaw::AnswersOnly,
+        "runs twice",
+        Plan { crashes: 1, runs: vec![2], ..Plan::new(1, &[SYNC; 2]) },
+    );
 }
 
 #[test]
 fn a_rest_that_is_handed_in_twice_is_found() {
-    found(Flaw::RestTwice, "two hands", Plan { crashes: 1, runs: vec![2], ..Plan::new(1, &[SYNC; 2]) });
+    found(
+        Flaw::RestTwice,
+        "two hands",
+        Plan { crashes: 1, runs: vec![2], ..Plan::new(1, &[SYNC; 2]) },
+    );
 }
 
 /// Minutes in an optimised build, and some gigabytes.
 #[test]
 #[ignore = "takes minutes"]
 fn long_search() {
-    let (retry, grace, limit) = (SYNC.with(Has::Retry), SYNC.with(Has::Grace), SYNC.with(Has::Limit));
-    clean(Plan { crashes: 1, aborts: 1, service: 100 * US, ..Plan::new(2, &[SYNC, SYNC, SYNC]) }, &[]);
-    clean(Plan { crashes: 2, aborts: 1, jumps: 1, later: true, drain: true, ..Plan::new(1, &[SYNC, ASYNC, SYNC]) }, &[]);
-    clean(Plan { crashes: 1, aborts: 1, jumps: 2, later: true, ..Plan::new(1, &[retry, grace, limit]) }, &[]);
-    clean(Plan { crashes: 1, aborts: 1, jumps: 1, naps: true, held: true, ..Plan::new(1, &[ASYNC_ANY, ASYNC, ASYNC]) }, &[]);
-    clean(Plan { crashes: 1, aborts: 2, jumps: 1, naps: true, later: true, ..Plan::new(1, &[SYNC_ANY, SYNC_ANY, SYNC]) }, &[]);
-    clean(Plan { crashes: 1, aborts: 1, jumps: 1, service: 100 * US, ..Plan::new(2, &[SYNC, SYNC, SYNC]) }, &[]);
+    let (retry, grace, limit) =
+        (SYNC.with(Has::Retry), SYNC.with(Has::Grace), SYNC.with(Has::Limit));
+    clean(
+        Plan { crashes: 1, aborts: 1, service: 100 * US, ..Plan::new(2, &[SYNC, SYNC, SYNC]) },
+        &[],
+    );
+    clean(
+        Plan {
+            crashes: 2,
+            aborts: 1,
+            jumps: 1,
+            later: true,
+            drain: true,
+            ..Plan::new(1, &[SYNC, ASYNC, SYNC])
+        },
+        &[],
+    );
+    clean(
+        Plan {
+            crashes: 1,
+            aborts: 1,
+            jumps: 2,
+            later: true,
+            ..Plan::new(1, &[retry, grace, limit])
+        },
+        &[],
+    );
+    clean(
+        Plan {
+            crashes: 1,
+            aborts: 1,
+            jumps: 1,
+            naps: true,
+            held: true,
+            ..Plan::new(1, &[ASYNC_ANY, ASYNC, ASYNC])
+        },
+        &[],
+    );
+    clean(
+        Plan {
+            crashes: 1,
+            aborts: 2,
+            jumps: 1,
+            naps: true,
+            later: true,
+            ..Plan::new(1, &[SYNC_ANY, SYNC_ANY, SYNC])
+        },
+        &[],
+    );
+    clean(
+        Plan {
+            crashes: 1,
+            aborts: 1,
+            jumps: 1,
+            service: 100 * US,
+            ..Plan::new(2, &[SYNC, SYNC, SYNC])
+        },
+        &[],
+    );
 }
 
 #[test]
 fn a_kill_before_the_rest_is_taken_back_is_found() {
-    found(Flaw::KillFirst, "which nobody wanted to stop", Plan { aborts: 1, ..Plan::new(1, &[SYNC, SYNC]) });
+    found(
+        Flaw::KillFirst,
+        "which nobody wanted to stop",
+        Plan { aborts: 1, ..Plan::new(1, &[SYNC, SYNC]) },
+    );
 }
 
 #[test]
 fn a_kill_without_another_look_is_found() {
-    found(Flaw::NoLook, "which nobody wanted to stop", Plan { aborts: 1, ..Plan::new(1, &[SYNC, SYNC]) });
+    found(
+        Flaw::NoLook,
+        "which nobody wanted to stop",
+        Plan { aborts: 1, ..Plan::new(1, &[SYNC, SYNC]) },
+    );
 }
 
 #[test]
@@ -1944,8 +2271,16 @@ fn a_bell_that_is_thought_of_too_early_is_found() {
 
 #[test]
 fn a_plain_store_of_done_is_found() {
-    found(Flaw::PlainFinish, "waits for ever", Plan { later: true, ..Plan::new(1, &[SYNC, SYNC, SYNC]) });
-    found(Flaw::PlainFinish, "waits for ever", Plan { later: true, ..Plan::new(1, &[SYNC_ANY, SYNC]) });
+    found(
+        Flaw::PlainFinish,
+        "waits for ever",
+        Plan { later: true, ..Plan::new(1, &[SYNC, SYNC, SYNC]) },
+    );
+    found(
+        Flaw::PlainFinish,
+        "waits for ever",
+        Plan { later: true, ..Plan::new(1, &[SYNC_ANY, SYNC]) },
+    );
 }
 
 #[test]
@@ -1960,7 +2295,11 @@ fn a_beginning_in_two_steps_is_found() {
 
 #[test]
 fn a_frame_whose_slot_is_another_tasks_is_found() {
-    found(Flaw::AnyWord, "begins, and was told as", Plan { aborts: 1, later: true, ..Plan::new(1, &[SYNC, SYNC]) });
+    found(
+        Flaw::AnyWord,
+        "begins, and was told as",
+        Plan { aborts: 1, later: true, ..Plan::new(1, &[SYNC, SYNC]) },
+    );
 }
 
 #[test]
@@ -1976,6 +2315,14 @@ fn a_kill_at_the_end_of_a_grace_without_another_look_is_found() {
 
 #[test]
 fn a_grace_that_is_over_before_what_came_is_read_is_found() {
-    found(Flaw::TimeFirst, "which nobody wanted to stop", Plan { aborts: 1, jumps: 1, ..Plan::new(1, &[SYNC, SYNC]) });
-    found(Flaw::TimeFirst, "though none is late", Plan { aborts: 1, jumps: 2, ..Plan::new(1, &[ASYNC, ASYNC]) });
+    found(
+        Flaw::TimeFirst,
+        "which nobody wanted to stop",
+        Plan { aborts: 1, jumps: 1, ..Plan::new(1, &[SYNC, SYNC]) },
+    );
+    found(
+        Flaw::TimeFirst,
+        "though none is late",
+        Plan { aborts: 1, jumps: 2, ..Plan::new(1, &[ASYNC, ASYNC]) },
+    );
 }

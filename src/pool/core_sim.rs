@@ -1,13 +1,15 @@
 //! The rules of a pool against a made-up world and an independent model.
 //!
-//! The world plays everything around [`Core`]: callers with time limits, retries and the other options of a call, processes
-//! that start, work, answer, panic, hang and die, and the clock. It does what the actions say, as late as it likes, and calls `tick` at
-//! `next_deadline` only, which it looks at when the engine would. The model keeps its own books, in
-//! the plainest way; each action is held against them before it is entered, and after each event
-//! they are held against the core's own. What is wrong is returned, not panicked with, so that a test can
-//! also show that broken rules are found ([`Flaw`]).
+//! The world plays everything around [`Core`]: callers with time limits, retries and the other
+//! options of a call, processes that start, work, answer, panic, hang and die, and the clock. It
+//! does what the actions say, as late as it likes, and calls `tick` at `next_deadline` only, which
+//! it looks at when the engine would. The model keeps its own books, in the plainest way; each
+//! action is held against them before it is entered, and after each event they are held against the
+//! core's own. What is wrong is returned, not panicked with, so that a test can also show that
+//! broken rules are found ([`Flaw`]).
 //!
-//! `PROCPOOL_SEED` runs one seed, `PROCPOOL_ROUNDS` so many, from that seed or from 0; the ignored test is the long run.
+//! `PROCPOOL_SEED` runs one seed, `PROCPOOL_ROUNDS` so many, from that seed or from 0; the ignored
+//! test is the long run.
 
 use super::*;
 use crate::pool::ending::CutOff;
@@ -36,7 +38,9 @@ impl TestMemory {
 
 impl Clone for TestMemory {
     fn clone(&self) -> Self {
-        let copy = |words: &[AtomicU64]| words.iter().map(|word| AtomicU64::new(word.load(Ordering::Relaxed))).collect();
+        let copy = |words: &[AtomicU64]| {
+            words.iter().map(|word| AtomicU64::new(word.load(Ordering::Relaxed))).collect()
+        };
         Self { words: copy(&self.words), starts: copy(&self.starts) }
     }
 }
@@ -160,7 +164,14 @@ impl Plan {
             wait_min: if rng.chance(50) { Duration::ZERO } else { rng.micros(5_000) },
             wait_max: Duration::from_millis(20),
         };
-        Some(Arc::new(Options { timeout, deadline, grace, isolated: rng.chance(15), idempotent: rng.chance(85), retry }))
+        Some(Arc::new(Options {
+            timeout,
+            deadline,
+            grace,
+            isolated: rng.chance(15),
+            idempotent: rng.chance(85),
+            retry,
+        }))
     }
 
     fn random(rng: &mut Rng, tasks: u64, workers: u64) -> Self {
@@ -170,7 +181,8 @@ impl Plan {
             1 => 2,
             _ => 1 + rng.below(workers) as usize,
         };
-        let limit = if rng.chance(50) { Some(Duration::from_millis(1 + rng.below(300))) } else { None };
+        let limit =
+            if rng.chance(50) { Some(Duration::from_millis(1 + rng.below(300))) } else { None };
         let rules = Rules {
             workers,
             concurrency: 1 + rng.below(12) as usize,
@@ -203,7 +215,8 @@ impl Plan {
             start_all: rng.chance(20),
             kill: rng.chance(30),
             end_early: rng.chance(40),
-            limit: [None, Some(Duration::ZERO), Some(rng.micros(3_000)), Some(rng.micros(300_000))][rng.below(4) as usize],
+            limit: [None, Some(Duration::ZERO), Some(rng.micros(3_000)), Some(rng.micros(300_000))]
+                [rng.below(4) as usize],
             abort_unbegun: often(rng, 200),
             thorough: 1,
         }
@@ -283,7 +296,8 @@ enum Flaw {
     /// An idempotent neighbour counts as what its worker was killed for; or everybody is innocent.
     Guilty,
     Innocent,
-    /// Nobody looks whether workers stand still; or they are taken for that too soon, are used before others, or killed too soon.
+    /// Nobody looks whether workers stand still; or they are taken for that too soon, are used
+    /// before others, or killed too soon.
     Unlistened,
     Hasty,
     DeafFirst,
@@ -336,8 +350,8 @@ const FLAWS: [Flaw; 41] = [
 
 // ---- the model's books
 
-/// A place in the queue. What several workers gave back at once has the same first number, and a lane for each: the order
-/// counts within each lane.
+/// A place in the queue. What several workers gave back at once has the same first number, and a
+/// lane for each: the order counts within each lane.
 type Turn = (i64, Option<WorkerKey>, u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -460,13 +474,17 @@ struct Hand {
 }
 
 impl Hand {
-    /// Tasks that are not begun though nothing stands before them. What is large takes its time to arrive.
+    /// Tasks that are not begun though nothing stands before them. What is large takes its time to
+    /// arrive.
     fn could_begin<'a>(&'a self, jobs: &'a [Job]) -> impl Iterator<Item = &'a Job> {
         let in_hand = self.in_flight.iter().map(|id| &jobs[*id as usize]).enumerate();
-        in_hand.filter(|(at, job)| (*at == 0 || job.mode == Mode::Async) && !job.begun && !job.large).map(|(_, job)| job)
+        in_hand
+            .filter(|(at, job)| (*at == 0 || job.mode == Mode::Async) && !job.begun && !job.large)
+            .map(|(_, job)| job)
     }
 
-    /// Since when nothing stands before such a task, and nothing was answered: who answers is awake.
+    /// Since when nothing stands before such a task, and nothing was answered: who answers is
+    /// awake.
     fn since_first(&self, job: &Job) -> Option<Instant> {
         let since = match job.mode {
             Mode::Sync => self.first?.1,
@@ -502,7 +520,8 @@ enum Event {
 /// What the model expects of the event at hand.
 #[derive(Default)]
 struct Expected {
-    /// Tasks of a worker that died: why they were stopped (else they are lost). Those end; these are tried again.
+    /// Tasks of a worker that died: why they were stopped (else they are lost). Those end; these
+    /// are tried again.
     settles: HashMap<u64, Option<Stop>>,
     notes: HashMap<u64, Option<Stop>>,
     start_failed: bool,
@@ -628,7 +647,12 @@ impl World {
     fn run(&mut self) -> Check {
         self.until_quiet()?;
         if !self.draining && !self.killed {
-            ensure!(self.open == 0, "{} tasks wait for ever, {} of them queued", self.open, self.queue.len());
+            ensure!(
+                self.open == 0,
+                "{} tasks wait for ever, {} of them queued",
+                self.open,
+                self.queue.len()
+            );
             let event = if self.plan.kill { Event::Kill } else { Event::Drain };
             self.after(Duration::ZERO, event);
             self.until_quiet()?;
@@ -636,8 +660,10 @@ impl World {
         ensure!(self.open == 0, "{} tasks wait for ever in a pool that was closed", self.open);
         ensure!(self.hands.is_empty(), "{} workers are left", self.hands.len());
         ensure!(self.ended, "the end was not told");
-        let (mut told, mut true_one) = (self.core.cut_off().clone(), std::mem::take(&mut self.cut_off));
-        for list in [&mut told.unbegun, &mut told.begun, &mut true_one.unbegun, &mut true_one.begun] {
+        let (mut told, mut true_one) =
+            (self.core.cut_off().clone(), std::mem::take(&mut self.cut_off));
+        for list in [&mut told.unbegun, &mut told.begun, &mut true_one.unbegun, &mut true_one.begun]
+        {
             list.sort_unstable();
         }
         ensure!(told == true_one, "cut off were {true_one:?}, told is {told:?}");
@@ -659,13 +685,19 @@ impl World {
                     self.cut_in_time();
                     self.core.tick(self.now, &mut self.actions);
                     self.settle_up(true)?;
-                    ensure!(self.deadline.is_none_or(|next| next > self.now), "the same deadline again, after its tick");
+                    ensure!(
+                        self.deadline.is_none_or(|next| next > self.now),
+                        "the same deadline again, after its tick"
+                    );
                     self.overdue()?;
                 }
                 (_, _) => {
                     let Some(Reverse((at, _, event))) = self.events.pop() else { return Ok(()) };
                     self.now = at;
-                    let late = self.cut_at.is_some_and(|limit| limit < at) && !self.cut && !self.ended && !self.killed;
+                    let late = self.cut_at.is_some_and(|limit| limit < at)
+                        && !self.cut
+                        && !self.ended
+                        && !self.killed;
                     ensure!(!late, "the drain was not cut short");
                     self.event(event)?;
                 }
@@ -688,12 +720,15 @@ impl World {
             Event::Submit => return self.submit(),
             Event::Abort(id) => self.abort(id),
             Event::AbortWhere(rest) => {
-                (0..self.jobs.len() as u64).filter(|id| id % 4 == rest).for_each(|id| self.stop(id, Stop::Abort));
+                (0..self.jobs.len() as u64)
+                    .filter(|id| id % 4 == rest)
+                    .for_each(|id| self.stop(id, Stop::Abort));
                 self.core.abort_where(|id| (id - BASE_ID) % 4 == rest, self.now, &mut self.actions);
                 return self.settle_up(false);
             }
             Event::AbortUnbegun => {
-                let unbegun = self.jobs.iter_mut().filter(|job| job.place != Place::Settled && !job.begun);
+                let unbegun =
+                    self.jobs.iter_mut().filter(|job| job.place != Place::Settled && !job.begun);
                 let count = unbegun.map(|job| job.stop = Some(Stop::Abort)).count();
                 let told = self.core.abort_unbegun(self.now, &mut self.actions);
                 self.settle_up(false)?;
@@ -706,7 +741,10 @@ impl World {
                 self.expected.start_all = true;
                 self.core.start_all(self.now, &mut self.actions);
                 self.settle_up(false)?;
-                ensure!(self.draining || self.killed || self.hands.len() == self.plan.rules.workers, "not all were started");
+                ensure!(
+                    self.draining || self.killed || self.hands.len() == self.plan.rules.workers,
+                    "not all were started"
+                );
                 return Ok(());
             }
             Event::Drain => {
@@ -728,7 +766,11 @@ impl World {
             }
             Event::Kill => {
                 self.killed = true;
-                for job in self.jobs.iter_mut().filter(|job| job.place != Place::Settled && job.stop != Some(Stop::Abort)) {
+                for job in self
+                    .jobs
+                    .iter_mut()
+                    .filter(|job| job.place != Place::Settled && job.stop != Some(Stop::Abort))
+                {
                     job.stop = Some(Stop::Close);
                 }
                 self.core.kill(self.now, &mut self.actions);
@@ -787,7 +829,8 @@ impl World {
             if id == self.plan.tasks {
                 return Ok(());
             }
-            let mode = if self.rng.chance(self.plan.async_percent) { Mode::Async } else { Mode::Sync };
+            let mode =
+                if self.rng.chance(self.plan.async_percent) { Mode::Async } else { Mode::Sync };
             let large = self.rng.chance(self.plan.large_percent);
             let service = match self.rng.below(3) {
                 0 => self.plan.service,
@@ -795,7 +838,8 @@ impl World {
                 _ => self.rng.heavy_tail(self.plan.service),
             };
             let tries = [1, 2, u8::MAX][self.rng.below(3) as usize];
-            let (hangs, crashes) = (self.rng.rarely(self.plan.hang), self.rng.rarely(self.plan.crash));
+            let (hangs, crashes) =
+                (self.rng.rarely(self.plan.hang), self.rng.rarely(self.plan.crash));
             let poison = self.rng.rarely(self.plan.poison);
             let options = self.plan.options(&mut self.rng);
             let known = options.as_deref().cloned().unwrap_or_default();
@@ -824,7 +868,8 @@ impl World {
                 moves: 0,
             };
             let refusing = self.draining || self.killed;
-            let dead_pool = self.hands.is_empty() && self.failed_at.is_some_and(|at| self.now < at + BACKOFF_MAX);
+            let dead_pool = self.hands.is_empty()
+                && self.failed_at.is_some_and(|at| self.now < at + BACKOFF_MAX);
             self.jobs.push(job);
             let large = large && self.flaw != Some(Flaw::Large);
             let call = Call { cargo: BASE_ID + id, id: BASE_ID + id, mode, large, options };
@@ -840,7 +885,10 @@ impl World {
                     ensure!(cargo == BASE_ID + id, "another cargo came back");
                     match fate {
                         Fate::Closed => ensure!(refusing, "an open pool is closed"),
-                        Fate::StartFailed(_) => ensure!(dead_pool, "refused, but no start had failed or a worker was there"),
+                        Fate::StartFailed(_) => ensure!(
+                            dead_pool,
+                            "refused, but no start had failed or a worker was there"
+                        ),
                         other => return Err(format!("refused with {other:?}")),
                     }
                     self.jobs[id as usize].place = Place::Settled;
@@ -881,7 +929,8 @@ impl World {
         }
     }
 
-    /// The model notes why a task is to stop, and until when it must have ended, if it is asked or done.
+    /// The model notes why a task is to stop, and until when it must have ended, if it is asked or
+    /// done.
     fn stop(&mut self, id: u64, stop: Stop) {
         let job = &mut self.jobs[id as usize];
         if job.place == Place::Settled {
@@ -889,8 +938,13 @@ impl World {
         }
         // What the caller wants counts more than the end, and that more than a limit.
         let first = job.stop.is_none();
-        let timeouts = matches!(job.stop, Some(Stop::TimedOut(Limit::Timeout(_)))) && matches!(stop, Stop::TimedOut(Limit::Deadline(_)));
-        if first || timeouts || stop == Stop::Abort || (stop == Stop::Close && job.stop != Some(Stop::Abort)) {
+        let timeouts = matches!(job.stop, Some(Stop::TimedOut(Limit::Timeout(_))))
+            && matches!(stop, Stop::TimedOut(Limit::Deadline(_)));
+        if first
+            || timeouts
+            || stop == Stop::Abort
+            || (stop == Stop::Close && job.stop != Some(Stop::Abort))
+        {
             job.stop = Some(stop);
         }
         if let Place::InFlight(worker) = job.place
@@ -932,13 +986,13 @@ impl World {
             .collect();
         let mut over: Vec<_> = open()
             .filter(|(_, job)| due(job.deadline))
-            .filter_map(|(id, job)| Some((id, Stop::TimedOut(Limit::Deadline(job.options.deadline?)))))
+            .filter_map(|(id, job)| {
+                Some((id, Stop::TimedOut(Limit::Deadline(job.options.deadline?))))
+            })
             .collect();
-        over.extend(
-            open()
-                .filter(|(_, job)| self.is_over(job))
-                .filter_map(|(id, job)| Some((id, Stop::TimedOut(Limit::Timeout(job.options.timeout?))))),
-        );
+        over.extend(open().filter(|(_, job)| self.is_over(job)).filter_map(|(id, job)| {
+            Some((id, Stop::TimedOut(Limit::Timeout(job.options.timeout?))))
+        }));
         waits.sort_unstable();
         for (_, _, id) in waits {
             self.enqueue(id);
@@ -958,13 +1012,15 @@ impl World {
                 && job.done
                 && job.stop.is_none()
                 && !std::mem::replace(&mut job.unheard, true)
-                && let Some(hand) = self.hands.get_mut(&worker).filter(|hand| hand.life != Life::Doomed)
+                && let Some(hand) =
+                    self.hands.get_mut(&worker).filter(|hand| hand.life != Life::Doomed)
             {
                 job.excused = true;
                 hand.asked.push((self.now + ABORT_GRACE, id));
             }
         }
-        // Tasks that are done, and whose replies have not come; async ones that were asked, and have not stopped by themselves.
+        // Tasks that are done, and whose replies have not come; async ones that were asked, and
+        // have not stopped by themselves.
         for hand in self.hands.values_mut().filter(|hand| hand.life != Life::Doomed) {
             for (by, id) in &mut hand.asked {
                 let job = &mut self.jobs[*id as usize];
@@ -984,7 +1040,8 @@ impl World {
 
     /// Its run has reached its time limit, and nobody has stopped it for another reason.
     fn is_over(&self, job: &Job) -> bool {
-        let runs = matches!(job.place, Place::InFlight(_)) && job.begun && !job.done && job.stop.is_none();
+        let runs =
+            matches!(job.place, Place::InFlight(_)) && job.begun && !job.done && job.stop.is_none();
         runs && job.options.timeout.is_some_and(|limit| job.began_at + limit <= self.now)
     }
 
@@ -1013,7 +1070,8 @@ impl World {
 
     /// The limit of a drain has passed, perhaps: whatever runs is stopped.
     fn cut_in_time(&mut self) {
-        if self.cut || self.killed || self.ended || self.cut_at.is_none_or(|limit| limit > self.now) {
+        if self.cut || self.killed || self.ended || self.cut_at.is_none_or(|limit| limit > self.now)
+        {
             return;
         }
         self.cut = true;
@@ -1030,7 +1088,11 @@ impl World {
             self.expected.start_failed = true;
             self.core.start_failed(key, self.error.clone(), self.now, &mut self.actions);
             self.settle_up(true)?;
-            ensure!(!self.hands.is_empty() || self.queue.is_empty(), "a start failed, nobody is left, and {} tasks wait", self.queue.len());
+            ensure!(
+                !self.hands.is_empty() || self.queue.is_empty(),
+                "a start failed, nobody is left, and {} tasks wait",
+                self.queue.len()
+            );
         }
         Ok(())
     }
@@ -1085,7 +1147,8 @@ impl World {
             && !hand.silent
             && hand.still.is_none()
             && let Some(claim) = hand.inbox.front().copied()
-            && (self.jobs[(claim.id - BASE_ID) as usize].mode == Mode::Async || hand.running.is_empty())
+            && (self.jobs[(claim.id - BASE_ID) as usize].mode == Mode::Async
+                || hand.running.is_empty())
         {
             let id = claim.id - BASE_ID;
             let job = &mut self.jobs[id as usize];
@@ -1108,7 +1171,8 @@ impl World {
                 self.ran_again = Some(id);
             }
             (job.begun, job.began_at) = (true, self.now);
-            let (service, hangs, crashes) = (job.service, job.attempt <= job.hangs, job.attempt <= job.crashes);
+            let (service, hangs, crashes) =
+                (job.service, job.attempt <= job.hangs, job.attempt <= job.crashes);
             if crashes {
                 let part = self.rng.micros(1 + service.as_micros() as u64);
                 self.after(part, Event::Exit(key));
@@ -1124,12 +1188,16 @@ impl World {
         hand.running.remove(at);
         hand.replies.push((id, answer));
         self.jobs[id as usize].done = true;
-        if let (Some(slot), Some(memory)) = (hand.slots.get(&id), self.core.workers.get(key).and_then(|worker| worker.memory.as_ref())) {
+        if let (Some(slot), Some(memory)) = (
+            hand.slots.get(&id),
+            self.core.workers.get(key).and_then(|worker| worker.memory.as_ref()),
+        ) {
             memory.claims().finish(Claim { slot: *slot, id: BASE_ID + id });
         }
         if !hand.delivery_due {
             hand.delivery_due = true;
-            let delay = if self.rng.chance(70) { Duration::from_micros(5) } else { self.rng.micros(3_000) };
+            let delay =
+                if self.rng.chance(70) { Duration::from_micros(5) } else { self.rng.micros(3_000) };
             self.after(delay, Event::Deliver(key));
         }
         self.begin(key);
@@ -1149,7 +1217,11 @@ impl World {
         for (id, answer) in replies {
             let replied = self.core.replied(key, BASE_ID + id, answer, self.now);
             let job = &mut self.jobs[id as usize];
-            ensure!(job.place == Place::InFlight(key), "an answer to {id}, which is {:?}", job.place);
+            ensure!(
+                job.place == Place::InFlight(key),
+                "an answer to {id}, which is {:?}",
+                job.place
+            );
             let Some(hand) = self.hands.get_mut(&key) else { return Ok(()) };
             hand.in_flight.retain(|other| *other != id);
             hand.slots.remove(&id);
@@ -1158,19 +1230,31 @@ impl World {
             let again = match (answer, job.stop) {
                 (Answer::Panicked, None) => job.is_tried_again(|retry| retry.panics),
                 (Answer::Again, None) => job.is_tried_again(|_| true),
-                (Answer::Dropped, Some(Stop::TimedOut(Limit::Timeout(_)))) => job.is_tried_again(|retry| retry.timeouts),
+                (Answer::Dropped, Some(Stop::TimedOut(Limit::Timeout(_)))) => {
+                    job.is_tried_again(|retry| retry.timeouts)
+                }
                 _ => false,
             };
             match replied {
-                Some(Replied::Ended(cargo, stop)) if !again && cargo == BASE_ID + id && stop == job.stop => {
+                Some(Replied::Ended(cargo, stop))
+                    if !again && cargo == BASE_ID + id && stop == job.stop =>
+                {
                     job.place = Place::Settled;
                     self.open -= 1;
                     if (answer, stop) == (Answer::Dropped, Some(Stop::Close)) {
                         self.cut_off.begun.push(BASE_ID + id);
                     }
                 }
-                Some(Replied::Again(task, stop)) if again && Some(task) == job.key && stop == job.stop => self.try_again(id),
-                replied => return Err(format!("the answer {answer:?} to {id} was taken as {replied:?}: {job:?}")),
+                Some(Replied::Again(task, stop))
+                    if again && Some(task) == job.key && stop == job.stop =>
+                {
+                    self.try_again(id)
+                }
+                replied => {
+                    return Err(format!(
+                        "the answer {answer:?} to {id} was taken as {replied:?}: {job:?}"
+                    ));
+                }
             }
         }
         if let Some(hand) = self.hands.get_mut(&key)
@@ -1187,7 +1271,10 @@ impl World {
         let broken = !self.killed && self.rng.rarely(self.plan.nonsense);
         if broken && let Some(hand) = self.hands.get_mut(&key) {
             hand.silent = true;
-            ensure!(self.core.replied(key, 7, Answer::Final, self.now).is_none(), "an answer to nothing was taken");
+            ensure!(
+                self.core.replied(key, 7, Answer::Final, self.now).is_none(),
+                "an answer to nothing was taken"
+            );
         }
         self.core.refill(key, count, self.now, &mut self.actions);
         self.settle_up(false)?;
@@ -1265,10 +1352,13 @@ impl World {
                     continue;
                 }
                 None => job.is_tried_again(|retry| retry.deaths),
-                Some(Stop::TimedOut(Limit::Timeout(_))) => job.is_tried_again(|retry| retry.timeouts),
+                Some(Stop::TimedOut(Limit::Timeout(_))) => {
+                    job.is_tried_again(|retry| retry.timeouts)
+                }
                 Some(_) => false,
             };
-            let expected = if again { &mut self.expected.notes } else { &mut self.expected.settles };
+            let expected =
+                if again { &mut self.expected.notes } else { &mut self.expected.settles };
             expected.insert(id, job.stop);
             if again {
                 tried_again.push(id);
@@ -1286,11 +1376,20 @@ impl World {
             self.jobs[id as usize].place = Place::Queued(turn);
         }
         hand.in_flight.clear();
-        let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
+        let loss =
+            Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
         self.core.exited(key, &loss, self.now, &mut self.actions);
         self.settle_up(true)?;
-        ensure!(self.expected.settles.is_empty(), "tasks of a dead worker were not settled: {:?}", self.expected.settles);
-        ensure!(self.expected.notes.is_empty(), "tasks of a dead worker were not tried again: {:?}", self.expected.notes);
+        ensure!(
+            self.expected.settles.is_empty(),
+            "tasks of a dead worker were not settled: {:?}",
+            self.expected.settles
+        );
+        ensure!(
+            self.expected.notes.is_empty(),
+            "tasks of a dead worker were not tried again: {:?}",
+            self.expected.notes
+        );
         Ok(())
     }
 
@@ -1314,14 +1413,20 @@ impl World {
         self.taken_back(&resent);
         match self.flaw {
             Some(Flaw::SettleTwice) => {
-                if let Some(Action::Settle(id, fate)) = actions.iter().find(|action| matches!(action, Action::Settle(..))) {
+                if let Some(Action::Settle(id, fate)) =
+                    actions.iter().find(|action| matches!(action, Action::Settle(..)))
+                {
                     let again = Action::Settle(*id, fate.clone());
                     actions.push(again);
                 }
             }
             Some(Flaw::Unsettled) => actions.retain(|action| !matches!(action, Action::Settle(..))),
             Some(Flaw::Endless) => actions.retain(|action| !matches!(action, Action::Ended)),
-            Some(Flaw::EndTwice) if actions.iter().any(|action| matches!(action, Action::Ended)) => actions.push(Action::Ended),
+            Some(Flaw::EndTwice)
+                if actions.iter().any(|action| matches!(action, Action::Ended)) =>
+            {
+                actions.push(Action::Ended)
+            }
             _ => {}
         }
         for action in actions.drain(..) {
@@ -1351,11 +1456,13 @@ impl World {
         Ok(())
     }
 
-    /// Whom the pool takes to stand still has been given something long ago that it could have begun, and has not (rule 23).
+    /// Whom the pool takes to stand still has been given something long ago that it could have
+    /// begun, and has not (rule 23).
     fn deafness(&mut self) -> Check {
         let mut found = 0;
         for (key, hand) in &mut self.hands {
-            let told = self.core.workers.get(*key).is_some_and(|worker| worker.deaf_since.is_some());
+            let told =
+                self.core.workers.get(*key).is_some_and(|worker| worker.deaf_since.is_some());
             ensure!(told || hand.deaf.is_none(), "{hand:?} has not answered, and counts as awake");
             if !told || hand.deaf.is_some() {
                 continue;
@@ -1373,22 +1480,31 @@ impl World {
 
     /// A worker has nothing to do, and hears.
     fn someone_idle(&self) -> Option<&WorkerKey> {
-        let idle = |hand: &Hand| hand.life == Life::Ready && hand.in_flight.is_empty() && hand.deaf.is_none();
+        let idle = |hand: &Hand| {
+            hand.life == Life::Ready && hand.in_flight.is_empty() && hand.deaf.is_none()
+        };
         self.hands.iter().find(|(_, hand)| idle(hand)).map(|(key, _)| key)
     }
 
-    /// What the pool has taken back from workers, as their words say, is in the queue again, before everything else.
+    /// What the pool has taken back from workers, as their words say, is in the queue again, before
+    /// everything else.
     fn taken_back(&mut self, resent: &[u64]) {
         let mut back = Vec::new();
         for (key, hand) in &mut self.hands {
-            let Some(memory) = self.core.workers.get(*key).and_then(|worker| worker.memory.as_ref()) else { continue };
+            let Some(memory) =
+                self.core.workers.get(*key).and_then(|worker| worker.memory.as_ref())
+            else {
+                continue;
+            };
             let (jobs, slots, given_back) = (&self.jobs, &mut hand.slots, &mut hand.given_back);
             let mut at = 0;
             hand.in_flight.retain(|id| {
                 let Some(slot) = slots.get(id) else { return true };
                 let progress = memory.claims().look(Claim { slot: *slot, id: BASE_ID + id });
                 // Its slot may be another task's by now.
-                let gone = (matches!(progress, Progress::Revoked | Progress::Unknown) || resent.contains(id)) && !jobs[*id as usize].begun;
+                let gone = (matches!(progress, Progress::Revoked | Progress::Unknown)
+                    || resent.contains(id))
+                    && !jobs[*id as usize].begun;
                 if gone {
                     slots.remove(id);
                     given_back.push(*id);
@@ -1435,7 +1551,11 @@ impl World {
             Action::Start(key) => self.do_start(key),
             Action::Send(key, task, slot, attempt) => self.do_send(key, task, slot, attempt),
             Action::Note(task, fate) => {
-                let id = self.core.cargo_mut(task).map(|id| *id - BASE_ID).ok_or("a note about nothing")?;
+                let id = self
+                    .core
+                    .cargo_mut(task)
+                    .map(|id| *id - BASE_ID)
+                    .ok_or("a note about nothing")?;
                 let true_one = match (self.expected.notes.remove(&id), &fate) {
                     (Some(None), Fate::Lost(_)) => true,
                     (Some(Some(Stop::TimedOut(limit))), Fate::TimedOut(told)) => limit == *told,
@@ -1445,34 +1565,55 @@ impl World {
                 Ok(())
             }
             Action::Ask(key, task) => {
-                let id = self.core.cargo_mut(task).map(|id| *id - BASE_ID).ok_or("nobody is asked")?;
+                let id =
+                    self.core.cargo_mut(task).map(|id| *id - BASE_ID).ok_or("nobody is asked")?;
                 let job = &self.jobs[id as usize];
                 ensure!(
-                    job.stop.is_some() && job.mode == Mode::Async && matches!(job.way(), Way::Ask(_)) && job.place == Place::InFlight(key),
+                    job.stop.is_some()
+                        && job.mode == Mode::Async
+                        && matches!(job.way(), Way::Ask(_))
+                        && job.place == Place::InFlight(key),
                     "{id} is asked: {job:?}"
                 );
                 self.hear(key, id);
                 Ok(())
             }
             Action::Cancel(key, task) => {
-                let id = self.core.cargo_mut(task).map(|id| *id - BASE_ID).ok_or("a cancel of nothing")?;
+                let id = self
+                    .core
+                    .cargo_mut(task)
+                    .map(|id| *id - BASE_ID)
+                    .ok_or("a cancel of nothing")?;
                 let job = &self.jobs[id as usize];
-                ensure!(job.stop.is_some() && job.dropping && !job.told && job.place == Place::InFlight(key), "{id} is cancelled: {job:?}");
+                ensure!(
+                    job.stop.is_some()
+                        && job.dropping
+                        && !job.told
+                        && job.place == Place::InFlight(key),
+                    "{id} is cancelled: {job:?}"
+                );
                 self.jobs[id as usize].told = true;
                 self.hear(key, id);
                 Ok(())
             }
             Action::Retire(key) => {
                 ensure!(self.draining && self.queue.is_empty(), "retired while there is work");
-                let left = self.cut_at.map(|until| until.saturating_duration_since(self.now).max(ABORT_GRACE));
-                let by = self.now + left.map_or(staff::EXIT_LIMIT, |left| left.min(staff::EXIT_LIMIT));
+                let left = self
+                    .cut_at
+                    .map(|until| until.saturating_duration_since(self.now).max(ABORT_GRACE));
+                let by =
+                    self.now + left.map_or(staff::EXIT_LIMIT, |left| left.min(staff::EXIT_LIMIT));
                 let hand = self.hands.get_mut(&key).ok_or("nobody is retired")?;
-                ensure!(hand.life == Life::Ready && hand.in_flight.is_empty(), "{key:?} is retired at work");
+                ensure!(
+                    hand.life == Life::Ready && hand.in_flight.is_empty(),
+                    "{key:?} is retired at work"
+                );
                 hand.life = Life::Leaving { by };
                 hand.retired = true;
                 if !hand.hangs_at_end {
                     let delay = self.rng.micros(2_000);
-                    let event = if self.rng.chance(50) { Event::Exit(key) } else { Event::HangUp(key) };
+                    let event =
+                        if self.rng.chance(50) { Event::Exit(key) } else { Event::HangUp(key) };
                     self.after(delay, event);
                 }
                 Ok(())
@@ -1493,7 +1634,12 @@ impl World {
             Action::Settle(cargo, fate) => self.do_settle(cargo - BASE_ID, &fate),
             Action::Ended => {
                 ensure!(self.draining || self.killed, "an open pool has ended");
-                ensure!(self.open == 0 && self.hands.is_empty(), "ended with {} tasks and {} workers", self.open, self.hands.len());
+                ensure!(
+                    self.open == 0 && self.hands.is_empty(),
+                    "ended with {} tasks and {} workers",
+                    self.open,
+                    self.hands.len()
+                );
                 self.ended = true;
                 Ok(())
             }
@@ -1502,12 +1648,20 @@ impl World {
 
     fn do_start(&mut self, key: WorkerKey) -> Check {
         ensure!(!self.killed, "a start after the kill");
-        let stuck = self.hands.values().any(|hand| hand.deaf.is_some() && hand.in_flight.iter().any(|id| !self.jobs[*id as usize].begun));
-        ensure!(!self.draining || !self.queue.is_empty() || stuck, "a start in a pool that closes and has nothing queued");
+        let stuck = self.hands.values().any(|hand| {
+            hand.deaf.is_some() && hand.in_flight.iter().any(|id| !self.jobs[*id as usize].begun)
+        });
+        ensure!(
+            !self.draining || !self.queue.is_empty() || stuck,
+            "a start in a pool that closes and has nothing queued"
+        );
         let early = self.failed_at.is_some_and(|at| self.now < at + BACKOFF_MIN);
         ensure!(!early || self.expected.start_all, "a start before the back-off has passed");
         let ordered = self.now;
-        let limit = self.plan.rules.start_limit.map_or(self.plan.rules.hello_limit, |limit| limit.min(self.plan.rules.hello_limit));
+        let limit =
+            self.plan.rules.start_limit.map_or(self.plan.rules.hello_limit, |limit| {
+                limit.min(self.plan.rules.hello_limit)
+            });
         let hand = Hand {
             life: Life::Starting { until: Some(ordered + limit) },
             ordered,
@@ -1534,12 +1688,18 @@ impl World {
         };
         ensure!(self.hands.insert(key, hand).is_none(), "{key:?} is started twice");
         let on_duty = self.hands.values().filter(|hand| !hand.retired).count();
-        ensure!(on_duty <= self.plan.rules.workers, "{on_duty} workers, {} allowed", self.plan.rules.workers);
+        ensure!(
+            on_duty <= self.plan.rules.workers,
+            "{on_duty} workers, {} allowed",
+            self.plan.rules.workers
+        );
         let fails = self.bad_phase || self.rng.chance(self.plan.start_fails);
         let delay = self.rng.micros(10_000);
         match self.rng.below(4) {
             0 if fails => {} // it never says hello
-            1 if fails && self.plan.rules.start_limit.is_some() => self.after(delay, Event::Hello(key, true)),
+            1 if fails && self.plan.rules.start_limit.is_some() => {
+                self.after(delay, Event::Hello(key, true))
+            }
             2 if fails => self.after(delay, Event::Exit(key)),
             _ if fails => self.after(delay, Event::StartFailed(key)),
             _ => self.after(delay, Event::Hello(key, false)),
@@ -1552,13 +1712,21 @@ impl World {
         self.taken_back(&[]);
         let Some(id) = self.core.cargo_mut(task).map(|id| *id - BASE_ID) else { return Ok(()) }; // and aborted
         ensure!(self.core.id_of(task) == Some(BASE_ID + id), "what is sent is not known");
-        let Place::Queued(turn) = self.jobs[id as usize].place else { return Err(format!("{id} is sent, and not queued")) };
+        let Place::Queued(turn) = self.jobs[id as usize].place else {
+            return Err(format!("{id} is sent, and not queued"));
+        };
         let true_one = self.jobs[id as usize].attempt;
         ensure!(attempt == true_one, "{id} is sent as try {attempt}, which is try {true_one}");
-        // What is shared out is taken back when the queue has been served, and in several goes, the last first.
+        // What is shared out is taken back when the queue has been served, and in several goes, the
+        // last first.
         let shared_out = |turn: &Turn| self.shuffled && turn.0 == self.front;
-        let first = *self.queue.keys().find(|other| !shared_out(other) || shared_out(&turn)).ok_or("the queue is empty")?;
-        let in_lane = shared_out(&turn) || self.queue.range((turn.0, turn.1, 0)..turn).next().is_none();
+        let first = *self
+            .queue
+            .keys()
+            .find(|other| !shared_out(other) || shared_out(&turn))
+            .ok_or("the queue is empty")?;
+        let in_lane =
+            shared_out(&turn) || self.queue.range((turn.0, turn.1, 0)..turn).next().is_none();
         ensure!(turn.0 == first.0 && in_lane, "{id} at {turn:?} is sent before {first:?}");
         self.queue.remove(&turn);
         let (mode, needs_idle) = (self.jobs[id as usize].mode, self.needs_idle(id));
@@ -1569,13 +1737,18 @@ impl World {
         if !self.shuffled && self.rng.rarely(self.plan.thorough) {
             let load = hand.in_flight.len();
             let deaf = hand.deaf.is_some(); // only if nobody else can take it
-            let better = self
-                .hands
-                .iter()
-                .find(|(other, hand)| hand.deaf.is_none() && (deaf || hand.in_flight.len() < load) && self.room(**other, mode, needs_idle));
-            ensure!(better.is_none(), "{id} is sent to one with {load} in flight, not to {better:?}");
+            let better = self.hands.iter().find(|(other, hand)| {
+                hand.deaf.is_none()
+                    && (deaf || hand.in_flight.len() < load)
+                    && self.room(**other, mode, needs_idle)
+            });
+            ensure!(
+                better.is_none(),
+                "{id} is sent to one with {load} in flight, not to {better:?}"
+            );
         }
-        let lag = if self.rng.chance(70) { Duration::from_nanos(500) } else { self.rng.micros(300) };
+        let lag =
+            if self.rng.chance(70) { Duration::from_nanos(500) } else { self.rng.micros(300) };
         let hand = self.hands.get_mut(&key).ok_or("sent to nobody")?;
         if hand.in_flight.is_empty() {
             hand.busy_since = self.now;
@@ -1583,7 +1756,8 @@ impl World {
         hand.in_flight.push_back(id);
         hand.slots.insert(id, slot);
         hand.wire.push_back(Claim { slot, id: BASE_ID + id });
-        (self.jobs[id as usize].place, self.jobs[id as usize].sent_at) = (Place::InFlight(key), self.now);
+        (self.jobs[id as usize].place, self.jobs[id as usize].sent_at) =
+            (Place::InFlight(key), self.now);
         self.after(lag, Event::Arrive(key));
         Ok(())
     }
@@ -1629,13 +1803,23 @@ impl World {
         });
         // What has not begun does not die with it, but for one that may be the cause.
         let unbegun = hand.in_flight.iter().filter(|id| !self.jobs[**id as usize].begun).count();
-        let excused = hand.in_flight.len() == unbegun && (unbegun <= 1 || self.jobs[hand.in_flight[0] as usize].mode == Mode::Async);
-        ensure!(unbegun == 0 || excused || self.killed, "{unbegun} tasks that had not begun are killed with {key:?}: {hand:?}");
+        let excused = hand.in_flight.len() == unbegun
+            && (unbegun <= 1 || self.jobs[hand.in_flight[0] as usize].mode == Mode::Async);
+        ensure!(
+            unbegun == 0 || excused || self.killed,
+            "{unbegun} tasks that had not begun are killed with {key:?}: {hand:?}"
+        );
         let overdue = hand.asked.iter().any(|(by, _)| *by <= now);
         let late = matches!(hand.life, Life::Leaving { by } if by <= now);
-        let unwanted = self.draining && (self.open == 0 || self.cut) && matches!(hand.life, Life::Starting { .. });
+        let unwanted = self.draining
+            && (self.open == 0 || self.cut)
+            && matches!(hand.life, Life::Starting { .. });
         // It has hung up by itself, and has not ended by the limit.
-        let unwanted = unwanted || self.cut && matches!(hand.life, Life::Leaving { .. }) && !hand.retired && hand.in_flight.is_empty();
+        let unwanted = unwanted
+            || self.cut
+                && matches!(hand.life, Life::Leaving { .. })
+                && !hand.retired
+                && hand.in_flight.is_empty();
         let told = self.told == Some(key);
         // It stands still, for longer than something that was taken back from it only now may take.
         let patience = |id: &u64| {
@@ -1645,13 +1829,26 @@ impl World {
         let unresponsive = self.core.why_ended(key) == Some(WorkerEnd::Unresponsive);
         if unresponsive {
             let still_for = hand.deaf.map(|since| now.saturating_duration_since(since));
-            let too_long =
-                hand.given_back.iter().filter_map(patience).min().is_some_and(|limit| still_for.is_some_and(|time| limit <= time));
-            ensure!(too_long && hand.in_flight.is_empty(), "{hand:?} is killed, as if it stood still for too long");
-            ensure!(self.someone_idle().is_none(), "{hand:?} is killed, though another could take its tasks");
+            let too_long = hand
+                .given_back
+                .iter()
+                .filter_map(patience)
+                .min()
+                .is_some_and(|limit| still_for.is_some_and(|time| limit <= time));
+            ensure!(
+                too_long && hand.in_flight.is_empty(),
+                "{hand:?} is killed, as if it stood still for too long"
+            );
+            ensure!(
+                self.someone_idle().is_none(),
+                "{hand:?} is killed, though another could take its tasks"
+            );
         }
         ensure!(hand.life != Life::Doomed, "{key:?} is killed twice");
-        ensure!(self.killed || stopped || overdue || late || unwanted || told || unresponsive, "{hand:?} is killed for nothing");
+        ensure!(
+            self.killed || stopped || overdue || late || unwanted || told || unresponsive,
+            "{hand:?} is killed for nothing"
+        );
         if let Some(hand) = self.hands.get_mut(&key) {
             hand.killed_for_one = (stopped || overdue) && !told;
         }
@@ -1688,7 +1885,11 @@ impl World {
             Fate::TimedOut(limit) => stopped(Stop::TimedOut(*limit)),
             Fate::Unkillable(_) => false, // here all that is killed ends
             Fate::Closed => ((self.killed || self.cut) && waits) || stopped(Stop::Close),
-            Fate::StartFailed(_) => waits && self.expected.start_failed && self.hands.values().all(|hand| hand.life != Life::Ready),
+            Fate::StartFailed(_) => {
+                waits
+                    && self.expected.start_failed
+                    && self.hands.values().all(|hand| hand.life != Life::Ready)
+            }
             Fate::Lost(_) => lost == Some(None),
         };
         ensure!(truth, "{id} is settled as {fate:?}: {job:?}, lost: {lost:?}");
@@ -1707,41 +1908,78 @@ impl World {
 
     fn look_over(&self) -> Check {
         let core = &self.core;
-        ensure!(core.queued() == self.queue.len(), "{} queued, counted {}", self.queue.len(), core.queued());
-        ensure!(core.tasks.len() as u64 == self.open, "{} open, {} kept", self.open, core.tasks.len());
-        ensure!(core.workers.len() == self.hands.len(), "{} workers, {} kept", self.hands.len(), core.workers.len());
-        let starting = self.hands.values().filter(|hand| matches!(hand.life, Life::Starting { .. })).count();
+        ensure!(
+            core.queued() == self.queue.len(),
+            "{} queued, counted {}",
+            self.queue.len(),
+            core.queued()
+        );
+        ensure!(
+            core.tasks.len() as u64 == self.open,
+            "{} open, {} kept",
+            self.open,
+            core.tasks.len()
+        );
+        ensure!(
+            core.workers.len() == self.hands.len(),
+            "{} workers, {} kept",
+            self.hands.len(),
+            core.workers.len()
+        );
+        let starting =
+            self.hands.values().filter(|hand| matches!(hand.life, Life::Starting { .. })).count();
         ensure!(core.starting == starting, "{starting} start, counted {}", core.starting);
         let mut idle = core.idle.clone();
         idle.sort_unstable();
-        let truly: Vec<_> =
-            self.hands.iter().filter(|(_, hand)| hand.life == Life::Ready && hand.in_flight.is_empty()).map(|(key, _)| *key).collect();
+        let truly: Vec<_> = self
+            .hands
+            .iter()
+            .filter(|(_, hand)| hand.life == Life::Ready && hand.in_flight.is_empty())
+            .map(|(key, _)| *key)
+            .collect();
         ensure!(idle == truly, "idle are {truly:?}, known are {idle:?}");
         ensure!(core.is_closed() == (self.draining || self.killed), "closed, or not");
-        ensure!(!self.draining || self.open > 0 || starting == 0, "{starting} still start for nothing");
+        ensure!(
+            !self.draining || self.open > 0 || starting == 0,
+            "{starting} still start for nothing"
+        );
         if self.someone_idle().is_some() {
             // Rule 10. Twice the time: a look that brings nothing is made again after that long.
             let stuck = self.hands.values().find(|hand| {
-                let behind =
-                    hand.in_flight.iter().skip(1).any(|id| !self.jobs[*id as usize].begun && self.jobs[*id as usize].mode == Mode::Sync);
+                let behind = hand.in_flight.iter().skip(1).any(|id| {
+                    !self.jobs[*id as usize].begun && self.jobs[*id as usize].mode == Mode::Sync
+                });
                 hand.life == Life::Ready && behind && hand.busy_since + 2 * LONG < self.now
             });
             ensure!(stuck.is_none(), "somebody is idle, and tasks stand behind in {stuck:?}");
         }
         // Rule 23: it is looked at least so often.
         let unnoticed = self.hands.values().find(|hand| {
-            let standing = |job: &Job| hand.since_first(job).is_some_and(|since| since + 2 * DEAF < self.now);
-            hand.life == Life::Ready && hand.deaf.is_none() && hand.could_begin(&self.jobs).any(standing)
+            let standing =
+                |job: &Job| hand.since_first(job).is_some_and(|since| since + 2 * DEAF < self.now);
+            hand.life == Life::Ready
+                && hand.deaf.is_none()
+                && hand.could_begin(&self.jobs).any(standing)
         });
         ensure!(unnoticed.is_none(), "nobody has noticed that it stands still: {unnoticed:?}");
         self.in_time(|over| over < self.now)?;
         let Some((first, _)) = self.queue.first_key_value() else { return Ok(()) };
         // Of what several gave back at once, any lane may stand at the head.
-        let mut heads: Vec<(Turn, u64)> =
-            self.queue.range((first.0, None, 0)..(first.0 + 1, None, 0)).map(|(turn, id)| (*turn, *id)).collect();
+        let mut heads: Vec<(Turn, u64)> = self
+            .queue
+            .range((first.0, None, 0)..(first.0 + 1, None, 0))
+            .map(|(turn, id)| (*turn, *id))
+            .collect();
         heads.dedup_by_key(|(turn, _)| turn.1);
-        let has_room = |id: u64| self.hands.keys().any(|key| self.room(*key, self.jobs[id as usize].mode, self.needs_idle(id)));
-        ensure!(heads.iter().any(|(_, id)| !has_room(*id)), "there is room for {heads:?}, which wait");
+        let has_room = |id: u64| {
+            self.hands
+                .keys()
+                .any(|key| self.room(*key, self.jobs[id as usize].mode, self.needs_idle(id)))
+        };
+        ensure!(
+            heads.iter().any(|(_, id)| !has_room(*id)),
+            "there is room for {heads:?}, which wait"
+        );
         // A start that is being given up has not failed yet.
         let coming = self.hands.values().filter(|hand| !hand.got_ready).count();
         let held_back = self.failed_at.is_some_and(|at| self.now < at + BACKOFF_MAX);
@@ -1766,12 +2004,19 @@ impl World {
         });
         ensure!(late.is_none(), "overdue: {late:?}");
         self.in_time(|over| over <= self.now)?;
-        let untold = self.hands.values().filter(|hand| hand.life != Life::Doomed).flat_map(|hand| &hand.in_flight).find(|id| {
-            let job = &self.jobs[**id as usize];
-            job.dropping && !job.told
-        });
+        let untold = self
+            .hands
+            .values()
+            .filter(|hand| hand.life != Life::Doomed)
+            .flat_map(|hand| &hand.in_flight)
+            .find(|id| {
+                let job = &self.jobs[**id as usize];
+                job.dropping && !job.told
+            });
         ensure!(untold.is_none(), "nobody drops {untold:?}");
-        let over = self.jobs.iter().find(|job| job.place != Place::Settled && job.deadline.is_some_and(|deadline| deadline <= self.now));
+        let over = self.jobs.iter().find(|job| {
+            job.place != Place::Settled && job.deadline.is_some_and(|deadline| deadline <= self.now)
+        });
         ensure!(over.is_none(), "its deadline is over: {over:?}");
         Ok(())
     }
@@ -1806,18 +2051,32 @@ impl World {
                 if let Some(failure) = &mut core.failure
                     && let Some(retry) = &mut failure.retry
                 {
-                    *retry = if self.flaw == Some(Flaw::NoRetry) { *retry + 10_000 * BACKOFF_MAX } else { self.now };
+                    *retry = if self.flaw == Some(Flaw::NoRetry) {
+                        *retry + 10_000 * BACKOFF_MAX
+                    } else {
+                        self.now
+                    };
                 }
             }
             Some(Flaw::Window | Flaw::Mixed | Flaw::NoGrace | Flaw::ShortGrace | Flaw::Revived) => {
                 for key in workers {
                     let Some(worker) = core.workers.get_mut(key) else { continue };
                     match self.flaw {
-                        Some(Flaw::Window) => worker.service = worker.service.map(|_| Duration::ZERO),
-                        Some(Flaw::Mixed) if worker.mode == Mode::Sync && !worker.in_flight.is_empty() => worker.mode = Mode::Async,
+                        Some(Flaw::Window) => {
+                            worker.service = worker.service.map(|_| Duration::ZERO)
+                        }
+                        Some(Flaw::Mixed)
+                            if worker.mode == Mode::Sync && !worker.in_flight.is_empty() =>
+                        {
+                            worker.mode = Mode::Async
+                        }
                         Some(Flaw::NoGrace) => worker.asked.clear(),
-                        Some(Flaw::ShortGrace) => worker.asked.iter_mut().for_each(|(by, _)| *by -= ABORT_GRACE / 2),
-                        Some(Flaw::Revived) if worker.state == State::Doomed && worker.used => worker.state = State::Ready,
+                        Some(Flaw::ShortGrace) => {
+                            worker.asked.iter_mut().for_each(|(by, _)| *by -= ABORT_GRACE / 2)
+                        }
+                        Some(Flaw::Revived) if worker.state == State::Doomed && worker.used => {
+                            worker.state = State::Ready
+                        }
                         _ => continue,
                     }
                     core.list(key);
@@ -1837,37 +2096,57 @@ impl World {
                     }
                 }
             }
-            Some(Flaw::Untimed | Flaw::Early | Flaw::Late | Flaw::Together | Flaw::Guilty | Flaw::Innocent) => {
+            Some(
+                Flaw::Untimed
+                | Flaw::Early
+                | Flaw::Late
+                | Flaw::Together
+                | Flaw::Guilty
+                | Flaw::Innocent,
+            ) => {
                 for key in workers {
                     let Some(worker) = core.workers.get_mut(key) else { continue };
                     let Some(first) = worker.in_flight.front_mut() else { continue };
                     match self.flaw {
                         Some(Flaw::Untimed) => worker.look_at = None,
                         Some(Flaw::Early) => first.begun = Some(self.now - LONG),
-                        Some(Flaw::Late) => worker.look_at = worker.look_at.map(|at| at.max(self.now + LONG)),
+                        Some(Flaw::Late) => {
+                            worker.look_at = worker.look_at.map(|at| at.max(self.now + LONG))
+                        }
                         Some(Flaw::Together) => worker.alone = false,
                         Some(Flaw::Guilty) => worker.killed_for = None,
-                        Some(Flaw::Innocent) => worker.killed_for = Some(TaskKey::from_u64(u64::MAX)),
+                        Some(Flaw::Innocent) => {
+                            worker.killed_for = Some(TaskKey::from_u64(u64::MAX))
+                        }
                         _ => {}
                     }
                     core.list(key);
                 }
             }
-            Some(Flaw::Unlistened) => core.listen_at = core.listen_at.map(|_| self.now + 1000 * DEAF),
+            Some(Flaw::Unlistened) => {
+                core.listen_at = core.listen_at.map(|_| self.now + 1000 * DEAF)
+            }
             Some(Flaw::Hasty | Flaw::ShortPatience) => {
                 for key in workers {
                     let Some(worker) = core.workers.get_mut(key) else { continue };
                     match self.flaw {
-                        Some(Flaw::Hasty) => worker.in_flight.iter_mut().for_each(|flight| flight.overlooked = true),
+                        Some(Flaw::Hasty) => {
+                            worker.in_flight.iter_mut().for_each(|flight| flight.overlooked = true)
+                        }
                         _ => worker.deaf_since = worker.deaf_since.map(|_| self.beginning),
                     }
                 }
             }
-            Some(Flaw::DeafFirst) => core.idle.sort_by_key(|key| core.workers.get(*key).is_some_and(|worker| worker.deaf_since.is_some())),
+            Some(Flaw::DeafFirst) => core.idle.sort_by_key(|key| {
+                core.workers.get(*key).is_some_and(|worker| worker.deaf_since.is_some())
+            }),
             Some(Flaw::NoDeadline) => core.deadlines.clear(),
             Some(Flaw::NoSecondTry) => core.delayed.clear(),
             Some(Flaw::Impatient) => {
-                core.delayed = std::mem::take(&mut core.delayed).into_iter().map(|(_, key)| (self.now, key)).collect();
+                core.delayed = std::mem::take(&mut core.delayed)
+                    .into_iter()
+                    .map(|(_, key)| (self.now, key))
+                    .collect();
             }
             Some(Flaw::Uncounted) => {
                 for key in core.tasks.keys() {

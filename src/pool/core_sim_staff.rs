@@ -1,13 +1,15 @@
-//! The rules of the staff against a made-up world: workers come, grow, age, die early and late, hang as they leave and when they
-//! are killed, and their number is changed all the time.
+//! The rules of the staff against a made-up world: workers come, grow, age, die early and late,
+//! hang as they leave and when they are killed, and their number is changed all the time.
 //!
-//! As in `core_sim.rs`, whose tools it uses, the world does what the actions say, as late as it likes, and keeps books of its own.
-//! That one knows every rule of tasks and one number of workers; this one knows every rule of workers, and of tasks only
-//! that each is begun once at most and settled exactly once, by whom nobody has sent away.
+//! As in `core_sim.rs`, whose tools it uses, the world does what the actions say, as late as it
+//! likes, and keeps books of its own. That one knows every rule of tasks and one number of workers;
+//! this one knows every rule of workers, and of tasks only that each is begun once at most and
+//! settled exactly once, by whom nobody has sent away.
 
 use super::*;
 
-/// How long the world goes on when nothing more is asked of the pool: past every limit but those that come again for ever.
+/// How long the world goes on when nothing more is asked of the pool: past every limit but those
+/// that come again for ever.
 const SETTLING: Duration = Duration::from_secs(40);
 
 #[derive(Clone, Debug)]
@@ -18,8 +20,9 @@ struct StaffPlan {
     burst: u64,
     service: Duration,
     async_percent: u64,
-    /// One in so many: tasks that kill their worker, that are aborted, workers that die before they have a task, that hang when they leave,
-    /// that do not end when killed; recyclings and resizings for each burst.
+    /// One in so many: tasks that kill their worker, that are aborted, workers that die before
+    /// they have a task, that hang when they leave, that do not end when killed; recyclings
+    /// and resizings for each burst.
     crash: u64,
     abort: u64,
     early_death: u64,
@@ -43,8 +46,11 @@ impl StaffPlan {
     fn random(rng: &mut Rng, tasks: u64, workers: u64) -> Self {
         let often = |rng: &mut Rng, n: u64| if rng.chance(50) { 0 } else { 1 + rng.below(n) };
         let max = 1 + rng.below(workers) as usize;
-        let limit = if rng.chance(30) { Some(Duration::from_millis(20 + rng.below(300))) } else { None };
-        let some = |rng: &mut Rng, percent: u64, value: fn(&mut Rng) -> u64| if rng.chance(percent) { Some(value(rng)) } else { None };
+        let limit =
+            if rng.chance(30) { Some(Duration::from_millis(20 + rng.below(300))) } else { None };
+        let some = |rng: &mut Rng, percent: u64, value: fn(&mut Rng) -> u64| {
+            if rng.chance(percent) { Some(value(rng)) } else { None }
+        };
         let policy = Policy {
             min: if rng.chance(50) { max } else { rng.below(max as u64 + 1) as usize },
             idle_limit: some(rng, 60, |rng| 1 + rng.below(500)).map(Duration::from_millis),
@@ -83,7 +89,8 @@ impl StaffPlan {
             leak: [0, 10, 300][rng.below(3) as usize],
             kill: rng.chance(30),
             end_early: rng.chance(30),
-            limit: [None, None, Some(Duration::ZERO), Some(rng.micros(400_000))][rng.below(4) as usize],
+            limit: [None, None, Some(Duration::ZERO), Some(rng.micros(400_000))]
+                [rng.below(4) as usize],
             workers_max: workers,
             thorough: 1,
         }
@@ -295,11 +302,15 @@ impl Office {
     // ---- the run
 
     fn run(&mut self) -> Check {
-        self.go_on_until(|office| (office.pieces.len() as u64 == office.plan.tasks && office.open == 0) || !office.is_open())?;
+        self.go_on_until(|office| {
+            (office.pieces.len() as u64 == office.plan.tasks && office.open == 0)
+                || !office.is_open()
+        })?;
         if self.is_open() {
             self.settling = true;
             // Those that grow old are replaced for ever.
-            let until = self.now + if self.plan.rules.policy.lifetime.is_some() { SETTLING / 40 } else { SETTLING };
+            let until = self.now
+                + if self.plan.rules.policy.lifetime.is_some() { SETTLING / 40 } else { SETTLING };
             self.go_on_until(|office| office.now >= until)?;
             self.has_settled()?;
             self.after(Duration::ZERO, Happening::End);
@@ -329,7 +340,10 @@ impl Office {
                     self.event = None;
                     self.core.tick(self.now, &mut self.actions);
                     self.settle_up(true, before)?;
-                    ensure!(self.deadline.is_none_or(|next| next > self.now), "the same deadline again, after its tick");
+                    ensure!(
+                        self.deadline.is_none_or(|next| next > self.now),
+                        "the same deadline again, after its tick"
+                    );
                     self.overdue()?;
                 }
                 _ => {
@@ -347,14 +361,21 @@ impl Office {
     fn has_settled(&mut self) -> Check {
         let (there, spares) = (self.core.idle.len(), self.core.staff.spares.len());
         let policy = &self.plan.rules.policy;
-        ensure!(there + spares == 0 || self.core.staff.starting == 0 || policy.lifetime.is_some(), "spares start for ever");
+        ensure!(
+            there + spares == 0 || self.core.staff.starting == 0 || policy.lifetime.is_some(),
+            "spares start for ever"
+        );
         if policy.lifetime.is_none() && !self.halted && self.plan.early_death == 0 {
             let kept = if there + spares > 0 { policy.spares } else { spares };
             ensure!(spares == kept, "{spares} spares wait, {kept} are to be kept");
             let stands = self.core.stands(self.generation);
             ensure!(!stands, "somebody was not recycled");
             if policy.idle_limit.is_some() {
-                ensure!(there <= self.min || self.min == self.max, "{there} idle, though {} are enough", self.min);
+                ensure!(
+                    there <= self.min || self.min == self.max,
+                    "{there} idle, though {} are enough",
+                    self.min
+                );
             }
             self.see("settled");
         }
@@ -386,7 +407,11 @@ impl Office {
             Happening::Resize => {
                 if self.is_open() {
                     self.max = 1 + self.rng.below(self.plan.workers_max) as usize;
-                    self.min = if self.rng.chance(50) { self.max } else { self.rng.below(self.max as u64 + 1) as usize };
+                    self.min = if self.rng.chance(50) {
+                        self.max
+                    } else {
+                        self.rng.below(self.max as u64 + 1) as usize
+                    };
                     self.most = self.most.max(self.max);
                     self.core.resize(self.min, self.max, now, &mut self.actions);
                     self.see("resized");
@@ -459,12 +484,23 @@ impl Office {
                 return Ok(());
             }
             let before = self.places();
-            let mode = if self.rng.chance(self.plan.async_percent) { Mode::Async } else { Mode::Sync };
+            let mode =
+                if self.rng.chance(self.plan.async_percent) { Mode::Async } else { Mode::Sync };
             let service = self.rng.micros(2 * self.plan.service.as_micros() as u64);
             let crashes = self.rng.rarely(self.plan.crash);
-            let piece = Piece { key: None, mode, at: Where::Queued, begun: false, done: false, aborted: false, crashes, service };
+            let piece = Piece {
+                key: None,
+                mode,
+                at: Where::Queued,
+                begun: false,
+                done: false,
+                aborted: false,
+                crashes,
+                service,
+            };
             self.pieces.push(piece);
-            let call = Call { cargo: BASE_ID + id, id: BASE_ID + id, mode, large: false, options: None };
+            let call =
+                Call { cargo: BASE_ID + id, id: BASE_ID + id, mode, large: false, options: None };
             match self.core.submit(call, self.now, &mut self.actions) {
                 Ok(key) => {
                     ensure!(self.is_open(), "a closed pool took a task");
@@ -487,9 +523,11 @@ impl Office {
                 self.after(soon, Happening::Abort(id));
             }
         }
-        for (often, event) in
-            [(self.plan.recycle, Happening::Recycle), (self.plan.resize, Happening::Resize), (self.plan.revive, Happening::Revive)]
-        {
+        for (often, event) in [
+            (self.plan.recycle, Happening::Recycle),
+            (self.plan.resize, Happening::Resize),
+            (self.plan.revive, Happening::Revive),
+        ] {
             if self.rng.rarely(often) {
                 let soon = self.rng.micros(10_000);
                 self.after(soon, event);
@@ -523,12 +561,15 @@ impl Office {
     fn begin(&mut self, key: WorkerKey) -> Check {
         while let Some(process) = self.procs.get_mut(&key)
             && let Some(claim) = process.inbox.front().copied()
-            && (self.pieces[(claim.id - BASE_ID) as usize].mode == Mode::Async || process.running.is_empty())
+            && (self.pieces[(claim.id - BASE_ID) as usize].mode == Mode::Async
+                || process.running.is_empty())
         {
             process.inbox.pop_front();
             let memory = self.core.workers.get(key).and_then(|worker| worker.memory.as_ref());
             // Killed, and about to end: it begins nothing more, here.
-            if process.killed.is_some() || !memory.is_some_and(|memory| memory.claims().begin(claim)) {
+            if process.killed.is_some()
+                || !memory.is_some_and(|memory| memory.claims().begin(claim))
+            {
                 continue;
             }
             let id = claim.id - BASE_ID;
@@ -536,7 +577,11 @@ impl Office {
             ensure!(!std::mem::replace(&mut piece.begun, true), "{id} runs a second time");
             process.begun += 1;
             let most = self.plan.rules.policy.max_tasks;
-            ensure!(most.is_none_or(|most| process.begun <= most), "{key:?} runs its task number {}", process.begun);
+            ensure!(
+                most.is_none_or(|most| process.begun <= most),
+                "{key:?} runs its task number {}",
+                process.begun
+            );
             process.running.push(id);
             let (service, crashes) = (piece.service, piece.crashes);
             if crashes {
@@ -550,7 +595,9 @@ impl Office {
 
     fn finish(&mut self, key: WorkerKey, id: u64) -> Check {
         let Some(process) = self.procs.get_mut(&key) else { return Ok(()) };
-        let Some(at) = process.running.iter().position(|running| *running == id) else { return Ok(()) };
+        let Some(at) = process.running.iter().position(|running| *running == id) else {
+            return Ok(());
+        };
         if process.killed.is_some() {
             return Ok(());
         }
@@ -558,7 +605,10 @@ impl Office {
         process.replies.push(id);
         process.bytes += if self.plan.leak == 0 { 0 } else { 1 + id % self.plan.leak };
         self.pieces[id as usize].done = true;
-        if let (Some(slot), Some(memory)) = (process.slots.get(&id), self.core.workers.get(key).and_then(|worker| worker.memory.as_ref())) {
+        if let (Some(slot), Some(memory)) = (
+            process.slots.get(&id),
+            self.core.workers.get(key).and_then(|worker| worker.memory.as_ref()),
+        ) {
             memory.claims().finish(Claim { slot: *slot, id: BASE_ID + id });
         }
         if !std::mem::replace(&mut process.delivery_due, true) {
@@ -581,8 +631,15 @@ impl Office {
                 ensure!(replied.is_none(), "an answer of one that was given up was taken");
                 continue;
             }
-            ensure!(matches!(replied, Some(Replied::Ended(..))), "the answer to {id} was not taken: {replied:?}");
-            ensure!(self.pieces[id as usize].at == Where::With(key), "an answer to {id}, which is {:?}", self.pieces[id as usize].at);
+            ensure!(
+                matches!(replied, Some(Replied::Ended(..))),
+                "the answer to {id} was not taken: {replied:?}"
+            );
+            ensure!(
+                self.pieces[id as usize].at == Where::With(key),
+                "an answer to {id}, which is {:?}",
+                self.pieces[id as usize].at
+            );
             self.pieces[id as usize].at = Where::Settled;
             self.open -= 1;
             let Some(process) = self.procs.get_mut(&key) else { return Ok(()) };
@@ -614,7 +671,10 @@ impl Office {
             let within = policy.restarts_within;
             let now = self.now;
             self.deaths.retain(|at| now - *at <= within);
-            if self.deaths.len() > most && !std::mem::replace(&mut self.halted, true) && self.rng.chance(70) {
+            if self.deaths.len() > most
+                && !std::mem::replace(&mut self.halted, true)
+                && self.rng.chance(70)
+            {
                 let delay = self.rng.micros(200_000);
                 self.after(delay, Happening::Revive);
             }
@@ -627,19 +687,24 @@ impl Office {
             }
         }
         self.gone = Some(key);
-        let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
+        let loss =
+            Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
         self.core.exited(key, &loss, self.now, &mut self.actions);
         self.settle_up(true, before)?;
         for id in process.hand {
             let at = self.pieces[id as usize].at;
-            ensure!(at != Where::With(key), "{id} was with a worker that has ended, and nobody says what became of it");
+            ensure!(
+                at != Where::With(key),
+                "{id} was with a worker that has ended, and nobody says what became of it"
+            );
         }
         Ok(())
     }
 
     // ---- what the core says
 
-    /// Workers that can serve, or did until their last task: what is not to become fewer when one is replaced.
+    /// Workers that can serve, or did until their last task: what is not to become fewer when one
+    /// is replaced.
     fn places(&self) -> usize {
         self.core.workers.iter().filter(|(_, worker)| worker.post.duty == Duty::On).count()
     }
@@ -652,9 +717,14 @@ impl Office {
         for action in actions {
             timed |= !matches!(action, Action::Send(..));
             match action {
-                Action::Retire(key) if self.core.why_ended(key) == Some(WorkerEnd::Idle) => excused += 1,
-                // One that is being killed may give its place to a spare; and is given up some time.
-                Action::Kill(_) | Action::TimeOut(_) | Action::Settle(_, Fate::Unkillable(_)) => excused += self.most,
+                Action::Retire(key) if self.core.why_ended(key) == Some(WorkerEnd::Idle) => {
+                    excused += 1
+                }
+                // One that is being killed may give its place to a spare; and is given up some
+                // time.
+                Action::Kill(_) | Action::TimeOut(_) | Action::Settle(_, Fate::Unkillable(_)) => {
+                    excused += self.most
+                }
                 _ => {}
             }
             self.action(action)?;
@@ -667,7 +737,10 @@ impl Office {
             process.off = matches!(duty, Some(Duty::Off | Duty::GivenUp));
             let given_up = duty == Some(Duty::GivenUp);
             if given_up && !process.given_up {
-                ensure!(process.killed.is_some_and(|at| at + staff::KILL_LIMIT <= self.now), "{key:?} is given up too early");
+                ensure!(
+                    process.killed.is_some_and(|at| at + staff::KILL_LIMIT <= self.now),
+                    "{key:?} is given up too early"
+                );
                 process.given_up = true;
                 process.hand.clear();
                 excused += 1;
@@ -691,13 +764,18 @@ impl Office {
     /// What the pool has taken back, as the words say.
     fn taken_back(&mut self) {
         for (key, process) in &mut self.procs {
-            let Some(memory) = self.core.workers.get(*key).and_then(|worker| worker.memory.as_ref()) else { continue };
+            let Some(memory) =
+                self.core.workers.get(*key).and_then(|worker| worker.memory.as_ref())
+            else {
+                continue;
+            };
             let (pieces, slots) = (&mut self.pieces, &mut process.slots);
             process.hand.retain(|id| {
                 let Some(slot) = slots.get(id) else { return true };
                 let progress = memory.claims().look(Claim { slot: *slot, id: BASE_ID + id });
                 let piece = &mut pieces[*id as usize];
-                let gone = matches!(progress, Progress::Revoked | Progress::Unknown) && !piece.begun;
+                let gone =
+                    matches!(progress, Progress::Revoked | Progress::Unknown) && !piece.begun;
                 if gone {
                     slots.remove(id);
                     if piece.at == Where::With(*key) {
@@ -729,7 +807,10 @@ impl Office {
                 let overdue = process.retired.is_some_and(|by| by <= now);
                 let unwanted = !process.ready && !self.is_open();
                 let cut = self.cut_at.is_some_and(|at| at <= now);
-                ensure!(stopped || overdue || unwanted || cut || self.killed, "{process:?} is killed for nothing");
+                ensure!(
+                    stopped || overdue || unwanted || cut || self.killed,
+                    "{process:?} is killed for nothing"
+                );
                 self.die(key)
             }
             Action::TimeOut(key) => {
@@ -748,7 +829,8 @@ impl Office {
             Action::Ended => {
                 ensure!(!self.is_open(), "an open pool has ended");
                 ensure!(self.open == 0, "ended with {} tasks", self.open);
-                let left = self.core.workers.iter().find(|(_, worker)| worker.post.duty != Duty::GivenUp);
+                let left =
+                    self.core.workers.iter().find(|(_, worker)| worker.post.duty != Duty::GivenUp);
                 ensure!(left.is_none(), "ended with a worker");
                 self.ended = true;
                 Ok(())
@@ -774,14 +856,26 @@ impl Office {
     fn do_send(&mut self, key: WorkerKey, task: TaskKey, slot: u16) -> Check {
         self.taken_back();
         let Some(id) = self.core.cargo_mut(task).map(|id| *id - BASE_ID) else { return Ok(()) };
-        ensure!(self.pieces[id as usize].at == Where::Queued, "{id} is sent, and is {:?}", self.pieces[id as usize].at);
+        ensure!(
+            self.pieces[id as usize].at == Where::Queued,
+            "{id} is sent, and is {:?}",
+            self.pieces[id as usize].at
+        );
         let worker = self.core.workers.get(key).ok_or("sent to nobody")?;
-        // It may have been taken back again, and its worker have lost its place, in this very event.
+        // It may have been taken back again, and its worker have lost its place, in this very
+        // event.
         let taken_back = !worker.in_flight.iter().any(|flight| flight.task == task);
         let off = self.procs.get(&key).is_some_and(|process| process.off);
-        ensure!(!off && worker.post.duty != Duty::Spare, "{id} is sent to one without a place: {:?}", worker.post.duty);
+        ensure!(
+            !off && worker.post.duty != Duty::Spare,
+            "{id} is sent to one without a place: {:?}",
+            worker.post.duty
+        );
         let process = self.procs.get_mut(&key).ok_or("sent to nobody")?;
-        ensure!(process.ready && process.retired.is_none() && process.killed.is_none(), "{id} is sent to {process:?}");
+        ensure!(
+            process.ready && process.retired.is_none() && process.killed.is_none(),
+            "{id} is sent to {process:?}"
+        );
         process.used = true;
         if taken_back {
             return Ok(());
@@ -798,14 +892,20 @@ impl Office {
     fn do_retire(&mut self, key: WorkerKey) -> Check {
         let why = self.core.why_ended(key);
         let limit = self.plan.rules.policy.exit_limit;
-        let limit = self.cut_at.map_or(limit, |until| limit.min(until.saturating_duration_since(self.now).max(ABORT_GRACE)));
+        let limit = self.cut_at.map_or(limit, |until| {
+            limit.min(until.saturating_duration_since(self.now).max(ABORT_GRACE))
+        });
         let by = self.now + limit;
         let hangs = self.rng.rarely(self.plan.hangs_at_end);
         let process = self.procs.get_mut(&key).ok_or("nobody is retired")?;
         ensure!(process.hand.is_empty(), "{key:?} is retired at work: {process:?}");
-        ensure!(process.ready && process.retired.is_none() && process.killed.is_none(), "{process:?} is retired");
+        ensure!(
+            process.ready && process.retired.is_none() && process.killed.is_none(),
+            "{process:?} is retired"
+        );
         process.retired = Some(by);
-        let there = self.core.workers.iter().filter(|(_, worker)| worker.state == State::Ready).count();
+        let there =
+            self.core.workers.iter().filter(|(_, worker)| worker.state == State::Ready).count();
         match why {
             Some(WorkerEnd::Idle) => {
                 self.see("Idle");
@@ -850,9 +950,15 @@ impl Office {
         let truth = match fate {
             Fate::Cancelled => piece.aborted && (with.is_none() || dead),
             Fate::TimedOut(_) => false,
-            Fate::Closed => self.killed || (self.cut_at.is_some_and(|at| at <= self.now) && (with.is_none() || dead)),
+            Fate::Closed => {
+                self.killed
+                    || (self.cut_at.is_some_and(|at| at <= self.now) && (with.is_none() || dead))
+            }
             Fate::StartFailed(_) => with.is_none() && !piece.begun,
-            Fate::Lost(_) => dead && (piece.begun || piece.at != Where::Queued) || self.gone.is_some() && !piece.begun,
+            Fate::Lost(_) => {
+                dead && (piece.begun || piece.at != Where::Queued)
+                    || self.gone.is_some() && !piece.begun
+            }
             Fate::Unkillable(key) => with == Some(*key) && piece.begun,
         };
         ensure!(truth, "{id} is settled as {fate:?}: {piece:?}, gone: {:?}", self.gone);
@@ -868,27 +974,66 @@ impl Office {
 
     fn look_over(&self) -> Check {
         let core = &self.core;
-        ensure!(core.workers.len() == self.procs.len(), "{} workers, {} kept", self.procs.len(), core.workers.len());
-        ensure!(core.tasks.len() as u64 == self.open, "{} open, {} kept", self.open, core.tasks.len());
+        ensure!(
+            core.workers.len() == self.procs.len(),
+            "{} workers, {} kept",
+            self.procs.len(),
+            core.workers.len()
+        );
+        ensure!(
+            core.tasks.len() as u64 == self.open,
+            "{} open, {} kept",
+            self.open,
+            core.tasks.len()
+        );
         let places = self.places();
         ensure!(core.staff.places == places, "{places} places, counted {}", core.staff.places);
         ensure!(places <= self.max, "{places} places, {} allowed", self.max);
         let starting = |duty| {
-            let of = move |worker: &Worker<TestMemory>| matches!(worker.state, State::Starting { .. }) && worker.post.duty == duty;
+            let of = move |worker: &Worker<TestMemory>| {
+                matches!(worker.state, State::Starting { .. }) && worker.post.duty == duty
+            };
             core.workers.iter().filter(|(_, worker)| of(worker)).count()
         };
-        ensure!(core.starting == starting(Duty::On), "{} start, counted {}", starting(Duty::On), core.starting);
-        ensure!(core.staff.starting == starting(Duty::Spare), "{} spares start, counted {}", starting(Duty::Spare), core.staff.starting);
-        let mut spares: Vec<_> = core.workers.iter().filter(|(_, worker)| worker.state == State::Spare).map(|(key, _)| key).collect();
+        ensure!(
+            core.starting == starting(Duty::On),
+            "{} start, counted {}",
+            starting(Duty::On),
+            core.starting
+        );
+        ensure!(
+            core.staff.starting == starting(Duty::Spare),
+            "{} spares start, counted {}",
+            starting(Duty::Spare),
+            core.staff.starting
+        );
+        let mut spares: Vec<_> = core
+            .workers
+            .iter()
+            .filter(|(_, worker)| worker.state == State::Spare)
+            .map(|(key, _)| key)
+            .collect();
         spares.sort_unstable();
         let mut known = core.staff.spares.clone();
         known.sort_unstable();
         ensure!(spares == known, "spares are {spares:?}, known are {known:?}");
         let bound = self.plan.rules.policy.spares + 2 * self.most;
-        ensure!(core.staff.spares.len() + core.staff.starting <= bound, "{} spares", core.staff.spares.len() + core.staff.starting);
-        ensure!(core.halted().is_some() == self.halted, "halted: {}, told: {:?}", self.halted, core.halted());
-        let idle = |worker: &Worker<TestMemory>| worker.state == State::Ready && worker.in_flight.is_empty();
-        let mut truly: Vec<_> = core.workers.iter().filter(|(_, worker)| idle(worker)).map(|(key, _)| key).collect();
+        ensure!(
+            core.staff.spares.len() + core.staff.starting <= bound,
+            "{} spares",
+            core.staff.spares.len() + core.staff.starting
+        );
+        ensure!(
+            core.halted().is_some() == self.halted,
+            "halted: {}, told: {:?}",
+            self.halted,
+            core.halted()
+        );
+        let idle = |worker: &Worker<TestMemory>| {
+            worker.state == State::Ready && worker.in_flight.is_empty()
+        };
+        let mut truly: Vec<_> =
+            core.workers.iter().filter(|(_, worker)| idle(worker)).map(|(key, _)| key).collect();
         truly.sort_unstable();
         let mut known = core.idle.clone();
         known.sort_unstable();
@@ -901,11 +1046,16 @@ impl Office {
             core.queued()
         );
         // Nor does anybody keep a place or a process for nothing.
-        let done = core
-            .workers
-            .iter()
-            .find(|(_, worker)| worker.state == State::Departing && worker.in_flight.is_empty() && worker.post.duty != Duty::On);
-        ensure!(done.is_none(), "{:?} has nothing to do and does not leave", done.map(|(key, _)| key));
+        let done = core.workers.iter().find(|(_, worker)| {
+            worker.state == State::Departing
+                && worker.in_flight.is_empty()
+                && worker.post.duty != Duty::On
+        });
+        ensure!(
+            done.is_none(),
+            "{:?} has nothing to do and does not leave",
+            done.map(|(key, _)| key)
+        );
         if !self.is_open() && core.queued() == 0 && core.behind == 0 {
             ensure!(core.staff.spares.is_empty(), "spares in a pool that drains");
         }
@@ -914,8 +1064,11 @@ impl Office {
 
     fn overdue(&self) -> Check {
         let late = self.procs.iter().find(|(_, process)| {
-            let at_leave = process.killed.is_none() && process.retired.is_some_and(|by| by <= self.now);
-            at_leave || !process.given_up && process.killed.is_some_and(|at| at + staff::KILL_LIMIT <= self.now)
+            let at_leave =
+                process.killed.is_none() && process.retired.is_some_and(|by| by <= self.now);
+            at_leave
+                || !process.given_up
+                    && process.killed.is_some_and(|at| at + staff::KILL_LIMIT <= self.now)
         });
         ensure!(late.is_none(), "overdue: {late:?}");
         Ok(())
@@ -950,14 +1103,19 @@ impl Office {
                     }
                 }
             }
-            StaffFlaw::Uncounted => each(core, |worker| worker.post.served = worker.post.served.min(worker.in_flight.len() as u64)),
+            StaffFlaw::Uncounted => each(core, |worker| {
+                worker.post.served = worker.post.served.min(worker.in_flight.len() as u64)
+            }),
             StaffFlaw::Place => core.rules.workers = self.max + 1,
-            StaffFlaw::NotDue => {
-                each(core, |worker| worker.post.generation = if worker.post.due.take().is_some() { 0 } else { worker.post.generation })
-            }
+            StaffFlaw::NotDue => each(core, |worker| {
+                worker.post.generation =
+                    if worker.post.due.take().is_some() { 0 } else { worker.post.generation }
+            }),
             StaffFlaw::Early => {
                 if let Some(key) = keys.into_iter().find(|key| {
-                    core.workers.get(*key).is_some_and(|worker| worker.state == State::Ready && worker.in_flight.is_empty() && worker.used)
+                    core.workers.get(*key).is_some_and(|worker| {
+                        worker.state == State::Ready && worker.in_flight.is_empty() && worker.used
+                    })
                 }) {
                     core.blame(key, WorkerEnd::TooOld);
                     core.retire(key, WorkerEnd::TooOld, now, &mut self.actions);

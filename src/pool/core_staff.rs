@@ -1,30 +1,42 @@
-//! The rules of who is on the staff: how many workers there are, which of them are given tasks, and when each of them goes.
+//! The rules of who is on the staff: how many workers there are, which of them are given tasks, and
+//! when each of them goes.
 //!
-//! 15. At most `workers` are on duty, and only they are given tasks. Each of them has a *place*; beside them there may be
-//!     *spares*, which are ready and wait. A worker has its place until its process has ended, or until another one takes it.
-//! 16. A worker that is to go though it could serve on (it is too old, has too much memory, is recycled by hand) serves until
-//!     a spare is ready. That takes its place; then the old one departs: it gives back what it has not begun, is given
-//!     nothing more, and leaves when it is empty. For a quarter of the workers, at least for one, this is under way at a time.
-//! 17. One that was given the last task it may run (`max_tasks`) departs at once, keeps its place, and leaves when it is
-//!     empty and replaced. It cannot serve meanwhile, so its replacement is ordered at once, whatever else is under way.
-//! 18. A task that finds nobody idle gets a spare, if one is ready and a place is vacant; the place of a worker that is being
-//!     killed counts as vacant for a spare. So what goes is replaced without a start. Then another spare is ordered. A spare
-//!     that nobody needs any more, ready or not, takes a vacant place, or leaves.
-//! 19. Who is idle for longer than the idle limit leaves, as long as more than the minimum are there. Workers start
-//!     only as tasks need them, the minimum too, unless all are asked for (rule 6).
-//! 20. When there are to be fewer workers, those who lose their places are, in this order: who leaves anyhow, who is not
-//!     ready yet (it becomes a spare), who is idle, who has the least to do. They depart without a replacement.
-//! 21. A worker that gets ready, is given no task and ends by itself costs nobody anything, so nobody would be told, and it
-//!     would be replaced for ever. Such deaths are counted: more than the budget in its period, and the pool *halts*. It
-//!     starts nobody; when nobody is left who serves, every task fails with the cause. Any answer to a task, or
-//!     [`Core::revive`], ends that. Other deaths do not count: one with a task in hand is bounded by the tasks that are
-//!     handed in (rule 7) and told by their errors; a failed start has rule 9. After such a death no spare is
-//!     started for a moment.
-//! 22. A process that has not ended [`KILL_LIMIT`] after its kill is one that the kernel cannot end. It is given up: what it
-//!     had begun is settled as unkillable, what it had not runs elsewhere, its place is vacant, and the pool's end does not wait
-//!     for it. It stays in the books until it has ended.
+//! 15. At most `workers` are on duty, and only they are given tasks. Each of them has a *place*;
+//!     beside them there may be *spares*, which are ready and wait. A worker has its place until
+//!     its process has ended, or until another one takes it.
+//! 16. A worker that is to go though it could serve on (it is too old, has too much memory, is
+//!     recycled by hand) serves until a spare is ready. That takes its place; then the old one
+//!     departs: it gives back what it has not begun, is given nothing more, and leaves when it is
+//!     empty. For a quarter of the workers, at least for one, this is under way at a time.
+//! 17. One that was given the last task it may run (`max_tasks`) departs at once, keeps its place,
+//!     and leaves when it is empty and replaced. It cannot serve meanwhile, so its replacement is
+//!     ordered at once, whatever else is under way.
+//! 18. A task that finds nobody idle gets a spare, if one is ready and a place is vacant; the place
+//!     of a worker that is being killed counts as vacant for a spare. So what goes is replaced
+//!     without a start. Then another spare is ordered. A spare that nobody needs any more, ready or
+//!     not, takes a vacant place, or leaves.
+//! 19. Who is idle for longer than the idle limit leaves, as long as more than the minimum are
+//!     there. Workers start only as tasks need them, the minimum too, unless all are asked for
+//!     (rule 6).
+//! 20. When there are to be fewer workers, those who lose their places are, in this order: who
+//!     leaves anyhow, who is not ready yet (it becomes a spare), who is idle, who has the least to
+//!     do. They depart without a replacement.
+//! 21. A worker that gets ready, is given no task and ends by itself costs nobody anything, so
+//!     nobody would be told, and it would be replaced for ever. Such deaths are counted: more than
+//!     the budget in its period, and the pool *halts*. It starts nobody; when nobody is left who
+//!     serves, every task fails with the cause. Any answer to a task, or [`Core::revive`], ends
+//!     that. Other deaths do not count: one with a task in hand is bounded by the tasks that are
+//!     handed in (rule 7) and told by their errors; a failed start has rule 9. After such a death
+//!     no spare is started for a moment.
+//! 22. A process that has not ended [`KILL_LIMIT`] after its kill is one that the kernel cannot
+//!     end. It is given up: what it had begun is settled as unkillable, what it had not runs
+//!     elsewhere, its place is vacant, and the pool's end does not wait for it. It stays in the
+//!     books until it has ended.
 
-use super::{Action, BACKOFF_MIN, Carried, Core, Failure, Fate, Memory, Phase, Progress, State, Task, Worker, WorkerKey};
+use super::{
+    Action, BACKOFF_MIN, Carried, Core, Failure, Fate, Memory, Phase, Progress, State, Task,
+    Worker, WorkerKey,
+};
 use crate::error::{Error, Why};
 use crate::pool::loss::Loss;
 use crate::pool::stats::{Stats, WorkerEnd};
@@ -33,16 +45,17 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a worker that is retired has to end, its exit function included: it may be stopped, too.
+/// How long a worker that is retired has to end, its exit function included: it may be stopped,
+/// too.
 pub(crate) const EXIT_LIMIT: Duration = Duration::from_secs(5);
 /// A process that has not ended so long after SIGKILL hangs in the kernel.
 pub(crate) const KILL_LIMIT: Duration = Duration::from_secs(5);
-/// The period of the restart budget; and the budget, to which two are added for each worker, since all of them may be killed by
-/// somebody else at once.
+/// The period of the restart budget; and the budget, to which two are added for each worker, since
+/// all of them may be killed by somebody else at once.
 pub(crate) const RESTARTS_WITHIN: Duration = Duration::from_secs(10);
 const RESTARTS: u32 = 10;
-/// The wait before a spare is started after a death that counts, at most: it grows by [`BACKOFF_MIN`] for each of them. Short
-/// enough for the budget to be used up.
+/// The wait before a spare is started after a death that counts, at most: it grows by
+/// [`BACKOFF_MIN`] for each of them. Short enough for the budget to be used up.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// How often a worker is weighed, at most: to read its size costs some microseconds.
 const WEIGH_EVERY: Duration = Duration::from_millis(10);
@@ -66,7 +79,8 @@ pub(crate) struct Policy {
     pub(crate) exit_limit: Duration,
     /// A killed one has so long.
     pub(crate) kill_limit: Duration,
-    /// Deaths that count, at most, in so much time; `None`: as many as are usual for the number of workers.
+    /// Deaths that count, at most, in so much time; `None`: as many as are usual for the number of
+    /// workers.
     pub(crate) restarts: Option<u32>,
     pub(crate) restarts_within: Duration,
 }
@@ -182,7 +196,10 @@ impl<M: Memory> Worker<M> {
     /// It is to be replaced: it cannot serve until then, or it can (rules 17 and 16).
     fn is_due(&self) -> (bool, bool) {
         let on = self.post.duty == Duty::On;
-        (on && self.state == State::Departing, on && self.state == State::Ready && self.post.due.is_some())
+        (
+            on && self.state == State::Departing,
+            on && self.state == State::Ready && self.post.due.is_some(),
+        )
     }
 }
 
@@ -190,7 +207,13 @@ impl<T: Carried, M: Memory> Core<T, M> {
     // ---- what is asked for
 
     /// There are to be so many workers from now on (rule 20).
-    pub(crate) fn resize(&mut self, min: usize, max: usize, now: Instant, actions: &mut Vec<Action<T>>) {
+    pub(crate) fn resize(
+        &mut self,
+        min: usize,
+        max: usize,
+        now: Instant,
+        actions: &mut Vec<Action<T>>,
+    ) {
         (self.rules.policy.min, self.rules.workers) = (min, max);
         while self.staff.places > max {
             let rank = |worker: &Worker<M>| match worker.state {
@@ -201,7 +224,11 @@ impl<T: Carried, M: Memory> Core<T, M> {
             };
             let on_duty = self.workers.iter().filter(|(_, worker)| worker.post.duty == Duty::On);
             // Of the idle, the one that has been for the longest.
-            let Some((key, worker)) = on_duty.min_by_key(|(_, worker)| (rank(worker), worker.busy_since)) else { break };
+            let Some((key, worker)) =
+                on_duty.min_by_key(|(_, worker)| (rank(worker), worker.busy_since))
+            else {
+                break;
+            };
             if matches!(worker.state, State::Starting { .. }) {
                 self.starting -= 1;
                 self.staff.starting += 1;
@@ -226,7 +253,9 @@ impl<T: Carried, M: Memory> Core<T, M> {
                 // Nobody loses anything by it, and its successor is ordered now.
                 State::Spare => self.retire(key, WorkerEnd::Recycled, now, actions),
                 // It has read what it read before.
-                State::Starting { .. } | State::Ready => drop(worker.post.due.get_or_insert(WorkerEnd::Recycled)),
+                State::Starting { .. } | State::Ready => {
+                    drop(worker.post.due.get_or_insert(WorkerEnd::Recycled))
+                }
                 State::Departing | State::Retiring | State::Doomed => {}
             }
         }
@@ -236,7 +265,10 @@ impl<T: Carried, M: Memory> Core<T, M> {
 
     /// Somebody may still be given tasks who was there at that recycling.
     pub(crate) fn stands(&self, generation: u64) -> bool {
-        self.workers.iter().any(|(_, worker)| worker.post.generation < generation && matches!(worker.post.duty, Duty::On | Duty::Spare))
+        self.workers.iter().any(|(_, worker)| {
+            worker.post.generation < generation
+                && matches!(worker.post.duty, Duty::On | Duty::Spare)
+        })
     }
 
     /// Who gave up hope, hopes again (rule 21).
@@ -253,15 +285,19 @@ impl<T: Carried, M: Memory> Core<T, M> {
         self.staff.halt.as_ref()
     }
 
-    /// So many workers there are in any case once they have been asked for; of a pool that may shrink to none, one.
+    /// So many workers there are in any case once they have been asked for; of a pool that may
+    /// shrink to none, one.
     pub(super) fn core_staff(&self) -> usize {
         self.rules.policy.min.clamp(1, self.rules.workers)
     }
 
-    /// Every worker that there is in any case is ready (or was, and is now at work), every spare too.
+    /// Every worker that there is in any case is ready (or was, and is now at work), every spare
+    /// too.
     pub(crate) fn all_ready(&self) -> bool {
-        let is_there =
-            |worker: &Worker<M>| worker.post.duty == Duty::On && matches!(worker.state, State::Ready | State::Departing | State::Retiring);
+        let is_there = |worker: &Worker<M>| {
+            worker.post.duty == Duty::On
+                && matches!(worker.state, State::Ready | State::Departing | State::Retiring)
+        };
         let there = self.workers.iter().filter(|(_, worker)| is_there(worker)).count();
         there >= self.core_staff() && self.staff.spares.len() >= self.rules.policy.spares
     }
@@ -283,7 +319,9 @@ impl<T: Carried, M: Memory> Core<T, M> {
         self.staff.awake = true;
         self.staff.look = true;
         match duty {
-            Duty::On => (self.starting, self.staff.places) = (self.starting + 1, self.staff.places + 1),
+            Duty::On => {
+                (self.starting, self.staff.places) = (self.starting + 1, self.staff.places + 1)
+            }
             _ => self.staff.starting += 1,
         }
     }
@@ -347,7 +385,13 @@ impl<T: Carried, M: Memory> Core<T, M> {
     }
 
     /// A worker without tasks ends.
-    pub(super) fn retire(&mut self, key: WorkerKey, why: WorkerEnd, now: Instant, actions: &mut Vec<Action<T>>) {
+    pub(super) fn retire(
+        &mut self,
+        key: WorkerKey,
+        why: WorkerEnd,
+        now: Instant,
+        actions: &mut Vec<Action<T>>,
+    ) {
         self.withdraw(key, State::Retiring);
         self.vacate(key, Duty::Off);
         let by = now.checked_add(self.exit_limit(now));
@@ -397,7 +441,13 @@ impl<T: Carried, M: Memory> Core<T, M> {
     }
 
     /// A worker has so much resident memory, in bytes.
-    pub(crate) fn weighed(&mut self, key: WorkerKey, bytes: u64, now: Instant, actions: &mut Vec<Action<T>>) {
+    pub(crate) fn weighed(
+        &mut self,
+        key: WorkerKey,
+        bytes: u64,
+        now: Instant,
+        actions: &mut Vec<Action<T>>,
+    ) {
         if self.rules.policy.resident_max.is_some_and(|most| bytes > most)
             && let Some(worker) = self.workers.get_mut(key)
         {
@@ -421,11 +471,9 @@ impl<T: Carried, M: Memory> Core<T, M> {
             return;
         }
         let within = self.rules.policy.restarts_within;
-        let most = self
-            .rules
-            .policy
-            .restarts
-            .unwrap_or_else(|| RESTARTS.saturating_add(2 * u32::try_from(self.rules.workers).unwrap_or(u32::MAX / 4)));
+        let most = self.rules.policy.restarts.unwrap_or_else(|| {
+            RESTARTS.saturating_add(2 * u32::try_from(self.rules.workers).unwrap_or(u32::MAX / 4))
+        });
         let deaths = &mut self.staff.deaths;
         deaths.push_back(now);
         while deaths.front().is_some_and(|at| now.saturating_duration_since(*at) > within) {
@@ -435,7 +483,8 @@ impl<T: Carried, M: Memory> Core<T, M> {
         while self.staff.last_ends.len() > deaths.len().min(3) {
             self.staff.last_ends.pop_front();
         }
-        self.staff.pause = Some(now + BACKOFF_MIN.saturating_mul(deaths.len() as u32).min(PAUSE_MAX));
+        self.staff.pause =
+            Some(now + BACKOFF_MIN.saturating_mul(deaths.len() as u32).min(PAUSE_MAX));
         if deaths.len() > most as usize && self.staff.halt.is_none() {
             let last = self.staff.last_ends.iter().copied().collect();
             self.staff.halt = Some(Why::RestartLimit { most, within, last }.into());
@@ -446,15 +495,23 @@ impl<T: Carried, M: Memory> Core<T, M> {
 
     /// Brings the staff to what it is to be, after a change.
     pub(super) fn man(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
-        if !std::mem::take(&mut self.staff.look) || matches!(self.phase, Phase::Killed | Phase::Ended) {
+        if !std::mem::take(&mut self.staff.look)
+            || matches!(self.phase, Phase::Killed | Phase::Ended)
+        {
             return;
         }
-        if std::mem::take(&mut self.staff.idle_anew) && self.staff.idle_at.is_none() && !self.idle.is_empty() {
-            self.staff.idle_at = self.rules.policy.idle_limit.and_then(|limit| now.checked_add(limit));
+        if std::mem::take(&mut self.staff.idle_anew)
+            && self.staff.idle_at.is_none()
+            && !self.idle.is_empty()
+        {
+            self.staff.idle_at =
+                self.rules.policy.idle_limit.and_then(|limit| now.checked_add(limit));
             self.deadline_moved = true;
         }
         if let Some(cause) = self.staff.halt.clone()
-            && !self.workers.iter().any(|(_, worker)| matches!(worker.state, State::Starting { .. } | State::Spare | State::Ready))
+            && !self.workers.iter().any(|(_, worker)| {
+                matches!(worker.state, State::Starting { .. } | State::Spare | State::Ready)
+            })
         {
             self.fail_queue(&cause, actions);
         }
@@ -471,7 +528,8 @@ impl<T: Carried, M: Memory> Core<T, M> {
     pub(super) fn let_leave(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         for key in self.workers.keys() {
             let Some(worker) = self.workers.get(key) else { continue };
-            let may_leave = worker.post.duty != Duty::On || (self.phase != Phase::Open && self.queued == 0);
+            let may_leave =
+                worker.post.duty != Duty::On || (self.phase != Phase::Open && self.queued == 0);
             if worker.state == State::Departing && worker.in_flight.is_empty() && may_leave {
                 let why = worker.post.due.unwrap_or(WorkerEnd::Recycled);
                 self.retire(key, why, now, actions);
@@ -486,7 +544,10 @@ impl<T: Carried, M: Memory> Core<T, M> {
         while let Some(spare) = self.staff.spares.last().copied()
             && (open || self.queued > 0)
         {
-            let due = self.workers.iter().filter(|(_, worker)| worker.is_due().0 || open && worker.is_due().1);
+            let due = self
+                .workers
+                .iter()
+                .filter(|(_, worker)| worker.is_due().0 || open && worker.is_due().1);
             let first = due.min_by_key(|(_, worker)| (!worker.is_due().0, worker.load));
             let Some((old, _)) = first else { break };
             self.vacate(old, Duty::Off);
@@ -502,7 +563,9 @@ impl<T: Carried, M: Memory> Core<T, M> {
 
     /// How many spares there are to be: those that wait, and those that are to replace somebody.
     fn spares_wanted(&self) -> usize {
-        let count = |of: fn((bool, bool)) -> bool| self.workers.iter().filter(|(_, worker)| of(worker.is_due())).count();
+        let count = |of: fn((bool, bool)) -> bool| {
+            self.workers.iter().filter(|(_, worker)| of(worker.is_due())).count()
+        };
         if self.phase != Phase::Open {
             return count(|due| due.0).min(self.queued); // nobody is replaced for his own sake any more
         }
@@ -513,11 +576,19 @@ impl<T: Carried, M: Memory> Core<T, M> {
 
     /// A spare that is being started and not needed any more: whom it was to replace has gone, say.
     pub(super) fn surplus_to_come(&self) -> Option<WorkerKey> {
-        if self.staff.starting == 0 || self.staff.starting + self.staff.spares.len() <= self.spares_wanted() {
+        if self.staff.starting == 0
+            || self.staff.starting + self.staff.spares.len() <= self.spares_wanted()
+        {
             return None; // the first, as nearly always
         }
-        let starts = |worker: &Worker<M>| worker.post.duty == Duty::Spare && matches!(worker.state, State::Starting { .. });
-        let (key, _) = self.workers.iter().filter(|(_, worker)| starts(worker)).min_by_key(|(_, worker)| worker.started)?;
+        let starts = |worker: &Worker<M>| {
+            worker.post.duty == Duty::Spare && matches!(worker.state, State::Starting { .. })
+        };
+        let (key, _) = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| starts(worker))
+            .min_by_key(|(_, worker)| worker.started)?;
         Some(key)
     }
 
@@ -534,7 +605,10 @@ impl<T: Carried, M: Memory> Core<T, M> {
     pub(super) fn call_spares(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         let wanted = self.spares_wanted();
         let paused = self.staff.pause.is_some_and(|until| now < until);
-        while self.staff.spares.len() + self.staff.starting < wanted && !paused && self.starts_are_allowed(now) {
+        while self.staff.spares.len() + self.staff.starting < wanted
+            && !paused
+            && self.starts_are_allowed(now)
+        {
             self.start(Duty::Spare, now, actions);
         }
     }
@@ -558,7 +632,10 @@ impl<T: Carried, M: Memory> Core<T, M> {
     pub(super) fn spare_for_a_vacancy(&mut self) -> Option<WorkerKey> {
         let spare = self.staff.spares.last().copied()?;
         if self.staff.places >= self.rules.workers {
-            let going = |worker: &Worker<M>| worker.post.duty == Duty::On && matches!(worker.state, State::Doomed | State::Retiring);
+            let going = |worker: &Worker<M>| {
+                worker.post.duty == Duty::On
+                    && matches!(worker.state, State::Doomed | State::Retiring)
+            };
             let (key, _) = self.workers.iter().find(|(_, worker)| going(worker))?;
             self.vacate(key, Duty::Off);
         }
@@ -567,8 +644,14 @@ impl<T: Carried, M: Memory> Core<T, M> {
 
     /// A start may be ordered, if there is room for it.
     pub(super) fn starts_are_allowed(&self, now: Instant) -> bool {
-        let too_early = self.failure.as_ref().and_then(|failure| failure.retry).is_some_and(|retry| now < retry);
-        !too_early && self.staff.halt.is_none() && !matches!(self.phase, Phase::Killed | Phase::Ended)
+        let too_early = self
+            .failure
+            .as_ref()
+            .and_then(|failure| failure.retry)
+            .is_some_and(|retry| now < retry);
+        !too_early
+            && self.staff.halt.is_none()
+            && !matches!(self.phase, Phase::Killed | Phase::Ended)
     }
 
     /// Nobody is there who could be given a task, or whose end is waited for to start another.
@@ -586,10 +669,16 @@ impl<T: Carried, M: Memory> Core<T, M> {
         if self.failure.is_none() && self.staff.halt.is_none() {
             return None; // as nearly always
         }
-        let serves = |worker: &Worker<M>| matches!(worker.state, State::Starting { .. } | State::Spare | State::Ready);
+        let serves = |worker: &Worker<M>| {
+            matches!(worker.state, State::Starting { .. } | State::Spare | State::Ready)
+        };
         match (&self.staff.halt, &self.failure) {
-            (Some(cause), _) => (!self.workers.iter().any(|(_, worker)| serves(worker))).then(|| cause.clone()),
-            (None, Some(Failure { cause, retry: Some(retry), .. })) if now < *retry => self.nobody_left().then(|| cause.clone()),
+            (Some(cause), _) => {
+                (!self.workers.iter().any(|(_, worker)| serves(worker))).then(|| cause.clone())
+            }
+            (None, Some(Failure { cause, retry: Some(retry), .. })) if now < *retry => {
+                self.nobody_left().then(|| cause.clone())
+            }
             _ => None,
         }
     }
@@ -614,7 +703,9 @@ impl<T: Carried, M: Memory> Core<T, M> {
         if policy.lifetime.is_none() && policy.resident_max.is_none() {
             return times.min(); // as nearly always
         }
-        let each = self.workers.iter().flat_map(|(_, worker)| worker.old_at(policy.lifetime).into_iter().chain(worker.weigh_at()));
+        let each = self.workers.iter().flat_map(|(_, worker)| {
+            worker.old_at(policy.lifetime).into_iter().chain(worker.weigh_at())
+        });
         times.chain(each).min()
     }
 
@@ -625,7 +716,8 @@ impl<T: Carried, M: Memory> Core<T, M> {
         if self.phase != Phase::Open {
             return;
         }
-        let (lifetime, weighs) = (self.rules.policy.lifetime, self.rules.policy.resident_max.is_some());
+        let (lifetime, weighs) =
+            (self.rules.policy.lifetime, self.rules.policy.resident_max.is_some());
         if lifetime.is_some() || weighs {
             for key in self.workers.keys() {
                 let Some(worker) = self.workers.get_mut(key) else { continue };
@@ -646,9 +738,11 @@ impl<T: Carried, M: Memory> Core<T, M> {
     fn let_idle_ones_go(&mut self, now: Instant, actions: &mut Vec<Action<T>>) {
         self.staff.idle_at = None;
         let Some(limit) = self.rules.policy.idle_limit else { return };
-        let mut there = self.workers.iter().filter(|(_, worker)| worker.state == State::Ready).count();
+        let mut there =
+            self.workers.iter().filter(|(_, worker)| worker.state == State::Ready).count();
         while there > self.rules.policy.min {
-            let idle = self.idle.iter().filter_map(|key| Some((*key, self.workers.get(*key)?.busy_since)));
+            let idle =
+                self.idle.iter().filter_map(|key| Some((*key, self.workers.get(*key)?.busy_since)));
             let Some((key, since)) = idle.min_by_key(|(_, since)| *since) else { return };
             if now.saturating_duration_since(since) < limit {
                 self.staff.idle_at = since.checked_add(limit);
@@ -678,9 +772,12 @@ impl<T: Carried, M: Memory> Core<T, M> {
         }
     }
 
-    /// Workers that were killed and should have ended by now. Whether they have is to be looked at before [`Core::tick`].
+    /// Workers that were killed and should have ended by now. Whether they have is to be looked at
+    /// before [`Core::tick`].
     pub(crate) fn unended(&self, now: Instant) -> Vec<WorkerKey> {
-        let is_late = |worker: &Worker<M>| worker.state == State::Doomed && worker.end_by.is_some_and(|by| by <= now);
+        let is_late = |worker: &Worker<M>| {
+            worker.state == State::Doomed && worker.end_by.is_some_and(|by| by <= now)
+        };
         self.workers.iter().filter(|(_, worker)| is_late(worker)).map(|(key, _)| key).collect()
     }
 
@@ -699,7 +796,8 @@ impl<T: Carried, M: Memory> Core<T, M> {
             let unbegun = flight.is_whole() && worker.revoke(flight.claim) == Progress::Queued;
             let Some(task) = self.tasks.get_mut(flight.task) else { continue };
             let idempotent = task.options.as_ref().is_some_and(|options| options.idempotent);
-            let innocent = unbegun && !task.is_suspect() || idempotent && killed_for.is_some_and(|other| other != flight.task);
+            let innocent = unbegun && !task.is_suspect()
+                || idempotent && killed_for.is_some_and(|other| other != flight.task);
             if innocent && task.stopping.is_none() {
                 task.worker = None;
                 back.push(flight.task);

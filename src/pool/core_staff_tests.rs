@@ -23,7 +23,11 @@ fn duty(bench: &Bench, key: WorkerKey) -> Option<Duty> {
 
 /// The worker whose start was ordered last.
 fn newest(bench: &Bench) -> WorkerKey {
-    let starting = bench.core.workers.iter().filter(|(_, worker)| matches!(worker.state, State::Starting { .. }));
+    let starting = bench
+        .core
+        .workers
+        .iter()
+        .filter(|(_, worker)| matches!(worker.state, State::Starting { .. }));
     starting.max_by_key(|(key, worker)| (worker.started, *key)).expect("one is starting").0
 }
 
@@ -52,7 +56,10 @@ fn rule_16_a_long_async_task_goes_on_and_its_worker_is_given_nothing_more() {
     assert_eq!(bench.task(Mode::Async).1, ["send 0 0"]);
     bench.begin(w[0], &[0]);
     let mut generation = 0;
-    assert_eq!(bench.does(|core, now, actions| generation = core.recycle(now, actions)), ["start 1"]);
+    assert_eq!(
+        bench.does(|core, now, actions| generation = core.recycle(now, actions)),
+        ["start 1"]
+    );
     assert!(bench.core.stands(generation));
     let next = newest(&bench);
     assert_eq!(bench.ready_now(next), [""; 0]);
@@ -98,7 +105,10 @@ fn rule_16_what_is_too_large_is_replaced_and_is_looked_at_now_and_then_only() {
     bench.pass(WEIGH_EVERY);
     assert_eq!(bench.tick(), ["weigh 0"]);
     assert_eq!(bench.deadline(), None, "it has answered nothing since");
-    assert_eq!(bench.does(|core, now, actions| core.weighed(w[0], 1001, now, actions)), ["start 1"]);
+    assert_eq!(
+        bench.does(|core, now, actions| core.weighed(w[0], 1001, now, actions)),
+        ["start 1"]
+    );
     let next = newest(&bench);
     assert_eq!(bench.ready_now(next), ["retire 0"]);
     assert_eq!(bench.core.why_ended(w[0]), Some(WorkerEnd::MemoryMark));
@@ -157,7 +167,11 @@ fn rule_17_a_pool_that_drains_replaces_whom_it_needs() {
     let last = newest(&bench);
     assert_eq!(bench.exit(w[0]), [""; 0]);
     assert_eq!(bench.reply(next, &[1]), [""; 0]);
-    assert_eq!(bench.ready_now(last), ["send 2 2", "retire 1"], "nobody waits any more, so nobody else is started");
+    assert_eq!(
+        bench.ready_now(last),
+        ["send 2 2", "retire 1"],
+        "nobody waits any more, so nobody else is started"
+    );
     assert_eq!(bench.exit(next), [""; 0]);
     assert_eq!(bench.reply(last, &[2]), ["retire 2"]);
     assert_eq!(bench.exit(last), ["ended"]);
@@ -225,7 +239,11 @@ fn rule_19_the_longest_idle_leave_down_to_the_least() {
     assert_eq!(bench.core.why_ended(w[0]), Some(WorkerEnd::Idle));
     bench.pass(SECOND);
     assert_eq!(bench.tick(), [""; 0], "the last one stays");
-    assert_eq!(bench.deadline(), Some(bench.now - SECOND + 5 * SECOND), "those that leave have their time");
+    assert_eq!(
+        bench.deadline(),
+        Some(bench.now - SECOND + 5 * SECOND),
+        "those that leave have their time"
+    );
     assert_eq!((bench.exit(w[0]), bench.exit(w[1])), (vec![], vec![]));
     assert_eq!(bench.task(Mode::Sync).1, ["send 2 1"]);
     assert_eq!(bench.task(Mode::Sync).1, ["start 1"], "and it grows again");
@@ -233,7 +251,8 @@ fn rule_19_the_longest_idle_leave_down_to_the_least() {
 
 #[test]
 fn rule_19_a_pool_may_shrink_to_nobody() {
-    let (mut bench, w) = manned(1, Policy { min: 0, idle_limit: Some(SECOND), ..Policy::default() });
+    let (mut bench, w) =
+        manned(1, Policy { min: 0, idle_limit: Some(SECOND), ..Policy::default() });
     bench.pass(SECOND);
     assert_eq!(bench.tick(), ["retire 0"]);
     assert_eq!(bench.task(Mode::Sync).1, ["start 1"], "none is sent to a worker that is leaving");
@@ -267,7 +286,8 @@ fn rule_20_fewer_lose_their_places_in_order_and_nothing_is_interrupted() {
 
 #[test]
 fn rule_21_workers_that_end_before_they_are_given_a_task_halt_the_pool() {
-    let (mut bench, mut w) = manned(1, Policy { restarts: Some(3), restarts_within: SECOND, ..Policy::default() });
+    let (mut bench, mut w) =
+        manned(1, Policy { restarts: Some(3), restarts_within: SECOND, ..Policy::default() });
     for _ in 0..3 {
         assert_eq!(bench.exit(w[0]), [""; 0]);
         bench.does(|core, now, actions| core.start_all(now, actions));
@@ -293,7 +313,8 @@ fn rule_21_workers_that_end_before_they_are_given_a_task_halt_the_pool() {
 
 #[test]
 fn rule_21_a_budget_without_end_keeps_three_ends_and_not_every_one() {
-    let policy = Policy { restarts: Some(u32::MAX), restarts_within: Duration::MAX, ..Policy::default() };
+    let policy =
+        Policy { restarts: Some(u32::MAX), restarts_within: Duration::MAX, ..Policy::default() };
     let (mut bench, _) = manned(1, policy);
     for _ in 0..100 {
         bench.does(|core, now, actions| core.start_all(now, actions));
@@ -307,7 +328,8 @@ fn rule_21_a_budget_without_end_keeps_three_ends_and_not_every_one() {
 
 #[test]
 fn rule_21_only_deaths_of_the_period_count() {
-    let (mut bench, mut w) = manned(1, Policy { restarts: Some(3), restarts_within: SECOND, ..Policy::default() });
+    let (mut bench, mut w) =
+        manned(1, Policy { restarts: Some(3), restarts_within: SECOND, ..Policy::default() });
     for _ in 0..20 {
         bench.pass(SECOND / 2);
         assert_eq!(bench.exit(w[0]), [""; 0]);
@@ -325,7 +347,11 @@ fn rule_21_an_answer_shows_that_it_works() {
     assert_eq!(words, ["send 1 0"]);
     assert_eq!(bench.exit(w[0]), [""; 0]);
     assert!(bench.core.halted().is_some());
-    assert_eq!(bench.task(Mode::Sync).1, [""; 0], "one is left, so it is not refused; but nobody is started");
+    assert_eq!(
+        bench.task(Mode::Sync).1,
+        [""; 0],
+        "one is left, so it is not refused; but nobody is started"
+    );
     assert_eq!(bench.reply(w[1], &[0]), ["send 1 1"]);
     assert!(bench.core.halted().is_none());
 }

@@ -1,7 +1,8 @@
 //! How tasks are stopped, and when their time is over: rules 8 and 11.
 
 use super::{
-    ABORT_GRACE, Action, Carried, Core, Flight, Limit, Memory, Mode, Progress, State, Stop, Task, TaskKey, Way, Worker, WorkerKey,
+    ABORT_GRACE, Action, Carried, Core, Flight, Limit, Memory, Mode, Progress, State, Stop, Task,
+    TaskKey, Way, Worker, WorkerKey,
 };
 use crate::pool::stats::WorkerEnd;
 use std::time::Instant;
@@ -14,14 +15,23 @@ impl<T: Carried, M: Memory> Core<T, M> {
     }
 
     /// Aborts every task whose cargo fits.
-    pub(crate) fn abort_where(&mut self, fits: impl Fn(&T) -> bool, now: Instant, actions: &mut Vec<Action<T>>) {
+    pub(crate) fn abort_where(
+        &mut self,
+        fits: impl Fn(&T) -> bool,
+        now: Instant,
+        actions: &mut Vec<Action<T>>,
+    ) {
         loop {
-            let left = self.tasks.iter().filter(|(_, task)| task.stopping != Some(Stop::Abort) && fits(&task.cargo));
+            let left = self
+                .tasks
+                .iter()
+                .filter(|(_, task)| task.stopping != Some(Stop::Abort) && fits(&task.cargo));
             let keys: Vec<_> = left.map(|(key, _)| key).collect();
             if keys.is_empty() {
                 break;
             }
-            // It may part others: a run that stood behind one that is being stopped, and has begun since then.
+            // It may part others: a run that stood behind one that is being stopped, and has begun
+            // since then.
             for key in keys {
                 self.stop(key, Stop::Abort, now, actions);
             }
@@ -31,21 +41,36 @@ impl<T: Carried, M: Memory> Core<T, M> {
     }
 
     /// Settles a task that has not begun; has one stopped that runs (rule 8).
-    pub(super) fn stop(&mut self, key: TaskKey, stop: Stop, now: Instant, actions: &mut Vec<Action<T>>) {
+    pub(super) fn stop(
+        &mut self,
+        key: TaskKey,
+        stop: Stop,
+        now: Instant,
+        actions: &mut Vec<Action<T>>,
+    ) {
         let Some(task) = self.tasks.get_mut(key) else { return };
-        let Some(worker_key) = task.worker else { return self.forget_queued(key, stop.fate(), actions) };
+        let Some(worker_key) = task.worker else {
+            return self.forget_queued(key, stop.fate(), actions);
+        };
         let stopping_before = task.stopping.is_some();
-        // What the caller wants counts more than the end, that more than a limit, and that of the whole more than that of one run.
+        // What the caller wants counts more than the end, that more than a limit, and that of the
+        // whole more than that of one run.
         let by_the_whole = matches!(
             (task.stopping, stop),
-            (Some(Stop::TimedOut(Limit::Timeout(_))), Stop::TimedOut(Limit::Deadline(_))) // else it would be tried again
+            (Some(Stop::TimedOut(Limit::Timeout(_))), Stop::TimedOut(Limit::Deadline(_))) /* else it would be tried again */
         );
-        if !stopping_before || by_the_whole || stop == Stop::Abort || (stop == Stop::Close && task.stopping != Some(Stop::Abort)) {
+        if !stopping_before
+            || by_the_whole
+            || stop == Stop::Abort
+            || (stop == Stop::Close && task.stopping != Some(Stop::Abort))
+        {
             task.stopping = Some(stop);
         }
         let way = task.way_to_stop();
         let Some(worker) = self.workers.get_mut(worker_key) else { return };
-        let Some(at) = worker.in_flight.iter().position(|flight| flight.task == key) else { return };
+        let Some(at) = worker.in_flight.iter().position(|flight| flight.task == key) else {
+            return;
+        };
         let Flight { claim, done, .. } = worker.in_flight[at];
         if worker.revoke(claim) == Progress::Queued {
             worker.let_go(at);
@@ -99,7 +124,11 @@ impl<T: Carried, M: Memory> Core<T, M> {
         let Some(worker) = self.workers.get_mut(worker_key) else { return };
         if worker.look(claim) == Progress::Done {
             // Its reply is on its way; one that only says so has until then.
-            worker.in_flight.iter_mut().filter(|flight| flight.task == key).for_each(|flight| flight.done = true);
+            worker
+                .in_flight
+                .iter_mut()
+                .filter(|flight| flight.task == key)
+                .for_each(|flight| flight.done = true);
             worker.give_until(now + ABORT_GRACE, key);
             self.deadline_moved = true;
         } else {
@@ -109,18 +138,26 @@ impl<T: Carried, M: Memory> Core<T, M> {
         }
     }
 
-    /// Workers that should have answered a task that was stopped by now, and not already by then (rule 8). What they have
-    /// committed is to be taken in before [`Core::tick`]: else one that did answer in time is killed, and with it a task that it
-    /// has begun since.
+    /// Workers that should have answered a task that was stopped by now, and not already by then
+    /// (rule 8). What they have committed is to be taken in before [`Core::tick`]: else one
+    /// that did answer in time is killed, and with it a task that it has begun since.
     pub(crate) fn overdue(&self, then: Option<Instant>, now: Instant) -> Vec<WorkerKey> {
-        let is_new = |(by, _): &(Instant, TaskKey)| *by <= now && then.is_none_or(|then| then < *by);
-        let is_overdue = |worker: &Worker<M>| worker.state != State::Doomed && worker.asked.iter().any(is_new);
+        let is_new =
+            |(by, _): &(Instant, TaskKey)| *by <= now && then.is_none_or(|then| then < *by);
+        let is_overdue =
+            |worker: &Worker<M>| worker.state != State::Doomed && worker.asked.iter().any(is_new);
         self.workers.iter().filter(|(_, worker)| is_overdue(worker)).map(|(key, _)| key).collect()
     }
 
-    /// A worker's time is over. `false`: the tasks that should have been answered have been done after all, just now; each
-    /// is given another grace, once, for its reply to come. Or they are async and were only asked so far: now they are dropped.
-    pub(super) fn is_given_up(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) -> bool {
+    /// A worker's time is over. `false`: the tasks that should have been answered have been done
+    /// after all, just now; each is given another grace, once, for its reply to come. Or they
+    /// are async and were only asked so far: now they are dropped.
+    pub(super) fn is_given_up(
+        &mut self,
+        key: WorkerKey,
+        now: Instant,
+        actions: &mut Vec<Action<T>>,
+    ) -> bool {
         loop {
             let Some(worker) = self.workers.get(key) else { return false };
             let Some((_, task)) = worker.asked.front().copied().filter(|(by, _)| *by <= now) else {
@@ -131,11 +168,15 @@ impl<T: Carried, M: Memory> Core<T, M> {
             }
             let grace = self.tasks.get(task).map_or(ABORT_GRACE, Task::drop_grace);
             let Some(worker) = self.workers.get_mut(key) else { return false };
-            let excused = worker.in_flight.iter().position(|flight| flight.task == task && !flight.done);
+            let excused =
+                worker.in_flight.iter().position(|flight| flight.task == task && !flight.done);
             let is_done = |at: &usize| worker.look(worker.in_flight[*at].claim) == Progress::Done;
             let Some(at) = excused.filter(is_done) else {
                 if worker.mode == Mode::Async
-                    && let Some(flight) = worker.in_flight.iter_mut().find(|flight| flight.task == task && !flight.dropping && !flight.done)
+                    && let Some(flight) = worker
+                        .in_flight
+                        .iter_mut()
+                        .find(|flight| flight.task == task && !flight.dropping && !flight.done)
                 {
                     flight.dropping = true;
                     actions.push(Action::Cancel(key, task));
@@ -156,7 +197,12 @@ impl<T: Carried, M: Memory> Core<T, M> {
     }
 
     /// Rule 11, for the tasks of one worker.
-    pub(super) fn look_at_limits(&mut self, key: WorkerKey, now: Instant, actions: &mut Vec<Action<T>>) {
+    pub(super) fn look_at_limits(
+        &mut self,
+        key: WorkerKey,
+        now: Instant,
+        actions: &mut Vec<Action<T>>,
+    ) {
         let Some(worker) = self.workers.get_mut(key) else { return };
         if worker.look_at.is_none_or(|at| now < at) {
             return;
@@ -164,21 +210,28 @@ impl<T: Carried, M: Memory> Core<T, M> {
         let (mut over, mut next) = (Vec::new(), None::<Instant>);
         for at in 0..worker.in_flight.len() {
             let Flight { claim, task, begun, done, .. } = worker.in_flight[at];
-            let Some(task_in) = self.tasks.get(task).filter(|task| task.stopping.is_none()) else { continue };
+            let Some(task_in) = self.tasks.get(task).filter(|task| task.stopping.is_none()) else {
+                continue;
+            };
             let Some(timeout) = task_in.timeout().filter(|_| !done) else { continue };
             let progress = worker.look(claim);
-            // What has begun does not wait again, and nobody but us takes a task back: the worker has touched its word.
+            // What has begun does not wait again, and nobody but us takes a task back: the worker
+            // has touched its word.
             let ends = if progress == Progress::Queued && begun.is_none() {
                 now.checked_add(timeout)
             } else {
-                let noted = worker.memory.as_ref().and_then(|memory| self.clock.at(memory.claims().started_at(claim)));
+                let noted = worker
+                    .memory
+                    .as_ref()
+                    .and_then(|memory| self.clock.at(memory.claims().started_at(claim)));
                 let seen = begun.unwrap_or(now);
                 worker.in_flight[at].begun = Some(seen);
                 noted.map_or(seen, |noted| noted.min(seen)).checked_add(timeout)
             };
             let Some(ends) = ends else { continue }; // never
             if ends <= now && progress == Progress::Done {
-                // It has ended in time, so it is not stopped; but a worker that only says so has no longer than this.
+                // It has ended in time, so it is not stopped; but a worker that only says so has no
+                // longer than this.
                 worker.in_flight[at].done = true;
                 worker.give_until(now + ABORT_GRACE, task);
                 self.deadline_moved = true;

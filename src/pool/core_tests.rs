@@ -36,7 +36,9 @@ impl Bench {
     }
 
     pub(super) fn ready_now(&mut self, key: WorkerKey) -> Vec<String> {
-        self.does(|core, now, actions| _ = core.ready(key, Some(TestMemory::new(2048)), now, actions))
+        self.does(|core, now, actions| {
+            _ = core.ready(key, Some(TestMemory::new(2048)), now, actions)
+        })
     }
 
     /// The next deadline but for rule 23, by which it is always looked again before long.
@@ -60,30 +62,51 @@ impl Bench {
         let worker = self.core.workers.get(worker).expect("it lives");
         let memory = worker.memory.as_ref().expect("it is ready");
         for id in ids {
-            let flight = worker.in_flight.iter().find(|flight| flight.claim.id == *id).expect("it is in hand");
+            let flight = worker
+                .in_flight
+                .iter()
+                .find(|flight| flight.claim.id == *id)
+                .expect("it is in hand");
             with(memory.claims(), flight.claim);
         }
     }
 
     /// What the core does about it, in words: `send 0 3` is task 3 to the worker in place 0.
-    pub(super) fn does(&mut self, event: impl FnOnce(&mut Core<u64, TestMemory>, Instant, &mut Vec<Action<u64>>)) -> Vec<String> {
+    pub(super) fn does(
+        &mut self,
+        event: impl FnOnce(&mut Core<u64, TestMemory>, Instant, &mut Vec<Action<u64>>),
+    ) -> Vec<String> {
         let mut actions = Vec::new();
         event(&mut self.core, self.now, &mut actions);
         let place = |key: WorkerKey| key.to_u64() & u64::from(u32::MAX);
         let words = actions.into_iter().map(|action| match action {
             Action::Start(key) => format!("start {}", place(key)),
-            Action::Send(key, task, ..) => format!("send {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
-            Action::Ask(key, task) => format!("ask {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
-            Action::Cancel(key, task) => format!("cancel {} {:?}", place(key), self.core.id_of(task)).replace("Some(", "").replace(')', ""),
+            Action::Send(key, task, ..) => {
+                format!("send {} {:?}", place(key), self.core.id_of(task))
+                    .replace("Some(", "")
+                    .replace(')', "")
+            }
+            Action::Ask(key, task) => format!("ask {} {:?}", place(key), self.core.id_of(task))
+                .replace("Some(", "")
+                .replace(')', ""),
+            Action::Cancel(key, task) => {
+                format!("cancel {} {:?}", place(key), self.core.id_of(task))
+                    .replace("Some(", "")
+                    .replace(')', "")
+            }
             Action::Retire(key) => format!("retire {}", place(key)),
             Action::Kill(key) => format!("kill {}", place(key)),
             Action::Weigh(key) => format!("weigh {}", place(key)),
             Action::TimeOut(key) => format!("time out {}", place(key)),
             Action::Settle(id, Fate::Cancelled) => format!("cancelled {id}"),
             Action::Settle(id, Fate::TimedOut(limit)) => format!("timed out {id} {limit:?}"),
-            Action::Note(key, Fate::Lost(_)) => format!("noted lost {:?}", self.core.id_of(key)).replace("Some(", "").replace(')', ""),
+            Action::Note(key, Fate::Lost(_)) => format!("noted lost {:?}", self.core.id_of(key))
+                .replace("Some(", "")
+                .replace(')', ""),
             Action::Note(key, Fate::TimedOut(_)) => {
-                format!("noted timed out {:?}", self.core.id_of(key)).replace("Some(", "").replace(')', "")
+                format!("noted timed out {:?}", self.core.id_of(key))
+                    .replace("Some(", "")
+                    .replace(')', "")
             }
             Action::Note(_, fate) => format!("noted {fate:?}"),
             Action::Settle(id, Fate::Closed) => format!("closed {id}"),
@@ -104,12 +127,20 @@ impl Bench {
         (key.expect("it is taken"), words)
     }
 
-    pub(super) fn submit_with(&mut self, mode: Mode, large: bool, options: Option<Arc<Options>>) -> (Option<TaskKey>, Vec<String>) {
+    pub(super) fn submit_with(
+        &mut self,
+        mode: Mode,
+        large: bool,
+        options: Option<Arc<Options>>,
+    ) -> (Option<TaskKey>, Vec<String>) {
         let id = self.next;
         self.next += 1;
         let mut key = None;
-        let words = self
-            .does(|core, now, actions| key = core.submit(Call { cargo: id, id, mode, large, options: options.clone() }, now, actions).ok());
+        let words = self.does(|core, now, actions| {
+            key = core
+                .submit(Call { cargo: id, id, mode, large, options: options.clone() }, now, actions)
+                .ok()
+        });
         (key, words)
     }
 
@@ -122,14 +153,22 @@ impl Bench {
         self.does(|core, now, actions| {
             for id in ids {
                 let replied = core.replied(worker, *id, Answer::Final, now);
-                assert!(matches!(replied, Some(Replied::Ended(cargo, _)) if cargo == *id), "{id}: {replied:?}");
+                assert!(
+                    matches!(replied, Some(Replied::Ended(cargo, _)) if cargo == *id),
+                    "{id}: {replied:?}"
+                );
             }
             core.refill(worker, ids.len() as u32, now, actions);
         })
     }
 
     /// Answers a task in this way; whether it is tried again.
-    pub(super) fn answer(&mut self, worker: WorkerKey, id: u64, answer: Answer) -> (bool, Vec<String>) {
+    pub(super) fn answer(
+        &mut self,
+        worker: WorkerKey,
+        id: u64,
+        answer: Answer,
+    ) -> (bool, Vec<String>) {
         let mut again = false;
         let words = self.does(|core, now, actions| {
             let replied = core.replied(worker, id, answer, now).expect("it has the task");
@@ -149,12 +188,20 @@ impl Bench {
     }
 
     pub(super) fn exit(&mut self, worker: WorkerKey) -> Vec<String> {
-        let loss = Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
+        let loss =
+            Arc::new(Loss { pid: 1, status: None, note: None, bad_frame: None, stderr: None });
         self.does(|core, now, actions| core.exited(worker, &loss, now, actions))
     }
 
     pub(super) fn fail(&mut self, worker: WorkerKey) -> Vec<String> {
-        self.does(|core, now, actions| core.start_failed(worker, Error::spawn("testing", std::io::Error::other("no")), now, actions))
+        self.does(|core, now, actions| {
+            core.start_failed(
+                worker,
+                Error::spawn("testing", std::io::Error::other("no")),
+                now,
+                actions,
+            )
+        })
     }
 
     pub(super) fn abort(&mut self, key: TaskKey) -> Vec<String> {
@@ -227,7 +274,9 @@ fn rule_3_holds_for_what_comes_back_as_well() {
 
 #[test]
 fn rule_4_the_window_follows_the_service_time() {
-    for (service, window) in [(MS / 1000, 300), (MS / 10, 3), (MS, 2), (LONG, 1), (Duration::ZERO, 1024)] {
+    for (service, window) in
+        [(MS / 1000, 300), (MS / 10, 3), (MS, 2), (LONG, 1), (Duration::ZERO, 1024)]
+    {
         let (mut bench, w) = Bench::ready(1);
         bench.teach(w[0], service);
         let sent = (0..2000).filter(|_| !bench.task(Mode::Sync).1.is_empty()).count();
@@ -273,7 +322,14 @@ fn rule_7_a_task_does_not_go_back_for_ever() {
     assert_eq!(bench.exit(worker), ["lost 1", "start 0"]);
     worker = bench.core.workers.keys()[0];
     assert_eq!(bench.ready_now(worker), ["send 0 2"], "the one behind it is not charged");
-    assert_eq!(bench.core.tasks.get(bench.core.workers.get(worker).expect("it lives").in_flight[0].task).map(|task| task.moves), Some(0));
+    assert_eq!(
+        bench
+            .core
+            .tasks
+            .get(bench.core.workers.get(worker).expect("it lives").in_flight[0].task)
+            .map(|task| task.moves),
+        Some(0)
+    );
 }
 
 #[test]
@@ -301,7 +357,11 @@ fn rule_10_who_is_idle_takes_what_stands_behind_others() {
     assert_eq!(sent, ["send 1 2", "send 0 3", "send 1 4", "send 1 5"]);
     bench.begin(w[1], &[2]);
     assert_eq!(bench.reply(w[0], &[3]), ["send 0 5"]);
-    assert_eq!(bench.reply(w[0], &[5]), ["send 0 4"], "one is worth it, too: it takes a tenth of a millisecond");
+    assert_eq!(
+        bench.reply(w[0], &[5]),
+        ["send 0 4"],
+        "one is worth it, too: it takes a tenth of a millisecond"
+    );
 
     let (mut bench, w) = Bench::ready(2);
     bench.teach(w[1], MS / 1000);
@@ -350,7 +410,11 @@ fn rule_10_a_worker_that_gets_ready_takes_its_share_and_so_does_one_in_a_pool_th
     (0..3).for_each(|_| drop(bench.task(Mode::Sync)));
     bench.begin(w[1], &[1]);
     assert_eq!(bench.does(|core, now, actions| core.drain(now, actions)), [""; 0]);
-    assert_eq!(bench.reply(w[0], &[2]), [""; 0], "it stays, for what stands behind may turn out to be stuck");
+    assert_eq!(
+        bench.reply(w[0], &[2]),
+        [""; 0],
+        "it stays, for what stands behind may turn out to be stuck"
+    );
     bench.pass(LONG);
     assert_eq!(bench.tick(), ["send 0 3"]);
 }
@@ -360,7 +424,10 @@ fn rule_14_without_memory_one_sync_task_is_in_hand_and_counts_as_begun() {
     let mut bench = Bench::new(1);
     let (first, _) = bench.task(Mode::Sync);
     let worker = bench.core.workers.keys()[0];
-    assert_eq!(bench.does(|core, now, actions| _ = core.ready(worker, None, now, actions)), ["send 0 0"]);
+    assert_eq!(
+        bench.does(|core, now, actions| _ = core.ready(worker, None, now, actions)),
+        ["send 0 0"]
+    );
     bench.pass(MS / 1000);
     bench.reply(worker, &[0]);
     assert_eq!(bench.task(Mode::Sync).1, ["send 0 1"]);
@@ -402,7 +469,10 @@ fn rule_6_failed_starts_are_tried_again_after_a_back_off() {
     bench.pass(BACKOFF_MIN);
     assert_eq!(bench.tick(), ["start 2", "start 1"]);
     let retried = *bench.core.workers.keys().last().expect("three workers");
-    assert!(bench.deadline().is_some_and(|at| at > bench.now + MS), "nothing to do before a start is late");
+    assert!(
+        bench.deadline().is_some_and(|at| at > bench.now + MS),
+        "nothing to do before a start is late"
+    );
     bench.pass(MS);
     bench.fail(retried);
     assert_eq!(bench.deadline(), Some(bench.now + 2 * BACKOFF_MIN));
@@ -447,7 +517,18 @@ fn rule_8_what_has_not_begun_is_taken_back_and_never_begins() {
     let keys: Vec<_> = (1..=3).map(|_| bench.task(Mode::Sync).0).collect();
     let claim = bench.core.workers.get(w[0]).expect("it lives").in_flight[1].claim;
     assert_eq!(bench.abort(keys[1]), ["cancelled 2"]);
-    assert!(!bench.core.workers.get(w[0]).expect("it lives").memory.as_ref().expect("it is ready").claims().begin(claim));
+    assert!(
+        !bench
+            .core
+            .workers
+            .get(w[0])
+            .expect("it lives")
+            .memory
+            .as_ref()
+            .expect("it is ready")
+            .claims()
+            .begin(claim)
+    );
     assert_eq!(bench.reply(w[0], &[1, 3]), [""; 0]);
     let (key, _) = bench.task(Mode::Sync);
     assert_eq!(bench.abort(key), ["cancelled 4"]);
@@ -533,7 +614,13 @@ fn rule_9_starts_that_fail_slowly_one_after_another_are_told_though_one_is_alway
     // Of two that are under way together, one counts.
     let failed = (1..).find(|_| {
         bench.pass(MS);
-        let oldest = bench.core.workers.iter().min_by_key(|(_, worker)| worker.started).expect("one is under way").0;
+        let oldest = bench
+            .core
+            .workers
+            .iter()
+            .min_by_key(|(_, worker)| worker.started)
+            .expect("one is under way")
+            .0;
         told = bench.fail(oldest);
         assert_ne!(bench.core.workers.len(), 0);
         bench.pass(BACKOFF_MIN * 20);
@@ -584,7 +671,10 @@ fn a_kill_settles_everything_at_once() {
     bench.task(Mode::Sync);
     let w = bench.core.workers.keys();
     bench.ready_now(w[0]);
-    assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), ["kill 0", "kill 1", "closed 0", "closed 1"]);
+    assert_eq!(
+        bench.does(|core, now, actions| core.kill(now, actions)),
+        ["kill 0", "kill 1", "closed 0", "closed 1"]
+    );
     assert_eq!(bench.abort(key), [""; 0]);
     assert_eq!(bench.submit(Mode::Sync, false), (None, vec![]));
     assert_eq!(bench.exit(w[0]), [""; 0]);
@@ -627,12 +717,18 @@ fn an_end_asks_async_tasks_and_waits_for_them_no_longer_than_an_abort_does() {
     (0..4).for_each(|_| drop(bench.task(Mode::Async)));
     bench.begin(w[0], &[0, 1]);
     let now = bench.now;
-    assert_eq!(bench.does(|core, _, actions| core.drain_by(now, now, actions)), ["closed 2", "closed 3", "cancel 0 0", "cancel 0 1"]);
+    assert_eq!(
+        bench.does(|core, _, actions| core.drain_by(now, now, actions)),
+        ["closed 2", "closed 3", "cancel 0 0", "cancel 0 1"]
+    );
     assert_eq!(bench.answer(w[0], 0, Answer::Dropped), (false, vec![]));
     bench.pass(ABORT_GRACE);
     assert_eq!(bench.tick(), ["kill 0"]);
     assert_eq!(bench.exit(w[0]), ["closed 1", "ended"]);
-    assert_eq!((bench.core.cut_off().unbegun(), bench.core.cut_off().begun()), (&[2, 3][..], &[0, 1][..]));
+    assert_eq!(
+        (bench.core.cut_off().unbegun(), bench.core.cut_off().begun()),
+        (&[2, 3][..], &[0, 1][..])
+    );
 }
 
 #[test]
@@ -664,7 +760,11 @@ fn who_has_nothing_left_to_do_when_a_drain_is_cut_short_is_retired() {
     let now = bench.now;
     let mut words = bench.does(|core, _, actions| core.drain_by(now, now, actions));
     words.sort();
-    assert_eq!(words, ["closed 1", "closed 2", "kill 1", "retire 0"], "the one that had not begun its task has no task now");
+    assert_eq!(
+        words,
+        ["closed 1", "closed 2", "kill 1", "retire 0"],
+        "the one that had not begun its task has no task now"
+    );
     bench.pass(ABORT_GRACE);
     assert_eq!(bench.tick(), ["kill 0"]);
 }
@@ -683,14 +783,19 @@ fn a_worker_that_has_hung_up_when_it_was_retired_keeps_its_exit_limit() {
 
 #[test]
 fn limits_beyond_the_clock_are_none() {
-    let mut bench = Bench::with_policy(1, Policy { exit_limit: Duration::MAX, ..Policy::default() });
+    let mut bench =
+        Bench::with_policy(1, Policy { exit_limit: Duration::MAX, ..Policy::default() });
     bench.core.rules.start_limit = Some(Duration::MAX);
     bench.does(|core, now, actions| core.start_all(now, actions));
     let worker = bench.core.workers.keys()[0];
     bench.core.hello(worker);
     assert_eq!(bench.core.next_deadline(), None, "it may start for ever");
     bench.ready_now(worker);
-    let options = Options { timeout: Some(Duration::MAX), deadline: Some(Duration::MAX), ..Options::default() };
+    let options = Options {
+        timeout: Some(Duration::MAX),
+        deadline: Some(Duration::MAX),
+        ..Options::default()
+    };
     assert_eq!(bench.with(Mode::Sync, options).1, ["send 0 0"]);
     bench.begin_timed(worker, 0);
     bench.core.workers.get_mut(worker).expect("it lives").look_at = Some(bench.now);
@@ -709,7 +814,13 @@ fn limits_beyond_the_clock_are_none() {
 #[test]
 fn a_back_off_beyond_the_clock_does_not_end() {
     let (mut bench, w) = Bench::ready(1);
-    let retry = Retry { most: 9, panics: true, wait_min: Duration::MAX, wait_max: Duration::MAX, ..Retry::default() };
+    let retry = Retry {
+        most: 9,
+        panics: true,
+        wait_min: Duration::MAX,
+        wait_max: Duration::MAX,
+        ..Retry::default()
+    };
     let (key, _) = bench.with(Mode::Sync, Options { retry, ..Options::default() });
     bench.begin(w[0], &[0]);
     assert_eq!(bench.answer(w[0], 0, Answer::Panicked), (true, vec![]));
@@ -734,7 +845,9 @@ fn a_worker_holds_as_many_async_tasks_as_there_are_slots() {
     bench.core.rules.concurrency = 1 << 16;
     bench.does(|core, now, actions| core.start_all(now, actions));
     let worker = bench.core.workers.keys()[0];
-    bench.does(|core, now, actions| _ = core.ready(worker, Some(TestMemory::new(1 << 16)), now, actions));
+    bench.does(|core, now, actions| {
+        _ = core.ready(worker, Some(TestMemory::new(1 << 16)), now, actions)
+    });
     let mut slots = vec![false; 1 << 16];
     for _ in 0..1 << 16 {
         bench.task(Mode::Async);
@@ -754,7 +867,10 @@ fn a_worker_that_gets_ready_after_its_time_has_failed_to_start() {
     bench.pass(Duration::from_secs(61));
     assert_eq!(bench.tick(), ["time out 0"]);
     let mut taken = true;
-    assert_eq!(bench.does(|core, now, actions| taken = core.ready(worker, None, now, actions)), [""; 0]);
+    assert_eq!(
+        bench.does(|core, now, actions| taken = core.ready(worker, None, now, actions)),
+        [""; 0]
+    );
     assert!(!taken, "so that its end is told as that of a start");
     assert_eq!(bench.fail(worker), ["start failed 0"]);
 }
@@ -766,7 +882,10 @@ fn of_several_limits_the_earliest_counts_and_a_kill_overtakes_them_all() {
     bench.begin(w[0], &[0]);
     let now = bench.now;
     for limit in [5, 2, 3] {
-        assert_eq!(bench.does(|core, _, actions| core.drain_by(now + limit * MS, now, actions)), [""; 0]);
+        assert_eq!(
+            bench.does(|core, _, actions| core.drain_by(now + limit * MS, now, actions)),
+            [""; 0]
+        );
     }
     assert_eq!(bench.deadline(), Some(now + 2 * MS));
     assert_eq!(bench.does(|core, now, actions| core.kill(now, actions)), ["kill 0"]);
@@ -790,7 +909,8 @@ fn rule_23_what_a_worker_that_stands_still_has_not_begun_goes_to_another() {
         bench.begin(w[0], &[id]);
         bench.reply(w[0], &[id]);
     }
-    // When the other has its hands full, the deaf one is better than nobody; and is no longer deaf when it answers.
+    // When the other has its hands full, the deaf one is better than nobody; and is no longer deaf
+    // when it answers.
     bench.task(Mode::Sync);
     bench.begin(w[0], &[5]);
     bench.pass(LONG);
@@ -835,7 +955,11 @@ fn rule_23_holds_in_a_pool_that_drains() {
     bench.pass(DEAF);
     assert_eq!(bench.tick(), ["start 1"]);
     let next = bench.core.workers.keys()[1];
-    assert_eq!(bench.ready_now(next), [""; 0], "it does not leave before it has taken what it was started for");
+    assert_eq!(
+        bench.ready_now(next),
+        [""; 0],
+        "it does not leave before it has taken what it was started for"
+    );
     bench.pass(DEAF);
     let mut words = bench.tick();
     words.sort();
@@ -942,7 +1066,11 @@ fn rule_23_holds_for_async_tasks_of_which_some_have_begun() {
         assert!(words.is_empty() || words == ["send 1 2"], "{words:?}");
     }
     bench.begin(w[1], &[2]);
-    assert_eq!(bench.task(Mode::Async).1, ["send 1 3"], "not to the one that has fewer and stands still");
+    assert_eq!(
+        bench.task(Mode::Async).1,
+        ["send 1 3"],
+        "not to the one that has fewer and stands still"
+    );
 }
 
 #[test]
@@ -955,9 +1083,20 @@ fn a_kill_settles_what_runs_when_it_has_stopped_and_the_rest_at_once() {
     drop(keys);
     let mut words = bench.does(|core, now, actions| core.kill(now, actions));
     words.sort();
-    assert_eq!(words, [format!("closed {}", first + 1), format!("closed {}", first + 2), format!("closed {}", first + 3), "kill 0".into()]);
+    assert_eq!(
+        words,
+        [
+            format!("closed {}", first + 1),
+            format!("closed {}", first + 2),
+            format!("closed {}", first + 3),
+            "kill 0".into()
+        ]
+    );
     assert_eq!(bench.exit(w[0]), [format!("closed {first}"), "ended".into()]);
-    assert_eq!((bench.core.cut_off().unbegun().len(), bench.core.cut_off().begun()), (3, &[first][..]));
+    assert_eq!(
+        (bench.core.cut_off().unbegun().len(), bench.core.cut_off().begun()),
+        (3, &[first][..])
+    );
 }
 
 #[test]
@@ -1081,7 +1220,8 @@ fn rule_11_a_deadline_ends_what_waits_what_runs_and_what_is_tried_again() {
     assert_eq!(bench.exit(w[0]), ["timed out 0 Deadline(50ms)", "start 0"]);
 
     let (mut bench, w) = Bench::ready(1);
-    let retry = Retry { most: 9, panics: true, wait_min: 80 * MS, wait_max: 80 * MS, ..Retry::default() };
+    let retry =
+        Retry { most: 9, panics: true, wait_min: 80 * MS, wait_max: 80 * MS, ..Retry::default() };
     bench.with(Mode::Sync, Options { retry, ..deadline });
     bench.begin(w[0], &[0]);
     assert_eq!(bench.answer(w[0], 0, Answer::Panicked), (true, vec![]));
@@ -1208,7 +1348,8 @@ fn rule_12_a_tasks_own_error_is_tried_again_as_often_as_is_wanted_and_is_then_it
     bench.begin(w[0], &[1]);
     assert_eq!(bench.answer(w[0], 1, Answer::Again), (false, vec![]));
     let retry = Retry { most: 2, ..Retry::default() };
-    let (key, _) = bench.with(Mode::Sync, Options { retry, grace: Some(20 * MS), ..Options::default() });
+    let (key, _) =
+        bench.with(Mode::Sync, Options { retry, grace: Some(20 * MS), ..Options::default() });
     bench.begin(w[0], &[2]);
     bench.abort(key);
     assert_eq!(bench.answer(w[0], 2, Answer::Again), (false, vec![]));
@@ -1243,7 +1384,8 @@ fn rule_13_an_idempotent_neighbour_runs_again() {
 }
 
 #[test]
-fn rule_8_a_reply_that_is_awaited_has_its_whole_time_though_its_task_is_stopped_with_a_shorter_grace() {
+fn rule_8_a_reply_that_is_awaited_has_its_whole_time_though_its_task_is_stopped_with_a_shorter_grace()
+ {
     for mode in [Mode::Sync, Mode::Async] {
         let (mut bench, w) = Bench::ready(1);
         let (key, _) = bench.with(mode, Options { grace: Some(20 * MS), ..timeout(10 * MS) });
@@ -1265,7 +1407,13 @@ fn rule_8_a_reply_that_is_awaited_has_its_whole_time_though_its_task_is_stopped_
 fn rule_11_a_deadline_that_passes_while_a_limit_stops_the_task_ends_it() {
     let (mut bench, w) = Bench::ready(2);
     let retry = Retry { most: 5, ..Retry::default() };
-    let options = Options { timeout: Some(100 * MS), deadline: Some(150 * MS), grace: Some(1000 * MS), retry, ..Options::default() };
+    let options = Options {
+        timeout: Some(100 * MS),
+        deadline: Some(150 * MS),
+        grace: Some(1000 * MS),
+        retry,
+        ..Options::default()
+    };
     bench.with(Mode::Sync, options);
     bench.begin_timed(w[1], 0);
     bench.pass(100 * MS);
@@ -1274,7 +1422,11 @@ fn rule_11_a_deadline_that_passes_while_a_limit_stops_the_task_ends_it() {
     assert_eq!(bench.tick(), [""; 0]);
     bench.pass(950 * MS);
     assert_eq!(bench.tick(), ["kill 1"]);
-    assert_eq!(bench.exit(w[1])[0], format!("timed out 0 {:?}", Limit::Deadline(150 * MS)), "and is not tried again");
+    assert_eq!(
+        bench.exit(w[1])[0],
+        format!("timed out 0 {:?}", Limit::Deadline(150 * MS)),
+        "and is not tried again"
+    );
 }
 
 #[test]

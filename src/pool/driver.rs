@@ -1,5 +1,5 @@
-//! What happens at the pool's descriptors, and what follows: replies are read and delivered, workers
-//! that have ended are reaped, time passes.
+//! What happens at the pool's descriptors, and what follows: replies are read and delivered,
+//! workers that have ended are reaped, time passes.
 //!
 //! All descriptors of a pool are in one epoll set. So it does not matter who turns: the task that
 //! [`drive`] runs in the pool's own runtime, or the steward when that runtime does not turn. One
@@ -44,10 +44,12 @@ const READINGS: u32 = 16;
 const HELLO_MAX: usize = 64 << 10;
 /// So much of a failed start's standard error is kept, in bytes.
 const STDERR_TAIL: u64 = 4096;
-/// So many replies in one look, from a worker that has as many still to give, mean that more are coming at once.
+/// So many replies in one look, from a worker that has as many still to give, mean that more are
+/// coming at once.
 const BUSY: usize = 4;
-/// How long the pool then naps, instead of having each further reply ring. It is what a result may have to wait in a stream of
-/// results, and must be less than the work that workers have in hand (`WINDOW_WORK` in `core.rs`), so that none runs dry.
+/// How long the pool then naps, instead of having each further reply ring. It is what a result may
+/// have to wait in a stream of results, and must be less than the work that workers have in hand
+/// (`WINDOW_WORK` in `core.rs`), so that none runs dry.
 const NAP: Duration = Duration::from_micros(100);
 
 // ---- the epoll set
@@ -70,9 +72,11 @@ fn key_of(token: u64) -> WorkerKey {
 
 /// Sockets are watched by edge, and for room only while room is wanted: else each reading of a
 /// worker would wake us.
-const READ: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLET);
+const READ: EpollFlags =
+    EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLET);
 /// The other side has closed: no further edge will come, so it must be read to the end now.
-const CLOSED: EpollFlags = EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
+const CLOSED: EpollFlags =
+    EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
 const READ_WRITE: EpollFlags = READ.union(EpollFlags::EPOLLOUT);
 
 pub(super) fn register_timers(epoll: &Epoll, timer: &TimerFd, nap: &TimerFd) -> nix::Result<()> {
@@ -104,8 +108,8 @@ impl Drop for Driven {
     }
 }
 
-/// The task that turns the pool whenever something is ready, until the pool has ended or the runtime has.
-/// To be called in that runtime; it panics in one without I/O.
+/// The task that turns the pool whenever something is ready, until the pool has ended or the
+/// runtime has. To be called in that runtime; it panics in one without I/O.
 pub(super) fn drive(engine: Arc<Engine>) -> io::Result<impl Future<Output = ()> + Send> {
     // Both are made here, and not in the task, which may be dropped before it is polled.
     let driven = Driven(engine);
@@ -115,8 +119,9 @@ pub(super) fn drive(engine: Arc<Engine>) -> io::Result<impl Future<Output = ()> 
         loop {
             let Ok(mut readiness) = ready.readable().await else { return };
             if Engine::is_forked_copy() {
-                // A copy of the runtime, too: what it read would be lost to the original. It does not end either, for the two share what
-                // watches the descriptors, and it would take out ours there.
+                // A copy of the runtime, too: what it read would be lost to the original. It does
+                // not end either, for the two share what watches the descriptors,
+                // and it would take out ours there.
                 return std::future::pending().await;
             }
             // Before the turn: what comes during the turn makes it ready again.
@@ -217,7 +222,9 @@ impl Engine {
             for event in &events[..n] {
                 let (key, what) = (key_of(event.data()), event.data() & 3);
                 match what {
-                    TIMER if event.data() == TOKENS => self.tokens.cancelled().into_iter().for_each(|task| self.abort(task)),
+                    TIMER if event.data() == TOKENS => {
+                        self.tokens.cancelled().into_iter().for_each(|task| self.abort(task))
+                    }
                     TIMER => self.time_has_passed(driver),
                     NAPPED => napped = true,
                     ENDED => self.process_ended(driver, key),
@@ -225,7 +232,11 @@ impl Engine {
                         if event.events().contains(EpollFlags::EPOLLOUT) {
                             self.has_room(key);
                         }
-                        let until = if event.events().intersects(CLOSED) { Until::End } else { Until::OthersWait };
+                        let until = if event.events().intersects(CLOSED) {
+                            Until::End
+                        } else {
+                            Until::OthersWait
+                        };
                         self.read(driver, key, until);
                     }
                 }
@@ -238,7 +249,9 @@ impl Engine {
             }
             self.look_into_outboxes(driver);
             if !driver.unreaped.is_empty() && driver.awake.is_empty() {
-                let _ = self.nap.set(Expiration::OneShot(steward::TRACED.into()), TimerSetTimeFlags::empty());
+                let _ = self
+                    .nap
+                    .set(Expiration::OneShot(steward::TRACED.into()), TimerSetTimeFlags::empty());
             }
             if n < events.len() {
                 return;
@@ -252,10 +265,16 @@ impl Engine {
         }
         let mut expirations = [0; 8];
         let _ = nix::unistd::read(self.timer.as_fd(), &mut expirations);
-        // A process that has ended in time is not one that the kernel cannot end, though we come to see it late.
+        // A process that has ended in time is not one that the kernel cannot end, though we come to
+        // see it late.
         let unended = self.lock().core.unended(Instant::now());
         for key in unended {
-            let child = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.child));
+            let child = self
+                .lock()
+                .links
+                .get(&key)
+                .and_then(|link| link.process.as_ref())
+                .map(|process| Arc::clone(&process.child));
             if child.is_some_and(|child| child.has_ended()) {
                 self.process_ended(driver, key);
             }
@@ -273,7 +292,8 @@ impl Engine {
             if overdue.is_empty() {
                 return;
             }
-            // An answer that was given in time counts, though we come to read it late, or nobody has rung.
+            // An answer that was given in time counts, though we come to read it late, or nobody
+            // has rung.
             for key in overdue {
                 self.read(driver, key, Until::OthersWait);
                 self.empty_outbox(driver, key);
@@ -285,7 +305,9 @@ impl Engine {
     /// A full socket has room again.
     fn has_room(&self, key: WorkerKey) {
         let mut state = self.lock();
-        let Some(Link { process: Some(process), out, .. }) = state.links.get_mut(&key) else { return };
+        let Some(Link { process: Some(process), out, .. }) = state.links.get_mut(&key) else {
+            return;
+        };
         // An event may be a stale one; then somebody else writes, or nobody needs to.
         if !std::mem::take(&mut out.blocked) {
             return;
@@ -324,11 +346,14 @@ impl Engine {
             // If the kernel refuses (the worker has changed its user), its end is waited for.
             let _ = child.kill();
         }
-        // Its end first: once the socket is watched it may become ready, and be given tasks, on another thread.
+        // Its end first: once the socket is watched it may become ready, and be given tasks, on
+        // another thread.
         let added = self
             .epoll
             .add(child.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, token(key, ENDED)))
-            .and_then(|()| self.epoll.add(socket.as_fd(), EpollEvent::new(READ, token(key, SOCKET))));
+            .and_then(|()| {
+                self.epoll.add(socket.as_fd(), EpollEvent::new(READ, token(key, SOCKET)))
+            });
         if let Err(errno) = added {
             // It is killed and reaped by the drop of its owner.
             let _ = self.epoll.delete(child.pidfd());
@@ -337,7 +362,12 @@ impl Engine {
     }
 
     fn start_failed(&self, key: WorkerKey, cause: Error) {
-        let pid = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| process.child.pid());
+        let pid = self
+            .lock()
+            .links
+            .get(&key)
+            .and_then(|link| link.process.as_ref())
+            .map(|process| process.child.pid());
         self.tell_end(key, pid, WorkerEnd::StartFailed, None, Some(cause.clone()));
         let link = self.apply(|state, now| {
             state.timed = true;
@@ -356,7 +386,10 @@ impl Engine {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
                 let state = self.lock();
-                let Some(process) = state.links.get(&key).and_then(|link| link.process.as_ref()) else { return };
+                let Some(process) = state.links.get(&key).and_then(|link| link.process.as_ref())
+                else {
+                    return;
+                };
                 entry.insert(Reader {
                     socket: Arc::clone(&process.socket),
                     pid: process.child.pid(),
@@ -381,14 +414,19 @@ impl Engine {
         while !reader.closed && left > 0 {
             readings += 1;
             if readings > READINGS && until == Until::OthersWait {
-                // Others have their turn first; the socket is reported anew, for it is still readable. Whoever waits for
-                // room in it must not be forgotten by this.
-                let _ = self.epoll.modify(reader.socket.as_fd(), &mut EpollEvent::new(READ_WRITE, token(key, SOCKET)));
+                // Others have their turn first; the socket is reported anew, for it is still
+                // readable. Whoever waits for room in it must not be forgotten by
+                // this.
+                let _ = self.epoll.modify(
+                    reader.socket.as_fd(),
+                    &mut EpollEvent::new(READ_WRITE, token(key, SOCKET)),
+                );
                 return;
             }
             let space = reader.buffer.space();
             let len = space.len();
-            // A reading ends behind a message that carries descriptors, whatever follows it (unix(7)).
+            // A reading ends behind a message that carries descriptors, whatever follows it
+            // (unix(7)).
             let may_be_short = reader.stage != Stage::Ready;
             let n = match reader.stage {
                 Stage::Ready => sys::recv(reader.socket.as_fd(), space),
@@ -411,7 +449,13 @@ impl Engine {
                     if std::mem::take(&mut reader.rang) && !driver.awake.contains(&key) {
                         driver.awake.push(key);
                     }
-                    let broken = self.replied(key, reader.pid, &mut driver.replies, &mut driver.settled, &mut driver.answered);
+                    let broken = self.replied(
+                        key,
+                        reader.pid,
+                        &mut driver.replies,
+                        &mut driver.settled,
+                        &mut driver.answered,
+                    );
                     if let Err(bad) = result.and(broken) {
                         (reader.closed, reader.silenced) = (true, true);
                         self.broke_protocol(key, reader.stage, reader.pid, bad);
@@ -430,7 +474,8 @@ impl Engine {
         }
     }
 
-    /// Takes in what lies in the outboxes of workers that have rung; then sleeps, or naps where more is coming at once.
+    /// Takes in what lies in the outboxes of workers that have rung; then sleeps, or naps where
+    /// more is coming at once.
     fn look_into_outboxes(&self, driver: &mut Driver) {
         let mut awake = std::mem::take(&mut driver.awake);
         awake.retain(|key| {
@@ -455,9 +500,13 @@ impl Engine {
         driver.awake = awake;
     }
 
-    /// Takes in what a worker has committed to its outbox, and says how many replies that were; `None`: it says nothing more.
+    /// Takes in what a worker has committed to its outbox, and says how many replies that were;
+    /// `None`: it says nothing more.
     fn empty_outbox(&self, driver: &mut Driver, key: WorkerKey) -> Option<usize> {
-        let reader = driver.readers.get_mut(&key).filter(|reader| !reader.silenced && reader.stage == Stage::Ready)?;
+        let reader = driver
+            .readers
+            .get_mut(&key)
+            .filter(|reader| !reader.silenced && reader.stage == Stage::Ready)?;
         driver.taken.clear();
         let result = match reader.intake.take(&reader.memory.ring(), &mut driver.taken) {
             Ok(false) => return Some(0),
@@ -465,7 +514,13 @@ impl Engine {
             Err(bad) => Err(Bad(bad.to_string())),
         };
         let count = driver.replies.len();
-        let broken = self.replied(key, reader.pid, &mut driver.replies, &mut driver.settled, &mut driver.answered);
+        let broken = self.replied(
+            key,
+            reader.pid,
+            &mut driver.replies,
+            &mut driver.settled,
+            &mut driver.answered,
+        );
         if let Err(bad) = result.and(broken) {
             (reader.closed, reader.silenced) = (true, true);
             self.broke_protocol(key, Stage::Ready, reader.pid, bad);
@@ -485,7 +540,11 @@ impl Engine {
     }
 
     fn broke_protocol(&self, key: WorkerKey, stage: Stage, pid: u32, Bad(reason): Bad) {
-        let early = self.lock().links.get(&key).and_then(|link| link.process.as_ref()?.early_stderr.clone());
+        let early = self
+            .lock()
+            .links
+            .get(&key)
+            .and_then(|link| link.process.as_ref()?.early_stderr.clone());
         let stderr = early.map(|file| stderr_tail(&file)).unwrap_or_default();
         self.apply(|state, now| {
             if let Some(link) = state.links.get_mut(&key) {
@@ -548,7 +607,8 @@ impl Engine {
                         }
                     }
                     None => {
-                        result = Err(Bad(format!("an answer to task {id}, which it was not to give")));
+                        result =
+                            Err(Bad(format!("an answer to task {id}, which it was not to give")));
                         break;
                     }
                 }
@@ -596,20 +656,33 @@ impl Engine {
     }
 
     /// Takes over the shared objects that a result names.
-    fn take_over(&self, key: WorkerKey, Value { packet, named, .. }: Value) -> Result<Encoded, Bad> {
+    fn take_over(
+        &self,
+        key: WorkerKey,
+        Value { packet, named, .. }: Value,
+    ) -> Result<Encoded, Bad> {
         let things = named.map(|named| self.take_names(key, &named)).transpose()?;
         Ok(Encoded { value: packet, things: things.map(Arc::new) })
     }
 
     fn take_names(&self, key: WorkerKey, named: &Named) -> Result<Vec<Thing>, Bad> {
-        let leases = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.leases));
-        let taken = leases.ok_or_else(|| "objects that nobody lent it".to_owned()).and_then(|leases| leases.take(named));
+        let leases = self
+            .lock()
+            .links
+            .get(&key)
+            .and_then(|link| link.process.as_ref())
+            .map(|process| Arc::clone(&process.leases));
+        let taken = leases
+            .ok_or_else(|| "objects that nobody lent it".to_owned())
+            .and_then(|leases| leases.take(named));
         taken.map_err(|reason| Bad(format!("a result that names {reason}")))
     }
 
     fn failure(&self, pid: u32, failed: Failed, stop: Option<Stop>) -> What {
         match failed {
-            Failed::Panicked { message, location, backtrace } => What::Panicked { message, location, backtrace, pid, status: None },
+            Failed::Panicked { message, location, backtrace } => {
+                What::Panicked { message, location, backtrace, pid, status: None }
+            }
             Failed::Arguments { reason } => What::ArgumentDecode { pid, reason },
             Failed::Result { reason } => What::ResultEncode { pid, reason },
             Failed::TooLarge => What::ResultTooLarge { pid, limit: self.config.frame_limit },
@@ -628,7 +701,12 @@ impl Engine {
             Some(_) => crate::worker::check_protocol(hello)?,
             None => crate::worker::check_hello(hello)?,
         }
-        let memory = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.memory));
+        let memory = self
+            .lock()
+            .links
+            .get(&key)
+            .and_then(|link| link.process.as_ref())
+            .map(|process| Arc::clone(&process.memory));
         let Some(memory) = memory else { return Ok(()) };
         // Nobody looks by himself yet: the first reply is to ring.
         Intake::default().sleep(&memory.ring());
@@ -649,23 +727,40 @@ impl Engine {
         frame::finish(&mut out, start);
 
         let mut state = self.lock();
-        let Some(Link { process: Some(process), out: outgoing, .. }) = state.links.get_mut(&key) else { return Ok(()) };
+        let Some(Link { process: Some(process), out: outgoing, .. }) = state.links.get_mut(&key)
+        else {
+            return Ok(());
+        };
         process.lifeline = lifeline;
         let (socket, early) = (Arc::clone(&process.socket), process.early_stderr.take());
         let stderr = process.streams.their_stderr.take();
         // The socket is empty and nobody else writes to it: the welcome goes at once, and whole.
         outgoing.busy = true;
         drop(state);
-        // No further one is due. Older kernels do not know this, and close what comes, however long that takes.
+        // No further one is due. Older kernels do not know this, and close what comes, however long
+        // that takes.
         let _ = sys::refuse_descriptors(socket.as_fd());
         let stderr = stderr.map_or_else(stderr_for_worker, Ok);
-        let sent = stderr.and_then(|stderr| sys::send_with_fds(socket.as_fd(), &[io::IoSlice::new(&out)], &[memory.fd(), stderr.as_fd()]));
+        let sent = stderr.and_then(|stderr| {
+            sys::send_with_fds(
+                socket.as_fd(),
+                &[io::IoSlice::new(&out)],
+                &[memory.fd(), stderr.as_fd()],
+            )
+        });
         drop(early);
         match sent {
             Ok(n) if n == out.len() => {}
             Ok(_) => return Err(Bad("it did not take the welcome".into())),
             // It has ended meanwhile: that will be told in its own words.
-            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => return Ok(()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                ) =>
+            {
+                return Ok(());
+            }
             // Our own want of descriptors, say: no fault of the worker's.
             Err(error) => {
                 self.start_refused(key, "answering a worker's hello", error);
@@ -676,7 +771,11 @@ impl Engine {
             state.timed = true;
             state.core.hello(key);
             if let Some(link) = state.links.get_mut(&key) {
-                self.config.init.iter().chain(&self.config.exit).for_each(|frame| link.out.push(frame));
+                self.config
+                    .init
+                    .iter()
+                    .chain(&self.config.exit)
+                    .for_each(|frame| link.out.push(frame));
             }
         });
         self.flush(key);
@@ -720,7 +819,9 @@ impl Engine {
     fn init_failed(&self, key: WorkerKey, pid: u32, failed: InitFailed) {
         let why = match failed {
             InitFailed::Error { message } => Why::InitError { pid, message },
-            InitFailed::Panicked { message, location } => Why::InitPanicked { pid, message, location },
+            InitFailed::Panicked { message, location } => {
+                Why::InitPanicked { pid, message, location }
+            }
         };
         self.apply(|state, now| {
             if let Some(link) = state.links.get_mut(&key) {
@@ -735,14 +836,23 @@ impl Engine {
     fn process_ended(&self, driver: &mut Driver, key: WorkerKey) {
         // It is given nothing more: what follows its last answers must not be charged to it.
         self.apply(|state, _| state.core.ending(key));
-        // What it sent and committed before it ended still counts, all of it; only then its claims are judged.
+        // What it sent and committed before it ended still counts, all of it; only then its claims
+        // are judged.
         self.read(driver, key, Until::WhatItSent);
         self.empty_outbox(driver, key);
-        let child = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| Arc::clone(&process.child));
+        let child = self
+            .lock()
+            .links
+            .get(&key)
+            .and_then(|link| link.process.as_ref())
+            .map(|process| Arc::clone(&process.child));
         let Some(child) = child else { return };
         let Some(exit) = child.try_reap() else {
             // Else its pidfd, which stays readable, would wake us again at once.
-            let _ = self.epoll.modify(child.pidfd(), &mut EpollEvent::new(EpollFlags::empty(), token(key, ENDED)));
+            let _ = self.epoll.modify(
+                child.pidfd(),
+                &mut EpollEvent::new(EpollFlags::empty(), token(key, ENDED)),
+            );
             driver.unreaped.push(key);
             return;
         };
@@ -759,15 +869,27 @@ impl Engine {
         });
         // What we have not killed, the kernel may have.
         let note = match note {
-            None if !link.doomed && exit.is_by(nix::libc::SIGKILL) && oom_kills::account_for(process.oom_kills) => Some(Note::OutOfMemory),
+            None if !link.doomed
+                && exit.is_by(nix::libc::SIGKILL)
+                && oom_kills::account_for(process.oom_kills) =>
+            {
+                Some(Note::OutOfMemory)
+            }
             Some(Note::OutOfMemory) if !exit.is_by(nix::libc::SIGABRT) => None,
             note => note,
         };
         let stderr = process.streams.end();
         if stage == Stage::Ready {
-            let loss = Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame: link.bad_frame.clone(), stderr });
+            let loss = Arc::new(Loss {
+                pid: exit.pid,
+                status: exit.status,
+                note,
+                bad_frame: link.bad_frame.clone(),
+                stderr,
+            });
             // First, since the pool may have ended with it.
-            let by_itself = if loss.bad_frame.is_some() { WorkerEnd::BadFrame } else { WorkerEnd::Died };
+            let by_itself =
+                if loss.bad_frame.is_some() { WorkerEnd::BadFrame } else { WorkerEnd::Died };
             self.tell_end(key, Some(exit.pid), by_itself, exit.status, None);
             let halted = self.apply(|state, now| {
                 state.timed = true;
@@ -781,7 +903,13 @@ impl Engine {
             self.tell_start(None);
         } else {
             let cause = self.why_start_failed(&link, process, stage, &exit, note, stderr);
-            self.tell_end(key, Some(exit.pid), WorkerEnd::StartFailed, exit.status, Some(cause.clone()));
+            self.tell_end(
+                key,
+                Some(exit.pid),
+                WorkerEnd::StartFailed,
+                exit.status,
+                Some(cause.clone()),
+            );
             self.apply(|state, now| {
                 state.timed = true;
                 state.core.start_failed(key, cause.clone(), now, &mut state.actions);
@@ -791,7 +919,14 @@ impl Engine {
     }
 
     /// A worker has gone, by itself unless the rules know better.
-    fn tell_end(&self, key: WorkerKey, pid: Option<u32>, by_itself: WorkerEnd, status: Option<ExitStatus>, cause: Option<Error>) {
+    fn tell_end(
+        &self,
+        key: WorkerKey,
+        pid: Option<u32>,
+        by_itself: WorkerEnd,
+        status: Option<ExitStatus>,
+        cause: Option<Error>,
+    ) {
         let why = self.lock().core.why_ended(key).unwrap_or(by_itself);
         self.tally.ended(why);
         self.feeds.tell(&WorkerEvent::Down { pid, why, status, cause });
@@ -815,22 +950,38 @@ impl Engine {
             (Stage::Hello, timed_out) => {
                 let stderr = process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default();
                 if timed_out && link.hung_up {
-                    Why::NotAWorker { pid, reason: "it closed its socket without a hello".into(), stderr }
+                    Why::NotAWorker {
+                        pid,
+                        reason: "it closed its socket without a hello".into(),
+                        stderr,
+                    }
                 } else if timed_out {
-                    let limit = rules.start_limit.map_or(rules.hello_limit, |limit| limit.min(rules.hello_limit));
+                    let limit = rules
+                        .start_limit
+                        .map_or(rules.hello_limit, |limit| limit.min(rules.hello_limit));
                     Why::HelloTimeout { pid, limit, stderr }
                 } else {
                     Why::DiedAtStart { pid, status, stderr }
                 }
             }
-            (_, true) if link.hung_up => Why::NotAWorker { pid, reason: "it closed its socket in init".into(), stderr: String::new() },
+            (_, true) if link.hung_up => Why::NotAWorker {
+                pid,
+                reason: "it closed its socket in init".into(),
+                stderr: String::new(),
+            },
             (_, true) => Why::InitTimeout { pid, limit: rules.start_limit.unwrap_or_default() },
             (_, false) if self.config.init.is_none() => {
                 let early = process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default();
-                Why::DiedAtStart { pid, status, stderr: stderr.map_or(early, |text| text.to_string()) }
+                Why::DiedAtStart {
+                    pid,
+                    status,
+                    stderr: stderr.map_or(early, |text| text.to_string()),
+                }
             }
             (_, false) => match note {
-                Some(Note::Panic { message, place }) => Why::InitPanicked { pid, message, location: Some(place) },
+                Some(Note::Panic { message, place }) => {
+                    Why::InitPanicked { pid, message, location: Some(place) }
+                }
                 _ => Why::InitDied { pid, status, stderr },
             },
         };
@@ -842,7 +993,11 @@ impl Engine {
 fn note_item(answered: &mut Vec<Answered>, cargo: &Cargo, id: u64, came: Result<Value, Failed>) {
     let Some((inlet, place)) = cargo.item(id) else { return };
     if answered.last().is_none_or(|last| !Arc::ptr_eq(&last.inlet, inlet)) {
-        answered.push(Answered { inlet: Arc::clone(inlet), function: cargo.function, results: Vec::new() });
+        answered.push(Answered {
+            inlet: Arc::clone(inlet),
+            function: cargo.function,
+            results: Vec::new(),
+        });
     }
     if let Some(last) = answered.last_mut() {
         last.results.push((place, came));
@@ -850,7 +1005,12 @@ fn note_item(answered: &mut Vec<Answered>, cargo: &Cargo, id: u64, came: Result<
 }
 
 /// Takes whole frames out of a worker's buffer: replies are gathered, other messages are answered.
-fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &mut Vec<(u64, Result<Value, Failed>)>) -> Result<(), Bad> {
+fn take_frames(
+    engine: &Engine,
+    key: WorkerKey,
+    reader: &mut Reader,
+    replies: &mut Vec<(u64, Result<Value, Failed>)>,
+) -> Result<(), Bad> {
     // At once, and not when the message is whole: until then any number could come.
     if reader.descriptors.len() > usize::from(reader.stage == Stage::Hello) {
         return Err(Bad("a descriptor that nobody asked for".into()));
@@ -858,10 +1018,20 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
     while let Some(range) = reader.buffer.next_frame().map_err(|e| Bad(e.to_string()))? {
         let message = Message::new(reader.buffer.bytes(range.clone()))?;
         match (reader.stage, message.kind) {
-            (Stage::Ready, kind::DONE | kind::FAILED | kind::DONE_NAMING | kind::AGAIN | kind::AGAIN_NAMING) => {
+            (
+                Stage::Ready,
+                kind::DONE | kind::FAILED | kind::DONE_NAMING | kind::AGAIN | kind::AGAIN_NAMING,
+            ) => {
                 let again = is_again(message.kind);
                 let reply = match read_reply(message, reader.buffer.bytes(range.clone()))? {
-                    (id, Ok((at, named))) => (id, Ok(Value { packet: reader.buffer.take(range.start + at..range.end), named, again })),
+                    (id, Ok((at, named))) => (
+                        id,
+                        Ok(Value {
+                            packet: reader.buffer.take(range.start + at..range.end),
+                            named,
+                            again,
+                        }),
+                    ),
                     (id, Err(failed)) => (id, Err(failed)),
                 };
                 replies.push(reply);
@@ -874,17 +1044,24 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
                 let hello = message.map()?;
                 if reader.truncated && reader.descriptors.is_empty() {
                     // It sent one, and we have no number left for it: no fault of the worker's.
-                    engine.start_refused(key, "taking in a worker's lifeline", nix::errno::Errno::EMFILE.into());
+                    engine.start_refused(
+                        key,
+                        "taking in a worker's lifeline",
+                        nix::errno::Errno::EMFILE.into(),
+                    );
                     continue;
                 }
                 let lifeline = reader.descriptors.pop().filter(|_| !reader.truncated);
-                // Not every language can send one; what is lost without it is for that program to know.
+                // Not every language can send one; what is lost without it is for that program to
+                // know.
                 if lifeline.is_none() && engine.config.program.is_none() {
                     return Err(Bad("a hello without its one descriptor".into()));
                 }
                 reader.stage = Stage::Init;
                 reader.buffer.set_limit(engine.config.frame_limit);
-                engine.welcome(key, &hello, lifeline).inspect_err(|_| reader.stage = Stage::Hello)?;
+                engine
+                    .welcome(key, &hello, lifeline)
+                    .inspect_err(|_| reader.stage = Stage::Hello)?;
             }
             (Stage::Init, kind::READY) => {
                 message.end()?;
@@ -897,19 +1074,36 @@ fn take_frames(engine: &Engine, key: WorkerKey, reader: &mut Reader, replies: &m
     message::check_begun(reader.buffer.begun())
 }
 
-/// Takes the replies out of what lay in an outbox: whole frames, each padded to a multiple of 8 bytes.
-pub(super) fn take_replies(mut bytes: &[u8], limit: usize, replies: &mut Vec<(u64, Result<Value, Failed>)>) -> Result<(), Bad> {
+/// Takes the replies out of what lay in an outbox: whole frames, each padded to a multiple of 8
+/// bytes.
+pub(super) fn take_replies(
+    mut bytes: &[u8],
+    limit: usize,
+    replies: &mut Vec<(u64, Result<Value, Failed>)>,
+) -> Result<(), Bad> {
     while let Some(head) = bytes.first_chunk::<{ frame::HEAD }>() {
         let len = u32::from_le_bytes(*head) as usize;
         let body = bytes.get(frame::HEAD..frame::HEAD + len).filter(|_| len <= limit);
-        let body = body.ok_or_else(|| Bad(format!("a frame of {len} bytes in an outbox that has {}", bytes.len())))?;
+        let body = body.ok_or_else(|| {
+            Bad(format!("a frame of {len} bytes in an outbox that has {}", bytes.len()))
+        })?;
         let message = Message::new(body)?;
-        if !matches!(message.kind, kind::DONE | kind::FAILED | kind::DONE_NAMING | kind::AGAIN | kind::AGAIN_NAMING) {
+        if !matches!(
+            message.kind,
+            kind::DONE | kind::FAILED | kind::DONE_NAMING | kind::AGAIN | kind::AGAIN_NAMING
+        ) {
             return Err(Bad(format!("a message of kind {} in an outbox", message.kind)));
         }
         let again = is_again(message.kind);
         let (id, outcome) = read_reply(message, body)?;
-        replies.push((id, outcome.map(|(at, named)| Value { packet: Packet::copy_from(&body[at..]), named, again })));
+        replies.push((
+            id,
+            outcome.map(|(at, named)| Value {
+                packet: Packet::copy_from(&body[at..]),
+                named,
+                again,
+            }),
+        ));
         bytes = &bytes[(frame::HEAD + len).next_multiple_of(size_of::<u64>()).min(bytes.len())..];
     }
     Ok(())
@@ -919,9 +1113,13 @@ fn is_again(kind: u8) -> bool {
     matches!(kind, kind::AGAIN | kind::AGAIN_NAMING)
 }
 
-/// The number of a task that was answered, and where in the body its result begins and what it names, or why it has none.
+/// The number of a task that was answered, and where in the body its result begins and what it
+/// names, or why it has none.
 #[expect(clippy::type_complexity, reason = "it is taken apart at once")]
-fn read_reply(mut message: Message<'_>, body: &[u8]) -> Result<(u64, Result<(usize, Option<Named>), Failed>), Bad> {
+fn read_reply(
+    mut message: Message<'_>,
+    body: &[u8],
+) -> Result<(u64, Result<(usize, Option<Named>), Failed>), Bad> {
     let id = message.uint()?;
     let naming = matches!(message.kind, kind::DONE_NAMING | kind::AGAIN_NAMING);
     if message.kind == kind::FAILED {
@@ -930,7 +1128,8 @@ fn read_reply(mut message: Message<'_>, body: &[u8]) -> Result<(u64, Result<(usi
     match message.rest() {
         (1, at) if !naming => Ok((id, Ok((at, None)))),
         (2, at) if naming => {
-            let (named, len) = Named::read(&body[at..]).map_err(|e| Bad(format!("the names of a result: {e}")))?;
+            let (named, len) =
+                Named::read(&body[at..]).map_err(|e| Bad(format!("the names of a result: {e}")))?;
             Ok((id, Ok((at + len, Some(named)))))
         }
         _ => Err(Bad("a result that is not one value".into())),
@@ -940,10 +1139,16 @@ fn read_reply(mut message: Message<'_>, body: &[u8]) -> Result<(u64, Result<(usi
 /// A copy of our standard error for a worker, or of nothing if we have none.
 fn stderr_for_worker() -> io::Result<OwnedFd> {
     let stderr = io::stderr();
-    // Where the application has closed it, something else has got its number, perhaps the very socket of a worker.
-    // That is told by its being closed at an exec, as nearly everything is, and a standard stream never.
-    let flags = nix::fcntl::fcntl(stderr.as_fd(), nix::fcntl::FcntlArg::F_GETFD).unwrap_or(nix::libc::FD_CLOEXEC);
-    let own = if flags & nix::libc::FD_CLOEXEC == 0 { stderr.as_fd().try_clone_to_owned() } else { Err(io::ErrorKind::NotFound.into()) };
+    // Where the application has closed it, something else has got its number, perhaps the very
+    // socket of a worker. That is told by its being closed at an exec, as nearly everything is,
+    // and a standard stream never.
+    let flags = nix::fcntl::fcntl(stderr.as_fd(), nix::fcntl::FcntlArg::F_GETFD)
+        .unwrap_or(nix::libc::FD_CLOEXEC);
+    let own = if flags & nix::libc::FD_CLOEXEC == 0 {
+        stderr.as_fd().try_clone_to_owned()
+    } else {
+        Err(io::ErrorKind::NotFound.into())
+    };
     own.or_else(|_| File::options().write(true).open("/dev/null").map(OwnedFd::from))
 }
 

@@ -1,4 +1,5 @@
-//! The engine where there are no workers: a pool cannot be built, and so nothing else is ever asked.
+//! The engine where there are no workers: a pool cannot be built, and so nothing else is ever
+//! asked.
 
 use super::core::{Mode, TaskKey};
 use super::ending::CutOff;
@@ -28,7 +29,13 @@ impl Engine {
         false
     }
 
-    pub(crate) fn submit(&self, _: &TaskSpec, _: impl FnOnce(&mut Vec<u8>, usize) -> Result<(), What>, _: Reply, _: Room) -> Ticket {
+    pub(crate) fn submit(
+        &self,
+        _: &TaskSpec,
+        _: impl FnOnce(&mut Vec<u8>, usize) -> Result<(), What>,
+        _: Reply,
+        _: Room,
+    ) -> Ticket {
         match *self {}
     }
 

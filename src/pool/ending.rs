@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// The end of a pool: a future that [`Pool::shutdown`](crate::Pool::shutdown),
-/// [`shutdown_within`](crate::Pool::shutdown_within) and [`kill`](crate::Pool::kill) give. It is ready when no task is
-/// open and every worker process has gone and been reaped, and says what was cut off.
+/// [`shutdown_within`](crate::Pool::shutdown_within) and [`kill`](crate::Pool::kill) give. It is
+/// ready when no task is open and every worker process has gone and been reaped, and says what was
+/// cut off.
 ///
-/// The call has begun the end already, so nothing has to be awaited. There may be many of one pool, and all of them give
-/// the same; they hold no [`Pool`](crate::Pool), so the last of those may be dropped meanwhile, which kills.
+/// The call has begun the end already, so nothing has to be awaited. There may be many of one pool,
+/// and all of them give the same; they hold no [`Pool`](crate::Pool), so the last of those may be
+/// dropped meanwhile, which kills.
 ///
-/// A process that the kernel has not ended 5 seconds after its kill (it hangs in a system call, or has become another
-/// user's) is not waited for; it is reaped when it ends.
+/// A process that the kernel has not ended 5 seconds after its kill (it hangs in a system call, or
+/// has become another user's) is not waited for; it is reaped when it ends.
 ///
 /// # Cancel safety
 ///
@@ -32,7 +34,10 @@ impl Ending {
             // Its sender lives in the engine, which is held.
             let _ = ended.wait_for(|ended| *ended).await;
         };
-        Self { engine: Arc::clone(engine), ended: (!Engine::is_forked_copy()).then(|| Box::pin(ended) as _) }
+        Self {
+            engine: Arc::clone(engine),
+            ended: (!Engine::is_forked_copy()).then(|| Box::pin(ended) as _),
+        }
     }
 }
 
@@ -58,10 +63,12 @@ impl fmt::Debug for Ending {
     }
 }
 
-/// Which tasks the end of a pool has cut off, by their numbers ([`JoinHandle::id`](crate::JoinHandle::id)). All of them
-/// resolved to [`is_pool_closed`](crate::TaskError::is_pool_closed).
+/// Which tasks the end of a pool has cut off, by their numbers
+/// ([`JoinHandle::id`](crate::JoinHandle::id)). All of them resolved to
+/// [`is_pool_closed`](crate::TaskError::is_pool_closed).
 ///
-/// Empty if the pool drained in time. A task whose result came before the end took it is not among them.
+/// Empty if the pool drained in time. A task whose result came before the end took it is not among
+/// them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CutOff {
     pub(super) unbegun: Vec<u64>,
@@ -69,12 +76,14 @@ pub struct CutOff {
 }
 
 impl CutOff {
-    /// Those that had not begun: no worker has run any of their code, but for earlier tries of one that is tried again.
+    /// Those that had not begun: no worker has run any of their code, but for earlier tries of one
+    /// that is tried again.
     pub fn unbegun(&self) -> &[u64] {
         &self.unbegun
     }
 
-    /// Those that had begun, or may have: they were dropped at an await point, or killed with their process.
+    /// Those that had begun, or may have: they were dropped at an await point, or killed with their
+    /// process.
     pub fn begun(&self) -> &[u64] {
         &self.begun
     }

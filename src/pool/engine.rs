@@ -8,7 +8,9 @@
 //! The other half, what happens at the descriptors, is in `driver.rs`.
 
 use super::capture::Capture;
-use super::core::{Action, Call, Carried, Clock, Core, Fate, Limit, Memory, Mode, Refused, TaskKey, WorkerKey};
+use super::core::{
+    Action, Call, Carried, Clock, Core, Fate, Limit, Memory, Mode, Refused, TaskKey, WorkerKey,
+};
 use super::driver::{self, Driver};
 use super::ending::CutOff;
 use super::events::{Events, Feeds};
@@ -129,15 +131,21 @@ impl Engine {
         }
         let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
         steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making the pool's epoll descriptor"))?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .map_err(step("making the pool's epoll descriptor"))?;
         let timer = || {
-            TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
-                .map_err(step("making a timer of the pool"))
+            TimerFd::new(
+                ClockId::CLOCK_MONOTONIC,
+                TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
+            )
+            .map_err(step("making a timer of the pool"))
         };
         let (timer, nap) = (timer()?, timer()?);
-        driver::register_timers(&epoll, &timer, &nap).map_err(step("registering the pool's timers"))?;
+        driver::register_timers(&epoll, &timer, &nap)
+            .map_err(step("registering the pool's timers"))?;
         let capture = Capture::start(&config.stdout, &config.stderr);
-        let capture = capture.map_err(|e| Error::spawn("starting the thread that reads what workers print", e))?;
+        let capture = capture
+            .map_err(|e| Error::spawn("starting the thread that reads what workers print", e))?;
         let tokens = Tokens::new().map_err(|e| Error::spawn("making the pool's eventfd", e))?;
         driver::register_tokens(&epoll, &tokens).map_err(step("registering the pool's eventfd"))?;
         let runtime = tokio::runtime::Handle::try_current().ok();
@@ -171,7 +179,8 @@ impl Engine {
             config,
         });
         if let Some(runtime) = runtime {
-            let drive = driver::drive(Arc::clone(&engine)).map_err(|e| Error::spawn("watching the pool's epoll descriptor", e))?;
+            let drive = driver::drive(Arc::clone(&engine))
+                .map_err(|e| Error::spawn("watching the pool's epoll descriptor", e))?;
             runtime.spawn(drive);
         }
         steward::watch(Arc::clone(&engine) as Arc<dyn steward::Turn>);
@@ -189,8 +198,8 @@ impl Engine {
 
     // ---- submission
 
-    /// Hands in a task: encodes it, and sends it on if a worker has room. A ticket without a key: it
-    /// has been settled already.
+    /// Hands in a task: encodes it, and sends it on if a worker has room. A ticket without a key:
+    /// it has been settled already.
     pub(crate) fn submit(
         &self,
         task: &TaskSpec,
@@ -221,7 +230,9 @@ impl Engine {
                 Ok(permit) => Some(permit),
                 Err(why) => {
                     let what = match why {
-                        TryAcquireError::NoPermits => What::QueueFull { limit: self.config.queue_limit.unwrap_or_default() },
+                        TryAcquireError::NoPermits => {
+                            What::QueueFull { limit: self.config.queue_limit.unwrap_or_default() }
+                        }
                         TryAcquireError::Closed => What::PoolClosed,
                     };
                     return refuse(reply, what);
@@ -237,7 +248,8 @@ impl Engine {
         let large = frame.len() > driver::LARGE;
         let token = task.token.as_ref().map(|token| self.tokens.register(token));
         let watched = token.as_ref().map(|token| token.number());
-        let cargo = Cargo { frame, reply, function: task.function, extra: Extra::of(token, things), room };
+        let cargo =
+            Cargo { frame, reply, function: task.function, extra: Extra::of(token, things), room };
         let key = self.apply(|state, now| {
             let call = Call { cargo, id, mode: task.mode, large, options: task.options.clone() };
             state.core.submit(call, now, &mut state.actions)
@@ -256,8 +268,8 @@ impl Engine {
         }
     }
 
-    /// How many items a run should have now, of a map that has so many in flight, and of which so many have come; at most 1: they go
-    /// one by one.
+    /// How many items a run should have now, of a map that has so many in flight, and of which so
+    /// many have come; at most 1: they go one by one.
     pub(crate) fn run_length(&self, task: &TaskSpec, in_flight: usize, came: usize) -> usize {
         let goes_singly = task.mode == Mode::Async
             || task.options.is_some()
@@ -280,13 +292,25 @@ impl Engine {
         RUN_BYTES.min(self.config.frame_limit / 4)
     }
 
-    /// Hands in a run: so many items of a map of which [`run_length`](Self::run_length) says that they may go together. `bytes` are
-    /// their arguments, as a frame has them; the first has this place in the input.
-    pub(crate) fn submit_run(&self, task: &TaskSpec, bytes: &[u8], items: u32, inlet: &Arc<Inlet>, place: u64) {
-        let Callee::Index(index) = task.callee else { unreachable!("other programs are given no runs") };
+    /// Hands in a run: so many items of a map of which [`run_length`](Self::run_length) says that
+    /// they may go together. `bytes` are their arguments, as a frame has them; the first has
+    /// this place in the input.
+    pub(crate) fn submit_run(
+        &self,
+        task: &TaskSpec,
+        bytes: &[u8],
+        items: u32,
+        inlet: &Arc<Inlet>,
+        place: u64,
+    ) {
+        let Callee::Index(index) = task.callee else {
+            unreachable!("other programs are given no runs")
+        };
         if fork::is_forked_copy() {
             let forked = || Err(TaskError::new(What::Forked, task.function));
-            return shielded(|| inlet.put((place..place + u64::from(items)).map(|place| (place, forked()))));
+            return shielded(|| {
+                inlet.put((place..place + u64::from(items)).map(|place| (place, forked())))
+            });
         }
         let id = self.next_id.fetch_add(u64::from(items), Ordering::Relaxed);
         let mut frame = Vec::with_capacity(bytes.len() + 64);
@@ -294,8 +318,15 @@ impl Engine {
         message::run(&mut frame, id, task.flags, index, items as u16);
         frame.extend_from_slice(bytes);
         frame::finish(&mut frame, start);
-        let (reply, extra) = (Reply::Stream(Arc::clone(inlet), place), Extra::of_run(id, Run::new(items)));
-        let cargo = Cargo { frame: Packet::from(&mut frame), reply, function: task.function, extra: Some(extra), room: None };
+        let (reply, extra) =
+            (Reply::Stream(Arc::clone(inlet), place), Extra::of_run(id, Run::new(items)));
+        let cargo = Cargo {
+            frame: Packet::from(&mut frame),
+            reply,
+            function: task.function,
+            extra: Some(extra),
+            room: None,
+        };
         let taken = self.apply(|state, now| {
             let call = Call { cargo, id, mode: Mode::Sync, large: false, options: None };
             state.core.submit(call, now, &mut state.actions)
@@ -330,14 +361,23 @@ impl Engine {
                 return Ok((Packet::from(&mut out), None));
             }
             if matches!(task.callee, Callee::Name(_)) {
-                return Err(What::ArgumentEncode("shared objects cannot be handed to another program".into()));
+                return Err(What::ArgumentEncode(
+                    "shared objects cannot be handed to another program".into(),
+                ));
             }
             // It is known only now that there are names, which stand before the arguments.
             let mut naming = Vec::with_capacity(out.len() + 32 * things.len());
             let start = frame::begin(&mut naming);
-            message::call(&mut naming, id, flags | message::FLAG_NAMES, task.callee, task.arity + 1);
+            message::call(
+                &mut naming,
+                id,
+                flags | message::FLAG_NAMES,
+                task.callee,
+                task.arity + 1,
+            );
             let too_large = |_| What::ArgumentTooLarge { limit: self.config.frame_limit };
-            write_names(&things, &mut naming, start + self.config.frame_limit).map_err(too_large)?;
+            write_names(&things, &mut naming, start + self.config.frame_limit)
+                .map_err(too_large)?;
             naming.extend_from_slice(&out[args..]);
             if naming.len() - start > self.config.frame_limit {
                 return Err(What::ArgumentTooLarge { limit: self.config.frame_limit });
@@ -350,7 +390,9 @@ impl Engine {
         }
         // The caller is told the limit that was set, not what the frame's head had left of it.
         result.map_err(|what| match what {
-            What::ArgumentTooLarge { .. } => What::ArgumentTooLarge { limit: self.config.frame_limit },
+            What::ArgumentTooLarge { .. } => {
+                What::ArgumentTooLarge { limit: self.config.frame_limit }
+            }
             what => what,
         })
     }
@@ -374,7 +416,9 @@ impl Engine {
     /// Aborts whatever an abandoned `Results` still has in flight.
     pub(crate) fn abort_all_of(&self, inlet: &Arc<Inlet>) {
         if !fork::is_forked_copy() {
-            self.apply(|state, now| state.core.abort_where(|cargo| cargo.reply.is_of(inlet), now, &mut state.actions));
+            self.apply(|state, now| {
+                state.core.abort_where(|cargo| cargo.reply.is_of(inlet), now, &mut state.actions)
+            });
         }
     }
 
@@ -430,7 +474,8 @@ impl Engine {
             if let (true, Some(cause)) = (latest.failures > failures, latest.last) {
                 return Err(cause);
             }
-            // Each time: a worker that ends meanwhile is not replaced as long as another one is idle.
+            // Each time: a worker that ends meanwhile is not replaced as long as another one is
+            // idle.
             self.apply(|state, now| state.core.start_all(now, &mut state.actions));
             // The sender lives in `self`; the pool's closing is news, too.
             let _ = news.changed().await;
@@ -489,7 +534,11 @@ impl Engine {
 
     /// How many workers there are to be at most.
     pub(crate) fn workers(&self) -> usize {
-        if fork::is_forked_copy() { self.config.rules.workers } else { self.lock().core.workers_max() }
+        if fork::is_forked_copy() {
+            self.config.rules.workers
+        } else {
+            self.lock().core.workers_max()
+        }
     }
 
     /// Takes no more tasks; those that are here run to their end, but not beyond the limit.
@@ -557,7 +606,9 @@ impl Engine {
 
     /// Somebody waits. If it is from outside the pool's runtime, the steward is told.
     pub(crate) fn attend(&self) {
-        if self.runtime.is_some() && tokio::runtime::Handle::try_current().map(|handle| handle.id()).ok() != self.runtime {
+        if self.runtime.is_some()
+            && tokio::runtime::Handle::try_current().map(|handle| handle.id()).ok() != self.runtime
+        {
             steward::attend(self);
         }
     }
@@ -598,7 +649,9 @@ impl Engine {
         for action in todo.others {
             match action {
                 Action::Start(key) => launch::order(self.this.upgrade(), key),
-                Action::Kill(key) | Action::TimeOut(key) => self.kill_worker(key, matches!(action, Action::TimeOut(_))),
+                Action::Kill(key) | Action::TimeOut(key) => {
+                    self.kill_worker(key, matches!(action, Action::TimeOut(_)))
+                }
                 Action::Retire(key) => {
                     let mut state = self.lock();
                     let socket = state.links.get_mut(&key).and_then(|link| {
@@ -607,13 +660,17 @@ impl Engine {
                     });
                     drop(state);
                     if let Some(socket) = socket {
-                        let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write);
+                        let _ = nix::sys::socket::shutdown(
+                            socket.as_raw_fd(),
+                            nix::sys::socket::Shutdown::Write,
+                        );
                     }
                 }
                 Action::Weigh(key) => self.weigh(key),
                 Action::Settle(cargo, fate) => self.settle_by(cargo, fate),
                 Action::Ended => {
-                    // Of processes that the kernel cannot end. Whoever reaps orphans has them from now on.
+                    // Of processes that the kernel cannot end. Whoever reaps orphans has them from
+                    // now on.
                     let left = std::mem::take(&mut self.lock().links);
                     for process in left.values().filter_map(|link| link.process.as_ref()) {
                         let _ = self.epoll.delete(process.socket.as_fd());
@@ -630,7 +687,9 @@ impl Engine {
                     self.alone.store(true, Ordering::Release); // so that the steward forgets it
                     steward::look(self);
                 }
-                Action::Send(..) | Action::Ask(..) | Action::Cancel(..) | Action::Note(..) => unreachable!("done under the lock"),
+                Action::Send(..) | Action::Ask(..) | Action::Cancel(..) | Action::Note(..) => {
+                    unreachable!("done under the lock")
+                }
             }
         }
         if let Some(deadline) = todo.deadline {
@@ -643,24 +702,34 @@ impl Engine {
 
     /// Looks how much memory a worker has.
     fn weigh(&self, key: WorkerKey) {
-        let pid = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| process.child.pid());
-        // A host that reaps our children may have freed the number. Then a worker is replaced for what another process
-        // has, which harms nobody.
+        let pid = self
+            .lock()
+            .links
+            .get(&key)
+            .and_then(|link| link.process.as_ref())
+            .map(|process| process.child.pid());
+        // A host that reaps our children may have freed the number. Then a worker is replaced for
+        // what another process has, which harms nobody.
         if let Some(bytes) = pid.and_then(resident) {
             self.apply(|state, now| state.core.weighed(key, bytes, now, &mut state.actions));
         }
     }
 
-    /// Sets the timer, and looks again: another thread may have set it to something older meanwhile, or to the end.
+    /// Sets the timer, and looks again: another thread may have set it to something older
+    /// meanwhile, or to the end.
     fn set_timer(&self, mut deadline: Deadline) {
         loop {
             let now = Instant::now();
-            // A pool that has ended is ready for good, so that the task in its runtime wakes, and ends as well.
+            // A pool that has ended is ready for good, so that the task in its runtime wakes, and
+            // ends as well.
             let ended = self.has_ended();
             let at = if ended { Some(now) } else { deadline.at };
             // A timer that cannot be set would be a bug of ours: its arguments are in range.
             let _ = match at.map(|at| at.saturating_duration_since(now)) {
-                Some(after) => self.timer.set(Expiration::OneShot(after.max(Duration::from_nanos(1)).into()), TimerSetTimeFlags::empty()),
+                Some(after) => self.timer.set(
+                    Expiration::OneShot(after.max(Duration::from_nanos(1)).into()),
+                    TimerSetTimeFlags::empty(),
+                ),
                 None => self.timer.unset(),
             };
             let state = self.lock();
@@ -682,7 +751,12 @@ impl Engine {
     fn settle_by(&self, cargo: Cargo, fate: Fate) {
         let error = match fate {
             Fate::Unkillable(key) => {
-                let pid = self.lock().links.get(&key).and_then(|link| link.process.as_ref()).map(|process| process.child.pid());
+                let pid = self
+                    .lock()
+                    .links
+                    .get(&key)
+                    .and_then(|link| link.process.as_ref())
+                    .map(|process| process.child.pid());
                 TaskError::new(What::Unkillable { pid }, cargo.function)
             }
             fate => why(fate, cargo.function),
@@ -700,14 +774,20 @@ impl Engine {
         if let Some(child) = child
             && child.kill().is_err()
         {
-            // We may not (it has become another user's, or we stand in a sandbox): then its lifeline does it, for which the worker
-            // itself has given the right. What has none yet, its end is waited for.
-            let lifeline = self.lock().links.get_mut(&key).and_then(|link| link.process.as_mut()?.lifeline.take());
+            // We may not (it has become another user's, or we stand in a sandbox): then its
+            // lifeline does it, for which the worker itself has given the right. What
+            // has none yet, its end is waited for.
+            let lifeline = self
+                .lock()
+                .links
+                .get_mut(&key)
+                .and_then(|link| link.process.as_mut()?.lifeline.take());
             drop(lifeline);
         }
     }
 
-    /// Whether a process is still to be started for a worker: not when the pool has been ended since that was ordered.
+    /// Whether a process is still to be started for a worker: not when the pool has been ended
+    /// since that was ordered.
     pub(super) fn is_wanted(&self, key: WorkerKey) -> bool {
         let state = self.lock();
         !(state.core.is_closed() && state.links.get(&key).is_none_or(|link| link.doomed))
@@ -718,7 +798,9 @@ impl Engine {
         let mut written = None;
         loop {
             let mut state = self.lock();
-            let Some(Link { process: Some(process), out, .. }) = state.links.get_mut(&key) else { return };
+            let Some(Link { process: Some(process), out, .. }) = state.links.get_mut(&key) else {
+                return;
+            };
             if let Some((chunk, from, len)) = written.take() {
                 out.wrote(chunk, from, len);
             }
@@ -727,7 +809,8 @@ impl Engine {
                 return;
             };
             let socket = Arc::clone(&process.socket);
-            let lends = chunk.lends().then(|| (Arc::clone(&process.leases), Arc::clone(&process.child)));
+            let lends =
+                chunk.lends().then(|| (Arc::clone(&process.leases), Arc::clone(&process.child)));
             drop(state);
             let mut chunk = chunk;
             if let Some((leases, child)) = lends {
@@ -739,7 +822,8 @@ impl Engine {
                     let mut state = self.lock();
                     if let Some(Link { out, retired, .. }) = state.links.get_mut(&key) {
                         if *retired && error.kind() != std::io::ErrorKind::WouldBlock {
-                            // We have closed its intake. What is left are calls that were taken back.
+                            // We have closed its intake. What is left are calls that were taken
+                            // back.
                             *out = Outgoing::default();
                             return;
                         }
@@ -751,7 +835,8 @@ impl Engine {
                         // It stays busy: the event that there is room again goes on from here.
                         driver::want_room(&self.epoll, socket.as_fd(), key);
                     } else {
-                        // As a rule it is ending anyway; if not, nothing more would reach it. It stays busy.
+                        // As a rule it is ending anyway; if not, nothing more would reach it. It
+                        // stays busy.
                         self.apply(|state, now| state.core.doom(key, now, &mut state.actions));
                     }
                     return;
@@ -762,7 +847,9 @@ impl Engine {
 
     /// Turns, unless somebody is at it; who then goes round once more.
     fn turn_now(&self) {
-        take_turns(&self.wanted, || self.turn_once(&mut self.driver.lock().unwrap_or_else(PoisonError::into_inner)));
+        take_turns(&self.wanted, || {
+            self.turn_once(&mut self.driver.lock().unwrap_or_else(PoisonError::into_inner))
+        });
     }
 
     /// A turn by the pool's own runtime. `false`: the pool has ended.
@@ -832,7 +919,11 @@ impl State {
         for action in actions.drain(..) {
             match action {
                 Action::Send(worker, task, slot, attempt) => {
-                    let (Some(cargo), Some(link)) = (self.core.cargo_mut(task), self.links.get_mut(&worker)) else { continue };
+                    let (Some(cargo), Some(link)) =
+                        (self.core.cargo_mut(task), self.links.get_mut(&worker))
+                    else {
+                        continue;
+                    };
                     link.out.push_call(&cargo.frame, slot, attempt, cargo.things());
                     todo.rooms.extend(cargo.room.take());
                     todo.want_flush(worker, link);
@@ -844,7 +935,11 @@ impl State {
                 }
                 Action::Ask(worker, task) | Action::Cancel(worker, task) => {
                     timed = true;
-                    let (Some(link), Some(id)) = (self.links.get_mut(&worker), self.core.id_of(task)) else { continue };
+                    let (Some(link), Some(id)) =
+                        (self.links.get_mut(&worker), self.core.id_of(task))
+                    else {
+                        continue;
+                    };
                     let mut out = Vec::new();
                     let start = frame::begin(&mut out);
                     match action {
@@ -868,7 +963,8 @@ impl State {
         todo.staff_changed = self.core.staff_changed();
         if self.core.deadline_moved() || timed {
             self.deadlines += 1;
-            todo.deadline = Some(Deadline { number: self.deadlines, at: self.core.next_deadline() });
+            todo.deadline =
+                Some(Deadline { number: self.deadlines, at: self.core.next_deadline() });
         }
         todo
     }

@@ -12,7 +12,8 @@ use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
-/// So many events are kept for who is slow; more would be of no use, and the memory is bounded by it.
+/// So many events are kept for who is slow; more would be of no use, and the memory is bounded by
+/// it.
 const KEPT: usize = 256;
 
 /// What has happened to a worker.
@@ -37,9 +38,9 @@ pub enum WorkerEvent {
         /// Why it did not get ready, if it did not.
         cause: Option<Error>,
     },
-    /// Workers have ended by themselves too often before they were given any task: the pool starts none any more, until
-    /// [`Pool::ready`](crate::Pool::ready) is called or a worker that is left answers a task. See
-    /// [`Builder::restart_limit`](crate::Builder::restart_limit).
+    /// Workers have ended by themselves too often before they were given any task: the pool starts
+    /// none any more, until [`Pool::ready`](crate::Pool::ready) is called or a worker that is
+    /// left answers a task. See [`Builder::restart_limit`](crate::Builder::restart_limit).
     #[non_exhaustive]
     Halted {
         /// What tasks are told.
@@ -53,12 +54,12 @@ pub enum WorkerEvent {
     },
 }
 
-/// The events of a pool's workers, from the call of [`Pool::events`](crate::Pool::events) on: a stream, which ends when the
-/// pool has ended.
+/// The events of a pool's workers, from the call of [`Pool::events`](crate::Pool::events) on: a
+/// stream, which ends when the pool has ended.
 ///
-/// The pool never waits for it: the last 256 events are kept until they are taken, older ones are lost, and their number
-/// is told ([`WorkerEvent::Missed`]). There may be many such streams, and each has them all. It holds no
-/// [`Pool`](crate::Pool).
+/// The pool never waits for it: the last 256 events are kept until they are taken, older ones are
+/// lost, and their number is told ([`WorkerEvent::Missed`]). There may be many such streams, and
+/// each has them all. It holds no [`Pool`](crate::Pool).
 ///
 /// # Cancel safety
 ///
@@ -199,7 +200,14 @@ mod tests {
         let feeds = Feeds::new();
         let kept = feeds.subscribe(Weak::new());
         (0..100).for_each(|_| drop(feeds.subscribe(Weak::new())));
-        assert!(feeds.open.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|feeds| feeds.len() <= 2));
+        assert!(
+            feeds
+                .open
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .as_ref()
+                .is_some_and(|feeds| feeds.len() <= 2)
+        );
         drop(kept);
     }
 
@@ -209,13 +217,20 @@ mod tests {
         let (mut slow, mut other) = (feeds.subscribe(Weak::new()), feeds.subscribe(Weak::new()));
         for pid in 0..KEPT as u32 + 7 {
             feeds.tell(&WorkerEvent::Up { pid });
-            assert!(matches!(other.next().now_or_never(), Some(Some(WorkerEvent::Up { pid: told })) if told == pid));
+            assert!(
+                matches!(other.next().now_or_never(), Some(Some(WorkerEvent::Up { pid: told })) if told == pid)
+            );
         }
         feeds.close();
         feeds.tell(&WorkerEvent::Up { pid: 0 });
-        assert!(matches!(slow.next().now_or_never(), Some(Some(WorkerEvent::Missed { events: 7 }))));
+        assert!(matches!(
+            slow.next().now_or_never(),
+            Some(Some(WorkerEvent::Missed { events: 7 }))
+        ));
         for pid in 7..KEPT as u32 + 7 {
-            assert!(matches!(slow.next().now_or_never(), Some(Some(WorkerEvent::Up { pid: told })) if told == pid));
+            assert!(
+                matches!(slow.next().now_or_never(), Some(Some(WorkerEvent::Up { pid: told })) if told == pid)
+            );
         }
         for mut ended in [slow, other, feeds.subscribe(Weak::new())] {
             assert!(matches!(ended.next().now_or_never(), Some(None)));

@@ -1,9 +1,11 @@
-//! Workers that break the protocol in every way we can think of, at every stage of their life, before a real pool.
+//! Workers that break the protocol in every way we can think of, at every stage of their life,
+//! before a real pool.
 //!
-//! As in `strange_workers.rs` a thread of the test says what the process is to have said. Up to a point it keeps to the
-//! protocol; then it says what it should say broken, by the mutations that the decoders are tried with. Whatever it
-//! says: its own tasks get a value or a typed error, no other task does, memory is bounded, nothing is left, and the
-//! pool goes on. See `wire/fuzz.rs` for the variables by which one case can be run again.
+//! As in `strange_workers.rs` a thread of the test says what the process is to have said. Up to a
+//! point it keeps to the protocol; then it says what it should say broken, by the mutations that
+//! the decoders are tried with. Whatever it says: its own tasks get a value or a typed error, no
+//! other task does, memory is bounded, nothing is left, and the pool goes on. See `wire/fuzz.rs`
+//! for the variables by which one case can be run again.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -41,9 +43,11 @@ enum Stage {
     Draining,
 }
 
-const STAGES: [Stage; 6] = [Stage::BeforeHello, Stage::Hello, Stage::Init, Stage::Ready, Stage::Running, Stage::Draining];
+const STAGES: [Stage; 6] =
+    [Stage::BeforeHello, Stage::Hello, Stage::Init, Stage::Ready, Stage::Running, Stage::Draining];
 
-/// How long a hostile worker listens, once it has done its worst, for an answer that may never come.
+/// How long a hostile worker listens, once it has done its worst, for an answer that may never
+/// come.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 fn echo(n: u8) -> u8 {
@@ -64,7 +68,8 @@ struct Hostile {
 
 impl Hostile {
     fn play(mut self) {
-        // Whatever it has said: then its process is gone, and with it all doubt about what is to come.
+        // Whatever it has said: then its process is gone, and with it all doubt about what is to
+        // come.
         let _ = self.session();
         end(&self.process);
         while !self.player.hear().is_empty() {}
@@ -76,16 +81,28 @@ impl Hostile {
             return self.strike(&[]);
         }
         let (_kept, lifeline) = UnixStream::pair().unwrap();
-        self.say(Stage::Hello, &framed(|out| message::control(out, kind::HELLO, &hello())), &[lifeline.as_fd()])?;
+        self.say(
+            Stage::Hello,
+            &framed(|out| message::control(out, kind::HELLO, &hello())),
+            &[lifeline.as_fd()],
+        )?;
         loop {
             let body = self.player.hear();
             let Ok(mut message) = Message::new(&body) else {
-                return if self.stage == Stage::Draining { self.strike(&framed(|out| message::done(out, 1))) } else { None };
+                return if self.stage == Stage::Draining {
+                    self.strike(&framed(|out| message::done(out, 1)))
+                } else {
+                    None
+                };
             };
             match message.kind {
                 kind::WELCOME if self.rng.one_in(4) && self.stage == Stage::Init => {
                     let failed = InitFailed::Error { message: "no".into() };
-                    self.say(Stage::Init, &framed(|out| message::control(out, kind::INIT_FAILED, &failed)), &[])?;
+                    self.say(
+                        Stage::Init,
+                        &framed(|out| message::control(out, kind::INIT_FAILED, &failed)),
+                        &[],
+                    )?;
                 }
                 kind::WELCOME => {
                     self.say(Stage::Init, &framed(message::ready), &[])?;
@@ -101,8 +118,11 @@ impl Hostile {
                     let answer = match self.rng.below(4) {
                         0 if self.stage == Stage::Running => {
                             let texts = |rng: &mut Rng| "é".repeat(rng.length(100));
-                            let failed =
-                                Failed::Panicked { message: texts(&mut self.rng), location: Some(texts(&mut self.rng)), backtrace: None };
+                            let failed = Failed::Panicked {
+                                message: texts(&mut self.rng),
+                                location: Some(texts(&mut self.rng)),
+                                backtrace: None,
+                            };
                             framed(|out| message::failed(out, id, &failed))
                         }
                         _ => done(id, argument),
@@ -134,12 +154,15 @@ impl Hostile {
         match sys::send_with_fds(self.player.socket.as_fd(), &[IoSlice::new(bytes)], descriptors) {
             Ok(sent) => self.player.socket.write_all(&bytes[sent..]).ok(),
             // The kernel itself refuses them.
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => self.player.socket.write_all(bytes).ok(),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                self.player.socket.write_all(bytes).ok()
+            }
             Err(_) => None,
         }
     }
 
-    /// Does its worst with what it should say now. After that it goes on for a while, if anybody listens.
+    /// Does its worst with what it should say now. After that it goes on for a while, if anybody
+    /// listens.
     fn strike(&mut self, frame: &[u8]) -> Option<()> {
         self.player.socket.set_read_timeout(Some(PATIENCE)).unwrap();
         self.player.socket.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -176,10 +199,18 @@ impl Hostile {
             // Said twice.
             8 => bytes = bytes.repeat(2 + self.rng.length(100)),
             // A length, and not what it says.
-            9 => bytes = [&(self.rng.word() as u32 >> self.rng.below(32)).to_le_bytes()[..], &bytes].concat(),
+            9 => {
+                bytes = [&(self.rng.word() as u32 >> self.rng.below(32)).to_le_bytes()[..], &bytes]
+                    .concat()
+            }
             // Heads within heads.
             10 => {
-                let nest = *self.rng.pick(&[&[0x91][..], &[0x81, 0xc0], &[0xdd, 0, 0, 0, 1], &[0xdf, 0xff, 0xff, 0xff, 0xff]]);
+                let nest = *self.rng.pick(&[
+                    &[0x91][..],
+                    &[0x81, 0xc0],
+                    &[0xdd, 0, 0, 0, 1],
+                    &[0xdf, 0xff, 0xff, 0xff, 0xff],
+                ]);
                 let most = 50_000;
                 let times = 1 + self.rng.length(most);
                 bytes = framed(|out| {
@@ -227,8 +258,10 @@ impl Hostile {
             _ => (rng.below(40) as u64) << 3 | rng.below(8) as u64, // what a claim may look like
         };
         match rng.below(8) {
-            // Anything anywhere, or everywhere at the beginning: the note, the positions, the claims.
-            0 => (0..rng.length(2000)).for_each(|_| rng.pick(words).store(strange(rng), Ordering::Relaxed)),
+            // Anything anywhere, or everywhere at the beginning: the note, the positions, the
+            // claims.
+            0 => (0..rng.length(2000))
+                .for_each(|_| rng.pick(words).store(strange(rng), Ordering::Relaxed)),
             1 => words[..600].iter().for_each(|word| word.store(strange(rng), Ordering::Relaxed)),
             // Positions that cannot be, or that could.
             2 => ring.tail.store(strange(rng), Ordering::Release),
@@ -237,7 +270,8 @@ impl Hostile {
             // Holes.
             5 => {
                 let bytes = words.len() as i64 * 8;
-                let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                let mode =
+                    FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
                 fallocate(self.player.memory.fd(), mode, 0, bytes).unwrap();
                 assert!(ftruncate(self.player.memory.fd(), 8).is_err(), "it is sealed");
             }
@@ -281,8 +315,13 @@ fn recorded() -> Vec<Vec<u8>> {
         let mut out = Vec::new();
         message::failed(&mut out, id, &Failed::Cancelled);
         all.push(out);
-        // Objects that nobody has been lent: of a manager, the first object, its parts and kinds, with and without a place.
-        for names in [&[0x90][..], &[0x91, 0x95, 1, 1, 0, 0, 0xc0], &[0x92, 0x95, 2, 7, 1, 3, 0x93, 0, 0, 8, 0x95, 1, 2, 9, 9, 0xc0]] {
+        // Objects that nobody has been lent: of a manager, the first object, its parts and kinds,
+        // with and without a place.
+        for names in [
+            &[0x90][..],
+            &[0x91, 0x95, 1, 1, 0, 0, 0xc0],
+            &[0x92, 0x95, 2, 7, 1, 3, 0x93, 0, 0, 8, 0x95, 1, 2, 9, 9, 0xc0],
+        ] {
             for kind in [kind::DONE_NAMING, kind::AGAIN_NAMING] {
                 all.push([&[0x94, kind, id as u8], names, &[7]].concat());
             }
@@ -291,7 +330,8 @@ fn recorded() -> Vec<Vec<u8>> {
     all
 }
 
-/// A worker that keeps to the protocol, whoever listens, and then ends. It notes the arguments of its calls.
+/// A worker that keeps to the protocol, whoever listens, and then ends. It notes the arguments of
+/// its calls.
 fn honest(mut player: Player, process: &OwnedFd, heard: &Mutex<HashSet<u8>>) {
     let (_kept, lifeline) = UnixStream::pair().unwrap();
     let bytes = framed(|out| message::control(out, kind::HELLO, &hello()));
@@ -326,13 +366,15 @@ fn honest(mut player: Player, process: &OwnedFd, heard: &Mutex<HashSet<u8>>) {
     }
 }
 
-/// One pool of two workers, of which one is hostile: what becomes of the tasks of both, and of the pool.
+/// One pool of two workers, of which one is hostile: what becomes of the tasks of both, and of the
+/// pool.
 fn case(rng: &mut Rng, tally: &mut Tally) {
     let stage = *rng.pick(&STAGES);
     let heard = Arc::new(Mutex::new(HashSet::new()));
     let players = Arc::new(Mutex::new(Vec::new()));
     let options = builder({
-        let (heard, players, started, rng) = (Arc::clone(&heard), Arc::clone(&players), AtomicUsize::new(0), Rng(rng.word()));
+        let (heard, players, started, rng) =
+            (Arc::clone(&heard), Arc::clone(&players), AtomicUsize::new(0), Rng(rng.word()));
         move || {
             let (launched, socket, memory) = launch(Command::new("sleep").arg("1000"));
             let player = Player::new(socket, memory);
@@ -352,7 +394,16 @@ fn case(rng: &mut Rng, tally: &mut Tally) {
     let options = if rng.one_in(3) { options.init(nothing, ()) } else { options };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (closes_early, drains) = (rng.one_in(5), rng.one_in(2));
-    let ((), peak) = peak_of(|| runtime.block_on(serve(options.build().unwrap(), stage, &heard, closes_early, drains, tally)));
+    let ((), peak) = peak_of(|| {
+        runtime.block_on(serve(
+            options.build().unwrap(),
+            stage,
+            &heard,
+            closes_early,
+            drains,
+            tally,
+        ))
+    });
     // What it says is no longer than some 250 KB.
     assert!(peak < 3 << 20, "{peak} bytes");
     // Not under the lock: a worker may be starting at this moment.
@@ -361,7 +412,14 @@ fn case(rng: &mut Rng, tally: &mut Tally) {
     count(tally, &format!("{stage:?}"));
 }
 
-async fn serve(pool: Pool, stage: Stage, heard: &Mutex<HashSet<u8>>, closes_early: bool, drains: bool, tally: &mut Tally) {
+async fn serve(
+    pool: Pool,
+    stage: Stage,
+    heard: &Mutex<HashSet<u8>>,
+    closes_early: bool,
+    drains: bool,
+    tally: &mut Tally,
+) {
     let handles: Vec<_> = (1..=4).map(|n| (n, pool.spawn(echo, n))).collect();
     let closing = async {
         if closes_early {
@@ -373,12 +431,17 @@ async fn serve(pool: Pool, stage: Stage, heard: &Mutex<HashSet<u8>>, closes_earl
         for (n, handle) in handles {
             let outcome = tokio::time::timeout(HANG, handle).await.expect("a task hangs");
             let is_an_honest_one = heard.lock().unwrap().contains(&n);
-            assert!(!is_an_honest_one || outcome.as_ref().is_ok_and(|value| *value == n), "a task of an honest worker: {outcome:?}");
+            assert!(
+                !is_an_honest_one || outcome.as_ref().is_ok_and(|value| *value == n),
+                "a task of an honest worker: {outcome:?}"
+            );
             let Err(error) = outcome else { continue };
             count(tally, &format!("{:?}", error.kind()));
             match error.kind() {
                 // Told to all who wait, if no worker is left.
-                TaskErrorKind::StartFailed | TaskErrorKind::InitFailed => assert!(stage < Stage::Running, "{stage:?}: {error}"),
+                TaskErrorKind::StartFailed | TaskErrorKind::InitFailed => {
+                    assert!(stage < Stage::Running, "{stage:?}: {error}")
+                }
                 TaskErrorKind::BadFrame
                 | TaskErrorKind::WorkerDied
                 | TaskErrorKind::Panicked
@@ -403,7 +466,10 @@ async fn serve(pool: Pool, stage: Stage, heard: &Mutex<HashSet<u8>>, closes_earl
     for n in (5..0x80).cycle() {
         match tokio::time::timeout(HANG, pool.spawn(echo, n)).await.expect("a task hangs") {
             Ok(value) if value == n => break,
-            outcome => assert!(!heard.lock().unwrap().contains(&n), "a task of an honest worker: {outcome:?}"),
+            outcome => assert!(
+                !heard.lock().unwrap().contains(&n),
+                "a task of an honest worker: {outcome:?}"
+            ),
         }
         tokio::task::yield_now().await;
     }
@@ -414,8 +480,12 @@ async fn serve(pool: Pool, stage: Stage, heard: &Mutex<HashSet<u8>>, closes_earl
 
 /// Children of this process, zombies included.
 fn children() -> usize {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path().join("children"));
-    tasks.map(|file| std::fs::read_to_string(file).unwrap_or_default().split_whitespace().count()).sum()
+    let tasks = std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .map(|task| task.unwrap().path().join("children"));
+    tasks
+        .map(|file| std::fs::read_to_string(file).unwrap_or_default().split_whitespace().count())
+        .sum()
 }
 
 #[test]
@@ -440,7 +510,9 @@ fn hostile_workers() {
     for stage in STAGES {
         assert!(tally.contains_key(&format!("{stage:?}")), "no {stage:?} in {tally:?}");
     }
-    for what in ["BadFrame", "WorkerDied", "ResultDecode", "NotAWorker", "DiedAtStart", "PoolClosed"] {
+    for what in
+        ["BadFrame", "WorkerDied", "ResultDecode", "NotAWorker", "DiedAtStart", "PoolClosed"]
+    {
         assert!(tally.contains_key(what), "no {what} in {tally:?}");
     }
 }
@@ -448,7 +520,9 @@ fn hostile_workers() {
 #[test]
 fn a_length_without_a_body_costs_no_memory() {
     // Both as much as may be, and more.
-    for (length, expected) in [((1u32 << 30) - 1, TaskErrorKind::WorkerDied), (u32::MAX, TaskErrorKind::BadFrame)] {
+    for (length, expected) in
+        [((1u32 << 30) - 1, TaskErrorKind::WorkerDied), (u32::MAX, TaskErrorKind::BadFrame)]
+    {
         let options = played(move |n, player| {
             player.become_ready();
             let id = player.call();
@@ -466,9 +540,18 @@ fn a_length_without_a_body_costs_no_memory() {
         let ((), peak) = peak_of(|| {
             runtime.block_on(async {
                 let pool = options.build().unwrap();
-                let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap_err();
+                let error = tokio::time::timeout(HANG, pool.spawn(echo, 1))
+                    .await
+                    .expect("it hangs")
+                    .unwrap_err();
                 assert_eq!(error.kind(), expected, "{error}");
-                assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 42);
+                assert_eq!(
+                    tokio::time::timeout(HANG, pool.spawn(echo, 1))
+                        .await
+                        .expect("it hangs")
+                        .unwrap(),
+                    42
+                );
             });
         });
         assert!(peak < 1 << 20, "{peak} bytes for a length of {length}");
@@ -486,7 +569,11 @@ async fn descriptors_that_nobody_asked_for_do_not_pile_up() {
             // A frame that has no end, and two descriptors with each byte of it.
             let (descriptor, _other) = UnixStream::pair().unwrap();
             for byte in 60_000u32.to_le_bytes().into_iter().chain([0; 100]) {
-                match sys::send_with_fds(player.socket.as_fd(), &[IoSlice::new(&[byte])], &[descriptor.as_fd(); 2]) {
+                match sys::send_with_fds(
+                    player.socket.as_fd(),
+                    &[IoSlice::new(&[byte])],
+                    &[descriptor.as_fd(); 2],
+                ) {
                     // The kernel itself has refused them.
                     Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
                         let _ = player.socket.shutdown(std::net::Shutdown::Both);
@@ -513,7 +600,8 @@ fn a_ready_worker_can_hand_over_no_descriptor_where_the_kernel_can_refuse_them()
     let options = played(move |_, player| {
         player.become_ready();
         let (descriptor, _other) = UnixStream::pair().unwrap();
-        let sent = sys::send_with_fds(player.socket.as_fd(), &[IoSlice::new(&[0])], &[descriptor.as_fd()]);
+        let sent =
+            sys::send_with_fds(player.socket.as_fd(), &[IoSlice::new(&[0])], &[descriptor.as_fd()]);
         tell.send(sent.map_err(|error| error.raw_os_error())).unwrap();
         let id = player.call();
         player.answer(id, 1);
@@ -522,7 +610,10 @@ fn a_ready_worker_can_hand_over_no_descriptor_where_the_kernel_can_refuse_them()
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let pool = options.build().unwrap();
-        assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 1);
+        assert_eq!(
+            tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(),
+            1
+        );
     });
     assert_eq!(told.recv().unwrap(), Err(Some(libc::EPERM)));
 }
@@ -548,7 +639,10 @@ fn what_is_written_after_a_worker_has_ended_keeps_nobody_waiting() {
                 player.socket.write_all(&(1u32 << 29).to_le_bytes()).unwrap();
                 player.socket.write_all(&[0x93, kind::DONE, 1, 1]).unwrap(); // as a message may begin
                 let socket = player.socket.try_clone().unwrap();
-                let writer = std::thread::spawn(move || while (&socket).write_all(&[0; 32 << 10]).is_ok() {});
+                let writer =
+                    std::thread::spawn(
+                        move || while (&socket).write_all(&[0; 32 << 10]).is_ok() {},
+                    );
                 all.lock().unwrap().push(writer);
                 end(&process);
             });
@@ -559,9 +653,15 @@ fn what_is_written_after_a_worker_has_ended_keeps_nobody_waiting() {
     let ((), peak) = peak_of(|| {
         runtime.block_on(async {
             let pool = options.build().unwrap();
-            let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap_err();
+            let error = tokio::time::timeout(HANG, pool.spawn(echo, 1))
+                .await
+                .expect("it hangs")
+                .unwrap_err();
             assert_eq!(error.kind(), TaskErrorKind::WorkerDied);
-            assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 2)).await.expect("it hangs").unwrap(), 2);
+            assert_eq!(
+                tokio::time::timeout(HANG, pool.spawn(echo, 2)).await.expect("it hangs").unwrap(),
+                2
+            );
         });
     });
     assert!(peak < 16 << 20, "{peak} bytes");

@@ -17,11 +17,11 @@ use tokio::sync::oneshot;
 
 /// The handle of a task that was handed to a [`Pool`](crate::Pool): a future of its result.
 ///
-/// It resolves to `Result<R, TaskError>`; a task's own `Result` stays inside the `Ok`. The result is
-/// decoded where it is awaited.
+/// It resolves to `Result<R, TaskError>`; a task's own `Result` stays inside the `Ok`. The result
+/// is decoded where it is awaited.
 ///
-/// It may be awaited in any runtime, or in none by [`blocking_join`](Self::blocking_join), and holds
-/// on to nothing but the outcome: the pool may be dropped before it.
+/// It may be awaited in any runtime, or in none by [`blocking_join`](Self::blocking_join), and
+/// holds on to nothing but the outcome: the pool may be dropped before it.
 ///
 /// # Drop
 ///
@@ -45,8 +45,18 @@ pub struct JoinHandle<R> {
 }
 
 impl<R: DeserializeOwned> JoinHandle<R> {
-    pub(super) fn new(engine: &Arc<Engine>, ticket: Ticket, function: &'static str, outcome: oneshot::Receiver<Outcome>) -> Self {
-        Self { outcome, abort: AbortHandle { engine: Arc::downgrade(engine), ticket, function }, on_drop: None, result: PhantomData }
+    pub(super) fn new(
+        engine: &Arc<Engine>,
+        ticket: Ticket,
+        function: &'static str,
+        outcome: oneshot::Receiver<Outcome>,
+    ) -> Self {
+        Self {
+            outcome,
+            abort: AbortHandle { engine: Arc::downgrade(engine), ticket, function },
+            on_drop: None,
+            result: PhantomData,
+        }
     }
 
     /// Asks whether the task has ended, and never waits: `None` while it has not.
@@ -60,7 +70,9 @@ impl<R: DeserializeOwned> JoinHandle<R> {
         match self.outcome.try_recv() {
             Ok(outcome) => Some(self.decode(Ok(outcome))),
             Err(oneshot::error::TryRecvError::Closed) => Some(self.decode(Err(()))),
-            Err(oneshot::error::TryRecvError::Empty) if Engine::is_forked_copy() => Some(Err(self.forked())),
+            Err(oneshot::error::TryRecvError::Empty) if Engine::is_forked_copy() => {
+                Some(Err(self.forked()))
+            }
             Err(oneshot::error::TryRecvError::Empty) => {
                 self.abort.attend(); // whoever polls in a loop waits, too
                 None
@@ -92,8 +104,8 @@ impl<R: DeserializeOwned> JoinHandle<R> {
         decode(outcome.blocking_recv().map_err(|_| ()), abort.function)
     }
 
-    /// As [`blocking_join`](Self::blocking_join), no longer than `limit`. `None` if the task has not ended by then: it goes on, and
-    /// can be asked for again.
+    /// As [`blocking_join`](Self::blocking_join), no longer than `limit`. `None` if the task has
+    /// not ended by then: it goes on, and can be asked for again.
     ///
     /// # Errors
     ///
@@ -101,7 +113,8 @@ impl<R: DeserializeOwned> JoinHandle<R> {
     ///
     /// # Blocking
     ///
-    /// Up to the limit, in an async context, too: there, use `tokio::time::timeout` with `&mut handle`.
+    /// Up to the limit, in an async context, too: there, use `tokio::time::timeout` with `&mut
+    /// handle`.
     ///
     /// # Panics
     ///
@@ -113,7 +126,10 @@ impl<R: DeserializeOwned> JoinHandle<R> {
                 self.0.unpark();
             }
         }
-        assert!(!self.outcome.is_terminated(), "`blocking_join_timeout` called after the result has been taken");
+        assert!(
+            !self.outcome.is_terminated(),
+            "`blocking_join_timeout` called after the result has been taken"
+        );
         // What the clock cannot hold is for ever.
         let until = Instant::now().checked_add(limit);
         if let Some(engine) = self.abort.engine.upgrade() {
@@ -121,7 +137,8 @@ impl<R: DeserializeOwned> JoinHandle<R> {
         }
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         loop {
-            if let Poll::Ready(result) = Pin::new(&mut *self).poll(&mut Context::from_waker(&waker)) {
+            if let Poll::Ready(result) = Pin::new(&mut *self).poll(&mut Context::from_waker(&waker))
+            {
                 return Some(result);
             }
             match until.map(|until| until.saturating_duration_since(Instant::now())) {
@@ -142,7 +159,10 @@ impl<R: DeserializeOwned> JoinHandle<R> {
     }
 }
 
-fn decode<R: DeserializeOwned>(outcome: Result<Outcome, ()>, function: &'static str) -> Result<R, TaskError> {
+fn decode<R: DeserializeOwned>(
+    outcome: Result<Outcome, ()>,
+    function: &'static str,
+) -> Result<R, TaskError> {
     // Whoever has the other end settles it, always; else the pool itself has been torn down.
     let encoded = outcome.unwrap_or_else(|()| Err(TaskError::new(What::PoolClosed, function)))?;
     encoded.decode().map_err(|e| TaskError::new(What::ResultDecode(e.to_string()), function))
@@ -150,22 +170,24 @@ fn decode<R: DeserializeOwned>(outcome: Result<Outcome, ()>, function: &'static 
 
 impl<R> JoinHandle<R> {
     /// Stops the task. The handle then resolves, as a rule, to an error that is
-    /// [`is_cancelled`](TaskError::is_cancelled); if the task had ended by itself just before, to its
-    /// result.
+    /// [`is_cancelled`](TaskError::is_cancelled); if the task had ended by itself just before, to
+    /// its result.
     ///
-    /// A task that waits in the pool is removed and never runs. A running sync task can only be stopped with its
-    /// process, which is killed; tasks that stood behind it in that worker run elsewhere. A running
-    /// async task is dropped at its next await point; if it reaches none within a second, its process
-    /// is killed, and the other async tasks in it are told that their worker died. A task with a
-    /// [`grace`](crate::Call::grace) is asked first. When the handle has resolved, the task does not run any more.
+    /// A task that waits in the pool is removed and never runs. A running sync task can only be
+    /// stopped with its process, which is killed; tasks that stood behind it in that worker run
+    /// elsewhere. A running async task is dropped at its next await point; if it reaches none
+    /// within a second, its process is killed, and the other async tasks in it are told that
+    /// their worker died. A task with a [`grace`](crate::Call::grace) is asked first. When the
+    /// handle has resolved, the task does not run any more.
     pub fn abort(&self) {
         self.abort.abort();
     }
 
-    /// From now on, dropping the handle before the task has ended stops the task, as [`abort`](Self::abort) does. Default:
-    /// dropping it detaches.
+    /// From now on, dropping the handle before the task has ended stops the task, as
+    /// [`abort`](Self::abort) does. Default: dropping it detaches.
     ///
-    /// So a task ends with the future that awaits it: in a `select!`, under `tokio::time::timeout`, or when a client goes away.
+    /// So a task ends with the future that awaits it: in a `select!`, under `tokio::time::timeout`,
+    /// or when a client goes away.
     pub fn abort_on_drop(mut self) -> Self {
         self.on_drop = Some(AbortOnDrop(self.abort.clone()));
         self
@@ -211,7 +233,10 @@ impl<R: DeserializeOwned> Future for JoinHandle<R> {
 
 impl<R> fmt::Debug for JoinHandle<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JoinHandle").field("id", &self.id()).field("function", &self.abort.function).finish_non_exhaustive()
+        f.debug_struct("JoinHandle")
+            .field("id", &self.id())
+            .field("function", &self.abort.function)
+            .finish_non_exhaustive()
     }
 }
 
@@ -264,6 +289,9 @@ impl AbortHandle {
 
 impl fmt::Debug for AbortHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AbortHandle").field("id", &self.id()).field("function", &self.function).finish_non_exhaustive()
+        f.debug_struct("AbortHandle")
+            .field("id", &self.id())
+            .field("function", &self.function)
+            .finish_non_exhaustive()
     }
 }

@@ -61,15 +61,20 @@ impl std::fmt::Debug for Launcher {
 fn launch(config: &Config, capture: Option<&Capture>) -> Result<Launched, Error> {
     let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
     let (socket, theirs) =
-        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).map_err(step("making a worker's socket"))?;
+        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(step("making a worker's socket"))?;
     // Until it has said hello, what it writes to its standard error is kept: it may be all that is
     // ever learnt of a failed start.
-    let early = memfd_create(c"procpool-stderr", MFdFlags::MFD_CLOEXEC).map_err(step("making a worker's first standard error"))?;
+    let early = memfd_create(c"procpool-stderr", MFdFlags::MFD_CLOEXEC)
+        .map_err(step("making a worker's first standard error"))?;
     let early_stderr = File::from(early);
-    let memory = WorkerMemory::create(config.slots()).map_err(|e| Error::spawn("making a worker's memory", e))?;
-    let stderr = early_stderr.try_clone().map_err(|e| Error::spawn("making a worker's first standard error", e))?;
-    let mut streams =
-        Streams::open(capture, &config.stdout, &config.stderr).map_err(|e| Error::spawn("opening a worker's standard streams", e))?;
+    let memory = WorkerMemory::create(config.slots())
+        .map_err(|e| Error::spawn("making a worker's memory", e))?;
+    let stderr = early_stderr
+        .try_clone()
+        .map_err(|e| Error::spawn("making a worker's first standard error", e))?;
+    let mut streams = Streams::open(capture, &config.stdout, &config.stderr)
+        .map_err(|e| Error::spawn("opening a worker's standard streams", e))?;
     let stdout = streams.their_stdout.take();
     let oom_kills = oom_kills::count();
     // What is no version makes no worker of a program that happens to hold this crate.
@@ -77,8 +82,10 @@ fn launch(config: &Config, capture: Option<&Capture>) -> Result<Launched, Error>
     let marker = (MARKER, OsStr::new(marker));
     let Surroundings { env, env_clear, current_dir, group } = config.surroundings.clone();
     let spawned = Spawn { program: config.program.clone(), env, env_clear, current_dir, group };
-    let child =
-        spawn_with_stdout(&spawned, theirs, stdout, stderr.into(), marker).map_err(|e| Error::spawn("starting a worker process", e))?;
-    streams.watch(child.pid()).map_err(|e| Error::spawn("watching a worker's standard streams", e))?;
+    let child = spawn_with_stdout(&spawned, theirs, stdout, stderr.into(), marker)
+        .map_err(|e| Error::spawn("starting a worker process", e))?;
+    streams
+        .watch(child.pid())
+        .map_err(|e| Error::spawn("watching a worker's standard streams", e))?;
     Ok(Launched { child, socket, memory: Arc::new(memory), early_stderr, streams, oom_kills })
 }

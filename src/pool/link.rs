@@ -46,7 +46,8 @@ pub(crate) struct Process {
     pub(crate) memory: Arc<WorkerMemory>,
     /// The shared objects that it was lent.
     pub(crate) leases: Arc<Leases>,
-    /// Our end of the lifeline: when it closes, the kernel kills the worker. It came with the hello.
+    /// Our end of the lifeline: when it closes, the kernel kills the worker. It came with the
+    /// hello.
     pub(crate) lifeline: Option<OwnedFd>,
     /// Where the worker's standard error goes until it has said hello.
     pub(crate) early_stderr: Option<Arc<File>>,
@@ -56,7 +57,8 @@ pub(crate) struct Process {
     pub(super) oom_kills: Option<u64>,
 }
 
-/// A piece of what is to be written: gathered small frames, or one large one, or a call that names shared objects.
+/// A piece of what is to be written: gathered small frames, or one large one, or a call that names
+/// shared objects.
 #[derive(Debug)]
 pub(crate) enum Chunk {
     Gathered(Vec<u8>),
@@ -88,8 +90,9 @@ impl Chunk {
         matches!(self, Self::Naming(naming) if naming.things.is_some())
     }
 
-    /// Lends the worker what its call names, and announces the managers that it does not know. If that cannot be done (there
-    /// is no descriptor to be had, say), the call goes all the same: the worker answers that it cannot decode its arguments.
+    /// Lends the worker what its call names, and announces the managers that it does not know. If
+    /// that cannot be done (there is no descriptor to be had, say), the call goes all the same:
+    /// the worker answers that it cannot decode its arguments.
     pub(crate) fn lend(&mut self, leases: &Leases, worker: &Child) {
         let Self::Naming(naming) = self else { return };
         let Some(things) = naming.things.take() else { return };
@@ -145,15 +148,17 @@ impl Outgoing {
     /// Appends a frame.
     pub(crate) fn push(&mut self, frame: &Packet) {
         match frame {
-            Packet::Large(bytes) if bytes.len() > CHUNK => self.chunks.push_back(Chunk::One(frame.clone())),
+            Packet::Large(bytes) if bytes.len() > CHUNK => {
+                self.chunks.push_back(Chunk::One(frame.clone()))
+            }
             _ => {
                 self.gather(frame);
             }
         }
     }
 
-    /// Appends the frame of a call, with its slot and the number of its try filled in. If it names shared objects, those are lent
-    /// when it is sent.
+    /// Appends the frame of a call, with its slot and the number of its try filled in. If it names
+    /// shared objects, those are lent when it is sent.
     pub(crate) fn push_call(&mut self, frame: &Packet, slot: u16, attempt: u8, things: Things) {
         /// All that is changed.
         const HEAD: usize = frame::HEAD + message::ADDRESS_END;
@@ -224,7 +229,11 @@ mod tests {
 
     #[test]
     fn bytes_come_out_in_order_however_they_are_taken() {
-        let frames: Vec<_> = [3, 60, 70_000, 1, 66_000, 40, 2].iter().zip(1u8..).map(|(len, byte)| vec![byte; *len]).collect();
+        let frames: Vec<_> = [3, 60, 70_000, 1, 66_000, 40, 2]
+            .iter()
+            .zip(1u8..)
+            .map(|(len, byte)| vec![byte; *len])
+            .collect();
         for step in [1, 7, 64, 65_536, 1 << 20] {
             let (mut out, mut got) = (Outgoing::default(), Vec::<u8>::new());
             frames.iter().for_each(|frame| out.push(&Packet::copy_from(frame)));
@@ -241,7 +250,9 @@ mod tests {
     fn each_call_gets_its_slot_and_is_else_as_it_was() {
         let mut out = Outgoing::default();
         let mut expected = Vec::new();
-        for (slot, len) in [(1u16, 10), (515, 300), (65_535, 70_000), (7, 0), (8, 65_536), (9, 100_000), (2, 20)] {
+        for (slot, len) in
+            [(1u16, 10), (515, 300), (65_535, 70_000), (7, 0), (8, 65_536), (9, 100_000), (2, 20)]
+        {
             let mut bytes = Vec::new();
             let start = frame::begin(&mut bytes);
             message::call(&mut bytes, 300, 0, message::Callee::Index(1), 1);

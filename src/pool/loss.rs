@@ -32,11 +32,20 @@ impl Loss {
         let Loss { pid, status, .. } = *self;
         let what = match (&self.bad_frame, &self.note) {
             (Some(reason), _) => What::BadFrame { pid, reason: reason.clone() },
-            (None, Some(Note::Panic { message, place })) => {
-                What::Panicked { message: message.clone(), location: Some(place.clone()), backtrace: None, pid, status }
-            }
-            (None, note) => What::WorkerDied { pid, status, stack_overflow: matches!(note, Some(Note::StackOverflow)) },
+            (None, Some(Note::Panic { message, place })) => What::Panicked {
+                message: message.clone(),
+                location: Some(place.clone()),
+                backtrace: None,
+                pid,
+                status,
+            },
+            (None, note) => What::WorkerDied {
+                pid,
+                status,
+                stack_overflow: matches!(note, Some(Note::StackOverflow)),
+            },
         };
-        TaskError::new(what, function).last_words(matches!(self.note, Some(Note::OutOfMemory)), self.stderr.clone())
+        TaskError::new(what, function)
+            .last_words(matches!(self.note, Some(Note::OutOfMemory)), self.stderr.clone())
     }
 }

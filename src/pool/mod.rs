@@ -1,10 +1,14 @@
 //! The pool: its handle here, and behind it
 //!
-//! * `builder.rs`, `call.rs`, `size.rs`: the options of a pool, and of one call; `named.rs`: a task of another program;
-//! * `spec.rs`: what both come to; `options.rs`: limits and retries of a call; `elsewhere.rs`: the engine of platforms without workers;
+//! * `builder.rs`, `call.rs`, `size.rs`: the options of a pool, and of one call; `named.rs`: a task
+//!   of another program;
+//! * `spec.rs`: what both come to; `options.rs`: limits and retries of a call; `elsewhere.rs`: the
+//!   engine of platforms without workers;
 //! * `join.rs`, `results.rs`, `ending.rs`: what a caller waits for; `reply.rs`: how it gets there;
 //! * `run.rs`: items that travel together; `core_runs.rs`: the rules of those;
-//! * `core.rs`: the rules, pure; `core_stop.rs`: those of stopping a task; `core_deaf.rs`: of workers that stand still; `core_ending.rs`: of the end; `core_staff.rs`: those of who is there; `slots.rs`: their table; `loss.rs`: what a death cost;
+//! * `core.rs`: the rules, pure; `core_stop.rs`: those of stopping a task; `core_deaf.rs`: of
+//!   workers that stand still; `core_ending.rs`: of the end; `core_staff.rs`: those of who is
+//!   there; `slots.rs`: their table; `loss.rs`: what a death cost;
 //! * `stats.rs`, `events.rs`: what is counted and told of it;
 //! * `output.rs`: where what workers print goes; `capture.rs`: how it gets there;
 //! * `tokens.rs`: the cancellation tokens that calls were given;
@@ -13,24 +17,48 @@
 
 mod builder;
 mod call;
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+))]
 mod capture;
 mod core;
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+))]
 mod driver;
 mod ending;
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+))]
 mod engine;
-#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))))]
+#[cfg(not(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+)))]
 #[path = "elsewhere.rs"]
 mod engine;
 mod events;
 #[cfg(all(test, target_os = "linux"))]
 mod hostile_workers;
 mod join;
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+))]
 mod launch;
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+))]
 mod link;
 mod loss;
 mod named;
@@ -48,7 +76,11 @@ mod stats;
 mod strange_runs;
 #[cfg(all(test, target_os = "linux"))]
 mod strange_workers;
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+))]
 mod tokens;
 #[cfg(all(test, target_os = "linux"))]
 mod unkillable_workers;
@@ -80,8 +112,8 @@ use std::time::Duration;
 
 /// A pool of worker processes.
 ///
-/// It is a cheap handle: clones share the workers. Tasks may be handed in from any thread, inside and
-/// outside of any runtime.
+/// It is a cheap handle: clones share the workers. Tasks may be handed in from any thread, inside
+/// and outside of any runtime.
 ///
 /// ```
 /// use procpool::Pool;
@@ -109,15 +141,17 @@ use std::time::Duration;
 /// | `main` returns, `std::process::exit`, a panic that ends the program, SIGTERM, SIGINT, SIGKILL | | | | are killed by the kernel, spinning and stopped ones, too |
 /// | a fork of the application | refused in the copy | unharmed | unharmed | belong to the original alone |
 ///
-/// *Refused* and *closed* tasks resolve to [`is_pool_closed`](crate::TaskError::is_pool_closed), *cancelled* ones to
-/// [`is_cancelled`](crate::TaskError::is_cancelled). A process that the kernel cannot end within 5 seconds of its kill, since it
-/// hangs in a system call, is not waited for. What kills a worker kills its process group with it
-/// ([`Builder::process_group`]). Each way overtakes the ones above it: one may `kill` what is being shut down.
+/// *Refused* and *closed* tasks resolve to [`is_pool_closed`](crate::TaskError::is_pool_closed),
+/// *cancelled* ones to [`is_cancelled`](crate::TaskError::is_cancelled). A process that the kernel
+/// cannot end within 5 seconds of its kill, since it hangs in a system call, is not waited for.
+/// What kills a worker kills its process group with it ([`Builder::process_group`]). Each way
+/// overtakes the ones above it: one may `kill` what is being shut down.
 ///
 /// # Drop
 ///
-/// Dropping the last handle kills the workers, without waiting for that; handles of tasks that have not ended resolve to
-/// [`is_pool_closed`](crate::TaskError::is_pool_closed) as by [`kill`](Self::kill). [`shutdown`](Self::shutdown) lets them end first.
+/// Dropping the last handle kills the workers, without waiting for that; handles of tasks that have
+/// not ended resolve to [`is_pool_closed`](crate::TaskError::is_pool_closed) as by
+/// [`kill`](Self::kill). [`shutdown`](Self::shutdown) lets them end first.
 #[derive(Clone)]
 pub struct Pool {
     last: Arc<Last>,
@@ -152,25 +186,31 @@ impl Pool {
     }
 
     fn of(engine: Arc<Engine>, manager: Option<Manager>) -> Self {
-        Self { last: Arc::new(Last { engine, manager: manager.map(OnceLock::from).unwrap_or_default() }) }
+        Self {
+            last: Arc::new(Last {
+                engine,
+                manager: manager.map(OnceLock::from).unwrap_or_default(),
+            }),
+        }
     }
 
     fn engine(&self) -> &Arc<Engine> {
         &self.last.engine
     }
 
-    /// How many workers the pool has at most, at the moment; see [`Builder::workers`] and [`resize`](Self::resize).
+    /// How many workers the pool has at most, at the moment; see [`Builder::workers`] and
+    /// [`resize`](Self::resize).
     pub fn workers(&self) -> usize {
         self.engine().workers()
     }
 
-    /// Hands in a task and returns at once: the function runs in a worker, the handle is a future of
-    /// its result.
+    /// Hands in a task and returns at once: the function runs in a worker, the handle is a future
+    /// of its result.
     ///
-    /// The function is any `fn` or a closure that captures nothing, sync or async, of up to 8 arguments
-    /// (see [`Task`]). The arguments are encoded here and now, so they need be neither `Send` nor
-    /// `'static`: none are `()`; a single one is given as it is or borrowed; two to eight as a tuple
-    /// (see [`ArgsFor`]).
+    /// The function is any `fn` or a closure that captures nothing, sync or async, of up to 8
+    /// arguments (see [`Task`]). The arguments are encoded here and now, so they need be
+    /// neither `Send` nor `'static`: none are `()`; a single one is given as it is or borrowed;
+    /// two to eight as a tuple (see [`ArgsFor`]).
     ///
     /// # Errors
     ///
@@ -192,9 +232,13 @@ impl Pool {
     ///
     /// # Cancel safety
     ///
-    /// Dropped before it is ready, nothing has been handed in. Those who wait are served in order; a
-    /// place in that order is lost.
-    pub async fn spawn_wait<F, Args, Marker, P>(&self, function: F, args: P) -> JoinHandle<F::Output>
+    /// Dropped before it is ready, nothing has been handed in. Those who wait are served in order;
+    /// a place in that order is lost.
+    pub async fn spawn_wait<F, Args, Marker, P>(
+        &self,
+        function: F,
+        args: P,
+    ) -> JoinHandle<F::Output>
     where
         F: Task<Args, Marker>,
         P: ArgsFor<Args>,
@@ -204,7 +248,10 @@ impl Pool {
     }
 
     /// A call with options.
-    pub fn call<F, Args, Marker>(&self, _function: F) -> Call<'_, Args, F::Output, Function<F, Marker>>
+    pub fn call<F, Args, Marker>(
+        &self,
+        _function: F,
+    ) -> Call<'_, Args, F::Output, Function<F, Marker>>
     where
         F: Task<Args, Marker>,
     {
@@ -216,7 +263,10 @@ impl Pool {
         let callee = Callee::Index(index_of::<F, Args, Marker>().0);
         let options = self.engine().config().options.clone();
         let function = std::any::type_name::<F>();
-        Call::new(self, TaskSpec { callee, arity: F::__ARITY, mode, flags: 0, options, token: None, function })
+        Call::new(
+            self,
+            TaskSpec { callee, arity: F::__ARITY, mode, flags: 0, options, token: None, function },
+        )
     }
 
     /// A call of a task that another program serves by name: of a pool built with
@@ -224,10 +274,10 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// As for any task, and through the handle: that the program serves no task of this name, or that this pool's workers
-    /// are this program itself, whose tasks have no names, is
-    /// [`is_unknown_task`](crate::TaskError::is_unknown_task). What the program says of an error in its task comes as
-    /// [`is_panic`](crate::TaskError::is_panic).
+    /// As for any task, and through the handle: that the program serves no task of this name, or
+    /// that this pool's workers are this program itself, whose tasks have no names, is
+    /// [`is_unknown_task`](crate::TaskError::is_unknown_task). What the program says of an error in
+    /// its task comes as [`is_panic`](crate::TaskError::is_panic).
     pub fn call_named<Args, R>(&self, task: Named<Args, R>) -> Call<'_, Args, R>
     where
         Args: ArgsTuple,
@@ -235,14 +285,25 @@ impl Pool {
     {
         let (callee, function) = (Callee::Name(task.name()), task.name());
         let options = self.engine().config().options.clone();
-        Call::new(self, TaskSpec { callee, arity: Args::__ARITY, mode: Mode::Sync, flags: 0, options, token: None, function })
+        Call::new(
+            self,
+            TaskSpec {
+                callee,
+                arity: Args::__ARITY,
+                mode: Mode::Sync,
+                flags: 0,
+                options,
+                token: None,
+                function,
+            },
+        )
     }
 
     /// Runs the function over all items, and gives a stream of the results.
     ///
     /// Tuples are spread over a function's arguments. There is no chunk size: small calls travel
-    /// together by themselves, and each item keeps an error of its own: one that ends its worker is the only one lost. See [`Results`] for order and
-    /// back-pressure.
+    /// together by themselves, and each item keeps an error of its own: one that ends its worker is
+    /// the only one lost. See [`Results`] for order and back-pressure.
     ///
     /// ```
     /// use futures::StreamExt;
@@ -261,7 +322,11 @@ impl Pool {
     /// ```
     #[doc(alias = "imap")]
     #[doc(alias = "starmap")]
-    pub fn map<F, Args, Marker, I>(&self, function: F, items: I) -> Results<Iter<I::IntoIter>, Args, F::Output>
+    pub fn map<F, Args, Marker, I>(
+        &self,
+        function: F,
+        items: I,
+    ) -> Results<Iter<I::IntoIter>, Args, F::Output>
     where
         F: Task<Args, Marker>,
         I: IntoIterator,
@@ -272,7 +337,11 @@ impl Pool {
     }
 
     /// As [`map`](Self::map), over a stream.
-    pub fn map_stream<F, Args, Marker, S>(&self, function: F, items: S) -> Results<S, Args, F::Output>
+    pub fn map_stream<F, Args, Marker, S>(
+        &self,
+        function: F,
+        items: S,
+    ) -> Results<S, Args, F::Output>
     where
         F: Task<Args, Marker>,
         S: Stream,
@@ -282,9 +351,13 @@ impl Pool {
         self.call(function).map_stream(items)
     }
 
-    /// As [`map_stream`](Self::map_stream), over a stream of `Result`s. The source's error comes once,
-    /// after the results of the items before it, and ends the stream.
-    pub fn try_map_stream<F, Args, Marker, S, P, E>(&self, function: F, items: S) -> TryResults<S, E, Args, F::Output>
+    /// As [`map_stream`](Self::map_stream), over a stream of `Result`s. The source's error comes
+    /// once, after the results of the items before it, and ends the stream.
+    pub fn try_map_stream<F, Args, Marker, S, P, E>(
+        &self,
+        function: F,
+        items: S,
+    ) -> TryResults<S, E, Args, F::Output>
     where
         F: Task<Args, Marker>,
         S: Stream<Item = Result<P, E>>,
@@ -294,8 +367,9 @@ impl Pool {
         self.call(function).try_map_stream(items)
     }
 
-    /// The manager of this pool: the owner of objects that its tasks share. It is the one that the pool was built with
-    /// ([`Builder::manager`]), else one that is started now, the first time that it is asked for.
+    /// The manager of this pool: the owner of objects that its tasks share. It is the one that the
+    /// pool was built with ([`Builder::manager`]), else one that is started now, the first time
+    /// that it is asked for.
     ///
     /// If it cannot be started, what is made by it says why.
     ///
@@ -312,14 +386,17 @@ impl Pool {
         self.last.manager.get_or_init(Manager::of_pool)
     }
 
-    /// Starts all workers and waits until they are ready, `init` included: as many as there are in any case, which is the lower
-    /// end of a range ([`Builder::workers`]) and at least one, and the spares.
+    /// Starts all workers and waits until they are ready, `init` included: as many as there are in
+    /// any case, which is the lower end of a range ([`Builder::workers`]) and at least one, and
+    /// the spares.
     ///
-    /// In a pool that has given up, because too many workers ended by themselves ([`Builder::restart_limit`]), it tries anew.
+    /// In a pool that has given up, because too many workers ended by themselves
+    /// ([`Builder::restart_limit`]), it tries anew.
     ///
     /// # Errors
     ///
-    /// The cause, as soon as one start fails (the others go on), or as soon as the pool gives up; `PoolClosed`; `Forked`.
+    /// The cause, as soon as one start fails (the others go on), or as soon as the pool gives up;
+    /// `PoolClosed`; `Forked`.
     ///
     /// # Cancel safety
     ///
@@ -328,12 +405,13 @@ impl Pool {
         self.engine().ready().await
     }
 
-    /// How many workers there are to be from now on: a number, or a range (`pool.resize(0..=8)`), as for [`Builder::workers`]. It is
-    /// done by the call, which waits for nothing.
+    /// How many workers there are to be from now on: a number, or a range (`pool.resize(0..=8)`),
+    /// as for [`Builder::workers`]. It is done by the call, which waits for nothing.
     ///
-    /// Of more, those that are needed are started when tasks need them. Of fewer, those that are too many are given nothing
-    /// more: who is idle ends at once, who is at work when its tasks have ended, however long that takes; what it has not begun
-    /// goes to the others. Nothing that runs is interrupted.
+    /// Of more, those that are needed are started when tasks need them. Of fewer, those that are
+    /// too many are given nothing more: who is idle ends at once, who is at work when its tasks
+    /// have ended, however long that takes; what it has not begun goes to the others. Nothing
+    /// that runs is interrupted.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -353,12 +431,14 @@ impl Pool {
         self.engine().resize(min, max)
     }
 
-    /// Replaces all workers that are there, one after another: so that new ones read a new model or configuration in their `init`,
-    /// say. It is begun by the call; what it gives is ready when all have been replaced.
+    /// Replaces all workers that are there, one after another: so that new ones read a new model or
+    /// configuration in their `init`, say. It is begun by the call; what it gives is ready when
+    /// all have been replaced.
     ///
-    /// A worker serves until its successor is ready. Then it is given nothing more, gives back what it has not begun, and ends
-    /// when its tasks have ended; so nothing is interrupted, and there is never less capacity than before. For a quarter of
-    /// the workers, at least for one, this is under way at a time. A worker whose tasks go on for long is *replaced* all
+    /// A worker serves until its successor is ready. Then it is given nothing more, gives back what
+    /// it has not begun, and ends when its tasks have ended; so nothing is interrupted, and
+    /// there is never less capacity than before. For a quarter of the workers, at least for
+    /// one, this is under way at a time. A worker whose tasks go on for long is *replaced* all
     /// the same: it is not waited for.
     ///
     /// ```
@@ -374,8 +454,8 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// The cause, as soon as the start of a worker fails: the old ones serve on, and are replaced when starts succeed
-    /// again. `PoolClosed`, `Forked`.
+    /// The cause, as soon as the start of a worker fails: the old ones serve on, and are replaced
+    /// when starts succeed again. `PoolClosed`, `Forked`.
     ///
     /// # Cancel safety
     ///
@@ -386,8 +466,8 @@ impl Pool {
         async move { engine.recycled(generation).await }
     }
 
-    /// How the pool stands, and what it has done so far: workers at work and idle, tasks that wait, tasks that failed and
-    /// how, workers that ended and why.
+    /// How the pool stands, and what it has done so far: workers at work and idle, tasks that wait,
+    /// tasks that failed and how, workers that ended and why.
     ///
     /// It costs as much as there are workers.
     pub fn stats(&self) -> Stats {
@@ -414,13 +494,14 @@ impl Pool {
         self.engine().events()
     }
 
-    /// Closes the pool: takes no more tasks, and lets those that are here run to their end. What it gives is ready when
-    /// that is so and every worker process has gone.
+    /// Closes the pool: takes no more tasks, and lets those that are here run to their end. What it
+    /// gives is ready when that is so and every worker process has gone.
     ///
-    /// The pool is closed by the call itself; whether one awaits the [`Ending`] is all the same to it. It may be called
-    /// more than once, and by several at a time. Tasks handed in afterwards are
-    /// [`is_pool_closed`](crate::TaskError::is_pool_closed). It takes as long as the tasks take, and for ever if one hangs
-    /// or its process is stopped; [`shutdown_within`](Self::shutdown_within) does not.
+    /// The pool is closed by the call itself; whether one awaits the [`Ending`] is all the same to
+    /// it. It may be called more than once, and by several at a time. Tasks handed in
+    /// afterwards are [`is_pool_closed`](crate::TaskError::is_pool_closed). It takes as long as
+    /// the tasks take, and for ever if one hangs or its process is stopped;
+    /// [`shutdown_within`](Self::shutdown_within) does not.
     #[doc(alias = "close")]
     #[doc(alias = "join")]
     pub fn shutdown(&self) -> Ending {
@@ -428,23 +509,27 @@ impl Pool {
         Ending::of(self.engine())
     }
 
-    /// As [`shutdown`](Self::shutdown), but what has not ended by then is cut off, and told in the [`CutOff`].
+    /// As [`shutdown`](Self::shutdown), but what has not ended by then is cut off, and told in the
+    /// [`CutOff`].
     ///
-    /// At the limit, what waits is resolved, and what runs is stopped as by an [abort](JoinHandle::abort): async tasks are
-    /// dropped at their next await point, and their process is killed if they reach none within a second; the processes of sync
-    /// tasks are killed; and a task with a [`grace`](Call::grace) is asked first, and has that much longer. All of these tasks are
-    /// [`is_pool_closed`](crate::TaskError::is_pool_closed). A worker that has nothing left to do, and has not ended (it runs its
-    /// exit function, or stands still), is killed at the limit as well, but not before it has had a second, or its
-    /// [`exit_timeout`](Builder::exit_timeout) if that is shorter. The limit counts from the call; of several calls the earliest
-    /// counts. A limit beyond what the clock can hold is none.
+    /// At the limit, what waits is resolved, and what runs is stopped as by an
+    /// [abort](JoinHandle::abort): async tasks are dropped at their next await point, and their
+    /// process is killed if they reach none within a second; the processes of sync
+    /// tasks are killed; and a task with a [`grace`](Call::grace) is asked first, and has that much
+    /// longer. All of these tasks are [`is_pool_closed`](crate::TaskError::is_pool_closed). A
+    /// worker that has nothing left to do, and has not ended (it runs its exit function, or
+    /// stands still), is killed at the limit as well, but not before it has had a second, or its
+    /// [`exit_timeout`](Builder::exit_timeout) if that is shorter. The limit counts from the call;
+    /// of several calls the earliest counts. A limit beyond what the clock can hold is none.
     pub fn shutdown_within(&self, limit: Duration) -> Ending {
         self.engine().drain(Some(limit));
         Ending::of(self.engine())
     }
 
     /// Ends the pool at once: all workers are killed, and all tasks that have not ended resolve to
-    /// [`is_pool_closed`](crate::TaskError::is_pool_closed), those that run when their process has ended: what is told to have
-    /// stopped has stopped. What it gives is ready when all have gone.
+    /// [`is_pool_closed`](crate::TaskError::is_pool_closed), those that run when their process has
+    /// ended: what is told to have stopped has stopped. What it gives is ready when all have
+    /// gone.
     ///
     /// The kill is in the call itself; whether one awaits the [`Ending`] is all the same to it.
     pub fn kill(&self) -> Ending {
@@ -452,8 +537,8 @@ impl Pool {
         Ending::of(self.engine())
     }
 
-    /// Aborts every task that has not begun, and says how many that were. What runs is left alone. Together with
-    /// [`shutdown`](Self::shutdown) it drops the queue.
+    /// Aborts every task that has not begun, and says how many that were. What runs is left alone.
+    /// Together with [`shutdown`](Self::shutdown) it drops the queue.
     pub fn abort_queued(&self) -> usize {
         self.engine().abort_unbegun()
     }

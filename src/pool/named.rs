@@ -3,13 +3,15 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-/// A task that another program serves under a name: what [`Pool::call_named`](crate::Pool::call_named) calls.
+/// A task that another program serves under a name: what
+/// [`Pool::call_named`](crate::Pool::call_named) calls.
 ///
-/// It says once what is passed and what comes back. `Args` is the tuple of the arguments, `()`, `(A,)`, `(A, B)` and so
-/// on, given as to any task (see [`ArgsFor`](crate::ArgsFor)); `R` is the result. Nobody can check that the other
-/// program means the same by the name: what it sends that is no `R` is
-/// [`ResultDecode`](crate::TaskErrorKind::ResultDecode), what it cannot read it answers with an error of its own. So let
-/// the name change with the meaning, as `resize.v2` after `resize.v1`.
+/// It says once what is passed and what comes back. `Args` is the tuple of the arguments, `()`,
+/// `(A,)`, `(A, B)` and so on, given as to any task (see [`ArgsFor`](crate::ArgsFor)); `R` is the
+/// result. Nobody can check that the other program means the same by the name: what it sends that
+/// is no `R` is [`ResultDecode`](crate::TaskErrorKind::ResultDecode), what it cannot read it
+/// answers with an error of its own. So let the name change with the meaning, as `resize.v2` after
+/// `resize.v1`.
 ///
 /// ```
 /// use procpool::Named;

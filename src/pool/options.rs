@@ -35,14 +35,23 @@ pub(crate) struct Retry {
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { most: 0, deaths: true, timeouts: true, panics: false, wait_min: Duration::ZERO, wait_max: Duration::ZERO }
+        Self {
+            most: 0,
+            deaths: true,
+            timeouts: true,
+            panics: false,
+            wait_min: Duration::ZERO,
+            wait_max: Duration::ZERO,
+        }
     }
 }
 
 impl Retry {
     /// How long to wait after the try of this number, from 1.
     pub(crate) fn wait(&self, attempt: u8) -> Duration {
-        self.wait_min.saturating_mul(1 << u32::from(attempt.saturating_sub(1)).min(30)).min(self.wait_max)
+        self.wait_min
+            .saturating_mul(1 << u32::from(attempt.saturating_sub(1)).min(30))
+            .min(self.wait_max)
     }
 }
 
@@ -54,7 +63,10 @@ mod tests {
     fn the_wait_doubles_up_to_its_limit() {
         let ms = Duration::from_millis;
         let retry = Retry { wait_min: ms(10), wait_max: ms(70), ..Retry::default() };
-        assert_eq!([1, 2, 3, 4, 255].map(|attempt| retry.wait(attempt)), [ms(10), ms(20), ms(40), ms(70), ms(70)]);
+        assert_eq!(
+            [1, 2, 3, 4, 255].map(|attempt| retry.wait(attempt)),
+            [ms(10), ms(20), ms(40), ms(70), ms(70)]
+        );
         assert_eq!(Retry::default().wait(1), Duration::ZERO);
     }
 }

@@ -44,8 +44,8 @@ pub(super) enum Kind {
 pub(super) type Callback = Box<dyn FnMut(&OutputLine<'_>) + Send>;
 
 impl Output {
-    /// To the application's own stream, as it is when the worker is started; nowhere if the application has closed it.
-    /// The default.
+    /// To the application's own stream, as it is when the worker is started; nowhere if the
+    /// application has closed it. The default.
     pub fn inherit() -> Self {
         Self(Kind::Inherit)
     }
@@ -55,24 +55,28 @@ impl Output {
         Self(Kind::Null)
     }
 
-    /// To a function, line by line: those of one worker in their order. Whose task printed a line is not known, only which
-    /// process did: a task may print without our knowing, and so may a thread or a program that it has started.
+    /// To a function, line by line: those of one worker in their order. Whose task printed a line
+    /// is not known, only which process did: a task may print without our knowing, and so may a
+    /// thread or a program that it has started.
     ///
-    /// The function runs on a thread that the pool has for this alone, so it may take its time, and block. It is all that reads
-    /// what the workers print: while it does not return, a worker goes on until its pipe is full (64 KiB, pipe(7)), and then
-    /// waits where it prints. Nothing else waits: other tasks, aborts, deaths, the pool's end. Should it never return, its
+    /// The function runs on a thread that the pool has for this alone, so it may take its time, and
+    /// block. It is all that reads what the workers print: while it does not return, a worker
+    /// goes on until its pipe is full (64 KiB, pipe(7)), and then waits where it prints.
+    /// Nothing else waits: other tasks, aborts, deaths, the pool's end. Should it never return, its
     /// thread never ends. A panic in it is caught; the next line comes all the same.
     ///
-    /// What a worker has printed when it ends is delivered, also what is no whole line; then its pipe is closed, even if some
-    /// process that it has left behind still holds it. (As long as the function does not return, no more than 1 MiB is kept of
-    /// workers that have ended, see [`OutputLine::lost`].) Lines may come after the task's result, and shortly after
+    /// What a worker has printed when it ends is delivered, also what is no whole line; then its
+    /// pipe is closed, even if some process that it has left behind still holds it. (As long as
+    /// the function does not return, no more than 1 MiB is kept of workers that have ended, see
+    /// [`OutputLine::lost`].) Lines may come after the task's result, and shortly after
     /// [`shutdown`](crate::Pool::shutdown) has returned.
     ///
-    /// The last of what a worker printed to its standard error is also part of the error of a task that it died of:
-    /// [`TaskError::stderr_tail`](crate::TaskError::stderr_tail).
+    /// The last of what a worker printed to its standard error is also part of the error of a task
+    /// that it died of: [`TaskError::stderr_tail`](crate::TaskError::stderr_tail).
     ///
-    /// What is printed by `print!` without a newline stands in the worker's own buffer, as in any program, until a line is
-    /// full or [`flush`](std::io::Write::flush) is called; a worker that is killed loses it.
+    /// What is printed by `print!` without a newline stands in the worker's own buffer, as in any
+    /// program, until a line is full or [`flush`](std::io::Write::flush) is called; a worker
+    /// that is killed loses it.
     pub fn lines(callback: impl FnMut(&OutputLine<'_>) + Send + 'static) -> Self {
         Self(Kind::Lines(Mutex::new(Some(Box::new(callback)))))
     }
@@ -96,7 +100,8 @@ impl fmt::Debug for Output {
     }
 }
 
-/// A line that a worker printed, as the function of [`Output::lines`] gets it. Its `Display` is [`text`](Self::text).
+/// A line that a worker printed, as the function of [`Output::lines`] gets it. Its `Display` is
+/// [`text`](Self::text).
 #[derive(Clone, Copy, Debug)]
 pub struct OutputLine<'a> {
     pub(super) pid: u32,
@@ -121,13 +126,15 @@ impl OutputLine<'_> {
         String::from_utf8_lossy(self.bytes)
     }
 
-    /// Whether a newline came. It did not if the worker ended within the line, or if the line is longer than 16 KiB: that comes in
-    /// pieces, cut between characters, of which the last one is whole.
+    /// Whether a newline came. It did not if the worker ended within the line, or if the line is
+    /// longer than 16 KiB: that comes in pieces, cut between characters, of which the last one
+    /// is whole.
     pub fn is_whole(&self) -> bool {
         self.is_whole
     }
 
-    /// How many bytes were lost before this line, in all the pool: of workers that had ended while the function did not return.
+    /// How many bytes were lost before this line, in all the pool: of workers that had ended while
+    /// the function did not return.
     pub fn lost(&self) -> u64 {
         self.lost
     }

@@ -34,9 +34,14 @@ pub(crate) struct Extra {
     earlier: Vec<TaskError>,
     /// Watches over the token that cancels it, as long as this lives.
     #[expect(dead_code, reason = "its drop is what it is for")]
-    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+    #[cfg(all(
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        not(procpool_elsewhere)
+    ))]
     token: Option<super::tokens::Registration>,
-    /// The references to shared objects that its arguments name: kept until it has ended, to be sent again should it move.
+    /// The references to shared objects that its arguments name: kept until it has ended, to be
+    /// sent again should it move.
     things: Things,
     /// It is a run, and these are its items.
     items: Option<Items>,
@@ -56,9 +61,17 @@ impl Extra {
     }
 
     /// What a task has whose token is watched, or whose arguments name shared objects.
-    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
-    pub(crate) fn of(token: Option<super::tokens::Registration>, things: Things) -> Option<Box<Self>> {
-        (token.is_some() || things.is_some()).then(|| Box::new(Self { earlier: Vec::new(), token, things, items: None }))
+    #[cfg(all(
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        not(procpool_elsewhere)
+    ))]
+    pub(crate) fn of(
+        token: Option<super::tokens::Registration>,
+        things: Things,
+    ) -> Option<Box<Self>> {
+        (token.is_some() || things.is_some())
+            .then(|| Box::new(Self { earlier: Vec::new(), token, things, items: None }))
     }
 }
 
@@ -73,10 +86,18 @@ impl Carried for Cargo {
 
     fn part(&mut self, from: u32) -> Self {
         let items = self.extra.as_mut().and_then(|extra| extra.items.as_mut());
-        let (Some(items), Reply::Stream(inlet, place)) = (items, &self.reply) else { unreachable!("only runs are parted") };
+        let (Some(items), Reply::Stream(inlet, place)) = (items, &self.reply) else {
+            unreachable!("only runs are parted")
+        };
         let extra = Extra::of_run(items.id + u64::from(from), items.run.part(from));
         let reply = Reply::Stream(Arc::clone(inlet), place + u64::from(from));
-        Self { frame: part_frame(&mut self.frame, from), reply, function: self.function, extra: Some(extra), room: None }
+        Self {
+            frame: part_frame(&mut self.frame, from),
+            reply,
+            function: self.function,
+            extra: Some(extra),
+            room: None,
+        }
     }
 }
 
@@ -112,13 +133,15 @@ impl Cargo {
         }
     }
 
-    /// Gives the task its outcome, or all items of a run that have none; an error brings along those of the earlier tries.
+    /// Gives the task its outcome, or all items of a run that have none; an error brings along
+    /// those of the earlier tries.
     pub(crate) fn settle(self, outcome: Outcome) {
         if let (Some(run), Reply::Stream(inlet, place)) = (self.run(), &self.reply) {
             let places = run.unanswered().map(|item| place + u64::from(item));
             return shielded(|| inlet.put(places.map(|place| (place, outcome.clone()))));
         }
-        let earlier = self.extra.map(|mut extra| std::mem::take(&mut extra.earlier)).unwrap_or_default();
+        let earlier =
+            self.extra.map(|mut extra| std::mem::take(&mut extra.earlier)).unwrap_or_default();
         self.reply.settle(outcome.map_err(|error| error.after(earlier)));
     }
 }
@@ -145,8 +168,9 @@ impl Reply {
     }
 }
 
-/// Runs what may wake somebody. A waker is the caller's code: if it panics, that must not keep the others from being
-/// told. The panic has been reported by the application's hook; there is nobody to pass it on to.
+/// Runs what may wake somebody. A waker is the caller's code: if it panics, that must not keep the
+/// others from being told. The panic has been reported by the application's hook; there is nobody
+/// to pass it on to.
 pub(crate) fn shielded(wake: impl FnOnce()) {
     if let Err(payload) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(wake)) {
         std::mem::forget(payload); // its drop might panic as well

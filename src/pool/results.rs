@@ -26,17 +26,17 @@ const BURST: usize = 256;
 
 /// The results of [`Pool::map`](crate::Pool::map) and its relatives: a stream.
 ///
-/// Each item is a `Result<R, TaskError>` of its own: a failing item neither ends the stream nor hides
-/// the later ones. They come in the order of the input, or with [`unordered`](Self::unordered) as they
-/// finish.
+/// Each item is a `Result<R, TaskError>` of its own: a failing item neither ends the stream nor
+/// hides the later ones. They come in the order of the input, or with
+/// [`unordered`](Self::unordered) as they finish.
 ///
 /// Nothing is pulled from the source before the first poll, and then only by polling. At most
-/// [`buffered`](Self::buffered) items are in flight, that is pulled and not yet taken as results, so
-/// the input may be endless.
+/// [`buffered`](Self::buffered) items are in flight, that is pulled and not yet taken as results,
+/// so the input may be endless.
 ///
-/// A source that panics, or an item whose encoding does: the results of the items before it come first,
-/// then the panic goes on. (Use [`Pool::try_map_stream`](crate::Pool::try_map_stream) for a source that
-/// can fail.)
+/// A source that panics, or an item whose encoding does: the results of the items before it come
+/// first, then the panic goes on. (Use [`Pool::try_map_stream`](crate::Pool::try_map_stream) for a
+/// source that can fail.)
 ///
 /// # Drop
 ///
@@ -53,11 +53,11 @@ pub struct Results<S, Args, R> {
     args: PhantomData<fn() -> Args>,
 }
 
-/// The results of [`Pool::try_map_stream`](crate::Pool::try_map_stream): as [`Results`], over a source
-/// that can fail.
+/// The results of [`Pool::try_map_stream`](crate::Pool::try_map_stream): as [`Results`], over a
+/// source that can fail.
 ///
-/// Each item is `Ok` with the outcome of a task, or `Err` with the source's own error. That comes once,
-/// after the results of all items before it, and is the end.
+/// Each item is `Ok` with the outcome of a task, or `Err` with the source's own error. That comes
+/// once, after the results of all items before it, and is the end.
 #[must_use = "streams do nothing unless polled"]
 pub struct TryResults<S, E, Args, R> {
     source: Source<S>,
@@ -79,7 +79,8 @@ struct Sink<R> {
     in_flight: usize,
     /// The place of the next item that is pulled.
     next_in: u64,
-    /// Ordered: the place of the next result that is given out, and those that wait for their turn.
+    /// Ordered: the place of the next result that is given out, and those that wait for their
+    /// turn.
     next_out: u64,
     waiting: VecDeque<Option<Outcome>>,
     arrived: VecDeque<(u64, Outcome)>,
@@ -120,8 +121,9 @@ macro_rules! options {
 
         /// At most `items` are in flight: pulled from the source and not yet taken as results.
         ///
-        /// Default: three times what each worker should have in hand. That follows how long the tasks take: of sync ones it is some
-        /// 300 microseconds of work per worker, at least one task; of async ones [`concurrency`](crate::Builder::concurrency).
+        /// Default: three times what each worker should have in hand. That follows how long the
+        /// tasks take: of sync ones it is some 300 microseconds of work per worker, at least one
+        /// task; of async ones [`concurrency`](crate::Builder::concurrency).
         ///
         /// # Panics
         ///
@@ -144,7 +146,12 @@ impl<S, Args, R> Results<S, Args, R> {
 
 impl<S, E, Args, R> TryResults<S, E, Args, R> {
     pub(super) fn new(engine: &Arc<Engine>, task: TaskSpec, source: S) -> Self {
-        Self { source: Source::new(source), sink: Sink::new(engine, task), error: None, args: PhantomData }
+        Self {
+            source: Source::new(source),
+            sink: Sink::new(engine, task),
+            error: None,
+            args: PhantomData,
+        }
     }
 
     options!();
@@ -235,7 +242,9 @@ impl<S, Args, R> fmt::Debug for Results<S, Args, R> {
 
 impl<S, E, Args, R> fmt::Debug for TryResults<S, E, Args, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TryResults").field("in_flight", &self.sink.in_flight).finish_non_exhaustive()
+        f.debug_struct("TryResults")
+            .field("in_flight", &self.sink.in_flight)
+            .finish_non_exhaustive()
     }
 }
 
@@ -255,9 +264,11 @@ impl<S> Source<S> {
                 // Results may have come meanwhile: they are taken before more is made.
                 return cx.waker().wake_by_ref();
             }
-            // What a source leaves behind when it panics is its own business: it is not polled again. To
-            // encode an item runs code of the source's as well.
-            let pulled = catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(cx).map(|item| item.map(&mut hand_in))));
+            // What a source leaves behind when it panics is its own business: it is not polled
+            // again. To encode an item runs code of the source's as well.
+            let pulled = catch_unwind(AssertUnwindSafe(|| {
+                stream.as_mut().poll_next(cx).map(|item| item.map(&mut hand_in))
+            }));
             match pulled {
                 Ok(Poll::Pending) => return,
                 Ok(Poll::Ready(Some(true))) => {}
@@ -296,8 +307,13 @@ impl<R> Sink<R> {
             self.gathered.enough = enough.clamp(1, ITEMS_MAX as usize);
         }
         let room = self.appetite.saturating_sub(self.in_flight);
-        // While results are at hand, many small items are pulled by the quarter, not one by one: they travel together.
-        if !self.arrived.is_empty() && self.appetite >= MANY && room < self.appetite / 4 { 0 } else { room }
+        // While results are at hand, many small items are pulled by the quarter, not one by one:
+        // they travel together.
+        if !self.arrived.is_empty() && self.appetite >= MANY && room < self.appetite / 4 {
+            0
+        } else {
+            room
+        }
     }
 }
 
@@ -305,7 +321,9 @@ impl<R: DeserializeOwned> Sink<R> {
     fn hand_in<Args, P: ArgsFor<Args>>(&mut self, args: &P) {
         if self.gathered.enough > 1 && !self.gathered.all_singly && self.gather(args) {
             self.counted();
-            if self.gathered.items as usize >= self.gathered.enough || self.gathered.whole >= self.engine.run_bytes() {
+            if self.gathered.items as usize >= self.gathered.enough
+                || self.gathered.whole >= self.engine.run_bytes()
+            {
                 self.send();
             }
             return;
@@ -313,12 +331,18 @@ impl<R: DeserializeOwned> Sink<R> {
         self.send(); // in order
         let reply = Reply::Stream(Arc::clone(&self.inlet), self.next_in);
         // Its own bound takes the place of the pool's backlog limit.
-        self.engine.submit(&self.task, |out, limit| encode(args, out, limit), reply, Room::NotNeeded);
+        self.engine.submit(
+            &self.task,
+            |out, limit| encode(args, out, limit),
+            reply,
+            Room::NotNeeded,
+        );
         // Only now: an item whose encoding panics is not in flight.
         self.counted();
     }
 
-    /// Puts an item to those that go together. `false`: it must go alone, and is to be encoded anew, which tells what is wrong with it.
+    /// Puts an item to those that go together. `false`: it must go alone, and is to be encoded
+    /// anew, which tells what is wrong with it.
     fn gather<Args, P: ArgsFor<Args>>(&mut self, args: &P) -> bool {
         let limit = self.engine.run_bytes();
         let Gathered { bytes, whole, items, all_singly, .. } = &mut self.gathered;
@@ -341,7 +365,13 @@ impl<R: DeserializeOwned> Sink<R> {
         let Gathered { bytes, whole, items, .. } = &mut self.gathered;
         let (len, count) = (std::mem::take(whole), std::mem::take(items));
         if count > 0 {
-            self.engine.submit_run(&self.task, &bytes[..len], count, &self.inlet, self.next_in - u64::from(count));
+            self.engine.submit_run(
+                &self.task,
+                &bytes[..len],
+                count,
+                &self.inlet,
+                self.next_in - u64::from(count),
+            );
         }
         bytes.clear();
     }
@@ -355,7 +385,11 @@ impl<R: DeserializeOwned> Sink<R> {
     }
 
     /// The next result, in the order that was asked for.
-    fn poll_take(&mut self, cx: &mut Context<'_>, source_ended: bool) -> Poll<Option<Result<R, TaskError>>> {
+    fn poll_take(
+        &mut self,
+        cx: &mut Context<'_>,
+        source_ended: bool,
+    ) -> Poll<Option<Result<R, TaskError>>> {
         loop {
             if !self.unordered
                 && let Some(first) = self.waiting.front_mut()
@@ -374,7 +408,9 @@ impl<R: DeserializeOwned> Sink<R> {
                     self.next_out += 1;
                     return Poll::Ready(Some(self.give(place, outcome))); // as nearly always
                 }
-                let at = usize::try_from(place - self.next_out).ok().and_then(|at| self.waiting.get_mut(at));
+                let at = usize::try_from(place - self.next_out)
+                    .ok()
+                    .and_then(|at| self.waiting.get_mut(at));
                 *at.expect("every item handed in has its place") = Some(outcome);
                 continue;
             }
@@ -402,12 +438,20 @@ impl<R: DeserializeOwned> Sink<R> {
         self.came += 1;
         let function = self.task.function;
         outcome
-            .and_then(|encoded| encoded.decode().map_err(|e| TaskError::new(What::ResultDecode(e.to_string()), function)))
+            .and_then(|encoded| {
+                encoded
+                    .decode()
+                    .map_err(|e| TaskError::new(What::ResultDecode(e.to_string()), function))
+            })
             .map_err(|error| error.of_item(place))
     }
 }
 
-pub(super) fn encode<Args, P: ArgsFor<Args>>(args: &P, out: &mut Vec<u8>, limit: usize) -> Result<(), What> {
+pub(super) fn encode<Args, P: ArgsFor<Args>>(
+    args: &P,
+    out: &mut Vec<u8>,
+    limit: usize,
+) -> Result<(), What> {
     encode_args(args, out, limit).map_err(|error| match error {
         value::EncodeError::TooLarge { limit } => What::ArgumentTooLarge { limit },
         error => What::ArgumentEncode(error.to_string()),

@@ -1,7 +1,9 @@
-//! A run: items of a map that travel as one task, for a small one costs more to hand out than to do.
+//! A run: items of a map that travel as one task, for a small one costs more to hand out than to
+//! do.
 //!
-//! Each item has a number of its own, one more than the one before it, and an answer of its own. What is known here is which have
-//! been answered. Which have begun, the worker's memory says (`wire/claim.rs`).
+//! Each item has a number of its own, one more than the one before it, and an answer of its own.
+//! What is known here is which have been answered. Which have begun, the worker's memory says
+//! (`wire/claim.rs`).
 
 /// Items of one run, at most.
 pub(crate) const ITEMS_MAX: u32 = 256;
@@ -49,14 +51,18 @@ impl Run {
 
     /// So many have begun at least: one more than the last that was answered.
     pub(crate) fn known(&self) -> u32 {
-        (0..WORDS as u32).rev().find_map(|at| Some(64 * at + self.answered[at as usize].checked_ilog2()? + 1)).unwrap_or(0)
+        (0..WORDS as u32)
+            .rev()
+            .find_map(|at| Some(64 * at + self.answered[at as usize].checked_ilog2()? + 1))
+            .unwrap_or(0)
     }
 
     pub(crate) fn unanswered(&self) -> impl Iterator<Item = u32> {
         (0..self.items).filter(|item| !self.is_answered(*item))
     }
 
-    /// Takes off the items from this one on, none of which has been answered, as a run of their own.
+    /// Takes off the items from this one on, none of which has been answered, as a run of their
+    /// own.
     pub(crate) fn part(&mut self, from: u32) -> Self {
         debug_assert!(self.known() <= from, "an item was answered that has not begun");
         let rest = Self::new(self.items - from);
@@ -80,7 +86,10 @@ mod tests {
             assert_eq!(run.known(), known);
         }
         assert!(!run.answer(256), "there is no such item");
-        assert_eq!((run.left(), run.unanswered().count(), run.unanswered().nth(1)), (250, 250, Some(2)));
+        assert_eq!(
+            (run.left(), run.unanswered().count(), run.unanswered().nth(1)),
+            (250, 250, Some(2))
+        );
     }
 
     #[test]

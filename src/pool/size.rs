@@ -56,9 +56,13 @@ mod tests {
         assert_eq!(checked(3.__bounds()).ok(), Some((3, 3)));
         assert_eq!(checked((0..=8).__bounds()).ok(), Some((0, 8)));
         #[expect(clippy::reversed_empty_ranges, reason = "that is the point")]
-        let nonsense = [0.__bounds(), (0..=0).__bounds(), (5..=4).__bounds(), usize::MAX.__bounds()];
+        let nonsense =
+            [0.__bounds(), (0..=0).__bounds(), (5..=4).__bounds(), usize::MAX.__bounds()];
         for bounds in nonsense {
-            assert!(checked(bounds).is_err_and(|error| error.to_string().contains("workers")), "{bounds:?}");
+            assert!(
+                checked(bounds).is_err_and(|error| error.to_string().contains("workers")),
+                "{bounds:?}"
+            );
         }
     }
 }

@@ -78,7 +78,9 @@ impl<T> Slots<T> {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
-        self.places.iter().enumerate().filter_map(|(index, (generation, place))| Some((Key::new(index, *generation), place.as_ref()?)))
+        self.places.iter().enumerate().filter_map(|(index, (generation, place))| {
+            Some((Key::new(index, *generation), place.as_ref()?))
+        })
     }
 
     pub(crate) fn keys(&self) -> Vec<Key> {

@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// How a pool stands and what it has done so far: see [`Pool::stats`](crate::Pool::stats).
 ///
-/// What stands is of one moment. What is counted since the pool was built is counted apart from that, so it may be a task
-/// or so ahead or behind.
+/// What stands is of one moment. What is counted since the pool was built is counted apart from
+/// that, so it may be a task or so ahead or behind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -20,13 +20,13 @@ pub struct Stats {
     pub busy: usize,
     /// Spares that are ready and wait to be needed ([`Builder::spares`](crate::Builder::spares)).
     pub spare: usize,
-    /// Workers that get no more tasks, and whose process has not ended yet. They may still be at the tasks that they have. A
-    /// process that the kernel cannot end stays here.
+    /// Workers that get no more tasks, and whose process has not ended yet. They may still be at
+    /// the tasks that they have. A process that the kernel cannot end stays here.
     pub leaving: usize,
     /// Tasks that wait for a worker, or for their next try.
     pub queued: usize,
-    /// Tasks that a worker has in hand: of the sync ones in one worker the first runs and the others stand behind it;
-    /// async ones run side by side.
+    /// Tasks that a worker has in hand: of the sync ones in one worker the first runs and the
+    /// others stand behind it; async ones run side by side.
     pub in_hand: usize,
     /// Tasks that have given a value, a task's own `Err` included.
     pub done: u64,
@@ -37,8 +37,8 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Tasks that gave an error in place of a value. (One whose value cannot be decoded is *done*: that is seen only by
-    /// who awaits it.)
+    /// Tasks that gave an error in place of a value. (One whose value cannot be decoded is *done*:
+    /// that is seen only by who awaits it.)
     pub fn failed(&self) -> u64 {
         self.failed.values().sum()
     }
@@ -77,8 +77,9 @@ pub enum WorkerEnd {
     Died,
     /// It was killed to stop a task that ran in it.
     TaskStopped,
-    /// It stood still: it began nothing of what it had been given, for as long as a time limit of one of those tasks, while
-    /// no other worker could take them. It was killed, and they go to another.
+    /// It stood still: it began nothing of what it had been given, for as long as a time limit of
+    /// one of those tasks, while no other worker could take them. It was killed, and they go to
+    /// another.
     Unresponsive,
     /// It broke the protocol, and was killed.
     BadFrame,
@@ -86,11 +87,14 @@ pub enum WorkerEnd {
     StartFailed,
     /// The pool has ended, or has nothing left to do for it while it ends.
     Closed,
-    /// It has run as many tasks as it may ([`Builder::max_tasks_per_worker`](crate::Builder::max_tasks_per_worker)).
+    /// It has run as many tasks as it may
+    /// ([`Builder::max_tasks_per_worker`](crate::Builder::max_tasks_per_worker)).
     TasksServed,
-    /// It was on duty as long as it may be ([`Builder::max_lifetime`](crate::Builder::max_lifetime)).
+    /// It was on duty as long as it may be
+    /// ([`Builder::max_lifetime`](crate::Builder::max_lifetime)).
     TooOld,
-    /// It had more memory than it may have ([`Builder::recycle_above`](crate::Builder::recycle_above)).
+    /// It had more memory than it may have
+    /// ([`Builder::recycle_above`](crate::Builder::recycle_above)).
     MemoryMark,
     /// It was replaced by hand ([`Pool::recycle`](crate::Pool::recycle)).
     Recycled,
@@ -122,7 +126,8 @@ impl Tally {
     }
 
     pub(crate) fn failed(&self, kind: TaskErrorKind, tasks: u64) {
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() += tasks;
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() +=
+            tasks;
     }
 
     pub(crate) fn ended(&self, why: WorkerEnd) {

@@ -1,5 +1,5 @@
-//! Runs, before workers that are played by a thread of the test: what each item is told when its worker ends midway, or says what it
-//! should not.
+//! Runs, before workers that are played by a thread of the test: what each item is told when its
+//! worker ends midway, or says what it should not.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -43,7 +43,8 @@ struct Begun<'a> {
 }
 
 impl Begun<'_> {
-    /// Runs the next items that were not taken back, up to this one, and answers them but for the last, if it is not to.
+    /// Runs the next items that were not taken back, up to this one, and answers them but for the
+    /// last, if it is not to.
     fn go_on(&mut self, items: std::ops::Range<usize>, and_answer_the_last: bool) {
         for item in items.clone() {
             if item > 0 && !self.player.memory.claims().next(self.claim, item as u32) {
@@ -69,7 +70,8 @@ impl Begun<'_> {
     }
 }
 
-/// Serves as a worker does. The first run of four items or more is played otherwise, if there is a play.
+/// Serves as a worker does. The first run of four items or more is played otherwise, if there is a
+/// play.
 fn serve(player: &mut Player, ran: &Mutex<Vec<u64>>, mut play: Option<impl FnOnce(Begun<'_>)>) {
     player.become_ready();
     loop {
@@ -110,7 +112,8 @@ fn serve(player: &mut Player, ran: &Mutex<Vec<u64>>, mut play: Option<impl FnOnc
 
 type Play = fn(Begun<'_>);
 
-/// What the first worker of a pool does with a run; what that costs: these of its items, and all from the last one on.
+/// What the first worker of a pool does with a run; what that costs: these of its items, and all
+/// from the last one on.
 const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
     (
         "it ends in the fourth item",
@@ -232,7 +235,8 @@ async fn what_a_worker_does_wrong_in_a_run_costs_what_it_had_begun_or_may_have()
         let (id, items) = played_run.lock().unwrap().expect("there was a run");
         assert_eq!((id, items), (1, LENGTH as u64), "{what}");
         // Items have numbers from 1, in the order of the input: there is nothing else in this pool.
-        let expected: Vec<u64> = lost.iter().copied().chain(from.min(items)..items).map(|item| id + item - 1).collect();
+        let expected: Vec<u64> =
+            lost.iter().copied().chain(from.min(items)..items).map(|item| id + item - 1).collect();
         let mut told = Vec::new();
         for (n, outcome) in (0..).zip(outcomes) {
             match outcome {

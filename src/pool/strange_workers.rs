@@ -1,7 +1,7 @@
 //! Tests with workers that are none: other programs, and bytes that no worker of ours would send.
 //!
-//! The pool is a real one; only what it starts is replaced. As a rule that is a process that sleeps,
-//! and a thread of the test says on the socket what that process is to have said.
+//! The pool is a real one; only what it starts is replaced. As a rule that is a process that
+//! sleeps, and a thread of the test says on the socket what that process is to have said.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::zombie_processes, reason = "the pool reaps what it is given")]
@@ -29,23 +29,36 @@ use std::time::Duration;
 /// Only a hang takes this long.
 pub(super) const HANG: Duration = Duration::from_secs(30);
 
-/// What is started: `command`, with one end of a socket pair as its standard input. Gives the pool's end, and beside
-/// it what a player of that process needs: a copy of its own end, and its memory.
+/// What is started: `command`, with one end of a socket pair as its standard input. Gives the
+/// pool's end, and beside it what a player of that process needs: a copy of its own end, and its
+/// memory.
 pub(super) fn launch(command: &mut Command) -> (Launched, UnixStream, Arc<WorkerMemory>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let early_stderr = File::from(memfd_create(c"stderr", MFdFlags::MFD_CLOEXEC).unwrap());
-    command.stdin(OwnedFd::from(theirs.try_clone().unwrap())).stderr(early_stderr.try_clone().unwrap()).stdout(Stdio::null());
+    command
+        .stdin(OwnedFd::from(theirs.try_clone().unwrap()))
+        .stderr(early_stderr.try_clone().unwrap())
+        .stdout(Stdio::null());
     let child = command.process_group(0).spawn().unwrap();
     let child = Child::adopt(child.id(), true).unwrap();
     let memory = Arc::new(WorkerMemory::create(1024).unwrap());
     (
-        Launched { child, socket: ours.into(), memory: Arc::clone(&memory), early_stderr, streams: Streams::default(), oom_kills: None },
+        Launched {
+            child,
+            socket: ours.into(),
+            memory: Arc::clone(&memory),
+            early_stderr,
+            streams: Streams::default(),
+            oom_kills: None,
+        },
         theirs,
         memory,
     )
 }
 
-pub(super) fn builder(launcher: impl Fn() -> Result<Launched, Error> + Send + Sync + 'static) -> Builder {
+pub(super) fn builder(
+    launcher: impl Fn() -> Result<Launched, Error> + Send + Sync + 'static,
+) -> Builder {
     let mut builder = Pool::builder().workers(1);
     builder.launcher = Some(Launcher(Arc::new(launcher)));
     builder
@@ -83,7 +96,9 @@ impl Player {
         let bytes = framed(write);
         match sys::send_with_fds(self.socket.as_fd(), &[IoSlice::new(&bytes)], descriptors) {
             // The pool has had the kernel refuse them.
-            Err(error) if error.raw_os_error() == Some(nix::libc::EPERM) => self.socket.write_all(&bytes).unwrap(),
+            Err(error) if error.raw_os_error() == Some(nix::libc::EPERM) => {
+                self.socket.write_all(&bytes).unwrap()
+            }
             sent => assert_eq!(sent.unwrap(), bytes.len()),
         }
     }
@@ -145,7 +160,11 @@ impl Player {
 }
 
 pub(super) fn hello() -> Hello {
-    Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: Some(task::fingerprint()) }
+    Hello {
+        protocol: message::PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").into(),
+        fingerprint: Some(task::fingerprint()),
+    }
 }
 
 pub(super) fn framed(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
@@ -172,7 +191,10 @@ fn echo(n: u8) -> u8 {
 }
 
 pub(super) async fn start_error(pool: &Pool) -> Error {
-    tokio::time::timeout(HANG, pool.ready()).await.expect("it hangs").expect_err("that is no worker")
+    tokio::time::timeout(HANG, pool.ready())
+        .await
+        .expect("it hangs")
+        .expect_err("that is no worker")
 }
 
 #[tokio::test]
@@ -181,7 +203,8 @@ async fn another_program_that_answers_is_told_as_such_and_killed() {
     let error = start_error(&pool).await;
     assert_eq!(error.kind(), ErrorKind::NotAWorker);
     assert!(error.pid().is_some());
-    let task = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap_err();
+    let task =
+        tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap_err();
     assert_eq!(task.kind(), TaskErrorKind::StartFailed);
     tokio::time::timeout(HANG, pool.shutdown()).await.expect("it hangs");
 }
@@ -189,7 +212,9 @@ async fn another_program_that_answers_is_told_as_such_and_killed() {
 #[tokio::test]
 async fn another_program_that_reads_its_input_gets_nothing_to_read() {
     let pool = builder(|| {
-        let (launched, theirs, _) = launch(Command::new("sh").args(["-c", "read line <&0; echo got \"$line\" >&2; exit 7"]));
+        let (launched, theirs, _) = launch(
+            Command::new("sh").args(["-c", "read line <&0; echo got \"$line\" >&2; exit 7"]),
+        );
         drop(theirs);
         Ok(launched)
     })
@@ -210,7 +235,8 @@ async fn a_death_before_the_hello_brings_status_and_the_tail_of_stderr_once() {
     assert_eq!(error.stderr_tail(), Some("cannot find libanything.so\n"));
     assert_eq!(error.to_string().matches("libanything").count(), 1);
     let pool = pool_of_shells("kill -KILL $$");
-    let task = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap_err();
+    let task =
+        tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap_err();
     let status = task.exit_status().unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{status}");
 }
@@ -247,7 +273,9 @@ async fn a_hello_with_too_few_or_too_many_descriptors_is_refused() {
     for count in [0, 2] {
         let pool = played(move |_, player| {
             let (a, b) = UnixStream::pair().unwrap();
-            player.say_with(&[a.as_fd(), b.as_fd()][..count], |out| message::control(out, kind::HELLO, &hello()));
+            player.say_with(&[a.as_fd(), b.as_fd()][..count], |out| {
+                message::control(out, kind::HELLO, &hello())
+            });
             player.wait();
         })
         .build()
@@ -293,16 +321,21 @@ async fn a_played_worker_serves() {
     .build()
     .unwrap();
     for n in 0..3 {
-        assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 9)).await.expect("it hangs").unwrap(), n);
+        assert_eq!(
+            tokio::time::timeout(HANG, pool.spawn(echo, 9)).await.expect("it hangs").unwrap(),
+            n
+        );
     }
 }
 
-/// The least that another program says, in a language that knows neither descriptors nor shared memory.
+/// The least that another program says, in a language that knows neither descriptors nor shared
+/// memory.
 #[tokio::test]
 async fn a_worker_of_another_program_is_given_one_task_at_a_time_and_dies_of_that_one() {
     const ECHO: Named<(u8,), u8> = Named::new("echo.v1");
     let pool = played(|n, player| {
-        let least = Hello { protocol: message::PROTOCOL, version: String::new(), fingerprint: None };
+        let least =
+            Hello { protocol: message::PROTOCOL, version: String::new(), fingerprint: None };
         player.say(|out| message::control(out, kind::HELLO, &least));
         assert_eq!(Message::new(&player.hear()).unwrap().kind, kind::WELCOME);
         player.say(message::ready);
@@ -329,11 +362,14 @@ async fn a_worker_of_another_program_is_given_one_task_at_a_time_and_dies_of_tha
     .program("another", ["program"])
     .build()
     .unwrap();
-    let handles: Vec<_> = (0..300).map(|n| (n, pool.call_named(ECHO).spawn(n as u8 & 0x7f))).collect();
+    let handles: Vec<_> =
+        (0..300).map(|n| (n, pool.call_named(ECHO).spawn(n as u8 & 0x7f))).collect();
     for (n, handle) in handles {
         match tokio::time::timeout(HANG, handle).await.expect("it hangs") {
             Ok(value) => assert_eq!((value, n == 150), (n as u8 & 0x7f, false)),
-            Err(error) => assert_eq!((error.kind(), n), (TaskErrorKind::WorkerDied, 150), "{error}"),
+            Err(error) => {
+                assert_eq!((error.kind(), n), (TaskErrorKind::WorkerDied, 150), "{error}")
+            }
         }
     }
 }
@@ -344,12 +380,32 @@ async fn rubbish_in_the_place_of_an_answer_costs_that_task_and_the_worker() {
     type Play = fn(&mut Player, u64);
     let plays: [(&str, Play, TaskErrorKind); 10] = [
         ("an unknown number", |p, id| p.answer(id + 1000, 1), TaskErrorKind::BadFrame),
-        ("a frame of 4 GiB", |p, _| p.socket.write_all(&[0xff; 4]).unwrap(), TaskErrorKind::BadFrame),
-        ("a line of text, which is a length that may be", |p, _| p.socket.write_all(b"\n\n  a line").unwrap(), TaskErrorKind::BadFrame),
+        (
+            "a frame of 4 GiB",
+            |p, _| p.socket.write_all(&[0xff; 4]).unwrap(),
+            TaskErrorKind::BadFrame,
+        ),
+        (
+            "a line of text, which is a length that may be",
+            |p, _| p.socket.write_all(b"\n\n  a line").unwrap(),
+            TaskErrorKind::BadFrame,
+        ),
         ("no message", |p, _| p.say(|out| out.push(0xc0)), TaskErrorKind::BadFrame),
-        ("a result that is missing", |p, id| p.say(|out| out.extend([0x92, kind::DONE, id as u8])), TaskErrorKind::BadFrame),
-        ("a failure that is none", |p, id| p.say(|out| out.extend([0x93, kind::FAILED, id as u8, 0xa1, b'?'])), TaskErrorKind::BadFrame),
-        ("a kind that does not exist", |p, _| p.say(|out| out.extend([0x91, 99])), TaskErrorKind::BadFrame),
+        (
+            "a result that is missing",
+            |p, id| p.say(|out| out.extend([0x92, kind::DONE, id as u8])),
+            TaskErrorKind::BadFrame,
+        ),
+        (
+            "a failure that is none",
+            |p, id| p.say(|out| out.extend([0x93, kind::FAILED, id as u8, 0xa1, b'?'])),
+            TaskErrorKind::BadFrame,
+        ),
+        (
+            "a kind that does not exist",
+            |p, _| p.say(|out| out.extend([0x91, 99])),
+            TaskErrorKind::BadFrame,
+        ),
         ("a second hello", |p, _| p.hello(|_| {}), TaskErrorKind::BadFrame),
         (
             "half a frame, and the end",
@@ -359,7 +415,11 @@ async fn rubbish_in_the_place_of_an_answer_costs_that_task_and_the_worker() {
             },
             TaskErrorKind::WorkerDied,
         ),
-        ("the end", |p, _| p.socket.shutdown(std::net::Shutdown::Both).unwrap(), TaskErrorKind::WorkerDied),
+        (
+            "the end",
+            |p, _| p.socket.shutdown(std::net::Shutdown::Both).unwrap(),
+            TaskErrorKind::WorkerDied,
+        ),
     ];
     for (what, play, expected) in plays {
         let pool = played(move |n, player| {
@@ -374,10 +434,17 @@ async fn rubbish_in_the_place_of_an_answer_costs_that_task_and_the_worker() {
         })
         .build()
         .unwrap();
-        let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").expect_err(what);
+        let error = tokio::time::timeout(HANG, pool.spawn(echo, 1))
+            .await
+            .expect("it hangs")
+            .expect_err(what);
         assert_eq!(error.kind(), expected, "{what}: {error}");
         // The pool goes on, with another worker.
-        assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 42, "{what}");
+        assert_eq!(
+            tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(),
+            42,
+            "{what}"
+        );
     }
 }
 
@@ -394,11 +461,17 @@ async fn an_answer_given_twice_or_unasked_ends_the_worker_and_resolves_nothing_e
     })
     .build()
     .unwrap();
-    assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 1);
+    assert_eq!(
+        tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(),
+        1
+    );
     // Whether it still reaches the first worker or not: it is never told the second answer.
     match tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs") {
         Ok(value) => assert_eq!(value, 1),
-        Err(error) => assert!(matches!(error.kind(), TaskErrorKind::BadFrame | TaskErrorKind::WorkerDied), "{error}"),
+        Err(error) => assert!(
+            matches!(error.kind(), TaskErrorKind::BadFrame | TaskErrorKind::WorkerDied),
+            "{error}"
+        ),
     }
 }
 
@@ -410,14 +483,46 @@ async fn whatever_stands_in_its_memory_costs_a_worker_at_most_its_own_task() {
         player.memory.ring().put(&framed(|out| out.extend(body)))
     }
     let plays: [(&str, Play, TaskErrorKind); 9] = [
-        ("a tail beyond the ring", |p, _| p.memory.ring().tail.store(1 << 20, Ordering::Release), TaskErrorKind::BadFrame),
-        ("a tail that goes back", |p, _| p.memory.ring().tail.store(u64::MAX - 7, Ordering::Release), TaskErrorKind::BadFrame),
-        ("a tail within a word", |p, _| p.memory.ring().tail.store(12, Ordering::Release), TaskErrorKind::BadFrame),
-        ("nothing but zeros", |p, _| p.memory.ring().tail.store(800, Ordering::Release), TaskErrorKind::BadFrame),
-        ("a frame that is cut", |p, _| assert!(p.memory.ring().put(&[200, 0, 0, 0, 1, 2, 3])), TaskErrorKind::BadFrame),
-        ("a frame of 4 GiB", |p, _| assert!(p.memory.ring().put(&[0xff; 64])), TaskErrorKind::BadFrame),
-        ("a hello in the outbox", |p, _| assert!(put(p, &[0x91, kind::HELLO])), TaskErrorKind::BadFrame),
-        ("an answer to nothing", |p, _| assert!(put(p, &[0x93, kind::DONE, 99, 1])), TaskErrorKind::BadFrame),
+        (
+            "a tail beyond the ring",
+            |p, _| p.memory.ring().tail.store(1 << 20, Ordering::Release),
+            TaskErrorKind::BadFrame,
+        ),
+        (
+            "a tail that goes back",
+            |p, _| p.memory.ring().tail.store(u64::MAX - 7, Ordering::Release),
+            TaskErrorKind::BadFrame,
+        ),
+        (
+            "a tail within a word",
+            |p, _| p.memory.ring().tail.store(12, Ordering::Release),
+            TaskErrorKind::BadFrame,
+        ),
+        (
+            "nothing but zeros",
+            |p, _| p.memory.ring().tail.store(800, Ordering::Release),
+            TaskErrorKind::BadFrame,
+        ),
+        (
+            "a frame that is cut",
+            |p, _| assert!(p.memory.ring().put(&[200, 0, 0, 0, 1, 2, 3])),
+            TaskErrorKind::BadFrame,
+        ),
+        (
+            "a frame of 4 GiB",
+            |p, _| assert!(p.memory.ring().put(&[0xff; 64])),
+            TaskErrorKind::BadFrame,
+        ),
+        (
+            "a hello in the outbox",
+            |p, _| assert!(put(p, &[0x91, kind::HELLO])),
+            TaskErrorKind::BadFrame,
+        ),
+        (
+            "an answer to nothing",
+            |p, _| assert!(put(p, &[0x93, kind::DONE, 99, 1])),
+            TaskErrorKind::BadFrame,
+        ),
         (
             "words of no meaning, and the end",
             |p, _| {
@@ -442,13 +547,21 @@ async fn whatever_stands_in_its_memory_costs_a_worker_at_most_its_own_task() {
         })
         .build()
         .unwrap();
-        let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").expect_err(what);
+        let error = tokio::time::timeout(HANG, pool.spawn(echo, 1))
+            .await
+            .expect("it hangs")
+            .expect_err(what);
         assert_eq!(error.kind(), expected, "{what}: {error}");
-        assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 42, "{what}");
+        assert_eq!(
+            tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(),
+            42,
+            "{what}"
+        );
     }
 }
 
-/// A worker that answers without having claimed its task, and by the outbox: it is what any other would be.
+/// A worker that answers without having claimed its task, and by the outbox: it is what any other
+/// would be.
 #[tokio::test]
 async fn a_reply_counts_more_than_a_word() {
     let pool = played(|_, player| {
@@ -468,7 +581,10 @@ async fn a_reply_counts_more_than_a_word() {
     .build()
     .unwrap();
     for n in 0..3 {
-        assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 9)).await.expect("it hangs").unwrap(), n);
+        assert_eq!(
+            tokio::time::timeout(HANG, pool.spawn(echo, 9)).await.expect("it hangs").unwrap(),
+            n
+        );
     }
 }
 
@@ -487,9 +603,15 @@ async fn a_frame_that_kills_whoever_reads_it_costs_its_own_task_and_not_the_pool
     })
     .build()
     .unwrap();
-    let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").expect_err("its third death is its own");
+    let error = tokio::time::timeout(HANG, pool.spawn(echo, 1))
+        .await
+        .expect("it hangs")
+        .expect_err("its third death is its own");
     assert_eq!(error.kind(), TaskErrorKind::WorkerDied);
-    assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 3);
+    assert_eq!(
+        tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(),
+        3
+    );
 }
 
 #[tokio::test]
@@ -508,12 +630,17 @@ async fn a_result_nested_too_deeply_is_an_error_of_its_task_alone() {
     })
     .build()
     .unwrap();
-    let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap_err();
+    let error =
+        tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap_err();
     assert_eq!(error.kind(), TaskErrorKind::ResultDecode);
-    assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 5);
+    assert_eq!(
+        tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(),
+        5
+    );
 }
 
-/// Whether a value is worth another try is for the worker to say; how often it is tried, for the call.
+/// Whether a value is worth another try is for the worker to say; how often it is tried, for the
+/// call.
 #[tokio::test]
 async fn an_answer_that_is_worth_another_try_is_tried_as_often_as_the_call_says() {
     let pool = played(|_, player| {
@@ -537,7 +664,10 @@ async fn an_answer_that_is_worth_another_try_is_tried_as_often_as_the_call_says(
     })
     .build()
     .unwrap();
-    assert_eq!(tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(), 1);
+    assert_eq!(
+        tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(),
+        1
+    );
     let retried = pool.call(echo).retries(2).spawn(1);
     assert_eq!(tokio::time::timeout(HANG, retried).await.expect("it hangs").unwrap(), 4);
 }
@@ -559,7 +689,9 @@ async fn half_an_answer_and_silence_can_be_aborted() {
         tokio::task::yield_now().await;
     }
     handle.abort();
-    assert!(tokio::time::timeout(HANG, handle).await.expect("it hangs").unwrap_err().is_cancelled());
+    assert!(
+        tokio::time::timeout(HANG, handle).await.expect("it hangs").unwrap_err().is_cancelled()
+    );
 }
 
 #[tokio::test]
@@ -568,7 +700,10 @@ async fn a_start_that_the_system_refuses_is_told_to_its_tasks_and_the_pool_recov
         let tries = AtomicUsize::new(0);
         move || {
             if tries.fetch_add(1, Ordering::Relaxed) == 0 {
-                return Err(Error::spawn("starting a worker process", std::io::Error::from_raw_os_error(11)));
+                return Err(Error::spawn(
+                    "starting a worker process",
+                    std::io::Error::from_raw_os_error(11),
+                ));
             }
             let (launched, socket, memory) = launch(Command::new("sleep").arg("1000"));
             std::thread::spawn(move || {
@@ -583,7 +718,8 @@ async fn a_start_that_the_system_refuses_is_told_to_its_tasks_and_the_pool_recov
     })
     .build()
     .unwrap();
-    let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap_err();
+    let error =
+        tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap_err();
     assert_eq!(error.kind(), TaskErrorKind::StartFailed);
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.contains("starting a worker"), "{source}");

@@ -1,12 +1,14 @@
 //! Cancellation tokens that calls were given: whoever turns the pool is told when one is cancelled.
 //!
-//! A token's future is polled by whoever turns the pool, with a waker that rings an eventfd in the pool's epoll set. So it
-//! works whether or not anybody polls the task's handle, and in whatever runtime the token is cancelled.
+//! A token's future is polled by whoever turns the pool, with a waker that rings an eventfd in the
+//! pool's epoll set. So it works whether or not anybody polls the task's handle, and in whatever
+//! runtime the token is cancelled.
 //!
-//! 1. A registration lives as long as its [`Registration`], which the task's cargo holds: it goes with the task.
+//! 1. A registration lives as long as its [`Registration`], which the task's cargo holds: it goes
+//!    with the task.
 //! 2. Futures are polled and dropped without the lock: they take locks of their own.
-//! 3. The key comes after the registration, for the task may end before its submission has returned. A token that was
-//!    cancelled by then is told by [`Tokens::arm`].
+//! 3. The key comes after the registration, for the task may end before its submission has
+//!    returned. A token that was cancelled by then is told by [`Tokens::arm`].
 
 use super::core::TaskKey;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -56,7 +58,8 @@ impl Drop for Registration {
 
 impl Tokens {
     pub(crate) fn new() -> io::Result<Self> {
-        let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let bell =
+            EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         Ok(Self { bell, inside: Mutex::default() })
     }
 
@@ -75,7 +78,8 @@ impl Tokens {
         Registration { tokens: Arc::clone(self), number }
     }
 
-    /// The task of this registration has been taken by the pool. `true`: its token is cancelled already.
+    /// The task of this registration has been taken by the pool. `true`: its token is cancelled
+    /// already.
     pub(crate) fn arm(self: &Arc<Self>, number: u64, task: TaskKey) -> bool {
         if let Some(waiting) = self.lock().waiting.get_mut(&number) {
             waiting.task = Some(task);

@@ -1,7 +1,8 @@
 //! Workers that do not end when they are killed.
 //!
-//! A process that hangs in the kernel cannot be made at will. But one that is traced with `PTRACE_O_TRACEEXIT` stops on its way
-//! out, SIGKILL or not, until its tracer lets it go (ptrace(2)): to the pool that is the same.
+//! A process that hangs in the kernel cannot be made at will. But one that is traced with
+//! `PTRACE_O_TRACEEXIT` stops on its way out, SIGKILL or not, until its tracer lets it go
+//! (ptrace(2)): to the pool that is the same.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -2,17 +2,20 @@
 //!
 //! Rules, cited by number below:
 //!
-//! 1. The child is known by its pidfd. A signal through a pidfd can never reach another process, so it needs no lock
-//!    and no state: after the reaping the kernel says `ESRCH`.
-//! 2. A *number* (of a process group, on kernels before 6.9) is signalled only while `waitid(WNOWAIT)` says that the
-//!    leader is still our unreaped child, and under the lock that reaping takes, so it isn't us who frees the number
-//!    between the look and the signal. (A host that itself reaps with `waitpid(-1)` could do so in that instant, and
-//!    the kernel would have to go through all its numbers in it too: what is left of the risk on old kernels.)
-//! 3. Before the leader is reaped, the rest of its group is killed: later the number might be somebody else's.
-//! 4. `ECHILD` is no error: the host ignores SIGCHLD or reaped it with `waitpid(-1)`. How it ended is then asked of
-//!    the kernel (`PIDFD_GET_INFO`, Linux 6.15), else it is unknown. That the process *has* ended is certain, since
-//!    [`Child::adopt`] made sure that it was ours.
-//! 5. In a forked copy of the application nothing here signals, reaps or even locks: the child belongs to the original.
+//! 1. The child is known by its pidfd. A signal through a pidfd can never reach another process, so
+//!    it needs no lock and no state: after the reaping the kernel says `ESRCH`.
+//! 2. A *number* (of a process group, on kernels before 6.9) is signalled only while
+//!    `waitid(WNOWAIT)` says that the leader is still our unreaped child, and under the lock that
+//!    reaping takes, so it isn't us who frees the number between the look and the signal. (A host
+//!    that itself reaps with `waitpid(-1)` could do so in that instant, and the kernel would have
+//!    to go through all its numbers in it too: what is left of the risk on old kernels.)
+//! 3. Before the leader is reaped, the rest of its group is killed: later the number might be
+//!    somebody else's.
+//! 4. `ECHILD` is no error: the host ignores SIGCHLD or reaped it with `waitpid(-1)`. How it ended
+//!    is then asked of the kernel (`PIDFD_GET_INFO`, Linux 6.15), else it is unknown. That the
+//!    process *has* ended is certain, since [`Child::adopt`] made sure that it was ours.
+//! 5. In a forked copy of the application nothing here signals, reaps or even locks: the child
+//!    belongs to the original.
 //!
 //! ```text
 //!            try_reap: still running
@@ -57,13 +60,14 @@ impl Exit {
 /// Why a process that has just been started has no owner.
 #[derive(Debug)]
 pub(crate) enum AdoptError {
-    /// It ended at once and is no longer our child: the host reaps, or ignores SIGCHLD. How it ended is unknown.
+    /// It ended at once and is no longer our child: the host reaps, or ignores SIGCHLD. How it
+    /// ended is unknown.
     Gone {
         /// The number that it had.
         pid: u32,
     },
-    /// The kernel gave no pidfd, or would not look at it (no descriptors left; older than Linux 5.4; forbidden). The
-    /// process was killed and reaped.
+    /// The kernel gave no pidfd, or would not look at it (no descriptors left; older than Linux
+    /// 5.4; forbidden). The process was killed and reaped.
     Unowned {
         /// The number that it had.
         pid: u32,
@@ -75,7 +79,10 @@ pub(crate) enum AdoptError {
 impl fmt::Display for AdoptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Gone { pid } => write!(f, "process {pid} ended at once and was reaped by the host program, exit status unknown"),
+            Self::Gone { pid } => write!(
+                f,
+                "process {pid} ended at once and was reaped by the host program, exit status unknown"
+            ),
             Self::Unowned { pid, .. } => {
                 write!(f, "cannot watch process {pid} through a pidfd, so it was killed")
             }
@@ -98,8 +105,8 @@ impl Error for AdoptError {
 ///
 /// # Drop
 ///
-/// Kills a child that has not been reaped, with its group, and reaps it: at once if it ends at once, else through the
-/// sink of [`set_orphan_sink`].
+/// Kills a child that has not been reaped, with its group, and reaps it: at once if it ends at
+/// once, else through the sink of [`set_orphan_sink`].
 #[derive(Debug)]
 pub(crate) struct Child {
     /// Taken only by `drop`.
@@ -107,7 +114,8 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Takes over a process that has just been started by this process, and that nobody else will reap or signal.
+    /// Takes over a process that has just been started by this process, and that nobody else will
+    /// reap or signal.
     ///
     /// `group` says that it leads a process group of its own.
     ///
@@ -117,7 +125,8 @@ impl Child {
     ///
     /// # Blocking
     ///
-    /// Only in the case of [`AdoptError::Unowned`]: for the end of a process that has been killed, at most a second.
+    /// Only in the case of [`AdoptError::Unowned`]: for the end of a process that has been killed,
+    /// at most a second.
     pub(crate) fn adopt(pid: u32, group: bool) -> Result<Self, AdoptError> {
         sweep_orphans();
         let unowned = |error| {
@@ -134,13 +143,22 @@ impl Child {
             }
             Err(error) => return Err(unowned(error)),
         };
-        // The number may have been freed and given away before the pidfd was opened: then it's no child of ours.
+        // The number may have been freed and given away before the pidfd was opened: then it's no
+        // child of ours.
         match sys::wait_pidfd(pidfd.as_fd(), Reap::Peek) {
             Ok(Waited::StillRunning | Waited::Exited(..)) => {}
             Ok(Waited::NoChild) => return Err(AdoptError::Gone { pid }),
             Err(error) => return Err(unowned(error)),
         }
-        Ok(Self { process: Some(Process { pid, group, pidfd, exit: OnceLock::new(), reaping: Mutex::new(()) }) })
+        Ok(Self {
+            process: Some(Process {
+                pid,
+                group,
+                pidfd,
+                exit: OnceLock::new(),
+                reaping: Mutex::new(()),
+            }),
+        })
     }
 
     /// Its number: for people to read. To signal it, use the methods.
@@ -148,10 +166,11 @@ impl Child {
         self.process().pid
     }
 
-    /// A descriptor that is readable once the process has ended (all its threads; pidfd_open(2)), and stays so.
+    /// A descriptor that is readable once the process has ended (all its threads; pidfd_open(2)),
+    /// and stays so.
     ///
-    /// One rare case: while a debugger traces the child, it is readable some time before [`try_reap`](Self::try_reap)
-    /// gives an exit.
+    /// One rare case: while a debugger traces the child, it is readable some time before
+    /// [`try_reap`](Self::try_reap) gives an exit.
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
         self.process().pidfd.as_fd()
     }
@@ -183,7 +202,8 @@ impl Child {
         self.process().signal(signal)
     }
 
-    /// Sends a signal to all that is in its process group if it leads one, else to the process alone.
+    /// Sends a signal to all that is in its process group if it leads one, else to the process
+    /// alone.
     ///
     /// # Errors
     ///
@@ -193,7 +213,8 @@ impl Child {
         self.process().signal_group(signal)
     }
 
-    /// Reaps it if it has ended, and says how; `None` while it runs. Once it has given an exit, always the same.
+    /// Reaps it if it has ended, and says how; `None` while it runs. Once it has given an exit,
+    /// always the same.
     ///
     /// Before it is reaped, what is left of its process group is killed.
     pub(crate) fn try_reap(&self) -> Option<Exit> {
@@ -217,7 +238,8 @@ impl Drop for Child {
         if process.exit.get().is_some() {
             return;
         }
-        // An error leaves a process that we may not kill; whoever gets the orphan will see it end some day.
+        // An error leaves a process that we may not kill; whoever gets the orphan will see it end
+        // some day.
         let _ = process.kill();
         if process.try_reap().is_none() {
             hand_over(Orphan { process });
@@ -311,7 +333,8 @@ struct Process {
     pidfd: OwnedFd,
     /// Set once, by the one who reaped it.
     exit: OnceLock<Exit>,
-    /// Whoever holds it may reap, or rely on us not reaping (rule 2). Held over calls that never block.
+    /// Whoever holds it may reap, or rely on us not reaping (rule 2). Held over calls that never
+    /// block.
     reaping: Mutex<()>,
 }
 
@@ -375,8 +398,8 @@ impl Process {
                 Some(Some(status))
             }
             Ok(Waited::NoChild) => self.reaped_by_host(reaping),
-            // No kernel that gives pidfds says so; a filter of system calls might. Whether it has ended, its pidfd
-            // tells all the same.
+            // No kernel that gives pidfds says so; a filter of system calls might. Whether it has
+            // ended, its pidfd tells all the same.
             Err(_) => {
                 if is_readable(pidfd) {
                     self.reaped_by_host(reaping)
@@ -389,8 +412,8 @@ impl Process {
 
     /// Rule 4.
     fn reaped_by_host(&self, reaping: &MutexGuard<'_, ()>) -> Option<Option<ExitStatus>> {
-        /// The kernel lets its parent forget a child some instructions before it notes the exit. That long, and no
-        /// longer, it pays to look again; otherwise the next call will.
+        /// The kernel lets its parent forget a child some instructions before it notes the exit.
+        /// That long, and no longer, it pays to look again; otherwise the next call will.
         const LOOKS: u32 = 100;
         for _ in 0..LOOKS {
             match sys::exit_info(self.pidfd.as_fd()) {
@@ -420,22 +443,34 @@ impl Process {
         ignore_gone(sys::pidfd_send_signal(self.pidfd.as_fd(), signal, Target::Process))
     }
 
-    fn signal_members(&self, signal: c_int, reaping: Option<&MutexGuard<'_, ()>>) -> io::Result<()> {
+    fn signal_members(
+        &self,
+        signal: c_int,
+        reaping: Option<&MutexGuard<'_, ()>>,
+    ) -> io::Result<()> {
         match sys::pidfd_send_signal(self.pidfd.as_fd(), signal, Target::Group) {
             // Before Linux 6.9, or no such signal, which the other way says too.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.signal_members_by_number(signal, reaping),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                self.signal_members_by_number(signal, reaping)
+            }
             result => ignore_gone(result),
         }
     }
 
     /// Rule 2.
-    fn signal_members_by_number(&self, signal: c_int, reaping: Option<&MutexGuard<'_, ()>>) -> io::Result<()> {
+    fn signal_members_by_number(
+        &self,
+        signal: c_int,
+        reaping: Option<&MutexGuard<'_, ()>>,
+    ) -> io::Result<()> {
         let _reaping = reaping.is_none().then(|| self.lock());
         if self.exit.get().is_some() {
             return Ok(());
         }
         match sys::wait_pidfd(self.pidfd.as_fd(), Reap::Peek)? {
-            Waited::StillRunning | Waited::Exited(..) => ignore_gone(sys::kill_group(self.pid, signal)),
+            Waited::StillRunning | Waited::Exited(..) => {
+                ignore_gone(sys::kill_group(self.pid, signal))
+            }
             Waited::NoChild => Ok(()),
         }
     }
@@ -458,10 +493,11 @@ fn ignore_gone(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Ends a child that could not get a pidfd, by its number, as long as that is provably a child of ours.
+/// Ends a child that could not get a pidfd, by its number, as long as that is provably a child of
+/// ours.
 fn kill_unowned(pid: u32, group: bool) {
-    /// A process that has been killed right after its start ends within some milliseconds. One that does not (stuck in
-    /// the kernel) is left as a zombie to be.
+    /// A process that has been killed right after its start ends within some milliseconds. One that
+    /// does not (stuck in the kernel) is left as a zombie to be.
     const LOOKS: u32 = 1000;
     for _ in 0..LOOKS {
         match sys::wait_pid(pid, Reap::Peek) {
@@ -495,9 +531,12 @@ mod tests {
     use nix::sys::wait::waitpid;
 
     use super::*;
-    use crate::process::testing::{forked, has_ended, in_own_process, is_own_process, process_state, wait_until};
+    use crate::process::testing::{
+        forked, has_ended, in_own_process, is_own_process, process_state, wait_until,
+    };
 
-    /// A shell that runs a script, in which `read _` waits for the end of its input; and the first line that it prints.
+    /// A shell that runs a script, in which `read _` waits for the end of its input; and the first
+    /// line that it prints.
     struct Shell {
         child: Child,
         input: ChildStdin,
@@ -521,7 +560,8 @@ mod tests {
         Shell { child, input: started.stdin.take().expect("piped"), line: line.trim().to_owned() }
     }
 
-    /// A group leader with a grandchild, whose number it prints. It then waits for its input and exits with 5.
+    /// A group leader with a grandchild, whose number it prints. It then waits for its input and
+    /// exits with 5.
     const WITH_GRANDCHILD: &str = "sleep 1000 <&- >&- 2>&- & echo $!; read _; exit 5";
 
     fn reaped(child: &Child) -> Exit {
@@ -698,7 +738,8 @@ mod tests {
             let Shell { child, input, .. } = shell("echo; read _; exit 6", true);
             assert_eq!(child.try_reap(), None);
             drop(input);
-            // Without a pause, so as to meet the instant in which the child is nobody's and its exit not yet noted.
+            // Without a pause, so as to meet the instant in which the child is nobody's and its
+            // exit not yet noted.
             while child.try_reap().is_none() {}
             expect_if_told(reaped(&child), 6 << 8);
         }
@@ -730,10 +771,14 @@ mod tests {
         waitpid(None, None).expect("steal");
         child.kill().expect("kill what is gone");
         child.signal(libc::SIGTERM).expect("signal what is gone");
-        child.process().signal_members_by_number(libc::SIGKILL, None).expect("the number is not ours any more");
+        child
+            .process()
+            .signal_members_by_number(libc::SIGKILL, None)
+            .expect("the number is not ours any more");
         expect_if_told(reaped(&child), 5 << 8);
 
-        // The group of a leader that a thief has reaped can be killed where the kernel knows it by itself.
+        // The group of a leader that a thief has reaped can be killed where the kernel knows it by
+        // itself.
         let shell = shell(WITH_GRANDCHILD, true);
         let grandchild = shell.line.parse().expect("a number");
         drop(shell.input);
@@ -769,7 +814,8 @@ mod tests {
         (next(), next()) >= (major, minor)
     }
 
-    /// Where the kernel tells how a child ended that another has reaped, it must be this; else unknown.
+    /// Where the kernel tells how a child ended that another has reaped, it must be this; else
+    /// unknown.
     fn expect_if_told(exit: Exit, raw: i32) {
         match exit.status {
             Some(status) => assert_eq!(status, ExitStatus::from_raw(raw)),
@@ -793,7 +839,9 @@ mod tests {
             let mut started = start(WITH_GRANDCHILD, group);
             let pid = started.id();
             let mut line = String::new();
-            BufReader::new(started.stdout.take().expect("piped")).read_line(&mut line).expect("read");
+            BufReader::new(started.stdout.take().expect("piped"))
+                .read_line(&mut line)
+                .expect("read");
             setrlimit(Resource::RLIMIT_NOFILE, 0, hard).expect("setrlimit");
             let error = Child::adopt(pid, group).expect_err("no descriptor");
             setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("setrlimit");
@@ -878,7 +926,8 @@ mod tests {
         let held = child.process().lock();
         let code = forked(|| {
             // A lock that another thread held at the fork is never opened in the copy.
-            let refused = [child.kill(), child.signal(libc::SIGTERM), child.signal_group(libc::SIGTERM)];
+            let refused =
+                [child.kill(), child.signal(libc::SIGTERM), child.signal_group(libc::SIGTERM)];
             assert!(refused.iter().all(Result::is_err));
             assert_eq!(child.try_reap(), None);
             // SAFETY: the copy of `child` is not used again: this process ends.

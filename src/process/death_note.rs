@@ -1,11 +1,12 @@
 //! What a dying worker can still say, left in the memory that it shares with the pool.
 //!
-//! The process's status does not tell a stack overflow from any other SIGSEGV, nor a panic that aborts from any other
-//! SIGABRT. So the handler of the one and the hook of the other leave a note, which the pool reads once the process
-//! has ended. It is a hint by a process that may be hostile: it can lie about its own death, and that is all.
+//! The process's status does not tell a stack overflow from any other SIGSEGV, nor a panic that
+//! aborts from any other SIGABRT. So the handler of the one and the hook of the other leave a note,
+//! which the pool reads once the process has ended. It is a hint by a process that may be hostile:
+//! it can lie about its own death, and that is all.
 //!
-//! The layout is part of the protocol and changes only with its version. Words are 64 bits, little-endian; texts are
-//! UTF-8, eight bytes a word, the first byte in the lowest bits:
+//! The layout is part of the protocol and changes only with its version. Words are 64 bits,
+//! little-endian; texts are UTF-8, eight bytes a word, the first byte in the lowest bits:
 //!
 //! ```text
 //! word    0            1                               2 .. 194             194 .. 256
@@ -32,7 +33,8 @@ const PANIC: u64 = 2;
 const WRITING: u64 = 3;
 const OUT_OF_MEMORY: u64 = 4;
 
-/// How long a message may be; the rest is cut off. With what stands around it, a note is half a page.
+/// How long a message may be; the rest is cut off. With what stands around it, a note is half a
+/// page.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 1536;
 
 /// How long a place may be: file, line and column.
@@ -53,7 +55,8 @@ const _: () = assert!(NOTE_WORDS == 256, "the layout above is the protocol's");
 pub(crate) enum DeathNote {
     /// A thread's stack overflowed.
     StackOverflow,
-    /// It aborted, and the last thing that had failed in the thread that did was a request for memory.
+    /// It aborted, and the last thing that had failed in the thread that did was a request for
+    /// memory.
     OutOfMemory,
     /// A panic that was not caught.
     Panic {
@@ -88,14 +91,20 @@ impl<'a> NotePage<'a> {
     ///
     /// Async-signal-safe: one atomic operation.
     pub(crate) fn write_out_of_memory(&self) {
-        let _ = self.words[0].compare_exchange(EMPTY, OUT_OF_MEMORY, Ordering::Release, Ordering::Relaxed);
+        let _ = self.words[0].compare_exchange(
+            EMPTY,
+            OUT_OF_MEMORY,
+            Ordering::Release,
+            Ordering::Relaxed,
+        );
     }
 
     /// Notes a panic, unless something has been noted already: the first one is the cause.
     ///
     /// Allocates nothing itself. What is too long is cut off, at a whole character.
     pub(crate) fn write_panic(&self, message: impl Display, place: impl Display) {
-        let claimed = self.words[0].compare_exchange(EMPTY, WRITING, Ordering::Acquire, Ordering::Relaxed);
+        let claimed =
+            self.words[0].compare_exchange(EMPTY, WRITING, Ordering::Acquire, Ordering::Relaxed);
         if claimed.is_err() {
             return;
         }
@@ -105,12 +114,14 @@ impl<'a> NotePage<'a> {
         let lengths = message_bytes as u64 | (place_bytes as u64) << 32;
         self.words[1].store(lengths, Ordering::Relaxed);
         // Not over a stack overflow that was noted meanwhile, say by a `Display` that recursed.
-        let _ = self.words[0].compare_exchange(WRITING, PANIC, Ordering::Release, Ordering::Relaxed);
+        let _ =
+            self.words[0].compare_exchange(WRITING, PANIC, Ordering::Release, Ordering::Relaxed);
     }
 
     /// Reads the note, once its writer has ended.
     ///
-    /// Whatever stands there, and whoever changes it meanwhile: it is copied first, and no length is believed.
+    /// Whatever stands there, and whoever changes it meanwhile: it is copied first, and no length
+    /// is believed.
     pub(crate) fn read(&self) -> Option<DeathNote> {
         match self.words[0].load(Ordering::Acquire) {
             STACK_OVERFLOW => Some(DeathNote::StackOverflow),
@@ -135,7 +146,8 @@ impl<'a> NotePage<'a> {
 /// Writes a text, as much as has room, and returns how many bytes that are.
 fn write_text(words: &[AtomicU64], text: impl Display) -> usize {
     let mut writer = TextWriter { words, bytes: 0, word: 0, full: false };
-    // The only errors are our own, when it is full, and those of a faulty `Display`: what was written till then counts.
+    // The only errors are our own, when it is full, and those of a faulty `Display`: what was
+    // written till then counts.
     let _ = write!(writer, "{text}");
     writer.flush();
     writer.bytes
@@ -147,7 +159,8 @@ struct TextWriter<'a> {
     bytes: usize,
     /// The word that is not full yet.
     word: u64,
-    /// Something had no room: nothing that comes later may fill the gap that a long character left.
+    /// Something had no room: nothing that comes later may fill the gap that a long character
+    /// left.
     full: bool,
 }
 
@@ -182,14 +195,18 @@ impl Write for TextWriter<'_> {
     }
 }
 
-/// The last boundary of a character that is not past `index`. (`str::floor_char_boundary` came with Rust 1.91.)
+/// The last boundary of a character that is not past `index`. (`str::floor_char_boundary` came with
+/// Rust 1.91.)
 fn floor_char_boundary(text: &str, index: usize) -> usize {
     (0..=index.min(text.len())).rev().find(|&index| text.is_char_boundary(index)).unwrap_or(0)
 }
 
 fn read_text(words: &[AtomicU64], bytes: usize) -> String {
-    let mut copy: Vec<u8> =
-        words.iter().take(bytes.div_ceil(WORD_BYTES)).flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
+    let mut copy: Vec<u8> = words
+        .iter()
+        .take(bytes.div_ceil(WORD_BYTES))
+        .flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes())
+        .collect();
     copy.truncate(bytes);
     String::from_utf8_lossy(&copy).into_owned()
 }

@@ -1,12 +1,13 @@
 //! Tells a forked copy of this process from the process itself.
 //!
-//! A library that owns children, sockets and shared memory must not touch them in a copy that somebody's `fork()` has
-//! made: it would signal children that aren't its own, write into the middle of another's frames, unmap what isn't
-//! mapped. A copy is known by a page that the kernel empties in every child (`MADV_WIPEONFORK`, Linux 4.14,
-//! madvise(2)): no process id to compare, which a copy in a PID namespace could share, and no system call.
+//! A library that owns children, sockets and shared memory must not touch them in a copy that
+//! somebody's `fork()` has made: it would signal children that aren't its own, write into the
+//! middle of another's frames, unmap what isn't mapped. A copy is known by a page that the kernel
+//! empties in every child (`MADV_WIPEONFORK`, Linux 4.14, madvise(2)): no process id to compare,
+//! which a copy in a PID namespace could share, and no system call.
 //!
-//! What is not seen: `vfork` and `clone(CLONE_VM)`, whose child runs in the very same memory. (It must not call
-//! anything of ours, nor hardly anything else: vfork(2).)
+//! What is not seen: `vfork` and `clone(CLONE_VM)`, whose child runs in the very same memory. (It
+//! must not call anything of ours, nor hardly anything else: vfork(2).)
 
 #![expect(unsafe_code, reason = "a page that the kernel wipes at a fork")]
 
@@ -20,14 +21,16 @@ use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
 
 /// The flag in the page: null until the guard is armed, then never changed.
 ///
-/// A pointer and not a `OnceLock`: a fork while another thread is within `OnceLock::set` leaves the copy a lock that
-/// nobody will ever open. Here it finds null, so it is a process of its own that never armed, which is true.
+/// A pointer and not a `OnceLock`: a fork while another thread is within `OnceLock::set` leaves the
+/// copy a lock that nobody will ever open. Here it finds null, so it is a process of its own that
+/// never armed, which is true.
 static FLAG: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
 
 /// What the flag holds in the process that armed the guard; 0, the wiped page, in its copies.
 const ORIGINAL: u32 = 1;
 
-/// One page is the least that can be mapped; only four bytes of it are used. The kernel rounds up to its page size.
+/// One page is the least that can be mapped; only four bytes of it are used. The kernel rounds up
+/// to its page size.
 const PAGE_BYTES: NonZeroUsize = NonZeroUsize::new(4096).expect("not 0");
 
 /// From now on, forked copies of this process will know that they are copies.
@@ -41,18 +44,28 @@ pub(crate) fn arm() -> io::Result<()> {
     if !FLAG.load(Ordering::Acquire).is_null() {
         return Ok(());
     }
-    // SAFETY: a new private mapping at an address of the kernel's choice touches no memory that is in use.
-    let page = unsafe { mman::mmap_anonymous(None, PAGE_BYTES, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE) }?;
+    // SAFETY: a new private mapping at an address of the kernel's choice touches no memory that is
+    // in use.
+    let page = unsafe {
+        mman::mmap_anonymous(
+            None,
+            PAGE_BYTES,
+            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+            MapFlags::MAP_PRIVATE,
+        )
+    }?;
     let flag = page.cast::<AtomicU32>();
     // SAFETY: the page is ours alone, zeroed, writable, and aligned for an AtomicU32.
     unsafe { flag.as_ref() }.store(ORIGINAL, Ordering::Relaxed);
-    // SAFETY: the advice concerns the page that has just been mapped, and changes nothing in this process.
+    // SAFETY: the advice concerns the page that has just been mapped, and changes nothing in this
+    // process.
     let advised = unsafe { mman::madvise(page, PAGE_BYTES.get(), MmapAdvise::MADV_WIPEONFORK) };
     if let Err(error) = advised {
         unmap(page);
         return Err(error.into());
     }
-    let published = FLAG.compare_exchange(ptr::null_mut(), flag.as_ptr(), Ordering::AcqRel, Ordering::Acquire);
+    let published =
+        FLAG.compare_exchange(ptr::null_mut(), flag.as_ptr(), Ordering::AcqRel, Ordering::Acquire);
     if published.is_err() {
         // Another thread was faster, and its page is as good.
         unmap(page);
@@ -62,13 +75,13 @@ pub(crate) fn arm() -> io::Result<()> {
 
 /// Whether this process is a copy, by `fork`, of one that had armed the guard.
 ///
-/// `false` in a process that never armed it, and in a program that was started afresh. Two loads, no system call.
-/// Async-signal-safe.
+/// `false` in a process that never armed it, and in a program that was started afresh. Two loads,
+/// no system call. Async-signal-safe.
 #[inline]
 pub(crate) fn is_forked_copy() -> bool {
     let flag = FLAG.load(Ordering::Acquire);
-    // SAFETY: null, or a page that was written before it was published and is never unmapped. In a forked copy it is
-    // mapped too: MADV_WIPEONFORK empties the page and leaves it there.
+    // SAFETY: null, or a page that was written before it was published and is never unmapped. In a
+    // forked copy it is mapped too: MADV_WIPEONFORK empties the page and leaves it there.
     match unsafe { flag.as_ref() } {
         Some(flag) => flag.load(Ordering::Relaxed) != ORIGINAL,
         None => false,
@@ -78,7 +91,10 @@ pub(crate) fn is_forked_copy() -> bool {
 /// What every call says that a forked copy must not make.
 pub(crate) fn refuse_in_copy() -> io::Result<()> {
     if is_forked_copy() {
-        return Err(io::Error::new(io::ErrorKind::Unsupported, "this process is a forked copy: the child belongs to the original"));
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "this process is a forked copy: the child belongs to the original",
+        ));
     }
     Ok(())
 }

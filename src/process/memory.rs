@@ -2,21 +2,22 @@
 //!
 //! The other side is not trusted. What it can do and what that does here:
 //!
-//! * *Resize it*: it cannot, by the seals against shrinking and growing (`F_SEAL_SHRINK`, `F_SEAL_GROW`, and
-//!   `F_SEAL_SEAL` so that nobody seals it against writing under us: memfd_create(2)). So no access is past the end,
-//!   which would be a SIGBUS.
-//! * *Write anything at any time*: so it is reached by atomics only, never as a `&[u8]`, and a reader copies before it
-//!   judges.
-//! * *Punch a hole* (`FALLOC_FL_PUNCH_HOLE` is not sealed): the hole reads as zeros, and is filled again by the next
-//!   access. (A machine that counts every page, `vm.overcommit_memory=2`, and has none left answers that access by a
-//!   SIGBUS, as it does for any first touch of shared memory.)
-//! * *Give us a file of another kind* in its place: [`SharedMemory::from_fd`] takes memory of tmpfs only; huge pages
-//!   (`MFD_HUGETLB`) would be a SIGBUS when the machine has none free.
+//! * *Resize it*: it cannot, by the seals against shrinking and growing (`F_SEAL_SHRINK`,
+//!   `F_SEAL_GROW`, and `F_SEAL_SEAL` so that nobody seals it against writing under us:
+//!   memfd_create(2)). So no access is past the end, which would be a SIGBUS.
+//! * *Write anything at any time*: so it is reached by atomics only, never as a `&[u8]`, and a
+//!   reader copies before it judges.
+//! * *Punch a hole* (`FALLOC_FL_PUNCH_HOLE` is not sealed): the hole reads as zeros, and is filled
+//!   again by the next access. (A machine that counts every page, `vm.overcommit_memory=2`, and has
+//!   none left answers that access by a SIGBUS, as it does for any first touch of shared memory.)
+//! * *Give us a file of another kind* in its place: [`SharedMemory::from_fd`] takes memory of tmpfs
+//!   only; huge pages (`MFD_HUGETLB`) would be a SIGBUS when the machine has none free.
 //!
-//! A mapping needs no descriptor: whoever makes the memory has one, to send it to the other side, for as long as it likes.
+//! A mapping needs no descriptor: whoever makes the memory has one, to send it to the other side,
+//! for as long as it likes.
 //!
-//! In a forked copy it is not mapped (`MADV_DONTFORK`): there, touching it is a SIGSEGV, and the copy has to ask
-//! [`fork::is_forked_copy`] first.
+//! In a forked copy it is not mapped (`MADV_DONTFORK`): there, touching it is a SIGSEGV, and the
+//! copy has to ask [`fork::is_forked_copy`] first.
 
 #![expect(unsafe_code, reason = "shared memory")]
 
@@ -43,7 +44,8 @@ use nix::unistd::ftruncate;
 use super::fork;
 
 /// What both sides rely on.
-const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
+const SEALS: SealFlag =
+    SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
 
 /// Its length is a multiple of this, so that it is whole words.
 const WORD_BYTES: usize = size_of::<AtomicU64>();
@@ -71,7 +73,10 @@ impl fmt::Display for MemoryError {
         match self {
             Self::Length(len) => write!(f, "shared memory cannot be {len} bytes long"),
             Self::FileSizeLimit { len, limit } => {
-                write!(f, "shared memory of {len} bytes exceeds the limit on file sizes (RLIMIT_FSIZE, {limit} bytes)")
+                write!(
+                    f,
+                    "shared memory of {len} bytes exceeds the limit on file sizes (RLIMIT_FSIZE, {limit} bytes)"
+                )
             }
             Self::NotMemory => f.write_str("descriptor is not sealable memory"),
             Self::NotSealed => f.write_str("shared memory is not sealed against resizing"),
@@ -103,13 +108,14 @@ unsafe impl Send for SharedMemory {}
 unsafe impl Sync for SharedMemory {}
 
 impl SharedMemory {
-    /// Makes new memory of `len` bytes, all zeros, seals and maps it. No page of it is taken before it is touched. The
-    /// descriptor is there to be sent to the other side.
+    /// Makes new memory of `len` bytes, all zeros, seals and maps it. No page of it is taken before
+    /// it is touched. The descriptor is there to be sent to the other side.
     ///
     /// # Errors
     ///
-    /// [`MemoryError::Length`] unless `len` is a positive multiple of 8, [`MemoryError::FileSizeLimit`], or what the
-    /// kernel says: no descriptor, no address space (`RLIMIT_AS`).
+    /// [`MemoryError::Length`] unless `len` is a positive multiple of 8,
+    /// [`MemoryError::FileSizeLimit`], or what the kernel says: no descriptor, no address space
+    /// (`RLIMIT_AS`).
     pub(crate) fn create(len: usize) -> io::Result<(Self, OwnedFd)> {
         let len = checked_len(len as u64)?;
         let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
@@ -123,8 +129,8 @@ impl SharedMemory {
         Ok((Self::map(&fd, len)?, fd))
     }
 
-    /// As [`create`](Self::create), and takes all its pages from the kernel now (fallocate(2)): else each is taken by whoever
-    /// touches it first, and killed by a SIGBUS if there is none.
+    /// As [`create`](Self::create), and takes all its pages from the kernel now (fallocate(2)):
+    /// else each is taken by whoever touches it first, and killed by a SIGBUS if there is none.
     ///
     /// # Errors
     ///
@@ -143,8 +149,8 @@ impl SharedMemory {
     ///
     /// # Errors
     ///
-    /// A [`MemoryError`] within the [`io::Error`] when it is not what [`create`](Self::create) makes, or what the
-    /// kernel says: sealed against writing (`EPERM`), no address space.
+    /// A [`MemoryError`] within the [`io::Error`] when it is not what [`create`](Self::create)
+    /// makes, or what the kernel says: sealed against writing (`EPERM`), no address space.
     pub(crate) fn from_fd(fd: &impl AsFd) -> io::Result<Self> {
         // Only descriptors of tmpfs and of huge pages know seals; all others say EINVAL.
         let seals = match fcntl(fd, FcntlArg::F_GET_SEALS) {
@@ -166,9 +172,19 @@ impl SharedMemory {
     fn map(fd: &impl AsFd, len: NonZeroUsize) -> io::Result<Self> {
         // So that `drop` can tell, whoever made this.
         fork::arm()?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that is in use. Others may
-        // write to the file, so it is reached by atomics alone; its length is sealed.
-        let start = unsafe { mman::mmap(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, fd, 0) }?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that is in
+        // use. Others may write to the file, so it is reached by atomics alone; its length
+        // is sealed.
+        let start = unsafe {
+            mman::mmap(
+                None,
+                len,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_SHARED,
+                fd,
+                0,
+            )
+        }?;
         let memory = Self { start, len };
         // SAFETY: the advice concerns this mapping, and changes nothing in this process.
         unsafe { mman::madvise(start, len.get(), MmapAdvise::MADV_DONTFORK) }?;
@@ -177,13 +193,14 @@ impl SharedMemory {
 
     /// All of it as words.
     ///
-    /// Nobody may use a place of it by atomics of another size: such must not race ([`std::sync::atomic`], *memory
-    /// model*).
+    /// Nobody may use a place of it by atomics of another size: such must not race
+    /// ([`std::sync::atomic`], *memory model*).
     #[inline]
     pub(crate) fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is valid for its length and as long as `self`, at a page boundary, and the length is
-        // whole words. Whatever bits are there are an AtomicU64. Everybody in this process uses atomics; another
-        // process may do anything, which for an atomic is just another value.
+        // SAFETY: the mapping is valid for its length and as long as `self`, at a page boundary,
+        // and the length is whole words. Whatever bits are there are an AtomicU64.
+        // Everybody in this process uses atomics; another process may do anything, which
+        // for an atomic is just another value.
         unsafe { slice::from_raw_parts(self.start.cast().as_ptr(), self.len.get() / WORD_BYTES) }
     }
 }
@@ -218,8 +235,8 @@ fn create_memfd() -> io::Result<OwnedFd> {
     /// Seen in /proc/PID/maps; has no other meaning.
     const NAME: &std::ffi::CStr = c"procpool";
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    // Linux 6.3 wants to be told that it is not to be executed: with `vm.memfd_noexec=2` it refuses otherwise. Older
-    // kernels don't know the flag (EINVAL).
+    // Linux 6.3 wants to be told that it is not to be executed: with `vm.memfd_noexec=2` it refuses
+    // otherwise. Older kernels don't know the flag (EINVAL).
     let not_executable = flags | MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL);
     match memfd_create(NAME, not_executable) {
         Err(Errno::EINVAL) => Ok(memfd_create(NAME, flags)?),
@@ -236,7 +253,10 @@ mod tests {
 
     fn refusal<T: fmt::Debug>(result: io::Result<T>) -> MemoryError {
         let error = result.expect_err("should be refused");
-        *error.get_ref().and_then(|inner| inner.downcast_ref()).unwrap_or_else(|| panic!("not a MemoryError: {error:?}"))
+        *error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref())
+            .unwrap_or_else(|| panic!("not a MemoryError: {error:?}"))
     }
 
     fn memfd(len: i64, seals: SealFlag, extra: MFdFlags) -> OwnedFd {
@@ -287,7 +307,10 @@ mod tests {
         assert_eq!(refusal(SharedMemory::from_fd(&resealable)), MemoryError::NotSealed);
         for len in [0, 4, 4097] {
             let odd = memfd(len, SEALS, none);
-            assert_eq!(refusal(SharedMemory::from_fd(&odd)), MemoryError::Length(len.unsigned_abs()));
+            assert_eq!(
+                refusal(SharedMemory::from_fd(&odd)),
+                MemoryError::Length(len.unsigned_abs())
+            );
         }
         let file = std::fs::File::open("/dev/zero").expect("open");
         assert_eq!(refusal(SharedMemory::from_fd(&file)), MemoryError::NotMemory);
@@ -326,7 +349,10 @@ mod tests {
         let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).expect("getrlimit");
         nix::sys::resource::setrlimit(Resource::RLIMIT_FSIZE, 4096, hard).expect("setrlimit");
         SharedMemory::create(4096).expect("within the limit");
-        assert_eq!(refusal(SharedMemory::create(8192)), MemoryError::FileSizeLimit { len: 8192, limit: 4096 });
+        assert_eq!(
+            refusal(SharedMemory::create(8192)),
+            MemoryError::FileSizeLimit { len: 8192, limit: 4096 }
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! A child process and everything its owner needs: how it is started, signalled and reaped, what tells a forked copy
-//! from the process that was started, and the memory that is shared with a worker.
+//! A child process and everything its owner needs: how it is started, signalled and reaped, what
+//! tells a forked copy from the process that was started, and the memory that is shared with a
+//! worker.
 //!
 //! | file | holds |
 //! |---|---|

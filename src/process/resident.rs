@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-/// Resident memory of a process in bytes, what it shares with others included (`VmRSS` of proc_pid_status(5), which may be off by
-/// some pages for each processor). `None` if there is no such process, or no `/proc`.
+/// Resident memory of a process in bytes, what it shares with others included (`VmRSS` of
+/// proc_pid_status(5), which may be off by some pages for each processor). `None` if there is no
+/// such process, or no `/proc`.
 pub(crate) fn resident(pid: u32) -> Option<u64> {
     let path = Path::new("/proc").join(pid.to_string()).join("status");
     number(&std::fs::read_to_string(path).ok()?)

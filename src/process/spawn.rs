@@ -1,9 +1,10 @@
 //! Starts this very program afresh (or another one).
 //!
-//! `/proc/self/exe` and not a path: it is the running program even after its file was replaced or removed (proc(5)).
-//! Nothing here needs code between fork and exec, so `std` takes `posix_spawn`, which neither copies page tables nor
-//! runs anything in a half-made process; with a current directory too, where the C library can do that
-//! (`posix_spawn_file_actions_addchdir_np`, glibc 2.29).
+//! `/proc/self/exe` and not a path: it is the running program even after its file was replaced or
+//! removed (proc(5)). Nothing here needs code between fork and exec, so `std` takes `posix_spawn`,
+//! which neither copies page tables nor runs anything in a half-made process; with a current
+//! directory too, where the C library can do that (`posix_spawn_file_actions_addchdir_np`, glibc
+//! 2.29).
 
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
@@ -25,8 +26,9 @@ use super::fork;
 /// The program that is running (proc(5)).
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// How often a program that is being written (`ETXTBSY`, execve(2)) is tried, with 1, 2, 3, … ms between: some 50 ms
-/// in all. It happens when another thread forks while it has a program open for writing, and passes with its exec.
+/// How often a program that is being written (`ETXTBSY`, execve(2)) is tried, with 1, 2, 3, … ms
+/// between: some 50 ms in all. It happens when another thread forks while it has a program open for
+/// writing, and passes with its exec.
 const BUSY_TRIES: u64 = 10;
 
 /// How a worker is started: what its environment is, where it stands.
@@ -38,12 +40,12 @@ pub(crate) struct Spawn {
     pub(crate) env: Vec<(OsString, Option<OsString>)>,
     /// Whether it starts with an empty environment rather than with ours.
     pub(crate) env_clear: bool,
-    /// Its current directory; ours if `None`. A relative one is looked up in ours at the time of the start. (The
-    /// program itself has an absolute path, so what `std` warns of, a relative program in another directory, cannot
-    /// come up.)
+    /// Its current directory; ours if `None`. A relative one is looked up in ours at the time of
+    /// the start. (The program itself has an absolute path, so what `std` warns of, a relative
+    /// program in another directory, cannot come up.)
     pub(crate) current_dir: Option<PathBuf>,
-    /// Whether it leads a process group of its own: the terminal's Ctrl-C does not reach it, and to kill it kills
-    /// all that it started.
+    /// Whether it leads a process group of its own: the terminal's Ctrl-C does not reach it, and
+    /// to kill it kills all that it started.
     pub(crate) group: bool,
 }
 
@@ -96,18 +98,23 @@ impl Error for SpawnError {
     }
 }
 
-/// Starts this program afresh, with the same name (`argv[0]`), no other argument, and the standard output of ours.
-/// See [`spawn_with_stdout`].
+/// Starts this program afresh, with the same name (`argv[0]`), no other argument, and the standard
+/// output of ours. See [`spawn_with_stdout`].
 #[cfg(test)]
-fn spawn(spawn: &Spawn, stdin: OwnedFd, stderr: OwnedFd, marker: (&str, &OsStr)) -> io::Result<Child> {
+fn spawn(
+    spawn: &Spawn,
+    stdin: OwnedFd,
+    stderr: OwnedFd,
+    marker: (&str, &OsStr),
+) -> io::Result<Child> {
     spawn_with_stdout(spawn, stdin, None, stderr, marker)
 }
 
-/// Starts this program afresh, with the same name (`argv[0]`) and no other argument, or the program that is asked for;
-/// `stdout` is ours if `None`.
+/// Starts this program afresh, with the same name (`argv[0]`) and no other argument, or the program
+/// that is asked for; `stdout` is ours if `None`.
 ///
-/// `stdin` is the worker's end of the socket pair; `marker` a variable that tells it what it is. The marker is set
-/// last, so `env` can neither change nor remove it.
+/// `stdin` is the worker's end of the socket pair; `marker` a variable that tells it what it is.
+/// The marker is set last, so `env` can neither change nor remove it.
 ///
 /// # Errors
 ///
@@ -123,7 +130,8 @@ pub(crate) fn spawn_with_stdout(
     stderr: OwnedFd,
     marker: (&str, &OsStr),
 ) -> io::Result<Child> {
-    let program = spawn.program.as_ref().map_or(Path::new(THIS_PROGRAM), |(program, _)| Path::new(program));
+    let program =
+        spawn.program.as_ref().map_or(Path::new(THIS_PROGRAM), |(program, _)| Path::new(program));
     start(program, spawn, stdin, stdout, stderr, marker).map_err(|(kind, error)| {
         if spawn.program.is_some() {
             return io::Error::new(kind, error);
@@ -142,7 +150,10 @@ pub(crate) fn spawn_with_stdout(
 pub(crate) fn find_program() -> io::Result<()> {
     std::fs::symlink_metadata(THIS_PROGRAM).map(drop).map_err(|error| {
         let (kind, source) = (error.kind(), error.into());
-        io::Error::new(kind, SpawnError { step: SpawnStep::NoProc, program: THIS_PROGRAM.into(), source })
+        io::Error::new(
+            kind,
+            SpawnError { step: SpawnStep::NoProc, program: THIS_PROGRAM.into(), source },
+        )
     })
 }
 
@@ -168,7 +179,8 @@ fn start(
         command.env_clear();
     }
     for (name, value) in changes.chain([marker]) {
-        check_variable(name, value).map_err(|error| failed(SpawnStep::Environment(name.to_owned()), error))?;
+        check_variable(name, value)
+            .map_err(|error| failed(SpawnStep::Environment(name.to_owned()), error))?;
         match value {
             Some(value) => command.env(name, value),
             None => command.env_remove(name),
@@ -200,7 +212,8 @@ fn start(
         }
     };
     let pid = match started {
-        // std's handle knows the process by its number only; it signals and reaps nothing when it is dropped.
+        // std's handle knows the process by its number only; it signals and reaps nothing when it
+        // is dropped.
         Ok(child) => child.id(),
         Err(error) => return Err(failed(why_not_started(program, spawn), error)),
     };
@@ -254,18 +267,28 @@ mod tests {
 
     const MARKER: &str = "PROCPOOL_TEST_MARKER";
 
-    /// Runs before `main`, as a worker will: a copy of the test program that was started with the marker writes its
-    /// arguments to its standard input and ends with 7. Without it, that copy would run all tests again.
+    /// Runs before `main`, as a worker will: a copy of the test program that was started with the
+    /// marker writes its arguments to its standard input and ends with 7. Without it, that copy
+    /// would run all tests again.
     #[used]
     #[unsafe(link_section = ".init_array")]
-    static BEFORE_MAIN: extern "C" fn(c_int, *const *const libc::c_char, *const *const libc::c_char) = {
-        extern "C" fn before_main(argc: c_int, argv: *const *const libc::c_char, _: *const *const libc::c_char) {
+    static BEFORE_MAIN: extern "C" fn(
+        c_int,
+        *const *const libc::c_char,
+        *const *const libc::c_char,
+    ) = {
+        extern "C" fn before_main(
+            argc: c_int,
+            argv: *const *const libc::c_char,
+            _: *const *const libc::c_char,
+        ) {
             // SAFETY: a C string; nobody changes the environment before `main`.
             if unsafe { libc::getenv(c"PROCPOOL_TEST_MARKER".as_ptr()) }.is_null() {
                 return;
             }
             for index in 0..argc {
-                // SAFETY: the C library passes `argc` pointers to C strings, which are written with their NUL.
+                // SAFETY: the C library passes `argc` pointers to C strings, which are written with
+                // their NUL.
                 unsafe {
                     let argument = *argv.add(index as usize);
                     libc::write(0, argument.cast(), libc::strlen(argument) + 1);
@@ -291,7 +314,8 @@ mod tests {
         ours.write_all(format!("exec >&0\n{script}\n").as_bytes()).expect("write");
         ours.shutdown(std::net::Shutdown::Write).expect("shutdown");
         let marker = (MARKER, OsStr::new("marked"));
-        let child = start(Path::new("/bin/sh"), spawn, theirs.into(), None, dev_null(), marker).expect("start");
+        let child = start(Path::new("/bin/sh"), spawn, theirs.into(), None, dev_null(), marker)
+            .expect("start");
         let mut output = String::new();
         ours.read_to_string(&mut output).expect("read");
         let status = wait(&child).status.expect("ours");
@@ -301,8 +325,10 @@ mod tests {
 
     fn refusal(result: io::Result<Child>) -> (io::ErrorKind, SpawnStep) {
         let error = result.expect_err("should fail");
-        let inner: &SpawnError =
-            error.get_ref().and_then(|inner| inner.downcast_ref()).unwrap_or_else(|| panic!("not a SpawnError: {error:?}"));
+        let inner: &SpawnError = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref())
+            .unwrap_or_else(|| panic!("not a SpawnError: {error:?}"));
         let this = std::env::current_exe().expect("this program");
         assert!(error.to_string().contains(&*this.to_string_lossy()));
         assert!(inner.source().is_some());
@@ -333,7 +359,8 @@ mod tests {
     #[test]
     fn marker_cannot_be_overridden() {
         for value in [None, Some("other".into())] {
-            let spawn = Spawn { env: vec![(MARKER.into(), value)], env_clear: true, ..Spawn::default() };
+            let spawn =
+                Spawn { env: vec![(MARKER.into(), value)], env_clear: true, ..Spawn::default() };
             assert_eq!(shell(&spawn, "echo $PROCPOOL_TEST_MARKER"), "marked\n");
         }
     }
@@ -341,7 +368,11 @@ mod tests {
     #[test]
     fn environment_is_changed_as_asked() {
         let mut spawn = Spawn {
-            env: vec![("ONE".into(), Some("1".into())), ("TWO".into(), Some("2".into())), ("TWO".into(), Some("3".into()))],
+            env: vec![
+                ("ONE".into(), Some("1".into())),
+                ("TWO".into(), Some("2".into())),
+                ("TWO".into(), Some("3".into())),
+            ],
             ..Spawn::default()
         };
         assert!(std::env::var_os("PATH").is_some(), "the test needs one");
@@ -357,11 +388,19 @@ mod tests {
 
     #[test]
     fn names_that_would_set_another_variable_are_refused() {
-        for (name, value) in
-            [("", Some("x")), ("PROCPOOL_TEST_MARKER=0", Some("x")), ("=x", None), ("A\0B", Some("x")), ("A", Some("x\0y"))]
-        {
-            let spawn = Spawn { env: vec![(name.into(), value.map(OsString::from))], ..Spawn::default() };
-            assert_eq!(refusal(try_spawn(&spawn)), (io::ErrorKind::InvalidInput, SpawnStep::Environment(name.into())));
+        for (name, value) in [
+            ("", Some("x")),
+            ("PROCPOOL_TEST_MARKER=0", Some("x")),
+            ("=x", None),
+            ("A\0B", Some("x")),
+            ("A", Some("x\0y")),
+        ] {
+            let spawn =
+                Spawn { env: vec![(name.into(), value.map(OsString::from))], ..Spawn::default() };
+            assert_eq!(
+                refusal(try_spawn(&spawn)),
+                (io::ErrorKind::InvalidInput, SpawnStep::Environment(name.into()))
+            );
         }
     }
 
@@ -378,10 +417,16 @@ mod tests {
     fn missing_directory_is_named() {
         let missing = PathBuf::from("/nowhere/at/all");
         let spawn = Spawn { current_dir: Some(missing.clone()), ..Spawn::default() };
-        assert_eq!(refusal(try_spawn(&spawn)), (io::ErrorKind::NotFound, SpawnStep::CurrentDir(missing)));
+        assert_eq!(
+            refusal(try_spawn(&spawn)),
+            (io::ErrorKind::NotFound, SpawnStep::CurrentDir(missing))
+        );
         let file = std::env::current_exe().expect("this program");
         let spawn = Spawn { current_dir: Some(file.clone()), ..Spawn::default() };
-        assert_eq!(refusal(try_spawn(&spawn)), (io::ErrorKind::NotADirectory, SpawnStep::CurrentDir(file)));
+        assert_eq!(
+            refusal(try_spawn(&spawn)),
+            (io::ErrorKind::NotADirectory, SpawnStep::CurrentDir(file))
+        );
     }
 
     #[test]

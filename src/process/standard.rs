@@ -27,16 +27,21 @@ pub(crate) fn null() -> io::Result<OwnedFd> {
     File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from)
 }
 
-/// Of nothing if we have none: where the application has closed it, something else has got its number, perhaps the very
-/// socket of a worker. That is told by its being closed at an exec, as nearly everything is, and a standard stream never.
+/// Of nothing if we have none: where the application has closed it, something else has got its
+/// number, perhaps the very socket of a worker. That is told by its being closed at an exec, as
+/// nearly everything is, and a standard stream never.
 fn copy_of(stream: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = fcntl(stream, FcntlArg::F_GETFD).unwrap_or(libc::FD_CLOEXEC);
-    let own = if flags & libc::FD_CLOEXEC == 0 { stream.try_clone_to_owned() } else { Err(io::ErrorKind::NotFound.into()) };
+    let own = if flags & libc::FD_CLOEXEC == 0 {
+        stream.try_clone_to_owned()
+    } else {
+        Err(io::ErrorKind::NotFound.into())
+    };
     own.or_else(|_| null())
 }
 
-/// A file in memory: a child's standard error until it has said hello, and perhaps all that is ever learnt of a failed
-/// start.
+/// A file in memory: a child's standard error until it has said hello, and perhaps all that is ever
+/// learnt of a failed start.
 pub(crate) fn early_stderr() -> io::Result<File> {
     Ok(File::from(memfd_create(c"procpool-stderr", MFdFlags::MFD_CLOEXEC)?))
 }

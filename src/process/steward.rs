@@ -5,8 +5,9 @@
 //! * It reaps children whose owner has gone.
 //! * It turns what a runtime should turn but does not, and what has no runtime (see [`Turn`]).
 //!
-//! No user code runs here, except wakers (and the panic hook, should one of them panic). It is started with the first pool or process and stays; in a forked
-//! copy of the application it does not exist, and nothing is asked of it.
+//! No user code runs here, except wakers (and the panic hook, should one of them panic). It is
+//! started with the first pool or process and stays; in a forked copy of the application it does
+//! not exist, and nothing is asked of it.
 //!
 //! Who turns what has a runtime:
 //!
@@ -17,10 +18,12 @@
 //! ```
 //!
 //! A call from outside that runtime ends the rest ([`attend`]), so that it waits a millisecond or
-//! so (up to a rest more, if it comes just before one begins); a pool in which nothing happens costs nothing, and a busy one some wake-ups a second.
+//! so (up to a rest more, if it comes just before one begins); a pool in which nothing happens
+//! costs nothing, and a busy one some wake-ups a second.
 //!
-//! A manager has no runtime of its own: one that waits for it takes the post, and loses it when the steward has to take over
-//! ([`Turn::taken_over`]). Then the steward turns it as it does whatever is alone, until another takes the post.
+//! A manager has no runtime of its own: one that waits for it takes the post, and loses it when the
+//! steward has to take over ([`Turn::taken_over`]). Then the steward turns it as it does whatever
+//! is alone, until another takes the post.
 
 use super::child::Orphan;
 use super::fork;
@@ -37,7 +40,8 @@ use std::time::{Duration, Instant};
 
 /// How long a runtime has to turn what is ready before the steward does it.
 const PATIENCE: Duration = Duration::from_millis(1);
-/// How often a process that has ended is looked at that cannot be reaped, for its tracer comes first; nobody tells when it has (ptrace(2)).
+/// How often a process that has ended is looked at that cannot be reaped, for its tracer comes
+/// first; nobody tells when it has (ptrace(2)).
 pub(crate) const TRACED: Duration = Duration::from_millis(20);
 /// The longest rest between two looks at something that is turned as it should be.
 const REST_MAX: Duration = Duration::from_millis(64);
@@ -97,14 +101,28 @@ pub(crate) fn start() -> io::Result<()> {
     // A signal meant for the application must not be handled here, where nobody expects it.
     let all = nix::sys::signal::SigSet::all();
     let mut before = nix::sys::signal::SigSet::empty();
-    nix::sys::signal::pthread_sigmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))?;
+    nix::sys::signal::pthread_sigmask(
+        nix::sys::signal::SigmaskHow::SIG_SETMASK,
+        Some(&all),
+        Some(&mut before),
+    )?;
     let thread = std::thread::Builder::new().name("procpool-steward".into()).spawn(move || {
         IS_STEWARD.set(true);
-        let watch =
-            Watches { epoll, entries: HashMap::new(), orphans: HashMap::new(), traced: Vec::new(), look_again: None, next: BELL + 1 };
+        let watch = Watches {
+            epoll,
+            entries: HashMap::new(),
+            orphans: HashMap::new(),
+            traced: Vec::new(),
+            look_again: None,
+            next: BELL + 1,
+        };
         watch.run(STEWARD.wait());
     });
-    nix::sys::signal::pthread_sigmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    nix::sys::signal::pthread_sigmask(
+        nix::sys::signal::SigmaskHow::SIG_SETMASK,
+        Some(&before),
+        None,
+    )?;
     thread?;
     super::child::set_orphan_sink(reap);
     let _ = STEWARD.set(Steward { orders: Mutex::new(Vec::new()), bell });
@@ -128,8 +146,8 @@ pub(crate) fn run(job: impl FnOnce() + Send + 'static) {
     order(Order::Do(Box::new(job)));
 }
 
-/// Runs `job` on the steward's thread and waits for what it gives, for an `exec` and no longer. `None` in a forked copy,
-/// and if it panicked.
+/// Runs `job` on the steward's thread and waits for what it gives, for an `exec` and no longer.
+/// `None` in a forked copy, and if it panicked.
 pub(crate) fn ask<R: Send + 'static>(job: impl FnOnce() -> R + Send + 'static) -> Option<R> {
     if is_this_thread() {
         return shielded(job); // a waker that starts something: it must not wait for itself
@@ -151,7 +169,8 @@ pub(crate) fn watch(what: Arc<dyn Turn>) {
 
 /// Somebody waits for `what` from outside its runtime.
 pub(crate) fn attend(what: &dyn Turn) {
-    if what.unattended().load(Ordering::Relaxed) && what.unattended().swap(false, Ordering::AcqRel) {
+    if what.unattended().load(Ordering::Relaxed) && what.unattended().swap(false, Ordering::AcqRel)
+    {
         look(what);
     }
 }
@@ -205,7 +224,8 @@ impl Watches {
         let mut events = [EpollEvent::empty(); 32];
         loop {
             let timeout = self.next_deadline().map_or(EpollTimeout::NONE, |at| {
-                let wait = at.saturating_duration_since(Instant::now()).as_nanos().div_ceil(1_000_000);
+                let wait =
+                    at.saturating_duration_since(Instant::now()).as_nanos().div_ceil(1_000_000);
                 EpollTimeout::try_from(wait.min(60_000) as i32).unwrap_or(EpollTimeout::ZERO)
             });
             let n = self.epoll.wait(&mut events, timeout).unwrap_or(0); // EINTR: look again
@@ -213,7 +233,9 @@ impl Watches {
                 match event.data() {
                     BELL => {
                         let _ = steward.bell.read();
-                        let orders = std::mem::take(&mut *steward.orders.lock().unwrap_or_else(PoisonError::into_inner));
+                        let orders = std::mem::take(
+                            &mut *steward.orders.lock().unwrap_or_else(PoisonError::into_inner),
+                        );
                         orders.into_iter().for_each(|order| self.obey(order));
                     }
                     token if self.orphans.contains_key(&token) => self.try_reap(token),
@@ -241,7 +263,8 @@ impl Watches {
             Order::Watch(what) => {
                 let token = self.token();
                 let alone = what.is_alone();
-                let (flags, watching) = if alone { (LEVEL, Watching::Alone) } else { (ONCE, Watching::Armed) };
+                let (flags, watching) =
+                    if alone { (LEVEL, Watching::Alone) } else { (ONCE, Watching::Armed) };
                 // It fails only for want of kernel memory; then nobody but its runtime turns it.
                 if self.epoll.add(what.ready_fd(), EpollEvent::new(flags, token)).is_ok() {
                     self.entries.insert(token, Entry { what, watching, rest: PATIENCE });
@@ -251,15 +274,20 @@ impl Watches {
                 }
             }
             Order::Look(ready) => {
-                // It keeps its descriptor as long as it is among them; another's number is looked at for nothing.
-                let found = self.entries.iter().find(|(_, entry)| entry.what.ready_fd().as_raw_fd() == ready);
+                // It keeps its descriptor as long as it is among them; another's number is looked
+                // at for nothing.
+                let found = self
+                    .entries
+                    .iter()
+                    .find(|(_, entry)| entry.what.ready_fd().as_raw_fd() == ready);
                 if let Some(token) = found.map(|(token, _)| *token) {
                     self.look(token);
                 }
             }
             Order::Reap(orphan) => {
                 let token = self.token();
-                let added = self.epoll.add(orphan.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, token));
+                let added =
+                    self.epoll.add(orphan.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, token));
                 self.orphans.insert(token, orphan);
                 if added.is_err() {
                     self.try_reap(token);
@@ -280,7 +308,8 @@ impl Watches {
             self.orphans.remove(&token);
         } else {
             // Else its pidfd, which stays readable, would wake us again at once.
-            let _ = self.epoll.modify(orphan.pidfd(), &mut EpollEvent::new(EpollFlags::empty(), token));
+            let _ =
+                self.epoll.modify(orphan.pidfd(), &mut EpollEvent::new(EpollFlags::empty(), token));
             self.traced.push(token);
             self.look_again = Some(Instant::now() + TRACED);
         }
@@ -291,15 +320,23 @@ impl Watches {
         let Some(entry) = self.entries.get_mut(&token) else { return };
         let turns = entry.what.turns().load(Ordering::Acquire);
         match entry.watching {
-            Watching::Armed => entry.watching = Watching::Checking { turns, until: Instant::now() + PATIENCE },
-            // A runtime has taken the post; or one that has lost it is at it still, and it is readable until he is done.
+            Watching::Armed => {
+                entry.watching = Watching::Checking { turns, until: Instant::now() + PATIENCE }
+            }
+            // A runtime has taken the post; or one that has lost it is at it still, and it is
+            // readable until he is done.
             Watching::Alone if !entry.what.is_alone() || entry.what.is_turning() => {
                 entry.watching = Watching::Checking { turns, until: Instant::now() + PATIENCE };
                 entry.rest = PATIENCE;
-                let _ = self.epoll.modify(entry.what.ready_fd(), &mut EpollEvent::new(EpollFlags::empty(), token));
+                let _ = self.epoll.modify(
+                    entry.what.ready_fd(),
+                    &mut EpollEvent::new(EpollFlags::empty(), token),
+                );
             }
             // Its runtime turns it again, or is at it right now.
-            Watching::TakenOver { turns: before } if before != turns || entry.what.is_turning() => self.arm(token, PATIENCE),
+            Watching::TakenOver { turns: before } if before != turns || entry.what.is_turning() => {
+                self.arm(token, PATIENCE)
+            }
             Watching::TakenOver { .. } | Watching::Alone => self.turn(token),
             Watching::Checking { .. } | Watching::Resting { .. } => {}
         }
@@ -334,8 +371,13 @@ impl Watches {
                 entry.what.unattended().store(true, Ordering::Release);
             } else if is_readable(entry.what.ready_fd()) {
                 entry.what.taken_over();
-                entry.watching = if entry.what.is_alone() { Watching::Alone } else { Watching::TakenOver { turns } };
-                let _ = self.epoll.modify(entry.what.ready_fd(), &mut EpollEvent::new(LEVEL, token));
+                entry.watching = if entry.what.is_alone() {
+                    Watching::Alone
+                } else {
+                    Watching::TakenOver { turns }
+                };
+                let _ =
+                    self.epoll.modify(entry.what.ready_fd(), &mut EpollEvent::new(LEVEL, token));
                 self.turn(token);
             } else {
                 let rest = entry.rest;
@@ -350,10 +392,13 @@ impl Watches {
         if entry.what.is_alone() {
             if !matches!(entry.watching, Watching::Alone) {
                 entry.watching = Watching::Alone;
-                let _ = self.epoll.modify(entry.what.ready_fd(), &mut EpollEvent::new(LEVEL, token));
+                let _ =
+                    self.epoll.modify(entry.what.ready_fd(), &mut EpollEvent::new(LEVEL, token));
             }
             self.turn(token);
-        } else if matches!(entry.watching, Watching::Resting { .. }) && !entry.what.unattended().load(Ordering::Acquire) {
+        } else if matches!(entry.watching, Watching::Resting { .. })
+            && !entry.what.unattended().load(Ordering::Acquire)
+        {
             self.arm(token, PATIENCE);
         }
     }

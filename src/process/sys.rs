@@ -2,14 +2,16 @@
 //!
 //! What is lost, and why these are written out:
 //!
-//! * `nix::sys::wait::waitid` reaps a child that a real-time signal killed and then answers `EINVAL`, because its
-//!   `Signal` has no real-time signals: the status would be gone.
-//! * `nix::sys::socket::recvmsg` gives no access to the descriptors that did arrive when the control message was cut
-//!   (`MSG_CTRUNC`): they would stay open for ever.
-//! * pidfds (`pidfd_open(2)`, `pidfd_send_signal(2)`, the `PIDFD_GET_INFO` ioctl) are not there at all.
+//! * `nix::sys::wait::waitid` reaps a child that a real-time signal killed and then answers
+//!   `EINVAL`, because its `Signal` has no real-time signals: the status would be gone.
+//! * `nix::sys::socket::recvmsg` gives no access to the descriptors that did arrive when the
+//!   control message was cut (`MSG_CTRUNC`): they would stay open for ever.
+//! * pidfds (`pidfd_open(2)`, `pidfd_send_signal(2)`, the `PIDFD_GET_INFO` ioctl) are not there at
+//!   all.
 //!
-//! Nothing here keeps state. Every descriptor goes in as a [`BorrowedFd`] and comes out as an [`OwnedFd`], with
-//! close-on-exec set. No call blocks unless it is told to ([`Patience`]): the socket calls carry `MSG_DONTWAIT`, so the `O_NONBLOCK` flag, which belongs to
+//! Nothing here keeps state. Every descriptor goes in as a [`BorrowedFd`] and comes out as an
+//! [`OwnedFd`], with close-on-exec set. No call blocks unless it is told to ([`Patience`]): the
+//! socket calls carry `MSG_DONTWAIT`, so the `O_NONBLOCK` flag, which belongs to
 //! the file description and would be shared with another process, is left alone.
 
 #![expect(unsafe_code, reason = "system calls that nix does not wrap")]
@@ -25,14 +27,15 @@ use nix::errno::Errno;
 use nix::libc::{self, c_int};
 use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrStorage, sockopt};
 
-/// The most descriptors that one message carries: the kernel's `SCM_MAX_FD` (unix(7), since Linux 2.6.38).
+/// The most descriptors that one message carries: the kernel's `SCM_MAX_FD` (unix(7), since Linux
+/// 2.6.38).
 pub(crate) const MESSAGE_FDS_MAX: usize = 253;
 
 /// The most slices that one `sendmsg` takes: the kernel's `UIO_MAXIOV` (readv(2), `IOV_MAX`).
 const SLICES_MAX: usize = 1024;
 
-// What follows stands in `include/uapi/linux/pidfd.h`. The `libc` crate has it too, but only lately, and nix asks for no
-// version that has.
+// What follows stands in `include/uapi/linux/pidfd.h`. The `libc` crate has it too, but only
+// lately, and nix asks for no version that has.
 
 /// Flag of pidfd_send_signal(2), Linux 6.9.
 const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
@@ -40,14 +43,17 @@ const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
 /// In [`PidfdInfo::mask`], an answer: the process still has a number.
 const PIDFD_INFO_PID: u64 = 1 << 0;
 
-/// In [`PidfdInfo::mask`], a question and an answer: how a process ended that has been reaped (Linux 6.15).
+/// In [`PidfdInfo::mask`], a question and an answer: how a process ended that has been reaped
+/// (Linux 6.15).
 const PIDFD_INFO_EXIT: u64 = 1 << 3;
 
-/// The ioctl `_IOWR(0xFF, 11, struct pidfd_info)` of Linux 6.13, as `include/uapi/asm-generic/ioctl.h` composes it for
-/// x86-64 and aarch64: direction (both), size, type, number.
+/// The ioctl `_IOWR(0xFF, 11, struct pidfd_info)` of Linux 6.13, as
+/// `include/uapi/asm-generic/ioctl.h` composes it for x86-64 and aarch64: direction (both), size,
+/// type, number.
 const PIDFD_GET_INFO: u32 = 3 << 30 | (size_of::<PidfdInfo>() as u32) << 16 | 0xFF << 8 | 11;
 
-/// `struct pidfd_info` in its first version (`PIDFD_INFO_SIZE_VER0`). The kernel fills as much as it is told there is.
+/// `struct pidfd_info` in its first version (`PIDFD_INFO_SIZE_VER0`). The kernel fills as much as
+/// it is told there is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct PidfdInfo {
@@ -66,9 +72,10 @@ const _: () = assert!(size_of::<PidfdInfo>() == 64, "PIDFD_INFO_SIZE_VER0");
 pub(crate) enum Target {
     /// The process alone.
     Process,
-    /// Every member of the process group that the process leads or led (`PIDFD_SIGNAL_PROCESS_GROUP`, Linux 6.9;
-    /// `EINVAL` before). The group is found by the kernel's own object, not by its number, so this is right even
-    /// after the leader has been reaped: the number cannot be given away while the group has a member.
+    /// Every member of the process group that the process leads or led
+    /// (`PIDFD_SIGNAL_PROCESS_GROUP`, Linux 6.9; `EINVAL` before). The group is found by the
+    /// kernel's own object, not by its number, so this is right even after the leader has been
+    /// reaped: the number cannot be given away while the group has a member.
     Group,
 }
 
@@ -128,19 +135,20 @@ pub(crate) struct Received {
     pub(crate) bytes: usize,
     /// The descriptors that came with them, in the order in which they were sent.
     pub(crate) fds: Vec<OwnedFd>,
-    /// Some descriptors were lost: more than asked for, or this process cannot open more (`EMFILE`). The kernel has
-    /// closed those; the bytes are complete.
+    /// Some descriptors were lost: more than asked for, or this process cannot open more
+    /// (`EMFILE`). The kernel has closed those; the bytes are complete.
     pub(crate) truncated: bool,
 }
 
 /// Opens a descriptor that stands for the process with this number (pidfd_open(2), Linux 5.3).
 ///
-/// The number may by now belong to another process than the one meant, if somebody reaped that: the caller has to
-/// look ([`wait_pidfd`]) whether what it got is its child.
+/// The number may by now belong to another process than the one meant, if somebody reaped that: the
+/// caller has to look ([`wait_pidfd`]) whether what it got is its child.
 pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes two integers and no pointer.
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
-    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns; the kernel set close-on-exec.
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns; the kernel set
+    // close-on-exec.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
@@ -149,18 +157,25 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 /// # Errors
 ///
 /// `ESRCH` once the process is reaped or the group is empty, `EINVAL` for a group before Linux 6.9.
-pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: c_int, target: Target) -> io::Result<()> {
+pub(crate) fn pidfd_send_signal(
+    pidfd: BorrowedFd<'_>,
+    signal: c_int,
+    target: Target,
+) -> io::Result<()> {
     let flags = match target {
         Target::Process => 0,
         Target::Group => PIDFD_SIGNAL_PROCESS_GROUP,
     };
     let info: *const libc::siginfo_t = ptr::null();
     // SAFETY: a null `info` is allowed and means what kill(2) would fill in; the rest are integers.
-    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, flags) })?;
+    check(unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, flags)
+    })?;
     Ok(())
 }
 
-/// Asks whether the child behind a pidfd has ended, without waiting for it (waitid(2); `P_PIDFD` since Linux 5.4).
+/// Asks whether the child behind a pidfd has ended, without waiting for it (waitid(2); `P_PIDFD`
+/// since Linux 5.4).
 pub(crate) fn wait_pidfd(pidfd: BorrowedFd<'_>, reap: Reap) -> io::Result<Waited> {
     wait(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, reap)
 }
@@ -175,8 +190,9 @@ fn wait(id_type: libc::idtype_t, id: libc::id_t, reap: Reap) -> io::Result<Waite
     if reap == Reap::Peek {
         options |= libc::WNOWAIT;
     }
-    // SAFETY: all zeros is a valid `siginfo_t`, a C structure of integers and pointers. The kernel leaves it so when
-    // there is nothing to tell, which is how that is recognised (waitid(2), WNOHANG).
+    // SAFETY: all zeros is a valid `siginfo_t`, a C structure of integers and pointers. The kernel
+    // leaves it so when there is nothing to tell, which is how that is recognised (waitid(2),
+    // WNOHANG).
     let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
     // SAFETY: `info` is valid for a write of a `siginfo_t`, and the rest are integers.
     match check(unsafe { libc::waitid(id_type, id, &raw mut info, options) }.into()) {
@@ -186,11 +202,15 @@ fn wait(id_type: libc::idtype_t, id: libc::id_t, reap: Reap) -> io::Result<Waite
     }
     // SAFETY: waitid(2) filled the fields of SIGCHLD, or left zeros.
     let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-    // Who traces children of its own is told of their stops, too, though it does not ask for them (ptrace(2)).
-    if pid == 0 || [libc::CLD_TRAPPED, libc::CLD_STOPPED, libc::CLD_CONTINUED].contains(&info.si_code) {
+    // Who traces children of its own is told of their stops, too, though it does not ask for them
+    // (ptrace(2)).
+    if pid == 0
+        || [libc::CLD_TRAPPED, libc::CLD_STOPPED, libc::CLD_CONTINUED].contains(&info.si_code)
+    {
         return Ok(Waited::StillRunning);
     }
-    // `waitid` gives the parts of what `wait` gives in one number (wait(2), WEXITSTATUS and its relatives).
+    // `waitid` gives the parts of what `wait` gives in one number (wait(2), WEXITSTATUS and its
+    // relatives).
     let raw = match info.si_code {
         libc::CLD_EXITED => (status & 0xff) << 8,
         libc::CLD_DUMPED => (status & 0x7f) | 0x80,
@@ -202,12 +222,13 @@ fn wait(id_type: libc::idtype_t, id: libc::id_t, reap: Reap) -> io::Result<Waite
 /// Asks how a process ended that somebody else reaped (the `PIDFD_GET_INFO` ioctl, Linux 6.13, with
 /// `PIDFD_INFO_EXIT`, Linux 6.15: `include/uapi/linux/pidfd.h`).
 ///
-/// Any error of the kernel is [`ExitInfo::Unknown`]: an older kernel says `ENOTTY`, or `ESRCH` for a process that is
-/// gone, and nothing else could be done about another.
+/// Any error of the kernel is [`ExitInfo::Unknown`]: an older kernel says `ENOTTY`, or `ESRCH` for
+/// a process that is gone, and nothing else could be done about another.
 pub(crate) fn exit_info(pidfd: BorrowedFd<'_>) -> ExitInfo {
     match ask_exit_info(pidfd) {
-        // The kernel looks for the exit first and for the process then: both may have changed between the two, and
-        // then it finds neither. Asked again, it finds the exit, if it keeps one.
+        // The kernel looks for the exit first and for the process then: both may have changed
+        // between the two, and then it finds neither. Asked again, it finds the exit, if it
+        // keeps one.
         ExitInfo::Unknown => ask_exit_info(pidfd),
         told => told,
     }
@@ -215,8 +236,9 @@ pub(crate) fn exit_info(pidfd: BorrowedFd<'_>) -> ExitInfo {
 
 fn ask_exit_info(pidfd: BorrowedFd<'_>) -> ExitInfo {
     let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
-    // SAFETY: the number of the request carries the size of the structure, so the kernel reads and writes no more
-    // than `info`; an unknown request, or a descriptor that isn't a pidfd, is refused.
+    // SAFETY: the number of the request carries the size of the structure, so the kernel reads and
+    // writes no more than `info`; an unknown request, or a descriptor that isn't a pidfd, is
+    // refused.
     let answer = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
     if answer < 0 {
         ExitInfo::Unknown
@@ -229,7 +251,8 @@ fn ask_exit_info(pidfd: BorrowedFd<'_>) -> ExitInfo {
     }
 }
 
-/// Signals a process group by its number (kill(2)): only for a group whose leader is known to be unreaped.
+/// Signals a process group by its number (kill(2)): only for a group whose leader is known to be
+/// unreaped.
 pub(crate) fn kill_group(leader: u32, signal: c_int) -> io::Result<()> {
     match libc::pid_t::try_from(leader) {
         // 0 and 1 would be our own group and every process there is.
@@ -254,16 +277,18 @@ pub(crate) fn kill_process(pid: u32, signal: c_int) -> io::Result<()> {
     }
 }
 
-/// Has a function called when this process ends by `exit` or by returning from `main` (atexit(3)). `false`: there was no
-/// memory to remember it.
+/// Has a function called when this process ends by `exit` or by returning from `main` (atexit(3)).
+/// `false`: there was no memory to remember it.
 pub(crate) fn at_exit(function: extern "C" fn()) -> bool {
-    // SAFETY: the function stays where it is, for this crate is never unloaded from a program that it is linked into.
+    // SAFETY: the function stays where it is, for this crate is never unloaded from a program that
+    // it is linked into.
     unsafe { libc::atexit(function) == 0 }
 }
 
 /// Receives what is there, without waiting (recv(2)); 0 is the end of the stream.
 ///
-/// Descriptors that travel with these bytes are closed by the kernel: where some may come, use [`recv_with_fds`].
+/// Descriptors that travel with these bytes are closed by the kernel: where some may come, use
+/// [`recv_with_fds`].
 ///
 /// # Errors
 ///
@@ -272,8 +297,13 @@ pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usiz
     recv_or_wait(socket, buffer, Patience::None)
 }
 
-/// As [`recv`], and waits for something to come, if it is to. (Where the description is `O_NONBLOCK`, it does not.)
-pub(crate) fn recv_or_wait(socket: BorrowedFd<'_>, buffer: &mut [u8], patience: Patience) -> io::Result<usize> {
+/// As [`recv`], and waits for something to come, if it is to. (Where the description is
+/// `O_NONBLOCK`, it does not.)
+pub(crate) fn recv_or_wait(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    patience: Patience,
+) -> io::Result<usize> {
     retry(|| Ok(socket::recv(socket.as_raw_fd(), buffer, patience.flags())?))
 }
 
@@ -287,8 +317,9 @@ pub(crate) fn queued(socket: BorrowedFd<'_>) -> io::Result<usize> {
 
 /// From now on, whoever sends a descriptor to this socket is told that he may not (EPERM).
 ///
-/// To close a descriptor may take as long as who made it likes: a TCP socket with unsent data and SO_LINGER (socket(7)),
-/// say. That is so as well when the kernel closes those that a reader does not want, before the reading returns.
+/// To close a descriptor may take as long as who made it likes: a TCP socket with unsent data and
+/// SO_LINGER (socket(7)), say. That is so as well when the kernel closes those that a reader does
+/// not want, before the reading returns.
 ///
 /// # Errors
 ///
@@ -298,8 +329,15 @@ pub(crate) fn refuse_descriptors(socket: BorrowedFd<'_>) -> io::Result<()> {
     const SO_PASSRIGHTS: c_int = 83;
     let off: c_int = 0;
     // SAFETY: the option is one integer, which the kernel reads.
-    let result =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, (&raw const off).cast(), size_of::<c_int>() as _) };
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw const off).cast(),
+            size_of::<c_int>() as _,
+        )
+    };
     check(result.into())?;
     Ok(())
 }
@@ -313,56 +351,85 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     send_or_wait(socket, bytes, Patience::None)
 }
 
-/// As [`send`], and waits for room for all of it, if it is to; a signal that comes when a part has gone ends that.
-/// (Where the description is `O_NONBLOCK`, it does not wait.)
-pub(crate) fn send_or_wait(socket: BorrowedFd<'_>, bytes: &[u8], patience: Patience) -> io::Result<usize> {
+/// As [`send`], and waits for room for all of it, if it is to; a signal that comes when a part has
+/// gone ends that. (Where the description is `O_NONBLOCK`, it does not wait.)
+pub(crate) fn send_or_wait(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    patience: Patience,
+) -> io::Result<usize> {
     let flags = patience.flags() | MsgFlags::MSG_NOSIGNAL;
     retry(|| Ok(socket::send(socket.as_raw_fd(), bytes, flags)?))
 }
 
-/// Sends bytes from several places, and descriptors with the first of them (sendmsg(2), unix(7) `SCM_RIGHTS`).
+/// Sends bytes from several places, and descriptors with the first of them (sendmsg(2), unix(7)
+/// `SCM_RIGHTS`).
 ///
-/// Returns how many bytes went, as [`send`] does. If it is an `Ok`, *all* descriptors went with the first byte, and
-/// must not be sent again with the rest; if an error, none did.
+/// Returns how many bytes went, as [`send`] does. If it is an `Ok`, *all* descriptors went with the
+/// first byte, and must not be sent again with the rest; if an error, none did.
 ///
 /// # Errors
 ///
-/// Those of [`send`]; `ETOOMANYREFS` when more descriptors are on their way than the user may have open
-/// (`RLIMIT_NOFILE`; unix(7)): try later. `InvalidInput` for descriptors without a byte, which a stream would drop,
-/// and for more than [`MESSAGE_FDS_MAX`].
-pub(crate) fn send_with_fds(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+/// Those of [`send`]; `ETOOMANYREFS` when more descriptors are on their way than the user may have
+/// open (`RLIMIT_NOFILE`; unix(7)): try later. `InvalidInput` for descriptors without a byte, which
+/// a stream would drop, and for more than [`MESSAGE_FDS_MAX`].
+pub(crate) fn send_with_fds(
+    socket: BorrowedFd<'_>,
+    slices: &[IoSlice<'_>],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
     let slices = &slices[..slices.len().min(SLICES_MAX)];
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     if fds.is_empty() {
-        return retry(|| Ok(socket::sendmsg::<SockaddrStorage>(socket.as_raw_fd(), slices, &[], flags, None)?));
+        return retry(|| {
+            Ok(socket::sendmsg::<SockaddrStorage>(socket.as_raw_fd(), slices, &[], flags, None)?)
+        });
     }
     if fds.len() > MESSAGE_FDS_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one message"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "too many descriptors for one message",
+        ));
     }
     if slices.iter().all(|slice| slice.is_empty()) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "descriptors need a byte to travel with"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "descriptors need a byte to travel with",
+        ));
     }
     let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
-    retry(|| Ok(socket::sendmsg::<SockaddrStorage>(socket.as_raw_fd(), slices, &rights, flags, None)?))
+    retry(|| {
+        Ok(socket::sendmsg::<SockaddrStorage>(socket.as_raw_fd(), slices, &rights, flags, None)?)
+    })
 }
 
 /// Receives what is there, and at most `fds_max` descriptors with it, without waiting (recvmsg(2)).
 ///
-/// One call never brings the descriptors of two messages, and the bytes that follow a message with descriptors come
-/// with the next call; but bytes that were sent *before* may stand in front of its own (unix(7), *ancillary data*).
-/// So it is the frames that must say which descriptors are theirs.
+/// One call never brings the descriptors of two messages, and the bytes that follow a message with
+/// descriptors come with the next call; but bytes that were sent *before* may stand in front of its
+/// own (unix(7), *ancillary data*). So it is the frames that must say which descriptors are theirs.
 ///
 /// # Errors
 ///
 /// `WouldBlock` when nothing is there. No descriptor is lost or left open by an error.
-pub(crate) fn recv_with_fds(socket: BorrowedFd<'_>, buffer: &mut [u8], fds_max: usize) -> io::Result<Received> {
+pub(crate) fn recv_with_fds(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    fds_max: usize,
+) -> io::Result<Received> {
     recv_with_fds_or_wait(socket, buffer, fds_max, Patience::None)
 }
 
 /// As [`recv_with_fds`], and waits for something to come, if it is to.
-pub(crate) fn recv_with_fds_or_wait(socket: BorrowedFd<'_>, buffer: &mut [u8], fds_max: usize, patience: Patience) -> io::Result<Received> {
-    /// Room for one control message with [`MESSAGE_FDS_MAX`] descriptors, aligned as a `cmsghdr` has to be.
+pub(crate) fn recv_with_fds_or_wait(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    fds_max: usize,
+    patience: Patience,
+) -> io::Result<Received> {
+    /// Room for one control message with [`MESSAGE_FDS_MAX`] descriptors, aligned as a `cmsghdr`
+    /// has to be.
     #[repr(C)]
     union Control {
         header: libc::cmsghdr,
@@ -378,15 +445,18 @@ pub(crate) fn recv_with_fds_or_wait(socket: BorrowedFd<'_>, buffer: &mut [u8], f
     if fds_max > 0 {
         message.msg_control = control.as_mut_ptr().cast();
         // CMSG_LEN, not CMSG_SPACE: the kernel would put one descriptor more into the padding.
-        // SAFETY: CMSG_LEN is arithmetic. The result is at most the size of `Control`, which the test
-        // `control_buffer_holds_a_full_message` checks.
+        // SAFETY: CMSG_LEN is arithmetic. The result is at most the size of `Control`, which the
+        // test `control_buffer_holds_a_full_message` checks.
         message.msg_controllen = unsafe { libc::CMSG_LEN(4 * fds_max as u32) } as _;
     }
     let flags = (MsgFlags::MSG_CMSG_CLOEXEC | patience.flags()).bits();
     let bytes = retry(|| {
-        // SAFETY: `message` points to one slice over `buffer` and to `control`, both valid for writes of the lengths
-        // given and alive; an interrupted call (which alone is repeated) has changed nothing.
-        let received = check(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) } as libc::c_long)?;
+        // SAFETY: `message` points to one slice over `buffer` and to `control`, both valid for
+        // writes of the lengths given and alive; an interrupted call (which alone is
+        // repeated) has changed nothing.
+        let received =
+            check(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) }
+                as libc::c_long)?;
         Ok(received as usize)
     })?;
 
@@ -394,20 +464,24 @@ pub(crate) fn recv_with_fds_or_wait(socket: BorrowedFd<'_>, buffer: &mut [u8], f
     // SAFETY: the kernel has set `msg_controllen` to what it wrote.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     while !header.is_null() {
-        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give null or a whole header within the control buffer, aligned.
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give null or a whole header within the control
+        // buffer, aligned.
         let libc::cmsghdr { cmsg_len, cmsg_level, cmsg_type, .. } = unsafe { header.read() };
         // C libraries differ about the types.
         let message_bytes: usize = cmsg_len as _;
         // SAFETY: arithmetic.
         let payload_bytes = message_bytes.saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
-        if cmsg_level == libc::SOL_SOCKET && (cmsg_type == libc::SCM_RIGHTS || cmsg_type == SCM_PIDFD) {
+        if cmsg_level == libc::SOL_SOCKET
+            && (cmsg_type == libc::SCM_RIGHTS || cmsg_type == SCM_PIDFD)
+        {
             // SAFETY: the payload follows its header.
             let payload = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
             for index in 0..payload_bytes / size_of::<RawFd>() {
-                // SAFETY: the kernel wrote `payload_bytes` bytes of descriptors there, perhaps unaligned.
+                // SAFETY: the kernel wrote `payload_bytes` bytes of descriptors there, perhaps
+                // unaligned.
                 let fd = unsafe { payload.add(index).read_unaligned() };
-                // SAFETY: it has just been made for this process; nobody else knows it. (A pidfd that could not be
-                // made is a negative number.)
+                // SAFETY: it has just been made for this process; nobody else knows it. (A pidfd
+                // that could not be made is a negative number.)
                 let fd = (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) });
                 if cmsg_type == libc::SCM_RIGHTS {
                     fds.extend(fd);
@@ -420,19 +494,19 @@ pub(crate) fn recv_with_fds_or_wait(socket: BorrowedFd<'_>, buffer: &mut [u8], f
     Ok(Received { bytes, fds, truncated: message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
-/// A control message that brings a descriptor nobody asked for: `SCM_PIDFD` (Linux 6.5, `include/linux/socket.h`), on
-/// a socket for which somebody has set `SO_PASSPIDFD`. It is closed.
+/// A control message that brings a descriptor nobody asked for: `SCM_PIDFD` (Linux 6.5,
+/// `include/linux/socket.h`), on a socket for which somebody has set `SO_PASSPIDFD`. It is closed.
 const SCM_PIDFD: c_int = 4;
 
-/// The process that made the other end of a socket: for a pair, the one that called socketpair(2) (unix(7),
-/// `SO_PEERCRED`). `None` when it has no number in our PID namespace.
+/// The process that made the other end of a socket: for a pair, the one that called socketpair(2)
+/// (unix(7), `SO_PEERCRED`). `None` when it has no number in our PID namespace.
 pub(crate) fn peer_pid(socket: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     let credentials = socket::getsockopt(&socket, sockopt::PeerCredentials)?;
     Ok(u32::try_from(credentials.pid()).ok().filter(|&pid| pid > 0))
 }
 
-/// Whether the program runs with raised privileges (set-uid, set-gid, file capabilities): `AT_SECURE`
-/// (getauxval(3)).
+/// Whether the program runs with raised privileges (set-uid, set-gid, file capabilities):
+/// `AT_SECURE` (getauxval(3)).
 pub(crate) fn is_secure() -> bool {
     // SAFETY: reads a value that the kernel gave the process.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
@@ -453,11 +527,13 @@ fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-/// The time that workers note, in nanoseconds of `CLOCK_MONOTONIC`, which is one for the whole machine (clock_gettime(2)).
+/// The time that workers note, in nanoseconds of `CLOCK_MONOTONIC`, which is one for the whole
+/// machine (clock_gettime(2)).
 pub(crate) fn monotonic_nanos() -> u64 {
     use nix::time::{ClockId, clock_gettime};
     // It fails for clocks only that do not exist.
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
 #[cfg(test)]
@@ -512,7 +588,10 @@ mod tests {
         let full = vec![0; 1 << 20];
         while send(b.as_fd(), &full).is_ok() {}
         assert_eq!(errno(send(b.as_fd(), &full)), Errno::EAGAIN);
-        assert_eq!(errno(send_with_fds(b.as_fd(), &[IoSlice::new(&full)], &[a.as_fd()])), Errno::EAGAIN);
+        assert_eq!(
+            errno(send_with_fds(b.as_fd(), &[IoSlice::new(&full)], &[a.as_fd()])),
+            Errno::EAGAIN
+        );
         // The flag of the description, which another process may share, is as it was.
         let flags = fcntl(&b, FcntlArg::F_GETFL).expect("F_GETFL");
         assert_eq!(flags & libc::O_NONBLOCK, 0);
@@ -598,7 +677,8 @@ mod tests {
             assert_eq!(open_fds(), before);
         }
 
-        // Room for two of four in this process: two come, the rest is reported and the stream goes on.
+        // Room for two of four in this process: two come, the rest is reported and the stream goes
+        // on.
         send_with_fds(b.as_fd(), &slices, &[a.as_fd(); 4]).expect("send");
         let next = a.try_clone().expect("dup").as_raw_fd() as u64;
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit");
@@ -631,7 +711,13 @@ mod tests {
         let on: c_int = 1;
         // SAFETY: the option is read from a c_int, whose size is given.
         let set = unsafe {
-            libc::setsockopt(a.as_raw_fd(), libc::SOL_SOCKET, SO_PASSPIDFD, (&raw const on).cast(), size_of::<c_int>() as libc::socklen_t)
+            libc::setsockopt(
+                a.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_PASSPIDFD,
+                (&raw const on).cast(),
+                size_of::<c_int>() as libc::socklen_t,
+            )
         };
         if set != 0 {
             return; // before Linux 6.5
@@ -654,7 +740,11 @@ mod tests {
 
     #[test]
     fn status_can_be_looked_at_before_it_is_taken() {
-        let mut child = Command::new("/bin/sh").args(["-c", "read _; exit 3"]).stdin(Stdio::piped()).spawn().expect("spawn");
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", "read _; exit 3"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("spawn");
         let pid = child.id();
         let pidfd = pidfd_open(pid).expect("pidfd_open");
         let running = wait_pidfd(pidfd.as_fd(), Reap::Take).expect("waitid");
@@ -674,7 +764,11 @@ mod tests {
     #[test]
     fn group_of_a_process_that_leads_none_is_empty() {
         // Else a child that has gone over to our own group would have us signal ourselves.
-        let mut child = Command::new("/bin/sh").args(["-c", "read _"]).stdin(Stdio::piped()).spawn().expect("spawn");
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", "read _"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("spawn");
         let pidfd = pidfd_open(child.id()).expect("pidfd_open");
         let error = errno(pidfd_send_signal(pidfd.as_fd(), 0, Target::Group));
         // EINVAL before Linux 6.9.

@@ -33,15 +33,17 @@ pub(crate) fn in_own_process(test: &str) {
     );
 }
 
-/// Whether this is such a process: a test that changes what concerns the whole process runs nowhere else.
+/// Whether this is such a process: a test that changes what concerns the whole process runs nowhere
+/// else.
 pub(crate) fn is_own_process() -> bool {
     std::env::var_os(OWN_PROCESS).is_some()
 }
 
 /// Runs `body` in a forked copy of this process and returns the exit code that it asks for.
 pub(crate) fn forked(body: impl FnOnce() -> i32) -> i32 {
-    // SAFETY: the test runs in a process of its own whose other thread only waits for it (so no lock is held that
-    // `body` takes), and the copy ends by `_exit`, running nothing of the test harness.
+    // SAFETY: the test runs in a process of its own whose other thread only waits for it (so no
+    // lock is held that `body` takes), and the copy ends by `_exit`, running nothing of the
+    // test harness.
     match unsafe { fork() }.expect("fork") {
         ForkResult::Child => {
             let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(101);
@@ -64,7 +66,8 @@ pub(crate) fn wait_until(what: &str, mut fact: impl FnMut() -> bool) {
     }
 }
 
-/// The state letter of a process as proc_pid_stat(5) gives it: `None` when there is no such process, `Z` a zombie.
+/// The state letter of a process as proc_pid_stat(5) gives it: `None` when there is no such
+/// process, `Z` a zombie.
 pub(crate) fn process_state(pid: u32) -> Option<char> {
     let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"));
     let stat = stat.ok()?;
@@ -81,7 +84,8 @@ pub(crate) fn open_fds() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("/proc").count()
 }
 
-/// Keeps a process from ending until it is dropped. The tracer is a thread, and only that one may let it go.
+/// Keeps a process from ending until it is dropped. The tracer is a thread, and only that one may
+/// let it go.
 #[derive(Debug)]
 pub(crate) struct Hold {
     let_go: std::sync::mpsc::Sender<()>,
@@ -96,10 +100,12 @@ impl Hold {
             let pid = libc::pid_t::try_from(pid).expect("a process number");
             let none = std::ptr::null_mut::<libc::c_void>();
             // SAFETY: it traces a child of ours; no memory of ours is named.
-            let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, libc::PTRACE_O_TRACEEXIT) };
+            let seized =
+                unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, libc::PTRACE_O_TRACEEXIT) };
             held.send((seized, std::io::Error::last_os_error())).expect("it is waited for");
             let _ = gone.recv();
-            // SAFETY: as above; only a stopped one can be let go: one that was killed has stopped, any other does when it is interrupted.
+            // SAFETY: as above; only a stopped one can be let go: one that was killed has stopped,
+            // any other does when it is interrupted.
             while unsafe {
                 libc::ptrace(libc::PTRACE_INTERRUPT, pid, none, none);
                 libc::ptrace(libc::PTRACE_DETACH, pid, none, none)

@@ -10,8 +10,8 @@
 //!      .. + ring       the outbox's ring
 //! ```
 //!
-//! It belongs to one process and is never handed to its successor. Pages are taken as they are touched, and slots are used
-//! again before new ones, so an idle worker has one or two.
+//! It belongs to one process and is never handed to its successor. Pages are taken as they are
+//! touched, and slots are used again before new ones, so an idle worker has one or two.
 
 use super::death_note::{NOTE_WORDS, NotePage};
 use super::memory::{MemoryError, SharedMemory};
@@ -26,8 +26,8 @@ const ASLEEP: usize = HEAD + 8;
 const CLAIMS: usize = ASLEEP + 16;
 const WORD: usize = size_of::<u64>();
 
-/// How large the ring of replies is, in bytes; a reply of up to a quarter of it fits in. It must hold what a worker answers
-/// while the pool takes a nap, and should stay within the nearer caches.
+/// How large the ring of replies is, in bytes; a reply of up to a quarter of it fits in. It must
+/// hold what a worker answers while the pool takes a nap, and should stay within the nearer caches.
 const RING_BYTES: usize = 64 << 10;
 
 /// The memory of one worker, as either side has it.
@@ -60,7 +60,11 @@ impl WorkerMemory {
         let memory = SharedMemory::from_fd(&fd)?;
         let (slots, ring_bytes) = (slots as usize, ring_bytes as usize);
         let len = memory.words().len();
-        if slots > SLOTS_MAX || !ring_bytes.is_power_of_two() || ring_bytes < WORD || len != words(slots, ring_bytes) {
+        if slots > SLOTS_MAX
+            || !ring_bytes.is_power_of_two()
+            || ring_bytes < WORD
+            || len != words(slots, ring_bytes)
+        {
             return Err(MemoryError::Length((len * WORD) as u64).into());
         }
         Ok(Self { memory, fd, slots, ring_bytes })
@@ -91,7 +95,12 @@ impl WorkerMemory {
 
     pub(crate) fn ring(&self) -> Ring<'_> {
         let words = self.memory.words();
-        Ring { tail: &words[TAIL], head: &words[HEAD], asleep: &words[ASLEEP], words: &words[CLAIMS + 2 * self.slots..] }
+        Ring {
+            tail: &words[TAIL],
+            head: &words[HEAD],
+            asleep: &words[ASLEEP],
+            words: &words[CLAIMS + 2 * self.slots..],
+        }
     }
 }
 
@@ -111,7 +120,8 @@ mod tests {
         let fd = ours.fd().try_clone_to_owned().expect("dup");
         let theirs = WorkerMemory::from_fd(fd, ours.slots(), ours.ring_bytes()).expect("from_fd");
         ours.note().write_panic("x".repeat(1536), "y".repeat(496));
-        let claims: Vec<_> = (0..16).map(|slot| Claim { slot, id: 100 + u64::from(slot) }).collect();
+        let claims: Vec<_> =
+            (0..16).map(|slot| Claim { slot, id: 100 + u64::from(slot) }).collect();
         for claim in &claims {
             ours.claims().offer(*claim);
             theirs.claims().note_start(*claim, u64::MAX);
@@ -129,7 +139,14 @@ mod tests {
     #[test]
     fn memory_that_is_divided_otherwise_is_refused() {
         let ours = WorkerMemory::create(8).expect("create");
-        for (slots, ring) in [(0, RING_BYTES as u32), (16, RING_BYTES as u32), (8, 0), (8, 12), (8, 1 << 17), (1 << 17, 1 << 16)] {
+        for (slots, ring) in [
+            (0, RING_BYTES as u32),
+            (16, RING_BYTES as u32),
+            (8, 0),
+            (8, 12),
+            (8, 1 << 17),
+            (1 << 17, 1 << 16),
+        ] {
             let fd = ours.fd().try_clone_to_owned().expect("dup");
             assert!(WorkerMemory::from_fd(fd, slots, ring).is_err(), "{slots} {ring}");
         }

@@ -96,8 +96,8 @@ impl Default for ProcessBuilder {
 }
 
 impl ProcessBuilder {
-    /// Sets a variable in the process's environment. Default: its environment is the application's at the time of the
-    /// start.
+    /// Sets a variable in the process's environment. Default: its environment is the application's
+    /// at the time of the start.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.env.push((name.into(), Some(value.into())));
         self
@@ -109,21 +109,23 @@ impl ProcessBuilder {
         self
     }
 
-    /// Starts the process with no variables but those set by [`env`](Self::env), before or after this call.
+    /// Starts the process with no variables but those set by [`env`](Self::env), before or after
+    /// this call.
     pub fn env_clear(mut self) -> Self {
         self.env_clear = true;
         self
     }
 
-    /// The process's current directory; a relative path is looked up from the application's. Default: the application's;
-    /// for [`detach`](Self::detach) the root directory, so that no file system is kept from being unmounted.
+    /// The process's current directory; a relative path is looked up from the application's.
+    /// Default: the application's; for [`detach`](Self::detach) the root directory, so that no
+    /// file system is kept from being unmounted.
     pub fn current_dir(mut self, path: impl Into<PathBuf>) -> Self {
         self.current_dir = Some(path.into());
         self
     }
 
-    /// The process's name, as `ps` and `/proc/PID/comm` show it, where 15 bytes of it are kept. Default: the program's own
-    /// name.
+    /// The process's name, as `ps` and `/proc/PID/comm` show it, where 15 bytes of it are kept.
+    /// Default: the program's own name.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
@@ -131,34 +133,38 @@ impl ProcessBuilder {
 
     /// Whether the process leads a process group of its own. Default: true.
     ///
-    /// Then [`kill`](Process::kill) ends what it has started as well, what is left of its group ends with it, and the
-    /// terminal's Ctrl-C and Ctrl-Z reach the application alone. Without it both reach the process directly, and
-    /// processes that it has started outlive it. A process that is to read from the application's terminal needs
-    /// `false`: the kernel stops a background group that tries (`SIGTTIN`, termios(3)).
+    /// Then [`kill`](Process::kill) ends what it has started as well, what is left of its group
+    /// ends with it, and the terminal's Ctrl-C and Ctrl-Z reach the application alone. Without
+    /// it both reach the process directly, and processes that it has started outlive it. A
+    /// process that is to read from the application's terminal needs `false`: the kernel stops
+    /// a background group that tries (`SIGTTIN`, termios(3)).
     ///
-    /// A process that is [detached](Self::detach) stands in a session of its own, whatever is said here.
+    /// A process that is [detached](Self::detach) stands in a session of its own, whatever is said
+    /// here.
     pub fn process_group(mut self, own: bool) -> Self {
         self.group = own;
         self
     }
 
-    /// The process's standard input. Default: nothing, as for the workers of a pool: two who read from one terminal get
-    /// in each other's way.
+    /// The process's standard input. Default: nothing, as for the workers of a pool: two who read
+    /// from one terminal get in each other's way.
     pub fn stdin(mut self, stream: impl Into<Stdio>) -> Self {
         self.stdin = Some(stream.into());
         self
     }
 
-    /// The process's standard output. Default: the application's; for [`detach`](Self::detach) nothing.
+    /// The process's standard output. Default: the application's; for [`detach`](Self::detach)
+    /// nothing.
     pub fn stdout(mut self, stream: impl Into<Stdio>) -> Self {
         self.stdout = Some(stream.into());
         self
     }
 
-    /// The process's standard error. Default: the application's; for [`detach`](Self::detach) nothing.
+    /// The process's standard error. Default: the application's; for [`detach`](Self::detach)
+    /// nothing.
     ///
-    /// What the process writes there before it has taken up its work (constructors of libraries may) is kept in memory
-    /// until then, and part of the error should it fail to start.
+    /// What the process writes there before it has taken up its work (constructors of libraries
+    /// may) is kept in memory until then, and part of the error should it fail to start.
     pub fn stderr(mut self, stream: impl Into<Stdio>) -> Self {
         self.stderr = Some(stream.into());
         self
@@ -166,39 +172,44 @@ impl ProcessBuilder {
 
     /// Whether the process ends with the application. Default: true.
     ///
-    /// * `true`: when the application ends, however it does (it returns, exits, crashes, is killed), the kernel kills the
-    ///   process, with its group if it leads one, at once.
-    /// * `false`: it goes on. As long as the application lives, all is as with `true`: the handle waits, signals, and gets
-    ///   the result, and the application reaps it. When the application has ended, init adopts the process; the result of
-    ///   its function is thrown away when it comes, and so is its error. Pipes to it are closed. What it leaves of its
-    ///   group when it ends is left alone then. The streams that it has inherited it keeps open: whoever reads the
-    ///   application's output to its end waits for it, too, unless it is given others.
+    /// * `true`: when the application ends, however it does (it returns, exits, crashes, is
+    ///   killed), the kernel kills the process, with its group if it leads one, at once.
+    /// * `false`: it goes on. As long as the application lives, all is as with `true`: the handle
+    ///   waits, signals, and gets the result, and the application reaps it. When the application
+    ///   has ended, init adopts the process; the result of its function is thrown away when it
+    ///   comes, and so is its error. Pipes to it are closed. What it leaves of its group when it
+    ///   ends is left alone then. The streams that it has inherited it keeps open: whoever reads
+    ///   the application's output to its end waits for it, too, unless it is given others.
     ///
-    ///   The application's exit does not wait for it to end; it waits only (by an exit handler, some milliseconds after
-    ///   the start at most) until the process has all that it needs. An application that is *killed* before that takes
-    ///   the process along; [`Process::started`] tells when that is over.
+    ///   The application's exit does not wait for it to end; it waits only (by an exit handler,
+    /// some milliseconds after   the start at most) until the process has all that it needs. An
+    /// application that is *killed* before that takes   the process along; [`Process::started`]
+    /// tells when that is over.
     ///
-    /// These are Python's words, with one difference: there a process that is not a daemon is waited for at exit. Here
-    /// that is said in the program, by awaiting it. For a daemon of the operating system see [`detach`](Self::detach).
+    /// These are Python's words, with one difference: there a process that is not a daemon is
+    /// waited for at exit. Here that is said in the program, by awaiting it. For a daemon of
+    /// the operating system see [`detach`](Self::detach).
     pub fn daemon(mut self, ends_with_parent: bool) -> Self {
         self.daemon = ends_with_parent;
         self
     }
 
-    /// The process's file mode creation mask (umask(2)), at most `0o777`. Default: the application's.
+    /// The process's file mode creation mask (umask(2)), at most `0o777`. Default: the
+    /// application's.
     pub fn umask(mut self, mask: u32) -> Self {
         self.umask = Some(mask);
         self
     }
 
-    /// What the process may use of the machine. Default: what the application may. It sets its limits itself, before its function
-    /// runs; see [`Limits`].
+    /// What the process may use of the machine. Default: what the application may. It sets its
+    /// limits itself, before its function runs; see [`Limits`].
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Whether dropping the handle kills the process. Default: false, it runs on. See [`Process`], *Drop*.
+    /// Whether dropping the handle kills the process. Default: false, it runs on. See [`Process`],
+    /// *Drop*.
     pub fn kill_on_drop(mut self, kill: bool) -> Self {
         self.kill_on_drop = kill;
         self
@@ -213,7 +224,11 @@ impl ProcessBuilder {
     /// # Blocking
     ///
     /// For the exec, some 2 ms, as `tokio::process::Command::spawn` does.
-    pub fn spawn<F, Args, Marker, P>(self, _function: F, args: P) -> Result<Process<F::Output>, Error>
+    pub fn spawn<F, Args, Marker, P>(
+        self,
+        _function: F,
+        args: P,
+    ) -> Result<Process<F::Output>, Error>
     where
         F: Task<Args, Marker>,
         P: ArgsFor<Args>,
@@ -224,17 +239,20 @@ impl ProcessBuilder {
         Ok(Process::new(machine, streams, kill_on_drop))
     }
 
-    /// Starts a daemon of the operating system: a process that has nothing to do with the application any more.
+    /// Starts a daemon of the operating system: a process that has nothing to do with the
+    /// application any more.
     ///
-    /// It is started by a double fork: adopted by init (or by the nearest subreaper, prctl(2)), in a session of its own
-    /// and not the leader of it, so that it never gets a controlling terminal. It begins in the directory `/`, with its
-    /// standard streams at `/dev/null`, unless said otherwise here; [`umask`](Self::umask), environment and name are as
-    /// set here. It holds no pipe, socket or file of the application's, whatever that left open at an exec. What its function returns is thrown away;
-    /// its exit code is 0 for a return and 101 for a panic. `procpool::parent()` is `None` there.
+    /// It is started by a double fork: adopted by init (or by the nearest subreaper, prctl(2)), in
+    /// a session of its own and not the leader of it, so that it never gets a controlling
+    /// terminal. It begins in the directory `/`, with its standard streams at `/dev/null`,
+    /// unless said otherwise here; [`umask`](Self::umask), environment and name are as
+    /// set here. It holds no pipe, socket or file of the application's, whatever that left open at
+    /// an exec. What its function returns is thrown away; its exit code is 0 for a return and
+    /// 101 for a panic. `procpool::parent()` is `None` there.
     ///
-    /// The future resolves when the daemon has all that it needs and what started it has ended. It need not be polled for
-    /// that, and dropping it changes nothing. The application's exit waits until then, as for
-    /// [`daemon(false)`](Self::daemon).
+    /// The future resolves when the daemon has all that it needs and what started it has ended. It
+    /// need not be polled for that, and dropping it changes nothing. The application's exit
+    /// waits until then, as for [`daemon(false)`](Self::daemon).
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -251,8 +269,9 @@ impl ProcessBuilder {
     ///
     /// # Errors
     ///
-    /// Through the future: those of [`spawn`](Self::spawn); [`DiedAtStart`](crate::ErrorKind::DiedAtStart) if the second
-    /// fork fails, with the reason in [`stderr_tail`](crate::Error::stderr_tail);
+    /// Through the future: those of [`spawn`](Self::spawn);
+    /// [`DiedAtStart`](crate::ErrorKind::DiedAtStart) if the second fork fails, with the reason
+    /// in [`stderr_tail`](crate::Error::stderr_tail);
     /// [`InvalidOption`](crate::ErrorKind::InvalidOption) for a stream that is piped, and for
     /// [`kill_on_drop`](Self::kill_on_drop).
     pub fn detach<F, Args, Marker, P>(self, _function: F, args: P) -> Detaching
@@ -269,7 +288,9 @@ impl ProcessBuilder {
         F: Task<Args, Marker>,
         P: ArgsFor<Args>,
     {
-        let invalid = |option, reason: &str| Err(Error::from(Why::InvalidOption { option, reason: reason.into() }));
+        let invalid = |option, reason: &str| {
+            Err(Error::from(Why::InvalidOption { option, reason: reason.into() }))
+        };
         if self.umask.is_some_and(|mask| mask > 0o777) {
             return invalid("umask", "a mask has nine bits");
         }
@@ -277,15 +298,26 @@ impl ProcessBuilder {
         if detach && self.kill_on_drop {
             return invalid("kill_on_drop", "a detached process has no handle");
         }
-        for (name, stream) in [("stdin", &self.stdin), ("stdout", &self.stdout), ("stderr", &self.stderr)] {
+        for (name, stream) in
+            [("stdin", &self.stdin), ("stdout", &self.stdout), ("stderr", &self.stderr)]
+        {
             if detach && matches!(stream, Some(Stdio(Kind::Piped))) {
-                return invalid(name, "a detached process has no handle, which would hold the other end of a pipe");
+                return invalid(
+                    name,
+                    "a detached process has no handle, which would hold the other end of a pipe",
+                );
             }
         }
         let function = std::any::type_name::<F>();
         let mut call = Vec::new();
         let start = frame::begin(&mut call);
-        message::call(&mut call, CALL, 0, Callee::Index(index_of::<F, Args, Marker>().0), F::__ARITY);
+        message::call(
+            &mut call,
+            CALL,
+            0,
+            Callee::Index(index_of::<F, Args, Marker>().0),
+            F::__ARITY,
+        );
         let limit = frame::BODY_MAX_DEFAULT;
         let room = limit - (call.len() - start);
         let why = |error| match error {
@@ -299,7 +331,13 @@ impl ProcessBuilder {
             // It is known only now that there are names, which stand before the arguments.
             let args = call.split_off(begun);
             call.truncate(start);
-            message::call(&mut call, CALL, message::FLAG_NAMES, Callee::Index(index_of::<F, Args, Marker>().0), F::__ARITY + 1);
+            message::call(
+                &mut call,
+                CALL,
+                message::FLAG_NAMES,
+                Callee::Index(index_of::<F, Args, Marker>().0),
+                F::__ARITY + 1,
+            );
             write_names(&things, &mut call, start + limit).map_err(why)?;
             call.extend(args);
             if call.len() - start > limit {

@@ -56,7 +56,9 @@ impl<T: Clone> Coming<T> {
         // Those who do not wait any more are forgotten before room is made for more.
         let mut given_up = Vec::new();
         if state.waiters.len() == state.waiters.capacity() {
-            (given_up, state.waiters) = std::mem::take(&mut state.waiters).into_iter().partition(oneshot::Sender::is_closed);
+            (given_up, state.waiters) = std::mem::take(&mut state.waiters)
+                .into_iter()
+                .partition(oneshot::Sender::is_closed);
         }
         state.waiters.push(sender);
         drop(state);
@@ -175,7 +177,9 @@ mod tests {
         }
         let coming = Coming::new();
         let mut first = pin!(coming.wait());
-        assert!(first.as_mut().poll(&mut Context::from_waker(&waker(Arc::new(Panics)))).is_pending());
+        assert!(
+            first.as_mut().poll(&mut Context::from_waker(&waker(Arc::new(Panics)))).is_pending()
+        );
         let second = coming.waiter();
         coming.set(());
         assert!(second.and_then(|mut second| second.try_recv().ok()).is_some());

@@ -11,8 +11,8 @@ use tokio::sync::oneshot;
 
 /// A daemon that was started by [`ProcessBuilder::detach`](crate::ProcessBuilder::detach).
 ///
-/// It is no child of the application: it cannot be waited for, and its number may become another process's once it has
-/// ended.
+/// It is no child of the application: it cannot be waited for, and its number may become another
+/// process's once it has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Detached {
     pid: u32,
@@ -61,7 +61,10 @@ impl Detaching {
     pub fn blocking_wait(self) -> Result<Detached, Error> {
         let coming = self.state?;
         if Machine::is_forked_copy() {
-            return coming.get().unwrap_or_else(|| Err(Why::Forked.into())).map(|pid| Detached { pid });
+            return coming
+                .get()
+                .unwrap_or_else(|| Err(Why::Forked.into()))
+                .map(|pid| Detached { pid });
         }
         coming.blocking_wait().map(|pid| Detached { pid })
     }

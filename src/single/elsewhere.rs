@@ -1,4 +1,5 @@
-//! The machine where there are no processes of ours: none can be started, and so nothing else is ever asked.
+//! The machine where there are no processes of ours: none can be started, and so nothing else is
+//! ever asked.
 
 use super::builder::Order;
 use super::coming::Coming;
@@ -106,13 +107,21 @@ pub struct ChildStdout(Infallible);
 pub struct ChildStderr(Infallible);
 
 impl AsyncRead for ChildStdout {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match self.0 {}
     }
 }
 
 impl AsyncRead for ChildStderr {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match self.0 {}
     }
 }

@@ -1,8 +1,9 @@
 //! The exit of the application waits for those who are to outlive it.
 //!
-//! A process that goes on after its parent has, some milliseconds after its start, all that it needs. A program that
-//! starts one and returns from `main` at once would end before that, and the process with it, its function never called.
-//! So a handler of `exit` waits for as long as it takes. Whoever ends by a signal or by `_exit` waits for nothing.
+//! A process that goes on after its parent has, some milliseconds after its start, all that it
+//! needs. A program that starts one and returns from `main` at once would end before that, and the
+//! process with it, its function never called. So a handler of `exit` waits for as long as it
+//! takes. Whoever ends by a signal or by `_exit` waits for nothing.
 
 use crate::process::{fork, steward, sys};
 use std::sync::{Condvar, Mutex, Once, PoisonError};

@@ -1,8 +1,9 @@
-//! What happens between a process of its own and the application that started it: the handshake, the one call, the
-//! answer, the end.
+//! What happens between a process of its own and the application that started it: the handshake,
+//! the one call, the answer, the end.
 //!
-//! All of it is turned by the steward, so it goes on whatever the application's runtimes do, and whether the handle still
-//! exists or not: nobody needs to await anything for a process to get its call, or to be reaped.
+//! All of it is turned by the steward, so it goes on whatever the application's runtimes do, and
+//! whether the handle still exists or not: nobody needs to await anything for a process to get its
+//! call, or to be reaped.
 //!
 //! ```text
 //!          hello            ready, and the call is with it          an answer
@@ -10,18 +11,22 @@
 //!   └─────────────────┴──────────────────────────────────────┴──────────────────┴──▶ its end: told, and all is closed
 //! ```
 //!
-//! 1. The end is known from the pidfd alone. What the process had sent by then is read first, then it is reaped.
+//! 1. The end is known from the pidfd alone. What the process had sent by then is read first, then
+//!    it is reaped.
 //! 2. A complete answer counts, however the process ended after it.
-//! 3. A process that closes its socket goes on: it may have closed all descriptors that it did not know.
-//! 4. A detached process is no child of ours. What was started is the one that forks it, and ends; what is known of the
-//!    other comes over the socket, and its start is over when it says so.
+//! 3. A process that closes its socket goes on: it may have closed all descriptors that it did not
+//!    know.
+//! 4. A detached process is no child of ours. What was started is the one that forks it, and ends;
+//!    what is known of the other comes over the socket, and its start is over when it says so.
 
 use super::builder::Order;
 use super::coming::Coming;
 use super::handover::Handover;
 use super::streams::{Streams, open_streams};
 use crate::error::{Error, ErrorKind, TaskError, What, Why};
-use crate::process::{Child, DeathNote, Exit, Spawn, WorkerMemory, fork, spawn_with_stdout, standard, steward, sys};
+use crate::process::{
+    Child, DeathNote, Exit, Spawn, WorkerMemory, fork, spawn_with_stdout, standard, steward, sys,
+};
 use crate::sync::named::{Leases, Named};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, Message, Single, Welcome, kind};
@@ -41,12 +46,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// A process says hello in some milliseconds; one that has not after this long will not. Generous, for machines that are
-/// overloaded at the time.
+/// A process says hello in some milliseconds; one that has not after this long will not. Generous,
+/// for machines that are overloaded at the time.
 const HELLO_LIMIT: Duration = Duration::from_secs(30);
 /// A process that has not yet said hello is trusted with no more than this, in bytes.
 const HELLO_MAX: usize = 64 << 10;
-/// Readings of the socket, and writings to it, in one turn, at most, so that nobody else waits for long.
+/// Readings of the socket, and writings to it, in one turn, at most, so that nobody else waits for
+/// long.
 const STEPS: u32 = 16;
 /// The number of the one call.
 const CALL: u64 = 1;
@@ -105,7 +111,8 @@ struct Inside {
     /// The call, and how much of it has been written.
     out: Vec<u8>,
     written: usize,
-    /// The shared objects that the call names, until they are lent; sockets to their managers go with its first byte.
+    /// The shared objects that the call names, until they are lent; sockets to their managers go
+    /// with its first byte.
     things: Vec<Thing>,
     sockets: Vec<OwnedFd>,
     leases: Leases,
@@ -135,7 +142,8 @@ const TIMER: u64 = 2;
 pub(super) fn spawn(order: Order) -> Result<(Arc<Machine>, Streams), Error> {
     let (order, ours) = prepare(order)?;
     let started = Arc::new(Coming::new());
-    let machine = steward::ask(move || launch(order, started)).unwrap_or_else(|| Err(Why::Forked.into()))?;
+    let machine =
+        steward::ask(move || launch(order, started)).unwrap_or_else(|| Err(Why::Forked.into()))?;
     Ok((machine, ours))
 }
 
@@ -164,21 +172,33 @@ struct Ready {
 fn prepare(mut order: Order) -> Result<(Ready, Streams), Error> {
     worker::check_program()?;
     steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
-    let (ours, theirs) = open_streams(&mut order).map_err(|e| Error::spawn("opening a standard stream of the process", e))?;
+    let (ours, theirs) = open_streams(&mut order)
+        .map_err(|e| Error::spawn("opening a standard stream of the process", e))?;
     let handover = (!order.tied).then(Handover::begin);
-    Ok((Ready { order, stdin: theirs.stdin, stdout: theirs.stdout, stderr: theirs.stderr, handover }, ours))
+    Ok((
+        Ready {
+            order,
+            stdin: theirs.stdin,
+            stdout: theirs.stdout,
+            stderr: theirs.stderr,
+            handover,
+        },
+        ours,
+    ))
 }
 
 /// On the steward's thread, since the parent-death signal follows the thread that spawned.
 fn launch(ready: Ready, started: Arc<Coming<Result<u32, Error>>>) -> Result<Arc<Machine>, Error> {
     let Ready { mut order, stdin, stdout, stderr, handover } = ready;
-    let (socket, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
-        .map_err(|errno| Error::spawn("making a process's socket", errno.into()))?;
+    let (socket, theirs) =
+        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(|errno| Error::spawn("making a process's socket", errno.into()))?;
     let no_stderr = |e| Error::spawn("making a process's first standard error", e);
     let early_stderr = standard::early_stderr().map_err(no_stderr)?;
     let their_stderr = early_stderr.try_clone().map_err(no_stderr)?;
     let version = env!("CARGO_PKG_VERSION");
-    let marker = OsString::from(if order.detach { format!("{version}{DETACH}") } else { version.into() });
+    let marker =
+        OsString::from(if order.detach { format!("{version}{DETACH}") } else { version.into() });
     let surroundings = Spawn {
         program: None,
         env: std::mem::take(&mut order.env),
@@ -186,10 +206,12 @@ fn launch(ready: Ready, started: Arc<Coming<Result<u32, Error>>>) -> Result<Arc<
         current_dir: order.current_dir.take(),
         group: order.group,
     };
-    let child = spawn_with_stdout(&surroundings, theirs, stdout, their_stderr.into(), (MARKER, &marker))
-        .map_err(|e| Error::spawn("starting a process", e))?;
+    let child =
+        spawn_with_stdout(&surroundings, theirs, stdout, their_stderr.into(), (MARKER, &marker))
+            .map_err(|e| Error::spawn("starting a process", e))?;
     let given = Given { stdin, stderr, handover };
-    let machine = Machine::new(order, given, Launched { child, socket, early_stderr }, started, HELLO_LIMIT)?;
+    let machine =
+        Machine::new(order, given, Launched { child, socket, early_stderr }, started, HELLO_LIMIT)?;
     steward::watch(Arc::clone(&machine) as _);
     Ok(machine)
 }
@@ -218,11 +240,18 @@ impl Machine {
     ) -> Result<Arc<Self>, Error> {
         let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
         let Launched { child, socket, early_stderr } = launched;
-        let memory = WorkerMemory::create(0).map_err(|e| Error::spawn("making a process's memory", e))?;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(step("making a process's epoll set"))?;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
-            .and_then(|timer| timer.set(Expiration::OneShot(limit.into()), TimerSetTimeFlags::empty()).map(|()| timer))
-            .map_err(step("making a process's timer"))?;
+        let memory =
+            WorkerMemory::create(0).map_err(|e| Error::spawn("making a process's memory", e))?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .map_err(step("making a process's epoll set"))?;
+        let timer = TimerFd::new(
+            ClockId::CLOCK_MONOTONIC,
+            TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
+        )
+        .and_then(|timer| {
+            timer.set(Expiration::OneShot(limit.into()), TimerSetTimeFlags::empty()).map(|()| timer)
+        })
+        .map_err(step("making a process's timer"))?;
         epoll
             .add(&socket, EpollEvent::new(READ, SOCKET))
             .and_then(|()| epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)))
@@ -237,7 +266,11 @@ impl Machine {
             ring: memory.ring_bytes(),
             name: order.name.unwrap_or_else(worker::program_name),
             limits: order.limits,
-            single: Some(Single { tied: order.tied, stdin: given.stdin.is_some(), umask: order.umask }),
+            single: Some(Single {
+                tied: order.tied,
+                stdin: given.stdin.is_some(),
+                umask: order.umask,
+            }),
         };
         let inside = Inside {
             stage: Stage::Hello,
@@ -341,13 +374,15 @@ impl Machine {
 
     fn read(&self, inside: &mut Inside, to_end: bool) {
         let mut steps = 0;
-        // To the end of what it sent itself: whoever else holds its end, a grandchild say, may write for ever. (Of a
-        // detached process it is a grandchild that speaks.)
+        // To the end of what it sent itself: whoever else holds its end, a grandchild say, may
+        // write for ever. (Of a detached process it is a grandchild that speaks.)
         let mut left = match inside.socket.as_ref().filter(|_| to_end && !self.detach) {
             Some(socket) => sys::queued(socket.as_fd()).unwrap_or(usize::MAX),
             None => usize::MAX,
         };
-        while let Some(socket) = inside.socket.as_ref().filter(|_| left > 0 && (to_end || steps < STEPS)) {
+        while let Some(socket) =
+            inside.socket.as_ref().filter(|_| left > 0 && (to_end || steps < STEPS))
+        {
             steps += 1;
             let space = inside.buffer.space();
             let read = if inside.stage < Stage::Running {
@@ -410,20 +445,34 @@ impl Machine {
                 }
                 (Stage::Running, kind::DONE) => {
                     let id: u64 = message.uint()?;
-                    let (1, at) = message.rest() else { return Err(Bad("a result that is not one value".into())) };
+                    let (1, at) = message.rest() else {
+                        return Err(Bad("a result that is not one value".into()));
+                    };
                     self.answered(inside, id, |inside| {
-                        Ok(Encoded { value: inside.buffer.take(range.start + at..range.end), things: None })
+                        Ok(Encoded {
+                            value: inside.buffer.take(range.start + at..range.end),
+                            things: None,
+                        })
                     })?;
                 }
                 (Stage::Running, kind::DONE_NAMING) => {
                     let id: u64 = message.uint()?;
-                    let (2, at) = message.rest() else { return Err(Bad("a result that is not one value".into())) };
+                    let (2, at) = message.rest() else {
+                        return Err(Bad("a result that is not one value".into()));
+                    };
                     let names = &inside.buffer.bytes(range.clone())[at..];
-                    let (named, len) = Named::read(names).map_err(|e| Bad(format!("the names of a result: {e}")))?;
-                    let things = inside.leases.take(&named).map_err(|reason| Bad(format!("a result that names {reason}")))?;
+                    let (named, len) = Named::read(names)
+                        .map_err(|e| Bad(format!("the names of a result: {e}")))?;
+                    let things = inside
+                        .leases
+                        .take(&named)
+                        .map_err(|reason| Bad(format!("a result that names {reason}")))?;
                     let things = Some(Arc::new(things));
                     self.answered(inside, id, |inside| {
-                        Ok(Encoded { value: inside.buffer.take(range.start + at + len..range.end), things })
+                        Ok(Encoded {
+                            value: inside.buffer.take(range.start + at + len..range.end),
+                            things,
+                        })
                     })?;
                 }
                 (Stage::Running, kind::FAILED) => {
@@ -431,7 +480,9 @@ impl Machine {
                     let failed = message.map()?;
                     self.answered(inside, id, |_| Err(failed))?;
                 }
-                (_, other) => return Err(Bad(format!("a message of kind {other} out of its place"))),
+                (_, other) => {
+                    return Err(Bad(format!("a message of kind {other} out of its place")));
+                }
             }
         }
         Ok(())
@@ -452,7 +503,12 @@ impl Machine {
         }
     }
 
-    fn answered(&self, inside: &mut Inside, id: u64, answer: impl FnOnce(&mut Inside) -> Result<Encoded, Failed>) -> Result<(), Bad> {
+    fn answered(
+        &self,
+        inside: &mut Inside,
+        id: u64,
+        answer: impl FnOnce(&mut Inside) -> Result<Encoded, Failed>,
+    ) -> Result<(), Bad> {
         if id != CALL || !inside.out.is_empty() {
             return Err(Bad(format!("an answer to call {id}, which it was not to give now")));
         }
@@ -467,22 +523,29 @@ impl Machine {
         worker::check_hello(hello)?;
         if inside.truncated && inside.received.is_empty() {
             // It sent one, and we have no number left for it: no fault of the process's.
-            self.refuse(inside, Error::spawn("taking in a process's lifeline", nix::errno::Errno::EMFILE.into()));
+            self.refuse(
+                inside,
+                Error::spawn("taking in a process's lifeline", nix::errno::Errno::EMFILE.into()),
+            );
             return Ok(());
         }
         let lifeline = inside.received.pop().filter(|_| !inside.truncated);
-        inside.lifeline = Some(lifeline.ok_or_else(|| Bad("a hello without its one descriptor".into()))?);
+        inside.lifeline =
+            Some(lifeline.ok_or_else(|| Bad("a hello without its one descriptor".into()))?);
         inside.stage = Stage::Welcomed;
         inside.buffer.set_limit(frame::BODY_MAX_DEFAULT);
         let Some(socket) = &inside.socket else { return Ok(()) };
-        // No further one is due. Older kernels do not know this, and close what comes, however long that takes.
+        // No further one is due. Older kernels do not know this, and close what comes, however long
+        // that takes.
         let _ = sys::refuse_descriptors(socket.as_fd());
 
         let mut out = Vec::new();
         let start = frame::begin(&mut out);
         message::control(&mut out, kind::WELCOME, &inside.welcome);
         frame::finish(&mut out, start);
-        let fds: Vec<_> = std::iter::once(inside.memory.fd()).chain(inside.given.iter().map(AsFd::as_fd)).collect();
+        let fds: Vec<_> = std::iter::once(inside.memory.fd())
+            .chain(inside.given.iter().map(AsFd::as_fd))
+            .collect();
         // The socket is empty: the welcome goes whole.
         match sys::send_with_fds(socket.as_fd(), &[IoSlice::new(&out)], &fds) {
             Ok(n) if n == out.len() => {
@@ -493,7 +556,14 @@ impl Machine {
             }
             Ok(_) => Err(Bad("it did not take the welcome".into())),
             // It has ended meanwhile: that will be told in its own words.
-            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                ) =>
+            {
+                Ok(())
+            }
             // Our own want of descriptors, say: no fault of the process's.
             Err(error) => {
                 self.refuse(inside, Error::spawn("answering a process's hello", error));
@@ -512,8 +582,8 @@ impl Machine {
 
     // ---- writing
 
-    /// Lends the process what its call names, and announces the managers. If that cannot be done, the call goes all the same:
-    /// it is answered that its arguments could not be decoded.
+    /// Lends the process what its call names, and announces the managers. If that cannot be done,
+    /// the call goes all the same: it is answered that its arguments could not be decoded.
     fn lend(&self, inside: &mut Inside) {
         let things = std::mem::take(&mut inside.things);
         // What detaches itself is another process than the one that we have started.
@@ -570,7 +640,9 @@ impl Machine {
         }
         // The rest when there is room, or when others have had their turn.
         if let Some(socket) = &inside.socket {
-            let _ = self.epoll.modify(socket, &mut EpollEvent::new(READ | EpollFlags::EPOLLOUT, SOCKET));
+            let _ = self
+                .epoll
+                .modify(socket, &mut EpollEvent::new(READ | EpollFlags::EPOLLOUT, SOCKET));
         }
     }
 
@@ -594,29 +666,50 @@ impl Machine {
         let outcome = match inside.answer {
             Some(Ok(encoded)) => Ok(encoded),
             Some(Err(failed)) => Err(error(match failed {
-                Failed::Panicked { message, location, backtrace } => What::Panicked { message, location, backtrace, pid, status },
+                Failed::Panicked { message, location, backtrace } => {
+                    What::Panicked { message, location, backtrace, pid, status }
+                }
                 Failed::Arguments { reason } => What::ArgumentDecode { pid, reason },
                 Failed::Result { reason } => What::ResultEncode { pid, reason },
                 Failed::TooLarge => What::ResultTooLarge { pid, limit: frame::BODY_MAX_DEFAULT },
-                Failed::Cancelled => What::BadFrame { pid, reason: "a call that nobody cancelled was".into() },
-                Failed::Unknown => What::BadFrame { pid, reason: "a function of its own program is unknown to it".into() },
+                Failed::Cancelled => {
+                    What::BadFrame { pid, reason: "a call that nobody cancelled was".into() }
+                }
+                Failed::Unknown => What::BadFrame {
+                    pid,
+                    reason: "a function of its own program is unknown to it".into(),
+                },
             })),
             None if inside.stage == Stage::Running => Err({
-                let is_out_of_memory = note == Some(DeathNote::OutOfMemory) && Exit { pid, status }.is_by(libc::SIGABRT);
+                let is_out_of_memory = note == Some(DeathNote::OutOfMemory)
+                    && Exit { pid, status }.is_by(libc::SIGABRT);
                 let what = match (inside.bad, note) {
                     (Some(reason), _) => What::BadFrame { pid, reason },
-                    (None, Some(DeathNote::Panic { message, place })) => {
-                        What::Panicked { message, location: Some(place), backtrace: None, pid, status }
-                    }
-                    (None, note) => What::WorkerDied { pid, status, stack_overflow: note == Some(DeathNote::StackOverflow) },
+                    (None, Some(DeathNote::Panic { message, place })) => What::Panicked {
+                        message,
+                        location: Some(place),
+                        backtrace: None,
+                        pid,
+                        status,
+                    },
+                    (None, note) => What::WorkerDied {
+                        pid,
+                        status,
+                        stack_overflow: note == Some(DeathNote::StackOverflow),
+                    },
                 };
                 error(what).last_words(is_out_of_memory, None)
             }),
             None => {
                 let cause = self.why_start_failed(&inside, status);
                 self.started.set(Err(cause.clone()));
-                let is_our_doing = self.signalled.load(Ordering::Relaxed) && cause.kind() == ErrorKind::DiedAtStart;
-                Err(error(if is_our_doing { What::WorkerDied { pid, status, stack_overflow: false } } else { What::StartFailed(cause) }))
+                let is_our_doing = self.signalled.load(Ordering::Relaxed)
+                    && cause.kind() == ErrorKind::DiedAtStart;
+                Err(error(if is_our_doing {
+                    What::WorkerDied { pid, status, stack_overflow: false }
+                } else {
+                    What::StartFailed(cause)
+                }))
             }
         };
         // It may have ended with its call half written.
@@ -660,7 +753,8 @@ impl steward::Turn for Machine {
         let mut slot = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(inside) = slot.as_mut() else { return false };
         self.turns.fetch_add(1, Ordering::Relaxed);
-        // The steward also looks without cause, when something else has lost its runtime: one system call, for each of many.
+        // The steward also looks without cause, when something else has lost its runtime: one
+        // system call, for each of many.
         if self.epoll.wait(&mut [EpollEvent::empty(); 4], EpollTimeout::ZERO) == Ok(0) {
             return true;
         }
@@ -718,15 +812,24 @@ impl steward::Turn for Machine {
 }
 
 impl Machine {
-    /// It has ended, and its tracer has not taken notice; nobody tells when it does (ptrace(2)). Its pidfd stays readable.
+    /// It has ended, and its tracer has not taken notice; nobody tells when it does (ptrace(2)).
+    /// Its pidfd stays readable.
     fn look_again(&self, inside: &mut Inside) {
         let timer = match inside.traced.take() {
             Some(timer) => Ok(timer),
-            None => TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
-                .and_then(|timer| self.epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)).map(|()| timer)),
+            None => TimerFd::new(
+                ClockId::CLOCK_MONOTONIC,
+                TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
+            )
+            .and_then(|timer| {
+                self.epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)).map(|()| timer)
+            }),
         };
-        let set =
-            timer.and_then(|timer| timer.set(Expiration::OneShot(steward::TRACED.into()), TimerSetTimeFlags::empty()).map(|()| timer));
+        let set = timer.and_then(|timer| {
+            timer
+                .set(Expiration::OneShot(steward::TRACED.into()), TimerSetTimeFlags::empty())
+                .map(|()| timer)
+        });
         // Without one there is no other way than to look all the time.
         let Ok(timer) = set else { return };
         inside.traced = Some(timer);
@@ -734,16 +837,26 @@ impl Machine {
         if let Some(socket) = &inside.socket {
             let _ = self.epoll.delete(socket);
         }
-        let _ = self.epoll.modify(self.child.pidfd(), &mut EpollEvent::new(EpollFlags::empty(), ENDED));
+        let _ =
+            self.epoll.modify(self.child.pidfd(), &mut EpollEvent::new(EpollFlags::empty(), ENDED));
     }
 
     /// What the start of a detached process came to; `None` while it is not over.
-    fn turn_detached(&self, inside: &mut Inside, has_ended: bool, is_with_it: bool) -> Option<Result<u32, Error>> {
+    fn turn_detached(
+        &self,
+        inside: &mut Inside,
+        has_ended: bool,
+        is_with_it: bool,
+    ) -> Option<Result<u32, Error>> {
         // What we have started is to fork and to end well, first of all.
         let exit = if has_ended { self.child.try_reap()? } else { return None };
         // It stays readable; from here on it is the socket that counts.
         let _ = self.epoll.delete(self.child.pidfd());
-        if exit.status.is_some_and(|status| !status.success()) || inside.refused.is_some() || inside.bad.is_some() || inside.timed_out {
+        if exit.status.is_some_and(|status| !status.success())
+            || inside.refused.is_some()
+            || inside.bad.is_some()
+            || inside.timed_out
+        {
             return Some(Err(self.why_start_failed(inside, exit.status)));
         }
         match (inside.detached, &inside.socket) {
@@ -757,11 +870,15 @@ impl Machine {
 
 fn is_due(timer: &TimerFd) -> bool {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    poll(&mut [PollFd::new(timer.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|n| n > 0)
+    poll(&mut [PollFd::new(timer.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)
+        .is_ok_and(|n| n > 0)
 }
 
 impl fmt::Debug for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Machine").field("child", &self.child).field("function", &self.function).finish_non_exhaustive()
+        f.debug_struct("Machine")
+            .field("child", &self.child)
+            .field("function", &self.function)
+            .finish_non_exhaustive()
     }
 }

@@ -1,8 +1,10 @@
 //! One process for one function: `Process`.
 //!
 //! * `builder.rs`, `stdio.rs`: the options of one; `streams.rs`: our ends of its pipes;
-//! * `machine.rs`: what happens between it and us, on the steward's thread; `coming.rs`: how those who wait are told;
-//! * `detached.rs`: what is known of a daemon; `handover.rs`: the exit waits for those who outlive it;
+//! * `machine.rs`: what happens between it and us, on the steward's thread; `coming.rs`: how those
+//!   who wait are told;
+//! * `detached.rs`: what is known of a daemon; `handover.rs`: the exit waits for those who outlive
+//!   it;
 //! * `parent.rs`: the child's view of its parent;
 //! * `elsewhere.rs`: the machine of platforms without workers.
 //!
@@ -11,20 +13,40 @@
 mod builder;
 mod coming;
 mod detached;
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+))]
 mod handover;
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+))]
 mod machine;
-#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))))]
+#[cfg(not(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+)))]
 #[path = "elsewhere.rs"]
 mod machine;
 mod parent;
 mod stdio;
 #[cfg(all(test, target_os = "linux"))]
 mod strange_processes;
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+))]
 mod streams;
-#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))))]
+#[cfg(not(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+)))]
 use machine as streams;
 
 pub use builder::ProcessBuilder;
@@ -49,8 +71,9 @@ use tokio::sync::oneshot;
 
 /// One child process that runs one function: what Python calls `multiprocessing.Process`.
 ///
-/// The handle is a future of the function's value. It resolves when the process has ended, and so has everything it did.
-/// The functions and arguments are those of [`Pool::spawn`](crate::Pool::spawn).
+/// The handle is a future of the function's value. It resolves when the process has ended, and so
+/// has everything it did. The functions and arguments are those of
+/// [`Pool::spawn`](crate::Pool::spawn).
 ///
 /// ```
 /// use procpool::Process;
@@ -74,38 +97,41 @@ use tokio::sync::oneshot;
 /// # }
 /// ```
 ///
-/// The function runs on the main thread of a fresh start of this program, whose `main` does not run: the same that holds
-/// for workers. An async function runs in a current-thread runtime; what it has left running there ends with the process.
+/// The function runs on the main thread of a fresh start of this program, whose `main` does not
+/// run: the same that holds for workers. An async function runs in a current-thread runtime; what
+/// it has left running there ends with the process.
 ///
 /// # Exit status
 ///
-/// 0 when the function returned, whatever it returned; 101 when it panicked (with `panic = "abort"`, SIGABRT); 1 when its arguments could not be decoded or
-/// its result not be encoded; otherwise what it exits with itself, or the signal that ended it. A function that exits by
-/// itself, even with 0, has no value: the handle resolves to [`is_worker_died`](TaskError::is_worker_died) with that
-/// status.
+/// 0 when the function returned, whatever it returned; 101 when it panicked (with `panic =
+/// "abort"`, SIGABRT); 1 when its arguments could not be decoded or its result not be encoded;
+/// otherwise what it exits with itself, or the signal that ended it. A function that exits by
+/// itself, even with 0, has no value: the handle resolves to
+/// [`is_worker_died`](TaskError::is_worker_died) with that status.
 ///
 /// # The four ways of waiting
 ///
-/// Awaiting it, [`wait`](Self::wait), [`blocking_join`](Self::blocking_join), [`blocking_wait`](Self::blocking_wait),
-/// [`try_join`](Self::try_join), [`exit_status`](Self::exit_status): see [`waiting`](crate::waiting).
+/// Awaiting it, [`wait`](Self::wait), [`blocking_join`](Self::blocking_join),
+/// [`blocking_wait`](Self::blocking_wait), [`try_join`](Self::try_join),
+/// [`exit_status`](Self::exit_status): see [`waiting`](crate::waiting).
 ///
 /// # Drop
 ///
-/// Dropping the handle lets go of the process: it runs on, as with tokio's `Command` and `JoinHandle`; its result is
-/// thrown away; when it ends it is reaped by itself, whether a runtime runs or not. It does not outlive the application,
-/// unless it was started with [`daemon(false)`](ProcessBuilder::daemon). With
-/// [`kill_on_drop`](ProcessBuilder::kill_on_drop) it is killed, with its group. Pipes to it that were not taken are
-/// closed.
+/// Dropping the handle lets go of the process: it runs on, as with tokio's `Command` and
+/// `JoinHandle`; its result is thrown away; when it ends it is reaped by itself, whether a runtime
+/// runs or not. It does not outlive the application, unless it was started with
+/// [`daemon(false)`](ProcessBuilder::daemon). With [`kill_on_drop`](ProcessBuilder::kill_on_drop)
+/// it is killed, with its group. Pipes to it that were not taken are closed.
 ///
 /// # Resources
 ///
-/// A process that runs takes five descriptors here, and one for each pipe; one that has ended takes two until its handle is
-/// dropped, beside its encoded value. None takes a thread.
+/// A process that runs takes five descriptors here, and one for each pipe; one that has ended takes
+/// two until its handle is dropped, beside its encoded value. None takes a thread.
 ///
 /// # Cancel safety
 ///
-/// Awaiting by `&mut` and dropping that future loses nothing, nor does it do anything to the process. The value stays
-/// with the handle: it may be awaited again.
+/// Awaiting by `&mut` and dropping that future loses nothing, nor does it do anything to the
+/// process. The value stays with the handle: it may be awaited again.
 #[must_use = "a process whose handle is dropped goes on, and its result is lost"]
 pub struct Process<R = ()> {
     machine: Arc<Machine>,
@@ -119,20 +145,23 @@ pub struct Process<R = ()> {
 impl Process<()> {
     /// Starts a process that runs the function, with the default options.
     ///
-    /// The function is any `fn` or a closure that captures nothing, sync or async, of up to 8 arguments (see [`Task`]). The
-    /// arguments are encoded here and now; see [`ArgsFor`] for how they are given.
+    /// The function is any `fn` or a closure that captures nothing, sync or async, of up to 8
+    /// arguments (see [`Task`]). The arguments are encoded here and now; see [`ArgsFor`] for
+    /// how they are given.
     ///
     /// # Errors
     ///
-    /// What keeps processes from starting: [`ErrorKind`](crate::ErrorKind) `Unsupported`, `Secure`, `NotInProgram`,
-    /// `InsideWorker`, `TooDeep`, `Forked`, `Spawn`; and `ArgumentEncode`, `TooLarge`.
+    /// What keeps processes from starting: [`ErrorKind`](crate::ErrorKind) `Unsupported`, `Secure`,
+    /// `NotInProgram`, `InsideWorker`, `TooDeep`, `Forked`, `Spawn`; and `ArgumentEncode`,
+    /// `TooLarge`.
     ///
     /// What fails after the exec is told by the handle, as
     /// [`StartFailed`](crate::TaskErrorKind::StartFailed), and by [`started`](Self::started).
     ///
     /// # Blocking
     ///
-    /// For the exec, some 2 ms, as `tokio::process::Command::spawn` does. It does not wait for the process to begin.
+    /// For the exec, some 2 ms, as `tokio::process::Command::spawn` does. It does not wait for the
+    /// process to begin.
     #[doc(alias = "start")]
     pub fn spawn<F, Args, Marker, P>(function: F, args: P) -> Result<Process<F::Output>, Error>
     where
@@ -154,23 +183,23 @@ impl<R> Process<R> {
         Self { machine, streams, kill_on_drop, waiting: None, result: PhantomData }
     }
 
-    /// Its process number, also after its end, when it may be another's: for people to read. To signal the process, use
-    /// the methods.
+    /// Its process number, also after its end, when it may be another's: for people to read. To
+    /// signal the process, use the methods.
     pub fn pid(&self) -> u32 {
         self.machine.pid()
     }
 
     /// Whether it has not ended. Never behind: it asks the kernel.
     ///
-    /// Shortly after the end [`try_join`](Self::try_join) may still be `None`, until what the process said last has been
-    /// read.
+    /// Shortly after the end [`try_join`](Self::try_join) may still be `None`, until what the
+    /// process said last has been read.
     pub fn is_alive(&self) -> bool {
         !self.machine.has_ended()
     }
 
-    /// How it ended; never waits. `None` while it runs, and if it is not known how it ended (see [`wait`](Self::wait));
-    /// [`is_alive`](Self::is_alive) tells these apart. Never behind: it asks the kernel. Always `None` in a forked copy of
-    /// the application.
+    /// How it ended; never waits. `None` while it runs, and if it is not known how it ended (see
+    /// [`wait`](Self::wait)); [`is_alive`](Self::is_alive) tells these apart. Never behind: it
+    /// asks the kernel. Always `None` in a forked copy of the application.
     #[doc(alias = "exitcode")]
     pub fn exit_status(&self) -> Option<ExitStatus> {
         self.machine.exit_status()
@@ -178,9 +207,10 @@ impl<R> Process<R> {
 
     /// Asks it to end, by SIGTERM.
     ///
-    /// The signal is sent to the process alone; what is left of its group when it ends is killed then. `Ok` if it has
-    /// ended: no signal ever reaches another process that has got its number. A process that is stopped, or that handles
-    /// or ignores SIGTERM (what the application ignores, it ignores too: execve(2)), does not end by this.
+    /// The signal is sent to the process alone; what is left of its group when it ends is killed
+    /// then. `Ok` if it has ended: no signal ever reaches another process that has got its
+    /// number. A process that is stopped, or that handles or ignores SIGTERM (what the
+    /// application ignores, it ignores too: execve(2)), does not end by this.
     ///
     /// # Errors
     ///
@@ -200,26 +230,28 @@ impl<R> Process<R> {
         self.machine.kill()
     }
 
-    /// Sends a signal to the process alone; numbers as in signal(7), real-time ones too; 0 sends nothing and checks only.
+    /// Sends a signal to the process alone; numbers as in signal(7), real-time ones too; 0 sends
+    /// nothing and checks only.
     ///
     /// `Ok`, and nothing happens, if it has ended.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind`](crate::ErrorKind) `Signal` if there is no such signal or the process has become another user's;
-    /// `Forked` in a forked copy of the application.
+    /// [`ErrorKind`](crate::ErrorKind) `Signal` if there is no such signal or the process has
+    /// become another user's; `Forked` in a forked copy of the application.
     pub fn signal(&self, signal: i32) -> Result<(), Error> {
         self.machine.signal(signal)
     }
 
     /// Waits until the process has all that it needs and is about to call its function.
     ///
-    /// From then on a process with [`daemon(false)`](ProcessBuilder::daemon) goes on, whatever happens to the application.
-    /// Nobody needs to wait for it otherwise.
+    /// From then on a process with [`daemon(false)`](ProcessBuilder::daemon) goes on, whatever
+    /// happens to the application. Nobody needs to wait for it otherwise.
     ///
     /// # Errors
     ///
-    /// Why it could not be started: `DiedAtStart`, `NotAWorker`, `StartTimeout` (30 s), `Spawn`; `Forked`.
+    /// Why it could not be started: `DiedAtStart`, `NotAWorker`, `StartTimeout` (30 s), `Spawn`;
+    /// `Forked`.
     ///
     /// # Cancel safety
     ///
@@ -255,12 +287,13 @@ impl<R> Process<R> {
     ///
     /// # Errors
     ///
-    /// `StatusUnknown` if it has ended and something else in the application reaped it, where the kernel (before Linux
-    /// 6.15) cannot tell afterwards; `Forked`.
+    /// `StatusUnknown` if it has ended and something else in the application reaped it, where the
+    /// kernel (before Linux 6.15) cannot tell afterwards; `Forked`.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing: with `tokio::time::timeout` it is Python's `join(timeout)`.
+    /// Dropping the future loses nothing: with `tokio::time::timeout` it is Python's
+    /// `join(timeout)`.
     #[doc(alias = "join")]
     pub async fn wait(&self) -> Result<ExitStatus, Error> {
         if Machine::is_forked_copy() {
@@ -289,8 +322,8 @@ impl<R> Process<R> {
         self.status(&self.machine.ended().blocking_wait())
     }
 
-    /// As [`blocking_wait`](Self::blocking_wait), no longer than `limit`: Python's `join(timeout)` on a thread. `None` if the
-    /// process has not ended by then.
+    /// As [`blocking_wait`](Self::blocking_wait), no longer than `limit`: Python's `join(timeout)`
+    /// on a thread. `None` if the process has not ended by then.
     ///
     /// # Errors
     ///
@@ -298,29 +331,37 @@ impl<R> Process<R> {
     ///
     /// # Blocking
     ///
-    /// Up to the limit, in an async context, too: there, use `tokio::time::timeout` with [`wait`](Self::wait).
+    /// Up to the limit, in an async context, too: there, use `tokio::time::timeout` with
+    /// [`wait`](Self::wait).
     pub fn blocking_wait_timeout(&self, limit: Duration) -> Result<Option<ExitStatus>, Error> {
         if Machine::is_forked_copy() {
             return Err(Why::Forked.into());
         }
-        self.machine.ended().blocking_wait_timeout(limit).map(|ended| self.status(&ended)).transpose()
+        self.machine
+            .ended()
+            .blocking_wait_timeout(limit)
+            .map(|ended| self.status(&ended))
+            .transpose()
     }
 
     fn status(&self, ended: &Ended) -> Result<ExitStatus, Error> {
         ended.status.ok_or_else(|| Why::StatusUnknown { pid: self.pid() }.into())
     }
 
-    /// Takes the pipe to its standard input, if that was [piped](Stdio::piped). `None` the second time.
+    /// Takes the pipe to its standard input, if that was [piped](Stdio::piped). `None` the second
+    /// time.
     pub fn stdin(&mut self) -> Option<ChildStdin> {
         self.streams.stdin.take()
     }
 
-    /// Takes the pipe from its standard output, if that was [piped](Stdio::piped). `None` the second time.
+    /// Takes the pipe from its standard output, if that was [piped](Stdio::piped). `None` the
+    /// second time.
     pub fn stdout(&mut self) -> Option<ChildStdout> {
         self.streams.stdout.take()
     }
 
-    /// Takes the pipe from its standard error, if that was [piped](Stdio::piped). `None` the second time.
+    /// Takes the pipe from its standard error, if that was [piped](Stdio::piped). `None` the second
+    /// time.
     pub fn stderr(&mut self) -> Option<ChildStderr> {
         self.streams.stderr.take()
     }
@@ -362,7 +403,10 @@ impl<R: DeserializeOwned> Process<R> {
     }
 
     fn decode(&self, ended: Ended) -> Result<R, TaskError> {
-        ended.outcome?.decode().map_err(|e| TaskError::new(What::ResultDecode(e.to_string()), self.machine.function()))
+        ended
+            .outcome?
+            .decode()
+            .map_err(|e| TaskError::new(What::ResultDecode(e.to_string()), self.machine.function()))
     }
 
     /// Whoever would tell is in the original process.
@@ -401,6 +445,9 @@ impl<R> Drop for Process<R> {
 
 impl<R> fmt::Debug for Process<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Process").field("pid", &self.pid()).field("function", &self.machine.function()).finish_non_exhaustive()
+        f.debug_struct("Process")
+            .field("pid", &self.pid())
+            .field("function", &self.machine.function())
+            .finish_non_exhaustive()
     }
 }

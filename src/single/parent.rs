@@ -1,13 +1,17 @@
 //! A child's view of its parent.
 
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+))]
 use crate::worker;
 
 /// The process that started this one: what Python calls `multiprocessing.parent_process()`.
 ///
 /// `None` in a process that was not started by this crate, in one that was
-/// [detached](crate::ProcessBuilder::detach), and in a forked copy of one. In a pool's worker it is the pool's
-/// application.
+/// [detached](crate::ProcessBuilder::detach), and in a forked copy of one. In a pool's worker it is
+/// the pool's application.
 ///
 /// As a rule a child ends with its parent, so that it never sees it gone; one that was started with
 /// [`daemon(false)`](crate::ProcessBuilder::daemon) does.
@@ -32,9 +36,17 @@ use crate::worker;
 /// # }
 /// ```
 pub fn parent() -> Option<Parent> {
-    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+    #[cfg(all(
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        not(procpool_elsewhere)
+    ))]
     return worker::parent_pid().map(|pid| Parent { pid });
-    #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))))]
+    #[cfg(not(all(
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        not(procpool_elsewhere)
+    )))]
     None
 }
 
@@ -44,20 +56,26 @@ pub struct Parent {
     pid: u32,
 }
 
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere)))]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+))]
 impl Parent {
     /// How long between two looks where no descriptor is left to be told by.
     const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
 
-    /// Its process number, also after its end, when it may be another's. 0 if it is outside of this process's PID
-    /// namespace.
+    /// Its process number, also after its end, when it may be another's. 0 if it is outside of this
+    /// process's PID namespace.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Whether it exists. A parent that has ended is not alive, reaped or not. Never behind: it asks the kernel.
+    /// Whether it exists. A parent that has ended is not alive, reaped or not. Never behind: it
+    /// asks the kernel.
     ///
-    /// A parent outside of this process's PID namespace is taken to be alive: the kernel tells nothing of it.
+    /// A parent outside of this process's PID namespace is taken to be alive: the kernel tells
+    /// nothing of it.
     pub fn is_alive(&self) -> bool {
         std::os::unix::process::parent_id() == self.pid
     }
@@ -104,14 +122,21 @@ impl Parent {
         while self.is_alive() {
             match &pidfd {
                 // A signal may end the waiting early.
-                Some(pidfd) => drop(poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)),
+                Some(pidfd) => drop(poll(
+                    &mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)],
+                    PollTimeout::NONE,
+                )),
                 None => std::thread::sleep(Self::LOOK_AGAIN),
             }
         }
     }
 }
 
-#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(procpool_elsewhere))))]
+#[cfg(not(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+)))]
 impl Parent {
     /// Its process number.
     pub fn pid(&self) -> u32 {

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 
-/// What a standard stream of a process is to be, given to [`ProcessBuilder::stdin`](crate::ProcessBuilder::stdin) and its
-/// neighbours.
+/// What a standard stream of a process is to be, given to
+/// [`ProcessBuilder::stdin`](crate::ProcessBuilder::stdin) and its neighbours.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -31,7 +31,8 @@ pub(super) enum Kind {
 }
 
 impl Stdio {
-    /// The application's own, as it is when the process is started; nothing if the application has closed it.
+    /// The application's own, as it is when the process is started; nothing if the application has
+    /// closed it.
     pub fn inherit() -> Self {
         Self(Kind::Inherit)
     }
@@ -41,8 +42,9 @@ impl Stdio {
         Self(Kind::Null)
     }
 
-    /// A new pipe, whose other end is taken from the handle: [`Process::stdin`](crate::Process::stdin),
-    /// [`stdout`](crate::Process::stdout), [`stderr`](crate::Process::stderr).
+    /// A new pipe, whose other end is taken from the handle:
+    /// [`Process::stdin`](crate::Process::stdin), [`stdout`](crate::Process::stdout),
+    /// [`stderr`](crate::Process::stderr).
     pub fn piped() -> Self {
         Self(Kind::Piped)
     }

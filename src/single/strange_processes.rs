@@ -1,7 +1,8 @@
-//! Tests with processes that are none of ours: other programs, and bytes that no process of ours would send.
+//! Tests with processes that are none of ours: other programs, and bytes that no process of ours
+//! would send.
 //!
-//! The machine is a real one; only what it starts is replaced, by a process that sleeps. The test says on the socket what
-//! that process is to have said, and turns the machine itself.
+//! The machine is a real one; only what it starts is replaced, by a process that sleeps. The test
+//! says on the socket what that process is to have said, and turns the machine itself.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::zombie_processes, reason = "the machine reaps what it is given")]
@@ -40,7 +41,10 @@ impl Played {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let early_stderr = standard::early_stderr().unwrap();
         let mut command = Command::new("sh");
-        command.args(["-c", script]).stdin(OwnedFd::from(theirs.try_clone().unwrap())).stderr(early_stderr.try_clone().unwrap());
+        command
+            .args(["-c", script])
+            .stdin(OwnedFd::from(theirs.try_clone().unwrap()))
+            .stderr(early_stderr.try_clone().unwrap());
         let child = command.process_group(0).spawn().unwrap();
         let child = Child::adopt(child.id(), true).unwrap();
         let order = Order {
@@ -64,7 +68,11 @@ impl Played {
         let started = Arc::new(Coming::new());
         let launched = Launched { child, socket: ours.into(), early_stderr };
         let machine = Machine::new(order, given, launched, Arc::clone(&started), limit).unwrap();
-        Self { process: Process::new(machine, Streams::default(), false), socket: Some(theirs), started }
+        Self {
+            process: Process::new(machine, Streams::default(), false),
+            socket: Some(theirs),
+            started,
+        }
     }
 
     fn sleeping() -> Self {
@@ -82,13 +90,17 @@ impl Played {
 
     /// A hello with so many descriptors.
     fn hello(&mut self, descriptors: usize, change: impl FnOnce(&mut Hello)) {
-        let mut hello =
-            Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: Some(task::fingerprint()) };
+        let mut hello = Hello {
+            protocol: message::PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").into(),
+            fingerprint: Some(task::fingerprint()),
+        };
         change(&mut hello);
         let (_kept, lifeline) = UnixStream::pair().unwrap();
         let bytes = framed(|out| message::control(out, kind::HELLO, &hello));
         let fds = vec![lifeline.as_fd(); descriptors];
-        sys::send_with_fds(self.socket.as_ref().unwrap().as_fd(), &[IoSlice::new(&bytes)], &fds).unwrap();
+        sys::send_with_fds(self.socket.as_ref().unwrap().as_fd(), &[IoSlice::new(&bytes)], &fds)
+            .unwrap();
         self.turn();
     }
 
@@ -156,7 +168,11 @@ fn a_good_one_is_served() {
     assert!(played.turn() && played.process.try_join().is_none() && played.process.is_alive());
     played.process.kill().unwrap();
     played.end();
-    assert_eq!(played.process.try_join().unwrap().unwrap(), 7, "a whole answer counts, however it ended then");
+    assert_eq!(
+        played.process.try_join().unwrap().unwrap(),
+        7,
+        "a whole answer counts, however it ended then"
+    );
     // The welcome and the call have come, and then the end.
     let mut all = Vec::new();
     played.socket.as_mut().unwrap().read_to_end(&mut all).unwrap();
@@ -165,7 +181,12 @@ fn a_good_one_is_served() {
 
 #[test]
 fn nothing_is_said_to_what_has_not_said_hello() {
-    for bytes in [&b"#!/usr/bin/python\n"[..], &[0xff; 64], &framed(message::ready), &framed(|out| message::done(out, 1))] {
+    for bytes in [
+        &b"#!/usr/bin/python\n"[..],
+        &[0xff; 64],
+        &framed(message::ready),
+        &framed(|out| message::done(out, 1)),
+    ] {
         let mut played = Played::sleeping();
         played.say_bytes(bytes);
         assert_eq!(played.fails_to_start().kind(), ErrorKind::NotAWorker);
@@ -177,7 +198,8 @@ fn nothing_is_said_to_what_has_not_said_hello() {
 
 #[test]
 fn a_hello_of_another_kind_is_refused() {
-    let changes: [fn(&mut Hello); 3] = [|h| h.protocol += 1, |h| h.version.push('x'), |h| h.fingerprint = Some(1)];
+    let changes: [fn(&mut Hello); 3] =
+        [|h| h.protocol += 1, |h| h.version.push('x'), |h| h.fingerprint = Some(1)];
     for change in changes {
         let mut played = Played::sleeping();
         played.hello(1, change);
@@ -192,13 +214,17 @@ fn a_hello_of_another_kind_is_refused() {
 
 #[test]
 fn what_never_says_hello_is_ended_and_its_last_words_are_told() {
-    let played = Played::of("echo not today >&2; exec sleep 1000", false, Duration::from_millis(300));
+    let played =
+        Played::of("echo not today >&2; exec sleep 1000", false, Duration::from_millis(300));
     let error = played.fails_to_start();
     assert_eq!((error.kind(), error.is_timeout()), (ErrorKind::StartTimeout, true));
     let played = Played::of("echo not today >&2; exit 3", false, HANG);
     let error = played.fails_to_start();
     assert_eq!(error.kind(), ErrorKind::DiedAtStart);
-    assert_eq!((error.stderr_tail(), error.exit_status().unwrap().code()), (Some("not today\n"), Some(3)));
+    assert_eq!(
+        (error.stderr_tail(), error.exit_status().unwrap().code()),
+        (Some("not today\n"), Some(3))
+    );
     // Also if it hangs up first.
     let mut played = Played::of("exec <&-; exec sleep 1000", false, Duration::from_millis(300));
     played.socket = None;
@@ -251,7 +277,10 @@ fn half_an_answer_and_the_end_is_a_death() {
     played.process.terminate().unwrap();
     played.end();
     let error = played.process.try_join().unwrap().unwrap_err();
-    assert_eq!((error.kind(), error.exit_status().unwrap().signal()), (TaskErrorKind::WorkerDied, Some(15)));
+    assert_eq!(
+        (error.kind(), error.exit_status().unwrap().signal()),
+        (TaskErrorKind::WorkerDied, Some(15))
+    );
 }
 
 #[test]

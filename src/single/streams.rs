@@ -86,11 +86,17 @@ impl<T> End<T> {
         }
         match self {
             Self::Watched(pipe) => Ok(Pin::new(pipe)),
-            _ => Err(io::Error::new(io::ErrorKind::NotConnected, "the pipe could not be watched before")),
+            _ => Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the pipe could not be watched before",
+            )),
         }
     }
 
-    fn into_owned_fd(self, into_blocking_fd: impl FnOnce(T) -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+    fn into_owned_fd(
+        self,
+        into_blocking_fd: impl FnOnce(T) -> io::Result<OwnedFd>,
+    ) -> io::Result<OwnedFd> {
         match self {
             Self::Fresh(descriptor) => Ok(descriptor),
             Self::Watched(pipe) => into_blocking_fd(pipe),
@@ -124,7 +130,11 @@ impl ChildStdin {
 }
 
 impl AsyncWrite for ChildStdin {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.end.watched(Sender::from_owned_fd)?.poll_write(cx, bytes)
     }
 

@@ -1,4 +1,5 @@
-//! A task of the application's runtime that turns its manager while somebody there waits: see `manager/post.rs`.
+//! A task of the application's runtime that turns its manager while somebody there waits: see
+//! `manager/post.rs`.
 
 use super::readiness::{has_io, watch_readable};
 use super::wait;
@@ -11,7 +12,8 @@ use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
 
-/// Somebody waits for what comes from the manager: sees to it that it is turned by him, if that can be, and not late otherwise.
+/// Somebody waits for what comes from the manager: sees to it that it is turned by him, if that can
+/// be, and not late otherwise.
 pub(super) fn attend(server: &Arc<Server>) {
     // A thread that blocks keeps its runtime from turning anything, if it has one.
     let runtime = if wait::is_blocked() { None } else { Handle::try_current().ok() };
@@ -23,8 +25,9 @@ pub(super) fn attend(server: &Arc<Server>) {
                 && let Some(number) = server.post().take(runtime.id())
             {
                 let attendant = Attendant { server: Arc::clone(server), number };
-                // (A descriptor of its own: a task that has lost the post may be there still, and watch the other.)
-                // Else no descriptor is to be had or can be watched now, and it leaves at once.
+                // (A descriptor of its own: a task that has lost the post may be there still, and
+                // watch the other.) Else no descriptor is to be had or can be
+                // watched now, and it leaves at once.
                 if let Ok(ready) = server.ready_fd().try_clone_to_owned().and_then(watch_readable) {
                     server.post().by(number, runtime.spawn(attendant.stay(ready)).abort_handle());
                 }

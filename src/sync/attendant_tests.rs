@@ -1,4 +1,5 @@
-//! Who turns the application's manager: a runtime in which somebody waits, and otherwise the steward.
+//! Who turns the application's manager: a runtime in which somebody waits, and otherwise the
+//! steward.
 
 use super::object_tests::Process;
 use super::readiness::watch_readable;
@@ -112,7 +113,8 @@ fn a_runtime_that_stands_still_with_the_post_stops_nobody_and_loses_it() {
         ended(&other); // it has lost the post as well, the last time
         drop(waits_in(&other, &queue));
         assert_eq!(sees(&server, &other), Seen::Own);
-        // Polled again, it knows. And a worker's request is served whoever has the post, and stands still.
+        // Polled again, it knows. And a worker's request is served whoever has the post, and stands
+        // still.
         assert!(there.is_empty().expect("status"));
         ended(&still);
     }
@@ -189,7 +191,12 @@ fn while_a_waker_blocks_who_has_the_post_the_steward_does_not_run_in_circles() {
     let blocks = Arc::new(Blocks(Mutex::new(released), AtomicBool::new(false)));
     let (runtime, mut waits) = (runtime(), Box::pin(queue.recv()));
     runtime.block_on(async {
-        assert!(waits.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::clone(&blocks)))).is_pending());
+        assert!(
+            waits
+                .as_mut()
+                .poll(&mut Context::from_waker(&Waker::from(Arc::clone(&blocks))))
+                .is_pending()
+        );
     });
     assert_eq!(sees(&server, &runtime), Seen::Own);
     let one = send(1);
@@ -206,7 +213,10 @@ fn while_a_waker_blocks_who_has_the_post_the_steward_does_not_run_in_circles() {
     let start = Instant::now();
     thread::sleep(Duration::from_millis(50));
     let wanted = server.wanted();
-    assert!(u128::from(wanted) <= 5 + 2 * start.elapsed().as_millis(), "{wanted} turns were asked for");
+    assert!(
+        u128::from(wanted) <= 5 + 2 * start.elapsed().as_millis(),
+        "{wanted} turns were asked for"
+    );
     drop(release);
     one.join().and(other.join()).and(turns.join()).expect("no panic");
     assert_eq!(waits.now_or_never().expect("it has come").expect("recv"), Some(1));
@@ -219,7 +229,8 @@ fn what_workers_do_among_themselves_wakes_no_runtime_of_the_application() {
     let (one, other) = (Process::new(&manager), Process::new(&manager));
     let [idle, there, back] = [(); 3].map(|()| manager.queue(10).expect("queue"));
     let runtime = runtime();
-    let (asks, answers) = ((one.has(&there), one.has(&back)), (other.has(&there), other.has(&back)));
+    let (asks, answers) =
+        ((one.has(&there), one.has(&back)), (other.has(&there), other.has(&back)));
     let waits = waits_in(&runtime, &idle);
     assert_eq!(sees(&server, &runtime), Seen::Own);
     let echo = thread::spawn(move || {
@@ -261,7 +272,9 @@ fn managers_that_have_gone_leave_nothing_in_the_runtime() {
         }
         let metrics = tokio::runtime::Handle::current().metrics();
         let gone = async {
-            while metrics.num_alive_tasks() > 0 || managers.iter().any(|server| server.strong_count() > 0) {
+            while metrics.num_alive_tasks() > 0
+                || managers.iter().any(|server| server.strong_count() > 0)
+            {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
@@ -282,6 +295,8 @@ fn a_runtime_without_io_and_a_thread_that_blocks_leave_it_to_the_steward() {
     drop(waits);
     let with = runtime();
     let _in = with.enter();
-    assert!(queue.blocking_recv_timeout(Duration::from_millis(1)).expect_err("nothing").is_timeout());
+    assert!(
+        queue.blocking_recv_timeout(Duration::from_millis(1)).expect_err("nothing").is_timeout()
+    );
     assert_eq!(server.post().given(), 0);
 }

@@ -10,17 +10,20 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-/// A barrier at which a fixed number of parties, in any processes, wait for each other, round by round.
+/// A barrier at which a fixed number of parties, in any processes, wait for each other, round by
+/// round.
 ///
-/// Made by [`Manager::barrier`]. A handle is cheap to clone, can be used from any thread and in any runtime, and travels to
-/// other processes as an argument, in a result, or inside another shared object.
+/// Made by [`Manager::barrier`]. A handle is cheap to clone, can be used from any thread and in any
+/// runtime, and travels to other processes as an argument, in a result, or inside another shared
+/// object.
 ///
 /// # When it breaks
 ///
-/// A round is never passed by fewer than all its parties. So that nobody waits for ever for one that will not come, the
-/// barrier **breaks**: when a process dies that waits, or that was in the last round and still has a handle; when a
-/// party's [time runs out](Self::wait_timeout); and by [`abort`](Self::abort). Then everybody who waits, and everybody who
-/// comes, gets [`BrokenBarrier`](crate::ErrorKind::BrokenBarrier), until it is [`reset`](Self::reset).
+/// A round is never passed by fewer than all its parties. So that nobody waits for ever for one
+/// that will not come, the barrier **breaks**: when a process dies that waits, or that was in the
+/// last round and still has a handle; when a party's [time runs out](Self::wait_timeout); and by
+/// [`abort`](Self::abort). Then everybody who waits, and everybody who comes, gets
+/// [`BrokenBarrier`](crate::ErrorKind::BrokenBarrier), until it is [`reset`](Self::reset).
 ///
 /// ```
 /// use procpool::Manager;
@@ -54,7 +57,8 @@ impl BarrierWaitResult {
         self.place == 0
     }
 
-    /// The party's place in the round, from 0, in the order in which they came (what Python's `wait` returns).
+    /// The party's place in the round, from 0, in the order in which they came (what Python's
+    /// `wait` returns).
     pub fn place(&self) -> u32 {
         self.place
     }
@@ -70,7 +74,8 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`InvalidOption`](crate::ErrorKind::InvalidOption) for 0; [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`InvalidOption`](crate::ErrorKind::InvalidOption) for 0;
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     pub fn barrier(&self, parties: u32) -> Result<Barrier, Error> {
         self.make_barrier(None, parties)
     }
@@ -86,9 +91,15 @@ impl Manager {
 
     fn make_barrier(&self, name: Option<&str>, parties: u32) -> Result<Barrier, Error> {
         if parties == 0 {
-            return Err(Why::InvalidOption { option: "parties", reason: "nobody would pass a barrier for nobody".into() }.into());
+            return Err(Why::InvalidOption {
+                option: "parties",
+                reason: "nobody would pass a barrier for nobody".into(),
+            }
+            .into());
         }
-        let handle = Handle::create(self.connection(), kinds::BARRIER, Part::WHOLE, name, || Box::new(Rules::new(parties)))?;
+        let handle = Handle::create(self.connection(), kinds::BARRIER, Part::WHOLE, name, || {
+            Box::new(Rules::new(parties))
+        })?;
         Ok(Barrier { handle, marker: PhantomData })
     }
 }
@@ -109,12 +120,13 @@ impl Barrier {
     ///
     /// # Errors
     ///
-    /// [`BrokenBarrier`](crate::ErrorKind::BrokenBarrier); [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`BrokenBarrier`](crate::ErrorKind::BrokenBarrier);
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
-    /// Dropped, this party does not wait any more, and is not counted; it may come again. If the round was passed in that
-    /// very moment, it was passed with this party.
+    /// Dropped, this party does not wait any more, and is not counted; it may come again. If the
+    /// round was passed in that very moment, it was passed with this party.
     pub async fn wait(&self) -> Result<BarrierWaitResult, Error> {
         Self::passed(self.ask(Wait::Ever).await)
     }
@@ -123,7 +135,8 @@ impl Barrier {
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::ErrorKind::TimedOut), by which the barrier is broken for all the others; and those of `wait`.
+    /// [`TimedOut`](crate::ErrorKind::TimedOut), by which the barrier is broken for all the others;
+    /// and those of `wait`.
     ///
     /// # Cancel safety
     ///
@@ -166,8 +179,8 @@ impl Barrier {
     }
 
     /// Begins a new round, and makes a broken barrier whole. Who waits gets
-    /// [`BrokenBarrier`](crate::ErrorKind::BrokenBarrier), for that round will not be passed. Asks the manager, which
-    /// answers at once.
+    /// [`BrokenBarrier`](crate::ErrorKind::BrokenBarrier), for that round will not be passed. Asks
+    /// the manager, which answers at once.
     ///
     /// # Errors
     ///

@@ -1,7 +1,9 @@
-//! A channel between exactly two processes: a pair of sockets for each direction, with nobody between them.
+//! A channel between exactly two processes: a pair of sockets for each direction, with nobody
+//! between them.
 //!
-//! Each end begins as a shared object (`manager/objects/channel.rs`) that holds its two sockets, so that it travels as every
-//! handle does. The first call takes them out; from then on the end is this process's own, and cannot be sent away any more.
+//! Each end begins as a shared object (`manager/objects/channel.rs`) that holds its two sockets, so
+//! that it travels as every handle does. The first call takes them out; from then on the end is
+//! this process's own, and cannot be sent away any more.
 
 use super::channel_pipe::Pipe;
 use super::channel_waits::{AtOnce, InRuntime, OnThread};
@@ -25,9 +27,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// Makes a channel: two ends, each of which sends to the other and receives from it (Python's `Pipe`). Either may be sent to
-/// another process, as an argument or in a result. (Inside a shared object, too, if its manager has made the channel:
-/// [`Manager::channel`].)
+/// Makes a channel: two ends, each of which sends to the other and receives from it (Python's
+/// `Pipe`). Either may be sent to another process, as an argument or in a result. (Inside a shared
+/// object, too, if its manager has made the channel: [`Manager::channel`].)
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -45,8 +47,8 @@ use std::time::{Duration, Instant};
 ///
 /// # Errors
 ///
-/// [`Spawn`](crate::ErrorKind::Spawn), when a descriptor or the thread for what is sent away is not to be had;
-/// [`Forked`](crate::ErrorKind::Forked).
+/// [`Spawn`](crate::ErrorKind::Spawn), when a descriptor or the thread for what is sent away is not
+/// to be had; [`Forked`](crate::ErrorKind::Forked).
 pub fn channel<T>() -> Result<(Channel<T>, Channel<T>), Error> {
     duplex()
 }
@@ -85,7 +87,8 @@ impl Manager {
 }
 
 fn make<A, B>(home: &Arc<Connection>) -> Result<Ends<A, B>, Error> {
-    let pair = || UnixStream::pair().map_err(|e| Error::spawn("making the sockets of a channel", e));
+    let pair =
+        || UnixStream::pair().map_err(|e| Error::spawn("making the sockets of a channel", e));
     let ((from_a, to_b), (from_b, to_a)) = (pair()?, pair()?);
     let end = |receives: UnixStream, sends: UnixStream| {
         let end = || End::new(Arc::new(receives.into()), Arc::new(sends.into()));
@@ -94,7 +97,8 @@ fn make<A, B>(home: &Arc<Connection>) -> Result<Ends<A, B>, Error> {
     Ok((Channel::new(end(from_b, to_b)?), Channel::new(end(from_a, to_a)?)))
 }
 
-/// Who keeps the ends that nobody has used yet: a manager of this process, as long as there are any.
+/// Who keeps the ends that nobody has used yet: a manager of this process, as long as there are
+/// any.
 fn home() -> Result<Arc<Connection>, Error> {
     static HOME: Mutex<Weak<Connection>> = Mutex::new(Weak::new());
     if fork::is_forked_copy() {
@@ -111,20 +115,22 @@ fn home() -> Result<Arc<Connection>, Error> {
 
 /// One end of a channel: made by [`channel`], sends `S` and receives `R`.
 ///
-/// What is sent arrives in order, or not at all: the other process has it only when it takes it, and what was on its way is
-/// lost with a process that dies. There is nobody between the two, so it is quicker than a [`Queue`](crate::Queue); it has
-/// room for some hundred KiB on the way, and `send` waits while that is full.
+/// What is sent arrives in order, or not at all: the other process has it only when it takes it,
+/// and what was on its way is lost with a process that dies. There is nobody between the two, so it
+/// is quicker than a [`Queue`](crate::Queue); it has room for some hundred KiB on the way, and
+/// `send` waits while that is full.
 ///
-/// The first call makes the end this process's own: after it, an attempt to send the end itself away is an
-/// [`Encode`](crate::ErrorKind::Encode) error there, and any other copy of it says [`NotHeld`](crate::ErrorKind::NotHeld). So
-/// there are never more than two.
+/// The first call makes the end this process's own: after it, an attempt to send the end itself
+/// away is an [`Encode`](crate::ErrorKind::Encode) error there, and any other copy of it says
+/// [`NotHeld`](crate::ErrorKind::NotHeld). So there are never more than two.
 ///
-/// The async methods need a tokio runtime with I/O enabled, any one; the `blocking_` ones need none. Handles of shared
-/// objects do not travel through a channel.
+/// The async methods need a tokio runtime with I/O enabled, any one; the `blocking_` ones need
+/// none. Handles of shared objects do not travel through a channel.
 ///
 /// # Drop
 ///
-/// Closes the end. The other one receives what is on the way, and then `None`; sending to it is an error.
+/// Closes the end. The other one receives what is on the way, and then `None`; sending to it is an
+/// error.
 pub struct Channel<S, R = S> {
     handle: Handle,
     pipe: OnceLock<Pipe>,
@@ -164,7 +170,8 @@ impl<S, R> Channel<S, R> {
     }
 }
 
-/// Blocks the thread until the future is ready, which it is at once where nobody else uses the same end: it waits within its poll.
+/// Blocks the thread until the future is ready, which it is at once where nobody else uses the same
+/// end: it waits within its poll.
 fn by_thread<T>(future: impl Future<Output = T>) -> T {
     refuse_in_async_context();
     let mut future = pin!(future);
@@ -179,13 +186,15 @@ impl<S: Serialize, R> Channel<S, R> {
     ///
     /// # Errors
     ///
-    /// Each gives the item back: [`Closed`](crate::ErrorKind::Closed), when the other end is closed or its process has ended;
-    /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) (1 GiB);
+    /// Each gives the item back: [`Closed`](crate::ErrorKind::Closed), when the other end is closed
+    /// or its process has ended; [`Encode`](crate::ErrorKind::Encode) and
+    /// [`TooLarge`](crate::ErrorKind::TooLarge) (1 GiB);
     /// [`NotHeld`](crate::ErrorKind::NotHeld), when this end is another process's.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, the item was sent whole, not at all, or in part: then the rest goes with the next one that is sent.
+    /// Dropped, the item was sent whole, not at all, or in part: then the rest goes with the next
+    /// one that is sent.
     pub async fn send(&self, item: S) -> Result<(), SendError<S>> {
         let result = async { self.pipe()?.send(&item, &InRuntime).await }.await;
         result.map_err(|error| SendError::new(item, error))
@@ -195,8 +204,9 @@ impl<S: Serialize, R> Channel<S, R> {
     ///
     /// # Errors
     ///
-    /// [`Full`](crate::ErrorKind::Full), and those of [`send`](Self::send); here [`TooLarge`](crate::ErrorKind::TooLarge) is
-    /// more than 32 KiB, which could be sent only in parts.
+    /// [`Full`](crate::ErrorKind::Full), and those of [`send`](Self::send); here
+    /// [`TooLarge`](crate::ErrorKind::TooLarge) is more than 32 KiB, which could be sent only
+    /// in parts.
     pub fn try_send(&self, item: S) -> Result<(), SendError<S>> {
         let sent = self.pipe().and_then(|pipe| park_on(pipe.send(&item, &AtOnce)));
         sent.map_err(|error| SendError::new(item, error))
@@ -218,14 +228,14 @@ impl<S: Serialize, R> Channel<S, R> {
 }
 
 impl<S, R: DeserializeOwned> Channel<S, R> {
-    /// Receives the next item; waits while there is none. `None`: the other end is closed, or its process has ended, and
-    /// nothing is left on the way.
+    /// Receives the next item; waits while there is none. `None`: the other end is closed, or its
+    /// process has ended, and nothing is left on the way.
     ///
     /// # Errors
     ///
-    /// [`Decode`](crate::ErrorKind::Decode), when the item is not an `R` (the next call goes on behind it), or the other
-    /// process has ended in the midst of sending it; [`NotHeld`](crate::ErrorKind::NotHeld), when this end is another
-    /// process's.
+    /// [`Decode`](crate::ErrorKind::Decode), when the item is not an `R` (the next call goes on
+    /// behind it), or the other process has ended in the midst of sending it;
+    /// [`NotHeld`](crate::ErrorKind::NotHeld), when this end is another process's.
     ///
     /// # Cancel safety
     ///
@@ -286,7 +296,9 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
 impl<S, R> Serialize for Channel<S, R> {
     fn serialize<Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
         if self.pipe.get().is_some() {
-            return Err(ser::Error::custom("the end of a channel that has been used here cannot be sent away"));
+            return Err(ser::Error::custom(
+                "the end of a channel that has been used here cannot be sent away",
+            ));
         }
         self.handle.serialize(serializer)
     }
@@ -300,6 +312,9 @@ impl<'de, S, R> Deserialize<'de> for Channel<S, R> {
 
 impl<S, R> fmt::Debug for Channel<S, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Channel").field("handle", &self.handle).field("used", &self.pipe.get().is_some()).finish()
+        f.debug_struct("Channel")
+            .field("handle", &self.handle)
+            .field("used", &self.pipe.get().is_some())
+            .finish()
     }
 }

@@ -12,8 +12,9 @@ use tokio::sync::Mutex;
 
 /// The sockets, once they are this process's own. One at a time sends, and one receives.
 ///
-/// They are two, because whoever waits in recv(2) is woken whenever the other end takes what was sent by the same socket
-/// (Linux, `unix_write_space`): for nothing, and on one processor that is two switches between processes.
+/// They are two, because whoever waits in recv(2) is woken whenever the other end takes what was
+/// sent by the same socket (Linux, `unix_write_space`): for nothing, and on one processor that is
+/// two switches between processes.
 pub(super) struct Pipe {
     sends: OwnedFd,
     sending: Mutex<Outgoing>,
@@ -21,7 +22,8 @@ pub(super) struct Pipe {
     receiving: Mutex<Incoming>,
 }
 
-/// What has been encoded and not yet written: the rest of one item, when its sender was dropped midway.
+/// What has been encoded and not yet written: the rest of one item, when its sender was dropped
+/// midway.
 #[derive(Default)]
 struct Outgoing {
     bytes: Vec<u8>,
@@ -37,10 +39,16 @@ struct Incoming {
 impl Pipe {
     pub(super) fn new(receives: OwnedFd, sends: OwnedFd) -> Self {
         let incoming = Incoming { buffer: FrameBuffer::new(BODY_MAX_DEFAULT), watched: None };
-        Self { sends, sending: Mutex::default(), receives: Arc::new(receives), receiving: Mutex::new(incoming) }
+        Self {
+            sends,
+            sending: Mutex::default(),
+            receives: Arc::new(receives),
+            receiving: Mutex::new(incoming),
+        }
     }
 
-    /// Writes what is to be written. An error for want of time or room leaves the rest for the next.
+    /// Writes what is to be written. An error for want of time or room leaves the rest for the
+    /// next.
     async fn flush(&self, out: &mut Outgoing, waits: &impl Waits) -> Result<(), Error> {
         while out.written < out.bytes.len() {
             match waits.send(self.sends.as_fd(), &out.bytes[out.written..]).await {
@@ -59,20 +67,27 @@ impl Pipe {
         Ok(())
     }
 
-    pub(super) async fn send<T: Serialize, W: Waits>(&self, item: &T, waits: &W) -> Result<(), Error> {
+    pub(super) async fn send<T: Serialize, W: Waits>(
+        &self,
+        item: &T,
+        waits: &W,
+    ) -> Result<(), Error> {
         let mut out = waits.turn(Way::Out, &self.sending).await?;
         // The rest of one whose sender gave up midway, or this would come into the midst of it.
         self.flush(&mut out, waits).await?;
         let Outgoing { bytes, .. } = &mut *out;
         let start = frame::begin(bytes);
-        let (encoded, things) = names::collecting(|| value::encode(item, bytes, start + W::FRAME_MAX));
+        let (encoded, things) =
+            names::collecting(|| value::encode(item, bytes, start + W::FRAME_MAX));
         let encoded = encoded.map_err(|error| match error {
             EncodeError::TooLarge { .. } => Why::TooLarge { limit: W::FRAME_MAX },
             error => Why::Encode(error.to_string()),
         });
         let refused = match encoded {
             Ok(()) if things.is_empty() => None,
-            Ok(()) => Some(Why::Encode("a handle of a shared object does not travel through a channel".into())),
+            Ok(()) => Some(Why::Encode(
+                "a handle of a shared object does not travel through a channel".into(),
+            )),
             Err(why) => Some(why),
         };
         if let Some(why) = refused {
@@ -86,11 +101,16 @@ impl Pipe {
         result
     }
 
-    pub(super) async fn recv<T: DeserializeOwned>(&self, waits: &impl Waits) -> Result<Option<T>, Error> {
+    pub(super) async fn recv<T: DeserializeOwned>(
+        &self,
+        waits: &impl Waits,
+    ) -> Result<Option<T>, Error> {
         let mut incoming = waits.turn(Way::In, &self.receiving).await?;
         let Incoming { buffer, watched } = &mut *incoming;
         loop {
-            let frame = buffer.next_frame().map_err(|too_long| Error::from(Why::Decode(too_long.to_string())))?;
+            let frame = buffer
+                .next_frame()
+                .map_err(|too_long| Error::from(Why::Decode(too_long.to_string())))?;
             if let Some(range) = frame {
                 let decoded = value::decode(buffer.bytes(range));
                 return decoded.map(Some).map_err(|error| Why::Decode(error.to_string()).into());
@@ -117,7 +137,10 @@ impl Drop for Begun<'_> {
 fn end_of<T>(buffer: &FrameBuffer) -> Result<Option<T>, Error> {
     match buffer.rest() {
         0 => Ok(None),
-        rest => Err(Why::Decode(format!("the other end was closed in the midst of an item, after {rest} bytes of it")).into()),
+        rest => Err(Why::Decode(format!(
+            "the other end was closed in the midst of an item, after {rest} bytes of it"
+        ))
+        .into()),
     }
 }
 
@@ -135,7 +158,8 @@ mod tests {
 
     /// An end, and what the other one is made of: where it writes, and what it reads from.
     fn end() -> (Pipe, UnixStream, UnixStream) {
-        let ((receives, writes), (sends, reads)) = (UnixStream::pair().expect("sockets"), UnixStream::pair().expect("sockets"));
+        let ((receives, writes), (sends, reads)) =
+            (UnixStream::pair().expect("sockets"), UnixStream::pair().expect("sockets"));
         (Pipe::new(receives.into(), sends.into()), writes, reads)
     }
 
@@ -186,7 +210,10 @@ mod tests {
         assert_eq!(recv(&pipe).expect("recv"), Some(8u32));
         // Nor is what goes against the direction.
         reads.write_all(&framed(&9u32)).expect("write");
-        assert_eq!(park_on(pipe.recv::<u32>(&AtOnce)).expect_err("nothing").kind(), ErrorKind::Empty);
+        assert_eq!(
+            park_on(pipe.recv::<u32>(&AtOnce)).expect_err("nothing").kind(),
+            ErrorKind::Empty
+        );
         drop(writes);
         assert_eq!(recv::<u32>(&pipe).expect("closed"), None);
     }
@@ -195,7 +222,9 @@ mod tests {
     fn a_socket_that_does_not_wait_is_waited_for() {
         let (pipe, mut writes, mut reads) = end();
         for socket in [pipe.receives.as_fd(), pipe.sends.as_fd()] {
-            UnixStream::from(socket.try_clone_to_owned().expect("dup")).set_nonblocking(true).expect("set");
+            UnixStream::from(socket.try_clone_to_owned().expect("dup"))
+                .set_nonblocking(true)
+                .expect("set");
         }
         let large = vec![1u8; 1 << 20];
         let bytes = framed(&large);
@@ -232,7 +261,8 @@ mod tests {
                 drop(pipe);
                 let mut bytes = Vec::new();
                 std::io::Read::read_to_end(&mut reads, &mut bytes).expect("read");
-                let whole = sent * framed(&item).len() + if before > WHOLE_MAX - 10 { 0 } else { framed(&vec![0u8; before]).len() };
+                let whole = sent * framed(&item).len()
+                    + if before > WHOLE_MAX - 10 { 0 } else { framed(&vec![0u8; before]).len() };
                 assert_eq!(bytes.len(), whole, "{len} bytes after {before}");
             }
         }
@@ -242,21 +272,27 @@ mod tests {
     #[test]
     fn what_came_to_a_thread_or_another_runtime_is_not_waited_for_again() {
         let (pipe, mut writes, _reads) = end();
-        let runtimes: [_; 2] = std::array::from_fn(|_| tokio::runtime::Builder::new_current_thread().enable_io().build().expect("runtime"));
+        let runtimes: [_; 2] = std::array::from_fn(|_| {
+            tokio::runtime::Builder::new_current_thread().enable_io().build().expect("runtime")
+        });
         for n in 0..100u32 {
             for m in 0..3 {
                 writes.write_all(&framed(&(n, m))).expect("write");
             }
             // All three are read by the first who comes.
             let runtime = &runtimes[(n / 2 % 2) as usize];
-            let came = if n % 3 == 0 { recv(&pipe) } else { runtime.block_on(pipe.recv(&InRuntime)) };
+            let came =
+                if n % 3 == 0 { recv(&pipe) } else { runtime.block_on(pipe.recv(&InRuntime)) };
             assert_eq!(came.expect("recv"), Some((n, 0u32)));
             assert_eq!(runtime.block_on(pipe.recv(&InRuntime)).expect("recv"), Some((n, 1u32)));
             assert_eq!(recv(&pipe).expect("recv"), Some((n, 2u32)));
         }
         drop(writes);
         for runtime in runtimes.iter().chain(&runtimes) {
-            assert_eq!(runtime.block_on(pipe.recv::<(u32, u32)>(&InRuntime)).expect("closed"), None);
+            assert_eq!(
+                runtime.block_on(pipe.recv::<(u32, u32)>(&InRuntime)).expect("closed"),
+                None
+            );
         }
     }
 }

@@ -1,7 +1,8 @@
-//! How those who use a channel's end wait until its sockets can be read or written, and until it is their turn.
+//! How those who use a channel's end wait until its sockets can be read or written, and until it is
+//! their turn.
 //!
-//! Each with as few system calls as it can: a thread without a limit waits in the call itself, and a task reads only when the
-//! runtime knows that there is something.
+//! Each with as few system calls as it can: a thread without a limit waits in the call itself, and
+//! a task reads only when the runtime knows that there is something.
 
 use super::readiness::{watch, watch_readable};
 use super::wait::park_until;
@@ -31,7 +32,11 @@ pub(super) trait Waits: Sync {
     const FRAME_MAX: usize = BODY_MAX_DEFAULT;
 
     /// Waits until nobody else goes this way.
-    fn turn<'a, T: Send>(&self, way: Way, side: &'a Mutex<T>) -> impl Future<Output = Result<MutexGuard<'a, T>, Error>> + Send;
+    fn turn<'a, T: Send>(
+        &self,
+        way: Way,
+        side: &'a Mutex<T>,
+    ) -> impl Future<Output = Result<MutexGuard<'a, T>, Error>> + Send;
 
     /// Receives what there is, at least a byte. 0: the other end is closed.
     fn recv(
@@ -42,7 +47,11 @@ pub(super) trait Waits: Sync {
     ) -> impl Future<Output = Result<usize, Error>> + Send;
 
     /// Sends what there is room for, at least a byte.
-    fn send(&self, socket: BorrowedFd<'_>, bytes: &[u8]) -> impl Future<Output = Result<usize, Error>> + Send;
+    fn send(
+        &self,
+        socket: BorrowedFd<'_>,
+        bytes: &[u8],
+    ) -> impl Future<Output = Result<usize, Error>> + Send;
 }
 
 /// What a call on the socket gave. `None`: nothing at the moment.
@@ -79,7 +88,10 @@ fn not_watched(error: io::Error) -> Error {
 
 impl Watched {
     /// By this runtime from now on.
-    fn here<'a>(place: &'a mut Option<Self>, socket: &Arc<OwnedFd>) -> io::Result<&'a AsyncFd<Arc<OwnedFd>>> {
+    fn here<'a>(
+        place: &'a mut Option<Self>,
+        socket: &Arc<OwnedFd>,
+    ) -> io::Result<&'a AsyncFd<Arc<OwnedFd>>> {
         let runtime = runtime::Handle::try_current().map_err(io::Error::other)?.id();
         let watched = match place.take().filter(|watched| watched.runtime == runtime) {
             Some(watched) => watched,
@@ -90,17 +102,27 @@ impl Watched {
 }
 
 impl Waits for InRuntime {
-    async fn turn<'a, T: Send>(&self, _: Way, side: &'a Mutex<T>) -> Result<MutexGuard<'a, T>, Error> {
+    async fn turn<'a, T: Send>(
+        &self,
+        _: Way,
+        side: &'a Mutex<T>,
+    ) -> Result<MutexGuard<'a, T>, Error> {
         Ok(side.lock().await)
     }
 
-    async fn recv(&self, socket: &Arc<OwnedFd>, watched: &mut Option<Watched>, space: &mut [u8]) -> Result<usize, Error> {
+    async fn recv(
+        &self,
+        socket: &Arc<OwnedFd>,
+        watched: &mut Option<Watched>,
+        space: &mut [u8],
+    ) -> Result<usize, Error> {
         let readiness = Watched::here(watched, socket).map_err(not_watched)?;
         loop {
             let mut ready = readiness.readable().await.map_err(not_watched)?;
             let received = received(sys::recv(socket.as_fd(), space));
-            // Less than there was space for is all there was (only descriptors cut it, and no end of ours sends any): the next
-            // call need not look. What has come meanwhile is known to the runtime (`clear_ready` clears only what it knew
+            // Less than there was space for is all there was (only descriptors cut it, and no end
+            // of ours sends any): the next call need not look. What has come meanwhile
+            // is known to the runtime (`clear_ready` clears only what it knew
             // before), and so is the end.
             if received.is_none_or(|len| len < space.len()) {
                 ready.clear_ready();
@@ -115,7 +137,8 @@ impl Waits for InRuntime {
         if let Some(len) = sent(sys::send(socket, bytes))? {
             return Ok(len);
         }
-        // Only now, and not longer: whoever is watched for room is woken by each item that the other end takes.
+        // Only now, and not longer: whoever is watched for room is woken by each item that the
+        // other end takes.
         runtime::Handle::try_current().map_err(io::Error::other).map_err(not_watched)?;
         let readiness = watch(socket, Interest::WRITABLE).map_err(not_watched)?;
         loop {
@@ -146,19 +169,30 @@ impl OnThread {
                 return Err(Why::TimedOut.into());
             }
             // Rounded up: not before its time.
-            let timeout =
-                left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX));
+            let timeout = left.map_or(PollTimeout::NONE, |left| {
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+            });
             match poll(&mut [PollFd::new(socket, wanted)], timeout) {
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) => return Ok(()),
-                Err(errno) => return Err(Why::Memory { step: "waiting for the socket of a channel", source: errno.into() }.into()),
+                Err(errno) => {
+                    return Err(Why::Memory {
+                        step: "waiting for the socket of a channel",
+                        source: errno.into(),
+                    }
+                    .into());
+                }
             }
         }
     }
 }
 
 impl Waits for OnThread {
-    async fn turn<'a, T: Send>(&self, _: Way, side: &'a Mutex<T>) -> Result<MutexGuard<'a, T>, Error> {
+    async fn turn<'a, T: Send>(
+        &self,
+        _: Way,
+        side: &'a Mutex<T>,
+    ) -> Result<MutexGuard<'a, T>, Error> {
         if let Ok(side) = side.try_lock() {
             return Ok(side);
         }
@@ -168,7 +202,12 @@ impl Waits for OnThread {
         }
     }
 
-    async fn recv(&self, socket: &Arc<OwnedFd>, _: &mut Option<Watched>, space: &mut [u8]) -> Result<usize, Error> {
+    async fn recv(
+        &self,
+        socket: &Arc<OwnedFd>,
+        _: &mut Option<Watched>,
+        space: &mut [u8],
+    ) -> Result<usize, Error> {
         loop {
             match received(sys::recv_or_wait(socket.as_fd(), space, self.patience())) {
                 Some(len) => return Ok(len),
@@ -191,23 +230,33 @@ impl Waits for OnThread {
 
 pub(super) struct AtOnce;
 
-/// A frame of so many bytes goes whole or not at all when nobody waits: so many, and somewhat less than a page more, the kernel takes
-/// as one piece (`UNIX_SKB_FRAGS_SZ` in Linux's `unix_stream_sendmsg`), if there is twice as much room in a socket's buffer
-/// (212,992 bytes by default). Of what is longer a part may go, and the rest find no room.
+/// A frame of so many bytes goes whole or not at all when nobody waits: so many, and somewhat less
+/// than a page more, the kernel takes as one piece (`UNIX_SKB_FRAGS_SZ` in Linux's
+/// `unix_stream_sendmsg`), if there is twice as much room in a socket's buffer (212,992 bytes by
+/// default). Of what is longer a part may go, and the rest find no room.
 pub(super) const WHOLE_MAX: usize = 32 << 10;
 
 impl Waits for AtOnce {
     const FRAME_MAX: usize = WHOLE_MAX;
 
     /// Somebody who waits has come before.
-    async fn turn<'a, T: Send>(&self, way: Way, side: &'a Mutex<T>) -> Result<MutexGuard<'a, T>, Error> {
+    async fn turn<'a, T: Send>(
+        &self,
+        way: Way,
+        side: &'a Mutex<T>,
+    ) -> Result<MutexGuard<'a, T>, Error> {
         side.try_lock().map_err(|_| match way {
             Way::In => Why::Empty.into(),
             Way::Out => Why::Full.into(),
         })
     }
 
-    async fn recv(&self, socket: &Arc<OwnedFd>, _: &mut Option<Watched>, space: &mut [u8]) -> Result<usize, Error> {
+    async fn recv(
+        &self,
+        socket: &Arc<OwnedFd>,
+        _: &mut Option<Watched>,
+        space: &mut [u8],
+    ) -> Result<usize, Error> {
         received(sys::recv(socket.as_fd(), space)).ok_or_else(|| Why::Empty.into())
     }
 

@@ -14,16 +14,19 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-/// A condition variable that processes share (Python's `Condition`): to wait, without holding a [`Mutex`](crate::Mutex),
-/// until somebody says that what it protects has changed.
+/// A condition variable that processes share (Python's `Condition`): to wait, without holding a
+/// [`Mutex`](crate::Mutex), until somebody says that what it protects has changed.
 ///
-/// Made by [`Manager::condvar`]. A handle is cheap to clone, can be used from any thread and in any runtime, and travels to
-/// other processes as an argument, in a result, or inside another shared object.
+/// Made by [`Manager::condvar`]. A handle is cheap to clone, can be used from any thread and in any
+/// runtime, and travels to other processes as an argument, in a result, or inside another shared
+/// object.
 ///
-/// * A notification after the mutex was let go is not missed: the waiting is entered with the manager before.
-/// * A notification of one that is on its way to somebody who gives up, or whose process dies, goes to the next.
-/// * As with every condition variable, a wait may end without a notification meant for it: look at the condition again, or
-///   use [`wait_while`](Self::wait_while).
+/// * A notification after the mutex was let go is not missed: the waiting is entered with the
+///   manager before.
+/// * A notification of one that is on its way to somebody who gives up, or whose process dies, goes
+///   to the next.
+/// * As with every condition variable, a wait may end without a notification meant for it: look at
+///   the condition again, or use [`wait_while`](Self::wait_while).
 ///
 /// For a flag an [`Event`](crate::Event) is simpler, for items a [`Queue`](crate::Queue).
 ///
@@ -77,7 +80,9 @@ impl Manager {
     }
 
     fn make_condvar(&self, name: Option<&str>) -> Result<Condvar, Error> {
-        let handle = Handle::create(self.connection(), kinds::CONDVAR, Part::WHOLE, name, || Box::new(Rules::new()))?;
+        let handle = Handle::create(self.connection(), kinds::CONDVAR, Part::WHOLE, name, || {
+            Box::new(Rules::new())
+        })?;
         Ok(Condvar { handle, marker: PhantomData })
     }
 }
@@ -134,18 +139,23 @@ impl Condvar {
     ///
     /// # Errors
     ///
-    /// What the guard had changed cannot be committed ([`MutexGuard::commit`]); the lock cannot be had again
-    /// ([`Mutex::lock`](crate::Mutex::lock)); [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// What the guard had changed cannot be committed ([`MutexGuard::commit`]); the lock cannot be
+    /// had again ([`Mutex::lock`](crate::Mutex::lock));
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
-    /// Dropped once it was polled, what the guard had changed may be committed, and the lock is let go. A notification goes to
-    /// the next.
-    pub async fn wait<'a, T: Serialize + DeserializeOwned>(&self, guard: MutexGuard<'a, T>) -> Result<MutexGuard<'a, T>, Error> {
+    /// Dropped once it was polled, what the guard had changed may be committed, and the lock is let
+    /// go. A notification goes to the next.
+    pub async fn wait<'a, T: Serialize + DeserializeOwned>(
+        &self,
+        guard: MutexGuard<'a, T>,
+    ) -> Result<MutexGuard<'a, T>, Error> {
         Ok(self.wait_for(guard, Wait::Ever).await?.0)
     }
 
-    /// As [`wait`](Self::wait), again and again while `condition` is true of the value; not at all, if it is not.
+    /// As [`wait`](Self::wait), again and again while `condition` is true of the value; not at all,
+    /// if it is not.
     ///
     /// # Errors
     ///
@@ -165,8 +175,8 @@ impl Condvar {
         Ok(guard)
     }
 
-    /// As [`wait`](Self::wait), but it waits for a notification for at most `limit`; then it locks again all the same (which may
-    /// take longer). Says whether it was notified.
+    /// As [`wait`](Self::wait), but it waits for a notification for at most `limit`; then it locks
+    /// again all the same (which may take longer). Says whether it was notified.
     ///
     /// # Errors
     ///
@@ -192,7 +202,10 @@ impl Condvar {
     /// # Panics
     ///
     /// Within an async context.
-    pub fn blocking_wait<'a, T: Serialize + DeserializeOwned>(&self, guard: MutexGuard<'a, T>) -> Result<MutexGuard<'a, T>, Error> {
+    pub fn blocking_wait<'a, T: Serialize + DeserializeOwned>(
+        &self,
+        guard: MutexGuard<'a, T>,
+    ) -> Result<MutexGuard<'a, T>, Error> {
         wait::block_on(self.wait(guard))
     }
 
@@ -230,7 +243,8 @@ impl Condvar {
         wait::block_on(self.wait_timeout(guard, limit))
     }
 
-    /// Wakes the one who has waited longest, if anybody waits. Asks the manager, which answers at once.
+    /// Wakes the one who has waited longest, if anybody waits. Asks the manager, which answers at
+    /// once.
     ///
     /// # Errors
     ///

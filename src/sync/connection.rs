@@ -1,8 +1,9 @@
-//! This process's connection to a manager: directly, in the application that has it; by a socket everywhere else.
+//! This process's connection to a manager: directly, in the application that has it; by a socket
+//! everywhere else.
 //!
-//! Either way a client: it asks under tickets, and what comes for them is found in its mail. A connection is shared by all
-//! handles of one manager in one process. In the application it also keeps the manager: with the last handle (and the
-//! last pool that has it) the manager is closed.
+//! Either way a client: it asks under tickets, and what comes for them is found in its mail. A
+//! connection is shared by all handles of one manager in one process. In the application it also
+//! keeps the manager: with the last handle (and the last pool that has it) the manager is closed.
 
 use super::attendant;
 use super::cell::Cell;
@@ -61,7 +62,12 @@ impl Connection {
     /// As [`start`](Self::start); if it fails, every use says why.
     pub(crate) fn start_or_fail() -> Arc<Self> {
         Self::start().unwrap_or_else(|error| {
-            Arc::new(Self { manager: 0, mail: Arc::default(), route: Route::Failed(error), introduced: AtomicU64::new(0) })
+            Arc::new(Self {
+                manager: 0,
+                mail: Arc::default(),
+                route: Route::Failed(error),
+                introduced: AtomicU64::new(0),
+            })
         })
     }
 
@@ -84,13 +90,16 @@ impl Connection {
         &self.mail
     }
 
-    /// What has come under a ticket; else the waker is told, and it is seen to that somebody reads it, or turns the manager.
+    /// What has come under a ticket; else the waker is told, and it is seen to that somebody reads
+    /// it, or turns the manager.
     pub(crate) fn poll(&self, ticket: u64, cx: &mut Context<'_>) -> Poll<Arrived> {
         let polled = self.mail.poll(ticket, cx.waker());
         if polled.is_pending() {
             match &self.route {
                 Route::Local(server) => attendant::attend(server),
-                Route::Remote(remote) if !remote.attend() => return Poll::Ready(Arrived::Refused(Refusal::NoMemory)),
+                Route::Remote(remote) if !remote.attend() => {
+                    return Poll::Ready(Arrived::Refused(Refusal::NoMemory));
+                }
                 Route::Remote(_) | Route::Failed(_) => {}
             }
         }
@@ -130,7 +139,8 @@ impl Connection {
         }
     }
 
-    /// A ticket for a request. Nothing may be asked in a forked copy, or of a manager that is closed.
+    /// A ticket for a request. Nothing may be asked in a forked copy, or of a manager that is
+    /// closed.
     pub(crate) fn ticket(&self) -> Result<u64, Error> {
         if fork::is_forked_copy() {
             return Err(Why::Forked.into());
@@ -156,33 +166,54 @@ impl Connection {
 
     /// `names` are the references that the body's value holds.
     pub(crate) fn request(&self, object: u64, ticket: u64, mut body: Body, names: &[Name]) {
-        // Let go only afterwards: the manager must have its own by then, and its lock must not be held.
+        // Let go only afterwards: the manager must have its own by then, and its lock must not be
+        // held.
         let held = body.held.take();
         match &self.route {
             Route::Local(server) => server.request(object, ticket, body, names),
             Route::Remote(remote) => {
                 let (head, tail) = (&body.head[..], &body.tail[..]);
-                remote.send(&ToManager::Request { object, ticket, names: names.to_vec(), head, tail });
+                remote.send(&ToManager::Request {
+                    object,
+                    ticket,
+                    names: names.to_vec(),
+                    head,
+                    tail,
+                });
             }
             Route::Failed(_) => {}
         }
         drop(held);
     }
 
-    /// Says that what was offered is about to be seen. Ready when the manager knows, or its kernel's socket does.
-    pub(crate) fn poll_taken(&self, object: u64, ticket: u64, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    /// Says that what was offered is about to be seen. Ready when the manager knows, or its
+    /// kernel's socket does.
+    pub(crate) fn poll_taken(
+        &self,
+        object: u64,
+        ticket: u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Error>> {
         match &self.route {
             Route::Local(server) => {
                 server.taken(object, ticket);
                 Poll::Ready(Ok(()))
             }
-            Route::Remote(remote) => remote.poll_send_past(&ToManager::Taken { object, ticket }, cx).map(|sent| sent.map_err(error)),
+            Route::Remote(remote) => remote
+                .poll_send_past(&ToManager::Taken { object, ticket }, cx)
+                .map(|sent| sent.map_err(error)),
             Route::Failed(error) => Poll::Ready(Err(error.clone())),
         }
     }
 
-    /// Tells an object something whose answer nobody waits for. Ready as [`poll_taken`](Self::poll_taken) is.
-    pub(crate) fn poll_tell(&self, object: u64, body: &Body, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    /// Tells an object something whose answer nobody waits for. Ready as
+    /// [`poll_taken`](Self::poll_taken) is.
+    pub(crate) fn poll_tell(
+        &self,
+        object: u64,
+        body: &Body,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Error>> {
         let ticket = match self.no_answer() {
             Ok(ticket) => ticket,
             Err(error) => return Poll::Ready(Err(error)),
@@ -233,7 +264,9 @@ impl Connection {
         }
         match &self.route {
             Route::Local(server) => server.release(name.object, name.part),
-            Route::Remote(remote) => remote.send(&ToManager::Release { object: name.object, part: name.part, count: 1 }),
+            Route::Remote(remote) => {
+                remote.send(&ToManager::Release { object: name.object, part: name.part, count: 1 })
+            }
             Route::Failed(_) => {}
         }
     }
@@ -267,8 +300,8 @@ impl Connection {
         }
     }
 
-    /// Maps a segment that has come. `None`: it does not fit what we were told of the object, or we have not been told
-    /// our seat.
+    /// Maps a segment that has come. `None`: it does not fit what we were told of the object, or we
+    /// have not been told our seat.
     pub(super) fn keep(&self, place: Place, segment: OwnedFd) -> std::io::Result<Option<Cell>> {
         let Route::Remote(remote) = &self.route else { return Ok(None) };
         let Some((seat, generation)) = remote.seat() else { return Ok(None) };
@@ -287,7 +320,8 @@ impl Connection {
             Route::Local(server) => server.park(object, ticket, limit, holds),
             Route::Remote(remote) => {
                 // 0 is without a limit.
-                let limit = limit.map_or(0, |limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1));
+                let limit = limit
+                    .map_or(0, |limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1));
                 let pid = if holds.is_empty() { 0 } else { std::process::id() };
                 remote.send(&ToManager::Park { object, ticket, limit, pid, holds: holds.to_vec() });
             }
@@ -311,8 +345,15 @@ impl Connection {
         }
     }
 
-    /// `names` are the references that the value holds. Gives whether there was room for it, as far as that is known here.
-    pub(super) fn commit(&self, object: u64, unmark: bool, value: Packet, names: Vec<Name>) -> bool {
+    /// `names` are the references that the value holds. Gives whether there was room for it, as far
+    /// as that is known here.
+    pub(super) fn commit(
+        &self,
+        object: u64,
+        unmark: bool,
+        value: Packet,
+        names: Vec<Name>,
+    ) -> bool {
         match &self.route {
             Route::Local(server) => server.commit(object, unmark, value, &names),
             Route::Remote(remote) => {
@@ -333,9 +374,15 @@ impl Connection {
 
     // ---- references that travel
 
-    /// Makes a process of ours a client of a manager that is elsewhere. Gives how we call it, and its socket.
-    pub(super) fn introduce(&self, pidfd: Option<BorrowedFd<'_>>) -> std::io::Result<(u64, OwnedFd)> {
-        let Route::Remote(remote) = &self.route else { return Err(std::io::ErrorKind::Unsupported.into()) };
+    /// Makes a process of ours a client of a manager that is elsewhere. Gives how we call it, and
+    /// its socket.
+    pub(super) fn introduce(
+        &self,
+        pidfd: Option<BorrowedFd<'_>>,
+    ) -> std::io::Result<(u64, OwnedFd)> {
+        let Route::Remote(remote) = &self.route else {
+            return Err(std::io::ErrorKind::Unsupported.into());
+        };
         let (ours, theirs) = UnixStream::pair()?;
         let number = self.introduced.fetch_add(1, Ordering::Relaxed);
         let mut fds = vec![Arc::new(OwnedFd::from(ours)) as Fd];
@@ -401,9 +448,13 @@ impl Connection {
         crate::manager::held::each(&body.held, &mut |one| {
             if let Some(handle::Things(came)) = one.downcast_ref() {
                 things.extend(came.iter().cloned());
-            } else if let (Some(names), Some(server)) = (crate::manager::held::names_of(one), self.server()) {
-                let acquired = names.iter().filter_map(|(object, part)| server.acquire(*object, *part));
-                things.extend(acquired.map(|name| Arc::new(Inner::new(Arc::clone(self), name)) as _));
+            } else if let (Some(names), Some(server)) =
+                (crate::manager::held::names_of(one), self.server())
+            {
+                let acquired =
+                    names.iter().filter_map(|(object, part)| server.acquire(*object, *part));
+                things
+                    .extend(acquired.map(|name| Arc::new(Inner::new(Arc::clone(self), name)) as _));
             }
         });
         things
@@ -452,9 +503,10 @@ pub(crate) fn error(why: Refusal) -> Error {
         Refusal::TooMany => Why::TooManyRequests,
         Refusal::TimedOut => Why::TimedOut,
         Refusal::Broken => Why::ObjectBroken,
-        Refusal::NoMemory => {
-            Why::Memory { step: "getting the memory of a shared object", source: std::io::Error::from(std::io::ErrorKind::OutOfMemory) }
-        }
+        Refusal::NoMemory => Why::Memory {
+            step: "getting the memory of a shared object",
+            source: std::io::Error::from(std::io::ErrorKind::OutOfMemory),
+        },
     }
     .into()
 }

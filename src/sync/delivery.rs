@@ -9,13 +9,15 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-/// An item of a [`Queue`](crate::Queue) that is leased: it is done with only when it is [acknowledged](Self::ack).
+/// An item of a [`Queue`](crate::Queue) that is leased: it is done with only when it is
+/// [acknowledged](Self::ack).
 ///
 /// # Drop
 ///
-/// Dropped without that, it goes back to its place in the queue and is delivered again, to whoever asks first; so it does
-/// when this process dies. An item that makes its consumers fail comes again and again: look at
-/// [`deliveries`](Self::deliveries), and acknowledge one that has failed too often.
+/// Dropped without that, it goes back to its place in the queue and is delivered again, to whoever
+/// asks first; so it does when this process dies. An item that makes its consumers fail comes again
+/// and again: look at [`deliveries`](Self::deliveries), and acknowledge one that has failed too
+/// often.
 #[must_use = "an item that is let go without `ack` is delivered again"]
 pub struct Delivery<T> {
     handle: Handle,
@@ -34,8 +36,8 @@ impl<T> Delivery<T> {
         Self { handle, lease, deliveries, ended: false, value: Some(value) }
     }
 
-    /// How often the item has been delivered, this time included: 1 the first time. What was on its way to a call that was
-    /// dropped does not count.
+    /// How often the item has been delivered, this time included: 1 the first time. What was on its
+    /// way to a call that was dropped does not count.
     pub fn deliveries(&self) -> u32 {
         self.deliveries
     }
@@ -44,8 +46,9 @@ impl<T> Delivery<T> {
     ///
     /// # Errors
     ///
-    /// [`NotHeld`](crate::ErrorKind::NotHeld): the lease has run out, so that somebody else may have the item, or it was
-    /// acknowledged before. [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`NotHeld`](crate::ErrorKind::NotHeld): the lease has run out, so that somebody else may
+    /// have the item, or it was acknowledged before.
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -55,7 +58,8 @@ impl<T> Delivery<T> {
         done(self.handle.ask(Ask::Acknowledge { lease: self.lease }.body()).await)
     }
 
-    /// As [`ack`](Self::ack), for threads: the manager answers at once, so it may be called anywhere.
+    /// As [`ack`](Self::ack), for threads: the manager answers at once, so it may be called
+    /// anywhere.
     ///
     /// # Errors
     ///
@@ -65,8 +69,8 @@ impl<T> Delivery<T> {
         done(self.handle.ask(Ask::Acknowledge { lease: self.lease }.body()).settle())
     }
 
-    /// Lets it go: the item goes back to its place and is delivered again. Dropping does the same, and does not say
-    /// whether it was still held.
+    /// Lets it go: the item goes back to its place and is delivered again. Dropping does the same,
+    /// and does not say whether it was still held.
     ///
     /// # Errors
     ///
@@ -80,7 +84,8 @@ impl<T> Delivery<T> {
         done(self.handle.ask(Ask::Reject { lease: self.lease }.body()).await)
     }
 
-    /// As [`reject`](Self::reject), for threads: the manager answers at once, so it may be called anywhere.
+    /// As [`reject`](Self::reject), for threads: the manager answers at once, so it may be called
+    /// anywhere.
     ///
     /// # Errors
     ///
@@ -90,7 +95,8 @@ impl<T> Delivery<T> {
         done(self.handle.ask(Ask::Reject { lease: self.lease }.body()).settle())
     }
 
-    /// From now on the lease lasts this long, whatever it had been; then the item is delivered again.
+    /// From now on the lease lasts this long, whatever it had been; then the item is delivered
+    /// again.
     ///
     /// # Errors
     ///
@@ -103,7 +109,8 @@ impl<T> Delivery<T> {
         done(self.handle.ask(Ask::Extend { lease: self.lease, limit: Some(limit) }.body()).await)
     }
 
-    /// As [`extend`](Self::extend), for threads: the manager answers at once, so it may be called anywhere.
+    /// As [`extend`](Self::extend), for threads: the manager answers at once, so it may be called
+    /// anywhere.
     ///
     /// # Errors
     ///
@@ -121,7 +128,9 @@ impl<T> Delivery<T> {
         if !self.ended {
             self.ended = true;
             // An error: the manager is closed, and the queue with it.
-            let _ = self.handle.giving_up(|| self.handle.tell(Ask::Reject { lease: self.lease }.body()));
+            let _ = self
+                .handle
+                .giving_up(|| self.handle.tell(Ask::Reject { lease: self.lease }.body()));
         }
     }
 }
@@ -148,6 +157,9 @@ impl<T> Drop for Delivery<T> {
 
 impl<T: fmt::Debug> fmt::Debug for Delivery<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Delivery").field("value", &self.value).field("deliveries", &self.deliveries).finish_non_exhaustive()
+        f.debug_struct("Delivery")
+            .field("value", &self.value)
+            .field("deliveries", &self.deliveries)
+            .finish_non_exhaustive()
     }
 }

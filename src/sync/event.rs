@@ -12,8 +12,9 @@ use std::time::Duration;
 
 /// A flag that processes share, and can wait for (Python's `Event`).
 ///
-/// Made by [`Manager::event`]. A handle is cheap to clone, can be used from any thread and in any runtime, and travels to
-/// other processes as an argument, in a result, or inside another shared object.
+/// Made by [`Manager::event`]. A handle is cheap to clone, can be used from any thread and in any
+/// runtime, and travels to other processes as an argument, in a result, or inside another shared
+/// object.
 ///
 /// Whoever waits when it is set is told, all at once; also when it is cleared in the next moment.
 ///
@@ -57,7 +58,9 @@ impl Manager {
     }
 
     fn make_event(&self, name: Option<&str>) -> Result<Event, Error> {
-        let handle = Handle::create(self.connection(), kinds::EVENT, Part::WHOLE, name, || Box::new(Rules::new()))?;
+        let handle = Handle::create(self.connection(), kinds::EVENT, Part::WHOLE, name, || {
+            Box::new(Rules::new())
+        })?;
         Ok(Event { handle, marker: PhantomData })
     }
 }
@@ -73,7 +76,8 @@ impl Event {
         }
     }
 
-    /// Sets it, and wakes all who wait. Says whether it was set before. Asks the manager, which answers at once.
+    /// Sets it, and wakes all who wait. Says whether it was set before. Asks the manager, which
+    /// answers at once.
     ///
     /// # Errors
     ///
@@ -123,7 +127,8 @@ impl Event {
     ///
     /// As `wait`.
     pub async fn wait_timeout(&self, limit: Duration) -> Result<(), Error> {
-        Self::answered(self.handle.ask(Ask::Wait { wait: Wait::Limit(limit) }.body()).await).map(drop)
+        Self::answered(self.handle.ask(Ask::Wait { wait: Wait::Limit(limit) }.body()).await)
+            .map(drop)
     }
 
     /// As [`wait`](Self::wait), blocking the thread.
@@ -149,7 +154,8 @@ impl Event {
     ///
     /// Within an async context.
     pub fn blocking_wait_timeout(&self, limit: Duration) -> Result<(), Error> {
-        Self::answered(self.handle.ask(Ask::Wait { wait: Wait::Limit(limit) }.body()).wait()).map(drop)
+        Self::answered(self.handle.ask(Ask::Wait { wait: Wait::Limit(limit) }.body()).wait())
+            .map(drop)
     }
 }
 

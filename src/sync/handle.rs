@@ -1,26 +1,28 @@
-//! What all handles of shared objects have in common: a counted reference, requests to the object, and how both travel.
+//! What all handles of shared objects have in common: a counted reference, requests to the object,
+//! and how both travel.
 //!
 //! # How a kind of object gets its handle
 //!
 //! 1. Its rules are an [`Object`] in `manager/objects/`, its messages beside them.
 //! 2. Its [`Kind`] is listed below: a number that is never used again.
-//! 3. The handle is a struct around a [`Handle`] and a `PhantomData<fn() -> T>`, in a file of its own in this folder. It
-//!    is made by a method of `Manager`, from a [`Handle::create`].
+//! 3. The handle is a struct around a [`Handle`] and a `PhantomData<fn() -> T>`, in a file of its
+//!    own in this folder. It is made by a method of `Manager`, from a [`Handle::create`].
 //! 4. [`handle_travels!`] makes it an argument, a result, and a value in other objects.
 //! 5. A call is a request:
 //!
 //!    ```text
 //!    pub async fn push(&self, item: T) -> Result<(), Error> {
 //!        let (tail, held) = self.handle.encode(&item)?;
-//!        let answer = self.handle.ask(Body::with_value(Request::Push.packet(), tail, held)).await?;
-//!        match Answer::read(&answer.head) { … }                  // values: self.handle.decode(&answer)?
-//!    }
+//!        let answer = self.handle.ask(Body::with_value(Request::Push.packet(), tail,
+//! held)).await?;        match Answer::read(&answer.head) { … }                  // values:
+//! self.handle.decode(&answer)?    }
 //!    ```
 //!
-//!    [`Asking`] is a future; [`Asking::wait`] blocks the thread instead (`blocking_` forms), [`Asking::settle`] is for
-//!    requests that do not wait (`try_` forms: in the application the answer is there at once, in a worker it takes a
-//!    round trip). Dropped before it is ready it cancels. What the caller keeps under its ticket is let go by
-//!    [`Handle::cancel`] of [`Asking::ticket`].
+//!    [`Asking`] is a future; [`Asking::wait`] blocks the thread instead (`blocking_` forms),
+//! [`Asking::settle`] is for    requests that do not wait (`try_` forms: in the application the
+//! answer is there at once, in a worker it takes a    round trip). Dropped before it is ready it
+//! cancels. What the caller keeps under its ticket is let go by    [`Handle::cancel`] of
+//! [`Asking::ticket`].
 //!
 //! In a forked copy of the process every call is an error, and drops do nothing.
 
@@ -148,7 +150,9 @@ impl Handle {
         let found = name.and_then(|name| server.find(kind, name, part));
         let made = match found {
             Some(found) => found,
-            None => server.create(kind, What::Served(object()), name.map(str::to_owned), part).map_err(error)?,
+            None => server
+                .create(kind, What::Served(object()), name.map(str::to_owned), part)
+                .map_err(error)?,
         };
         Ok(Self::of(connection, made))
     }
@@ -199,7 +203,10 @@ impl Handle {
         if fork::is_forked_copy() {
             return Err(Why::Forked.into());
         }
-        let name = self.connection().acquire(self.name(), part).ok_or_else(|| Error::from(Why::ManagerClosed))?;
+        let name = self
+            .connection()
+            .acquire(self.name(), part)
+            .ok_or_else(|| Error::from(Why::ManagerClosed))?;
         Ok(Self::of(self.connection(), name))
     }
 
@@ -239,14 +246,19 @@ impl Handle {
         let (place, connection) = (self.place()?, self.connection());
         let ticket = Opened::new(self)?;
         connection.map(ticket.number, place.segment);
-        let failed = |source| Error::from(Why::Memory { step: "mapping the memory of a shared object", source });
+        let failed = |source| {
+            Error::from(Why::Memory { step: "mapping the memory of a shared object", source })
+        };
         match poll_fn(|cx| connection.poll(ticket.number, cx)).await {
             Arrived::Mapped(segment) => {
                 let cell = connection.keep(place, segment).map_err(failed)?;
-                cell.map(|cell| self.0.cell.get_or_init(|| cell)).ok_or_else(|| Why::ObjectBroken.into())
+                cell.map(|cell| self.0.cell.get_or_init(|| cell))
+                    .ok_or_else(|| Why::ObjectBroken.into())
             }
             Arrived::Refused(why) => Err(error(why)),
-            Arrived::Answer { .. } | Arrived::Granted(_) | Arrived::Deadlock(_) => Err(Why::ManagerClosed.into()),
+            Arrived::Answer { .. } | Arrived::Granted(_) | Arrived::Deadlock(_) => {
+                Err(Why::ManagerClosed.into())
+            }
         }
     }
 
@@ -265,7 +277,11 @@ impl Handle {
         self.send_under(body, || self.connection().ticket())
     }
 
-    fn send_under(&self, body: Body, ticket: impl FnOnce() -> Result<u64, Error>) -> Result<u64, Error> {
+    fn send_under(
+        &self,
+        body: Body,
+        ticket: impl FnOnce() -> Result<u64, Error>,
+    ) -> Result<u64, Error> {
         if body.tail.len() > VALUE_MAX {
             return Err(Why::TooLarge { limit: VALUE_MAX }.into());
         }
@@ -280,8 +296,8 @@ impl Handle {
         self.send_under(body, || self.connection().no_answer()).map(drop)
     }
 
-    /// As [`tell`](Self::tell), and it has reached the manager, or its kernel's socket, when this is ready. Nothing has been
-    /// said when it is not.
+    /// As [`tell`](Self::tell), and it has reached the manager, or its kernel's socket, when this
+    /// is ready. Nothing has been said when it is not.
     pub(crate) fn poll_tell(&self, body: &Body, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         if fork::is_forked_copy() {
             return Poll::Ready(Err(Why::Forked.into()));
@@ -289,7 +305,8 @@ impl Handle {
         self.connection().poll_tell(self.name().object, body, cx)
     }
 
-    /// Asks the object for a descriptor, which it answers at once. `None`: it has answered something else.
+    /// Asks the object for a descriptor, which it answers at once. `None`: it has answered
+    /// something else.
     pub(crate) fn descriptor(&self, body: Body) -> Result<Option<std::os::fd::OwnedFd>, Error> {
         let ticket = self.send(body)?;
         let connection = self.connection();
@@ -320,7 +337,11 @@ impl Handle {
     }
 
     /// Decodes something of an answer; `decode` may decode several values.
-    pub(crate) fn decode_with<T, E: fmt::Display>(&self, decode: impl FnOnce() -> Result<T, E>, body: &Body) -> Result<T, Error> {
+    pub(crate) fn decode_with<T, E: fmt::Display>(
+        &self,
+        decode: impl FnOnce() -> Result<T, E>,
+        body: &Body,
+    ) -> Result<T, Error> {
         let things = self.connection().things(body);
         names::resolving(things, decode).map_err(|error| Why::Decode(error.to_string()).into())
     }
@@ -333,7 +354,10 @@ impl Handle {
     }
 
     /// Decodes a handle of this kind.
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(kind: Kind, deserializer: D) -> Result<Self, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        kind: Kind,
+        deserializer: D,
+    ) -> Result<Self, D::Error> {
         let thing = names::deserialize(deserializer, |thing| thing.downcast_ref().map(Inner::who))?;
         let inner = thing.downcast::<Inner>().map_err(|_| de::Error::custom("no handle"))?;
         if inner.name.kind != kind {
@@ -368,7 +392,10 @@ impl Inner {
 
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").field("object", &self.name().object).field("kind", &self.name().kind.0).finish_non_exhaustive()
+        f.debug_struct("Handle")
+            .field("object", &self.name().object)
+            .field("kind", &self.name().kind.0)
+            .finish_non_exhaustive()
     }
 }
 
@@ -393,13 +420,15 @@ impl Asking {
     /// The request's ticket; `None` if it was refused at once.
     pub(crate) fn ticket(&self) -> Option<u64> {
         match self.state {
-            State::Waiting(ticket) | State::Offered(ticket, _) | State::Done(ticket) => Some(ticket),
+            State::Waiting(ticket) | State::Offered(ticket, _) | State::Done(ticket) => {
+                Some(ticket)
+            }
             State::Failed(_) | State::Over => None,
         }
     }
 
-    /// As polling it, but an offer is not taken by that: the caller says what it takes of it, and cancels the ticket, which
-    /// comes with the answer, when it wants nothing more.
+    /// As polling it, but an offer is not taken by that: the caller says what it takes of it, and
+    /// cancels the ticket, which comes with the answer, when it wants nothing more.
     pub(crate) fn poll_offer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(u64, Body), Error>> {
         if let State::Waiting(ticket) = self.state
             && !fork::is_forked_copy()
@@ -410,7 +439,9 @@ impl Asking {
             return Poll::Ready(match arrived {
                 Arrived::Answer { body, .. } => Ok((ticket, body)),
                 Arrived::Refused(why) => Err(error(why)),
-                Arrived::Granted(_) | Arrived::Mapped(_) | Arrived::Deadlock(_) => Err(error(Refusal::Closed)),
+                Arrived::Granted(_) | Arrived::Mapped(_) | Arrived::Deadlock(_) => {
+                    Err(error(Refusal::Closed))
+                }
             });
         }
         if matches!(self.state, State::Waiting(_)) && !fork::is_forked_copy() {
@@ -428,7 +459,8 @@ impl Asking {
         wait::block_on(self)
     }
 
-    /// As [`wait`](Self::wait), for a request that the object answers at once; allowed in an async context.
+    /// As [`wait`](Self::wait), for a request that the object answers at once; allowed in an async
+    /// context.
     pub(crate) fn settle(self) -> Result<Body, Error> {
         wait::park_on(self)
     }
@@ -452,7 +484,9 @@ impl Future for Asking {
                         this.state = State::Waiting(ticket);
                         return Poll::Pending;
                     }
-                    Poll::Ready(Arrived::Answer { body, offer: true }) => this.state = State::Offered(ticket, body),
+                    Poll::Ready(Arrived::Answer { body, offer: true }) => {
+                        this.state = State::Offered(ticket, body)
+                    }
                     Poll::Ready(arrived) => {
                         this.handle.answered(ticket);
                         drop(connection.mail().forget(ticket));
@@ -460,22 +494,26 @@ impl Future for Asking {
                         return Poll::Ready(match arrived {
                             Arrived::Answer { body, .. } => Ok(body),
                             Arrived::Refused(why) => Err(error(why)),
-                            Arrived::Granted(_) | Arrived::Mapped(_) | Arrived::Deadlock(_) => Err(error(Refusal::Closed)),
+                            Arrived::Granted(_) | Arrived::Mapped(_) | Arrived::Deadlock(_) => {
+                                Err(error(Refusal::Closed))
+                            }
                         });
                     }
                 },
-                State::Offered(ticket, body) => match connection.poll_taken(this.handle.name().object, ticket, cx) {
-                    Poll::Pending => {
-                        this.state = State::Offered(ticket, body);
-                        return Poll::Pending;
+                State::Offered(ticket, body) => {
+                    match connection.poll_taken(this.handle.name().object, ticket, cx) {
+                        Poll::Pending => {
+                            this.state = State::Offered(ticket, body);
+                            return Poll::Pending;
+                        }
+                        Poll::Ready(told) => {
+                            this.handle.answered(ticket);
+                            drop(connection.mail().forget(ticket));
+                            this.state = State::Done(ticket);
+                            return Poll::Ready(told.map(|()| body));
+                        }
                     }
-                    Poll::Ready(told) => {
-                        this.handle.answered(ticket);
-                        drop(connection.mail().forget(ticket));
-                        this.state = State::Done(ticket);
-                        return Poll::Ready(told.map(|()| body));
-                    }
-                },
+                }
                 State::Done(_) | State::Over => panic!("polled after it was ready"),
             }
         }
@@ -493,8 +531,8 @@ impl Drop for Asking {
     }
 }
 
-/// Makes a handle type travel: `handle_travels!(Queue<T>, kinds::QUEUE)`, for a struct with a field `handle` and a
-/// `PhantomData` in `marker`.
+/// Makes a handle type travel: `handle_travels!(Queue<T>, kinds::QUEUE)`, for a struct with a field
+/// `handle` and a `PhantomData` in `marker`.
 macro_rules! handle_travels {
     ($name:ident $(<$($param:ident),+>)?, $kind:expr) => {
         impl $(<$($param),+>)? serde::Serialize for $name $(<$($param),+>)? {

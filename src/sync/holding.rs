@@ -1,15 +1,17 @@
-//! Which locks each thread of this process holds, so that a ring of threads that wait for each other can be told.
+//! Which locks each thread of this process holds, so that a ring of threads that wait for each
+//! other can be told.
 //!
-//! Only of threads that block it is known that they do nothing else while they wait. So a thread counts as waiting in `blocking_`
-//! calls only, and as holding what it got there: whatever else it takes may be a task's, which another thread goes on with, in an
-//! executor that we do not know.
+//! Only of threads that block it is known that they do nothing else while they wait. So a thread
+//! counts as waiting in `blocking_` calls only, and as holding what it got there: whatever else it
+//! takes may be a task's, which another thread goes on with, in an executor that we do not know.
 //!
-//! Of a task it cannot be known that it waits for nothing else. It may wait for one lock in one branch and release another in
-//! another (`select!`, `join!`); its guard may lie where another task drops it; and whoever awaits it may give up at any moment, by a
-//! time limit around it that is not seen here. So an error for a ring of tasks would now and then be one where nothing is wrong.
+//! Of a task it cannot be known that it waits for nothing else. It may wait for one lock in one
+//! branch and release another in another (`select!`, `join!`); its guard may lie where another task
+//! drops it; and whoever awaits it may give up at any moment, by a time limit around it that is not
+//! seen here. So an error for a ring of tasks would now and then be one where nothing is wrong.
 //!
-//! It costs a lock of this process for each lock that is taken, so it is off unless somebody has asked for it, or debug
-//! assertions are on.
+//! It costs a lock of this process for each lock that is taken, so it is off unless somebody has
+//! asked for it, or debug assertions are on.
 
 use std::cell::Cell;
 use std::collections::HashMap;

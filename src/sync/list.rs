@@ -16,15 +16,18 @@ use std::marker::PhantomData;
 
 /// A list that processes share (Python's `Manager().list()`).
 ///
-/// Made by [`Manager::list`]. A handle is cheap to clone, can be used from any thread and in any runtime, and travels to
-/// other processes as an argument, in a result, or inside another shared object.
+/// Made by [`Manager::list`]. A handle is cheap to clone, can be used from any thread and in any
+/// runtime, and travels to other processes as an argument, in a result, or inside another shared
+/// object.
 ///
-/// Each call is one step: nobody sees half of it. What must be read, thought about and written in one step is done by
-/// [`update`](Self::update) or [`compare_exchange`](Self::compare_exchange); a `get` followed by a `set` is two. To hand
-/// work from one process to another a [`Queue`](crate::Queue) is better: what a process that dies had popped is lost.
+/// Each call is one step: nobody sees half of it. What must be read, thought about and written in
+/// one step is done by [`update`](Self::update) or [`compare_exchange`](Self::compare_exchange); a
+/// `get` followed by a `set` is two. To hand work from one process to another a
+/// [`Queue`](crate::Queue) is better: what a process that dies had popped is lost.
 ///
-/// The methods whose names begin with `blocking_` are for code that is not async. The manager answers at once, so they may
-/// be called anywhere; in a worker they block the thread for the round trip to it.
+/// The methods whose names begin with `blocking_` are for code that is not async. The manager
+/// answers at once, so they may be called anywhere; in a worker they block the thread for the round
+/// trip to it.
 ///
 /// ```
 /// use procpool::Manager;
@@ -69,8 +72,8 @@ impl Manager {
         self.make_list(None)
     }
 
-    /// The list of this name; makes it, empty, if there is none. `T` must be what it was made with: that is noticed only when
-    /// an element cannot be decoded.
+    /// The list of this name; makes it, empty, if there is none. `T` must be what it was made with:
+    /// that is noticed only when an element cannot be decoded.
     ///
     /// # Errors
     ///
@@ -80,7 +83,9 @@ impl Manager {
     }
 
     fn make_list<T>(&self, name: Option<&str>) -> Result<List<T>, Error> {
-        let handle = Handle::create(self.connection(), kinds::LIST, Part::WHOLE, name, || Box::new(Rules::new()))?;
+        let handle = Handle::create(self.connection(), kinds::LIST, Part::WHOLE, name, || {
+            Box::new(Rules::new())
+        })?;
         Ok(List { handle, marker: PhantomData })
     }
 }
@@ -209,7 +214,8 @@ impl<T> List<T> {
     ///
     /// # Errors
     ///
-    /// [`OutOfRange`](crate::ErrorKind::OutOfRange); [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`OutOfRange`](crate::ErrorKind::OutOfRange);
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -239,7 +245,8 @@ impl<T: Serialize> List<T> {
     /// # Errors
     ///
     /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB);
-    /// [`ManagerFull`](crate::ErrorKind::ManagerFull); [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerFull`](crate::ErrorKind::ManagerFull);
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -317,7 +324,14 @@ impl<T: Serialize> List<T> {
                 pack.push(&value);
                 held.push(holds);
             }
-            length(wait(self.handle.ask(Body::with_value(Ask::Extend.packet(), pack.finish(), join(held)))).await)?;
+            length(
+                wait(self.handle.ask(Body::with_value(
+                    Ask::Extend.packet(),
+                    pack.finish(),
+                    join(held),
+                )))
+                .await,
+            )?;
         }
         Ok(())
     }
@@ -355,7 +369,8 @@ impl<T: DeserializeOwned> List<T> {
     ///
     /// # Cancel safety
     ///
-    /// Dropped after it was polled, an element may be lost. Where that matters, use a [`Queue`](crate::Queue).
+    /// Dropped after it was polled, an element may be lost. Where that matters, use a
+    /// [`Queue`](crate::Queue).
     pub async fn pop(&self) -> Result<Option<T>, Error> {
         self.value(self.ask(&Ask::Pop).await)
     }
@@ -417,7 +432,8 @@ impl<T: DeserializeOwned> List<T> {
     ///
     /// # Errors
     ///
-    /// [`Decode`](crate::ErrorKind::Decode), when it is not a `T`; [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Decode`](crate::ErrorKind::Decode), when it is not a `T`;
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -439,7 +455,8 @@ impl<T: DeserializeOwned> List<T> {
     ///
     /// # Errors
     ///
-    /// [`Decode`](crate::ErrorKind::Decode), when one is not a `T`; [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Decode`](crate::ErrorKind::Decode), when one is not a `T`;
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -457,7 +474,8 @@ impl<T: DeserializeOwned> List<T> {
         self.values(self.ask(&Ask::Snapshot { from: 0, to: u64::MAX }).settle())
     }
 
-    /// The elements of these places, as they are in one moment; those that do not exist are left out.
+    /// The elements of these places, as they are in one moment; those that do not exist are left
+    /// out.
     ///
     /// # Errors
     ///
@@ -467,7 +485,9 @@ impl<T: DeserializeOwned> List<T> {
     ///
     /// Nothing happens by dropping it.
     pub async fn range(&self, places: std::ops::Range<usize>) -> Result<Vec<T>, Error> {
-        self.values(self.ask(&Ask::Snapshot { from: places.start as u64, to: places.end as u64 }).await)
+        self.values(
+            self.ask(&Ask::Snapshot { from: places.start as u64, to: places.end as u64 }).await,
+        )
     }
 
     /// As [`range`](Self::range).
@@ -476,13 +496,18 @@ impl<T: DeserializeOwned> List<T> {
     ///
     /// As `snapshot`.
     pub fn blocking_range(&self, places: std::ops::Range<usize>) -> Result<Vec<T>, Error> {
-        self.values(self.ask(&Ask::Snapshot { from: places.start as u64, to: places.end as u64 }).settle())
+        self.values(
+            self.ask(&Ask::Snapshot { from: places.start as u64, to: places.end as u64 }).settle(),
+        )
     }
 
     fn values(&self, answer: Result<Body, Error>) -> Result<Vec<T>, Error> {
         let body = answer?;
         let values = unpack(&body.tail).map_err(|bad| Error::from(Why::Decode(bad.0)))?;
-        self.handle.decode_with(|| values.iter().map(|value| value::decode(value)).collect::<Result<_, _>>(), &body)
+        self.handle.decode_with(
+            || values.iter().map(|value| value::decode(value)).collect::<Result<_, _>>(),
+            &body,
+        )
     }
 }
 
@@ -495,7 +520,8 @@ impl<T: Serialize + DeserializeOwned> List<T> {
     ///
     /// # Errors
     ///
-    /// [`OutOfRange`](crate::ErrorKind::OutOfRange), and those of [`push`](Self::push) and [`get`](Self::get).
+    /// [`OutOfRange`](crate::ErrorKind::OutOfRange), and those of [`push`](Self::push) and
+    /// [`get`](Self::get).
     ///
     /// # Cancel safety
     ///
@@ -513,11 +539,11 @@ impl<T: Serialize + DeserializeOwned> List<T> {
         self.one(self.start_set(at, &value, When::Always)?.settle())
     }
 
-    /// Changes the element at this place in one step: `change` gets what is there, and says what is to be there. Gives
-    /// that.
+    /// Changes the element at this place in one step: `change` gets what is there, and says what is
+    /// to be there. Gives that.
     ///
-    /// `change` runs here, and again whenever somebody else has changed the element meanwhile, or another one has come to
-    /// this place; so it should do nothing but compute.
+    /// `change` runs here, and again whenever somebody else has changed the element meanwhile, or
+    /// another one has come to this place; so it should do nothing but compute.
     ///
     /// # Errors
     ///
@@ -560,8 +586,8 @@ impl<T: Serialize + DeserializeOwned> List<T> {
         }
     }
 
-    /// Puts `new` in the place of `expected` in one step, if that is what is there; else gives what is there, in an inner
-    /// error. Values are the same when their encodings are.
+    /// Puts `new` in the place of `expected` in one step, if that is what is there; else gives what
+    /// is there, in an inner error. Values are the same when their encodings are.
     ///
     /// # Errors
     ///
@@ -570,7 +596,12 @@ impl<T: Serialize + DeserializeOwned> List<T> {
     /// # Cancel safety
     ///
     /// It is done once this was polled.
-    pub async fn compare_exchange(&self, at: usize, expected: &T, new: &T) -> Result<Result<(), T>, Error> {
+    pub async fn compare_exchange(
+        &self,
+        at: usize,
+        expected: &T,
+        new: &T,
+    ) -> Result<Result<(), T>, Error> {
         let when = When::Equals(self.handle.encode(expected)?.0);
         self.exchanged(self.start_set(at, new, when)?.await)
     }
@@ -580,7 +611,12 @@ impl<T: Serialize + DeserializeOwned> List<T> {
     /// # Errors
     ///
     /// As `compare_exchange`.
-    pub fn blocking_compare_exchange(&self, at: usize, expected: &T, new: &T) -> Result<Result<(), T>, Error> {
+    pub fn blocking_compare_exchange(
+        &self,
+        at: usize,
+        expected: &T,
+        new: &T,
+    ) -> Result<Result<(), T>, Error> {
         let when = When::Equals(self.handle.encode(expected)?.0);
         self.exchanged(self.start_set(at, new, when)?.settle())
     }

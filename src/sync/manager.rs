@@ -1,6 +1,7 @@
 //! The public face of the owner of shared objects.
 //!
-//! What makes an object of some kind (`mutex`, `queue`, …) stands with that kind, in an `impl Manager` of its file.
+//! What makes an object of some kind (`mutex`, `queue`, …) stands with that kind, in an `impl
+//! Manager` of its file.
 
 use super::connection::Connection;
 use crate::error::Error;
@@ -9,13 +10,16 @@ use std::sync::Arc;
 
 /// The owner of shared objects: what processes share, they share through a manager.
 ///
-/// It lives in the application, and serves its objects from a thread of the crate's own. While a future in a tokio runtime of the
-/// application waits for one of them, that runtime does it instead, as long as it turns: this spares a wake-up for each thing that comes.
-/// (It must be a runtime that is known to have I/O, for a pool was built or a channel used in it.) Every pool has one ([`Pool::manager`](crate::Pool::manager), started on first use); one that is made by
+/// It lives in the application, and serves its objects from a thread of the crate's own. While a
+/// future in a tokio runtime of the application waits for one of them, that runtime does it
+/// instead, as long as it turns: this spares a wake-up for each thing that comes. (It must be a
+/// runtime that is known to have I/O, for a pool was built or a channel used in it.) Every pool has
+/// one ([`Pool::manager`](crate::Pool::manager), started on first use); one that is made by
 /// itself may be given to several pools ([`Builder::manager`](crate::Builder::manager)).
 ///
-/// It is a cheap handle: clones are the same manager. It goes on as long as any of its objects' handles, any clone, or
-/// any pool that has it is left in the application; what its objects hold is bounded (1 GiB).
+/// It is a cheap handle: clones are the same manager. It goes on as long as any of its objects'
+/// handles, any clone, or any pool that has it is left in the application; what its objects hold is
+/// bounded (1 GiB).
 ///
 /// # Drop
 ///
@@ -30,8 +34,8 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`Spawn`](crate::ErrorKind::Spawn) when the thread or a descriptor that it needs is not to be had;
-    /// [`Forked`](crate::ErrorKind::Forked) in a forked copy of the application.
+    /// [`Spawn`](crate::ErrorKind::Spawn) when the thread or a descriptor that it needs is not to
+    /// be had; [`Forked`](crate::ErrorKind::Forked) in a forked copy of the application.
     pub fn new() -> Result<Self, Error> {
         Ok(Self { connection: Connection::start()? })
     }
@@ -45,25 +49,29 @@ impl Manager {
         &self.connection
     }
 
-    /// How many objects there are: those to which a handle is left in any process, in a task that has not ended, or in a
-    /// value of another object.
+    /// How many objects there are: those to which a handle is left in any process, in a task that
+    /// has not ended, or in a value of another object.
     pub fn objects(&self) -> usize {
         self.connection.server().map_or(0, |server| server.objects())
     }
 
-    /// Whether threads that wait for each other's locks are looked for: a ring of them, in `blocking_` calls without a
-    /// limit, of whatever processes, is then told to the one that closes it ([`is_deadlock`](Error::is_deadlock)), instead of standing still.
+    /// Whether threads that wait for each other's locks are looked for: a ring of them, in
+    /// `blocking_` calls without a limit, of whatever processes, is then told to the one that
+    /// closes it ([`is_deadlock`](Error::is_deadlock)), instead of standing still.
     ///
-    /// A lock counts as held by the thread that got it by a `blocking_` call. (So a guard of such a call that is dropped by another
-    /// thread than took it, from within a [scope](std::thread::scope) say, may be told as part of a ring that it would have opened: use
-    /// [`lock_owned`](crate::Mutex::lock_owned) for what is to move.) What was got by `.await` or by `try_` counts for nobody, and a task
-    /// that waits by `.await` is in no ring. That two tasks wait for each other is not told: a task may release a lock in one branch
-    /// while it waits in another, and may be given up by a time limit around it, so that it is never certain. For these
-    /// [`lock_timeout`](crate::Mutex::lock_timeout) is of use, and one order in which all take their locks.
+    /// A lock counts as held by the thread that got it by a `blocking_` call. (So a guard of such a
+    /// call that is dropped by another thread than took it, from within a
+    /// [scope](std::thread::scope) say, may be told as part of a ring that it would have opened:
+    /// use [`lock_owned`](crate::Mutex::lock_owned) for what is to move.) What was got by
+    /// `.await` or by `try_` counts for nobody, and a task that waits by `.await` is in no
+    /// ring. That two tasks wait for each other is not told: a task may release a lock in one
+    /// branch while it waits in another, and may be given up by a time limit around it, so that
+    /// it is never certain. For these [`lock_timeout`](crate::Mutex::lock_timeout) is of use,
+    /// and one order in which all take their locks.
     ///
-    /// Default: on in debug builds, off in others. Switched on, it concerns locks that are taken later, and processes that come
-    /// to use this manager later; taking a lock costs some hundred nanoseconds more then, in this process for the locks of all
-    /// managers.
+    /// Default: on in debug builds, off in others. Switched on, it concerns locks that are taken
+    /// later, and processes that come to use this manager later; taking a lock costs some
+    /// hundred nanoseconds more then, in this process for the locks of all managers.
     pub fn detect_deadlocks(&self, on: bool) {
         if let Some(server) = self.connection.server() {
             if on {
@@ -74,7 +82,8 @@ impl Manager {
     }
 
     /// Ends it: all objects are gone. Whoever waits for one, in any process, is told
-    /// [`is_manager_closed`](Error::is_manager_closed), and so is every later call. Another one may be made.
+    /// [`is_manager_closed`](Error::is_manager_closed), and so is every later call. Another one may
+    /// be made.
     pub fn close(&self) {
         self.connection.close();
     }

@@ -22,22 +22,26 @@ use tokio::task::coop::consume_budget;
 
 /// A map that processes share (Python's `Manager().dict()`).
 ///
-/// Made by [`Manager::map`]. A handle is cheap to clone, can be used from any thread and in any runtime, and travels to
-/// other processes as an argument, in a result, or inside another shared object.
+/// Made by [`Manager::map`]. A handle is cheap to clone, can be used from any thread and in any
+/// runtime, and travels to other processes as an argument, in a result, or inside another shared
+/// object.
 ///
-/// Each call is one step: nobody sees half of it. What must be read, thought about and written in one step is done by
-/// [`update`](Self::update) or [`compare_exchange`](Self::compare_exchange); a `get` followed by an `insert` is two.
+/// Each call is one step: nobody sees half of it. What must be read, thought about and written in
+/// one step is done by [`update`](Self::update) or [`compare_exchange`](Self::compare_exchange); a
+/// `get` followed by an `insert` is two.
 ///
-/// Keys and values are kept encoded. Two keys are the same when their encodings are: so a key is asked for by `&str` where
-/// it is a `String`; and what has no fixed order (a `HashSet`) makes a poor key. Entries stand in the order of their first
-/// insertion, as in Python.
+/// Keys and values are kept encoded. Two keys are the same when their encodings are: so a key is
+/// asked for by `&str` where it is a `String`; and what has no fixed order (a `HashSet`) makes a
+/// poor key. Entries stand in the order of their first insertion, as in Python.
 ///
-/// [`set`](Self::set) does not say what was there before, as [`insert`](Self::insert) does; so a worker that sets often needs no answer
-/// to each. Nor does it to each [`get`](Self::get), as long as nobody else changes the map. Every other call is a round trip to the manager,
-/// and so are some of these, whenever those who read and those who write take turns.
+/// [`set`](Self::set) does not say what was there before, as [`insert`](Self::insert) does; so a
+/// worker that sets often needs no answer to each. Nor does it to each [`get`](Self::get), as long
+/// as nobody else changes the map. Every other call is a round trip to the manager, and so are some
+/// of these, whenever those who read and those who write take turns.
 ///
-/// The methods whose names begin with `blocking_` are for code that is not async. The manager answers at once, so they may
-/// be called anywhere; in a worker they block the thread for the round trip to it.
+/// The methods whose names begin with `blocking_` are for code that is not async. The manager
+/// answers at once, so they may be called anywhere; in a worker they block the thread for the round
+/// trip to it.
 ///
 /// ```
 /// use procpool::Manager;
@@ -81,8 +85,8 @@ impl Manager {
         self.make_map(None)
     }
 
-    /// The map of this name; makes it, empty, if there is none. `K` and `V` must be what it was made with: that is noticed
-    /// only when something cannot be decoded.
+    /// The map of this name; makes it, empty, if there is none. `K` and `V` must be what it was
+    /// made with: that is noticed only when something cannot be decoded.
     ///
     /// # Errors
     ///
@@ -92,7 +96,9 @@ impl Manager {
     }
 
     fn make_map<K, V>(&self, name: Option<&str>) -> Result<Map<K, V>, Error> {
-        let handle = Handle::create(self.connection(), kinds::MAP, Part::WHOLE, name, || Box::new(Rules::new()))?;
+        let handle = Handle::create(self.connection(), kinds::MAP, Part::WHOLE, name, || {
+            Box::new(Rules::new())
+        })?;
         Ok(Map { handle, marker: PhantomData })
     }
 }
@@ -162,11 +168,14 @@ impl<K, V> Map<K, V> {
     }
 }
 
-/// A key, encoded. It may hold no handles of shared objects: they are no data that could be compared.
+/// A key, encoded. It may hold no handles of shared objects: they are no data that could be
+/// compared.
 fn encode_key<Q: Serialize + ?Sized>(handle: &Handle, key: &Q) -> Result<Packet, Error> {
     match handle.encode(key)? {
         (key, None) => Ok(key),
-        (_, Some(_)) => Err(Why::Encode("a handle of a shared object cannot be a key".into()).into()),
+        (_, Some(_)) => {
+            Err(Why::Encode("a handle of a shared object cannot be a key".into()).into())
+        }
     }
 }
 
@@ -183,8 +192,8 @@ impl<K: Serialize, V> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) of the key;
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) of the
+    /// key; [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -216,8 +225,8 @@ impl<K: Serialize, V: DeserializeOwned> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) of the key;
-    /// [`Decode`](crate::ErrorKind::Decode), when the value is not a `V`;
+    /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) of the
+    /// key; [`Decode`](crate::ErrorKind::Decode), when the value is not a `V`;
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
@@ -231,7 +240,9 @@ impl<K: Serialize, V: DeserializeOwned> Map<K, V> {
         let key = encode_key(&self.handle, key)?;
         match self.handle.get_at_once(&key) {
             Ok(value) => value.map(|value| self.handle.decode(&value)).transpose(),
-            Err(seen) => self.got(key.clone(), seen, self.handle.ask(Ask::Get { key }.body()).await),
+            Err(seen) => {
+                self.got(key.clone(), seen, self.handle.ask(Ask::Get { key }.body()).await)
+            }
         }
     }
 
@@ -248,7 +259,9 @@ impl<K: Serialize, V: DeserializeOwned> Map<K, V> {
         let key = encode_key(&self.handle, key)?;
         match self.handle.get_at_once(&key) {
             Ok(value) => value.map(|value| self.handle.decode(&value)).transpose(),
-            Err(seen) => self.got(key.clone(), seen, self.handle.ask(Ask::Get { key }.body()).settle()),
+            Err(seen) => {
+                self.got(key.clone(), seen, self.handle.ask(Ask::Get { key }.body()).settle())
+            }
         }
     }
 
@@ -283,7 +296,12 @@ impl<K: Serialize, V: DeserializeOwned> Map<K, V> {
     }
 
     /// What was read, and is kept if nothing has changed since it was asked for.
-    fn got(&self, key: Packet, seen: Option<Seen>, answer: Result<Body, Error>) -> Result<Option<V>, Error> {
+    fn got(
+        &self,
+        key: Packet,
+        seen: Option<Seen>,
+        answer: Result<Body, Error>,
+    ) -> Result<Option<V>, Error> {
         if let (Some(seen), Ok(body)) = (seen, &answer)
             && body.held.is_none()
         {
@@ -307,15 +325,17 @@ impl<K: Serialize, V: DeserializeOwned> Map<K, V> {
 }
 
 impl<K: Serialize, V: Serialize> Map<K, V> {
-    /// Gives this key this value (Python's `d[key] = value`). What it had before is not told: so a worker need not wait for an answer
-    /// each time, and can do this more often than [`insert`](Self::insert) by far.
+    /// Gives this key this value (Python's `d[key] = value`). What it had before is not told: so a
+    /// worker need not wait for an answer each time, and can do this more often than
+    /// [`insert`](Self::insert) by far.
     ///
     /// From when this is ready, every process sees it, and it stays if this one dies.
     ///
     /// # Errors
     ///
     /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB);
-    /// [`ManagerFull`](crate::ErrorKind::ManagerFull); [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerFull`](crate::ErrorKind::ManagerFull);
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -367,8 +387,9 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
     /// # Errors
     ///
     /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB);
-    /// [`ManagerFull`](crate::ErrorKind::ManagerFull); [`Decode`](crate::ErrorKind::Decode), when the one before is not a `V`
-    /// (then it is replaced all the same); [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerFull`](crate::ErrorKind::ManagerFull); [`Decode`](crate::ErrorKind::Decode), when
+    /// the one before is not a `V` (then it is replaced all the same);
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -408,11 +429,11 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
         Ok(self.found(self.start_insert(&key, &value, When::Absent)?.settle())?.unwrap_or(value))
     }
 
-    /// Changes the value of this key in one step: `change` gets what is there, and says what is to be there (`None`: no
-    /// entry). Gives that.
+    /// Changes the value of this key in one step: `change` gets what is there, and says what is to
+    /// be there (`None`: no entry). Gives that.
     ///
-    /// `change` runs here, and again whenever somebody else has changed the value meanwhile; so it should do nothing but
-    /// compute.
+    /// `change` runs here, and again whenever somebody else has changed the value meanwhile; so it
+    /// should do nothing but compute.
     ///
     /// # Errors
     ///
@@ -421,7 +442,11 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
     /// # Cancel safety
     ///
     /// Dropped, it may have been done or not.
-    pub async fn update(&self, key: K, change: impl FnMut(Option<V>) -> Option<V>) -> Result<Option<V>, Error> {
+    pub async fn update(
+        &self,
+        key: K,
+        change: impl FnMut(Option<V>) -> Option<V>,
+    ) -> Result<Option<V>, Error> {
         self.update_with(&key, change, async |asking| asking.await).await
     }
 
@@ -430,7 +455,11 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
     /// # Errors
     ///
     /// As `update`.
-    pub fn blocking_update(&self, key: K, change: impl FnMut(Option<V>) -> Option<V>) -> Result<Option<V>, Error> {
+    pub fn blocking_update(
+        &self,
+        key: K,
+        change: impl FnMut(Option<V>) -> Option<V>,
+    ) -> Result<Option<V>, Error> {
         let done = self.update_with(&key, change, async |asking| asking.settle());
         futures::FutureExt::now_or_never(done).expect("it has waited already")
     }
@@ -445,15 +474,21 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
         let mut body = wait(self.handle.ask(Ask::Get { key: key.clone() }.body())).await?;
         loop {
             let (now, when) = match reply(&body)? {
-                Reply::Value { version } | Reply::Refused { version } => (Some(self.handle.decode(&body)?), When::Version(version)),
+                Reply::Value { version } | Reply::Refused { version } => {
+                    (Some(self.handle.decode(&body)?), When::Version(version))
+                }
                 Reply::Absent | Reply::RefusedAbsent => (None, When::Absent),
                 other => return Err(strange(&other)),
             };
             let new = change(now);
             body = match &new {
-                Some(value) => wait(self.ask_insert(key.clone(), self.handle.encode(value)?, when)).await?,
+                Some(value) => {
+                    wait(self.ask_insert(key.clone(), self.handle.encode(value)?, when)).await?
+                }
                 None if when == When::Absent => return Ok(None),
-                None => wait(self.handle.ask(Ask::Remove { key: key.clone(), when }.body())).await?,
+                None => {
+                    wait(self.handle.ask(Ask::Remove { key: key.clone(), when }.body())).await?
+                }
             };
             match reply(&body)? {
                 Reply::Refused { .. } | Reply::RefusedAbsent => {}
@@ -463,8 +498,9 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
         }
     }
 
-    /// Puts `new` in the place of `expected` in one step, if that is what is there; `None` is no entry. Else gives what is
-    /// there, in an inner error. Values are the same when their encodings are.
+    /// Puts `new` in the place of `expected` in one step, if that is what is there; `None` is no
+    /// entry. Else gives what is there, in an inner error. Values are the same when their
+    /// encodings are.
     ///
     /// # Errors
     ///
@@ -473,7 +509,12 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
     /// # Cancel safety
     ///
     /// It is done once this was polled.
-    pub async fn compare_exchange(&self, key: K, expected: Option<&V>, new: Option<&V>) -> Result<Exchanged<V>, Error> {
+    pub async fn compare_exchange(
+        &self,
+        key: K,
+        expected: Option<&V>,
+        new: Option<&V>,
+    ) -> Result<Exchanged<V>, Error> {
         let asking = self.start_exchange(&key, expected, new)?;
         self.exchanged(asking.await)
     }
@@ -483,19 +524,31 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
     /// # Errors
     ///
     /// As `compare_exchange`.
-    pub fn blocking_compare_exchange(&self, key: K, expected: Option<&V>, new: Option<&V>) -> Result<Exchanged<V>, Error> {
+    pub fn blocking_compare_exchange(
+        &self,
+        key: K,
+        expected: Option<&V>,
+        new: Option<&V>,
+    ) -> Result<Exchanged<V>, Error> {
         let asking = self.start_exchange(&key, expected, new)?;
         self.exchanged(asking.settle())
     }
 
-    fn start_exchange(&self, key: &K, expected: Option<&V>, new: Option<&V>) -> Result<Asking, Error> {
+    fn start_exchange(
+        &self,
+        key: &K,
+        expected: Option<&V>,
+        new: Option<&V>,
+    ) -> Result<Asking, Error> {
         let when = match expected {
             Some(value) => When::Equals(self.handle.encode(value)?.0),
             None => When::Absent,
         };
         match new {
             Some(value) => self.start_insert(key, value, when),
-            None => Ok(self.handle.ask(Ask::Remove { key: encode_key(&self.handle, key)?, when }.body())),
+            None => Ok(self
+                .handle
+                .ask(Ask::Remove { key: encode_key(&self.handle, key)?, when }.body())),
         }
     }
 
@@ -548,7 +601,14 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
                 pack.push(&value);
                 held.push(holds);
             }
-            length(wait(self.handle.ask(Body::with_value(Ask::Extend.packet(), pack.finish(), join(held)))).await)?;
+            length(
+                wait(self.handle.ask(Body::with_value(
+                    Ask::Extend.packet(),
+                    pack.finish(),
+                    join(held),
+                )))
+                .await,
+            )?;
         }
         Ok(())
     }
@@ -559,7 +619,8 @@ impl<K: DeserializeOwned, V: DeserializeOwned> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`Decode`](crate::ErrorKind::Decode), when one is not of these types; [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Decode`](crate::ErrorKind::Decode), when one is not of these types;
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -580,7 +641,12 @@ impl<K: DeserializeOwned, V: DeserializeOwned> Map<K, V> {
     fn all(&self, answer: Result<Body, Error>) -> Result<Vec<(K, V)>, Error> {
         let body = answer?;
         let parts = unpack(&body.tail).map_err(|bad| Error::from(Why::Decode(bad.0)))?;
-        let decode = || parts.chunks_exact(2).map(|pair| Ok((value::decode(&pair[0])?, value::decode(&pair[1])?))).collect();
+        let decode = || {
+            parts
+                .chunks_exact(2)
+                .map(|pair| Ok((value::decode(&pair[0])?, value::decode(&pair[1])?)))
+                .collect()
+        };
         self.handle.decode_with::<_, value::DecodeError>(decode, &body)
     }
 
@@ -616,7 +682,8 @@ impl<K: Serialize + DeserializeOwned, V: DeserializeOwned> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`Encode`](crate::ErrorKind::Encode) of the key; [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Encode`](crate::ErrorKind::Encode) of the key;
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -658,7 +725,10 @@ impl<K: DeserializeOwned, V> Map<K, V> {
     fn only_keys(&self, answer: Result<Body, Error>) -> Result<Vec<K>, Error> {
         let body = answer?;
         let keys = unpack(&body.tail).map_err(|bad| Error::from(Why::Decode(bad.0)))?;
-        self.handle.decode_with(|| keys.iter().map(|key| value::decode(key)).collect::<Result<_, _>>(), &body)
+        self.handle.decode_with(
+            || keys.iter().map(|key| value::decode(key)).collect::<Result<_, _>>(),
+            &body,
+        )
     }
 }
 

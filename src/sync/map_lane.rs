@@ -1,10 +1,12 @@
 //! The short ways to a map's values: without a message for each.
 //!
-//! In the application a request is a call of the rules. Elsewhere a handle that reads or sets often asks for a
-//! [lane](crate::manager::lane), without waiting for it. In it the client is told how often others have changed the map: as long as that is
-//! no more, what it has read is still so, and need not be asked for again. And into it the client may put what it sets, when
-//! that is granted. What cannot go by lane (nothing is granted, there is none, the item is large or names other objects) goes as a
-//! message, as ever; so does everything after a request was given up, see `queue_lanes.rs`.
+//! In the application a request is a call of the rules. Elsewhere a handle that reads or sets often
+//! asks for a [lane](crate::manager::lane), without waiting for it. In it the client is told how
+//! often others have changed the map: as long as that is no more, what it has read is still so, and
+//! need not be asked for again. And into it the client may put what it sets, when that is granted.
+//! What cannot go by lane (nothing is granted, there is none, the item is large or names other
+//! objects) goes as a message, as ever; so does everything after a request was given up, see
+//! `queue_lanes.rs`.
 
 use super::handle::Handle;
 use super::queue_lanes::{Lane, lock};
@@ -45,9 +47,13 @@ impl MapLane {
 pub(super) const NO_LANE: u64 = 0;
 
 impl Handle {
-    /// Gives a key a value that names nothing, if that can be done at once; else gives the ticket of the lane in which it was not granted.
+    /// Gives a key a value that names nothing, if that can be done at once; else gives the ticket
+    /// of the lane in which it was not granted.
     pub(super) fn set_at_once(&self, key: &Packet, value: &Packet) -> Result<(), u64> {
-        if self.connection().server().is_some() || fork::is_forked_copy() || key.len() + value.len() > ITEM_MAX - size_of::<u32>() {
+        if self.connection().server().is_some()
+            || fork::is_forked_copy()
+            || key.len() + value.len() > ITEM_MAX - size_of::<u32>()
+        {
             return Err(NO_LANE);
         }
         let lanes = self.may_use_lanes().ok_or(NO_LANE)?;

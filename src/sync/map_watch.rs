@@ -31,12 +31,14 @@ pub enum MapChange<K, V> {
         /// Which one.
         key: K,
     },
-    /// There were changes that were not kept: this watcher was some thousand changes, or some MiB of them, behind. Look at the
-    /// [entries](crate::Map::entries); what comes after this goes on without a gap.
+    /// There were changes that were not kept: this watcher was some thousand changes, or some MiB
+    /// of them, behind. Look at the [entries](crate::Map::entries); what comes after this goes
+    /// on without a gap.
     Missed,
 }
 
-/// Watches a [`Map`](crate::Map): a stream of its changes, from when it was made, in their order, each once.
+/// Watches a [`Map`](crate::Map): a stream of its changes, from when it was made, in their order,
+/// each once.
 ///
 /// It ends with an error when the manager is closed.
 ///
@@ -54,11 +56,20 @@ pub struct MapWatch<K, V> {
 }
 
 impl<K, V> MapWatch<K, V> {
-    pub(super) fn begin(handle: Handle, ticket: Option<u64>, answer: Result<Body, Error>) -> Result<Self, Error> {
+    pub(super) fn begin(
+        handle: Handle,
+        ticket: Option<u64>,
+        answer: Result<Body, Error>,
+    ) -> Result<Self, Error> {
         match (reply(&answer?)?, ticket) {
-            (Reply::Watching { position }, Some(watch)) => {
-                Ok(Self { handle, watch, position, asking: None, ready: VecDeque::new(), ended: false })
-            }
+            (Reply::Watching { position }, Some(watch)) => Ok(Self {
+                handle,
+                watch,
+                position,
+                asking: None,
+                ready: VecDeque::new(),
+                ended: false,
+            }),
             (other, _) => Err(strange(&other)),
         }
     }
@@ -69,8 +80,8 @@ impl<K: DeserializeOwned, V: DeserializeOwned> MapWatch<K, V> {
     ///
     /// # Errors
     ///
-    /// [`Decode`](crate::ErrorKind::Decode), when it is of other types; the next call goes on behind it.
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Decode`](crate::ErrorKind::Decode), when it is of other types; the next call goes on
+    /// behind it. [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -98,7 +109,9 @@ impl<K: DeserializeOwned, V: DeserializeOwned> MapWatch<K, V> {
                 return Poll::Ready(change);
             }
             let (handle, watch, after) = (&self.handle, self.watch, self.position);
-            let asking = self.asking.get_or_insert_with(|| handle.ask(Ask::Next { watch, after, wait: Wait::Ever }.body()));
+            let asking = self.asking.get_or_insert_with(|| {
+                handle.ask(Ask::Next { watch, after, wait: Wait::Ever }.body())
+            });
             let answer = ready!(Pin::new(asking).poll(cx));
             self.asking = None;
             let body = answer?;
@@ -106,7 +119,8 @@ impl<K: DeserializeOwned, V: DeserializeOwned> MapWatch<K, V> {
                 Reply::Changes { position, lost } => {
                     self.position = position;
                     self.ready.extend(lost.then_some(Ok(MapChange::Missed)));
-                    let parts = unpack(&body.tail).map_err(|bad| Error::from(Why::Decode(bad.0)))?;
+                    let parts =
+                        unpack(&body.tail).map_err(|bad| Error::from(Why::Decode(bad.0)))?;
                     for parts in parts.chunks_exact(3) {
                         let decode = || {
                             let key = value::decode(&parts[0])?;
@@ -115,7 +129,8 @@ impl<K: DeserializeOwned, V: DeserializeOwned> MapWatch<K, V> {
                                 false => MapChange::Removed { key },
                             })
                         };
-                        self.ready.push_back(self.handle.decode_with::<_, DecodeError>(decode, &body));
+                        self.ready
+                            .push_back(self.handle.decode_with::<_, DecodeError>(decode, &body));
                     }
                 }
                 other => return Poll::Ready(Err(strange(&other))),
@@ -146,6 +161,9 @@ impl<K, V> Drop for MapWatch<K, V> {
 
 impl<K, V> fmt::Debug for MapWatch<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MapWatch").field("handle", &self.handle).field("position", &self.position).finish_non_exhaustive()
+        f.debug_struct("MapWatch")
+            .field("handle", &self.handle)
+            .field("position", &self.position)
+            .finish_non_exhaustive()
     }
 }

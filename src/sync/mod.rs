@@ -6,7 +6,8 @@
 //! * `manager.rs`: the public owner of them all;
 //! * `cell.rs`: an object's part of the manager's memory;
 //! * `mutex.rs`: the lock; `value.rs`: atomics;
-//! * `queue_lanes.rs`: how items go into a queue and out of it without messages; `receiving.rs`: how one waits for an item;
+//! * `queue_lanes.rs`: how items go into a queue and out of it without messages; `receiving.rs`:
+//!   how one waits for an item;
 //! * `map_lane.rs`: the same for a map;
 //! * `channel_pipe.rs`: what goes through a channel; `channel_waits.rs`: how its users wait;
 //! * `attendant.rs`: who turns the application's own manager while it is waited for;

@@ -1,7 +1,7 @@
 //! A lock over processes, with the value that it protects.
 //!
-//! Everything that matters is in shared memory (`manager/lock/`). Here: waiting, the value's way into a `T` and back, and
-//! when a guard commits and when it rolls back.
+//! Everything that matters is in shared memory (`manager/lock/`). Here: waiting, the value's way
+//! into a `T` and back, and when a guard commits and when it rolls back.
 
 use super::cell::Cell;
 use super::connection::error;
@@ -29,50 +29,59 @@ use std::task::Poll;
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-/// How long one tries before one waits: about as long as to wait would cost. (Waking a thread on another processor was
-/// measured at 45 µs.)
+/// How long one tries before one waits: about as long as to wait would cost. (Waking a thread on
+/// another processor was measured at 45 µs.)
 const SPIN: Duration = Duration::from_micros(20);
-/// The longest pause between two tries, in hints to the processor: about 2 µs. Who looks more often takes the word's line of the
-/// cache away from whoever holds the lock, each time, and slows both down.
+/// The longest pause between two tries, in hints to the processor: about 2 µs. Who looks more often
+/// takes the word's line of the cache away from whoever holds the lock, each time, and slows both
+/// down.
 const PAUSE_MAX: u32 = 32;
 /// Snapshots that are disturbed one after another, before the lock is taken instead.
 const SNAPSHOTS: u32 = 100;
 /// The least room for a value that may grow, in bytes.
 const ROOM_MIN: usize = 256;
-/// Room for a value that is no larger than a machine word and owns nothing: the longest integer takes nine bytes.
+/// Room for a value that is no larger than a machine word and owns nothing: the longest integer
+/// takes nine bytes.
 const ROOM_WORD: usize = 16;
 /// Words of a value that are copied without taking memory for them.
 const SMALL: usize = 16;
 
 /// A lock over processes, with the value that it protects.
 ///
-/// Made by [`Manager::mutex`]. It is a cheap handle: clones, and what arrives elsewhere as an argument or a result, are
-/// the same lock.
+/// Made by [`Manager::mutex`]. It is a cheap handle: clones, and what arrives elsewhere as an
+/// argument or a result, are the same lock.
 ///
-/// **A guard that is dropped commits**: what was changed through it is the value from then on, also after an early return
-/// by `?`, or when `select!` drops the future that has it. It rolls back, to the last committed value, when
+/// **A guard that is dropped commits**: what was changed through it is the value from then on, also
+/// after an early return by `?`, or when `select!` drops the future that has it. It rolls back, to
+/// the last committed value, when
 ///
-/// * its process dies, however (the next in line has the lock within 10 ms of its end, as a rule within one);
+/// * its process dies, however (the next in line has the lock within 10 ms of its end, as a rule
+///   within one);
 /// * the thread panics;
-/// * its async task is being stopped: aborted, over its time limit, or by the pool's end (a sync one is stopped with its process);
+/// * its async task is being stopped: aborted, over its time limit, or by the pool's end (a sync
+///   one is stopped with its process);
 /// * the value cannot be encoded (or takes more than 16 MiB);
 /// * [`MutexGuard::rollback`] is called.
 ///
-/// The value is encoded where it is changed and decoded where it is locked; a guard through which nothing was changed
-/// writes nothing. `Mutex<()>` is the plain lock.
+/// The value is encoded where it is changed and decoded where it is locked; a guard through which
+/// nothing was changed writes nothing. `Mutex<()>` is the plain lock.
 ///
-/// Who waits is served in the order of arrival, except that one who comes may take the lock when it is free just then, or
-/// becomes so within 20 µs, as long as nobody waits. One whose process is stopped when its turn comes, or gets no time to run, is
-/// passed over after 10 ms, and asked no more, so it holds up the others once; as soon as it runs again it is back at its place, before
-/// all that came later. It has twice as long with each turn that it misses, up to a second: however slow the machine, whoever comes
-/// to run within a second has the lock with the eighth of its turns at the latest. One that is stopped while it holds the lock keeps it.
+/// Who waits is served in the order of arrival, except that one who comes may take the lock when it
+/// is free just then, or becomes so within 20 µs, as long as nobody waits. One whose process is
+/// stopped when its turn comes, or gets no time to run, is passed over after 10 ms, and asked no
+/// more, so it holds up the others once; as soon as it runs again it is back at its place, before
+/// all that came later. It has twice as long with each turn that it misses, up to a second: however
+/// slow the machine, whoever comes to run within a second has the lock with the eighth of its turns
+/// at the latest. One that is stopped while it holds the lock keeps it.
 ///
-/// Threads that hold locks and wait for each other's, in `blocking_` calls without a limit, of whatever processes, are told so
-/// where that is looked for ([`Manager::detect_deadlocks`], on by default in debug builds): one of them gets an error that is
-/// [`is_deadlock`](Error::is_deadlock) and names the ring. Of async tasks this is never certain, and nothing is told.
+/// Threads that hold locks and wait for each other's, in `blocking_` calls without a limit, of
+/// whatever processes, are told so where that is looked for ([`Manager::detect_deadlocks`], on by
+/// default in debug builds): one of them gets an error that is [`is_deadlock`](Error::is_deadlock)
+/// and names the ring. Of async tasks this is never certain, and nothing is told.
 ///
-/// Without contention, `lock` and the guard's drop are some atomic operations in shared memory: no system call. In
-/// the application this works without any worker, from any thread, in any runtime or none.
+/// Without contention, `lock` and the guard's drop are some atomic operations in shared memory: no
+/// system call. In the application this works without any worker, from any thread, in any runtime
+/// or none.
 ///
 /// ```
 /// use procpool::{Manager, Mutex};
@@ -108,37 +117,54 @@ impl<T> fmt::Debug for Mutex<T> {
 impl Manager {
     /// A new lock with this value.
     ///
-    /// Its place in shared memory has room for twice the encoded value, and for 256 bytes at least (a number has room
-    /// for any number). What has no room travels by socket when it is committed and when it is read, which is slower.
+    /// Its place in shared memory has room for twice the encoded value, and for 256 bytes at least
+    /// (a number has room for any number). What has no room travels by socket when it is
+    /// committed and when it is read, which is slower.
     /// See [`mutex_with_room`](Self::mutex_with_room) for a value that will grow.
     ///
     /// # Errors
     ///
-    /// When the value cannot be encoded, or takes more than 16 MiB; when there is no memory; when the manager is closed.
+    /// When the value cannot be encoded, or takes more than 16 MiB; when there is no memory; when
+    /// the manager is closed.
     pub fn mutex<T: Serialize + DeserializeOwned>(&self, value: T) -> Result<Mutex<T>, Error> {
         self.make_mutex(None, &value, 0)
     }
 
-    /// As [`mutex`](Self::mutex), with room for a value of so many bytes, encoded. Twice as many are taken.
+    /// As [`mutex`](Self::mutex), with room for a value of so many bytes, encoded. Twice as many
+    /// are taken.
     ///
     /// # Errors
     ///
     /// As `mutex`.
-    pub fn mutex_with_room<T: Serialize + DeserializeOwned>(&self, value: T, bytes: usize) -> Result<Mutex<T>, Error> {
+    pub fn mutex_with_room<T: Serialize + DeserializeOwned>(
+        &self,
+        value: T,
+        bytes: usize,
+    ) -> Result<Mutex<T>, Error> {
         self.make_mutex(None, &value, bytes)
     }
 
-    /// The lock of this name; if there is none, one is made with this value. It has its name as long as there is a handle to
-    /// it. Names of mutexes are told apart from those of other kinds of objects; the type of the value is not looked at.
+    /// The lock of this name; if there is none, one is made with this value. It has its name as
+    /// long as there is a handle to it. Names of mutexes are told apart from those of other
+    /// kinds of objects; the type of the value is not looked at.
     ///
     /// # Errors
     ///
     /// As [`mutex`](Self::mutex).
-    pub fn mutex_named<T: Serialize + DeserializeOwned>(&self, name: &str, value: T) -> Result<Mutex<T>, Error> {
+    pub fn mutex_named<T: Serialize + DeserializeOwned>(
+        &self,
+        name: &str,
+        value: T,
+    ) -> Result<Mutex<T>, Error> {
         self.make_mutex(Some(name), &value, 0)
     }
 
-    fn make_mutex<T: Serialize>(&self, name: Option<&str>, value: &T, room: usize) -> Result<Mutex<T>, Error> {
+    fn make_mutex<T: Serialize>(
+        &self,
+        name: Option<&str>,
+        value: &T,
+        room: usize,
+    ) -> Result<Mutex<T>, Error> {
         let connection = self.connection();
         let server = connection.local()?;
         let made = match name.and_then(|name| server.find(kinds::MUTEX, name, Part::WHOLE)) {
@@ -161,8 +187,8 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
     ///
     /// # Errors
     ///
-    /// The manager is closed; the lock's memory was corrupted; the value is no `T` (the lock is released then as it
-    /// was); in a forked copy of the process.
+    /// The manager is closed; the lock's memory was corrupted; the value is no `T` (the lock is
+    /// released then as it was); in a forked copy of the process.
     ///
     /// # Cancel safety
     ///
@@ -184,7 +210,8 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
         Ok(MutexGuard { core: lock(&self.handle, Some(limit)).await?, lock: &self.handle })
     }
 
-    /// As [`lock`](Self::lock), with a guard that has a handle of its own, for where a borrow cannot be.
+    /// As [`lock`](Self::lock), with a guard that has a handle of its own, for where a borrow
+    /// cannot be.
     ///
     /// # Errors
     ///
@@ -200,8 +227,9 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
 
     /// The lock, if it is free now; else `None`, at once.
     ///
-    /// The first use of a lock in a worker asks the manager for its memory, and a value that has no room in its place is
-    /// asked for each time: these wait for the manager's answer, some tens of microseconds.
+    /// The first use of a lock in a worker asks the manager for its memory, and a value that has no
+    /// room in its place is asked for each time: these wait for the manager's answer, some tens
+    /// of microseconds.
     ///
     /// # Errors
     ///
@@ -221,7 +249,9 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
                 Ok(Some(MutexGuard { core, lock: &self.handle }))
             }
             // Of a manager that is gone, nobody gives it back.
-            Attempt::Busy if self.handle.connection().mail().is_closed() => Err(Why::ManagerClosed.into()),
+            Attempt::Busy if self.handle.connection().mail().is_closed() => {
+                Err(Why::ManagerClosed.into())
+            }
             Attempt::Busy => Ok(None),
             Attempt::Broken => Err(broken(&self.handle)),
         }
@@ -253,7 +283,8 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
         wait::block_on(self.lock_timeout(limit))
     }
 
-    /// The value that was committed last, without the lock: whoever holds it is neither waited for nor disturbed.
+    /// The value that was committed last, without the lock: whoever holds it is neither waited for
+    /// nor disturbed.
     ///
     /// # Errors
     ///
@@ -270,7 +301,11 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
                 return Err(broken(&self.handle));
             }
             bytes.clear();
-            let Some((stored, _)) = always(word::snapshot(cell.words(), |word| bytes.extend(word.to_le_bytes()))) else { continue };
+            let Some((stored, _)) =
+                always(word::snapshot(cell.words(), |word| bytes.extend(word.to_le_bytes())))
+            else {
+                continue;
+            };
             match stored {
                 Stored::Here(len) => {
                     bytes.truncate(len);
@@ -326,9 +361,12 @@ fn may_spin() -> bool {
     *MORE_THAN_ONE.get_or_init(|| std::thread::available_parallelism().is_ok_and(|n| n.get() > 1))
 }
 
-/// Takes the lock and opens its value. When it is free, which is what should be fast, there is no other future within this
-/// one, and nothing but some words of memory.
-async fn lock<T: Serialize + DeserializeOwned>(handle: &Handle, limit: Option<Duration>) -> Result<Core<T>, Error> {
+/// Takes the lock and opens its value. When it is free, which is what should be fast, there is no
+/// other future within this one, and nothing but some words of memory.
+async fn lock<T: Serialize + DeserializeOwned>(
+    handle: &Handle,
+    limit: Option<Duration>,
+) -> Result<Core<T>, Error> {
     if let Some(cell) = handle.cell_at_once()?
         && let Attempt::Held(word) = always(word::try_lock(cell.words(), cell.owner()))
     {
@@ -353,20 +391,31 @@ async fn acquire(handle: &Handle, limit: Option<Duration>) -> Result<Locked<'_>,
     let parked = Parked { ticket: Opened::new(handle)?, handle, over: false };
     let mut parked = parked;
     // One that gives up by itself keeps nobody waiting for ever.
-    let holds = if limit.is_none() { holding::held_while_blocking(handle.connection().manager()) } else { Vec::new() };
+    let holds = if limit.is_none() {
+        holding::held_while_blocking(handle.connection().manager())
+    } else {
+        Vec::new()
+    };
     handle.connection().park(handle.name().object, parked.ticket.number, limit, &holds);
     let word = poll_fn(|cx| {
         loop {
             match handle.connection().poll(parked.ticket.number, cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Arrived::Granted(version)) => match always(word::accept(cell.words(), cell.owner(), version)) {
-                    Attempt::Held(word) => return Poll::Ready(Ok(word)),
-                    // It came late, and was taken back: the next one comes when this has been said.
-                    Attempt::Busy => handle.connection().back(handle.name().object, parked.ticket.number),
-                    Attempt::Broken => return Poll::Ready(Err(broken(handle))),
-                },
+                Poll::Ready(Arrived::Granted(version)) => {
+                    match always(word::accept(cell.words(), cell.owner(), version)) {
+                        Attempt::Held(word) => return Poll::Ready(Ok(word)),
+                        // It came late, and was taken back: the next one comes when this has been
+                        // said.
+                        Attempt::Busy => {
+                            handle.connection().back(handle.name().object, parked.ticket.number)
+                        }
+                        Attempt::Broken => return Poll::Ready(Err(broken(handle))),
+                    }
+                }
                 Poll::Ready(Arrived::Refused(why)) => return Poll::Ready(Err(error(why))),
-                Poll::Ready(Arrived::Deadlock(ring)) => return Poll::Ready(Err(Why::Deadlock { ring }.into())),
+                Poll::Ready(Arrived::Deadlock(ring)) => {
+                    return Poll::Ready(Err(Why::Deadlock { ring }.into()));
+                }
                 Poll::Ready(_) => return Poll::Ready(Err(error(Refusal::Closed))),
             }
         }
@@ -417,7 +466,12 @@ impl Drop for Parked<'_> {
 fn broken(handle: &Handle) -> Error {
     // The end of a manager is seen in the lock first.
     let asked = Opened::new(handle).and_then(|ticket| {
-        handle.connection().park(handle.name().object, ticket.number, Some(Duration::from_millis(1)), &[]);
+        handle.connection().park(
+            handle.name().object,
+            ticket.number,
+            Some(Duration::from_millis(1)),
+            &[],
+        );
         match wait::park_on(poll_fn(|cx| handle.connection().poll(ticket.number, cx))) {
             Arrived::Refused(why) => Err(error(why)),
             _ => Ok(()),
@@ -433,7 +487,9 @@ async fn fetch(handle: &Handle) -> Result<Body, Error> {
     match poll_fn(|cx| handle.connection().poll(ticket.number, cx)).await {
         Arrived::Answer { body, .. } => Ok(body),
         Arrived::Refused(why) => Err(error(why)),
-        Arrived::Granted(_) | Arrived::Mapped(_) | Arrived::Deadlock(_) => Err(error(Refusal::Closed)),
+        Arrived::Granted(_) | Arrived::Mapped(_) | Arrived::Deadlock(_) => {
+            Err(error(Refusal::Closed))
+        }
     }
 }
 
@@ -462,7 +518,12 @@ impl Drop for Locked<'_> {
     fn drop(&mut self) {
         if self.armed && !fork::is_forked_copy() {
             forget(self.handle, self.noted);
-            let _ = let_go(self.handle, self.cell, self.word, Release { commit: false, recovered: None });
+            let _ = let_go(
+                self.handle,
+                self.cell,
+                self.word,
+                Release { commit: false, recovered: None },
+            );
         }
     }
 }
@@ -502,7 +563,8 @@ struct Core<T> {
     changed: bool,
     /// The mark of those who did not end well is to be taken away.
     unmark: bool,
-    /// The thread was panicking when the lock was taken, which is then nothing that happened to the guard.
+    /// The thread was panicking when the lock was taken, which is then nothing that happened to
+    /// the guard.
     panicking: bool,
     commit: Commit<T>,
 }
@@ -512,7 +574,16 @@ impl<T: Serialize + DeserializeOwned> Core<T> {
         locked.armed = false;
         let Locked { word, fencing_number, noted, .. } = locked;
         let panicking = std::thread::panicking();
-        Self { value: Some(value), word, fencing_number, noted, changed: false, unmark: false, panicking, commit }
+        Self {
+            value: Some(value),
+            word,
+            fencing_number,
+            noted,
+            changed: false,
+            unmark: false,
+            panicking,
+            commit,
+        }
     }
 
     /// Decodes the value if it is in its place.
@@ -554,8 +625,15 @@ impl<T: Serialize + DeserializeOwned> Core<T> {
     }
 }
 
-/// Writes the value and releases the lock with it. An error comes with whether the lock has been released all the same.
-fn commit<T: Serialize>(value: &T, handle: &Handle, cell: &Cell, word: Word, unmark: bool) -> Result<(), (Error, bool)> {
+/// Writes the value and releases the lock with it. An error comes with whether the lock has been
+/// released all the same.
+fn commit<T: Serialize>(
+    value: &T,
+    handle: &Handle,
+    cell: &Cell,
+    word: Word,
+    unmark: bool,
+) -> Result<(), (Error, bool)> {
     thread_local! {
         static SCRATCH: std::cell::Cell<Vec<u8>> = const { std::cell::Cell::new(Vec::new()) };
     }
@@ -570,7 +648,11 @@ fn commit<T: Serialize>(value: &T, handle: &Handle, cell: &Cell, word: Word, unm
     };
     let mut released = false;
     let done = match encoded {
-        Ok(()) if things.is_empty() && out.len() <= word::capacity(cell.words().len()) && !always(word::has_outside(cell.words())) => {
+        Ok(())
+            if things.is_empty()
+                && out.len() <= word::capacity(cell.words().len())
+                && !always(word::has_outside(cell.words())) =>
+        {
             always(word::write(cell.words(), word, out.len(), word::words_of(&out)));
             let_go(handle, cell, word, Release { commit: true, recovered: unmark.then_some(false) })
         }
@@ -578,7 +660,12 @@ fn commit<T: Serialize>(value: &T, handle: &Handle, cell: &Cell, word: Word, unm
             if !always(word::is_held(cell.words(), word)) {
                 return Err(Why::ObjectBroken.into());
             }
-            if handle.connection().commit(handle.name().object, unmark, Packet::copy_from(&out), names) {
+            if handle.connection().commit(
+                handle.name().object,
+                unmark,
+                Packet::copy_from(&out),
+                names,
+            ) {
                 return Ok(());
             }
             released = true; // and rolled back
@@ -615,17 +702,27 @@ impl<T> Core<T> {
         if !self.changed && !roll_back {
             return let_go(lock, cell, self.word, Release { commit: false, recovered: unmarked });
         }
-        // Nothing of the user's may run between the failure of his encoding and the release; but it may panic.
+        // Nothing of the user's may run between the failure of his encoding and the release; but it
+        // may panic.
         struct ReleaseOnPanic<'a>(&'a Handle, &'a Cell, Word, bool);
         impl Drop for ReleaseOnPanic<'_> {
             fn drop(&mut self) {
                 if self.3 {
-                    let _ = let_go(self.0, self.1, self.2, Release { commit: false, recovered: Some(true) });
+                    let _ = let_go(
+                        self.0,
+                        self.1,
+                        self.2,
+                        Release { commit: false, recovered: Some(true) },
+                    );
                 }
             }
         }
         let mut otherwise = ReleaseOnPanic(lock, cell, self.word, true);
-        let committed = if roll_back { Ok(()) } else { (self.commit)(&value, lock, cell, self.word, self.unmark) };
+        let committed = if roll_back {
+            Ok(())
+        } else {
+            (self.commit)(&value, lock, cell, self.word, self.unmark)
+        };
         otherwise.3 = false;
         match committed {
             Ok(()) if roll_back => {
@@ -724,9 +821,9 @@ macro_rules! guard {
 ///
 /// # Drop
 ///
-/// Commits what was changed and releases the lock; rolls back in a panic and while the task is being aborted. See
-/// [`Mutex`]. A failure to commit rolls back, and is told by [`recovered`](Self::recovered) to the next; use
-/// [`commit`](Self::commit) to be told yourself.
+/// Commits what was changed and releases the lock; rolls back in a panic and while the task is
+/// being aborted. See [`Mutex`]. A failure to commit rolls back, and is told by
+/// [`recovered`](Self::recovered) to the next; use [`commit`](Self::commit) to be told yourself.
 #[must_use = "dropping a guard releases the lock"]
 pub struct MutexGuard<'a, T> {
     core: Core<T>,

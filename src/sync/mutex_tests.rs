@@ -33,7 +33,9 @@ impl<T> Mutex<T> {
 }
 
 /// A lock, and how another process sees it.
-fn lock_and_there<T: serde::Serialize + serde::de::DeserializeOwned>(value: T) -> (Manager, Mutex<T>, Elsewhere, Mutex<T>) {
+fn lock_and_there<T: serde::Serialize + serde::de::DeserializeOwned>(
+    value: T,
+) -> (Manager, Mutex<T>, Elsewhere, Mutex<T>) {
     let manager = manager();
     let mutex = manager.mutex(value).expect("a mutex");
     let elsewhere = Elsewhere::new(manager.connection());
@@ -167,7 +169,8 @@ fn try_lock_never_waits_and_a_limit_is_kept() {
 #[test]
 fn fencing_numbers_rise_from_guard_to_guard() {
     let (_manager, here, _elsewhere, there) = lock_and_there(0u8);
-    let numbers: Vec<_> = [&here, &there, &there, &here].map(|mutex| blocking(mutex.lock()).fencing_number()).into();
+    let numbers: Vec<_> =
+        [&here, &there, &there, &here].map(|mutex| blocking(mutex.lock()).fencing_number()).into();
     assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
 }
 
@@ -197,7 +200,8 @@ fn many_threads_of_two_processes_lose_no_update() {
 
 #[test]
 fn waiters_are_served_in_the_order_in_which_they_parked() {
-    // One that does not get to run for 10 ms is passed over, as it should be: that says nothing of the order.
+    // One that does not get to run for 10 ms is passed over, as it should be: that says nothing of
+    // the order.
     let in_order = (0..50).any(|_| {
         let (order, late) = order_of_twenty();
         let right = order.iter().copied().eq(0..20);
@@ -207,7 +211,8 @@ fn waiters_are_served_in_the_order_in_which_they_parked() {
     assert!(in_order);
 }
 
-/// Twenty waiters of five processes park one after another: in what order they were served, and how many came too late.
+/// Twenty waiters of five processes park one after another: in what order they were served, and how
+/// many came too late.
 fn order_of_twenty() -> (Vec<usize>, u64) {
     let manager = manager();
     let mutex = manager.mutex(Vec::<usize>::new()).expect("a mutex");
@@ -257,7 +262,11 @@ fn one_that_locks_again_and_again_does_not_pass_who_waits() {
         *guard += 1;
         drop(guard);
         // The next one to have it is not we.
-        assert!(here.try_lock().expect("try").is_none() || got.load(Ordering::SeqCst) == 1 || server.waiting(mutex_object(&here)) == 0);
+        assert!(
+            here.try_lock().expect("try").is_none()
+                || got.load(Ordering::SeqCst) == 1
+                || server.waiting(mutex_object(&here)) == 0
+        );
         drop(here.blocking_lock().expect("lock"));
     });
     assert_eq!(got.load(Ordering::SeqCst), 1);
@@ -292,7 +301,8 @@ fn waiters_that_give_up_at_any_moment_lose_nothing() {
             }
         }
         let other = if round % 3 == 0 { &here } else { &there };
-        let mut guard = block_on(other.lock_timeout(Duration::from_secs(30))).expect("it is never lost");
+        let mut guard =
+            block_on(other.lock_timeout(Duration::from_secs(30))).expect("it is never lost");
         *guard += 1;
     }
     assert_eq!(blocking(here.get()), 1000);
@@ -339,7 +349,10 @@ fn handles_within_a_lock_keep_what_they_stand_for() {
     let again = guard[0].clone();
     guard.push(again);
     drop(guard);
-    assert_eq!(blocking(here.lock()).iter().map(|value| value.load().expect("load")).collect::<Vec<_>>(), [6, 6]);
+    assert_eq!(
+        blocking(here.lock()).iter().map(|value| value.load().expect("load")).collect::<Vec<_>>(),
+        [6, 6]
+    );
     blocking(here.lock()).clear();
     wait_until("nobody has it any more", || {
         // The other buffer's value goes when it is written over.
@@ -370,7 +383,10 @@ fn a_named_lock_is_found_again_while_somebody_has_it() {
     assert_eq!(blocking(manager.mutex_named("x", 2u64).expect("a mutex").get()), 1);
     assert_eq!(blocking(manager.mutex_named("y", 3u64).expect("a mutex").get()), 3);
     drop(first);
-    assert_eq!((manager.objects(), blocking(manager.mutex_named("x", 4u64).expect("a mutex").get())), (0, 4));
+    assert_eq!(
+        (manager.objects(), blocking(manager.mutex_named("x", 4u64).expect("a mutex").get())),
+        (0, 4)
+    );
 }
 
 #[test]
@@ -378,7 +394,8 @@ fn it_works_in_any_runtime_and_after_one_has_ended() {
     let manager = manager();
     let mutex = manager.mutex(0u64).expect("a mutex");
     for _ in 0..2 {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().expect("runtime");
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().expect("runtime");
         let guard = runtime.block_on(mutex.lock()).expect("lock");
         let waiting = runtime.spawn({
             let mutex = mutex.clone();
@@ -395,7 +412,9 @@ fn it_works_in_any_runtime_and_after_one_has_ended() {
         drop(held);
     }
     assert_eq!(mutex.blocking_get().expect("get"), 2);
-    std::thread::spawn(move || *mutex.blocking_lock().expect("lock") += 1).join().expect("no panic");
+    std::thread::spawn(move || *mutex.blocking_lock().expect("lock") += 1)
+        .join()
+        .expect("no panic");
 }
 
 #[test]
@@ -434,7 +453,10 @@ fn of_many_who_make_the_object_of_a_name_all_get_one() {
                 })
             })
             .collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic").expect("a mutex")).collect()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("no panic").expect("a mutex"))
+            .collect()
     });
     assert_eq!(manager.objects(), 1);
     *blocking(made[0].lock()) = 100;
@@ -457,7 +479,10 @@ fn what_the_manager_keeps_is_bounded() {
     blocking(there.lock()).resize(2 << 20, 2);
     let guard = blocking(mutex.lock());
     assert_eq!((guard.len(), guard.recovered()), (500_000, true));
-    assert_eq!(manager.mutex(vec![1u8; 800_000]).expect_err("too much").kind(), ErrorKind::ManagerFull);
+    assert_eq!(
+        manager.mutex(vec![1u8; 800_000]).expect_err("too much").kind(),
+        ErrorKind::ManagerFull
+    );
     assert_eq!(manager.objects(), 1);
 }
 
@@ -465,7 +490,10 @@ fn what_the_manager_keeps_is_bounded() {
 fn what_arrays_and_many_small_objects_take_is_bounded_as_well() {
     let manager = manager();
     manager.connection().server().expect("local").set_bound(1 << 20);
-    assert_eq!(manager.array(&[0u64; 200_000]).expect_err("too much").kind(), ErrorKind::ManagerFull);
+    assert_eq!(
+        manager.array(&[0u64; 200_000]).expect_err("too much").kind(),
+        ErrorKind::ManagerFull
+    );
     assert_eq!(manager.objects(), 0);
     let array = manager.array(&[7u64; 50_000]).expect("there is room");
     let mut all = Vec::new();
@@ -487,7 +515,10 @@ fn what_arrays_and_many_small_objects_take_is_bounded_as_well() {
     let queue = manager.queue::<Vec<u8>>(10).expect("there is room");
     queue.try_send(vec![1; 200_000]).expect("there is room");
     let refused = queue.try_send(vec![2; 400_000]).expect_err("too much");
-    assert_eq!((refused.error().kind(), refused.into_inner().len()), (ErrorKind::ManagerFull, 400_000));
+    assert_eq!(
+        (refused.error().kind(), refused.into_inner().len()),
+        (ErrorKind::ManagerFull, 400_000)
+    );
     assert_eq!(queue.try_recv().expect("it is there"), Some(vec![1; 200_000]));
 }
 
@@ -502,7 +533,9 @@ fn own_process_leaves_nothing() {
     if !is_own_process() {
         return;
     }
-    let maps = || std::fs::read_to_string("/proc/self/maps").expect("/proc").matches("memfd:procpool").count();
+    let maps = || {
+        std::fs::read_to_string("/proc/self/maps").expect("/proc").matches("memfd:procpool").count()
+    };
     let threads = || std::fs::read_dir("/proc/self/task").expect("/proc").count();
     drop(manager().mutex(1u64).expect("a mutex")); // what stays is the steward
     wait_until("the first is forgotten", || maps() == 0);
@@ -528,7 +561,9 @@ fn a_corrupted_word_breaks_that_lock_and_no_other() {
     let (manager, here, elsewhere, there) = lock_and_there(1u64);
     let good = manager.mutex(2u64).expect("a mutex");
     drop(blocking(there.lock()));
-    let words = |mutex: &Mutex<u64>| mutex.handle().cell_at_once().expect("mapped").expect("mapped").words().as_ptr() as usize;
+    let words = |mutex: &Mutex<u64>| {
+        mutex.handle().cell_at_once().expect("mapped").expect("mapped").words().as_ptr() as usize
+    };
     assert_ne!(words(&here), words(&good));
     // An owner that is no client: whoever comes to wait is told.
     let cell = there.handle().cell_at_once().expect("mapped").expect("mapped");
@@ -557,7 +592,8 @@ fn a_corrupted_word_breaks_that_lock_and_no_other() {
     let third = manager.mutex(1u64).expect("a mutex");
     let mut guard = blocking(third.lock());
     *guard = 5;
-    third.handle().cell_at_once().expect("mapped").expect("mapped").words()[0].store(0, Ordering::SeqCst);
+    third.handle().cell_at_once().expect("mapped").expect("mapped").words()[0]
+        .store(0, Ordering::SeqCst);
     assert_eq!(guard.commit().expect_err("changed").kind(), ErrorKind::ObjectBroken);
     assert_eq!(blocking(good.get()), 2);
 }
@@ -576,7 +612,8 @@ fn a_word_that_never_stands_still_breaks_its_lock_and_holds_up_nobody() {
             while !stop.load(Ordering::Relaxed) {
                 seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
                 cell.words()[0].store(seed, Ordering::Relaxed);
-                cell.words()[(seed >> 60) as usize % cell.words().len()].store(seed, Ordering::Relaxed);
+                cell.words()[(seed >> 60) as usize % cell.words().len()]
+                    .store(seed, Ordering::Relaxed);
             }
         });
         for _ in 0..200 {
@@ -644,13 +681,21 @@ fn a_holder_that_is_killed_stopped_or_not_gives_the_lock_to_the_next() {
     let manager = manager();
     let mutex = manager.mutex(1u64).expect("a mutex");
     for stopped in [false, true] {
-        let mut child = start_client(manager.connection(), "sync::mutex_tests::client_holds", &[mutex.handle()]);
+        let mut child = start_client(
+            manager.connection(),
+            "sync::mutex_tests::client_holds",
+            &[mutex.handle()],
+        );
         assert_eq!(line(&mut child), "held");
         let mut waiting = pin!(mutex.lock());
         assert!(waiting.as_mut().now_or_never().is_none());
         if stopped {
             stop(&child);
-            assert!(block_on(mutex.lock_timeout(Duration::from_millis(50))).expect_err("it is held still").is_timeout());
+            assert!(
+                block_on(mutex.lock_timeout(Duration::from_millis(50)))
+                    .expect_err("it is held still")
+                    .is_timeout()
+            );
         }
         kill(pid(&child), Signal::SIGKILL).expect("kill");
         let mut guard = block_on(waiting).expect("lock");
@@ -680,7 +725,11 @@ fn one_that_is_stopped_when_its_turn_comes_is_passed_over() {
     let mutex = manager.mutex(0u64).expect("a mutex");
     let server = manager.connection().server().expect("local");
     let guard = blocking(mutex.lock());
-    let mut child = start_client(manager.connection(), "sync::mutex_tests::client_adds_once", &[mutex.handle()]);
+    let mut child = start_client(
+        manager.connection(),
+        "sync::mutex_tests::client_adds_once",
+        &[mutex.handle()],
+    );
     wait_until("it waits", || server.waiting(mutex_object(&mutex)) == 1);
     stop(&child);
     let mut waiting = pin!(mutex.lock());
@@ -693,12 +742,14 @@ fn one_that_is_stopped_when_its_turn_comes_is_passed_over() {
     assert!(child.wait().expect("wait").success());
 }
 
-/// Else it would be told of a ring that is none: the guard is dropped by another thread than took it.
+/// Else it would be told of a ring that is none: the guard is dropped by another thread than took
+/// it.
 #[test]
 fn what_was_not_taken_by_blocking_is_in_no_ring() {
     let manager = manager();
     manager.detect_deadlocks(true);
-    let (one, other) = (manager.mutex(0u64).expect("a mutex"), manager.mutex(0u64).expect("a mutex"));
+    let (one, other) =
+        (manager.mutex(0u64).expect("a mutex"), manager.mutex(0u64).expect("a mutex"));
     let server = manager.connection().server().expect("local");
     let held = one.try_lock().expect("whole").expect("free");
     std::thread::scope(|scope| {
@@ -706,7 +757,9 @@ fn what_was_not_taken_by_blocking_is_in_no_ring() {
             let _other = other.blocking_lock().expect("no deadlock");
             drop(one.blocking_lock().expect("no deadlock"));
         });
-        wait_until("it waits for the one, and holds the other", || server.waiting(mutex_object(&one)) == 1);
+        wait_until("it waits for the one, and holds the other", || {
+            server.waiting(mutex_object(&one)) == 1
+        });
         scope.spawn(|| {
             let held = held;
             wait_until("the other is waited for", || server.waiting(mutex_object(&other)) == 1);
@@ -717,14 +770,19 @@ fn what_was_not_taken_by_blocking_is_in_no_ring() {
 }
 
 #[test]
-fn those_that_are_stopped_hold_up_each_other_waiter_once_at_most_and_go_on_when_they_are_continued() {
+fn those_that_are_stopped_hold_up_each_other_waiter_once_at_most_and_go_on_when_they_are_continued()
+{
     let manager = manager();
     let mutex = manager.mutex(0u64).expect("a mutex");
     let (server, object) = (manager.connection().server().expect("local"), mutex_object(&mutex));
     let mut guard = blocking(mutex.lock());
     let mut children: Vec<_> = (0..2)
         .map(|before| {
-            let child = start_client(manager.connection(), "sync::mutex_tests::client_adds_once", &[mutex.handle()]);
+            let child = start_client(
+                manager.connection(),
+                "sync::mutex_tests::client_adds_once",
+                &[mutex.handle()],
+            );
             wait_until("it waits", || server.waiting(object) == before + 1);
             stop(&child);
             child
@@ -765,7 +823,8 @@ fn client_adds_once() {
 #[test]
 fn processes_that_are_killed_at_any_instant_leave_an_exact_sum() {
     let manager = manager();
-    // The sum, and what each process has been seen to add. In one value: either both count or neither.
+    // The sum, and what each process has been seen to add. In one value: either both count or
+    // neither.
     let sum = manager.mutex((0u64, vec![0u64; 4])).expect("a mutex");
     let begun = manager.array(&[0u64; 4]).expect("an array");
     let mut seed = 42u64;
@@ -774,7 +833,11 @@ fn processes_that_are_killed_at_any_instant_leave_an_exact_sum() {
         (seed >> 33) % below
     };
     let start = |number: usize| {
-        let mut child = start_client(manager.connection(), "sync::mutex_tests::client_adds_on", &[sum.handle(), begun.handle()]);
+        let mut child = start_client(
+            manager.connection(),
+            "sync::mutex_tests::client_adds_on",
+            &[sum.handle(), begun.handle()],
+        );
         assert_eq!(line(&mut child), "begins");
         (number, child)
     };
@@ -942,9 +1005,14 @@ fn own_process_reader() {
     drop(theirs);
 
     // While another one reads, what is there is not for the thread, which sleeps.
-    let mut threads = std::fs::read_dir("/proc/self/task").expect("/proc").map(|thread| thread.expect("/proc").path());
+    let mut threads = std::fs::read_dir("/proc/self/task")
+        .expect("/proc")
+        .map(|thread| thread.expect("/proc").path());
     let thread = threads
-        .find(|thread| std::fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.starts_with("procpool-manage")))
+        .find(|thread| {
+            std::fs::read_to_string(thread.join("comm"))
+                .is_ok_and(|name| name.starts_with("procpool-manage"))
+        })
         .expect("it runs");
     let sleeps = || std::fs::read_to_string(thread.join("stat")).expect("/proc").contains(") S ");
     let ticket = elsewhere.connection.ticket().expect("a ticket");

@@ -1,13 +1,15 @@
 //! References that travel beside a call or a result: which objects of which managers a value names.
 //!
-//! * The sender encodes, and finds out which ([`names::collecting`](crate::wire::value::names::collecting)). Who sends a
-//!   call keeps them until its task has ended, and has each *lent* to the worker that gets it ([`Leases`]): the worker then
-//!   has a reference that is counted for it, and drops it itself. The first time that a worker is lent something of a
-//!   manager, it gets a socket of its own to it.
-//! * The receiver makes handles of them ([`received`]), among which the values that it decodes find theirs
-//!   ([`crate::wire::value::names::resolving`]).
-//! * What a worker puts into a result it hands over to the manager first ([`parcel`]), where whoever gets the result
-//!   takes it over ([`Leases::take`]). So it does not matter that the worker drops its own right away, or dies.
+//! * The sender encodes, and finds out which
+//!   ([`names::collecting`](crate::wire::value::names::collecting)). Who sends a call keeps them
+//!   until its task has ended, and has each *lent* to the worker that gets it ([`Leases`]): the
+//!   worker then has a reference that is counted for it, and drops it itself. The first time that a
+//!   worker is lent something of a manager, it gets a socket of its own to it.
+//! * The receiver makes handles of them ([`received`]), among which the values that it decodes find
+//!   theirs ([`crate::wire::value::names::resolving`]).
+//! * What a worker puts into a result it hands over to the manager first ([`parcel`]), where
+//!   whoever gets the result takes it over ([`Leases::take`]). So it does not matter that the
+//!   worker drops its own right away, or dies.
 
 use super::connection::Connection;
 use super::handle::Inner;
@@ -31,12 +33,18 @@ fn written(manager: u64, name: &Name) -> Written {
 
 fn read((manager, object, part, kind, place): Written) -> Option<(u64, Name)> {
     let place = place.map(|(segment, offset, len)| Place { segment, offset, len });
-    (part < Part::COUNT).then_some((manager, Name { object, part: Part(part), kind: Kind(kind), place }))
+    (part < Part::COUNT)
+        .then_some((manager, Name { object, part: Part(part), kind: Kind(kind), place }))
 }
 
 /// Appends the names of these references: one value.
-pub(crate) fn write_names(things: &[Thing], out: &mut Vec<u8>, limit: usize) -> Result<(), EncodeError> {
-    let names: Vec<_> = inners(things).map(|inner| written(inner.connection().manager(), inner.name())).collect();
+pub(crate) fn write_names(
+    things: &[Thing],
+    out: &mut Vec<u8>,
+    limit: usize,
+) -> Result<(), EncodeError> {
+    let names: Vec<_> =
+        inners(things).map(|inner| written(inner.connection().manager(), inner.name())).collect();
     value::encode(&names, out, limit)
 }
 
@@ -50,7 +58,8 @@ impl Named {
         let mut reader = Reader::new(bytes);
         let names: Vec<Written> = reader.next()?;
         let end = bytes.len() - reader.rest().len();
-        let wrong = || DecodeError::Message { at: Some(0), text: "a name that no object has".into() };
+        let wrong =
+            || DecodeError::Message { at: Some(0), text: "a name that no object has".into() };
         let names: Option<_> = names.into_iter().map(read).collect();
         Ok((Self(names.ok_or_else(wrong)?), end))
     }
@@ -62,7 +71,8 @@ fn inners(things: &[Thing]) -> impl Iterator<Item = &Inner> {
 
 // ---- whoever has a worker
 
-/// What one worker was lent, by manager. Dropped when the worker has ended and what it sent has been read.
+/// What one worker was lent, by manager. Dropped when the worker has ended and what it sent has
+/// been read.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     /// Held only to look.
@@ -89,15 +99,21 @@ impl Leases {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner).get(&manager).cloned()
     }
 
-    /// Lends a worker what a call names that it is about to be sent. One at a time does so. Gives the managers that it has not known so far, each
-    /// with a socket to it: they must be sent before the call. (If the call is never sent, they are lost with the worker.)
+    /// Lends a worker what a call names that it is about to be sent. One at a time does so. Gives
+    /// the managers that it has not known so far, each with a socket to it: they must be sent
+    /// before the call. (If the call is never sent, they are lost with the worker.)
     ///
     /// With a pidfd its end is known even if another process holds its socket.
     ///
     /// # Errors
     ///
-    /// When there is no descriptor to be had for such a socket, or the manager is closed. Nothing has been lent then.
-    pub(crate) fn lend(&self, things: &[Thing], worker: Option<BorrowedFd<'_>>) -> io::Result<Vec<(u64, OwnedFd)>> {
+    /// When there is no descriptor to be had for such a socket, or the manager is closed. Nothing
+    /// has been lent then.
+    pub(crate) fn lend(
+        &self,
+        things: &[Thing],
+        worker: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Vec<(u64, OwnedFd)>> {
         let (mut sockets, mut new) = (Vec::new(), HashMap::new());
         for inner in inners(things) {
             let manager = inner.connection().manager();
@@ -107,7 +123,8 @@ impl Leases {
             let connection = Arc::clone(inner.connection());
             let (worker, socket) = match connection.server() {
                 Some(server) => {
-                    let (client, socket) = server.connect(worker.map(|worker| worker.try_clone_to_owned()).transpose()?)?;
+                    let (client, socket) = server
+                        .connect(worker.map(|worker| worker.try_clone_to_owned()).transpose()?)?;
                     (Borrower::Client(client), socket)
                 }
                 None => {
@@ -125,7 +142,12 @@ impl Leases {
                 let Name { object, part, .. } = *inner.name();
                 match lease.worker {
                     // `None`: the manager is closed, which the worker will see by itself.
-                    Borrower::Client(client) => drop(lease.connection.server().and_then(|server| server.lend(client, object, part))),
+                    Borrower::Client(client) => drop(
+                        lease
+                            .connection
+                            .server()
+                            .and_then(|server| server.lend(client, object, part)),
+                    ),
                     Borrower::Introduced(number) => lease.connection.lend(number, inner.name()),
                 }
             }
@@ -140,9 +162,13 @@ impl Leases {
     /// When the worker names what it did not hand over.
     pub(crate) fn take(&self, named: &Named) -> Result<Vec<Thing>, String> {
         let take = |(manager, name): &(u64, Name)| {
-            let lease = self.of(*manager).ok_or_else(|| format!("an object of manager {manager:x}, which it does not know"))?;
+            let lease = self.of(*manager).ok_or_else(|| {
+                format!("an object of manager {manager:x}, which it does not know")
+            })?;
             let taken = match (lease.worker, lease.connection.server()) {
-                (Borrower::Client(client), Some(server)) => server.take(client, name.object, name.part),
+                (Borrower::Client(client), Some(server)) => {
+                    server.take(client, name.object, name.part)
+                }
                 (Borrower::Introduced(number), _) => Some(lease.connection.take(number, *name)),
                 _ => None,
             };
@@ -175,8 +201,8 @@ impl Drop for Leases {
 
 // ---- a worker
 
-/// The managers that this process has been given sockets to. For ever, or until a manager is closed: whoever lends us
-/// something sends the socket only once.
+/// The managers that this process has been given sockets to. For ever, or until a manager is
+/// closed: whoever lends us something sends the socket only once.
 static GIVEN: Mutex<Option<HashMap<u64, Arc<Connection>>>> = Mutex::new(None);
 
 /// This process has been given a socket to this manager.
@@ -188,7 +214,8 @@ pub(crate) fn given(manager: u64, socket: OwnedFd) {
     given.insert(manager, connection);
 }
 
-/// The references that came with a call. Each was counted for this process: what no value takes is dropped here.
+/// The references that came with a call. Each was counted for this process: what no value takes is
+/// dropped here.
 ///
 /// # Errors
 ///
@@ -197,13 +224,15 @@ pub(crate) fn received(named: Named) -> Result<Vec<Thing>, String> {
     let given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     let handle = |(manager, name): (u64, Name)| {
         let connection = given.as_ref().and_then(|given| given.get(&manager));
-        let connection = connection.ok_or_else(|| format!("an object of manager {manager:x}, which is not known"))?;
+        let connection = connection
+            .ok_or_else(|| format!("an object of manager {manager:x}, which is not known"))?;
         Ok(Arc::new(Inner::new(Arc::clone(connection), name)) as Thing)
     };
     named.0.into_iter().map(handle).collect()
 }
 
-/// Hands over to their managers what a result names; it must not be sent before. Waits while a manager does not read.
+/// Hands over to their managers what a result names; it must not be sent before. Waits while a
+/// manager does not read.
 ///
 /// # Errors
 ///

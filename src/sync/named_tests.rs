@@ -91,7 +91,8 @@ fn a_result_that_nobody_takes_is_let_go_with_its_worker() {
     let value = manager.value(1u64).expect("a value");
     let leases = Leases::default();
     let call = pack(&value);
-    let (number, socket) = leases.lend(&call.things, Some(process().as_fd())).expect("lend").remove(0);
+    let (number, socket) =
+        leases.lend(&call.things, Some(process().as_fd())).expect("lend").remove(0);
     let worker = Connection::remote(number, socket);
     let theirs = Handle::of(&worker, *value_handle(&value).name());
     worker.parcel(theirs.name());
@@ -107,7 +108,8 @@ fn a_result_that_nobody_takes_is_let_go_with_its_worker() {
 #[test]
 fn what_a_worker_names_without_having_it_is_refused() {
     let manager = Manager::new().expect("a manager");
-    let (given_one, secret) = (manager.value(1u64).expect("a value"), manager.value(2u64).expect("a value"));
+    let (given_one, secret) =
+        (manager.value(1u64).expect("a value"), manager.value(2u64).expect("a value"));
     let leases = Leases::default();
     let call = pack(&given_one);
     let _sockets = leases.lend(&call.things, Some(process().as_fd())).expect("lend");
@@ -126,7 +128,8 @@ fn a_worker_lends_what_it_was_lent_to_workers_of_its_own() {
     let there: Mutex<u64> = Mutex::of(worker.handle(mutex.handle()));
     let leases = Leases::default();
     let call = pack(&there);
-    let (number, socket) = leases.lend(&call.things, Some(process().as_fd())).expect("lend").remove(0);
+    let (number, socket) =
+        leases.lend(&call.things, Some(process().as_fd())).expect("lend").remove(0);
     let grandchild = Connection::remote(number, socket);
     let theirs = Handle::of(&grandchild, *mutex.handle().name());
     let mutex_there: Mutex<u64> = Mutex::of(theirs.clone());
@@ -137,7 +140,8 @@ fn a_worker_lends_what_it_was_lent_to_workers_of_its_own() {
     drop((theirs, mutex_there));
     drop((there, call, mutex));
     let mut names = Vec::new();
-    encode(&[(number, 1u64, 0u8, kinds::MUTEX.0, None::<(u32, u32, u32)>)], &mut names, usize::MAX).expect("encode");
+    encode(&[(number, 1u64, 0u8, kinds::MUTEX.0, None::<(u32, u32, u32)>)], &mut names, usize::MAX)
+        .expect("encode");
     let back = leases.take(&Named::read(&names).expect("names").0);
     let back = back.expect("taken");
     assert_eq!(manager.objects(), 1);
@@ -175,16 +179,30 @@ fn every_type_does_what_its_operations_say() {
     assert_eq!(byte.compare_exchange(4, 9).expect("exchange"), Ok(4));
     assert_eq!((byte.fetch_sub(10).expect("sub"), byte.swap(1).expect("swap")), (9, 255));
     let signed = manager.value(-5i64).expect("a value");
-    assert_eq!((signed.fetch_add(-1).expect("add"), signed.fetch_max(3).expect("max"), signed.fetch_min(-9).expect("min")), (-5, -6, 3));
+    assert_eq!(
+        (
+            signed.fetch_add(-1).expect("add"),
+            signed.fetch_max(3).expect("max"),
+            signed.fetch_min(-9).expect("min")
+        ),
+        (-5, -6, 3)
+    );
     assert_eq!(signed.load().expect("load"), -9);
     let small = manager.value(-5i8).expect("a value");
     assert_eq!((small.fetch_sub(127).expect("sub"), small.load().expect("load")), (-5, 124));
     let real = manager.value(1.5f64).expect("a value");
     assert_eq!((real.fetch_add(-0.25).expect("add"), real.load().expect("load")), (1.5, 1.25));
     let flag = manager.value(false).expect("a value");
-    assert!(!flag.fetch_or(true).expect("or") && flag.fetch_xor(true).expect("xor") && !flag.load().expect("load"));
+    assert!(
+        !flag.fetch_or(true).expect("or")
+            && flag.fetch_xor(true).expect("xor")
+            && !flag.load().expect("load")
+    );
     let bits = manager.value(0b1100u32).expect("a value");
-    assert_eq!((bits.fetch_and(0b0110).expect("and"), bits.load().expect("load")), (0b1100, 0b0100));
+    assert_eq!(
+        (bits.fetch_and(0b0110).expect("and"), bits.load().expect("load")),
+        (0b1100, 0b0100)
+    );
     assert_eq!(bits.fetch_update(|n| (n > 100).then_some(0)).expect("update"), Err(4));
 
     let array = manager.array(&[0.5f32, 1.0, 2.0]).expect("an array");
@@ -204,7 +222,9 @@ fn processes_that_add_lose_nothing() {
     let manager = Manager::new().expect("a manager");
     let value = manager.value(0u64).expect("a value");
     let test = "sync::named_tests::client_adds_a_thousand";
-    let children: Vec<_> = (0..10).map(|_| start_client(manager.connection(), test, &[value_handle(&value)])).collect();
+    let children: Vec<_> = (0..10)
+        .map(|_| start_client(manager.connection(), test, &[value_handle(&value)]))
+        .collect();
     for mut child in children {
         assert!(child.wait().expect("wait").success());
     }

@@ -1,5 +1,5 @@
-//! The objects as several processes see them, each through a socket of its own; a process that is killed is one whose
-//! socket ends. (The same with true processes: `tests/sync_*.rs`.)
+//! The objects as several processes see them, each through a socket of its own; a process that is
+//! killed is one whose socket ends. (The same with true processes: `tests/sync_*.rs`.)
 
 use super::connection::Connection;
 use super::handle::{Handle, handle_travels, kinds};
@@ -49,7 +49,8 @@ impl Process {
 
     /// A handle as this process has it.
     pub(super) fn has<H: Serialize + DeserializeOwned + Clone>(&self, handle: &H) -> H {
-        let (here, there): (List<H>, List<H>) = (Any::of(&self.here).into(), Any::of(&self.bag).into());
+        let (here, there): (List<H>, List<H>) =
+            (Any::of(&self.here).into(), Any::of(&self.bag).into());
         here.blocking_push(handle.clone()).expect("push");
         there.blocking_pop().expect("pop").expect("one")
     }
@@ -106,7 +107,10 @@ fn a_queue_keeps_its_order_and_its_bound_through_sockets() {
     assert_eq!(queue.try_recv().expect("recv"), Some(6));
     assert_eq!(receives.try_recv().expect_err("empty").kind(), ErrorKind::Empty);
     let begun = Instant::now();
-    assert!(receives.blocking_recv_timeout(SHORT).expect_err("empty").is_timeout() && begun.elapsed() >= SHORT);
+    assert!(
+        receives.blocking_recv_timeout(SHORT).expect_err("empty").is_timeout()
+            && begun.elapsed() >= SHORT
+    );
 }
 
 #[test]
@@ -133,7 +137,8 @@ fn what_a_dead_process_was_sent_and_nobody_saw_goes_to_another() {
         let there = dies.has(&queue);
         let mut stream = there.stream().prefetch(8);
         queue.blocking_send_many((0..10).collect()).expect("sent");
-        let seen: Vec<u32> = block_on(stream.by_ref().take(round % 8).map(|item| item.expect("item")).collect());
+        let seen: Vec<u32> =
+            block_on(stream.by_ref().take(round % 8).map(|item| item.expect("item")).collect());
         dies.kill();
         let mut rest = Vec::new();
         wait_until("all have come", || {
@@ -165,7 +170,8 @@ fn receives_that_are_given_up_at_any_moment_lose_and_double_nothing() {
                 block_on(async {
                     loop {
                         let mut receiving = Box::pin(there.recv());
-                        // Every other one is given up after a few polls, unless it has got something by then.
+                        // Every other one is given up after a few polls, unless it has got
+                        // something by then.
                         asked += 1;
                         let mut polls = if asked % 2 == 0 { 1 + asked % 97 } else { 0 };
                         let item = std::future::poll_fn(|cx| {
@@ -269,7 +275,8 @@ fn a_queue_ends_with_its_last_sender_and_refuses_without_a_receiver() {
     });
     // It exits at once.
     one.kill();
-    let got: Vec<u32> = block_on(receives.stream().prefetch(64).map(|item| item.expect("item")).collect());
+    let got: Vec<u32> =
+        block_on(receives.stream().prefetch(64).map(|item| item.expect("item")).collect());
     assert_eq!(got, (0..1000).collect::<Vec<_>>());
     assert_eq!(receiver.blocking_recv().expect("closed"), None);
 
@@ -336,10 +343,12 @@ fn a_barrier_breaks_when_a_party_dies_that_waits_or_was_there() {
         let (dies, lives) = (Process::new(&manager), Process::new(&manager));
         let (a, b) = (dies.has(&barrier), lives.has(&barrier));
         if !waits {
-            let waiting = [a.clone(), b.clone()].map(|barrier| thread::spawn(move || barrier.blocking_wait()));
+            let waiting = [a.clone(), b.clone()]
+                .map(|barrier| thread::spawn(move || barrier.blocking_wait()));
             let mut leaders = usize::from(barrier.blocking_wait().expect("passed").is_leader());
             for thread in waiting {
-                leaders += usize::from(thread.join().expect("no panic").expect("passed").is_leader());
+                leaders +=
+                    usize::from(thread.join().expect("no panic").expect("passed").is_leader());
             }
             assert_eq!(leaders, 1);
         }
@@ -351,7 +360,9 @@ fn a_barrier_breaks_when_a_party_dies_that_waits_or_was_there() {
         wait_until("they wait", || barrier.n_waiting().expect("status") == 1 + u32::from(waits));
         dies.kill();
         assert!(survivor.join().expect("no panic").expect_err("broken").is_broken_barrier());
-        assert!(barrier.blocking_wait().expect_err("broken for newcomers, too").is_broken_barrier());
+        assert!(
+            barrier.blocking_wait().expect_err("broken for newcomers, too").is_broken_barrier()
+        );
         assert!(barrier.is_broken().expect("status"));
         barrier.reset().expect("reset");
     }
@@ -364,7 +375,10 @@ fn an_event_wakes_all_who_wait_wherever() {
     let processes: Vec<Process> = (0..5).map(|_| Process::new(&manager)).collect();
     assert!(!event.is_set().expect("status"));
     let begun = Instant::now();
-    assert!(processes[0].has(&event).blocking_wait_timeout(SHORT).expect_err("unset").is_timeout() && begun.elapsed() >= SHORT);
+    assert!(
+        processes[0].has(&event).blocking_wait_timeout(SHORT).expect_err("unset").is_timeout()
+            && begun.elapsed() >= SHORT
+    );
     let mut waiting: Vec<_> = (0..50).map(|n| processes[n % 5].has(&event)).collect();
     let mut waiting: Vec<_> = waiting.iter_mut().map(|event| Box::pin(event.wait())).collect();
     waiting.iter_mut().for_each(|wait| assert!(wait.as_mut().now_or_never().is_none()));
@@ -386,7 +400,9 @@ fn what_a_writer_had_not_committed_when_it_died_was_never_there() {
     assert!(lock.try_read().expect("asked").is_none());
     let waits = thread::spawn({
         let lock = lock.clone();
-        move || lock.blocking_write().map(|guard| (guard[0], guard.recovered(), guard.fencing_number()))
+        move || {
+            lock.blocking_write().map(|guard| (guard[0], guard.recovered(), guard.fencing_number()))
+        }
     });
     dies.kill();
     assert_eq!(waits.join().expect("no panic").expect("write"), (1, true, 2));
@@ -436,15 +452,29 @@ fn maps_and_lists_are_the_same_everywhere() {
     assert_eq!(block_on(there.get("a")).expect("get"), Some(2));
     assert_eq!(there.blocking_get_or_insert("b".into(), 5).expect("insert"), 5);
     assert_eq!(map.blocking_get_or_insert("b".into(), 6).expect("there"), 5);
-    assert_eq!(map.blocking_compare_exchange("b".into(), Some(&6), Some(&7)).expect("asked"), Err(Some(5)));
-    assert_eq!(there.blocking_compare_exchange("b".into(), Some(&5), Some(&7)).expect("asked"), Ok(()));
-    assert_eq!(there.blocking_compare_exchange("c".into(), Some(&5), None).expect("asked"), Err(None));
-    assert_eq!(there.blocking_entries().expect("entries"), [("a".to_owned(), 2), ("b".to_owned(), 7)]);
+    assert_eq!(
+        map.blocking_compare_exchange("b".into(), Some(&6), Some(&7)).expect("asked"),
+        Err(Some(5))
+    );
+    assert_eq!(
+        there.blocking_compare_exchange("b".into(), Some(&5), Some(&7)).expect("asked"),
+        Ok(())
+    );
+    assert_eq!(
+        there.blocking_compare_exchange("c".into(), Some(&5), None).expect("asked"),
+        Err(None)
+    );
+    assert_eq!(
+        there.blocking_entries().expect("entries"),
+        [("a".to_owned(), 2), ("b".to_owned(), 7)]
+    );
     assert_eq!(block_on(there.keys()).expect("keys"), ["a", "b"]);
     assert_eq!(there.blocking_remove("a").expect("remove"), Some(2));
     assert_eq!(map.blocking_remove("a").expect("absent"), None);
     let set = |key: &str, value| MapChange::Set { key: key.to_owned(), value };
-    for expected in [set("a", 1), set("a", 2), set("b", 5), set("b", 7), MapChange::Removed { key: "a".into() }] {
+    for expected in
+        [set("a", 1), set("a", 2), set("b", 5), set("b", 7), MapChange::Removed { key: "a".into() }]
+    {
         assert_eq!(watch.blocking_changed().expect("change"), expected);
     }
     assert!(watch.next().now_or_never().is_none());
@@ -459,7 +489,10 @@ fn maps_and_lists_are_the_same_everywhere() {
     assert_eq!(list.blocking_compare_exchange(3, &35, &36).expect("asked"), Err(34));
     assert_eq!(there.blocking_range(2..5).expect("range"), [2, 34, 4]);
     assert_eq!(there.blocking_get(999).expect("absent"), None);
-    for error in [there.blocking_set(999, 0).expect_err("set"), there.blocking_remove(999).expect_err("remove")] {
+    for error in [
+        there.blocking_set(999, 0).expect_err("set"),
+        there.blocking_remove(999).expect_err("remove"),
+    ] {
         assert_eq!(error.kind(), ErrorKind::OutOfRange);
     }
     assert_eq!(there.blocking_insert(1001, 0).expect_err("insert").kind(), ErrorKind::OutOfRange);
@@ -479,7 +512,8 @@ fn changes_from_many_processes_at_once_are_each_one_step() {
             let (map, list) = (process.has(&map), process.has(&list));
             thread::spawn(move || {
                 for _ in 0..100 {
-                    map.blocking_update("sum".into(), |n| Some(n.unwrap_or(0) + 1)).expect("update");
+                    map.blocking_update("sum".into(), |n| Some(n.unwrap_or(0) + 1))
+                        .expect("update");
                     list.blocking_update(0, |n| n + 1).expect("update");
                 }
                 drop(process);
@@ -499,7 +533,8 @@ fn nobody_waits_for_an_object_of_a_manager_that_is_closed() {
     let semaphore = process.has(&manager.semaphore(0).expect("semaphore"));
     let event = process.has(&manager.event().expect("event"));
     let barrier = process.has(&manager.barrier(2).expect("barrier"));
-    let mut watch = process.has(&manager.map::<u8, u8>().expect("map")).blocking_watch().expect("watch");
+    let mut watch =
+        process.has(&manager.map::<u8, u8>().expect("map")).blocking_watch().expect("watch");
     let here = manager.event().expect("event");
     let threads = [
         thread::spawn(move || queue.blocking_recv().map(drop)),
@@ -518,16 +553,19 @@ fn nobody_waits_for_an_object_of_a_manager_that_is_closed() {
 #[test]
 fn a_notification_is_passed_on_by_one_who_dies_and_none_is_missed_after_the_lock_was_let_go() {
     let manager = manager();
-    let (stock, changed) = (manager.mutex(0u32).expect("mutex"), manager.condvar().expect("condvar"));
+    let (stock, changed) =
+        (manager.mutex(0u32).expect("mutex"), manager.condvar().expect("condvar"));
     let taken = manager.semaphore(0).expect("semaphore");
     let consumers: Vec<_> = (0..3)
         .map(|_| {
             let process = Process::new(&manager);
-            let (stock, changed, taken) = (process.has(&stock), process.has(&changed), process.has(&taken));
+            let (stock, changed, taken) =
+                (process.has(&stock), process.has(&changed), process.has(&taken));
             thread::spawn(move || {
                 for _ in 0..50 {
                     let guard = stock.blocking_lock().expect("lock");
-                    let mut guard = changed.blocking_wait_while(guard, |stock| *stock == 0).expect("wait");
+                    let mut guard =
+                        changed.blocking_wait_while(guard, |stock| *stock == 0).expect("wait");
                     *guard -= 1;
                     guard.commit().expect("commit");
                     taken.add_permits(1).expect("add");
@@ -541,7 +579,8 @@ fn a_notification_is_passed_on_by_one_who_dies_and_none_is_missed_after_the_lock
             // One that waits, and dies when it may have been notified.
             let dies = Process::new(&manager);
             let (theirs, told) = (dies.has(&stock), dies.has(&changed));
-            let waits = thread::spawn(move || told.blocking_wait(theirs.blocking_lock()?).map(drop));
+            let waits =
+                thread::spawn(move || told.blocking_wait(theirs.blocking_lock()?).map(drop));
             thread::yield_now();
             changed.notify_one().expect("notify");
             dies.kill();
@@ -550,7 +589,11 @@ fn a_notification_is_passed_on_by_one_who_dies_and_none_is_missed_after_the_lock
         *stock.blocking_lock().expect("lock") += 1;
         changed.notify_one().expect("notify");
         if round % 3 == 0 {
-            taken.blocking_acquire_timeout(FUSE).expect("somebody has taken it").forget().expect("forget");
+            taken
+                .blocking_acquire_timeout(FUSE)
+                .expect("somebody has taken it")
+                .forget()
+                .expect("forget");
         }
     }
     consumers.into_iter().for_each(|consumer| consumer.join().expect("no panic"));
@@ -593,7 +636,8 @@ impl Served for Account {
 fn a_registered_object_is_called_by_all_one_after_another_and_ends_with_its_last_handle() {
     let manager = manager();
     let gone = Arc::new(Mutex0::default());
-    let account = manager.register(Account { balance: 0, gone: Arc::clone(&gone) }).expect("register");
+    let account =
+        manager.register(Account { balance: 0, gone: Arc::clone(&gone) }).expect("register");
     let threads: Vec<_> = (0..4)
         .map(|_| {
             let process = Process::new(&manager);
@@ -608,10 +652,15 @@ fn a_registered_object_is_called_by_all_one_after_another_and_ends_with_its_last
         .collect();
     threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
     let panicked = block_on(account.call(("nonsense".into(), 0))).expect_err("it panics");
-    assert_eq!((panicked.kind(), panicked.panic_message()), (ErrorKind::Panicked, Some("no nonsense")));
+    assert_eq!(
+        (panicked.kind(), panicked.panic_message()),
+        (ErrorKind::Panicked, Some("no nonsense"))
+    );
     // It goes on. A call that is late runs on, one that had not begun does not.
-    let slow = block_on(account.call_timeout(("sleep".into(), 50), SHORT)).expect_err("it takes longer");
-    let never = block_on(account.call_timeout(("add".into(), 1000), Duration::from_millis(1))).expect_err("one at a time");
+    let slow =
+        block_on(account.call_timeout(("sleep".into(), 50), SHORT)).expect_err("it takes longer");
+    let never = block_on(account.call_timeout(("add".into(), 1000), Duration::from_millis(1)))
+        .expect_err("one at a time");
     assert!(slow.is_timeout() && never.is_timeout());
     assert_eq!(account.blocking_call(("add".into(), 0)).expect("call"), 400);
     let process = Process::new(&manager);
@@ -633,7 +682,10 @@ fn a_channel_has_two_ends_wherever_they_are() {
     let (here, there) = channel::<Vec<u8>>().expect("channel");
     assert_eq!(here.try_recv().expect_err("nothing was sent").kind(), ErrorKind::Empty);
     let begun = Instant::now();
-    assert!(here.blocking_recv_timeout(SHORT).expect_err("nothing").is_timeout() && begun.elapsed() >= SHORT);
+    assert!(
+        here.blocking_recv_timeout(SHORT).expect_err("nothing").is_timeout()
+            && begun.elapsed() >= SHORT
+    );
     // More than there is room for, both ways at once.
     let large = vec![7; 3 << 20];
     let echo = thread::spawn(move || {
@@ -642,14 +694,16 @@ fn a_channel_has_two_ends_wherever_they_are() {
         }
         there
     });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     for _ in 0..3 {
         runtime.block_on(async {
             here.send(large.clone()).await.expect("send");
             assert_eq!(here.recv().await.expect("recv").as_ref(), Some(&large));
         });
         // Another runtime, or none, is as good.
-        let other = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let other =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         other.block_on(here.send(vec![1])).expect("send");
         assert_eq!(here.blocking_recv().expect("recv"), Some(vec![1]));
     }
@@ -693,11 +747,15 @@ fn an_end_of_a_channel_travels_until_it_is_used_and_is_then_in_one_place() {
     assert_eq!(there.blocking_recv().expect("recv").as_deref(), Some("seven"));
     assert_eq!(there.blocking_recv().expect("closed"), None);
     let (kept, given) = duplex::<u32, String>().expect("channel");
-    let text = crate::wire::value::names::collecting(|| crate::wire::value::encode(&given, &mut Vec::new(), 100));
+    let text = crate::wire::value::names::collecting(|| {
+        crate::wire::value::encode(&given, &mut Vec::new(), 100)
+    });
     text.0.expect("it can be sent away");
     kept.blocking_send(1).expect("send");
     assert_eq!(given.blocking_recv().expect("recv"), Some(1));
-    let text = crate::wire::value::names::collecting(|| crate::wire::value::encode(&given, &mut Vec::new(), 100));
+    let text = crate::wire::value::names::collecting(|| {
+        crate::wire::value::encode(&given, &mut Vec::new(), 100)
+    });
     text.0.expect_err("it is used here");
     let copy = Channel::<String, u32>::copy_of(&given);
     assert!(copy.blocking_recv().expect_err("another one has it").is_not_held());
@@ -707,7 +765,10 @@ fn an_end_of_a_channel_travels_until_it_is_used_and_is_then_in_one_place() {
     assert_eq!(given.blocking_recv().expect("closed"), None);
     let (here, there) = channel::<Box<Event>>().expect("channel");
     let event = manager.event().expect("event");
-    assert_eq!(here.blocking_send(Box::new(event)).expect_err("a handle").error().kind(), ErrorKind::Encode);
+    assert_eq!(
+        here.blocking_send(Box::new(event)).expect_err("a handle").error().kind(),
+        ErrorKind::Encode
+    );
     drop(there);
 }
 
@@ -717,7 +778,14 @@ fn handles_and_their_futures_are_send() {
     fn is_send<T: Send>(_: &T) {}
     fn is_shared<T: Send + Sync + Unpin>() {}
     is_shared::<(Queue<*const u8>, QueueSender<*const u8>, QueueReceiver<*const u8>)>();
-    is_shared::<(Map<*const u8, *const u8>, List<*const u8>, RwLock<*const u8>, Semaphore, Event, Barrier)>();
+    is_shared::<(
+        Map<*const u8, *const u8>,
+        List<*const u8>,
+        RwLock<*const u8>,
+        Semaphore,
+        Event,
+        Barrier,
+    )>();
     let manager = manager();
     let queue = manager.queue::<String>(1).expect("queue");
     is_send(&queue.send(String::new()));
@@ -755,7 +823,8 @@ fn what_a_dropped_stream_had_fetched_comes_before_what_came_later() {
         assert!(stream.next().now_or_never().is_none());
         assert!(there.is_empty().expect("status"), "by now it is known that it waits");
         here.blocking_send_many((0..30).collect()).expect("send");
-        let mut got: Vec<u32> = (0..3).map(|_| block_on(stream.next()).expect("one").expect("decoded")).collect();
+        let mut got: Vec<u32> =
+            (0..3).map(|_| block_on(stream.next()).expect("one").expect("decoded")).collect();
         drop(stream);
         got.extend(rest(&there, 27));
         assert!(got.is_sorted(), "{got:?}");
@@ -779,7 +848,9 @@ fn one_waits_at_a_lane_and_the_others_of_its_process_and_elsewhere_have_their_tu
     let (_process, here, there) = queue_with_lanes(&manager);
     for _ in 0..20 {
         let [mut first, mut second] = [(); 2].map(|()| Box::pin(there.recv()));
-        assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
+        assert!(
+            first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none()
+        );
         assert!(there.is_empty().expect("status"), "by now it is known that they wait");
         here.blocking_send_many((0..4).collect()).expect("send");
         assert!(there.leased().is_ok(), "and by now what was promised and offered has come");

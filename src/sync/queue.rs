@@ -1,6 +1,7 @@
 //! The handles of a queue: the whole of it, and its two halves.
 //!
-//! The rules are in `manager/objects/queue.rs`. What all three handles can do is written once, as macros.
+//! The rules are in `manager/objects/queue.rs`. What all three handles can do is written once, as
+//! macros.
 
 use super::delivery::Delivery;
 use super::handle::{Asking, Handle, handle_travels, kinds};
@@ -26,34 +27,39 @@ const BATCH_BYTES: usize = 256 << 10;
 
 /// A queue that processes share: many producers, many consumers, bounded or not.
 ///
-/// Made by [`Manager::queue`]. A handle is cheap to clone, can be used from any thread and in any runtime, and travels to
-/// other processes as an argument, in a result, or inside another shared object; all are the same queue.
+/// Made by [`Manager::queue`]. A handle is cheap to clone, can be used from any thread and in any
+/// runtime, and travels to other processes as an argument, in a result, or inside another shared
+/// object; all are the same queue.
 ///
 /// # What is promised
 ///
-/// * **Order.** Items leave in the order in which they were sent; each producer's keep theirs. One that comes back, from
-///   somebody who gave up or died, goes to its place before all that are left; with several consumers it may so come
-///   after later ones that another has taken meanwhile.
+/// * **Order.** Items leave in the order in which they were sent; each producer's keep theirs. One
+///   that comes back, from somebody who gave up or died, goes to its place before all that are
+///   left; with several consumers it may so come after later ones that another has taken meanwhile.
 /// * **An item whose `send` has returned is there**, whatever becomes of its producer.
-/// * **[`recv`](Self::recv) is at most once.** The item belongs to the caller when `recv` returns it, and is lost with the
-///   process if that dies then. What a `recv` that was dropped, or whose process died before, had been sent is not
-///   lost: it goes back to its place.
-/// * **[`lease`](Self::lease) is at least once.** The item stays the queue's until its [`Delivery`] is acknowledged; it is
-///   delivered again when its holder dies, lets it go, or takes longer than it has said. How often that was, it says.
-/// * **The bound is kept:** `send` waits, in order, while as many items are inside as the queue may hold. Leased items are
-///   not counted, so that a consumer that sends to its own queue cannot block itself.
+/// * **[`recv`](Self::recv) is at most once.** The item belongs to the caller when `recv` returns
+///   it, and is lost with the process if that dies then. What a `recv` that was dropped, or whose
+///   process died before, had been sent is not lost: it goes back to its place.
+/// * **[`lease`](Self::lease) is at least once.** The item stays the queue's until its [`Delivery`]
+///   is acknowledged; it is delivered again when its holder dies, lets it go, or takes longer than
+///   it has said. How often that was, it says.
+/// * **The bound is kept:** `send` waits, in order, while as many items are inside as the queue may
+///   hold. Leased items are not counted, so that a consumer that sends to its own queue cannot
+///   block itself.
 ///
 /// # The end
 ///
-/// After [`close`](Self::close) nothing more can be sent. Consumers get what is left, and then `None`; not before the last
-/// lease has ended, for its item may come back. A queue of which only halves are left ([`split`](Self::split)) closes
-/// with its last [`QueueSender`]; without any [`QueueReceiver`], sending is an error that gives the item back.
+/// After [`close`](Self::close) nothing more can be sent. Consumers get what is left, and then
+/// `None`; not before the last lease has ended, for its item may come back. A queue of which only
+/// halves are left ([`split`](Self::split)) closes with its last [`QueueSender`]; without any
+/// [`QueueReceiver`], sending is an error that gives the item back.
 ///
 /// # Python
 ///
-/// `put` is [`send`](Self::send), `get` [`recv`](Self::recv), `put_nowait` [`try_send`](Self::try_send). `JoinableQueue`'s
-/// `task_done` is [`Delivery::ack`], and `join` is [`join`](Self::join): there is no mark that one could forget for an
-/// item that a dead process had.
+/// `put` is [`send`](Self::send), `get` [`recv`](Self::recv), `put_nowait`
+/// [`try_send`](Self::try_send). `JoinableQueue`'s `task_done` is [`Delivery::ack`], and `join` is
+/// [`join`](Self::join): there is no mark that one could forget for an item that a dead process
+/// had.
 ///
 /// ```
 /// use procpool::Manager;
@@ -75,15 +81,15 @@ pub struct Queue<T> {
     marker: PhantomData<fn() -> T>,
 }
 
-/// The sending half of a [`Queue`]. When the last one is gone, in all processes, and no whole handle is left, the queue
-/// closes.
+/// The sending half of a [`Queue`]. When the last one is gone, in all processes, and no whole
+/// handle is left, the queue closes.
 pub struct QueueSender<T> {
     handle: Handle,
     marker: PhantomData<fn() -> T>,
 }
 
-/// The receiving half of a [`Queue`]. When the last one is gone, in all processes, and no whole handle is left, nothing can
-/// be sent any more, and what was inside is dropped.
+/// The receiving half of a [`Queue`]. When the last one is gone, in all processes, and no whole
+/// handle is left, nothing can be sent any more, and what was inside is dropped.
 pub struct QueueReceiver<T> {
     handle: Handle,
     marker: PhantomData<fn() -> T>,
@@ -104,8 +110,8 @@ impl Manager {
         self.make_queue(None, Some(capacity))
     }
 
-    /// Makes a queue without a bound of its own. What it holds is bounded by the manager's memory: then sending is an error
-    /// ([`ManagerFull`](crate::ErrorKind::ManagerFull)).
+    /// Makes a queue without a bound of its own. What it holds is bounded by the manager's memory:
+    /// then sending is an error ([`ManagerFull`](crate::ErrorKind::ManagerFull)).
     ///
     /// # Errors
     ///
@@ -114,8 +120,8 @@ impl Manager {
         self.make_queue(None, None)
     }
 
-    /// The queue of this name; makes it, with this capacity, if there is none. `T` must be what it was made with: that is
-    /// noticed only when an item cannot be decoded.
+    /// The queue of this name; makes it, with this capacity, if there is none. `T` must be what it
+    /// was made with: that is noticed only when an item cannot be decoded.
     ///
     /// # Errors
     ///
@@ -124,11 +130,21 @@ impl Manager {
         self.make_queue(Some(name), Some(capacity))
     }
 
-    fn make_queue<T>(&self, name: Option<&str>, capacity: Option<usize>) -> Result<Queue<T>, Error> {
+    fn make_queue<T>(
+        &self,
+        name: Option<&str>,
+        capacity: Option<usize>,
+    ) -> Result<Queue<T>, Error> {
         if capacity == Some(0) {
-            return Err(Why::InvalidOption { option: "capacity", reason: "a queue for 0 items could never be sent to".into() }.into());
+            return Err(Why::InvalidOption {
+                option: "capacity",
+                reason: "a queue for 0 items could never be sent to".into(),
+            }
+            .into());
         }
-        let handle = Handle::create(self.connection(), kinds::QUEUE, Part::WHOLE, name, || Box::new(Rules::new(capacity)))?;
+        let handle = Handle::create(self.connection(), kinds::QUEUE, Part::WHOLE, name, || {
+            Box::new(Rules::new(capacity))
+        })?;
         Ok(Queue { handle, marker: PhantomData })
     }
 }
@@ -152,7 +168,8 @@ impl<T> Queue<T> {
         Ok(QueueReceiver { handle: self.handle.part(Part::RECEIVER)?, marker: PhantomData })
     }
 
-    /// Into its halves: from now on the queue closes by itself, once all whole handles have been split or dropped.
+    /// Into its halves: from now on the queue closes by itself, once all whole handles have been
+    /// split or dropped.
     ///
     /// # Errors
     ///
@@ -647,9 +664,12 @@ struct Status {
 
 fn status(handle: &Handle) -> Result<Status, Error> {
     match reply(&handle.ask(Ask::Status.body()).settle()?)? {
-        Reply::Status { ready, leased, capacity, closed } => {
-            Ok(Status { ready: ready as usize, leased: leased as usize, capacity: capacity.map(|capacity| capacity as usize), closed })
-        }
+        Reply::Status { ready, leased, capacity, closed } => Ok(Status {
+            ready: ready as usize,
+            leased: leased as usize,
+            capacity: capacity.map(|capacity| capacity as usize),
+            closed,
+        }),
         other => Err(strange(&other)),
     }
 }
@@ -694,8 +714,13 @@ fn sent<T>(answer: Result<Body, Error>, item: T) -> Result<(), SendError<T>> {
     done(answer).map_err(|error| SendError::new(item, error))
 }
 
-/// Sends the first of these items, at most so many, as many as make one message: how many those are.
-pub(super) fn send_some<T: Serialize>(handle: &Handle, items: &[T], max: usize) -> Result<(Asking, usize), Error> {
+/// Sends the first of these items, at most so many, as many as make one message: how many those
+/// are.
+pub(super) fn send_some<T: Serialize>(
+    handle: &Handle,
+    items: &[T],
+    max: usize,
+) -> Result<(Asking, usize), Error> {
     let (mut pack, mut held, mut count) = (Pack::default(), Vec::new(), 0);
     for item in items.iter().take(max.max(1)) {
         let (value, holds) = handle.encode(item)?;
@@ -736,7 +761,9 @@ pub(super) fn how_many(answer: Result<Body, Error>) -> Result<(), (usize, Error)
         Ok(Reply::Done) => Ok(()),
         Ok(other) => {
             let sent = match other {
-                Reply::Full { accepted } | Reply::TimedOut { accepted } | Reply::Closed { accepted } => accepted as usize,
+                Reply::Full { accepted }
+                | Reply::TimedOut { accepted }
+                | Reply::Closed { accepted } => accepted as usize,
                 _ => 0,
             };
             Err((sent, strange(&other)))
@@ -765,7 +792,10 @@ fn take_many<T: DeserializeOwned>(handle: &Handle, max: usize) -> Result<Option<
     items.iter().map(|item| handle.decode(item)).collect::<Result<_, _>>().map(Some)
 }
 
-fn received<T: DeserializeOwned>(handle: &Handle, answer: Result<Body, Error>) -> Result<Option<T>, Error> {
+fn received<T: DeserializeOwned>(
+    handle: &Handle,
+    answer: Result<Body, Error>,
+) -> Result<Option<T>, Error> {
     let body = answer?;
     match reply(&body)? {
         Reply::Item { .. } => handle.decode(&body).map(Some),
@@ -774,13 +804,19 @@ fn received<T: DeserializeOwned>(handle: &Handle, answer: Result<Body, Error>) -
     }
 }
 
-fn received_many<T: DeserializeOwned>(handle: &Handle, answer: Result<Body, Error>) -> Result<Vec<T>, Error> {
+fn received_many<T: DeserializeOwned>(
+    handle: &Handle,
+    answer: Result<Body, Error>,
+) -> Result<Vec<T>, Error> {
     let body = answer?;
     match reply(&body)? {
         Reply::Item { .. } => Ok(vec![handle.decode(&body)?]),
         Reply::Items => {
             let items = unpack(&body.tail).map_err(|bad| Error::from(Why::Decode(bad.0)))?;
-            handle.decode_with(|| items.iter().map(|item| value::decode(item)).collect::<Result<_, _>>(), &body)
+            handle.decode_with(
+                || items.iter().map(|item| value::decode(item)).collect::<Result<_, _>>(),
+                &body,
+            )
         }
         Reply::Closed { .. } => Ok(Vec::new()),
         other => Err(strange(&other)),

@@ -17,10 +17,11 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-/// The items of a queue, each taken out as it is yielded: made by [`Queue::stream`](crate::Queue::stream).
+/// The items of a queue, each taken out as it is yielded: made by
+/// [`Queue::stream`](crate::Queue::stream).
 ///
-/// It ends when the queue is closed and nothing is left, and after the manager has closed (with that error before it).
-/// An item that cannot be decoded is an error in its place.
+/// It ends when the queue is closed and nothing is left, and after the manager has closed (with
+/// that error before it). An item that cannot be decoded is an error in its place.
 ///
 /// # Drop
 ///
@@ -61,9 +62,9 @@ impl<T> QueueStream<T> {
         Self { handle, prefetch: 1, state: State::Idle, marker: PhantomData }
     }
 
-    /// Fetches up to so many items in one message, instead of one at a time (0 counts as 1). What is fetched and not yet
-    /// yielded is kept for this stream, and other consumers do not get it meanwhile: so choose a number that this one
-    /// has soon worked off.
+    /// Fetches up to so many items in one message, instead of one at a time (0 counts as 1). What
+    /// is fetched and not yet yielded is kept for this stream, and other consumers do not get
+    /// it meanwhile: so choose a number that this one has soon worked off.
     #[must_use]
     pub fn prefetch(mut self, items: usize) -> Self {
         self.prefetch = items;
@@ -80,7 +81,9 @@ impl<T: DeserializeOwned> Stream for QueueStream<T> {
             match &mut this.state {
                 State::Idle => match this.handle.take_at_once() {
                     Some(item) => return Poll::Ready(Some(this.handle.decode(&item))),
-                    None => this.state = State::Asking(recv(&this.handle, Wait::Ever, this.prefetch)),
+                    None => {
+                        this.state = State::Asking(recv(&this.handle, Wait::Ever, this.prefetch))
+                    }
                 },
                 State::Asking(asking) => {
                     let answer = ready!(asking.poll_offer(cx));
@@ -99,7 +102,12 @@ impl<T: DeserializeOwned> Stream for QueueStream<T> {
                         Ok(other) => return Poll::Ready(Some(Err(strange(&other)))),
                         Err(error) => return Poll::Ready(Some(Err(error))),
                     };
-                    this.state = State::Fetched(Fetched { handle: this.handle.clone(), ticket, items, body });
+                    this.state = State::Fetched(Fetched {
+                        handle: this.handle.clone(),
+                        ticket,
+                        items,
+                        body,
+                    });
                 }
                 State::Fetched(fetched) => {
                     if fetched.items.is_empty() {
@@ -113,7 +121,9 @@ impl<T: DeserializeOwned> Stream for QueueStream<T> {
                         return Poll::Ready(Some(Err(error)));
                     }
                     let Some(item) = fetched.items.pop_front() else { continue };
-                    return Poll::Ready(Some(this.handle.decode_with(|| value::decode(&item), &fetched.body)));
+                    return Poll::Ready(Some(
+                        this.handle.decode_with(|| value::decode(&item), &fetched.body),
+                    ));
                 }
                 State::Ended => return Poll::Ready(None),
             }
@@ -123,7 +133,10 @@ impl<T: DeserializeOwned> Stream for QueueStream<T> {
 
 impl<T> fmt::Debug for QueueStream<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueueStream").field("handle", &self.handle).field("prefetch", &self.prefetch).finish_non_exhaustive()
+        f.debug_struct("QueueStream")
+            .field("handle", &self.handle)
+            .field("prefetch", &self.prefetch)
+            .finish_non_exhaustive()
     }
 }
 
@@ -132,12 +145,13 @@ const BATCH: usize = 256;
 
 /// A sink of items into a queue: made by [`Queue::sink`](crate::Queue::sink).
 ///
-/// Items are gathered until it is flushed, or [`batch`](Self::batch) of them are there. Closing the sink flushes it; it
-/// does not close the queue.
+/// Items are gathered until it is flushed, or [`batch`](Self::batch) of them are there. Closing the
+/// sink flushes it; it does not close the queue.
 ///
 /// # Errors
 ///
-/// Those of [`Queue::send_many`](crate::Queue::send_many). [`unsent`](Self::unsent) gives back what was not sent.
+/// Those of [`Queue::send_many`](crate::Queue::send_many). [`unsent`](Self::unsent) gives back what
+/// was not sent.
 ///
 /// # Drop
 ///
@@ -217,6 +231,9 @@ impl<T: Serialize + Unpin> Sink<T> for QueueSink<T> {
 
 impl<T> fmt::Debug for QueueSink<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueueSink").field("handle", &self.handle).field("unsent", &self.items.len()).finish_non_exhaustive()
+        f.debug_struct("QueueSink")
+            .field("handle", &self.handle)
+            .field("unsent", &self.items.len())
+            .finish_non_exhaustive()
     }
 }

@@ -1,14 +1,16 @@
 //! The short ways into a queue and out of it: without a message for each item.
 //!
-//! In the application that is a call of the rules. Elsewhere it is a [lane](crate::manager::lane), which a handle asks for once it
-//! has been used some times, without waiting for it; what cannot go by lane (there is none, it is full or empty, the item is
-//! large or names other objects) goes as a message, as ever.
+//! In the application that is a call of the rules. Elsewhere it is a [lane](crate::manager::lane),
+//! which a handle asks for once it has been used some times, without waiting for it; what cannot go
+//! by lane (there is none, it is full or empty, the item is large or names other objects) goes as a
+//! message, as ever.
 //!
 //! (Those of a map are in `map_lane.rs`.)
 //!
-//! **What was given up.** A `recv` that was dropped has said so by a message, and what it may have been sent goes back to its place
-//! when that is read; until then the lane may hold what comes after it. So from then on everything goes by message, until
-//! one that was sent later than that message has been answered. The same with a `send`, with a stream that had fetched more
+//! **What was given up.** A `recv` that was dropped has said so by a message, and what it may have
+//! been sent goes back to its place when that is read; until then the lane may hold what comes
+//! after it. So from then on everything goes by message, until one that was sent later than that
+//! message has been answered. The same with a `send`, with a stream that had fetched more
 //! than it has yielded, and with a delivery that is let go.
 
 use super::connection::Connection;
@@ -39,8 +41,8 @@ pub(super) struct Lanes {
     waits: AtomicBool,
     /// Of a map.
     pub(super) map: Mutex<Lane<MapLane>>,
-    /// The last request that may have been sent before it was told that something was given up, until one that was sent
-    /// later is answered.
+    /// The last request that may have been sent before it was told that something was given up,
+    /// until one that was sent later is answered.
     given_up: AtomicU64,
 }
 
@@ -87,7 +89,8 @@ impl Lanes {
         let given_up = self.given_up.load(Ordering::Acquire);
         if given_up != 0 && ticket > given_up {
             // If another is given up just now, that one stays.
-            let _ = self.given_up.compare_exchange(given_up, 0, Ordering::AcqRel, Ordering::Relaxed);
+            let _ =
+                self.given_up.compare_exchange(given_up, 0, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
 
@@ -108,7 +111,8 @@ impl Lanes {
 impl Handle {
     pub(super) fn may_use_lanes(&self) -> Option<&Lanes> {
         let lanes = self.lanes();
-        (lanes.given_up.load(Ordering::Acquire) == 0 && !self.connection().mail().is_closed()).then_some(lanes)
+        (lanes.given_up.load(Ordering::Acquire) == 0 && !self.connection().mail().is_closed())
+            .then_some(lanes)
     }
 
     /// Sends an item that names nothing, if that can be done at once; else it comes back.
@@ -165,8 +169,8 @@ impl Handle {
         Some(Body::with_value(Reply::Item { deliveries: 0 }.packet(), item, None))
     }
 
-    /// Somebody is about to wait for an item. If it can come by lane, gives the lane's ticket; then nobody else takes there until
-    /// he [has left](Self::leave_lane).
+    /// Somebody is about to wait for an item. If it can come by lane, gives the lane's ticket; then
+    /// nobody else takes there until he [has left](Self::leave_lane).
     pub(super) fn wait_at_lane(&self) -> Option<u64> {
         if self.connection().server().is_some() || fork::is_forked_copy() {
             return None;
@@ -203,12 +207,18 @@ impl Handle {
             Lane::None(_) => {
                 *lane = Lane::Coming;
                 drop(lane);
-                let asked = self.connection().ticket().inspect(|ticket| self.connection().lane(self.name().object, *ticket, way));
+                let asked = self
+                    .connection()
+                    .ticket()
+                    .inspect(|ticket| self.connection().lane(self.name().object, *ticket, way));
                 *lock(place) = asked.map_or(Lane::Refused, Lane::Asked);
             }
             Lane::Asked(ticket) => {
                 let ticket = *ticket;
-                let Poll::Ready(arrived) = self.connection().mail().poll(ticket, Waker::noop()) else { return };
+                let Poll::Ready(arrived) = self.connection().mail().poll(ticket, Waker::noop())
+                else {
+                    return;
+                };
                 *lane = Lane::Coming;
                 drop(lane);
                 drop(self.connection().mail().forget(ticket));

@@ -43,8 +43,9 @@ fn this_one_has_io() {
     }
 }
 
-/// Whether a runtime is known to have I/O. Tokio tells it only by a panic, so it is known of those in which something of ours
-/// has been watched that needs it: a pool has been built there, or a channel used.
+/// Whether a runtime is known to have I/O. Tokio tells it only by a panic, so it is known of those
+/// in which something of ours has been watched that needs it: a pool has been built there, or a
+/// channel used.
 pub(crate) fn has_io(runtime: Id) -> bool {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner).contains(&runtime)
 }

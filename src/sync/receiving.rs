@@ -1,7 +1,8 @@
 //! A `recv` that waits, for one item.
 //!
-//! If its handle has a lane, the item comes there, and is taken as any that is there: without a word to the manager. One at a time
-//! waits so; others of the same handle wait by message meanwhile, and take nothing out of the lane, for what comes there is his.
+//! If its handle has a lane, the item comes there, and is taken as any that is there: without a
+//! word to the manager. One at a time waits so; others of the same handle wait by message
+//! meanwhile, and take nothing out of the lane, for what comes there is his.
 
 use super::handle::{Asking, Handle};
 use super::queue::reply;
@@ -54,7 +55,9 @@ impl Future for Receiving {
             if !std::mem::take(&mut this.at_lane) || fork::is_forked_copy() {
                 return Poll::Ready(answer);
             }
-            let is_there = answer.as_ref().is_ok_and(|body| reply(body).is_ok_and(|reply| reply == Reply::InLane));
+            let is_there = answer
+                .as_ref()
+                .is_ok_and(|body| reply(body).is_ok_and(|reply| reply == Reply::InLane));
             let item = this.handle.leave_lane(is_there);
             if !is_there {
                 return Poll::Ready(answer);
@@ -70,7 +73,8 @@ impl Future for Receiving {
 
 impl Drop for Receiving {
     fn drop(&mut self) {
-        // First: from then on nothing is taken out of the lane until the manager has heard that this one waits no longer.
+        // First: from then on nothing is taken out of the lane until the manager has heard that
+        // this one waits no longer.
         self.asking = None;
         if self.at_lane && !fork::is_forked_copy() {
             self.handle.leave_lane(false);

@@ -1,7 +1,7 @@
 //! A user's own object, served to all processes.
 //!
-//! A thread of its own has it. That thread is a client of the manager as everybody is, and takes the calls one after another
-//! (`manager/objects/registered.rs`).
+//! A thread of its own has it. That thread is a client of the manager as everybody is, and takes
+//! the calls one after another (`manager/objects/registered.rs`).
 
 use super::handle::{Asking, Handle, handle_travels, kinds};
 use super::manager::Manager;
@@ -21,10 +21,12 @@ use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-/// An object of yours that other processes may call: what [`Manager::register`] takes (Python's `BaseManager.register`).
+/// An object of yours that other processes may call: what [`Manager::register`] takes (Python's
+/// `BaseManager.register`).
 ///
-/// Its methods are the variants of [`Call`](Self::Call), with their arguments. `call` may be written as an `async fn`; it
-/// runs on a thread of the object's own, within a tokio runtime of that thread, and need not be `Send`.
+/// Its methods are the variants of [`Call`](Self::Call), with their arguments. `call` may be
+/// written as an `async fn`; it runs on a thread of the object's own, within a tokio runtime of
+/// that thread, and need not be `Send`.
 ///
 /// ```
 /// use procpool::{Manager, Served};
@@ -74,8 +76,8 @@ pub trait Served: Send + 'static {
 
 /// A handle to an object that was [registered](Manager::register).
 ///
-/// It is cheap to clone, can be used from any thread and in any runtime, and travels to other processes as an argument, in a
-/// result, or inside another shared object.
+/// It is cheap to clone, can be used from any thread and in any runtime, and travels to other
+/// processes as an argument, in a result, or inside another shared object.
 pub struct Registered<O> {
     handle: Handle,
     marker: PhantomData<fn() -> O>,
@@ -96,19 +98,24 @@ impl<O> fmt::Debug for Registered<O> {
 }
 
 impl Manager {
-    /// Serves an object of yours to all processes that have the handle: it moves to a thread of its own, which ends, and
-    /// drops it, when no handle is left in any process, or when the manager is closed.
+    /// Serves an object of yours to all processes that have the handle: it moves to a thread of its
+    /// own, which ends, and drops it, when no handle is left in any process, or when the
+    /// manager is closed.
     ///
     /// # Errors
     ///
-    /// [`Spawn`](crate::ErrorKind::Spawn), when there is no thread to be had; [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Spawn`](crate::ErrorKind::Spawn), when there is no thread to be had;
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     pub fn register<O: Served>(&self, object: O) -> Result<Registered<O>, Error> {
         let failed = |step| move |source| Error::spawn(step, source);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(failed("making the runtime of a registered object"))?;
-        let handle = Handle::create(self.connection(), kinds::REGISTERED, Part::WHOLE, None, || Box::new(Rules::new(LOCAL)))?;
+        let handle =
+            Handle::create(self.connection(), kinds::REGISTERED, Part::WHOLE, None, || {
+                Box::new(Rules::new(LOCAL))
+            })?;
         let served = handle.part(Part::RECEIVER)?;
         std::thread::Builder::new()
             .name("procpool-object".into())
@@ -127,7 +134,8 @@ fn serve<O: Served>(runtime: &tokio::runtime::Runtime, handle: &Handle, mut obje
         let Ok(body) = runtime.block_on(handle.ask(Ask::Next.body())) else { break };
         let Ok(Reply::Next { call }) = Reply::read(&body.head) else { break };
         // The object is as the panic has left it; the caller is told.
-        let answer = catch_unwind(AssertUnwindSafe(|| answer(runtime, handle, &mut object, call, &body)));
+        let answer =
+            catch_unwind(AssertUnwindSafe(|| answer(runtime, handle, &mut object, call, &body)));
         let answer = answer.unwrap_or_else(|payload| {
             let text = message(&*payload).to_owned();
             std::mem::forget(payload); // its drop might panic as well
@@ -145,7 +153,13 @@ fn failed(call: u64, how: u8, text: &str) -> Body {
     Ask::Failed { call, how, text: Packet::copy_from(text.as_bytes()) }.body()
 }
 
-fn answer<O: Served>(runtime: &tokio::runtime::Runtime, handle: &Handle, object: &mut O, call: u64, body: &Body) -> Body {
+fn answer<O: Served>(
+    runtime: &tokio::runtime::Runtime,
+    handle: &Handle,
+    object: &mut O,
+    call: u64,
+    body: &Body,
+) -> Body {
     let argument = match handle.decode(body) {
         Ok(argument) => argument,
         Err(error) => return failed(call, how::ARGUMENT, &reason(&error)),
@@ -153,7 +167,9 @@ fn answer<O: Served>(runtime: &tokio::runtime::Runtime, handle: &Handle, object:
     let reply = runtime.block_on(object.call(argument));
     match handle.encode(&reply) {
         Ok((tail, held)) => Body::with_value(Ask::Done { call }.packet(), tail, held),
-        Err(error) if error.kind() == crate::ErrorKind::TooLarge => failed(call, how::TOO_LARGE, ""),
+        Err(error) if error.kind() == crate::ErrorKind::TooLarge => {
+            failed(call, how::TOO_LARGE, "")
+        }
         Err(error) => failed(call, how::RESULT, &reason(&error)),
     }
 }
@@ -198,20 +214,24 @@ impl<O: Served> Registered<O> {
     ///
     /// # Errors
     ///
-    /// * [`Panicked`](crate::ErrorKind::Panicked): the call panicked. The object goes on, as the panic has left it.
-    /// * [`Encode`](crate::ErrorKind::Encode), [`Decode`](crate::ErrorKind::Decode), [`TooLarge`](crate::ErrorKind::TooLarge)
-    ///   (16 MiB): the call, or its result, cannot travel. The object has seen no call that could not.
-    /// * [`ManagerFull`](crate::ErrorKind::ManagerFull); [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// * [`Panicked`](crate::ErrorKind::Panicked): the call panicked. The object goes on, as the
+    ///   panic has left it.
+    /// * [`Encode`](crate::ErrorKind::Encode), [`Decode`](crate::ErrorKind::Decode),
+    ///   [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB): the call, or its result, cannot travel.
+    ///   The object has seen no call that could not.
+    /// * [`ManagerFull`](crate::ErrorKind::ManagerFull);
+    ///   [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
-    /// Dropped before the call has begun, it never does; later, it runs to its end, and its result is dropped.
+    /// Dropped before the call has begun, it never does; later, it runs to its end, and its result
+    /// is dropped.
     pub async fn call(&self, call: O::Call) -> Result<O::Reply, Error> {
         self.finish(self.start(&call, Wait::Ever)?.await)
     }
 
-    /// As [`call`](Self::call), for at most `limit`. A call that has not begun by then never does; one that has runs to its
-    /// end all the same.
+    /// As [`call`](Self::call), for at most `limit`. A call that has not begun by then never does;
+    /// one that has runs to its end all the same.
     ///
     /// # Errors
     ///

@@ -1,20 +1,22 @@
 //! A manager in another process, at the other end of a socket.
 //!
-//! What is sent is written by whoever sends it, without waiting. What comes is read, and put into the mail, by whoever waits
-//! for it, since to be woken by another thread would cost as much as the answer itself:
+//! What is sent is written by whoever sends it, without waiting. What comes is read, and put into
+//! the mail, by whoever waits for it, since to be woken by another thread would cost as much as the
+//! answer itself:
 //!
 //! * **a thread that blocks** reads itself, as long as nobody else does;
 //! * **a worker's own runtime** has a task that reads (`drive`);
-//! * for all others (another runtime, another executor) there is a **thread**, which is started when first one *leans* on it,
-//!   and reads as long as somebody may.
+//! * for all others (another runtime, another executor) there is a **thread**, which is started
+//!   when first one *leans* on it, and reads as long as somebody may.
 //!
-//! A worker's own runtime does not turn while a task in it blocks, and what that waits for may be just what the runtime would read (by
-//! another executor's `block_on`, say). So the thread is there for it as well, and reads what the runtime has left lying for
-//! [`GRACE`].
+//! A worker's own runtime does not turn while a task in it blocks, and what that waits for may be
+//! just what the runtime would read (by another executor's `block_on`, say). So the thread is there
+//! for it as well, and reads what the runtime has left lying for [`GRACE`].
 //!
-//! One reads at a time (`reading`, which is only tried, never waited for). Who comes second leaves his waker, looks once more,
-//! and is woken when the first one is done: so whatever comes, somebody reads it. That lock is held by the one who reads over
-//! his waiting for more; nobody else is kept waiting by it, for what comes for others he delivers.
+//! One reads at a time (`reading`, which is only tried, never waited for). Who comes second leaves
+//! his waker, looks once more, and is woken when the first one is done: so whatever comes, somebody
+//! reads it. That lock is held by the one who reads over his waiting for more; nobody else is kept
+//! waiting by it, for what comes for others he delivers.
 
 use super::connection::Connection;
 use super::handle::{Inner, Things};
@@ -57,7 +59,8 @@ thread_local! {
     static DRIVEN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs the worker's own runtime, within which what comes from managers is read by the runtime itself. It must have I/O.
+/// Runs the worker's own runtime, within which what comes from managers is read by the runtime
+/// itself. It must have I/O.
 pub(crate) fn driven<R>(run: impl FnOnce() -> R) -> R {
     struct Reset(bool);
     impl Drop for Reset {
@@ -72,7 +75,8 @@ pub(crate) fn driven<R>(run: impl FnOnce() -> R) -> R {
 /// This process outlives the application, if that ends first.
 static OUTLIVES: AtomicBool = AtomicBool::new(false);
 
-/// Called in a process that goes on when the application ends: it wants to know when the managers there have gone.
+/// Called in a process that goes on when the application ends: it wants to know when the managers
+/// there have gone.
 pub(crate) fn outlives_the_application() {
     OUTLIVES.store(true, Ordering::Relaxed);
 }
@@ -140,7 +144,11 @@ impl Remote {
             mail,
             out: Mutex::new(Outgoing::default()),
             bell: OnceLock::new(),
-            reading: Mutex::new(Incoming { buffer: FrameBuffer::new(FRAME_MAX), descriptors: VecDeque::new(), ended: false }),
+            reading: Mutex::new(Incoming {
+                buffer: FrameBuffer::new(FRAME_MAX),
+                descriptors: VecDeque::new(),
+                ended: false,
+            }),
             next: Mutex::default(),
             leaned: AtomicBool::new(false),
             is_driven: AtomicBool::new(false),
@@ -169,15 +177,26 @@ impl Remote {
         }
     }
 
-    /// Takes note of a segment that has been mapped. If another thread was faster, gives that one's.
-    pub(super) fn keep_segment(&self, number: u32, memory: SharedMemory, shared: bool) -> Arc<SharedMemory> {
+    /// Takes note of a segment that has been mapped. If another thread was faster, gives that
+    /// one's.
+    pub(super) fn keep_segment(
+        &self,
+        number: u32,
+        memory: SharedMemory,
+        shared: bool,
+    ) -> Arc<SharedMemory> {
         if let Some(other) = self.segment(number) {
             return other;
         }
         let memory = Arc::new(memory);
-        let mapped = if shared { Mapped::Kept(Arc::clone(&memory)) } else { Mapped::Lent(Arc::downgrade(&memory)) };
+        let mapped = if shared {
+            Mapped::Kept(Arc::clone(&memory))
+        } else {
+            Mapped::Lent(Arc::downgrade(&memory))
+        };
         let mut segments = self.segments.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those of objects that are gone go with the next one that comes. They are unmapped without the lock.
+        // Those of objects that are gone go with the next one that comes. They are unmapped without
+        // the lock.
         let gone: Vec<_> = segments
             .extract_if(|_, mapped| match mapped {
                 Mapped::Kept(memory) => Arc::strong_count(memory) == 1,
@@ -208,9 +227,13 @@ impl Remote {
         }
     }
 
-    /// Sends one message past those that wait for room; if there is none for itself, nothing has been sent, and it is to
-    /// be tried again when woken.
-    pub(super) fn poll_send_past(self: &Arc<Self>, message: &ToManager<'_>, cx: &mut Context<'_>) -> Poll<Result<(), Refusal>> {
+    /// Sends one message past those that wait for room; if there is none for itself, nothing has
+    /// been sent, and it is to be tried again when woken.
+    pub(super) fn poll_send_past(
+        self: &Arc<Self>,
+        message: &ToManager<'_>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Refusal>> {
         let waker = cx.waker().clone();
         let mut bytes = Vec::with_capacity(32);
         let start = frame::begin(&mut bytes);
@@ -269,8 +292,8 @@ impl Remote {
         }
     }
 
-    /// Leaves it to the thread to write when there is room. If there can be no thread, nothing would ever be sent: then
-    /// the connection ends, and all who wait are told.
+    /// Leaves it to the thread to write when there is room. If there can be no thread, nothing
+    /// would ever be sent: then the connection ends, and all who wait are told.
     fn wait_for_room(self: &Arc<Self>) {
         if self.listen().is_ok() {
             self.ring();
@@ -308,7 +331,8 @@ impl Remote {
         if DRIVEN.get() {
             if !self.is_driven.swap(true, Ordering::AcqRel) {
                 tokio::spawn(drive(Arc::clone(self)));
-                // If there can be no thread, there is none: it is needed only when the runtime does not turn.
+                // If there can be no thread, there is none: it is needed only when the runtime does
+                // not turn.
                 if self.listen().is_ok() {
                     self.ring();
                 }
@@ -368,7 +392,8 @@ impl Remote {
             }
             return;
         };
-        // What was read before we came to it has been delivered, and what comes now nobody else delivers.
+        // What was read before we came to it has been delivered, and what comes now nobody else
+        // delivers.
         if !woken() && !incoming.ended {
             let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
             let _ = poll(&mut fds, PollTimeout::NONE); // a signal: look again
@@ -397,13 +422,17 @@ impl Remote {
         if self.bell.get().is_some() {
             return Ok(());
         }
-        let failed = |e: io::Error| Error::spawn("starting the thread that listens to a manager", e);
-        let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|e| failed(e.into()))?;
+        let failed =
+            |e: io::Error| Error::spawn("starting the thread that listens to a manager", e);
+        let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|e| failed(e.into()))?;
         let this = Arc::clone(self);
         // A signal meant for the program must not be handled there, where nobody expects it.
         let mut before = SigSet::empty();
-        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before)).map_err(|e| failed(e.into()))?;
-        let thread = thread::Builder::new().name("procpool-manager".into()).spawn(move || this.read_on());
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))
+            .map_err(|e| failed(e.into()))?;
+        let thread =
+            thread::Builder::new().name("procpool-manager".into()).spawn(move || this.read_on());
         let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
         thread.map_err(failed)?;
         let _ = self.bell.set(bell);
@@ -421,8 +450,8 @@ impl Remote {
             if turn == Turn::Ended {
                 return;
             }
-            // While another one reads, what is there is his, and so is the end: to be told of it again and again would only
-            // keep him from it. He rings when he is done.
+            // While another one reads, what is there is his, and so is the end: to be told of it
+            // again and again would only keep him from it. He rings when he is done.
             let busy = turn == Turn::Busy;
             for_runtime = Turn::Read;
             let blocked = self.lock().is_blocked();
@@ -432,7 +461,10 @@ impl Remote {
             if (leaned || driven) && !busy {
                 wanted |= PollFlags::POLLIN;
             }
-            let mut fds = [PollFd::new(bell.as_fd(), PollFlags::POLLIN), PollFd::new(self.socket.as_fd(), wanted)];
+            let mut fds = [
+                PollFd::new(bell.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.socket.as_fd(), wanted),
+            ];
             let count = if busy && !blocked { 1 } else { 2 };
             let limit = if leaned { PollTimeout::from(LINGER) } else { PollTimeout::NONE };
             let ready = match poll(&mut fds[..count], limit) {
@@ -441,7 +473,8 @@ impl Remote {
                 Err(_) => return,
             };
             let _ = bell.read();
-            let has = |what| count == 2 && fds[1].revents().is_some_and(|events| events.intersects(what));
+            let has =
+                |what| count == 2 && fds[1].revents().is_some_and(|events| events.intersects(what));
             if has(PollFlags::POLLOUT) {
                 let write = self.lock().has_room();
                 if write {
@@ -452,8 +485,13 @@ impl Remote {
                 self.leaned.store(true, Ordering::Release); // reads to the end
             }
             if driven && has(PollFlags::POLLIN) {
-                // What waits for room may wait just for this to be read: a manager does not listen to one who does not.
-                for_runtime = if blocked { self.turn(&waker) } else { self.turn_for_runtime(bell, &mut left_alone, &waker) };
+                // What waits for room may wait just for this to be read: a manager does not listen
+                // to one who does not.
+                for_runtime = if blocked {
+                    self.turn(&waker)
+                } else {
+                    self.turn_for_runtime(bell, &mut left_alone, &waker)
+                };
             }
             if leaned && ready == 0 {
                 // Who comes to lean now either is seen here, or sees that nobody leans.
@@ -465,13 +503,22 @@ impl Remote {
         }
     }
 
-    /// Something has come for a runtime that reads for itself. If it has not come to it within the grace, it is read here; and from
-    /// then on at once, until the runtime comes again. `left_alone`: how many times it had come when it was found not to come.
-    fn turn_for_runtime(&self, bell: &EventFd, left_alone: &mut Option<u64>, waker: &Waker) -> Turn {
+    /// Something has come for a runtime that reads for itself. If it has not come to it within the
+    /// grace, it is read here; and from then on at once, until the runtime comes again.
+    /// `left_alone`: how many times it had come when it was found not to come.
+    fn turn_for_runtime(
+        &self,
+        bell: &EventFd,
+        left_alone: &mut Option<u64>,
+        waker: &Waker,
+    ) -> Turn {
         let driven = self.driven.load(Ordering::Acquire);
         if *left_alone != Some(driven) {
-            let _ = poll(&mut [PollFd::new(bell.as_fd(), PollFlags::POLLIN)], PollTimeout::from(GRACE));
-            let lies = poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1);
+            let _ =
+                poll(&mut [PollFd::new(bell.as_fd(), PollFlags::POLLIN)], PollTimeout::from(GRACE));
+            let lies =
+                poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)
+                    == Ok(1);
             if !lies || self.driven.load(Ordering::Acquire) != driven {
                 return Turn::Read;
             }
@@ -489,7 +536,11 @@ impl Remote {
     }
 
     /// An error: nothing more will come.
-    fn read_all(&self, buffer: &mut FrameBuffer, descriptors: &mut VecDeque<OwnedFd>) -> Result<(), ()> {
+    fn read_all(
+        &self,
+        buffer: &mut FrameBuffer,
+        descriptors: &mut VecDeque<OwnedFd>,
+    ) -> Result<(), ()> {
         loop {
             let space = buffer.space();
             let room = space.len();
@@ -526,14 +577,19 @@ impl Remote {
                 if !names.is_empty()
                     && let Some(connection) = self.connection.upgrade()
                 {
-                    let things = names.into_iter().map(|name| Arc::new(Inner::new(Arc::clone(&connection), name)) as _);
+                    let things = names
+                        .into_iter()
+                        .map(|name| Arc::new(Inner::new(Arc::clone(&connection), name)) as _);
                     held = Some(Arc::new(Things(things.collect())) as _);
                 }
-                let body = Body { head: Packet::copy_from(head), tail: Packet::copy_from(tail), held };
+                let body =
+                    Body { head: Packet::copy_from(head), tail: Packet::copy_from(tail), held };
                 (ticket, Arrived::Answer { body, offer })
             }
             ToClient::Refused { ticket, why } => (ticket, Arrived::Refused(why)),
-            ToClient::Deadlock { ticket, ring } => (ticket, Arrived::Deadlock(String::from_utf8_lossy(ring).into_owned())),
+            ToClient::Deadlock { ticket, ring } => {
+                (ticket, Arrived::Deadlock(String::from_utf8_lossy(ring).into_owned()))
+            }
             ToClient::Granted { ticket, version } => (ticket, Arrived::Granted(version)),
             ToClient::Mapped { ticket } => match descriptors.pop_front() {
                 Some(descriptor) => (ticket, Arrived::Mapped(descriptor)),
@@ -562,7 +618,10 @@ impl Remote {
         let incoming = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         ask();
         self.lean().expect("a thread");
-        let come = poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], PollTimeout::from(30_000u16));
+        let come = poll(
+            &mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)],
+            PollTimeout::from(30_000u16),
+        );
         assert_eq!(come, Ok(1), "nothing came");
         act();
         assert!(self.next.lock().unwrap_or_else(PoisonError::into_inner).len() <= 1);

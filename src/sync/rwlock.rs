@@ -18,18 +18,20 @@ use std::time::Duration;
 
 /// A value that processes share: many may read it at once, or one may change it.
 ///
-/// Made by [`Manager::rwlock`]. A handle is cheap to clone, can be used from any thread and in any runtime, and travels to
-/// other processes as an argument, in a result, or inside another shared object.
+/// Made by [`Manager::rwlock`]. A handle is cheap to clone, can be used from any thread and in any
+/// runtime, and travels to other processes as an argument, in a result, or inside another shared
+/// object.
 ///
-/// **A write guard that is dropped commits**, as that of a [`Mutex`](crate::Mutex) does, and as there it rolls back when
-/// its process dies, its thread panics, its task is aborted, or the value cannot be encoded; the next is told by
-/// [`recovered`](RwLockWriteGuard::recovered).
+/// **A write guard that is dropped commits**, as that of a [`Mutex`](crate::Mutex) does, and as
+/// there it rolls back when its process dies, its thread panics, its task is aborted, or the value
+/// cannot be encoded; the next is told by [`recovered`](RwLockWriteGuard::recovered).
 ///
-/// Whoever waits is served in order: readers that come after a waiting writer wait behind it. So do not take the lock again
-/// while you hold it.
+/// Whoever waits is served in order: readers that come after a waiting writer wait behind it. So do
+/// not take the lock again while you hold it.
 ///
-/// A guard holds the value as it was when the lock was taken; a value that a process has read before is not sent to it again
-/// while it has not changed. For a number that many change, a [`Mutex`](crate::Mutex) is quicker: it needs no message.
+/// A guard holds the value as it was when the lock was taken; a value that a process has read
+/// before is not sent to it again while it has not changed. For a number that many change, a
+/// [`Mutex`](crate::Mutex) is quicker: it needs no message.
 ///
 /// ```
 /// use procpool::Manager;
@@ -45,7 +47,8 @@ use std::time::Duration;
 /// ```
 pub struct RwLock<T> {
     handle: Handle,
-    /// The value that came last, with its version, if it is worth keeping. Held only to look at it.
+    /// The value that came last, with its version, if it is worth keeping. Held only to look at
+    /// it.
     last: Arc<Mutex<Option<(u64, Body)>>>,
     marker: PhantomData<fn() -> T>,
 }
@@ -88,8 +91,8 @@ impl Manager {
         self.make_rwlock(None, &value)
     }
 
-    /// The read-write lock of this name; makes it, with this value, if there is none. `T` must be what it was made with:
-    /// that is noticed only when the value cannot be decoded.
+    /// The read-write lock of this name; makes it, with this value, if there is none. `T` must be
+    /// what it was made with: that is noticed only when the value cannot be decoded.
     ///
     /// # Errors
     ///
@@ -100,7 +103,9 @@ impl Manager {
 
     fn make_rwlock<T: Serialize>(&self, name: Option<&str>, value: &T) -> Result<RwLock<T>, Error> {
         let (value, held) = handle::encode(value)?;
-        let made = Handle::create(self.connection(), kinds::RW_LOCK, Part::WHOLE, name, || Box::new(Rules::new(value, held)))?;
+        let made = Handle::create(self.connection(), kinds::RW_LOCK, Part::WHOLE, name, || {
+            Box::new(Rules::new(value, held))
+        })?;
         Ok(RwLock::new(made))
     }
 }
@@ -119,7 +124,11 @@ impl<T> RwLock<T> {
     }
 
     fn have(&self) -> u64 {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, |(version, _)| *version)
+        self.last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .map_or(0, |(version, _)| *version)
     }
 }
 
@@ -128,13 +137,15 @@ impl<T: DeserializeOwned> RwLock<T> {
     fn value(&self, version: u64, came: bool, body: Body) -> Result<T, Error> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let body = if came {
-            let keep = body.tail.len() >= WORTH_KEEPING && last.as_ref().is_none_or(|(before, _)| *before < version);
+            let keep = body.tail.len() >= WORTH_KEEPING
+                && last.as_ref().is_none_or(|(before, _)| *before < version);
             let old = if keep { last.replace((version, body.clone())) } else { None };
             drop(last);
             drop(old); // the references in it are let go without the lock
             body
         } else {
-            let kept = last.as_ref().filter(|(kept, _)| *kept == version).map(|(_, body)| body.clone());
+            let kept =
+                last.as_ref().filter(|(kept, _)| *kept == version).map(|(_, body)| body.clone());
             drop(last);
             match kept {
                 Some(body) => body,
@@ -152,11 +163,16 @@ impl<T: DeserializeOwned> RwLock<T> {
     }
 
     /// `None`: not without waiting.
-    fn locked(&self, ticket: Option<u64>, answer: Result<Body, Error>) -> Result<Option<(Locked, T)>, Error> {
+    fn locked(
+        &self,
+        ticket: Option<u64>,
+        answer: Result<Body, Error>,
+    ) -> Result<Option<(Locked, T)>, Error> {
         let body = answer?;
         match (reply(&body)?, ticket) {
             (Reply::Locked { version, fence, recovered, value }, Some(ticket)) => {
-                let value = self.value(version, value, body).inspect_err(|_| self.handle.cancel(ticket))?;
+                let value =
+                    self.value(version, value, body).inspect_err(|_| self.handle.cancel(ticket))?;
                 Ok(Some((Locked { handle: self.handle.clone(), ticket, fence, recovered }, value)))
             }
             (Reply::None, _) => Ok(None),
@@ -180,7 +196,8 @@ impl<T: DeserializeOwned> RwLock<T> {
     ///
     /// # Errors
     ///
-    /// [`Decode`](crate::ErrorKind::Decode), when the value is not a `T`; [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Decode`](crate::ErrorKind::Decode), when the value is not a `T`;
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -255,7 +272,8 @@ impl<T: DeserializeOwned> RwLock<T> {
         self.value_in(body)
     }
 
-    /// As [`get`](Self::get), for threads: the manager answers at once, so it may be called anywhere.
+    /// As [`get`](Self::get), for threads: the manager answers at once, so it may be called
+    /// anywhere.
     ///
     /// # Errors
     ///
@@ -386,8 +404,9 @@ impl<T: fmt::Debug> fmt::Debug for RwLockReadGuard<T> {
 ///
 /// # Drop
 ///
-/// Commits what was changed, and lets go the lock; rolls back in a panic and while its task is being aborted. A failure to
-/// commit rolls back, and is told to the next by [`recovered`](Self::recovered); [`commit`](Self::commit) tells it to you.
+/// Commits what was changed, and lets go the lock; rolls back in a panic and while its task is
+/// being aborted. A failure to commit rolls back, and is told to the next by
+/// [`recovered`](Self::recovered); [`commit`](Self::commit) tells it to you.
 #[must_use = "a guard that is dropped at once lets go at once"]
 pub struct RwLockWriteGuard<T> {
     locked: Locked,
@@ -405,7 +424,14 @@ const THERE: &str = "the value is there until the guard has ended";
 impl<T: Serialize> RwLockWriteGuard<T> {
     fn new((locked, value): (Locked, T)) -> Self {
         let panicking = std::thread::panicking();
-        Self { locked, value: Some(value), changed: false, unmark: false, panicking, encode: handle::encode }
+        Self {
+            locked,
+            value: Some(value),
+            changed: false,
+            unmark: false,
+            panicking,
+            encode: handle::encode,
+        }
     }
 }
 
@@ -435,12 +461,15 @@ impl<T> RwLockWriteGuard<T> {
         Ok(asking)
     }
 
-    /// Commits what was changed, and lets go the lock. As dropping it does, which cannot tell an error.
+    /// Commits what was changed, and lets go the lock. As dropping it does, which cannot tell an
+    /// error.
     ///
     /// # Errors
     ///
-    /// [`Encode`](crate::ErrorKind::Encode), [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB): then the value is what it
-    /// was, and the lock is let go. [`ManagerFull`](crate::ErrorKind::ManagerFull), [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Encode`](crate::ErrorKind::Encode), [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB):
+    /// then the value is what it was, and the lock is let go.
+    /// [`ManagerFull`](crate::ErrorKind::ManagerFull),
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -450,7 +479,8 @@ impl<T> RwLockWriteGuard<T> {
         self.released(asking.await)
     }
 
-    /// As [`commit`](Self::commit), for threads: the manager answers at once, so it may be called anywhere.
+    /// As [`commit`](Self::commit), for threads: the manager answers at once, so it may be called
+    /// anywhere.
     ///
     /// # Errors
     ///
@@ -477,9 +507,10 @@ impl<T> RwLockWriteGuard<T> {
         let _ = self.locked.handle.tell(Ask::Release { write, downgrade: false, mark }.body());
     }
 
-    /// Whether somebody who wrote before did not end as he should: his process died, his thread panicked, his task was
-    /// aborted, or what he had changed could not be encoded. The value is what was committed before that; what the lock
-    /// protects beside it may be half done. It stays so until somebody [clears](Self::clear_recovered) it.
+    /// Whether somebody who wrote before did not end as he should: his process died, his thread
+    /// panicked, his task was aborted, or what he had changed could not be encoded. The value
+    /// is what was committed before that; what the lock protects beside it may be half done. It
+    /// stays so until somebody [clears](Self::clear_recovered) it.
     pub fn recovered(&self) -> bool {
         self.locked.recovered && !self.unmark
     }
@@ -489,8 +520,8 @@ impl<T> RwLockWriteGuard<T> {
         self.unmark = true;
     }
 
-    /// A number that is higher than that of every write guard of this lock before, in any process: for a store that refuses
-    /// what comes from one who has lost the lock meanwhile.
+    /// A number that is higher than that of every write guard of this lock before, in any process:
+    /// for a store that refuses what comes from one who has lost the lock meanwhile.
     pub fn fencing_number(&self) -> u64 {
         self.locked.fence
     }
@@ -510,7 +541,12 @@ impl<T: DeserializeOwned> RwLockWriteGuard<T> {
         let body = self.last_words(true)?; // an error: dropping lets go
         let value = self.value.take().expect(THERE);
         let locked = &self.locked;
-        let locked = Locked { handle: locked.handle.clone(), ticket: locked.ticket, fence: locked.fence, recovered: self.recovered() };
+        let locked = Locked {
+            handle: locked.handle.clone(),
+            ticket: locked.ticket,
+            fence: locked.fence,
+            recovered: self.recovered(),
+        };
         let guard = RwLockReadGuard { locked, value };
         match reply(&guard.locked.handle.ask(body).await?)? {
             Reply::Released { .. } => Ok(guard),
@@ -548,7 +584,8 @@ impl<T> Drop for RwLockWriteGuard<T> {
         otherwise.0 = None;
         let commits = !words.tail.is_empty();
         let told = handle.tell(words);
-        // The manager may have no room for it, or it may be too large to be sent. Then this lets go; else nobody minds it.
+        // The manager may have no room for it, or it may be too large to be sent. Then this lets
+        // go; else nobody minds it.
         if commits || told.is_err() {
             let _ = handle.tell(bad());
         }

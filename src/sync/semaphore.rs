@@ -12,14 +12,16 @@ use std::time::Duration;
 
 /// A number of permits that processes share.
 ///
-/// Made by [`Manager::semaphore`] or [`Manager::bounded_semaphore`]. A handle is cheap to clone, can be used from any thread
-/// and in any runtime, and travels to other processes as an argument, in a result, or inside another shared object.
+/// Made by [`Manager::semaphore`] or [`Manager::bounded_semaphore`]. A handle is cheap to clone,
+/// can be used from any thread and in any runtime, and travels to other processes as an argument,
+/// in a result, or inside another shared object.
 ///
-/// * Whoever waits is served in order, and nobody passes: one who waits for many permits gets them, however many others
-///   want few.
-/// * A [`SemaphorePermit`] gives its permits back when it is dropped; **a process that dies gives back all that it had**.
-/// * A bounded semaphore never has more permits than it began with, counting those that somebody holds (Python's
-///   `BoundedSemaphore`).
+/// * Whoever waits is served in order, and nobody passes: one who waits for many permits gets them,
+///   however many others want few.
+/// * A [`SemaphorePermit`] gives its permits back when it is dropped; **a process that dies gives
+///   back all that it had**.
+/// * A bounded semaphore never has more permits than it began with, counting those that somebody
+///   holds (Python's `BoundedSemaphore`).
 ///
 /// ```
 /// use procpool::Manager;
@@ -71,8 +73,8 @@ impl Manager {
         self.make_semaphore(Some(name), permits, false)
     }
 
-    /// The semaphore of this name; makes a [bounded](Self::bounded_semaphore) one if there is none. (One that is there is bounded
-    /// as it was made.)
+    /// The semaphore of this name; makes a [bounded](Self::bounded_semaphore) one if there is none.
+    /// (One that is there is bounded as it was made.)
     ///
     /// # Errors
     ///
@@ -81,9 +83,18 @@ impl Manager {
         self.make_semaphore(Some(name), permits, true)
     }
 
-    fn make_semaphore(&self, name: Option<&str>, permits: u64, bounded: bool) -> Result<Semaphore, Error> {
+    fn make_semaphore(
+        &self,
+        name: Option<&str>,
+        permits: u64,
+        bounded: bool,
+    ) -> Result<Semaphore, Error> {
         if permits > PERMITS_MAX {
-            return Err(Why::InvalidOption { option: "permits", reason: format!("more than {PERMITS_MAX}") }.into());
+            return Err(Why::InvalidOption {
+                option: "permits",
+                reason: format!("more than {PERMITS_MAX}"),
+            }
+            .into());
         }
         let rules = || Box::new(Rules::new(permits, bounded)) as _;
         let handle = Handle::create(self.connection(), kinds::SEMAPHORE, Part::WHOLE, name, rules)?;
@@ -96,9 +107,16 @@ impl Semaphore {
         self.handle.ask(Ask::Acquire { permits, wait }.body())
     }
 
-    fn acquired(&self, permits: u32, ticket: Option<u64>, answer: Result<Body, Error>) -> Result<Option<SemaphorePermit>, Error> {
+    fn acquired(
+        &self,
+        permits: u32,
+        ticket: Option<u64>,
+        answer: Result<Body, Error>,
+    ) -> Result<Option<SemaphorePermit>, Error> {
         match (reply(&answer?)?, ticket) {
-            (Reply::Done, Some(ticket)) => Ok(Some(SemaphorePermit { handle: self.handle.clone(), ticket, permits })),
+            (Reply::Done, Some(ticket)) => {
+                Ok(Some(SemaphorePermit { handle: self.handle.clone(), ticket, permits }))
+            }
             (Reply::None, _) => Ok(None),
             (other, _) => Err(strange(&other)),
         }
@@ -133,8 +151,8 @@ impl Semaphore {
     ///
     /// # Errors
     ///
-    /// [`AboveLimit`](crate::ErrorKind::AboveLimit), when a bounded semaphore never has as many; and those of
-    /// [`acquire`](Self::acquire).
+    /// [`AboveLimit`](crate::ErrorKind::AboveLimit), when a bounded semaphore never has as many;
+    /// and those of [`acquire`](Self::acquire).
     ///
     /// # Cancel safety
     ///
@@ -165,7 +183,11 @@ impl Semaphore {
     /// # Cancel safety
     ///
     /// As `acquire`.
-    pub async fn acquire_many_timeout(&self, permits: u32, limit: Duration) -> Result<SemaphorePermit, Error> {
+    pub async fn acquire_many_timeout(
+        &self,
+        permits: u32,
+        limit: Duration,
+    ) -> Result<SemaphorePermit, Error> {
         self.wait(permits, Wait::Limit(limit)).await
     }
 
@@ -256,13 +278,15 @@ impl Semaphore {
     ///
     /// # Errors
     ///
-    /// [`AboveLimit`](crate::ErrorKind::AboveLimit), when there would be more, counting those that are held, than the limit of
-    /// a bounded semaphore (or `u64::MAX / 8`); then there are as many as before. [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`AboveLimit`](crate::ErrorKind::AboveLimit), when there would be more, counting those that
+    /// are held, than the limit of a bounded semaphore (or `u64::MAX / 8`); then there are as
+    /// many as before. [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     pub fn add_permits(&self, permits: u64) -> Result<(), Error> {
         done(self.handle.ask(Ask::Add { permits }.body()).settle())
     }
 
-    /// Closes it: whoever waits, and whoever asks from now on, is told so. Permits that are held are not affected.
+    /// Closes it: whoever waits, and whoever asks from now on, is told so. Permits that are held
+    /// are not affected.
     ///
     /// # Errors
     ///
@@ -309,8 +333,8 @@ impl SemaphorePermit {
     ///
     /// # Errors
     ///
-    /// [`NotHeld`](crate::ErrorKind::NotHeld), when there are not that many here; nothing happens then.
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`NotHeld`](crate::ErrorKind::NotHeld), when there are not that many here; nothing happens
+    /// then. [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     pub fn release(&mut self, permits: u32) -> Result<(), Error> {
         if permits > self.permits {
             return Err(Why::NotHeld.into());

@@ -6,7 +6,8 @@ thread_local! {
     static STOPPING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Guards that are dropped on this thread now are those of a task that is being aborted: they roll back.
+/// Guards that are dropped on this thread now are those of a task that is being aborted: they roll
+/// back.
 #[inline]
 pub(crate) fn is_stopping() -> bool {
     STOPPING.try_with(Cell::get).unwrap_or(false)

@@ -1,4 +1,5 @@
-//! The plumbing of handles, in the application and through a socket, with a small object of its own.
+//! The plumbing of handles, in the application and through a socket, with a small object of its
+//! own.
 
 use super::connection::Connection;
 use super::handle::{Handle, kinds};
@@ -14,7 +15,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// One place: `put` fills it (and throws away what was in it), `take` waits until it is full, `peek` does not.
+/// One place: `put` fills it (and throws away what was in it), `take` waits until it is full,
+/// `peek` does not.
 #[derive(Default)]
 struct Place {
     content: Option<Body>,
@@ -40,7 +42,13 @@ impl Place {
 }
 
 impl Object for Place {
-    fn request(&mut self, caller: Caller, body: Body, _: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
+    fn request(
+        &mut self,
+        caller: Caller,
+        body: Body,
+        _: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), Bad> {
         match &body.head[..] {
             b"put" => {
                 self.content = Some(body);
@@ -89,7 +97,11 @@ impl Object for Place {
     }
 
     fn close(&mut self, _: Instant, answers: &mut Vec<Answer>) {
-        answers.extend(self.waiting.drain(..).map(|caller| Answer::new(caller, Body::new(Packet::copy_from(b"closed")))));
+        answers.extend(
+            self.waiting
+                .drain(..)
+                .map(|caller| Answer::new(caller, Body::new(Packet::copy_from(b"closed")))),
+        );
     }
 
     fn bytes(&self) -> usize {
@@ -109,7 +121,9 @@ impl PlaceHandle {
     fn new(connection: &Arc<Connection>) -> (Self, Arc<Mutex<Vec<String>>>) {
         let place = Place::default();
         let log = Arc::clone(&place.log);
-        let handle = Handle::create(connection, kinds::EVENT, Part::WHOLE, None, || Box::new(place)).expect("create");
+        let handle =
+            Handle::create(connection, kinds::EVENT, Part::WHOLE, None, || Box::new(place))
+                .expect("create");
         (Self { handle, marker: std::marker::PhantomData }, log)
     }
 
@@ -145,7 +159,8 @@ fn requests_are_answered_here_and_through_a_socket_and_offers_are_taken_once() {
     let connection = Connection::start().expect("start");
     let (place, log) = PlaceHandle::new(&connection);
     let (_theirs, there) = elsewhere(&connection, &place);
-    for (putter, taker) in [(&place, &place), (&place, &there), (&there, &place), (&there, &there)] {
+    for (putter, taker) in [(&place, &place), (&place, &there), (&there, &place), (&there, &there)]
+    {
         let mut taking = Box::pin(taker.take::<String>());
         assert!(taking.as_mut().now_or_never().is_none());
         putter.put(&"value").expect("put");
@@ -166,7 +181,9 @@ fn what_was_offered_to_one_who_gives_up_goes_back() {
         // It has been offered, and nobody has seen it.
         wait_until("it was offered", || block_on(async { place.peek::<u64>() }).is_err());
         drop(asking);
-        wait_until("it is back", || log.lock().expect("log").pop().is_some_and(|note| note == "back"));
+        wait_until("it is back", || {
+            log.lock().expect("log").pop().is_some_and(|note| note == "back")
+        });
         assert_eq!(block_on(place.take::<u64>()).expect("take"), 7);
     }
 }
@@ -219,9 +236,15 @@ fn a_client_gets_at_nothing_that_it_was_not_given() {
     let (secret, _) = PlaceHandle::new(&connection);
     secret.put(&1u8).expect("put");
     let (theirs, there) = elsewhere(&connection, &given);
-    let forged = PlaceHandle { handle: Handle::of(&theirs, *secret.handle.name()), marker: std::marker::PhantomData };
+    let forged = PlaceHandle {
+        handle: Handle::of(&theirs, *secret.handle.name()),
+        marker: std::marker::PhantomData,
+    };
     assert_eq!(forged.peek::<u8>().expect_err("not its own").kind(), ErrorKind::NoSuchObject);
-    assert_eq!(there.put(&forged).expect_err("nor to be passed on").kind(), ErrorKind::NoSuchObject);
+    assert_eq!(
+        there.put(&forged).expect_err("nor to be passed on").kind(),
+        ErrorKind::NoSuchObject
+    );
     drop(forged); // releases what it never had
     assert!(block_on(secret.take::<u8>()).is_ok());
 }
@@ -249,7 +272,10 @@ fn after_the_end_everything_is_refused_and_a_new_one_can_be_started() {
     let (_theirs, there) = elsewhere(&connection, &place);
     place.put(&0u8).expect("put");
     block_on(place.take::<u8>()).expect("take");
-    let waiting = [place.handle.ask(Body::new(Packet::copy_from(b"take"))), there.handle.ask(Body::new(Packet::copy_from(b"take")))];
+    let waiting = [
+        place.handle.ask(Body::new(Packet::copy_from(b"take"))),
+        there.handle.ask(Body::new(Packet::copy_from(b"take"))),
+    ];
     there.peek::<u8>().expect_err("empty"); // its request stands behind the other
     connection.close();
     for asking in waiting {
@@ -259,7 +285,9 @@ fn after_the_end_everything_is_refused_and_a_new_one_can_be_started() {
         }
     }
     assert!(place.put(&1u8).expect_err("closed").is_manager_closed());
-    wait_until("it is known there", || there.put(&1u8).is_err_and(|error| error.is_manager_closed()));
+    wait_until("it is known there", || {
+        there.put(&1u8).is_err_and(|error| error.is_manager_closed())
+    });
     let (again, _) = PlaceHandle::new(&Connection::start().expect("start"));
     again.put(&1u8).expect("put");
 }

@@ -31,7 +31,8 @@ mod sealed {
 }
 use sealed::{Bits, Number, Word};
 
-/// What a [`Value`] or an [`Array`] can hold: the integers of up to 64 bits, `f32`, `f64`, and `bool`. Sealed.
+/// What a [`Value`] or an [`Array`] can hold: the integers of up to 64 bits, `f32`, `f64`, and
+/// `bool`. Sealed.
 pub trait Atomic: Word {}
 
 macro_rules! integers {
@@ -115,12 +116,13 @@ impl Bits for bool {
 
 /// A number or a flag in shared memory.
 ///
-/// Made by [`Manager::value`]. It is a cheap handle: clones, and what arrives elsewhere as an argument or a result, are
-/// the same value. Each call is one atomic operation, sequentially consistent, without a lock and without a system call,
-/// so a process that dies in its midst has either done it or not. **Two calls are two operations**: between a
-/// [`load`](Self::load) and a [`store`](Self::store) others may change the value, and their change is lost. Use
-/// [`fetch_add`](Self::fetch_add), [`fetch_update`](Self::fetch_update) or [`compare_exchange`](Self::compare_exchange);
-/// or a [`Mutex`](crate::Mutex) for what takes more.
+/// Made by [`Manager::value`]. It is a cheap handle: clones, and what arrives elsewhere as an
+/// argument or a result, are the same value. Each call is one atomic operation, sequentially
+/// consistent, without a lock and without a system call, so a process that dies in its midst has
+/// either done it or not. **Two calls are two operations**: between a [`load`](Self::load) and a
+/// [`store`](Self::store) others may change the value, and their change is lost. Use
+/// [`fetch_add`](Self::fetch_add), [`fetch_update`](Self::fetch_update) or
+/// [`compare_exchange`](Self::compare_exchange); or a [`Mutex`](crate::Mutex) for what takes more.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -135,8 +137,9 @@ impl Bits for bool {
 ///
 /// # Errors
 ///
-/// Every call may fail: the manager is closed; in a forked copy of the process; in another process, the first call asks
-/// the manager for the memory (and waits for it, some tens of microseconds), which may not be had.
+/// Every call may fail: the manager is closed; in a forked copy of the process; in another process,
+/// the first call asks the manager for the memory (and waits for it, some tens of microseconds),
+/// which may not be had.
 pub struct Value<T> {
     handle: Handle,
     marker: PhantomData<fn() -> T>,
@@ -144,8 +147,8 @@ pub struct Value<T> {
 
 /// Numbers or flags in shared memory: as many as it was made with.
 ///
-/// Made by [`Manager::array`]. It is a cheap handle, as a [`Value`] is; [`at`](Self::at) gives one of its elements, each of
-/// which is as a `Value` of its own.
+/// Made by [`Manager::array`]. It is a cheap handle, as a [`Value`] is; [`at`](Self::at) gives one
+/// of its elements, each of which is as a `Value` of its own.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -183,8 +186,8 @@ impl Manager {
         Ok(Value { handle, marker: PhantomData })
     }
 
-    /// The value of this name; if there is none, one is made. It has its name as long as there is a handle to it. The type
-    /// is not looked at.
+    /// The value of this name; if there is none, one is made. It has its name as long as there is a
+    /// handle to it. The type is not looked at.
     ///
     /// # Errors
     ///
@@ -194,18 +197,20 @@ impl Manager {
         Ok(Value { handle, marker: PhantomData })
     }
 
-    /// A new array in shared memory, with these elements. Each takes eight bytes, whatever its type.
+    /// A new array in shared memory, with these elements. Each takes eight bytes, whatever its
+    /// type.
     ///
     /// # Errors
     ///
-    /// As [`value`](Self::value); [`ManagerFull`](crate::ErrorKind::ManagerFull) for more than 1 GiB.
+    /// As [`value`](Self::value); [`ManagerFull`](crate::ErrorKind::ManagerFull) for more than 1
+    /// GiB.
     pub fn array<T: Atomic>(&self, elements: &[T]) -> Result<Array<T>, Error> {
         let handle = self.make_cells(kinds::ARRAY, None, elements)?;
         Ok(Array { handle, marker: PhantomData })
     }
 
-    /// The array of this name; if there is none, one is made. It has its name as long as there is a handle to it. Neither type nor
-    /// length is looked at.
+    /// The array of this name; if there is none, one is made. It has its name as long as there is a
+    /// handle to it. Neither type nor length is looked at.
     ///
     /// # Errors
     ///
@@ -215,12 +220,21 @@ impl Manager {
         Ok(Array { handle, marker: PhantomData })
     }
 
-    fn make_cells<T: Atomic>(&self, kind: crate::manager::message::Kind, name: Option<&str>, values: &[T]) -> Result<Handle, Error> {
+    fn make_cells<T: Atomic>(
+        &self,
+        kind: crate::manager::message::Kind,
+        name: Option<&str>,
+        values: &[T],
+    ) -> Result<Handle, Error> {
         let connection = self.connection();
         let server = connection.local()?;
         let made = match name.and_then(|name| server.find(kind, name, Part::WHOLE)) {
             Some(found) => found,
-            None => server.create_cells(kind, values.iter().map(|value| value.to_word()), name.map(str::to_owned))?,
+            None => server.create_cells(
+                kind,
+                values.iter().map(|value| value.to_word()),
+                name.map(str::to_owned),
+            )?,
         };
         Ok(Handle::of(connection, made))
     }
@@ -228,7 +242,11 @@ impl Manager {
 
 /// Runs an operation on one word.
 #[inline]
-fn with<R>(handle: &Handle, index: usize, operation: impl FnOnce(&AtomicU64) -> R) -> Result<R, Error> {
+fn with<R>(
+    handle: &Handle,
+    index: usize,
+    operation: impl FnOnce(&AtomicU64) -> R,
+) -> Result<R, Error> {
     let cell = match handle.cell_at_once()? {
         Some(cell) => cell,
         None => wait::park_on(handle.cell())?,
@@ -240,7 +258,8 @@ fn with<R>(handle: &Handle, index: usize, operation: impl FnOnce(&AtomicU64) -> 
     cell.words().get(index).map(operation).ok_or_else(|| Why::ObjectBroken.into())
 }
 
-/// Changes a word by a function of its value, until nobody has come between; gives the value before.
+/// Changes a word by a function of its value, until nobody has come between; gives the value
+/// before.
 fn update<T: Word>(word: &AtomicU64, mut change: impl FnMut(T) -> Option<T>) -> Result<T, T> {
     let mut old = word.load(Ordering::SeqCst);
     loop {
@@ -453,7 +472,11 @@ impl<T: Atomic> Array<T> {
     ///
     /// As those of a [`Value`].
     pub fn to_vec(&self) -> Result<Vec<T>, Error> {
-        (0..self.len()).map(|index| with(&self.handle, index, |word| T::from_word(word.load(Ordering::SeqCst)))).collect()
+        (0..self.len())
+            .map(|index| {
+                with(&self.handle, index, |word| T::from_word(word.load(Ordering::SeqCst)))
+            })
+            .collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Waiting for a future by blocking the thread.
 //!
-//! If it waits for a manager elsewhere, the thread itself reads what that sends, so that nobody has to wake it: see `remote.rs`.
+//! If it waits for a manager elsewhere, the thread itself reads what that sends, so that nobody has
+//! to wake it: see `remote.rs`.
 
 use super::holding;
 use super::remote::Remote;
@@ -51,7 +52,8 @@ pub(super) fn is_blocked() -> bool {
     BLOCKED.get() > 0
 }
 
-/// Something is waited for from this manager, on this thread. Gives whether the thread itself will read it.
+/// Something is waited for from this manager, on this thread. Gives whether the thread itself will
+/// read it.
 pub(super) fn will_read(remote: &Arc<Remote>) -> bool {
     if BLOCKED.get() == 0 {
         return false;
@@ -93,7 +95,8 @@ pub(crate) fn park_on<F: Future>(future: F) -> F::Output {
         }
     }
     let mut future = pin!(future);
-    // Before anything is polled: else what waits for an answer would start the thread that reads, for nothing.
+    // Before anything is polled: else what waits for an answer would start the thread that reads,
+    // for nothing.
     BLOCKED.set(BLOCKED.get() + 1);
     let _unblock = Unblock(FROM.take());
     // As a rule it is ready at once.

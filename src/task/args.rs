@@ -9,8 +9,8 @@ use crate::wire::value::{self, EncodeError};
 
 /// What can be given as the arguments of a task whose argument types are `Args`.
 ///
-/// Arguments are encoded in the call that takes them, so they need be neither `Send` nor `'static`, and a reference
-/// does as well as the value.
+/// Arguments are encoded in the call that takes them, so they need be neither `Send` nor `'static`,
+/// and a reference does as well as the value.
 ///
 /// | the task takes        | it is given                                                                   |
 /// |-----------------------|-------------------------------------------------------------------------------|
@@ -18,8 +18,8 @@ use crate::wire::value::{self, EncodeError};
 /// | one `A`               | `A` or `&A`; `&[T]` for a `Vec<T>`, `&str` for a `String`, `&Path` or `&str` for a `PathBuf` |
 /// | two to eight: `A, B`  | the tuple `(A, B)`, or a reference to it                                      |
 ///
-/// So `map` spreads an iterator over tuples `(A, B)` over the two arguments of a function, and a function whose only
-/// argument is a tuple takes the same tuples whole.
+/// So `map` spreads an iterator over tuples `(A, B)` over the two arguments of a function, and a
+/// function whose only argument is a tuple takes the same tuples whole.
 ///
 /// ```
 /// fn fits<Args, M>(_: impl procpool::Task<Args, M>, _: impl procpool::ArgsFor<Args>) {}
@@ -47,7 +47,8 @@ pub trait ArgsFor<Args> {
     fn __encode(&self, encoder: &mut Encoder<'_>);
 }
 
-/// A tuple of the arguments of a task, of none to eight: what [`Named`](crate::Named) names them by.
+/// A tuple of the arguments of a task, of none to eight: what [`Named`](crate::Named) names them
+/// by.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no tuple of arguments",
     note = "a task without arguments has `()`, a task of one argument `(A,)`"
@@ -76,7 +77,11 @@ impl Encoder<'_> {
 }
 
 /// Appends `args` to `out`, by at most `limit` bytes. After an error `out` is as it was.
-pub(crate) fn encode_args<Args, P: ArgsFor<Args>>(args: &P, out: &mut Vec<u8>, limit: usize) -> Result<(), EncodeError> {
+pub(crate) fn encode_args<Args, P: ArgsFor<Args>>(
+    args: &P,
+    out: &mut Vec<u8>,
+    limit: usize,
+) -> Result<(), EncodeError> {
     let before = out.len();
     let mut encoder = Encoder { end: before.saturating_add(limit), out, result: Ok(()) };
     args.__encode(&mut encoder);
@@ -126,8 +131,9 @@ impl ArgsFor<(PathBuf,)> for &str {
     }
 }
 
-// For two arguments and more, the tuple by value is the only implementation whose `Self` is a tuple, and the
-// reference to it the only one for a reference to a tuple. That is what lets `("host".into(), 80)` infer.
+// For two arguments and more, the tuple by value is the only implementation whose `Self` is a
+// tuple, and the reference to it the only one for a reference to a tuple. That is what lets
+// `("host".into(), 80)` infer.
 macro_rules! args {
     () => {
         impl ArgsFor<()> for () {

@@ -8,8 +8,9 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-/// The task that runs, or the async one that was polled last: its slot, its number (0: none has run), its try. Stored one
-/// after another: a thread that a task left behind and that reads between two stores asks about a task that does not exist.
+/// The task that runs, or the async one that was polled last: its slot, its number (0: none has
+/// run), its try. Stored one after another: a thread that a task left behind and that reads between
+/// two stores asks about a task that does not exist.
 static SLOT: AtomicU16 = AtomicU16::new(0);
 static ID: AtomicU64 = AtomicU64::new(0);
 static ATTEMPT: AtomicU8 = AtomicU8::new(0);
@@ -27,13 +28,14 @@ type Asked = Box<dyn Fn(u16, u64) -> bool + Send + Sync>;
 
 static ASKED: OnceLock<Asked> = OnceLock::new();
 
-/// In a task: whether it has been asked to stop, because it was aborted, its token was cancelled, its time limit is over, or
-/// the pool ends with a limit, and has a [`grace`](crate::Call::grace) in which to do that by itself. It costs one look at
-/// shared memory.
+/// In a task: whether it has been asked to stop, because it was aborted, its token was cancelled,
+/// its time limit is over, or the pool ends with a limit, and has a [`grace`](crate::Call::grace)
+/// in which to do that by itself. It costs one look at shared memory.
 ///
-/// Without a grace no task is asked: a sync one is killed, an async one dropped at an await point, and this stays `false`. It
-/// may be called from any thread of the worker, and tells of the task that runs; in an async task of the one that was polled
-/// last, which is this one as long as it is being polled. Outside of a task of a pool it is `false`.
+/// Without a grace no task is asked: a sync one is killed, an async one dropped at an await point,
+/// and this stays `false`. It may be called from any thread of the worker, and tells of the task
+/// that runs; in an async task of the one that was polled last, which is this one as long as it is
+/// being polled. Outside of a task of a pool it is `false`.
 ///
 /// [`cancelled`] waits for it.
 ///
@@ -57,13 +59,15 @@ pub fn is_cancelled() -> bool {
     is_asked(running())
 }
 
-/// In a task: waits until it has been asked to stop, as [`is_cancelled`] tells it. What the task returns then is its result.
+/// In a task: waits until it has been asked to stop, as [`is_cancelled`] tells it. What the task
+/// returns then is its result.
 ///
-/// It is about the task that runs when this is called, wherever the future is taken to and awaited. It never resolves for a
-/// task that is not asked (one without a [`grace`](crate::Call::grace)), nor outside of a task of a pool.
+/// It is about the task that runs when this is called, wherever the future is taken to and awaited.
+/// It never resolves for a task that is not asked (one without a [`grace`](crate::Call::grace)),
+/// nor outside of a task of a pool.
 ///
-/// In a sync task it can be awaited in a runtime of the task's own. There a thread looks every 10 ms while
-/// somebody waits; in an async task the worker is told, and nobody looks.
+/// In a sync task it can be awaited in a runtime of the task's own. There a thread looks every 10
+/// ms while somebody waits; in an async task the worker is told, and nobody looks.
 ///
 /// ```
 /// use std::time::Duration;
@@ -140,7 +144,8 @@ pub(crate) fn asked(id: u64) {
     WAITING.wake(|task| task.id == id);
 }
 
-/// How often a sync task's word is looked at while somebody waits for it: asking is for things that take longer.
+/// How often a sync task's word is looked at while somebody waits for it: asking is for things that
+/// take longer.
 const SYNC_LOOK: Duration = Duration::from_millis(10);
 
 /// Those who wait to be asked to stop.
@@ -155,7 +160,8 @@ struct Inside {
     looked_after: bool,
 }
 
-static WAITING: Waiting = Waiting { inside: Mutex::new(Inside { entries: Vec::new(), tickets: 0, looked_after: false }) };
+static WAITING: Waiting =
+    Waiting { inside: Mutex::new(Inside { entries: Vec::new(), tickets: 0, looked_after: false }) };
 
 impl Waiting {
     /// Held only to put in and take out; never over a waker's code.
@@ -189,9 +195,11 @@ impl Waiting {
     }
 
     fn wake(&self, is_asked: impl Fn(Running) -> bool) {
-        let woken: Vec<_> = self.lock().entries.extract_if(.., |(_, task, _)| is_asked(*task)).collect();
+        let woken: Vec<_> =
+            self.lock().entries.extract_if(.., |(_, task, _)| is_asked(*task)).collect();
         for (.., waker) in woken {
-            // It may be anybody's: a panic in it must not keep the others from being told, and ends no worker.
+            // It may be anybody's: a panic in it must not keep the others from being told, and ends
+            // no worker.
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
                 std::mem::forget(payload);
             }
@@ -235,8 +243,8 @@ fn is_asked(task: Running) -> bool {
 
 /// In a task: which try of it this is, from 1. See [`Call::retries`](crate::Call::retries).
 ///
-/// In an async task, ask before the first await, or keep the answer: after one it tells of the task that was polled last, which is
-/// this one as long as it is being polled. `None` outside of a task.
+/// In an async task, ask before the first await, or keep the answer: after one it tells of the task
+/// that was polled last, which is this one as long as it is being polled. `None` outside of a task.
 pub fn attempt() -> Option<u32> {
     match ATTEMPT.load(Ordering::Relaxed) {
         0 => None,
@@ -244,8 +252,9 @@ pub fn attempt() -> Option<u32> {
     }
 }
 
-/// In a task: its number, the same as [`JoinHandle::id`](crate::JoinHandle::id) gives in the application: so what a worker logs can
-/// be told apart by task. Of an async task as [`attempt`]. `None` outside of a task of a pool.
+/// In a task: its number, the same as [`JoinHandle::id`](crate::JoinHandle::id) gives in the
+/// application: so what a worker logs can be told apart by task. Of an async task as [`attempt`].
+/// `None` outside of a task of a pool.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

@@ -14,7 +14,8 @@ use crate::wire::value::{self, DecodeError, EncodeError, Reader};
 
 /// The functions that stand behind one record.
 ///
-/// It is public because the traits' hidden functions return it, and opaque so that nobody else can make one.
+/// It is public because the traits' hidden functions return it, and opaque so that nobody else can
+/// make one.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry {
     /// The function's type name: for people, neither unique nor stable.
@@ -34,10 +35,11 @@ pub(crate) type State = Box<dyn Any + Send + Sync>;
 /// How to run it, from encoded arguments. None of these catches a panic.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Run {
-    /// Decodes, runs, and appends the encoded result, at most `limit` bytes, to `out`. After an error `out` is as it
-    /// was; after a panic (of the result's `Serialize`) it may have grown.
+    /// Decodes, runs, and appends the encoded result, at most `limit` bytes, to `out`. After an
+    /// error `out` is as it was; after a panic (of the result's `Serialize`) it may have grown.
     Sync(RunSync),
-    /// Decodes at once. The future calls the function when it is first polled, and resolves to the encoded result.
+    /// Decodes at once. The future calls the function when it is first polled, and resolves to the
+    /// encoded result.
     Async(RunAsync),
     InitSync(fn(args: &[u8]) -> Result<State, RunError>),
     /// Decodes at once, calls at the first poll.
@@ -45,9 +47,11 @@ pub(crate) enum Run {
 }
 
 /// See [`Run::Sync`].
-pub(crate) type RunSync = fn(args: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<Verdict, RunError>;
+pub(crate) type RunSync =
+    fn(args: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<Verdict, RunError>;
 /// See [`Run::Async`].
-pub(crate) type RunAsync = fn(args: &[u8], limit: usize) -> Result<Running<(Vec<u8>, Verdict)>, RunError>;
+pub(crate) type RunAsync =
+    fn(args: &[u8], limit: usize) -> Result<Running<(Vec<u8>, Verdict)>, RunError>;
 
 /// An async function under way; it need not be `Send`.
 pub(crate) type Running<T> = LocalBoxFuture<'static, Result<T, RunError>>;
@@ -144,10 +148,16 @@ super::function::for_each_arity!(arguments);
 
 pub(super) fn decode<Args: Arguments>(bytes: &[u8]) -> Result<Args, RunError> {
     let mut reader = Reader::new(bytes);
-    Args::read(&mut reader).and_then(|args| reader.finish().map(|()| args)).map_err(|error| RunError::Arguments(error.to_string()))
+    Args::read(&mut reader)
+        .and_then(|args| reader.finish().map(|()| args))
+        .map_err(|error| RunError::Arguments(error.to_string()))
 }
 
-pub(super) fn encode<R: Serialize>(result: &R, out: &mut Vec<u8>, limit: usize) -> Result<(), RunError> {
+pub(super) fn encode<R: Serialize>(
+    result: &R,
+    out: &mut Vec<u8>,
+    limit: usize,
+) -> Result<(), RunError> {
     let before = out.len();
     value::encode(result, out, before.saturating_add(limit)).map_err(|error| {
         out.truncate(before);

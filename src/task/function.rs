@@ -10,17 +10,18 @@ use super::table::conjure;
 
 /// A function that can be run in a worker process: a *task*.
 ///
-/// It is implemented for functions and closures, and nobody needs to implement it, or to name it except in generic
-/// code of their own. A task is
+/// It is implemented for functions and closures, and nobody needs to implement it, or to name it
+/// except in generic code of their own. A task is
 ///
-/// * a plain function, an `async fn`, a function with its generics filled in (`work::<u32>`), an associated function
-///   (`Image::decode`), or a closure that captures nothing, `|x: u64| x + 1`, `|x: u64| async move { x + 1 }` or
-///   `async |x: u64| x + 1`;
+/// * a plain function, an `async fn`, a function with its generics filled in (`work::<u32>`), an
+///   associated function (`Image::decode`), or a closure that captures nothing, `|x: u64| x + 1`,
+///   `|x: u64| async move { x + 1 }` or `async |x: u64| x + 1`;
 /// * of no more than eight arguments;
-/// * whose arguments and result are owned values that serde can encode and decode. The argument types of a closure
-///   must be written out.
+/// * whose arguments and result are owned values that serde can encode and decode. The argument
+///   types of a closure must be written out.
 ///
-/// The future of an async function need not be `Send`. A task's own `Result` is a result like any other.
+/// The future of an async function need not be `Send`. A task's own `Result` is a result like any
+/// other.
 ///
 /// ```
 /// fn is_task<Args, M>(_: impl procpool::Task<Args, M>) {}
@@ -36,14 +37,16 @@ use super::table::conjure;
 ///
 /// # What cannot be a task, and what to do
 ///
-/// **A closure that captures.** The worker is another process: of a closure's variables nothing is there. Pass them
-/// as arguments: not `pool.spawn(move |x: u64| x + offset, 1)`, but
-/// `pool.spawn(|x: u64, offset: u64| x + offset, (1, offset))`. This is found by `cargo build`; `cargo check` does
-/// not see it. A function pointer (`let f: fn(u64) -> u64 = …`) is a variable too: name the function itself.
+/// **A closure that captures.** The worker is another process: of a closure's variables nothing is
+/// there. Pass them as arguments: not `pool.spawn(move |x: u64| x + offset, 1)`, but
+/// `pool.spawn(|x: u64, offset: u64| x + offset, (1, offset))`. This is found by `cargo build`;
+/// `cargo check` does not see it. A function pointer (`let f: fn(u64) -> u64 = …`) is a variable
+/// too: name the function itself.
 ///
-/// **A function that takes a reference.** In the worker there is nobody to borrow from. Take the owned type, `String`
-/// for `&str`, `Vec<T>` for `&[T]`, `PathBuf` for `&Path`. The caller may still [hand over](crate::ArgsFor) the
-/// reference: `pool.spawn(count, "some text")` with `fn count(text: String) -> usize`.
+/// **A function that takes a reference.** In the worker there is nobody to borrow from. Take the
+/// owned type, `String` for `&str`, `Vec<T>` for `&[T]`, `PathBuf` for `&Path`. The caller may
+/// still [hand over](crate::ArgsFor) the reference: `pool.spawn(count, "some text")` with `fn
+/// count(text: String) -> usize`.
 ///
 /// ```compile_fail,E0277
 /// # fn is_task<Args, M>(_: impl procpool::Task<Args, M>) {}
@@ -51,16 +54,17 @@ use super::table::conjure;
 /// is_task(count);
 /// ```
 ///
-/// **A result that does not travel.** `std::io::Error`, `anyhow::Error` and most other errors are not `Serialize`:
-/// let the function return `Result<T, procpool::Failure>`, into which `?` turns any error. For types of your own,
-/// derive `Serialize` and `Deserialize`.
+/// **A result that does not travel.** `std::io::Error`, `anyhow::Error` and most other errors are
+/// not `Serialize`: let the function return `Result<T, procpool::Failure>`, into which `?` turns
+/// any error. For types of your own, derive `Serialize` and `Deserialize`.
 ///
 /// **A function of more than eight arguments.** Put them into a struct.
 ///
 /// # Type parameters
 ///
-/// `Args` is the tuple of the function's arguments: `()`, `(A,)`, `(A, B)` and so on. `Marker` is how the compiler
-/// tells sync and async functions apart. Both are always inferred; leave them to be inferred in generic code as well:
+/// `Args` is the tuple of the function's arguments: `()`, `(A,)`, `(A, B)` and so on. `Marker` is
+/// how the compiler tells sync and async functions apart. Both are always inferred; leave them to
+/// be inferred in generic code as well:
 ///
 /// ```
 /// fn describe<Args, M, F: procpool::Task<Args, M>>(_: F) -> &'static str {
@@ -96,17 +100,18 @@ pub trait Task<Args, Marker>: Copy + Send + Sync + 'static {
 
 /// `for<'any> MustBeOwnedLikeString<'any>` is `Serialize + DeserializeOwned` by another name.
 ///
-/// For `&str`, `&[u8]` and `&Path`, which can be decoded where the encoded bytes live long enough, the compiler does
-/// not say that [`Task`] is not implemented, with its advice. It says that an implementation 'is not general enough',
-/// and names the trait that is asked for here. So the name carries the advice.
+/// For `&str`, `&[u8]` and `&Path`, which can be decoded where the encoded bytes live long enough,
+/// the compiler does not say that [`Task`] is not implemented, with its advice. It says that an
+/// implementation 'is not general enough', and names the trait that is asked for here. So the name
+/// carries the advice.
 pub trait MustBeOwnedLikeString<'any>: Serialize + Deserialize<'any> {}
 
 impl<'any, T: Serialize + Deserialize<'any>> MustBeOwnedLikeString<'any> for T {}
 
 /// What shows of a closure that captures nothing before its size is known.
 ///
-/// It is a trait of its own for the sake of its message: else the compiler says that some captured `String` is not
-/// `Copy`.
+/// It is a trait of its own for the sake of its message: else the compiler says that some captured
+/// `String` is not `Copy`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` captures variables, which are not there in a worker process",
     label = "captures variables",

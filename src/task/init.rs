@@ -9,14 +9,14 @@ use super::table::conjure;
 
 /// A function that sets up a worker before it runs tasks.
 ///
-/// A worker never runs the program's `main`. What `main` sets up for itself (logging, statics, a connection) is not
-/// there; an init function is the place for it.
+/// A worker never runs the program's `main`. What `main` sets up for itself (logging, statics, a
+/// connection) is not there; an init function is the place for it.
 ///
-/// What a [`Task`](crate::Task) may be holds for an init function as well: a sync or async function or a closure that
-/// captures nothing, of at most eight owned arguments that are `Serialize + DeserializeOwned`. But it returns
-/// `Result<T, E>`, where `T: Send + Sync + 'static` stays in the worker for the tasks to read and is never encoded,
-/// and `E: Display` tells why the worker cannot be used. A function that has nothing to leave behind returns
-/// `Result<(), E>`.
+/// What a [`Task`](crate::Task) may be holds for an init function as well: a sync or async function
+/// or a closure that captures nothing, of at most eight owned arguments that are `Serialize +
+/// DeserializeOwned`. But it returns `Result<T, E>`, where `T: Send + Sync + 'static` stays in the
+/// worker for the tasks to read and is never encoded, and `E: Display` tells why the worker cannot
+/// be used. A function that has nothing to leave behind returns `Result<(), E>`.
 ///
 /// ```
 /// fn is_init<Args, M>(_: impl procpool::Init<Args, M>) {}
@@ -32,7 +32,8 @@ use super::table::conjure;
 /// is_init(connect);
 /// ```
 ///
-/// `Args` and `Marker` are always inferred; it is the `Result` that tells a sync function from an async one.
+/// `Args` and `Marker` are always inferred; it is the `Result` that tells a sync function from an
+/// async one.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a function that can set up a worker process",
     label = "not an init function",

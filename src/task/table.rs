@@ -1,29 +1,33 @@
 //! The linker's table: one record for every task and init function that the program mentions.
 //!
-//! A function that mentions a task instantiates [`platform::record`] for it. The `asm!` block there puts a record
-//! into the section `procpool_tasks` of its object file, and the linker joins these sections into one array between
-//! `__start_procpool_tasks` and `__stop_procpool_tasks`. So a worker, which is the same program, has the same array,
-//! and a task travels as an index into it. Nothing runs at startup, and the records need no relocation by the loader.
+//! A function that mentions a task instantiates [`platform::record`] for it. The `asm!` block there
+//! puts a record into the section `procpool_tasks` of its object file, and the linker joins these
+//! sections into one array between `__start_procpool_tasks` and `__stop_procpool_tasks`. So a
+//! worker, which is the same program, has the same array, and a task travels as an index into it.
+//! Nothing runs at startup, and the records need no relocation by the loader.
 //!
-//! 1. A record is two words of 32 bits, each the distance from itself to a few instructions in the same object file, so
-//!    the array is the same wherever the program is loaded:
+//! 1. A record is two words of 32 bits, each the distance from itself to a few instructions in the
+//!    same object file, so the array is the same wherever the program is loaded:
 //!
 //!    ```text
 //!    entry   jumps to a function that returns the Entry, in Rust's calling convention
 //!    owner   returns the address of OWNER, a static of this very crate, in C's
 //!    ```
 //!
-//! 2. The instructions are there because what they lead to may be a symbol that the object exports, or imports from
-//!    another: a distance to such a symbol does not link into a `dylib`, a jump and a look-up do. They stand in a text
-//!    section of their own, where nothing falls into them.
-//! 3. Two versions of this crate in one program share the section. A record whose owner is not our `OWNER` is one of
-//!    the other crate: its index counts, its entry is never called.
+//! 2. The instructions are there because what they lead to may be a symbol that the object exports,
+//!    or imports from another: a distance to such a symbol does not link into a `dylib`, a jump and
+//!    a look-up do. They stand in a text section of their own, where nothing falls into them.
+//! 3. Two versions of this crate in one program share the section. A record whose owner is not our
+//!    `OWNER` is one of the other crate: its index counts, its entry is never called.
 //! 4. So whoever changes what rule 1 says changes the section's name.
-//! 5. The section has alignment 4 and holds whole records only, so the linker puts no padding between two of them.
-//! 6. Flag `R` (SHF_GNU_RETAIN) keeps lld's garbage collection away from records, which nothing refers to.
-//! 7. The same task may have several records, where several crates or codegen units mention it. Any of them will do.
-//! 8. What the array holds is what the linker found in the program: an index from elsewhere is checked against its
-//!    length, and cannot lead to anything but one of these functions.
+//! 5. The section has alignment 4 and holds whole records only, so the linker puts no padding
+//!    between two of them.
+//! 6. Flag `R` (SHF_GNU_RETAIN) keeps lld's garbage collection away from records, which nothing
+//!    refers to.
+//! 7. The same task may have several records, where several crates or codegen units mention it. Any
+//!    of them will do.
+//! 8. What the array holds is what the linker found in the program: an index from elsewhere is
+//!    checked against its length, and cannot lead to anything but one of these functions.
 
 #![expect(
     unsafe_code,
@@ -44,12 +48,14 @@ use super::{Init, Task};
 pub(crate) struct TaskIndex(pub(crate) u32);
 
 impl TaskIndex {
-    /// The function's record is not in the table that this crate reads; [`entry`] has nothing for it. This happens
-    /// where [`in_main_executable`] fails as well, and on platforms without a table.
+    /// The function's record is not in the table that this crate reads; [`entry`] has nothing for
+    /// it. This happens where [`in_main_executable`] fails as well, and on platforms without a
+    /// table.
     pub(crate) const NOWHERE: Self = Self(u32::MAX);
 }
 
-/// The place of a task in the table. Mentioning this function for a task is what puts the task there.
+/// The place of a task in the table. Mentioning this function for a task is what puts the task
+/// there.
 pub(crate) fn index_of<F, Args, M>() -> TaskIndex
 where
     F: Task<Args, M>,
@@ -76,7 +82,8 @@ where
     index_of_record(platform::record::<InitRecord<F, Args, M>>())
 }
 
-/// What stands in the table at `index`; `None` if that is beyond its end or belongs to another version of this crate.
+/// What stands in the table at `index`; `None` if that is beyond its end or belongs to another
+/// version of this crate.
 pub(crate) fn entry(index: u32) -> Option<Entry> {
     let record = table().get(usize::try_from(index).ok()?)?;
     (record.owner() == &raw const OWNER).then(|| record.entry())
@@ -88,30 +95,40 @@ pub(crate) fn len() -> usize {
     table().len()
 }
 
-/// A number that tells two programs' tables apart: FNV-1a, 64 bits, over the bytes of the section and the names.
+/// A number that tells two programs' tables apart: FNV-1a, 64 bits, over the bytes of the section
+/// and the names.
 ///
-/// The bytes alone would not do: where records and instructions lie side by side, all distances are alike, and two
-/// programs with as many tasks have the same section.
+/// The bytes alone would not do: where records and instructions lie side by side, all distances are
+/// alike, and two programs with as many tasks have the same section.
 pub(crate) fn fingerprint() -> u64 {
     static FINGERPRINT: OnceLock<u64> = OnceLock::new();
     *FINGERPRINT.get_or_init(|| {
         let words = table().iter().flat_map(|record| [record.entry, record.owner]);
-        let names = (0..=u32::MAX).take(table().len()).map(|index| entry(index).map_or("", |entry| (entry.name)()));
+        let names = (0..=u32::MAX)
+            .take(table().len())
+            .map(|index| entry(index).map_or("", |entry| (entry.name)()));
         words
             .flat_map(i32::to_ne_bytes)
             // No name contains a zero byte, so it tells where one ends.
             .chain(names.flat_map(|name| name.bytes().chain([0])))
-            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            })
     })
 }
 
 /// Is there a table on this platform?
 pub(crate) const fn supported() -> bool {
-    cfg!(all(target_os = "linux", target_pointer_width = "64", any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))
+    cfg!(all(
+        target_os = "linux",
+        target_pointer_width = "64",
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        not(miri)
+    ))
 }
 
-/// Checks that the table lies in the main executable, since that is what a worker starts; fails with the path of the
-/// object that holds it instead, a `dylib` or `cdylib`.
+/// Checks that the table lies in the main executable, since that is what a worker starts; fails
+/// with the path of the object that holds it instead, a `dylib` or `cdylib`.
 pub(crate) fn in_main_executable() -> Result<(), String> {
     platform::in_main_executable(table().as_ptr().addr())
 }
@@ -129,8 +146,10 @@ static OWNER: u8 = 0;
 impl Record {
     fn owner(&self) -> *const u8 {
         let function = target(&self.owner);
-        // SAFETY: by rule 1 this word leads to such a function in the records of all versions (rule 4).
-        let function = unsafe { mem::transmute::<*const u8, extern "C" fn() -> *const u8>(function) };
+        // SAFETY: by rule 1 this word leads to such a function in the records of all versions (rule
+        // 4).
+        let function =
+            unsafe { mem::transmute::<*const u8, extern "C" fn() -> *const u8>(function) };
         function()
     }
 
@@ -138,9 +157,10 @@ impl Record {
     fn entry(&self) -> Entry {
         debug_assert_eq!(self.owner(), &raw const OWNER);
         let function = target(&self.entry);
-        // SAFETY: only `platform` writes records with our OWNER, and there the word leads to a jump to a
-        // `fn() -> Entry` of this crate. The jump touches no register that a call may not touch (a linker's own
-        // stubs need the same), so it is called as the function itself.
+        // SAFETY: only `platform` writes records with our OWNER, and there the word leads to a jump
+        // to a `fn() -> Entry` of this crate. The jump touches no register that a call may
+        // not touch (a linker's own stubs need the same), so it is called as the function
+        // itself.
         let function = unsafe { mem::transmute::<*const u8, fn() -> Entry>(function) };
         function()
     }
@@ -175,7 +195,8 @@ impl<F: Init<Args, M>, Args, M> Recorded for InitRecord<F, Args, M> {
     }
 }
 
-/// The one record that is always there, without which the bounds of the section would not be defined.
+/// The one record that is always there, without which the bounds of the section would not be
+/// defined.
 struct BuiltIn;
 
 impl Recorded for BuiltIn {
@@ -188,10 +209,12 @@ impl Recorded for BuiltIn {
     }
 }
 
-/// That a task captures nothing, which only its size tells, and only where code is generated for it.
+/// That a task captures nothing, which only its size tells, and only where code is generated for
+/// it.
 ///
-/// The compiler reports the function that mentions this first, and the line that calls it. So each public function
-/// that takes a task begins with `let () = ZeroSized::<F>::PROVEN;`, and the line is the user's.
+/// The compiler reports the function that mentions this first, and the line that calls it. So each
+/// public function that takes a task begins with `let () = ZeroSized::<F>::PROVEN;`, and the line
+/// is the user's.
 pub(crate) struct ZeroSized<F>(PhantomData<F>);
 
 impl<F> ZeroSized<F> {
@@ -201,22 +224,25 @@ impl<F> ZeroSized<F> {
          function itself)"
     );
     /// The same of what judges a task's results.
-    pub(crate) const PROVEN_PREDICATE: () =
-        assert!(size_of::<F>() == 0, "a predicate cannot capture variables: it runs in the worker, as a part of its task");
+    pub(crate) const PROVEN_PREDICATE: () = assert!(
+        size_of::<F>() == 0,
+        "a predicate cannot capture variables: it runs in the worker, as a part of its task"
+    );
 }
 
 /// Makes the value of a task, in a process where nobody passed it.
 pub(super) fn conjure<F: CapturesNothing>() -> F {
     let () = ZeroSized::<F>::PROVEN;
-    // SAFETY: F has no bytes, so none can be wrong, and it needs no alignment (`zeroed` takes care of that) and no
-    // drop (it is Copy). What remains is what the existence of a value may prove. F is a function item, which proves
-    // nothing, or a closure whose captures all have no size. Another value of F existed in the process that asked for
-    // the call, and `Copy + Send + Sync + 'static` (CapturesNothing) says that it may be multiplied, used from any
+    // SAFETY: F has no bytes, so none can be wrong, and it needs no alignment (`zeroed` takes care
+    // of that) and no drop (it is Copy). What remains is what the existence of a value may
+    // prove. F is a function item, which proves nothing, or a closure whose captures all have
+    // no size. Another value of F existed in the process that asked for the call, and `Copy +
+    // Send + Sync + 'static` (CapturesNothing) says that it may be multiplied, used from any
     // thread, and kept for
-    // ever: so a token of a thread, of a lock held or of a lifetime is no capture that compiles. A token that is all
-    // that, and whose value proves what was done once in its *process*, would be made here without that; it is not
-    // known to exist, and Rust's own `fork` wrappers have the same gap. A capture that has no value at all (`!`)
-    // makes `zeroed` panic.
+    // ever: so a token of a thread, of a lock held or of a lifetime is no capture that compiles. A
+    // token that is all that, and whose value proves what was done once in its *process*, would
+    // be made here without that; it is not known to exist, and Rust's own `fork` wrappers have
+    // the same gap. A capture that has no value at all (`!`) makes `zeroed` panic.
     unsafe { mem::zeroed::<F>() }
 }
 
@@ -235,13 +261,18 @@ fn table() -> &'static [Record] {
         return &[];
     }
     let len = (stop.addr() - start.addr()) / size_of::<Record>();
-    // SAFETY: `bounds` are those of a section that is mapped, never written, and never unmapped while the code of this
-    // crate can run (both are in one object). By rules 4 and 5 it holds whole, aligned records, all bits of which are
-    // valid.
+    // SAFETY: `bounds` are those of a section that is mapped, never written, and never unmapped
+    // while the code of this crate can run (both are in one object). By rules 4 and 5 it holds
+    // whole, aligned records, all bits of which are valid.
     unsafe { std::slice::from_raw_parts(start, len) }
 }
 
-#[cfg(all(target_os = "linux", target_pointer_width = "64", any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
+#[cfg(all(
+    target_os = "linux",
+    target_pointer_width = "64",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(miri)
+))]
 mod platform {
     //! The assembly, and where the table lies.
 
@@ -253,8 +284,8 @@ mod platform {
 
     use super::{BuiltIn, OWNER, Record, Recorded};
 
-    /// Writes a record into the section, at label 20, for the operands `entry` and `owner`. Labels of digits are
-    /// local, so it does no harm if the compiler emits the block twice (rule 7).
+    /// Writes a record into the section, at label 20, for the operands `entry` and `owner`. Labels
+    /// of digits are local, so it does no harm if the compiler emits the block twice (rule 7).
     #[cfg(target_arch = "x86_64")]
     macro_rules! asm_with_record {
         ($($argument:tt)*) => {
@@ -305,8 +336,9 @@ mod platform {
     #[inline(never)]
     pub(super) fn record<T: Recorded>() -> *const Record {
         let record: *const Record;
-        // SAFETY: what is executed loads an address into a register; the rest goes into other sections, and each
-        // `.pushsection` has its `.popsection`. It is not `pure`, so that the block stays where the function does.
+        // SAFETY: what is executed loads an address into a register; the rest goes into other
+        // sections, and each `.pushsection` has its `.popsection`. It is not `pure`, so
+        // that the block stays where the function does.
         #[cfg(target_arch = "x86_64")]
         unsafe {
             asm_with_record!(
@@ -334,8 +366,9 @@ mod platform {
 
     /// The section's bounds: aligned, a whole number of records apart, and not null.
     ///
-    /// The block writes the built-in record as well, so that wherever the bounds are asked for there is a section; it
-    /// is not inlined, or there would be many. They are hidden: each object that the loader brings has its own.
+    /// The block writes the built-in record as well, so that wherever the bounds are asked for
+    /// there is a section; it is not inlined, or there would be many. They are hidden: each
+    /// object that the loader brings has its own.
     #[inline(never)]
     pub(super) fn bounds() -> (*const Record, *const Record) {
         let (start, stop): (*const Record, *const Record);
@@ -376,8 +409,8 @@ mod platform {
 
     pub(super) fn in_main_executable(address: usize) -> Result<(), String> {
         let mut search = Search { address, found: false };
-        // SAFETY: the callback has the signature that is asked for, does not unwind, and gets `search`, which outlives
-        // the call.
+        // SAFETY: the callback has the signature that is asked for, does not unwind, and gets
+        // `search`, which outlives the call.
         unsafe { libc::dl_iterate_phdr(Some(look_at_first), (&raw mut search).cast()) };
         if search.found {
             return Ok(());
@@ -389,8 +422,8 @@ mod platform {
         if !known || info.dli_fname.is_null() {
             return Err("an unknown object".to_owned());
         }
-        // SAFETY: dladdr succeeded, so this is the C string of the object's path. It stays while the object is loaded,
-        // and the object is the one that holds this code.
+        // SAFETY: dladdr succeeded, so this is the C string of the object's path. It stays while
+        // the object is loaded, and the object is the one that holds this code.
         let path = unsafe { CStr::from_ptr(info.dli_fname) };
         Err(path.to_string_lossy().into_owned())
     }
@@ -401,11 +434,16 @@ mod platform {
         found: bool,
     }
 
-    /// The first object is the main program (dl_iterate_phdr(3)), in a static program the only one. Its segments are
-    /// named by address where it is linked to a fixed one, else (PIE) relative to `dlpi_addr`, which is 0 in the
-    /// first case.
-    unsafe extern "C" fn look_at_first(info: *mut libc::dl_phdr_info, _size: usize, search: *mut c_void) -> c_int {
-        // SAFETY: `in_main_executable` passes its `Search`, and nobody else uses it during the call.
+    /// The first object is the main program (dl_iterate_phdr(3)), in a static program the only one.
+    /// Its segments are named by address where it is linked to a fixed one, else (PIE) relative
+    /// to `dlpi_addr`, which is 0 in the first case.
+    unsafe extern "C" fn look_at_first(
+        info: *mut libc::dl_phdr_info,
+        _size: usize,
+        search: *mut c_void,
+    ) -> c_int {
+        // SAFETY: `in_main_executable` passes its `Search`, and nobody else uses it during the
+        // call.
         let search = unsafe { &mut *search.cast::<Search>() };
         // SAFETY: the loader passes a description that is valid during the call.
         let info = unsafe { &*info };
@@ -422,7 +460,12 @@ mod platform {
     }
 }
 
-#[cfg(not(all(target_os = "linux", target_pointer_width = "64", any(target_arch = "x86_64", target_arch = "aarch64"), not(miri))))]
+#[cfg(not(all(
+    target_os = "linux",
+    target_pointer_width = "64",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(miri)
+)))]
 mod platform {
     //! No table: it is empty, and nothing is in it.
 

@@ -477,7 +477,10 @@ fn init_functions_keep_a_state_or_say_why_not() {
     }
 
     assert_eq!(init(load, Path::new("a")).map(|model| model.0), Ok("a".to_owned()));
-    assert_eq!(init(load, Path::new("")).map(|model| model.0), Err(RunError::Init("outer: inner".to_owned())));
+    assert_eq!(
+        init(load, Path::new("")).map(|model| model.0),
+        Err(RunError::Init("outer: inner".to_owned()))
+    );
     assert_eq!(init(connect, ("h".into(), 80)), Ok(80));
     assert_eq!(init(connect, (String::new(), 80)), Err(RunError::Init("no host".to_owned())));
     assert_eq!(init(|| Ok::<_, String>(()), ()), Ok(()));

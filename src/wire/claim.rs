@@ -1,7 +1,8 @@
-//! Claims: one word for each task that a worker has in hand, in the memory that it shares with the pool.
+//! Claims: one word for each task that a worker has in hand, in the memory that it shares with the
+//! pool.
 //!
-//! A word says whose the task is. It changes by single instructions, so at every moment, also that of a death, either the
-//! pool may take the task back or the worker has begun it, never both:
+//! A word says whose the task is. It changes by single instructions, so at every moment, also that
+//! of a death, either the pool may take the task back or the worker has begun it, never both:
 //!
 //! ```text
 //!            offer (pool)           begin (worker)          finish (worker)
@@ -12,14 +13,17 @@
 //!                        REVOKED
 //! ```
 //!
-//! The word holds the task's number as well, which is never given twice in a pool. So a slot can be used again at once: what
-//! a frame of an earlier task or a late look finds there is another task's word, and nothing is mistaken.
+//! The word holds the task's number as well, which is never given twice in a pool. So a slot can be
+//! used again at once: what a frame of an earlier task or a late look finds there is another task's
+//! word, and nothing is mistaken.
 //!
-//! A *run* of many items is one task with one such word, which says whether it has begun, and its first item with it. How far it has
-//! come then is said by the second word of its slot, which a task with a time limit uses for its start: a *limit*, and how many items
-//! have *begun*. Before each further item the worker counts those up by compare-and-swap, as far as the limit; the pool takes back
-//! what has not begun by moving the limit down to them. The worker sets that word up before it begins the run. So nobody but the
-//! worker that has it writes there before it is known to have begun, whatever has used the slot before.
+//! A *run* of many items is one task with one such word, which says whether it has begun, and its
+//! first item with it. How far it has come then is said by the second word of its slot, which a
+//! task with a time limit uses for its start: a *limit*, and how many items have *begun*. Before
+//! each further item the worker counts those up by compare-and-swap, as far as the limit; the pool
+//! takes back what has not begun by moving the limit down to them. The worker sets that word up
+//! before it begins the run. So nobody but the worker that has it writes there before it is known
+//! to have begun, whatever has used the slot before.
 //!
 //! ```text
 //! set up (worker)   limit n, begun 1           then `begin`
@@ -27,9 +31,9 @@
 //! cut (pool)        limit: begun, or more      only of a run that is STARTED
 //! ```
 //!
-//! The other side is not trusted: a worker may write anything at any time. What is read here is a hint about *its own* tasks,
-//! and each value is copied once before it is judged. A word that fits no state of the task counts as begun
-//! ([`Progress::Unknown`]): the worker has touched it.
+//! The other side is not trusted: a worker may write anything at any time. What is read here is a
+//! hint about *its own* tasks, and each value is copied once before it is judged. A word that fits
+//! no state of the task counts as begun ([`Progress::Unknown`]): the worker has touched it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -81,8 +85,8 @@ pub(crate) enum Progress {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Claims<'a> {
     words: &'a [AtomicU64],
-    /// When each task began, in nanoseconds of `CLOCK_MONOTONIC`; written for those that have a time limit. Of a run, how far it has
-    /// come.
+    /// When each task began, in nanoseconds of `CLOCK_MONOTONIC`; written for those that have a
+    /// time limit. Of a run, how far it has come.
     starts: &'a [AtomicU64],
 }
 
@@ -99,17 +103,24 @@ impl<'a> Claims<'a> {
 
     // ---- the pool
 
-    /// The task is the worker's to begin, as soon as its frame arrives. To be called before the frame is written.
+    /// The task is the worker's to begin, as soon as its frame arrives. To be called before the
+    /// frame is written.
     pub(crate) fn offer(&self, claim: Claim) {
         if let Some(word) = self.word(claim) {
             word.store(claim.word(QUEUED), Ordering::Release);
         }
     }
 
-    /// Takes a task back that has not begun. [`Progress::Queued`]: it was, and will not begin any more. Else how far it has come.
+    /// Takes a task back that has not begun. [`Progress::Queued`]: it was, and will not begin any
+    /// more. Else how far it has come.
     pub(crate) fn revoke(&self, claim: Claim) -> Progress {
         let Some(word) = self.word(claim) else { return Progress::Unknown };
-        match word.compare_exchange(claim.word(QUEUED), claim.word(REVOKED), Ordering::AcqRel, Ordering::Acquire) {
+        match word.compare_exchange(
+            claim.word(QUEUED),
+            claim.word(REVOKED),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        ) {
             Ok(_) => Progress::Queued,
             Err(seen) => progress(claim, seen),
         }
@@ -118,15 +129,22 @@ impl<'a> Claims<'a> {
     /// Asks a task that has begun to stop: it may look for that. Says how far it had come.
     pub(crate) fn ask(&self, claim: Claim) -> Progress {
         let Some(word) = self.word(claim) else { return Progress::Unknown };
-        match word.compare_exchange(claim.word(STARTED), claim.word(ASKED), Ordering::AcqRel, Ordering::Acquire) {
+        match word.compare_exchange(
+            claim.word(STARTED),
+            claim.word(ASKED),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        ) {
             Ok(_) => Progress::Started,
             Err(seen) => progress(claim, seen),
         }
     }
 
-    /// How far the task has come. What was committed before [`Progress::Done`] can be read afterwards.
+    /// How far the task has come. What was committed before [`Progress::Done`] can be read
+    /// afterwards.
     pub(crate) fn look(&self, claim: Claim) -> Progress {
-        self.word(claim).map_or(Progress::Unknown, |word| progress(claim, word.load(Ordering::Acquire)))
+        self.word(claim)
+            .map_or(Progress::Unknown, |word| progress(claim, word.load(Ordering::Acquire)))
     }
 
     /// When the task began, as the worker says; 0 if it does not.
@@ -134,9 +152,10 @@ impl<'a> Claims<'a> {
         self.starts.get(usize::from(claim.slot)).map_or(0, |start| start.load(Ordering::Acquire))
     }
 
-    /// Takes back of a run that has begun, and whose limit is this, what has not begun of it, the last first, at most so many items.
-    /// Gives the new limit. `None`: there is nothing to take back; or what stands there makes no sense (as it does if fewer have begun
-    /// than the pool knows of), so nobody can say what has not begun.
+    /// Takes back of a run that has begun, and whose limit is this, what has not begun of it, the
+    /// last first, at most so many items. Gives the new limit. `None`: there is nothing to take
+    /// back; or what stands there makes no sense (as it does if fewer have begun than the pool
+    /// knows of), so nobody can say what has not begun.
     pub(crate) fn cut(&self, claim: Claim, limit: u32, known: u32, most: u32) -> Option<u32> {
         let word = self.starts.get(usize::from(claim.slot))?;
         if self.look(claim) != Progress::Started {
@@ -153,7 +172,10 @@ impl<'a> Claims<'a> {
             if cut == limit {
                 return None;
             }
-            if word.compare_exchange(seen, run_word(cut, begun), Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            if word
+                .compare_exchange(seen, run_word(cut, begun), Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+            {
                 return Some(cut);
             }
         }
@@ -162,12 +184,14 @@ impl<'a> Claims<'a> {
 
     // ---- the worker
 
-    /// Sets up the second word of a run of so many items. To be called before [`begin`](Self::begin), which begins the first of them.
+    /// Sets up the second word of a run of so many items. To be called before
+    /// [`begin`](Self::begin), which begins the first of them.
     pub(crate) fn set_up(&self, claim: Claim, items: u32) {
         self.note_start(claim, run_word(items, 1));
     }
 
-    /// Begins the next item of a run, of which so many have begun. `false`: the pool has taken it back, with all behind it.
+    /// Begins the next item of a run, of which so many have begun. `false`: the pool has taken it
+    /// back, with all behind it.
     pub(crate) fn next(&self, claim: Claim, begun: u32) -> bool {
         let Some(word) = self.starts.get(usize::from(claim.slot)) else { return false };
         loop {
@@ -182,7 +206,8 @@ impl<'a> Claims<'a> {
         }
     }
 
-    /// Notes when the task begins. To be called before [`begin`](Self::begin), so that whoever sees it begun can read it.
+    /// Notes when the task begins. To be called before [`begin`](Self::begin), so that whoever sees
+    /// it begun can read it.
     pub(crate) fn note_start(&self, claim: Claim, nanos: u64) {
         if let Some(start) = self.starts.get(usize::from(claim.slot)) {
             start.store(nanos, Ordering::Release);
@@ -192,17 +217,27 @@ impl<'a> Claims<'a> {
     /// Begins a task. `false`: the pool has taken it back, and it must not run.
     pub(crate) fn begin(&self, claim: Claim) -> bool {
         let Some(word) = self.word(claim) else { return false };
-        word.compare_exchange(claim.word(QUEUED), claim.word(STARTED), Ordering::AcqRel, Ordering::Acquire).is_ok()
+        word.compare_exchange(
+            claim.word(QUEUED),
+            claim.word(STARTED),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        )
+        .is_ok()
     }
 
-    /// The task has ended, and its reply is committed. The pool may have read that by now, and have given the slot to another
-    /// task: then nothing is to be said any more.
+    /// The task has ended, and its reply is committed. The pool may have read that by now, and have
+    /// given the slot to another task: then nothing is to be said any more.
     pub(crate) fn finish(&self, claim: Claim) {
         let Some(word) = self.word(claim) else { return };
         let done = claim.word(DONE);
-        if word.compare_exchange(claim.word(STARTED), done, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        if word
+            .compare_exchange(claim.word(STARTED), done, Ordering::AcqRel, Ordering::Relaxed)
+            .is_err()
+        {
             // Else it was asked to stop meanwhile.
-            let _ = word.compare_exchange(claim.word(ASKED), done, Ordering::AcqRel, Ordering::Relaxed);
+            let _ =
+                word.compare_exchange(claim.word(ASKED), done, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
 }
@@ -254,7 +289,10 @@ mod tests {
         claims.offer(next);
         assert_eq!(claims.revoke(next), Progress::Queued);
         assert!(!claims.begin(next));
-        assert_eq!((claims.revoke(next), claims.look(next)), (Progress::Revoked, Progress::Revoked));
+        assert_eq!(
+            (claims.revoke(next), claims.look(next)),
+            (Progress::Revoked, Progress::Revoked)
+        );
     }
 
     #[test]
@@ -277,7 +315,11 @@ mod tests {
         let run = Claim { slot: 0, id: 7 };
         claims.offer(run);
         claims.note_start(run, u64::MAX); // by the frame of an earlier task, which is still on its way
-        assert_eq!(claims.cut(run, 8, 0, u32::MAX), None, "it has not begun: it can be taken back whole");
+        assert_eq!(
+            claims.cut(run, 8, 0, u32::MAX),
+            None,
+            "it has not begun: it can be taken back whole"
+        );
         claims.set_up(run, 8);
         assert!(claims.begin(run));
         assert!(claims.next(run, 1));
@@ -298,7 +340,9 @@ mod tests {
         claims.offer(run);
         assert!(claims.begin(run));
         // Eight items, of which the last that is known to have begun is the third.
-        for (limit, begun) in [(0, 0), (8, 0), (8, 2), (8, 8), (8, 9), (8, u32::MAX), (7, 3), (9, 3), (u32::MAX, 3)] {
+        for (limit, begun) in
+            [(0, 0), (8, 0), (8, 2), (8, 8), (8, 9), (8, u32::MAX), (7, 3), (9, 3), (u32::MAX, 3)]
+        {
             starts[0].store(run_word(limit, begun), Ordering::Relaxed);
             assert_eq!(claims.cut(run, 8, 3, u32::MAX), None, "{limit} {begun}");
             assert_eq!(starts[0].load(Ordering::Relaxed), run_word(limit, begun));
@@ -322,7 +366,9 @@ mod tests {
             claims.set_up(run, ITEMS);
             assert!(claims.begin(run));
             let (limit, begun) = std::thread::scope(|scope| {
-                let worker = scope.spawn(|| (1..ITEMS).take_while(|begun| claims.next(run, *begun)).count() as u32 + 1);
+                let worker = scope.spawn(|| {
+                    (1..ITEMS).take_while(|begun| claims.next(run, *begun)).count() as u32 + 1
+                });
                 let mut limit = ITEMS;
                 while let Some(cut) = claims.cut(run, limit, 1, 1 + limit / 4) {
                     limit = cut;

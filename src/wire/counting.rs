@@ -1,7 +1,7 @@
 //! Counts what tests allocate: how much memory bytes from outside can make us take.
 //!
-//! The test program's allocator is the system's, with two numbers a thread. So a test measures what its own thread
-//! does, whatever others do beside it.
+//! The test program's allocator is the system's, with two numbers a thread. So a test measures what
+//! its own thread does, whatever others do beside it.
 
 #![expect(unsafe_code, reason = "an allocator that hands everything on to the system's")]
 
@@ -59,7 +59,8 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Runs something, and gives the largest amount of memory that this thread held for it at any one time, in bytes.
+/// Runs something, and gives the largest amount of memory that this thread held for it at any one
+/// time, in bytes.
 pub(crate) fn peak_of<R>(run: impl FnOnce() -> R) -> (R, usize) {
     LIVE.set(0);
     PEAK.set(0);

@@ -83,8 +83,11 @@ impl FrameBuffer {
             if self.end > self.bytes.len() / 2 || self.bytes.is_empty() {
                 let len = (self.bytes.len() * 2).max(CAPACITY_MIN);
                 let wanted = self.body_len().map_or(0, |body| HEAD + body);
-                let len =
-                    if wanted > self.bytes.len() { len.min(wanted.max(CAPACITY_MAX)) } else { len.min(self.bytes.len().max(CAPACITY_MAX)) };
+                let len = if wanted > self.bytes.len() {
+                    len.min(wanted.max(CAPACITY_MAX))
+                } else {
+                    len.min(self.bytes.len().max(CAPACITY_MAX))
+                };
                 self.bytes.resize(len.max(self.end + 1), 0);
             }
         }
@@ -129,7 +132,8 @@ impl FrameBuffer {
         &self.bytes[range]
     }
 
-    /// A part of a frame, to be kept. That of a large frame which was the last in the buffer is not copied.
+    /// A part of a frame, to be kept. That of a large frame which was the last in the buffer is not
+    /// copied.
     pub(crate) fn take(&mut self, range: Range<usize>) -> Packet {
         if range.len() > CAPACITY_MAX && self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -143,7 +147,8 @@ impl FrameBuffer {
         self.end - self.start
     }
 
-    /// What has come of the body of a frame that has not come whole. Empty: nothing of it, or there is none.
+    /// What has come of the body of a frame that has not come whole. Empty: nothing of it, or there
+    /// is none.
     pub(crate) fn begun(&self) -> &[u8] {
         self.bytes[self.start..self.end].get(HEAD..).unwrap_or_default()
     }
@@ -175,7 +180,11 @@ mod tests {
     }
 
     /// Feeds at most `step` bytes a reading.
-    fn read(mut bytes: &[u8], step: usize, limit: usize) -> Result<(Vec<Vec<u8>>, FrameBuffer), TooLong> {
+    fn read(
+        mut bytes: &[u8],
+        step: usize,
+        limit: usize,
+    ) -> Result<(Vec<Vec<u8>>, FrameBuffer), TooLong> {
         let (mut buffer, mut got) = (FrameBuffer::new(limit), Vec::new());
         while !bytes.is_empty() {
             let space = buffer.space();
@@ -201,7 +210,14 @@ mod tests {
 
     #[test]
     fn large_frames_between_small_ones_come_out_whole() {
-        let bodies = [vec![1; 70_000], vec![2; 3], vec![3; 1 << 20], vec![4; 65_536], vec![5; 65_537], vec![]];
+        let bodies = [
+            vec![1; 70_000],
+            vec![2; 3],
+            vec![3; 1 << 20],
+            vec![4; 65_536],
+            vec![5; 65_537],
+            vec![],
+        ];
         for step in [1, 777, 65_536, 1 << 22] {
             let (got, _) = read(&frames(&bodies), step, 1 << 20).expect("no frame is too long");
             assert_eq!(got, bodies);
@@ -212,13 +228,15 @@ mod tests {
     fn too_long_a_frame_is_refused_before_its_body_and_before_memory_is_taken() {
         let error = read(&[0xff, 0xff, 0xff, 0xff], 4, 1 << 20).expect_err("it is too long");
         assert_eq!(error, TooLong { len: u32::MAX as usize, limit: 1 << 20 });
-        let (_, buffer) = read(&(1u32 << 30).to_le_bytes(), 4, 1 << 30).expect("that length is allowed");
+        let (_, buffer) =
+            read(&(1u32 << 30).to_le_bytes(), 4, 1 << 30).expect("that length is allowed");
         assert!(buffer.capacity() <= CAPACITY_MAX, "{} bytes for four", buffer.capacity());
     }
 
     #[test]
     fn memory_taken_for_a_large_frame_is_given_back() {
-        let (_, mut buffer) = read(&frames(&[vec![0; 1 << 20], vec![1]]), 1 << 22, 1 << 20).expect("no frame is too long");
+        let (_, mut buffer) = read(&frames(&[vec![0; 1 << 20], vec![1]]), 1 << 22, 1 << 20)
+            .expect("no frame is too long");
         buffer.space();
         assert!(buffer.capacity() <= CAPACITY_MAX);
     }

@@ -1,12 +1,14 @@
-//! Random and broken bytes, and what must never follow from them: a panic, a stack that overflows, memory out of
-//! proportion, a value that is not the one that was sent.
+//! Random and broken bytes, and what must never follow from them: a panic, a stack that overflows,
+//! memory out of proportion, a value that is not the one that was sent.
 //!
-//! Cases are made from real frames, messages and values, which `mutate.rs` breaks. Each is made from one number. As a
-//! rule some thousand of them are run, always the same. Two variables change that:
+//! Cases are made from real frames, messages and values, which `mutate.rs` breaks. Each is made
+//! from one number. As a rule some thousand of them are run, always the same. Two variables change
+//! that:
 //!
 //! * `PROCPOOL_FUZZ_SECONDS`: each level for so long, beginning anywhere;
-//! * `PROCPOOL_FUZZ_SEED`: beginning there. A failure says which number makes its case the first one; so does, after a
-//!   crash that leaves no time for words, the file that is named at the beginning.
+//! * `PROCPOOL_FUZZ_SEED`: beginning there. A failure says which number makes its case the first
+//!   one; so does, after a crash that leaves no time for words, the file that is named at the
+//!   beginning.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -15,7 +17,9 @@ pub(crate) mod mutate;
 use self::mutate::{Rng, STEP, mutate};
 use super::counting::peak_of;
 use super::frame::{self, FrameBuffer, HEAD};
-use super::message::{self, Bad, Callee, Failed, Hello, InitFailed, Message, RunHead, Welcome, kind};
+use super::message::{
+    self, Bad, Callee, Failed, Hello, InitFailed, Message, RunHead, Welcome, kind,
+};
 use super::value::tests::{Chain, Tree, ambiguous, derived, fat, rich};
 use super::value::{DEPTH_MAX, DecodeError, EncodeError, Reader, decode, encode};
 use proptest::strategy::{Strategy, ValueTree};
@@ -33,7 +37,8 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-/// What is decoded is decoded on a thread of tokio or of the application: a stack is as small as that.
+/// What is decoded is decoded on a thread of tokio or of the application: a stack is as small as
+/// that.
 const STACK: usize = 2 << 20;
 
 fn number(variable: &str) -> Option<u64> {
@@ -45,7 +50,11 @@ fn number(variable: &str) -> Option<u64> {
 pub(crate) type Tally = BTreeMap<String, u64>;
 
 /// Runs cases; each gets the generator that makes it.
-pub(crate) fn run(level: &'static str, cases: u64, case: impl Fn(&mut Rng, &mut Tally) + Send + 'static) -> Tally {
+pub(crate) fn run(
+    level: &'static str,
+    cases: u64,
+    case: impl Fn(&mut Rng, &mut Tally) + Send + 'static,
+) -> Tally {
     struct Case(u64);
     impl Drop for Case {
         fn drop(&mut self) {
@@ -56,9 +65,12 @@ pub(crate) fn run(level: &'static str, cases: u64, case: impl Fn(&mut Rng, &mut 
     }
     let body = move || {
         let seconds = number("PROCPOOL_FUZZ_SECONDS");
-        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
-        let seed = number("PROCPOOL_FUZZ_SEED").unwrap_or(if seconds.is_some() { clock } else { 1 });
-        let path = std::env::temp_dir().join(format!("procpool-fuzz-{level}-{}", std::process::id()));
+        let clock =
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
+        let seed =
+            number("PROCPOOL_FUZZ_SEED").unwrap_or(if seconds.is_some() { clock } else { 1 });
+        let path =
+            std::env::temp_dir().join(format!("procpool-fuzz-{level}-{}", std::process::id()));
         let noted = File::create(&path).unwrap();
         eprintln!("{level}: from {seed} on; the case that runs is noted in {}", path.display());
         let (start, mut count, mut tally) = (Instant::now(), 0, Tally::new());
@@ -79,7 +91,12 @@ pub(crate) fn run(level: &'static str, cases: u64, case: impl Fn(&mut Rng, &mut 
         eprintln!("{level}: {count} cases in {:?}, seed {seed}: {tally:?}", start.elapsed());
         tally
     };
-    std::thread::Builder::new().stack_size(STACK).spawn(body).unwrap().join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    std::thread::Builder::new()
+        .stack_size(STACK)
+        .spawn(body)
+        .unwrap()
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 pub(crate) fn count(tally: &mut Tally, what: &str) {
@@ -155,7 +172,11 @@ fn frame_case(rng: &mut Rng, tally: &mut Tally) {
         left = &left[n..];
         buffer.filled(n);
         let received = bytes.len() - left.len();
-        assert!(buffer.capacity() <= (128 << 10).max(received * 2), "{} bytes for {received}", buffer.capacity());
+        assert!(
+            buffer.capacity() <= (128 << 10).max(received * 2),
+            "{} bytes for {received}",
+            buffer.capacity()
+        );
     };
     assert_eq!((got, ended), (frames, end));
     count(tally, if end.is_ok() { "whole" } else { "too long" });
@@ -205,7 +226,9 @@ fn read_message(body: &[u8]) -> Result<Read, Bad> {
         kind::DONE | kind::AGAIN => {
             let again = message.kind == kind::AGAIN;
             let id = message.uint()?;
-            let (1, value) = rest(&message) else { return Err(Bad("a result that is not one value".into())) };
+            let (1, value) = rest(&message) else {
+                return Err(Bad("a result that is not one value".into()));
+            };
             if again { Read::Again(id, value) } else { Read::Done(id, value) }
         }
         kind::FAILED => Read::Failed(message.uint()?, message.map()?),
@@ -223,7 +246,8 @@ fn read_message(body: &[u8]) -> Result<Read, Bad> {
             Read::Call(place, id, flags, index, arity, values)
         }
         kind::RUN => {
-            let RunHead { slot, attempt, id, flags, task, items, mut at } = message::read_run(body)?;
+            let RunHead { slot, attempt, id, flags, task, items, mut at } =
+                message::read_run(body)?;
             // As a worker reads it: item by item.
             let mut read = Vec::new();
             for _ in 0..items {
@@ -312,7 +336,14 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
         Read::Done(3, vec![0x92, 1, 2]),
         Read::Done(70_000, vec![0xc0]),
         Read::Again(4, vec![0x81, 0xa3, b'E', b'r', b'r', 1]),
-        Read::Failed(1, Failed::Panicked { message: text(), location: Some(text()), backtrace: Some("x".repeat(300)) }),
+        Read::Failed(
+            1,
+            Failed::Panicked {
+                message: text(),
+                location: Some(text()),
+                backtrace: Some("x".repeat(300)),
+            },
+        ),
         Read::Failed(1, Failed::Arguments { reason: text() }),
         Read::Failed(1 << 40, Failed::Result { reason: String::new() }),
         Read::Failed(0, Failed::TooLarge),
@@ -445,7 +476,10 @@ impl<'de> Deserialize<'de> for Anything {
             fn visit_bytes<E>(self, value: &[u8]) -> Result<Anything, E> {
                 Ok(Anything::Bytes(value.to_vec()))
             }
-            fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Anything, D::Error> {
+            fn visit_some<D: Deserializer<'de>>(
+                self,
+                deserializer: D,
+            ) -> Result<Anything, D::Error> {
                 // Where it says nothing it is not written.
                 Ok(match Anything::deserialize(deserializer)? {
                     inner @ (Anything::Nil | Anything::Some(_)) => Anything::Some(Box::new(inner)),
@@ -538,19 +572,27 @@ struct Library {
 
 fn libraries() -> impl Strategy<Value = Library> {
     use proptest::prelude::any;
-    (any::<(u64, i128, u128, char)>(), proptest::collection::vec(any::<u8>(), 0..4)).prop_map(|((a, b, c, d), list)| Library {
-        times: (Duration::from_nanos(a), SystemTime::UNIX_EPOCH + Duration::from_micros(a >> 8)),
-        places: list.iter().map(|byte| (IpAddr::from([*byte; 4]), Some(SocketAddr::from(([*byte; 16], 80))))).collect(),
-        paths: list.iter().map(|byte| PathBuf::from(format!("/{byte}"))).collect(),
-        name: "name".into(),
-        c: (a % 2 == 0).then(|| std::ffi::CString::new("c").unwrap()),
-        result: if a % 3 == 0 { Ok(Some(())) } else { Err("no".into()) },
-        range: b..=i128::MAX,
-        odd: [None, std::num::NonZeroU8::new(a as u8), None],
-        bound: std::ops::Bound::Excluded(c),
-        chars: vec![d; list.len()],
-        phantom: std::marker::PhantomData,
-    })
+    (any::<(u64, i128, u128, char)>(), proptest::collection::vec(any::<u8>(), 0..4)).prop_map(
+        |((a, b, c, d), list)| Library {
+            times: (
+                Duration::from_nanos(a),
+                SystemTime::UNIX_EPOCH + Duration::from_micros(a >> 8),
+            ),
+            places: list
+                .iter()
+                .map(|byte| (IpAddr::from([*byte; 4]), Some(SocketAddr::from(([*byte; 16], 80)))))
+                .collect(),
+            paths: list.iter().map(|byte| PathBuf::from(format!("/{byte}"))).collect(),
+            name: "name".into(),
+            c: (a % 2 == 0).then(|| std::ffi::CString::new("c").unwrap()),
+            result: if a % 3 == 0 { Ok(Some(())) } else { Err("no".into()) },
+            range: b..=i128::MAX,
+            odd: [None, std::num::NonZeroU8::new(a as u8), None],
+            bound: std::ops::Bound::Excluded(c),
+            chars: vec![d; list.len()],
+            phantom: std::marker::PhantomData,
+        },
+    )
 }
 
 /// Whatever decodes must come back equal when it is sent.
@@ -558,8 +600,8 @@ fn libraries() -> impl Strategy<Value = Library> {
 enum Fidelity {
     /// At once.
     Exact,
-    /// After some times: these types take one value for another themselves (untagged variants that are told apart by
-    /// nothing but what they hold).
+    /// After some times: these types take one value for another themselves (untagged variants that
+    /// are told apart by nothing but what they hold).
     Settles,
 }
 
@@ -571,10 +613,11 @@ struct Target {
 
 type Check = Box<dyn Fn(&[u8], &mut Tally) + Send>;
 
-/// `each`: how many bytes of memory one byte may become. That is the largest element of any list in the type, three
-/// times: twice for a vector that grows, and for the shorter one that it has grown out of. Untagged enums that stand in
-/// each other (those that [`Settles`](Fidelity::Settles) stands for) hold what is in them once more at each level: that
-/// is serde's way, whatever the format.
+/// `each`: how many bytes of memory one byte may become. That is the largest element of any list in
+/// the type, three times: twice for a vector that grows, and for the shorter one that it has grown
+/// out of. Untagged enums that stand in each other (those that [`Settles`](Fidelity::Settles)
+/// stands for) hold what is in them once more at each level: that is serde's way, whatever the
+/// format.
 fn target<T>(name: &'static str, fidelity: Fidelity, each: usize, values: Vec<T>) -> Target
 where
     T: Serialize + DeserializeOwned + PartialEq + Debug + 'static,
@@ -591,19 +634,27 @@ where
         };
         // To pass over it is to take exactly as much.
         let mut reader = Reader::new(bytes);
-        reader.next::<IgnoredAny>().and_then(|_| reader.finish()).unwrap_or_else(|error| panic!("{error}: {}", hex(bytes)));
+        reader
+            .next::<IgnoredAny>()
+            .and_then(|_| reader.finish())
+            .unwrap_or_else(|error| panic!("{error}: {}", hex(bytes)));
         let mut again = Vec::new();
         match encode(&value, &mut again, usize::MAX) {
-            // In serde's own buffer an option is no level when it is read; it is one when it is written.
-            Err(EncodeError::TooDeep) if fidelity == Fidelity::Settles => return count(tally, "too deep to be sent on"),
+            // In serde's own buffer an option is no level when it is read; it is one when it is
+            // written.
+            Err(EncodeError::TooDeep) if fidelity == Fidelity::Settles => {
+                return count(tally, "too deep to be sent on");
+            }
             result => result.unwrap_or_else(|error| panic!("{error}: {name} from {}", hex(bytes))),
         }
-        let back = decode::<T>(&again).unwrap_or_else(|error| panic!("{error}: {value:?} from {}", hex(bytes)));
+        let back = decode::<T>(&again)
+            .unwrap_or_else(|error| panic!("{error}: {value:?} from {}", hex(bytes)));
         if fidelity == Fidelity::Exact {
             assert!(equal(&back, &value), "{back:?} is not {value:?} from {}", hex(bytes));
             assert_eq!(hex(&bytes_of(&back)), hex(&again));
         } else {
-            // Each time a variant may be taken that stands before the last one; there are not as many as this.
+            // Each time a variant may be taken that stands before the last one; there are not as
+            // many as this.
             let mut last = again;
             let settles = (0..40).any(|_| {
                 let next = bytes_of(&decode::<T>(&last).unwrap());
@@ -672,13 +723,23 @@ fn values_of<S: Strategy>(strategy: S, count: usize) -> Vec<S::Value> {
 fn targets() -> Vec<Target> {
     use Fidelity::{Exact, Settles};
     use proptest::prelude::any;
-    let mut anything = target::<Anything>("anything", Exact, 200, vec![Anything::Map(vec![(Anything::Nil, Anything::List(vec![]))])]);
+    let mut anything = target::<Anything>(
+        "anything",
+        Exact,
+        200,
+        vec![Anything::Map(vec![(Anything::Nil, Anything::List(vec![]))])],
+    );
     anything.corpus.extend(values_of(rich(), 50).iter().map(bytes_of));
-    let tree = |depth: usize| (0..depth).fold(vec![0x90], |inner, _| [vec![0x92], inner, vec![0x90]].concat());
+    let tree = |depth: usize| {
+        (0..depth).fold(vec![0x90], |inner, _| [vec![0x92], inner, vec![0x90]].concat())
+    };
     let mut trees = target::<TreeOf>("trees", Exact, 200, vec![]);
     trees.corpus.extend([0, 1, 5, 100].map(tree));
     let mut chains = target::<ChainOf>("chains", Exact, 200, vec![]);
-    chains.corpus.extend([&[0xc0][..], &[0xd4, 1, 0xc0], &[0xc7, 6, 1, 0xc7, 3, 1, 0xd4, 1, 0xc0]].map(<[u8]>::to_vec));
+    chains.corpus.extend(
+        [&[0xc0][..], &[0xd4, 1, 0xc0], &[0xc7, 6, 1, 0xc7, 3, 1, 0xd4, 1, 0xc0]]
+            .map(<[u8]>::to_vec),
+    );
     let owned = || Owned {
         text: "text".into(),
         maybe: Some(None),
@@ -687,7 +748,10 @@ fn targets() -> Vec<Target> {
     };
     let borrowed = Target {
         name: "borrowed",
-        corpus: vec![bytes_of(&owned()), bytes_of(&Owned { maybe: Some(Some("\"".into())), more: BTreeMap::new(), ..owned() })],
+        corpus: vec![
+            bytes_of(&owned()),
+            bytes_of(&Owned { maybe: Some(Some("\"".into())), more: BTreeMap::new(), ..owned() }),
+        ],
         check: Box::new(check_borrowed),
     };
     vec![
@@ -697,10 +761,25 @@ fn targets() -> Vec<Target> {
         target("library", Exact, 400, values_of(libraries(), 30)),
         target("owned", Exact, 400, vec![owned()]),
         target("fat", Exact, 2000, vec![fat(0), fat(1), fat(3), fat(20)]),
-        target("numbers", Exact, 400, values_of(any::<(u8, i8, u16, i16, u32, i32, u64, i64, u128, i128)>(), 30)),
+        target(
+            "numbers",
+            Exact,
+            400,
+            values_of(any::<(u8, i8, u16, i16, u32, i32, u64, i64, u128, i128)>(), 30),
+        ),
         target("floats", Exact, 400, values_of(any::<Vec<(f32, f64, bool)>>(), 10)),
-        target("bytes", Exact, 400, vec![(vec![1u8, 200, 3], ByteBuf::from([7; 16]), [0u8; 4], Some(Some(vec![5u8])))]),
-        target("hash maps", Exact, 400, vec![vec![HashMap::from([(ByteBuf::from([1]), [Some(2u16), None])]), HashMap::new()]]),
+        target(
+            "bytes",
+            Exact,
+            400,
+            vec![(vec![1u8, 200, 3], ByteBuf::from([7; 16]), [0u8; 4], Some(Some(vec![5u8])))],
+        ),
+        target(
+            "hash maps",
+            Exact,
+            400,
+            vec![vec![HashMap::from([(ByteBuf::from([1]), [Some(2u16), None])]), HashMap::new()]],
+        ),
         anything,
         trees,
         chains,
@@ -741,7 +820,8 @@ fn check_borrowed(bytes: &[u8], tally: &mut Tally) {
 #[test]
 fn broken_values_are_refused_or_come_back_as_they_were_read() {
     let targets = targets();
-    let corpus: Vec<Vec<u8>> = targets.iter().flat_map(|target| target.corpus.iter().cloned()).collect();
+    let corpus: Vec<Vec<u8>> =
+        targets.iter().flat_map(|target| target.corpus.iter().cloned()).collect();
     let names: Vec<_> = targets.iter().map(|target| target.name).collect();
     let tally = run("values", 20_000, move |rng, tally| {
         let target = rng.pick(&targets);
@@ -750,7 +830,17 @@ fn broken_values_are_refused_or_come_back_as_they_were_read() {
         mutate(&mut bytes, if rng.one_in(4) { &corpus } else { &target.corpus }, rng);
         (target.check)(&bytes, tally);
     });
-    let errors = ["end", "claim", "too deep", "marker", "extension", "utf-8", "excess", "trailing", "refused"];
+    let errors = [
+        "end",
+        "claim",
+        "too deep",
+        "marker",
+        "extension",
+        "utf-8",
+        "excess",
+        "trailing",
+        "refused",
+    ];
     for name in names.into_iter().chain(errors) {
         assert!(tally.contains_key(name), "no {name} in {tally:?}");
     }

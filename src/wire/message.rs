@@ -44,7 +44,8 @@ pub(crate) mod kind {
     pub(crate) const RUN: u8 = 39;
 }
 
-/// Flags of a call: send a backtrace with a panic, or send none. Without either the worker's environment decides.
+/// Flags of a call: send a backtrace with a panic, or send none. Without either the worker's
+/// environment decides.
 pub(crate) const FLAG_BACKTRACE: u8 = 1;
 pub(crate) const FLAG_NO_BACKTRACE: u8 = 2;
 /// The task has a time limit: note when it begins.
@@ -172,7 +173,9 @@ impl Failed {
     /// Cuts its texts, so that it fits into a frame with a body of `limit` bytes.
     pub(crate) fn cut(&mut self, limit: usize) {
         match self {
-            Self::Panicked { message, location, backtrace } => cut([Some(message), location.as_mut(), backtrace.as_mut()], limit),
+            Self::Panicked { message, location, backtrace } => {
+                cut([Some(message), location.as_mut(), backtrace.as_mut()], limit)
+            }
             Self::Arguments { reason } | Self::Result { reason } => cut([Some(reason)], limit),
             Self::TooLarge | Self::Cancelled | Self::Unknown => {}
         }
@@ -237,13 +240,15 @@ pub(crate) enum Callee {
     Name(&'static str),
 }
 
-/// Where the slot stands in the body of a call, and behind it the number of the try: they are filled in when the task is sent.
+/// Where the slot stands in the body of a call, and behind it the number of the try: they are
+/// filled in when the task is sent.
 const SLOT_AT: usize = 2;
 const ATTEMPT_AT: usize = SLOT_AT + 3;
 /// So many bytes of a call's body hold all that [`address`] changes.
 pub(crate) const ADDRESS_END: usize = ATTEMPT_AT + 2;
 
-/// A call, up to its arguments, of which there are `arity`; its slot is 0 and its try the first for now.
+/// A call, up to its arguments, of which there are `arity`; its slot is 0 and its try the first for
+/// now.
 pub(crate) fn call(out: &mut Vec<u8>, id: u64, flags: u8, task: Callee, arity: u32) {
     head(out, kind::CALL, 5 + arity);
     out.extend([0xcd, 0, 0, 0xcc, 1]); // always a uint 16 and a uint 8
@@ -255,7 +260,8 @@ pub(crate) fn call(out: &mut Vec<u8>, id: u64, flags: u8, task: Callee, arity: u
     }
 }
 
-/// A run of so many items, up to the first of them. It has its slot and its try where a call has them.
+/// A run of so many items, up to the first of them. It has its slot and its try where a call has
+/// them.
 pub(crate) fn run(out: &mut Vec<u8>, id: u64, flags: u8, task: u32, items: u16) {
     head(out, kind::RUN, 6);
     out.extend([0xcd, 0, 0, 0xcc, 1]);
@@ -266,7 +272,8 @@ pub(crate) fn run(out: &mut Vec<u8>, id: u64, flags: u8, task: u32, items: u16) 
     out.extend(items.to_be_bytes());
 }
 
-/// Begins an item of a run at the end of `out`: its arguments, at most 65,535 bytes, as a bin 16. Gives the place to finish it.
+/// Begins an item of a run at the end of `out`: its arguments, at most 65,535 bytes, as a bin 16.
+/// Gives the place to finish it.
 pub(crate) fn begin_item(out: &mut Vec<u8>) -> usize {
     out.extend([0xc5, 0, 0]);
     out.len()
@@ -295,17 +302,24 @@ pub(crate) struct RunHead {
 pub(crate) fn read_run(body: &[u8]) -> Result<RunHead, Bad> {
     let mut message = Message::new(body)?;
     if message.kind != kind::RUN || message.len != 6 {
-        return Err(bad(format!("a message of kind {} with {} elements instead of a run", message.kind, message.len)));
+        return Err(bad(format!(
+            "a message of kind {} with {} elements instead of a run",
+            message.kind, message.len
+        )));
     }
     let (slot, attempt, id) = (message.uint()?, message.uint()?, message.uint()?);
     let (flags, task) = (message.uint()?, message.uint()?);
     let mut rest = &body[message.at..];
-    let items = rmp::decode::read_array_len(&mut rest).ok().and_then(|len| u16::try_from(len).ok()).filter(|items| *items > 0);
+    let items = rmp::decode::read_array_len(&mut rest)
+        .ok()
+        .and_then(|len| u16::try_from(len).ok())
+        .filter(|items| *items > 0);
     let items = items.ok_or_else(|| bad("a run without items"))?;
     Ok(RunHead { slot, attempt, id, flags, task, items, at: body.len() - rest.len() })
 }
 
-/// The arguments of the item that begins there, as a place in the body; the next item begins where they end.
+/// The arguments of the item that begins there, as a place in the body; the next item begins where
+/// they end.
 pub(crate) fn read_item(body: &[u8], at: usize) -> Result<std::ops::Range<usize>, Bad> {
     let mut rest = body.get(at..).unwrap_or_default();
     let len = rmp::decode::read_bin_len(&mut rest).map_err(|_| bad("an item is missing"))? as usize;
@@ -316,8 +330,14 @@ pub(crate) fn read_item(body: &[u8], at: usize) -> Result<std::ops::Range<usize>
     Ok(start..start + len)
 }
 
-/// Parts a run of ours: appends the items before this one to one body, and the others to another one.
-pub(crate) fn part_run(body: &[u8], from: u16, front: &mut Vec<u8>, rest: &mut Vec<u8>) -> Result<(), Bad> {
+/// Parts a run of ours: appends the items before this one to one body, and the others to another
+/// one.
+pub(crate) fn part_run(
+    body: &[u8],
+    from: u16,
+    front: &mut Vec<u8>,
+    rest: &mut Vec<u8>,
+) -> Result<(), Bad> {
     let head = read_run(body)?;
     let mut at = head.at;
     for _ in 0..from {
@@ -365,7 +385,8 @@ const KIND_AT: usize = 1;
 
 /// Makes a result, of whose body these are the first bytes, one that is worth another try.
 pub(crate) fn worth_another_try(body: &mut [u8]) {
-    body[KIND_AT] = if body[KIND_AT] == kind::DONE_NAMING { kind::AGAIN_NAMING } else { kind::AGAIN };
+    body[KIND_AT] =
+        if body[KIND_AT] == kind::DONE_NAMING { kind::AGAIN_NAMING } else { kind::AGAIN };
 }
 
 /// A socket to this manager comes with it.
@@ -421,16 +442,21 @@ fn named(out: &mut Vec<u8>, body: &impl Serialize) {
 
 // ---- reading
 
-/// Refuses what cannot be the beginning of a message, long before the rest of it has come: what was written into a socket by mistake
-/// is as a rule the head of a very long frame, which nobody should wait for.
+/// Refuses what cannot be the beginning of a message, long before the rest of it has come: what was
+/// written into a socket by mistake is as a rule the head of a very long frame, which nobody should
+/// wait for.
 pub(crate) fn check_begun(body: &[u8]) -> Result<(), Bad> {
     /// An array's head and a kind take no more, in bytes.
     const WHOLE: usize = 5 + 9;
     match body.first().map(|first| rmp::Marker::from_u8(*first)) {
-        Some(rmp::Marker::FixArray(_) | rmp::Marker::Array16 | rmp::Marker::Array32) if body.len() >= WHOLE => {
+        Some(rmp::Marker::FixArray(_) | rmp::Marker::Array16 | rmp::Marker::Array32)
+            if body.len() >= WHOLE =>
+        {
             Message::new(body).map(|_| ())
         }
-        None | Some(rmp::Marker::FixArray(_) | rmp::Marker::Array16 | rmp::Marker::Array32) => Ok(()),
+        None | Some(rmp::Marker::FixArray(_) | rmp::Marker::Array16 | rmp::Marker::Array32) => {
+            Ok(())
+        }
         Some(_) => Err(bad("the beginning of a frame that is no array")),
     }
 }
@@ -448,8 +474,10 @@ pub(crate) struct Message<'a> {
 impl<'a> Message<'a> {
     pub(crate) fn new(body: &'a [u8]) -> Result<Self, Bad> {
         let mut rest = body;
-        let len = rmp::decode::read_array_len(&mut rest).map_err(|_| bad("a frame that is no array"))?;
-        let kind = rmp::decode::read_int::<u8, _>(&mut rest).map_err(|_| bad("a message without a kind"))?;
+        let len =
+            rmp::decode::read_array_len(&mut rest).map_err(|_| bad("a frame that is no array"))?;
+        let kind = rmp::decode::read_int::<u8, _>(&mut rest)
+            .map_err(|_| bad("a message without a kind"))?;
         let len = len.checked_sub(1).ok_or_else(|| bad("an empty message"))?;
         Ok(Self { kind, len, body, at: body.len() - rest.len() })
     }
@@ -458,7 +486,8 @@ impl<'a> Message<'a> {
     pub(crate) fn uint<T: TryFrom<u64>>(&mut self) -> Result<T, Bad> {
         self.len = self.len.checked_sub(1).ok_or_else(|| bad("a message that is too short"))?;
         let mut rest = &self.body[self.at..];
-        let number: u64 = rmp::decode::read_int(&mut rest).map_err(|_| bad("a number is missing"))?;
+        let number: u64 =
+            rmp::decode::read_int(&mut rest).map_err(|_| bad("a number is missing"))?;
         self.at = self.body.len() - rest.len();
         T::try_from(number).map_err(|_| bad("a number is too large"))
     }
@@ -469,11 +498,13 @@ impl<'a> Message<'a> {
             return Err(bad(format!("a message of kind {} with {} elements", self.kind, self.len)));
         }
         let body = &self.body[self.at..];
-        // One value, of a nesting that no stack need fear, and nothing behind it: none of that is looked at below.
+        // One value, of a nesting that no stack need fear, and nothing behind it: none of that is
+        // looked at below.
         let mut reader = Reader::new(body);
         let whole = reader.next::<IgnoredAny>().and_then(|_| reader.finish());
         whole.map_err(|e| bad(format!("a message of kind {}: {e}", self.kind)))?;
-        rmp_serde::from_slice(body).map_err(|e| bad(format!("a message of kind {}: {e}", self.kind)))
+        rmp_serde::from_slice(body)
+            .map_err(|e| bad(format!("a message of kind {}: {e}", self.kind)))
     }
 
     /// The elements that are left, unread: how many, and where in the body they begin.
@@ -496,7 +527,12 @@ mod tests {
 
     #[test]
     fn what_can_be_no_message_is_refused_as_soon_as_it_begins() {
-        for rubbish in [&b"a line of text"[..], b"7", &[0; 20], &[0x93, 0xa1, b'x', 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]] {
+        for rubbish in [
+            &b"a line of text"[..],
+            b"7",
+            &[0; 20],
+            &[0x93, 0xa1, b'x', 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+        ] {
             assert!(check_begun(rubbish).is_err(), "{rubbish:?}");
         }
         // Whatever is one, at whatever byte it is cut, and however its numbers are written.
@@ -547,7 +583,10 @@ mod tests {
             part_run(&out, from as u16, &mut front, &mut rest).expect("it has as many");
             for (part, first, items) in [(front, 0, &items[..from]), (rest, from, &items[from..])] {
                 let head = read_run(&part).expect("it is a run");
-                assert_eq!((head.id, head.flags, head.task), (500 + first as u64, FLAG_BACKTRACE, 70_000));
+                assert_eq!(
+                    (head.id, head.flags, head.task),
+                    (500 + first as u64, FLAG_BACKTRACE, 70_000)
+                );
                 assert_eq!((head.slot, head.attempt, usize::from(head.items)), (0, 1, items.len()));
                 let mut at = head.at;
                 for item in items {
@@ -563,7 +602,14 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_refused() {
-        for bytes in [&[][..], &[0x90], &[0xc0], &[0x91, 0xc0], &[0xdd, 0xff, 0xff, 0xff, 0xff], &[0x91, 0xff]] {
+        for bytes in [
+            &[][..],
+            &[0x90],
+            &[0xc0],
+            &[0x91, 0xc0],
+            &[0xdd, 0xff, 0xff, 0xff, 0xff],
+            &[0x91, 0xff],
+        ] {
             assert!(Message::new(bytes).is_err(), "{bytes:?}");
         }
         let mut out = Vec::new();
@@ -576,7 +622,11 @@ mod tests {
     #[test]
     fn a_map_is_all_of_the_message_and_not_nested_without_end() {
         let mut out = Vec::new();
-        control(&mut out, kind::HELLO, &Hello { protocol: 1, version: "1".into(), fingerprint: Some(1) });
+        control(
+            &mut out,
+            kind::HELLO,
+            &Hello { protocol: 1, version: "1".into(), fingerprint: Some(1) },
+        );
         let hello = |bytes: &[u8]| Message::new(bytes).expect("it is a message").map::<Hello>();
         hello(&out).expect("it is a hello");
         let behind = [&out[..], &[0xc0]].concat();
@@ -596,8 +646,16 @@ mod tests {
     fn texts_are_cut_to_fit_a_frame_and_only_then() {
         let text = |len: usize| "é".repeat(len / 2);
         for len in [0, 10, 300, 448, 900, 1024, 5000] {
-            let panicked = Failed::Panicked { message: text(len), location: Some(text(len)), backtrace: Some(text(len)) };
-            for mut why in [panicked, Failed::Arguments { reason: text(len) }, Failed::Result { reason: text(len) }] {
+            let panicked = Failed::Panicked {
+                message: text(len),
+                location: Some(text(len)),
+                backtrace: Some(text(len)),
+            };
+            for mut why in [
+                panicked,
+                Failed::Arguments { reason: text(len) },
+                Failed::Result { reason: text(len) },
+            ] {
                 why.cut(1024);
                 let mut out = Vec::new();
                 failed(&mut out, u64::MAX, &why);
@@ -622,7 +680,10 @@ mod tests {
             failed(&mut out, 1, &why);
             let mut message = Message::new(&out).expect("it is a message");
             message.uint::<u64>().expect("the id");
-            assert_eq!(format!("{:?}", message.map::<Failed>().expect("it is a failure")), format!("{why:?}"));
+            assert_eq!(
+                format!("{:?}", message.map::<Failed>().expect("it is a failure")),
+                format!("{why:?}")
+            );
         }
     }
 }

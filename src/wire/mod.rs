@@ -1,5 +1,5 @@
-//! Bytes, frames, messages and values: what pool and worker say to each other; and the words and the ring of the memory
-//! that they share.
+//! Bytes, frames, messages and values: what pool and worker say to each other; and the words and
+//! the ring of the memory that they share.
 //!
 //! Every byte is specified in `docs/protocol.md`. Knows no process, no pool and no socket: whoever
 //! has a socket fills a [`FrameBuffer`](frame::FrameBuffer) from it and empties a packet into it.

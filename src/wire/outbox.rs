@@ -1,8 +1,9 @@
-//! The outbox: a ring of bytes in the memory that a worker shares with the pool, through which its small replies travel.
+//! The outbox: a ring of bytes in the memory that a worker shares with the pool, through which its
+//! small replies travel.
 //!
-//! A reply written to a socket costs a system call, and one kept back to go with others would be lost with its process.
-//! Through the ring it costs neither: it is committed by one store, and what was committed is read though the process
-//! has died since.
+//! A reply written to a socket costs a system call, and one kept back to go with others would be
+//! lost with its process. Through the ring it costs neither: it is committed by one store, and what
+//! was committed is read though the process has died since.
 //!
 //! ```text
 //! positions   count bytes, never wrap, and are multiples of 8; a frame is padded to that
@@ -16,11 +17,13 @@
 //!             before it sleeps: asleep := 1, and one more look at the tail   (sleep)
 //! ```
 //!
-//! Between the worker's store of the tail and its look at `asleep`, and between the pool's store of `asleep` and its look at
-//! the tail, stands a full fence each: so one of the two sees the other's store, and no reply waits unnoticed.
+//! Between the worker's store of the tail and its look at `asleep`, and between the pool's store of
+//! `asleep` and its look at the tail, stands a full fence each: so one of the two sees the other's
+//! store, and no reply waits unnoticed.
 //!
-//! The worker is not trusted. The pool keeps its head in private memory, reads the tail once, checks it, and copies before
-//! it looks; places are reached as whole words by atomics. A tail that cannot be is an error ([`BadTail`]).
+//! The worker is not trusted. The pool keeps its head in private memory, reads the tail once,
+//! checks it, and copies before it looks; places are reached as whole words by atomics. A tail that
+//! cannot be is an error ([`BadTail`]).
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -47,7 +50,8 @@ impl Ring<'_> {
 
     // ---- the worker
 
-    /// Commits a whole frame. `false`: it is longer than a quarter of the ring, or has no room now; it goes by the socket.
+    /// Commits a whole frame. `false`: it is longer than a quarter of the ring, or has no room now;
+    /// it goes by the socket.
     pub(crate) fn put(&self, frame: &[u8]) -> bool {
         let len = frame.len().next_multiple_of(WORD) as u64;
         let tail = self.tail.load(Ordering::Relaxed);
@@ -99,7 +103,8 @@ pub(crate) struct Intake {
 }
 
 impl Intake {
-    /// Appends all that has been committed to `into`: whole frames, each padded to a multiple of 8 bytes. `false`: nothing was.
+    /// Appends all that has been committed to `into`: whole frames, each padded to a multiple of 8
+    /// bytes. `false`: nothing was.
     pub(crate) fn take(&mut self, ring: &Ring<'_>, into: &mut Vec<u8>) -> Result<bool, BadTail> {
         let tail = ring.tail.load(Ordering::Acquire);
         let len = tail.wrapping_sub(self.head);
@@ -121,7 +126,8 @@ impl Intake {
         Ok(true)
     }
 
-    /// The pool will look no more by itself. `false`: something has come meanwhile, so it must look again.
+    /// The pool will look no more by itself. `false`: something has come meanwhile, so it must look
+    /// again.
     pub(crate) fn sleep(&self, ring: &Ring<'_>) -> bool {
         self.doze(ring);
         self.is_up_to_date(ring)
@@ -138,7 +144,8 @@ impl Intake {
         ring.tail.load(Ordering::Acquire) == self.head
     }
 
-    /// The pool looks by itself again: the worker need not ring. (If it just has, the bell is only a look for nothing.)
+    /// The pool looks by itself again: the worker need not ring. (If it just has, the bell is only
+    /// a look for nothing.)
     pub(crate) fn wake(&self, ring: &Ring<'_>) {
         ring.asleep.store(0, Ordering::Relaxed);
     }
@@ -159,7 +166,12 @@ mod tests {
     impl Memory {
         fn new(words: usize) -> Self {
             let word = || AtomicU64::new(0);
-            Self { tail: word(), head: word(), asleep: word(), words: (0..words).map(|_| word()).collect() }
+            Self {
+                tail: word(),
+                head: word(),
+                asleep: word(),
+                words: (0..words).map(|_| word()).collect(),
+            }
         }
 
         fn ring(&self) -> Ring<'_> {
@@ -252,7 +264,8 @@ mod tests {
         assert!(intake.sleep(&ring));
     }
 
-    /// Two threads, as the two processes: nothing is lost, doubled or torn, and nobody sleeps on a reply.
+    /// Two threads, as the two processes: nothing is lost, doubled or torn, and nobody sleeps on a
+    /// reply.
     #[test]
     fn a_sleeper_is_always_woken() {
         const FRAMES: u64 = 20_000;

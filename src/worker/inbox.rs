@@ -57,14 +57,21 @@ impl Inbox {
             match self.take_in(sys::Patience::None) {
                 Ok(0) => return Ok(Next::End),
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Next::Nothing),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Next::Nothing);
+                }
                 Err(error) => return Err(error),
             }
         }
     }
 
     fn take_in(&mut self, patience: sys::Patience) -> io::Result<usize> {
-        let received = sys::recv_with_fds_or_wait(self.socket.as_fd(), self.buffer.space(), DESCRIPTORS_MAX, patience)?;
+        let received = sys::recv_with_fds_or_wait(
+            self.socket.as_fd(),
+            self.buffer.space(),
+            DESCRIPTORS_MAX,
+            patience,
+        )?;
         self.buffer.filled(received.bytes);
         self.descriptors.extend(received.fds);
         Ok(received.bytes)
@@ -98,6 +105,8 @@ impl Inbox {
     }
 
     fn buffered(&mut self) -> io::Result<Option<Range<usize>>> {
-        self.buffer.next_frame().map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))
+        self.buffer
+            .next_frame()
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))
     }
 }

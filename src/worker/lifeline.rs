@@ -1,8 +1,8 @@
 //! How a worker dies with its application, however that dies.
 //!
 //! The worker makes a second, silent socket pair. On its own end it asks for a signal whenever
-//! something happens there (`O_ASYNC`, fcntl(2)), and that the signal be SIGKILL (`F_SETSIG`) for its
-//! process group (`F_SETOWN`). The other end goes to the application with the hello. When the
+//! something happens there (`O_ASYNC`, fcntl(2)), and that the signal be SIGKILL (`F_SETSIG`) for
+//! its process group (`F_SETOWN`). The other end goes to the application with the hello. When the
 //! application ends, the kernel closes that end, and thereby kills the group: workers that spin or
 //! are stopped, too, with nobody left alive to do it.
 //!
@@ -24,7 +24,8 @@ pub(super) struct Lifeline {
 /// Arms it; gives our end, to be kept, and the application's.
 pub(super) fn arm() -> io::Result<(Lifeline, OwnedFd)> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
     raw::kill_when_ready(&ours, leads_group())?;
     Ok((Lifeline { _ours: ours }, theirs))
 }

@@ -1,7 +1,8 @@
 //! A worker limits itself, as its welcome asks, before it runs anything of the user's.
 //!
-//! Soft and hard limit are set alike, so that nobody within can raise them again (the superuser can); above the hard
-//! limit that was inherited nothing is asked for, which could only be refused. The memory shared with the pool is mapped by then.
+//! Soft and hard limit are set alike, so that nobody within can raise them again (the superuser
+//! can); above the hard limit that was inherited nothing is asked for, which could only be refused.
+//! The memory shared with the pool is mapped by then.
 
 use super::raw;
 use crate::wire::message::Limits;
@@ -53,7 +54,8 @@ pub(super) fn apply(limits: &Limits) -> io::Result<TaskClock> {
     Ok(task_clock)
 }
 
-/// It is a wish: without `/proc`, or where that cannot be written to, the kernel chooses as it would have.
+/// It is a wish: without `/proc`, or where that cannot be written to, the kernel chooses as it
+/// would have.
 fn raise_oom_score(raise: i32) {
     let Ok(own) = std::fs::read_to_string(OOM_SCORE_ADJ) else { return };
     let Ok(own) = own.trim().parse::<i32>() else { return };
@@ -70,7 +72,8 @@ pub(super) struct TaskClock(Option<(Timer, TimeSpec)>);
 impl TaskClock {
     fn new(nanos: Option<u64>) -> nix::Result<Self> {
         let Some(nanos) = nanos else { return Ok(Self(None)) };
-        let event = SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGXCPU, si_value: 0 });
+        let event =
+            SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGXCPU, si_value: 0 });
         let timer = Timer::new(ClockId::CLOCK_PROCESS_CPUTIME_ID, event)?;
         Ok(Self(Some((timer, Duration::from_nanos(nanos).into()))))
     }

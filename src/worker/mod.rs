@@ -4,13 +4,15 @@
 //! * `lifeline.rs`: how it dies with the application;
 //! * `program.rs`: whether fresh starts of this program can be workers;
 //! * `detach.rs`: how one becomes a daemon of the system; `parent.rs`: whose child it is;
-//! * `serve.rs`: handshake, `init`, and the loop that runs tasks; `once.rs`: the one call of a process of its own;
+//! * `serve.rs`: handshake, `init`, and the loop that runs tasks; `once.rs`: the one call of a
+//!   process of its own;
 //! * `inbox.rs`: its end of the socket;
 //! * `limits.rs`: what it limits itself to;
 //! * `panics.rs`: what is told of a panic;
 //! * `raw.rs`: system calls, and the handlers that note a stack overflow and a want of memory.
 //!
-//! Talks to the pool, or to whoever started a single process, over its socket only, and knows nothing of `pool/`.
+//! Talks to the pool, or to whoever started a single process, over its socket only, and knows
+//! nothing of `pool/`.
 
 mod detach;
 mod inbox;

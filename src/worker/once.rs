@@ -1,4 +1,5 @@
-//! The one call of a process of its own: read, run, answered; then the process ends, with the exit code that says how.
+//! The one call of a process of its own: read, run, answered; then the process ends, with the exit
+//! code that says how.
 
 use super::inbox::Inbox;
 use super::lifeline::{self, Lifeline};
@@ -45,10 +46,15 @@ pub(super) fn serve(
         remote::outlives_the_application();
         None
     };
-    let ready = in_frame(|out| if is_detached { message::detached(out, std::process::id()) } else { message::ready(out) });
+    let ready = in_frame(|out| {
+        if is_detached { message::detached(out, std::process::id()) } else { message::ready(out) }
+    });
     inbox.send(&ready).map_err(lost)?;
     let range = loop {
-        let range = inbox.wait().map_err(lost)?.ok_or("whoever started it has gone, without a word of what to run")?;
+        let range = inbox
+            .wait()
+            .map_err(lost)?
+            .ok_or("whoever started it has gone, without a word of what to run")?;
         if !serve::attached(&mut inbox, &range)? {
             break range;
         }
@@ -74,7 +80,8 @@ pub(super) fn serve(
     };
     if let Some(inbox) = inbox {
         let answer = in_frame(|out| serve::write_outcome(out, call.claim.id, outcome, limit));
-        // If nobody is there any more to read it, so be it: this is how a process ends that outlives its parent.
+        // If nobody is there any more to read it, so be it: this is how a process ends that
+        // outlives its parent.
         let _ = inbox.send(&answer);
     }
     // Armed to the end.
@@ -95,13 +102,19 @@ fn run(call: &mut Call, args: &[u8], limit: usize) -> Result<Outcome, String> {
     match call.run {
         Run::Sync(function) => Ok(run_sync(call, function, args, limit, things)),
         Run::Async(function) => {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("making a runtime: {e}"))?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|e| format!("making a runtime: {e}"))?;
             let local = LocalSet::new();
             let (_, registration) = AbortHandle::new_pair();
-            let (_, outcome) =
-                driven(|| local.block_on(&runtime, async { serve::begin(call, function, args, limit, registration, things).await }));
-            // What it has left running ends with the process: dropped, the runtime would wait for its blocking threads.
+            let (_, outcome) = driven(|| {
+                local.block_on(&runtime, async {
+                    serve::begin(call, function, args, limit, registration, things).await
+                })
+            });
+            // What it has left running ends with the process: dropped, the runtime would wait for
+            // its blocking threads.
             std::mem::forget((runtime, local));
             Ok(outcome)
         }
@@ -109,10 +122,17 @@ fn run(call: &mut Call, args: &[u8], limit: usize) -> Result<Outcome, String> {
     }
 }
 
-fn run_sync(call: &Call, function: RunSync, args: &[u8], limit: usize, things: Result<Vec<Thing>, Failed>) -> Outcome {
+fn run_sync(
+    call: &Call,
+    function: RunSync,
+    args: &[u8],
+    limit: usize,
+    things: Result<Vec<Thing>, Failed>,
+) -> Outcome {
     panics::want_backtrace(call.backtrace);
     let mut out = Vec::new();
-    let run = || catch_unwind(AssertUnwindSafe(|| function(args, &mut out, limit.saturating_sub(HEAD))));
+    let run =
+        || catch_unwind(AssertUnwindSafe(|| function(args, &mut out, limit.saturating_sub(HEAD))));
     let (result, named) = serve::with_names(things?, run);
     serve::guard_against_fork();
     match result {

@@ -32,7 +32,8 @@ pub(super) fn install(memory: &'static WorkerMemory) {
     }));
 }
 
-/// Whether the task that runs now wants a backtrace with its panic; `None`: as the environment says.
+/// Whether the task that runs now wants a backtrace with its panic; `None`: as the environment
+/// says.
 pub(super) fn want_backtrace(want: Option<bool>) {
     WANT_BACKTRACE.set(want);
     // What another task caught by itself is not this one's.
@@ -44,7 +45,9 @@ fn note(info: &PanicHookInfo<'_>) {
     if cfg!(panic = "abort") {
         // The process ends when the hook returns: what is not written down now is lost.
         if let Some(memory) = MEMORY.get() {
-            memory.note().write_panic(message(info.payload()), location.as_deref().unwrap_or_default());
+            memory
+                .note()
+                .write_panic(message(info.payload()), location.as_deref().unwrap_or_default());
         }
     }
     let backtrace = match WANT_BACKTRACE.get() {
@@ -52,9 +55,13 @@ fn note(info: &PanicHookInfo<'_>) {
         Some(false) => Backtrace::disabled(),
         None => Backtrace::capture(),
     };
-    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+    let backtrace =
+        (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
     // It fails only while it is being replaced, by a panic within.
-    LAST.with(|last| last.try_borrow_mut().map(|mut last| *last = Some(Panic { location, backtrace }))).ok();
+    LAST.with(|last| {
+        last.try_borrow_mut().map(|mut last| *last = Some(Panic { location, backtrace }))
+    })
+    .ok();
 }
 
 /// The text of a panic's payload, as std's own hook has it.

@@ -7,8 +7,8 @@ use crate::task;
 use crate::wire::message::{self, Bad, Hello};
 use std::path::PathBuf;
 
-/// Workers within workers, at most. Each level may multiply the number of processes, so a task that builds a pool and
-/// submits itself comes to an end here.
+/// Workers within workers, at most. Each level may multiply the number of processes, so a task that
+/// builds a pool and submits itself comes to an end here.
 const DEPTH_MAX: u32 = 8;
 
 /// What can be known before a fresh start of this program is made.
@@ -45,7 +45,11 @@ pub(crate) fn check_host() -> Result<(), Error> {
 /// Whether this is the hello of a process that speaks our version of the protocol.
 pub(crate) fn check_protocol(hello: &Hello) -> Result<(), Bad> {
     if hello.protocol != message::PROTOCOL {
-        return Err(Bad(format!("it speaks version {} of the protocol, not {}", hello.protocol, message::PROTOCOL)));
+        return Err(Bad(format!(
+            "it speaks version {} of the protocol, not {}",
+            hello.protocol,
+            message::PROTOCOL
+        )));
     }
     Ok(())
 }
@@ -54,7 +58,11 @@ pub(crate) fn check_protocol(hello: &Hello) -> Result<(), Bad> {
 pub(crate) fn check_hello(hello: &Hello) -> Result<(), Bad> {
     check_protocol(hello)?;
     if hello.version != env!("CARGO_PKG_VERSION") {
-        return Err(Bad(format!("it has version {} of this crate, not {}", hello.version, env!("CARGO_PKG_VERSION"))));
+        return Err(Bad(format!(
+            "it has version {} of this crate, not {}",
+            hello.version,
+            env!("CARGO_PKG_VERSION")
+        )));
     }
     if hello.fingerprint != Some(task::fingerprint()) {
         return Err(Bad("it is another build of this program: its task table is not ours".into()));
@@ -62,7 +70,8 @@ pub(crate) fn check_hello(hello: &Hello) -> Result<(), Bad> {
     Ok(())
 }
 
-/// What the program was started as, without its directory: the name of its processes, unless another is given.
+/// What the program was started as, without its directory: the name of its processes, unless
+/// another is given.
 pub(crate) fn program_name() -> String {
     let program = std::env::args_os().next().map(PathBuf::from);
     let name = program.as_deref().and_then(|path| path.file_name());

@@ -86,11 +86,13 @@ static STACK_END: AtomicUsize = AtomicUsize::new(0);
 const GAP: usize = 1 << 20;
 /// For the frames of a handler with the widest vector registers, and some more.
 const ALTERNATE_STACK: usize = 64 << 10;
-/// The alternate stack: the kernel's pointer alone would make it a leak, to those who look for leaks.
+/// The alternate stack: the kernel's pointer alone would make it a leak, to those who look for
+/// leaks.
 static ALTERNATE: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 const FAULTS: [c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
 /// What the faults did before: a sanitizer's or a crash reporter's handler, or the default.
-static BEFORE: [AtomicPtr<libc::sigaction>; FAULTS.len()] = [const { AtomicPtr::new(ptr::null_mut()) }; FAULTS.len()];
+static BEFORE: [AtomicPtr<libc::sigaction>; FAULTS.len()] =
+    [const { AtomicPtr::new(ptr::null_mut()) }; FAULTS.len()];
 
 /// Notes a stack overflow of the calling thread in `memory`, and lets it do what it did before.
 pub(super) fn note_stack_overflow(memory: &'static WorkerMemory) -> io::Result<()> {
@@ -101,7 +103,8 @@ pub(super) fn note_stack_overflow(memory: &'static WorkerMemory) -> io::Result<(
     // SAFETY: the alternate stack lives for ever and belongs to this thread alone; the handler is
     // async-signal-safe; the rest of the structs is valid as zeros.
     unsafe {
-        let stack = libc::stack_t { ss_sp: alternate.cast(), ss_flags: 0, ss_size: ALTERNATE_STACK };
+        let stack =
+            libc::stack_t { ss_sp: alternate.cast(), ss_flags: 0, ss_size: ALTERNATE_STACK };
         check(libc::sigaltstack(&raw const stack, ptr::null_mut()))?;
         for (signal, before) in FAULTS.into_iter().zip(&BEFORE) {
             let mut action: libc::sigaction = std::mem::zeroed();
@@ -121,8 +124,9 @@ static BEFORE_ABORT: AtomicPtr<libc::sigaction> = AtomicPtr::new(ptr::null_mut()
 
 /// Notes in `memory` when the process aborts for want of memory, and lets it do what it did before.
 ///
-/// What std does when memory cannot be had (and C++, when nobody catches `bad_alloc`) is an abort like any other. But it comes
-/// right after a request that failed, so in the thread that aborts the last error is `ENOMEM`.
+/// What std does when memory cannot be had (and C++, when nobody catches `bad_alloc`) is an abort
+/// like any other. But it comes right after a request that failed, so in the thread that aborts the
+/// last error is `ENOMEM`.
 pub(super) fn note_out_of_memory(memory: &'static WorkerMemory) -> io::Result<()> {
     MEMORY.store(ptr::from_ref(memory).cast_mut(), Ordering::Release);
     // SAFETY: the handler is async-signal-safe, and the struct valid as zeros.
@@ -137,8 +141,8 @@ pub(super) fn note_out_of_memory(memory: &'static WorkerMemory) -> io::Result<()
 extern "C" fn on_abort(signal: c_int) {
     // Before anything else can change it.
     let is_out_of_memory = io::Error::last_os_error().raw_os_error() == Some(libc::ENOMEM);
-    // SAFETY: atomics, sigaction(2), signal(2) and raise(3) are async-signal-safe. The memory is never unmapped, and an action that
-    // was stored never changes.
+    // SAFETY: atomics, sigaction(2), signal(2) and raise(3) are async-signal-safe. The memory is
+    // never unmapped, and an action that was stored never changes.
     unsafe {
         if is_out_of_memory && let Some(memory) = MEMORY.load(Ordering::Acquire).as_ref() {
             memory.note().write_out_of_memory();
@@ -179,7 +183,8 @@ unsafe fn set_action(signal: c_int, action: usize) -> io::Result<()> {
 
 /// The lowest address that the calling thread's stack may grow to.
 fn own_stack_end() -> io::Result<usize> {
-    // SAFETY: the attributes are initialised by pthread_getattr_np before they are read, and destroyed.
+    // SAFETY: the attributes are initialised by pthread_getattr_np before they are read, and
+    // destroyed.
     unsafe {
         let mut attributes: libc::pthread_attr_t = std::mem::zeroed();
         match libc::pthread_getattr_np(libc::pthread_self(), &raw mut attributes) {
@@ -187,7 +192,8 @@ fn own_stack_end() -> io::Result<usize> {
             error => return Err(io::Error::from_raw_os_error(error)),
         }
         let (mut address, mut len) = (ptr::null_mut(), 0);
-        let result = libc::pthread_attr_getstack(&raw const attributes, &raw mut address, &raw mut len);
+        let result =
+            libc::pthread_attr_getstack(&raw const attributes, &raw mut address, &raw mut len);
         libc::pthread_attr_destroy(&raw mut attributes);
         if result != 0 {
             return Err(io::Error::from_raw_os_error(result));
@@ -197,8 +203,9 @@ fn own_stack_end() -> io::Result<usize> {
 }
 
 extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
-    // SAFETY: the kernel gives a valid info; reading it, atomics, sigaction(2), signal(2) and raise(3) are
-    // async-signal-safe. The memory is never unmapped, and an action that was stored never changes.
+    // SAFETY: the kernel gives a valid info; reading it, atomics, sigaction(2), signal(2) and
+    // raise(3) are async-signal-safe. The memory is never unmapped, and an action that was
+    // stored never changes.
     unsafe {
         let address = (*info).si_addr() as usize;
         let is_fault = (*info).si_code > 0; // else somebody sent it (sigaction(2))
@@ -209,8 +216,13 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void
         {
             memory.note().write_stack_overflow();
         }
-        // Then it kills, as a rule: the access is tried again, with the action that was there before.
-        match FAULTS.iter().position(|fault| *fault == signal).and_then(|at| BEFORE[at].load(Ordering::Acquire).as_ref()) {
+        // Then it kills, as a rule: the access is tried again, with the action that was there
+        // before.
+        match FAULTS
+            .iter()
+            .position(|fault| *fault == signal)
+            .and_then(|at| BEFORE[at].load(Ordering::Acquire).as_ref())
+        {
             Some(before) => _ = libc::sigaction(signal, before, ptr::null_mut()),
             None => _ = libc::signal(signal, libc::SIG_DFL),
         }

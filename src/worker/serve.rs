@@ -2,13 +2,15 @@
 //!
 //! Sync tasks run on the main thread outside of any runtime. The first async task makes a
 //! current-thread runtime, in which async tasks run side by side; the pool never sends a sync one
-//! meanwhile. From then on the worker waits within that runtime, so that what a task left there goes
-//! on.
+//! meanwhile. From then on the worker waits within that runtime, so that what a task left there
+//! goes on.
 //!
-//! Each task is claimed before it begins: one that the pool has taken back is passed over. Each reply is committed before
-//! the next sync task begins, to the outbox if it is small, else to the socket, and only then the task is marked as done. So
-//! if the process dies, the pool knows of each task whether it had begun and whether it had been answered. The items of a run are
-//! tasks in all this, only that one claim begins the run and its first item, and each further one is counted (`wire/claim.rs`).
+//! Each task is claimed before it begins: one that the pool has taken back is passed over. Each
+//! reply is committed before the next sync task begins, to the outbox if it is small, else to the
+//! socket, and only then the task is marked as done. So if the process dies, the pool knows of each
+//! task whether it had begun and whether it had been answered. The items of a run are tasks in all
+//! this, only that one claim begins the run and its first item, and each further one is counted
+//! (`wire/claim.rs`).
 
 use super::inbox::{Inbox, Next};
 use super::limits::{self, TaskClock};
@@ -41,8 +43,9 @@ use tokio::task::LocalSet;
 /// The handshake's messages are small.
 const HANDSHAKE_LIMIT: usize = 64 << 10;
 
-/// Serves the pool at the other end of `socket` until it closes its side, or runs the one call of a single process; gives
-/// the exit code. An error means that there is no such pool, or that it does not keep to the protocol.
+/// Serves the pool at the other end of `socket` until it closes its side, or runs the one call of a
+/// single process; gives the exit code. An error means that there is no such pool, or that it does
+/// not keep to the protocol.
 pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String> {
     fork::arm().map_err(|e| format!("arming the fork guard: {e}"))?;
     let (lifeline, theirs) = lifeline::arm().map_err(|e| format!("arming the lifeline: {e}"))?;
@@ -67,9 +70,20 @@ pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String>
     }
     let _lifeline = lifeline;
     let inbox = Inbox::new(socket, limit);
-    let mut worker = Worker { inbox, memory, out: Vec::new(), bell: bell(), limit, clock, runtime: None, exit: None };
+    let mut worker = Worker {
+        inbox,
+        memory,
+        out: Vec::new(),
+        bell: bell(),
+        limit,
+        clock,
+        runtime: None,
+        exit: None,
+    };
     // A forked copy does not have that memory.
-    task::set_asked(Box::new(|slot, id| !fork::is_forked_copy() && memory.claims().look(Claim { slot, id }) == Progress::Asked));
+    task::set_asked(Box::new(|slot, id| {
+        !fork::is_forked_copy() && memory.claims().look(Claim { slot, id }) == Progress::Asked
+    }));
     if welcome.init {
         match worker.init()? {
             Ok(()) => panics::install(memory), // `init` may have put a hook of its own before ours
@@ -109,14 +123,22 @@ pub(super) fn lost(error: io::Error) -> String {
     format!("the pool's socket: {error}")
 }
 
-fn shake_hands(socket: &OwnedFd, lifeline: OwnedFd) -> Result<(Welcome, &'static WorkerMemory), String> {
+fn shake_hands(
+    socket: &OwnedFd,
+    lifeline: OwnedFd,
+) -> Result<(Welcome, &'static WorkerMemory), String> {
     let mut out = Vec::new();
     let start = frame::begin(&mut out);
-    let hello = Hello { protocol: message::PROTOCOL, version: env!("CARGO_PKG_VERSION").into(), fingerprint: Some(task::fingerprint()) };
+    let hello = Hello {
+        protocol: message::PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").into(),
+        fingerprint: Some(task::fingerprint()),
+    };
     message::control(&mut out, kind::HELLO, &hello);
     frame::finish(&mut out, start);
     // The socket is new and empty: it takes a few bytes whole.
-    let sent = sys::send_with_fds(socket.as_fd(), &[IoSlice::new(&out)], &[lifeline.as_fd()]).map_err(lost)?;
+    let sent = sys::send_with_fds(socket.as_fd(), &[IoSlice::new(&out)], &[lifeline.as_fd()])
+        .map_err(lost)?;
     if sent != out.len() {
         return Err("the socket did not take the hello".into());
     }
@@ -146,18 +168,25 @@ fn shake_hands(socket: &OwnedFd, lifeline: OwnedFd) -> Result<(Welcome, &'static
         return Err(format!("a message of kind {} instead of a welcome", message.kind));
     }
     let welcome: Welcome = message.map().map_err(|e| e.to_string())?;
-    let stdin = if welcome.single.as_ref().is_some_and(|single| single.stdin) { descriptors.pop() } else { None };
-    let [memory, stderr] = <[OwnedFd; 2]>::try_from(descriptors).map_err(|d| format!("{} descriptors with the welcome, not 2", d.len()))?;
+    let stdin = if welcome.single.as_ref().is_some_and(|single| single.stdin) {
+        descriptors.pop()
+    } else {
+        None
+    };
+    let [memory, stderr] = <[OwnedFd; 2]>::try_from(descriptors)
+        .map_err(|d| format!("{} descriptors with the welcome, not 2", d.len()))?;
     if let Some(stdin) = stdin {
         nix::unistd::dup2_stdin(stdin).map_err(|e| format!("taking over standard input: {e}"))?;
     }
-    let memory = WorkerMemory::from_fd(memory, welcome.slots, welcome.ring).map_err(|e| format!("the worker's memory: {e}"))?;
+    let memory = WorkerMemory::from_fd(memory, welcome.slots, welcome.ring)
+        .map_err(|e| format!("the worker's memory: {e}"))?;
     take_over_stderr(stderr).map_err(|e| format!("taking over standard error: {e}"))?;
     // For ever: the panic hook and the signal handler use it until the process ends.
     Ok((welcome, Box::leak(Box::new(memory))))
 }
 
-/// What constructors wrote so far went to a file; it is written out, and the rest goes there directly.
+/// What constructors wrote so far went to a file; it is written out, and the rest goes there
+/// directly.
 fn take_over_stderr(stderr: OwnedFd) -> io::Result<()> {
     let mut early = Vec::new();
     if let Ok(early_stderr) = io::stderr().as_fd().try_clone_to_owned() {
@@ -187,7 +216,8 @@ struct Worker {
     exit: Option<Exit>,
 }
 
-/// What is run when the pool has closed its side: a task whose result nobody wants, and its arguments.
+/// What is run when the pool has closed its side: a task whose result nobody wants, and its
+/// arguments.
 struct Exit {
     run: Run,
     args: Vec<u8>,
@@ -217,9 +247,13 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// The references that came with it: counted for this process, so they are to be taken once, also if it is not run.
+    /// The references that came with it: counted for this process, so they are to be taken once,
+    /// also if it is not run.
     pub(super) fn receive(&mut self) -> Result<Vec<Thing>, Failed> {
-        self.named.take().map_or(Ok(Vec::new()), named::received).map_err(|reason| Failed::Arguments { reason })
+        self.named
+            .take()
+            .map_or(Ok(Vec::new()), named::received)
+            .map_err(|reason| Failed::Arguments { reason })
     }
 }
 
@@ -234,13 +268,24 @@ pub(super) struct Encoded {
 pub(super) fn read_call(body: &[u8]) -> Result<Call, String> {
     let mut message = Message::new(body).map_err(|e| e.to_string())?;
     if message.kind == kind::RUN {
-        let message::RunHead { slot, attempt, id, flags, task, items, at } = message::read_run(body).map_err(|e| e.to_string())?;
-        let entry = task::entry(task).ok_or_else(|| format!("a run of task {task}, which does not exist"))?;
+        let message::RunHead { slot, attempt, id, flags, task, items, at } =
+            message::read_run(body).map_err(|e| e.to_string())?;
+        let entry = task::entry(task)
+            .ok_or_else(|| format!("a run of task {task}, which does not exist"))?;
         let (backtrace, run) = (wants_backtrace(flags), entry.run);
         if !matches!(run, Run::Sync(_)) {
             return Err(format!("a run of task {task}, which is not sync"));
         }
-        return Ok(Call { claim: Claim { slot, id }, attempt, timed: false, backtrace, run, named: None, args: at, items: Some(items) });
+        return Ok(Call {
+            claim: Claim { slot, id },
+            attempt,
+            timed: false,
+            backtrace,
+            run,
+            named: None,
+            args: at,
+            items: Some(items),
+        });
     }
     if message.kind != kind::CALL {
         return Err(format!("a message of kind {} instead of a call", message.kind));
@@ -249,23 +294,37 @@ pub(super) fn read_call(body: &[u8]) -> Result<Call, String> {
     let attempt = message.uint::<u8>().map_err(|e| e.to_string())?;
     let mut number = || message.uint::<u64>().map_err(|e| e.to_string());
     let (id, flags, index) = (number()?, number()?, number()?);
-    let entry = u32::try_from(index).ok().and_then(task::entry).ok_or_else(|| format!("a call of task {index}, which does not exist"))?;
+    let entry = u32::try_from(index)
+        .ok()
+        .and_then(task::entry)
+        .ok_or_else(|| format!("a call of task {index}, which does not exist"))?;
     let (_, mut args) = message.rest();
     let has = |flag: u8| flags & u64::from(flag) != 0;
     let mut named = None;
     if has(message::FLAG_NAMES) {
-        let (names, len) = Named::read(&body[args..]).map_err(|e| format!("the names of a call: {e}"))?;
+        let (names, len) =
+            Named::read(&body[args..]).map_err(|e| format!("the names of a call: {e}"))?;
         named = Some(names);
         args += len;
     }
     let backtrace = wants_backtrace(flags as u8);
     let timed = has(message::FLAG_TIMED);
-    Ok(Call { claim: Claim { slot, id }, attempt, timed, backtrace, run: entry.run, named, args, items: None })
+    Ok(Call {
+        claim: Claim { slot, id },
+        attempt,
+        timed,
+        backtrace,
+        run: entry.run,
+        named,
+        args,
+        items: None,
+    })
 }
 
 fn wants_backtrace(flags: u8) -> Option<bool> {
     let has = |flag: u8| flags & flag != 0;
-    (has(message::FLAG_BACKTRACE) || has(message::FLAG_NO_BACKTRACE)).then(|| has(message::FLAG_BACKTRACE))
+    (has(message::FLAG_BACKTRACE) || has(message::FLAG_NO_BACKTRACE))
+        .then(|| has(message::FLAG_BACKTRACE))
 }
 
 /// After user code: a forked copy of the worker must not touch the socket.
@@ -277,7 +336,8 @@ pub(super) fn guard_against_fork() {
 
 pub(super) fn caught(payload: Box<dyn std::any::Any + Send>) -> Failed {
     let panics::Panic { location, backtrace } = panics::last();
-    let failed = Failed::Panicked { message: panics::message(&*payload).to_owned(), location, backtrace };
+    let failed =
+        Failed::Panicked { message: panics::message(&*payload).to_owned(), location, backtrace };
     drop_payload(payload);
     failed
 }
@@ -291,8 +351,8 @@ pub(super) fn why(error: RunError) -> Failed {
 }
 
 pub(super) type Outcome = Result<Encoded, Failed>;
-/// Whether the frame was the announcement of a manager, whose socket has come with it. Without it (this process could not
-/// take it in), calls that name its objects cannot decode their arguments.
+/// Whether the frame was the announcement of a manager, whose socket has come with it. Without it
+/// (this process could not take it in), calls that name its objects cannot decode their arguments.
 pub(super) fn attached(inbox: &mut Inbox, range: &Range<usize>) -> Result<bool, String> {
     let mut message = Message::new(inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
     if message.kind != kind::ATTACH {
@@ -306,8 +366,8 @@ pub(super) fn attached(inbox: &mut Inbox, range: &Range<usize>) -> Result<bool, 
     Ok(true)
 }
 
-/// Runs a task's code: handles in what it decodes are found among the references that came with the call. Gives those that its
-/// result names.
+/// Runs a task's code: handles in what it decodes are found among the references that came with the
+/// call. Gives those that its result names.
 pub(super) fn with_names<R>(things: Vec<Thing>, run: impl FnOnce() -> R) -> (R, Vec<Thing>) {
     if things.is_empty() {
         return names::collecting(run); // as nearly always
@@ -315,7 +375,8 @@ pub(super) fn with_names<R>(things: Vec<Thing>, run: impl FnOnce() -> R) -> (R, 
     names::resolving(things, || names::collecting(run))
 }
 
-/// Appends the reply to a call, at most `limit` bytes. What the result names is handed over to its managers.
+/// Appends the reply to a call, at most `limit` bytes. What the result names is handed over to its
+/// managers.
 pub(super) fn write_outcome(out: &mut Vec<u8>, id: u64, outcome: Outcome, limit: usize) {
     let start = out.len();
     let failed = match outcome {
@@ -370,7 +431,9 @@ impl Worker {
             }
             let mut call = read_call(self.inbox.bytes(range.clone()))?;
             match (call.run, call.items) {
-                (Run::Sync(function), Some(items)) => self.run_items(call, items, function, range)?,
+                (Run::Sync(function), Some(items)) => {
+                    self.run_items(call, items, function, range)?
+                }
                 (Run::Sync(function), None) => {
                     let things = call.receive();
                     if self.claim(&call) {
@@ -384,20 +447,24 @@ impl Worker {
                     self.inbox.put_back(range);
                     self.runtime = Some(self.runtime()?);
                 }
-                (Run::InitSync(_) | Run::InitAsync(_), _) => return Err("a call of an init function".into()),
+                (Run::InitSync(_) | Run::InitAsync(_), _) => {
+                    return Err("a call of an init function".into());
+                }
             }
         }
         self.leave()
     }
 
-    /// Runs what the pool wants to have run when a worker ends. That it fails or panics changes nothing about the end; if it
-    /// hangs, the pool kills.
+    /// Runs what the pool wants to have run when a worker ends. That it fails or panics changes
+    /// nothing about the end; if it hangs, the pool kills.
     fn leave(mut self) -> Result<(), String> {
         let Some(Exit { run, args }) = self.exit.take() else { return Ok(()) };
         task::set_current(0, 0, 0, true); // no task runs
         let limit = self.limit;
         let ran = match run {
-            Run::Sync(function) => catch_unwind(AssertUnwindSafe(|| function(&args, &mut Vec::new(), limit).map(drop))),
+            Run::Sync(function) => {
+                catch_unwind(AssertUnwindSafe(|| function(&args, &mut Vec::new(), limit).map(drop)))
+            }
             Run::Async(function) => {
                 let runtime = self.runtime()?;
                 let ran = catch_unwind(AssertUnwindSafe(|| {
@@ -407,11 +474,15 @@ impl Worker {
                 self.runtime = Some(runtime);
                 ran
             }
-            Run::InitSync(_) | Run::InitAsync(_) => return Err("an exit function that is an init function".into()),
+            Run::InitSync(_) | Run::InitAsync(_) => {
+                return Err("an exit function that is an init function".into());
+            }
         };
         guard_against_fork();
         match ran {
-            Ok(Err(error @ RunError::Arguments(_))) => eprintln!("procpool: the exit function was not run: {error}"),
+            Ok(Err(error @ RunError::Arguments(_))) => {
+                eprintln!("procpool: the exit function was not run: {error}")
+            }
             Ok(_) => {}
             Err(payload) => drop_payload(payload), // the panic hook has told
         }
@@ -421,9 +492,11 @@ impl Worker {
     /// Takes in what is to be run at the end.
     fn read_exit(&mut self) -> Result<Exit, String> {
         let range = self.inbox.wait().map_err(lost)?.ok_or("the pool has gone")?;
-        let mut message = Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
+        let mut message =
+            Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
         let index = (message.kind == kind::EXIT).then(|| message.uint::<u32>().ok()).flatten();
-        let entry = index.and_then(task::entry).ok_or("no exit function where one was announced")?;
+        let entry =
+            index.and_then(task::entry).ok_or("no exit function where one was announced")?;
         let args = self.inbox.bytes(range.start + message.rest().1..range.end).to_vec();
         Ok(Exit { run: entry.run, args })
     }
@@ -438,7 +511,13 @@ impl Worker {
     }
 
     /// Runs what the pool has not taken back of a run, one item after another.
-    fn run_items(&mut self, mut call: Call, items: u16, function: RunSync, range: Range<usize>) -> Result<(), String> {
+    fn run_items(
+        &mut self,
+        mut call: Call,
+        items: u16,
+        function: RunSync,
+        range: Range<usize>,
+    ) -> Result<(), String> {
         let run = call.claim;
         let claims = self.memory.claims();
         claims.set_up(run, u32::from(items));
@@ -451,16 +530,28 @@ impl Worker {
                 claims.finish(run);
                 break;
             }
-            let args = message::read_item(self.inbox.bytes(range.clone()), at).map_err(|e| e.to_string())?;
+            let args = message::read_item(self.inbox.bytes(range.clone()), at)
+                .map_err(|e| e.to_string())?;
             at = args.end;
             call.claim.id = run.id + u64::from(item);
-            self.run_sync(&call, function, range.start + args.start..range.start + args.end, Ok(Vec::new()));
+            self.run_sync(
+                &call,
+                function,
+                range.start + args.start..range.start + args.end,
+                Ok(Vec::new()),
+            );
             self.commit((item + 1 == items).then_some(run))?;
         }
         Ok(())
     }
 
-    fn run_sync(&mut self, call: &Call, function: RunSync, args: Range<usize>, things: Result<Vec<Thing>, Failed>) {
+    fn run_sync(
+        &mut self,
+        call: &Call,
+        function: RunSync,
+        args: Range<usize>,
+        things: Result<Vec<Thing>, Failed>,
+    ) {
         panics::want_backtrace(call.backtrace);
         task::set_current(call.claim.slot, call.claim.id, call.attempt, true);
         let start = frame::begin(&mut self.out);
@@ -470,7 +561,9 @@ impl Worker {
         let limit = self.limit.saturating_sub(out.len() - start);
         // Its own state is lost with a panic, ours is only the buffer, which is cut back.
         self.clock.start();
-        let ran = things.map(|things| with_names(things, || catch_unwind(AssertUnwindSafe(|| function(bytes, out, limit)))));
+        let ran = things.map(|things| {
+            with_names(things, || catch_unwind(AssertUnwindSafe(|| function(bytes, out, limit))))
+        });
         guard_against_fork();
         self.clock.stop();
         let outcome = match ran {
@@ -481,7 +574,9 @@ impl Worker {
                 frame::finish(&mut self.out, start);
                 return;
             }
-            Ok((Ok(Ok(verdict)), named)) => Ok(Encoded { value: self.out.split_off(head), named, verdict }),
+            Ok((Ok(Ok(verdict)), named)) => {
+                Ok(Encoded { value: self.out.split_off(head), named, verdict })
+            }
             Ok((Ok(Err(error)), _)) => Err(why(error)),
             Ok((Err(payload), _)) => Err(caught(payload)),
             Err(failed) => Err(failed),
@@ -491,8 +586,8 @@ impl Worker {
         frame::finish(&mut self.out, start);
     }
 
-    /// Commits the reply in `out`: whole by the outbox or whole by the socket; then the task is done, unless it is an item of a run that
-    /// goes on.
+    /// Commits the reply in `out`: whole by the outbox or whole by the socket; then the task is
+    /// done, unless it is an item of a run that goes on.
     fn commit(&mut self, claim: Option<Claim>) -> Result<(), String> {
         let ring = self.memory.ring();
         let boxed = ring.put(&self.out);
@@ -511,7 +606,10 @@ impl Worker {
     }
 
     /// Runs async tasks, and waits, until a sync call comes (which is given back) or the end.
-    fn run_async(&mut self, Async { runtime, local }: &Async) -> Result<Option<Range<usize>>, String> {
+    fn run_async(
+        &mut self,
+        Async { runtime, local }: &Async,
+    ) -> Result<Option<Range<usize>>, String> {
         driven(|| {
             local.block_on(runtime, async {
                 let socket = self.inbox.socket.try_clone().map_err(lost)?;
@@ -526,7 +624,8 @@ impl Worker {
                             Next::End => return Ok(None),
                             Next::Frame(range) => range,
                         };
-                        let mut message = Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
+                        let mut message = Message::new(self.inbox.bytes(range.clone()))
+                            .map_err(|e| e.to_string())?;
                         if matches!(message.kind, kind::ASK | kind::CANCEL) {
                             let id = message.uint::<u64>().map_err(|e| e.to_string())?;
                             match aborts.get(&id) {
@@ -553,7 +652,14 @@ impl Worker {
                         let args = self.inbox.bytes(range.start + call.args..range.end);
                         let (abort, registration) = AbortHandle::new_pair();
                         aborts.insert(call.claim.id, abort);
-                        running.push(begin(&call, function, args, self.limit, registration, things));
+                        running.push(begin(
+                            &call,
+                            function,
+                            args,
+                            self.limit,
+                            registration,
+                            things,
+                        ));
                     }
                     let finished = if running.is_empty() {
                         readiness.readable().await.map_err(lost)?.clear_ready();
@@ -589,20 +695,27 @@ impl Worker {
         if let Some(runtime) = self.runtime.take() {
             return Ok(runtime);
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("making a runtime: {e}"))?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| format!("making a runtime: {e}"))?;
         Ok(Async { runtime, local: LocalSet::new() })
     }
 
     /// Runs the pool's `init` function. The outer error breaks the protocol.
     fn init(&mut self) -> Result<Result<(), InitFailed>, String> {
         let range = self.inbox.wait().map_err(lost)?.ok_or("the pool has gone")?;
-        let mut message = Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
+        let mut message =
+            Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
         let index = (message.kind == kind::INIT).then(|| message.uint::<u32>().ok()).flatten();
         let entry = index.and_then(task::entry).ok_or("no init where one was announced")?;
         let args = range.start + message.rest().1..range.end;
-        // An async init may leave something behind in the runtime: it is the one that tasks will use.
+        // An async init may leave something behind in the runtime: it is the one that tasks will
+        // use.
         let made = match entry.run {
-            Run::InitSync(function) => catch_unwind(AssertUnwindSafe(|| function(self.inbox.bytes(args)))),
+            Run::InitSync(function) => {
+                catch_unwind(AssertUnwindSafe(|| function(self.inbox.bytes(args))))
+            }
             Run::InitAsync(function) => {
                 let runtime = self.runtime()?;
                 let made = catch_unwind(AssertUnwindSafe(|| {
@@ -620,10 +733,12 @@ impl Worker {
                 task::keep(kept);
                 Ok(())
             }
-            Ok(Err(RunError::Init(message) | RunError::Arguments(message) | RunError::Result(message))) => {
-                Err(InitFailed::Error { message })
+            Ok(Err(
+                RunError::Init(message) | RunError::Arguments(message) | RunError::Result(message),
+            )) => Err(InitFailed::Error { message }),
+            Ok(Err(RunError::ResultTooLarge { .. })) => {
+                Err(InitFailed::Error { message: "its result is too large".into() })
             }
-            Ok(Err(RunError::ResultTooLarge { .. })) => Err(InitFailed::Error { message: "its result is too large".into() }),
             Err(payload) => {
                 let location = panics::last().location;
                 let message = panics::message(&*payload).to_owned();
@@ -653,7 +768,12 @@ pub(super) fn begin(
     panics::want_backtrace(backtrace);
     let attempt = call.attempt;
     task::set_current(claim.slot, claim.id, attempt, false);
-    let made = things.map(|things| with_names(things, || catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16))))).0);
+    let made = things.map(|things| {
+        with_names(things, || {
+            catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16))))
+        })
+        .0
+    });
     let future = match made {
         Ok(Ok(future)) => future.map_err(why),
         // Now, before another task panics: the hook keeps the last panic only.
@@ -680,8 +800,8 @@ pub(super) fn begin(
         let outcome = match Abortable::new(polled, registration).await {
             Err(Aborted) => {
                 panics::want_backtrace(backtrace);
-                // What it owns may panic as it is dropped: that is told, as tokio does, and costs no other task. Guards of
-                // shared objects roll back.
+                // What it owns may panic as it is dropped: that is told, as tokio does, and costs
+                // no other task. Guards of shared objects roll back.
                 let dropped = catch_unwind(AssertUnwindSafe(|| stopping::drop_stopped(guarded)));
                 guard_against_fork();
                 Err(dropped.map_or_else(caught, |()| Failed::Cancelled))

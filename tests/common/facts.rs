@@ -35,7 +35,8 @@ pub(crate) struct Proc {
 impl Proc {
     pub(crate) fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // proc_pid_stat(5): the name, in parentheses, may hold anything; the start time is field 22.
+        // proc_pid_stat(5): the name, in parentheses, may hold anything; the start time is field
+        // 22.
         let started = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()?;
         Some(Self { pid, started })
     }
@@ -61,7 +62,10 @@ impl Scene {
     pub(crate) fn with(options: impl FnOnce(Builder) -> Builder) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let tag = format!("{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let pool = options(Pool::builder()).env("PROCPOOL_TEST_SCENE", &tag).build().expect("build a pool");
+        let pool = options(Pool::builder())
+            .env("PROCPOOL_TEST_SCENE", &tag)
+            .build()
+            .expect("build a pool");
         Self { pool, tag, dir: TempDir::new().expect("a directory") }
     }
 
@@ -76,9 +80,12 @@ impl Scene {
     /// All processes that were started as workers of this pool and exist.
     pub(crate) fn workers(&self) -> Vec<Proc> {
         let needle = format!("PROCPOOL_TEST_SCENE={}\0", self.tag);
-        let pids = fs::read_dir("/proc").expect("/proc").filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let pids = fs::read_dir("/proc")
+            .expect("/proc")
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let is_ours = |pid: &u32| {
-            fs::read(format!("/proc/{pid}/environ")).is_ok_and(|env| env.windows(needle.len()).any(|part| part == needle.as_bytes()))
+            fs::read(format!("/proc/{pid}/environ"))
+                .is_ok_and(|env| env.windows(needle.len()).any(|part| part == needle.as_bytes()))
         };
         pids.filter(is_ours).filter_map(Proc::of).collect()
     }
@@ -121,7 +128,8 @@ impl Gate {
 
     pub(crate) fn open(&mut self) {
         // As reader and writer, so that it does not wait, and is open for those who come later.
-        let mut pipe = OpenOptions::new().read(true).write(true).open(&self.path).expect("open the gate");
+        let mut pipe =
+            OpenOptions::new().read(true).write(true).open(&self.path).expect("open the gate");
         pipe.write_all(b"!").expect("open the gate");
         self.open = Some(pipe);
     }
@@ -150,17 +158,22 @@ impl Marks {
     /// The lines so far, whole ones only.
     pub(crate) fn lines(&self) -> Vec<String> {
         let text = fs::read_to_string(&self.0).unwrap_or_default();
-        text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::to_owned).collect()
+        text.split_inclusive('\n')
+            .filter_map(|line| line.strip_suffix('\n'))
+            .map(str::to_owned)
+            .collect()
     }
 
     pub(crate) async fn count(&self, lines: usize) {
-        until(&format!("{lines} lines in {}", self.0.display()), || self.lines().len() >= lines).await;
+        until(&format!("{lines} lines in {}", self.0.display()), || self.lines().len() >= lines)
+            .await;
     }
 }
 
 /// Appends a line.
 pub(crate) fn mark(path: impl AsRef<Path>, line: impl std::fmt::Display) {
-    let mut file = OpenOptions::new().create(true).append(true).open(path).expect("a file of marks");
+    let mut file =
+        OpenOptions::new().create(true).append(true).open(path).expect("a file of marks");
     file.write_all(format!("{line}\n").as_bytes()).expect("make a mark");
 }
 
@@ -177,17 +190,23 @@ pub(crate) fn resident() -> usize {
     line.trim().trim_end_matches("kB").trim().parse::<usize>().expect("a number") << 10
 }
 
-/// For code that measures a whole process: runs it in a worker, which nobody else uses, in a runtime.
+/// For code that measures a whole process: runs it in a worker, which nobody else uses, in a
+/// runtime.
 pub(crate) async fn alone<R, F, Marker>(body: F) -> R
 where
     F: procpool::Task<(), Marker, Output = R>,
     R: serde::de::DeserializeOwned,
 {
     let pool = Pool::builder().workers(1).build().expect("build a pool");
-    within("a task in a process of its own", pool.spawn(body, ())).await.expect("a task in a process of its own")
+    within("a task in a process of its own", pool.spawn(body, ()))
+        .await
+        .expect("a task in a process of its own")
 }
 
 /// Polls once: it is not ready.
 pub(crate) async fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
-    std::future::poll_fn(|cx| std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(cx).is_pending())).await
+    std::future::poll_fn(|cx| {
+        std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(cx).is_pending())
+    })
+    .await
 }

@@ -1,8 +1,8 @@
 //! Programs that tests have built for them: the packages below `tests/fixtures/`.
 //!
-//! They depend on this crate as any program would, and need nothing that building this crate has not
-//! downloaded already: its `Cargo.lock` is theirs. All are built into one directory, so that their
-//! dependencies are built once for each profile.
+//! They depend on this crate as any program would, and need nothing that building this crate has
+//! not downloaded already: its `Cargo.lock` is theirs. All are built into one directory, so that
+//! their dependencies are built once for each profile.
 
 #![allow(dead_code, reason = "each file of tests uses its part")]
 
@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 /// How long a program may run: only one that hangs takes this long.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Builds all of the package with a profile (`dev` or `release`, as its manifest sets them up); gives the
-/// directory in which its programs and libraries lie.
+/// Builds all of the package with a profile (`dev` or `release`, as its manifest sets them up);
+/// gives the directory in which its programs and libraries lie.
 pub(crate) fn build(package: &str, profile: &str) -> PathBuf {
     cargo(package, |command| {
         command.args(["build", "--profile", profile]);
@@ -27,8 +27,8 @@ pub(crate) fn build(package: &str, profile: &str) -> PathBuf {
     .join(if profile == "dev" { "debug" } else { profile })
 }
 
-/// Builds one program of the package `ways` with the compiler's flags given. They are for the program
-/// alone: what it depends on is the same as for all others, and need not be built again.
+/// Builds one program of the package `ways` with the compiler's flags given. They are for the
+/// program alone: what it depends on is the same as for all others, and need not be built again.
 pub(crate) fn build_with(program: &str, flags: &[&str]) -> PathBuf {
     let wrapper = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ways/nightly-flags");
     let target = cargo("ways", |command| {
@@ -47,8 +47,8 @@ fn cargo(package: &str, arguments: impl FnOnce(&mut Command)) -> PathBuf {
     let source = root.join("tests/fixtures").join(package);
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fixtures");
     fs::create_dir_all(&target).unwrap();
-    // Tests may run as processes of their own: one of them copies and builds at a time. (Where different
-    // packages meet, cargo has locks.)
+    // Tests may run as processes of their own: one of them copies and builds at a time. (Where
+    // different packages meet, cargo has locks.)
     let lock = File::create(target.join(format!(".{package}"))).unwrap();
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
     fs::copy(root.join("Cargo.lock"), source.join("Cargo.lock")).unwrap();
@@ -62,7 +62,11 @@ fn cargo(package: &str, arguments: impl FnOnce(&mut Command)) -> PathBuf {
         .stdin(Stdio::null());
     arguments(&mut command);
     let built = command.output().unwrap();
-    assert!(built.status.success(), "{package} does not build:\n{}", String::from_utf8_lossy(&built.stderr));
+    assert!(
+        built.status.success(),
+        "{package} does not build:\n{}",
+        String::from_utf8_lossy(&built.stderr)
+    );
     target
 }
 
@@ -87,7 +91,8 @@ pub(crate) fn run(program: &Path, args: &[&str]) -> Ran {
     finish(Command::new(program).args(args).stdin(Stdio::null()))
 }
 
-/// Runs a command to its end. Standard output and error are taken; the input is the caller's choice.
+/// Runs a command to its end. Standard output and error are taken; the input is the caller's
+/// choice.
 pub(crate) fn finish(command: &mut Command) -> Ran {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait(child)
@@ -112,7 +117,12 @@ pub(crate) fn wait(mut child: Child) -> Ran {
         if begun.elapsed() > LIMIT {
             child.kill().unwrap();
             child.wait().unwrap();
-            panic!("process {} did not end; it wrote\n{}\n{}", child.id(), stdout.join().unwrap(), stderr.join().unwrap());
+            panic!(
+                "process {} did not end; it wrote\n{}\n{}",
+                child.id(),
+                stdout.join().unwrap(),
+                stderr.join().unwrap()
+            );
         }
         thread::sleep(Duration::from_millis(2));
     };
@@ -129,8 +139,8 @@ pub(crate) struct Copied {
 pub(crate) fn copy(program: &Path) -> Copied {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = directory.path().join(program.file_name().unwrap_or(OsStr::new("program")));
-    // By a process of its own: while we write a program, a fork by another thread could keep it open,
-    // and then it cannot be started.
+    // By a process of its own: while we write a program, a fork by another thread could keep it
+    // open, and then it cannot be started.
     assert!(Command::new("cp").arg(program).arg(&path).status().unwrap().success());
     Copied { path, _directory: directory }
 }

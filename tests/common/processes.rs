@@ -1,5 +1,5 @@
-//! What the tests of processes share: facts about processes as the kernel tells them, and tests that
-//! run in a process of their own.
+//! What the tests of processes share: facts about processes as the kernel tells them, and tests
+//! that run in a process of their own.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 /// A limit that only a hang reaches.
 pub(crate) const FUSE: Duration = Duration::from_secs(30);
 
-/// Set in a process that [`own_process`] has started: the directory in which it tells what it finds.
+/// Set in a process that [`own_process`] has started: the directory in which it tells what it
+/// finds.
 const OWN_PROCESS: &str = "PROCPOOL_TEST_DIR";
 
 // ---- waiting
@@ -46,7 +47,8 @@ pub(crate) async fn until(what: impl Display, mut fact: impl FnMut() -> bool) {
 
 // ---- processes
 
-/// A process, known by its number and its start time: a number that was given again does not deceive.
+/// A process, known by its number and its start time: a number that was given again does not
+/// deceive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Seen {
     pub(crate) pid: u32,
@@ -55,7 +57,8 @@ pub(crate) struct Seen {
 
 /// What proc_pid_stat(5) says after the name: the state is the first.
 fn stat(pid: u32) -> Option<Vec<String>> {
-    let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
+    let stat =
+        std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
     Some(stat.rsplit(") ").next()?.split(' ').map(str::to_owned).collect())
 }
 
@@ -83,7 +86,9 @@ pub(crate) fn state(pid: u32) -> Option<char> {
 
 /// The children of a process, zombies included.
 pub(crate) fn children(of: u32) -> Vec<u32> {
-    let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let pids = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter(|pid| stat(*pid).is_some_and(|stat| stat[1] == of.to_string())).collect()
 }
 
@@ -163,7 +168,10 @@ pub(crate) fn note(log: &Path, line: impl Display) {
 /// The lines of a log.
 pub(crate) fn lines(log: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(log).unwrap_or_default();
-    text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(|line| line.trim_end().to_owned()).collect()
+    text.split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'))
+        .map(|line| line.trim_end().to_owned())
+        .collect()
 }
 
 /// The process numbers in a log.
@@ -179,8 +187,9 @@ pub(crate) fn seen(log: &Path) -> Vec<Seen> {
 // ---- tests in a process of their own
 
 /// A command that runs one ignored test of this program in a process of its own, with `dir` to tell
-/// what it finds. It dies of the signals that applications are ended by, even if whoever has started us lets us ignore them, as
-/// nohup(1) does, and a shell with what it runs in the background.
+/// what it finds. It dies of the signals that applications are ended by, even if whoever has
+/// started us lets us ignore them, as nohup(1) does, and a shell with what it runs in the
+/// background.
 #[allow(unsafe_code, reason = "something is done between fork and exec")]
 pub(crate) fn own_process(program: &Path, test: &str, dir: &Path) -> Command {
     let by_default = || {
@@ -197,14 +206,16 @@ pub(crate) fn own_process(program: &Path, test: &str, dir: &Path) -> Command {
     command
 }
 
-/// Runs one ignored test of this program in a process of its own, and fails when it fails or does not run.
+/// Runs one ignored test of this program in a process of its own, and fails when it fails or does
+/// not run.
 pub(crate) fn in_own_process(test: &str) {
     let dir = tempfile::tempdir().unwrap();
     let command = own_process(&std::env::current_exe().unwrap(), test, dir.path());
     passes(test, command);
 }
 
-/// The same in a process of a user who may not do everything: limits that count a user's processes are not for one who may.
+/// The same in a process of a user who may not do everything: limits that count a user's processes
+/// are not for one who may.
 pub(crate) fn in_own_process_of_nobody(test: &str) {
     const NOBODY: u32 = 65_534;
     let dir = tempfile::tempdir().unwrap();
@@ -229,7 +240,8 @@ pub(crate) fn in_own_process_with_a_full_dev_shm(test: &str) {
 
 /// Runs a command of [`own_process`] to its end.
 pub(crate) fn passes(test: &str, mut command: Command) {
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let output = child.wait_with_output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(

@@ -1,7 +1,9 @@
-//! The values of a lock that have no room in its place: the manager has them, in the place of the buffer that they stand for.
+//! The values of a lock that have no room in its place: the manager has them, in the place of the
+//! buffer that they stand for.
 //!
-//! Rule: there is one if and only if the word's buffer says so, as soon as a commit is done. (In the other buffer's length it may
-//! still stand that its value is here. Nobody reads that one: it was replaced.)
+//! Rule: there is one if and only if the word's buffer says so, as soon as a commit is done. (In
+//! the other buffer's length it may still stand that its value is here. Nobody reads that one: it
+//! was replaced.)
 
 use super::word::Word;
 
@@ -24,8 +26,8 @@ impl<V> Kept<V> {
         self.0[1 - word.other_buffer()].as_ref()
     }
 
-    /// This buffer's value is the lock's from now on: `fits` if it was written there. What is not needed any more comes back, to be
-    /// dropped elsewhere.
+    /// This buffer's value is the lock's from now on: `fits` if it was written there. What is not
+    /// needed any more comes back, to be dropped elsewhere.
     pub(crate) fn committed(&mut self, buffer: usize, value: V, fits: bool) -> [Option<V>; 2] {
         let mut old = std::mem::take(&mut self.0);
         if fits {

@@ -1,24 +1,28 @@
-//! Every interleaving of a few processes that lock, wait, give up, are late, roll back and die, over the very functions
-//! that the lock uses.
+//! Every interleaving of a few processes that lock, wait, give up, are late, roll back and die,
+//! over the very functions that the lock uses.
 //!
-//! A step runs one of these functions up to and with its next operation on the lock's word; a step on what only its
-//! holder touches (the buffer that is not the value) goes with the one before, unless somebody reads without the lock
-//! (`Setup::reader`): then every operation is a step. A process may die between any two operations, also where there is
-//! no step. How a function is stopped in its midst: the memory gives an error there, and the next time the function is
-//! run again from its beginning, with what it has been given so far (`log`). What the functions do is all in their code
-//! and in that, so this is exact. The manager's functions are stopped in the same way: clients step in between.
+//! A step runs one of these functions up to and with its next operation on the lock's word; a step
+//! on what only its holder touches (the buffer that is not the value) goes with the one before,
+//! unless somebody reads without the lock (`Setup::reader`): then every operation is a step. A
+//! process may die between any two operations, also where there is no step. How a function is
+//! stopped in its midst: the memory gives an error there, and the next time the function is
+//! run again from its beginning, with what it has been given so far (`log`). What the functions do
+//! is all in their code and in that, so this is exact. The manager's functions are stopped in the
+//! same way: clients step in between.
 //!
-//! The value is a counter, in two words that belong together: what is read must be what was committed last, whole. It may also be one
-//! that has no room in its place (`Setup::larges`): then it is committed by a message, the manager keeps it and gives it to whoever reads.
-//! A commit by message may find the manager full (`Setup::fulls`): then it is a roll-back.
+//! The value is a counter, in two words that belong together: what is read must be what was
+//! committed last, whole. It may also be one that has no room in its place (`Setup::larges`): then
+//! it is committed by a message, the manager keeps it and gives it to whoever reads. A commit by
+//! message may find the manager full (`Setup::fulls`): then it is a roll-back.
 //!
-//! A process may be stopped between any two steps (`Setup::stops`), for ever or for a while. Then the manager's timer is a step that
-//! must happen: a grant that it does not accept is taken back if others wait, and a lock that it has left to the manager without
-//! saying so is looked at.
+//! A process may be stopped between any two steps (`Setup::stops`), for ever or for a while. Then
+//! the manager's timer is a step that must happen: a grant that it does not accept is taken back if
+//! others wait, and a lock that it has left to the manager without saying so is looked at.
 //!
-//! Checked in every state: at most one holder, and he owns the word; what a holder finds was committed last, and whether
-//! somebody ended without releasing is told; nobody alive waits for ever (no step left, somebody not done), unless for one that
-//! was stopped while it holds the lock; at the end the lock is free and the value right.
+//! Checked in every state: at most one holder, and he owns the word; what a holder finds was
+//! committed last, and whether somebody ended without releasing is told; nobody alive waits for
+//! ever (no step left, somebody not done), unless for one that was stopped while it holds the lock;
+//! at the end the lock is free and the value right.
 
 use super::kept::Kept;
 use super::waiters::{Broken, Grant, Waiters, Waiting};
@@ -83,7 +87,13 @@ struct Stopping<'a> {
 }
 
 impl<'a> Stopping<'a> {
-    fn new(words: &'a mut [u64; WORDS], log: Vec<u64>, left: usize, fine: bool, bug: Option<Bug>) -> Self {
+    fn new(
+        words: &'a mut [u64; WORDS],
+        log: Vec<u64>,
+        left: usize,
+        fine: bool,
+        bug: Option<Bug>,
+    ) -> Self {
         let (at, left, stepped) = (Cell::new(0), Cell::new(left), Cell::new(false));
         Self { words: RefCell::new(words), log: RefCell::new(log), at, left, stepped, fine, bug }
     }
@@ -131,7 +141,8 @@ impl Memory for Stopping<'_> {
     fn compare_exchange(&self, at: usize, old: u64, new: u64) -> Result<Result<u64, u64>, Stop> {
         let found = self.op(at, |words| {
             let found = words[at];
-            let blind = self.bug == Some(Bug::BlindRelease) && old & 0xfffff > 1 && new & 0xfffff <= 1;
+            let blind =
+                self.bug == Some(Bug::BlindRelease) && old & 0xfffff > 1 && new & 0xfffff <= 1;
             if found == old || blind {
                 words[at] = new;
                 return old;
@@ -186,7 +197,8 @@ enum Doing {
     Accepting(Ticket, u64),
     /// Has the lock, and has yet to decide.
     Holding(Word),
-    /// Reads the value, or has had it from the manager, adds one, releases; the new one may have no room.
+    /// Reads the value, or has had it from the manager, adds one, releases; the new one may have no
+    /// room.
     Adding {
         held: Word,
         fetched: Option<u8>,
@@ -289,7 +301,8 @@ struct Setup {
     limits: u8,
     rollbacks: u8,
     looks: u8,
-    /// Commits of values that have no room in their place; the first value is one of them if there are any.
+    /// Commits of values that have no room in their place; the first value is one of them if there
+    /// are any.
     larges: u8,
     /// Commits by message for which the manager has no room.
     fulls: u8,
@@ -318,12 +331,14 @@ const CALM: Setup = Setup {
 };
 
 fn look(world: &World) -> Word {
-    word::look(&Stopping::new(&mut world.words.clone(), Vec::new(), 1, false, None)).unwrap_or_else(|Stop| unreachable!())
+    word::look(&Stopping::new(&mut world.words.clone(), Vec::new(), 1, false, None))
+        .unwrap_or_else(|Stop| unreachable!())
 }
 
 /// Where the value of this word stands.
 fn stored(world: &World, word: Word) -> Stored {
-    word::stored(&Stopping::new(&mut world.words.clone(), Vec::new(), 1, false, None), word).unwrap_or_else(|Stop| unreachable!())
+    word::stored(&Stopping::new(&mut world.words.clone(), Vec::new(), 1, false, None), word)
+        .unwrap_or_else(|Stop| unreachable!())
 }
 
 /// What came of running a function for one step.
@@ -344,7 +359,13 @@ impl Setup {
             threads.push(thread(Doing::Snapshot(0)));
             processes += 1;
         }
-        let process = Process { alive: true, stopped: false, buried: false, mail: Vec::new(), channel: Vec::new() };
+        let process = Process {
+            alive: true,
+            stopped: false,
+            buried: false,
+            mail: Vec::new(),
+            channel: Vec::new(),
+        };
         let mut words = [0; WORDS];
         // The value 0, whole.
         (words[2], words[3], words[4], words[5]) = (16, 16, 0, !0);
@@ -381,7 +402,9 @@ impl Setup {
             while world.threads[index].doing == Doing::Trying {
                 world = self.function_step(&world, index).expect(well).0;
             }
-            while let Some(message) = world.processes[usize::from(self.process_of(index))].channel.pop() {
+            while let Some(message) =
+                world.processes[usize::from(self.process_of(index))].channel.pop()
+            {
                 world.managing = Some((Managing::Message(message), Vec::new()));
                 while world.managing.is_some() {
                     world = self.manage(&world).expect(well);
@@ -392,11 +415,20 @@ impl Setup {
     }
 
     fn process_of(&self, thread: usize) -> u8 {
-        self.threads.get(thread).copied().unwrap_or_else(|| self.threads.iter().max().map_or(0, |last| last + 1))
+        self.threads
+            .get(thread)
+            .copied()
+            .unwrap_or_else(|| self.threads.iter().max().map_or(0, |last| last + 1))
     }
 
     /// Runs a function for one step, or only so many operations of it.
-    fn run<T>(&self, words: &mut [u64; WORDS], log: &[u64], left: usize, f: impl FnOnce(&Stopping<'_>) -> Result<T, Stop>) -> Ran<T> {
+    fn run<T>(
+        &self,
+        words: &mut [u64; WORDS],
+        log: &[u64],
+        left: usize,
+        f: impl FnOnce(&Stopping<'_>) -> Result<T, Stop>,
+    ) -> Ran<T> {
         let memory = Stopping::new(words, log.to_vec(), left, self.reader, self.bug);
         match f(&memory) {
             Ok(value) => Ran::Ended(value),
@@ -405,7 +437,12 @@ impl Setup {
     }
 
     /// All steps: those that must go on happening, and those that may.
-    fn steps(&self, world: &World, must: &mut Vec<Next>, may: &mut Vec<Next>) -> Result<(), String> {
+    fn steps(
+        &self,
+        world: &World,
+        must: &mut Vec<Next>,
+        may: &mut Vec<Next>,
+    ) -> Result<(), String> {
         for index in 0..world.threads.len() {
             let process = &world.processes[usize::from(self.process_of(index))];
             if process.alive && !process.stopped {
@@ -418,7 +455,13 @@ impl Setup {
         self.manager_steps(world, must, may)
     }
 
-    fn thread_steps(&self, world: &World, index: usize, must: &mut Vec<Next>, may: &mut Vec<Next>) -> Result<(), String> {
+    fn thread_steps(
+        &self,
+        world: &World,
+        index: usize,
+        must: &mut Vec<Next>,
+        may: &mut Vec<Next>,
+    ) -> Result<(), String> {
         let process = self.process_of(index);
         let thread = &world.threads[index];
         let now = |doing: Doing| {
@@ -432,7 +475,9 @@ impl Setup {
             thread.rounds -= 1;
             thread.doing = if thread.rounds == 0 { Doing::Done } else { Doing::Trying };
         };
-        let tell = |world: &mut World, message| world.processes[usize::from(process)].channel.push(message);
+        let tell = |world: &mut World, message| {
+            world.processes[usize::from(process)].channel.push(message)
+        };
         match thread.doing {
             Doing::Trying
             | Doing::Accepting(..)
@@ -443,7 +488,11 @@ impl Setup {
                 let (whole, died_within) = self.function_step(world, index)?;
                 must.push((whole, "thread"));
                 if world.kills > 0 {
-                    may.extend(died_within.into_iter().map(|world| (self.killed(world, process), "died within")));
+                    may.extend(
+                        died_within
+                            .into_iter()
+                            .map(|world| (self.killed(world, process), "died within")),
+                    );
                 }
             }
             Doing::Holding(word) => {
@@ -484,7 +533,9 @@ impl Setup {
                 } else if stored(world, word) == Stored::Outside {
                     let value = world.kept.of(word).copied();
                     if !value.is_some_and(|value| (from..=world.committed).contains(&value)) {
-                        return Err(format!("a stale snapshot of what the manager keeps: {value:?}"));
+                        return Err(format!(
+                            "a stale snapshot of what the manager keeps: {value:?}"
+                        ));
                     }
                     must.push((now(Doing::Done), "fetches"));
                 } else {
@@ -508,14 +559,15 @@ impl Setup {
         Ok(())
     }
 
-    /// One step of the function that a thread is in; and the worlds in which it has got less far, for its process to die
-    /// there.
+    /// One step of the function that a thread is in; and the worlds in which it has got less far,
+    /// for its process to die there.
     fn function_step(&self, world: &World, index: usize) -> Result<(World, Vec<World>), String> {
         let mut died_within = Vec::new();
         for left in 1.. {
             let mut next = world.clone();
             let ended = self.function(&mut next, index, left)?;
-            let stopped_early = !ended && next.threads[index].log.len() == world.threads[index].log.len() + left;
+            let stopped_early =
+                !ended && next.threads[index].log.len() == world.threads[index].log.len() + left;
             if !stopped_early {
                 return Ok((next, died_within));
             }
@@ -567,7 +619,8 @@ impl Setup {
         };
         match doing {
             Doing::Trying => {
-                let ran = self.run(&mut world.words, &log, left, |memory| word::try_lock(memory, me));
+                let ran =
+                    self.run(&mut world.words, &log, left, |memory| word::try_lock(memory, me));
                 attempt(world, ran, &|world| {
                     world.tickets += 1;
                     let ticket = Ticket { process, number: world.tickets };
@@ -577,12 +630,18 @@ impl Setup {
             }
             Doing::Accepting(ticket, version) => {
                 let version = match self.bug {
-                    Some(Bug::NoVersion) => {
-                        word::look(&Stopping::new(&mut world.words.clone(), Vec::new(), 1, false, None)).map_or(version, Word::version)
-                    }
+                    Some(Bug::NoVersion) => word::look(&Stopping::new(
+                        &mut world.words.clone(),
+                        Vec::new(),
+                        1,
+                        false,
+                        None,
+                    ))
+                    .map_or(version, Word::version),
                     _ => version,
                 };
-                let ran = self.run(&mut world.words, &log, left, |memory| word::accept(memory, me, version));
+                let ran = self
+                    .run(&mut world.words, &log, left, |memory| word::accept(memory, me, version));
                 attempt(world, ran, &|world| {
                     world.threads[index].doing = Doing::Parked(ticket);
                     if self.bug != Some(Bug::NotBack) {
@@ -599,7 +658,10 @@ impl Setup {
                             let mut words = value.iter_mut();
                             word::read(memory, held, 2, |word| *words.next().expect("two") = word)?;
                         }
-                        Stored::Outside => value = fetched.map_or(value, |value| [u64::from(value), !u64::from(value)]),
+                        Stored::Outside => {
+                            value =
+                                fetched.map_or(value, |value| [u64::from(value), !u64::from(value)])
+                        }
                         Stored::Here(_) | Stored::Broken => {}
                     }
                     let right = value == [committed, !committed];
@@ -618,9 +680,14 @@ impl Setup {
                     Ok((right, Some(word::release(memory, held, how)?)))
                 });
                 let ran = match ran {
-                    Ran::Ended((false, _)) => return Err("a holder finds another value than was committed last".to_owned()),
+                    Ran::Ended((false, _)) => {
+                        return Err(
+                            "a holder finds another value than was committed last".to_owned()
+                        );
+                    }
                     Ran::Ended((true, None)) => {
-                        let message = ToManager::Commit { process, value: world.committed + 1, large };
+                        let message =
+                            ToManager::Commit { process, value: world.committed + 1, large };
                         world.processes[usize::from(process)].channel.push(message);
                         return release(world, Ran::Ended(Released::Free));
                     }
@@ -645,12 +712,15 @@ impl Setup {
             }
             Doing::Leaving(held) => {
                 let how = Release { commit: false, recovered: None };
-                let ran = self.run(&mut world.words, &log, left, |memory| word::release(memory, held, how));
+                let ran = self
+                    .run(&mut world.words, &log, left, |memory| word::release(memory, held, how));
                 release(world, ran)
             }
             Doing::Snapshot(from) => {
                 let mut out = Vec::new();
-                let ran = self.run(&mut world.words, &log, left, |memory| word::snapshot(memory, |word| out.push(word)));
+                let ran = self.run(&mut world.words, &log, left, |memory| {
+                    word::snapshot(memory, |word| out.push(word))
+                });
                 match ran {
                     Ran::Stopped(log) => {
                         world.threads[index].log = log;
@@ -668,7 +738,10 @@ impl Setup {
                     }
                     Ran::Ended(Some(_)) => {
                         let value = out[0];
-                        if out[1] != !value || value < u64::from(from) || value > u64::from(world.committed) {
+                        if out[1] != !value
+                            || value < u64::from(from)
+                            || value > u64::from(world.committed)
+                        {
                             return Err(format!("a torn or stale snapshot: {out:?}"));
                         }
                         world.threads[index].log.clear();
@@ -688,7 +761,10 @@ impl Setup {
             if self.process_of(index) == process {
                 let held = matches!(
                     world.threads[index].doing,
-                    Doing::Holding(_) | Doing::Adding { .. } | Doing::RollingBack(_) | Doing::Leaving(_)
+                    Doing::Holding(_)
+                        | Doing::Adding { .. }
+                        | Doing::RollingBack(_)
+                        | Doing::Leaving(_)
                 );
                 world.mark_due |= held;
             }
@@ -696,7 +772,13 @@ impl Setup {
         world
     }
 
-    fn process_steps(&self, world: &World, number: usize, must: &mut Vec<Next>, may: &mut Vec<Next>) {
+    fn process_steps(
+        &self,
+        world: &World,
+        number: usize,
+        must: &mut Vec<Next>,
+        may: &mut Vec<Next>,
+    ) {
         let process = &world.processes[number];
         if !process.alive {
             return;
@@ -711,7 +793,8 @@ impl Setup {
             next.processes[number].stopped = true;
             may.push((next, "stands still"));
         }
-        if let Some((ticket, version)) = process.mail.first().copied().filter(|_| !process.stopped) {
+        if let Some((ticket, version)) = process.mail.first().copied().filter(|_| !process.stopped)
+        {
             let mut next = world.clone();
             next.processes[number].mail.remove(0);
             for (index, thread) in next.threads.iter_mut().enumerate() {
@@ -720,7 +803,8 @@ impl Setup {
                     && matches!(thread.doing, Doing::Parked(own) | Doing::Accepting(own, _) if own == ticket)
                 {
                     let refused = || if thread.rounds > 1 { Doing::Trying } else { Doing::Done };
-                    thread.doing = version.map_or_else(refused, |version| Doing::Accepting(ticket, version));
+                    thread.doing =
+                        version.map_or_else(refused, |version| Doing::Accepting(ticket, version));
                     thread.rounds -= u8::from(version.is_none());
                     thread.log.clear();
                 }
@@ -732,7 +816,12 @@ impl Setup {
         }
     }
 
-    fn manager_steps(&self, world: &World, must: &mut Vec<Next>, may: &mut Vec<Next>) -> Result<(), String> {
+    fn manager_steps(
+        &self,
+        world: &World,
+        must: &mut Vec<Next>,
+        may: &mut Vec<Next>,
+    ) -> Result<(), String> {
         if world.managing.is_some() {
             must.push((self.manage(world)?, "manager"));
             return Ok(());
@@ -764,12 +853,19 @@ impl Setup {
                 must.push((next, "manager hears of an end"));
             }
         }
-        let stopped = |owner: Owner| (0..).zip(&world.processes).any(|(number, process)| process.stopped && owner == self::owner(number));
+        let stopped = |owner: Owner| {
+            (0..)
+                .zip(&world.processes)
+                .any(|(number, process)| process.stopped && owner == self::owner(number))
+        };
         if !world.waiters.is_line_empty()
             && let Some(ticket) = world.waiters.granted()
         {
             if stopped(ticket.owner()) && look(world).is_granted() {
-                must.push((begin(Managing::Revoking), "manager takes back from one that stands still"));
+                must.push((
+                    begin(Managing::Revoking),
+                    "manager takes back from one that stands still",
+                ));
             } else if world.revokes > 0 {
                 let mut next = begin(Managing::Revoking);
                 next.revokes -= 1;
@@ -794,7 +890,9 @@ impl Setup {
     /// One step of what the manager is doing.
     fn manage(&self, world: &World) -> Result<World, String> {
         let mut next = world.clone();
-        let Some((managing, log)) = next.managing.take() else { unreachable!("asked only if there is something") };
+        let Some((managing, log)) = next.managing.take() else {
+            unreachable!("asked only if there is something")
+        };
         // Run again from the beginning, also what it changes of its own.
         let mut waiters = world.waiters.clone();
         let mark = next.words[0];
@@ -802,11 +900,15 @@ impl Setup {
         let refused = Cell::new(None);
         let ran = self.run(&mut next.words, &log, usize::MAX, |memory| match managing {
             Managing::Message(ToManager::Park(ticket)) => waiters.park(memory, ticket),
-            Managing::Message(ToManager::Back(ticket)) if self.bug == Some(Bug::AlwaysBack) && !waiters.has(ticket) => {
+            Managing::Message(ToManager::Back(ticket))
+                if self.bug == Some(Bug::AlwaysBack) && !waiters.has(ticket) =>
+            {
                 waiters.park(memory, ticket)
             }
             Managing::Message(ToManager::Back(ticket)) => waiters.back(memory, ticket),
-            Managing::Message(ToManager::Cancel(ticket)) if self.bug == Some(Bug::KeptGrant) && waiters.granted() == Some(ticket) => {
+            Managing::Message(ToManager::Cancel(ticket))
+                if self.bug == Some(Bug::KeptGrant) && waiters.granted() == Some(ticket) =>
+            {
                 Ok(Ok(None))
             }
             Managing::Message(ToManager::Cancel(ticket)) => waiters.cancel(memory, ticket),
@@ -816,7 +918,9 @@ impl Setup {
                 let here = (!large).then_some(value.as_flattened());
                 waiters.commit(memory, owner(process), Some(false), here, |at| buffer.set(Some(at)))
             }
-            Managing::Message(ToManager::Full(process)) => waiters.roll_back(memory, owner(process)),
+            Managing::Message(ToManager::Full(process)) => {
+                waiters.roll_back(memory, owner(process))
+            }
             Managing::Death(process) if self.bug == Some(Bug::OwnOnly) => {
                 waiters.drop_tickets(|ticket| ticket.process == process);
                 if word::look(memory)?.owner() != owner(process) {
@@ -828,7 +932,8 @@ impl Setup {
             Managing::Revoking => waiters.revoke(memory),
             Managing::TimedOut(ticket) => {
                 // As `served.rs` does it.
-                let waits = waiters.has(ticket) || waiters.granted() == Some(ticket) && waiters.is_pending(memory)?;
+                let waits = waiters.has(ticket)
+                    || waiters.granted() == Some(ticket) && waiters.is_pending(memory)?;
                 if !waits {
                     return Ok(Ok(None));
                 }
@@ -857,7 +962,9 @@ impl Setup {
             Ran::Ended(Ok(grant)) => {
                 next.waiters = waiters;
                 next.counted = false;
-                if let (Managing::Message(ToManager::Commit { value, large, .. }), Some(at)) = (managing, buffer.get()) {
+                if let (Managing::Message(ToManager::Commit { value, large, .. }), Some(at)) =
+                    (managing, buffer.get())
+                {
                     let at = if self.bug == Some(Bug::OtherBuffer) { 1 - at } else { at };
                     next.kept.committed(at, value, !large);
                 }
@@ -875,7 +982,12 @@ impl Setup {
 
     fn check(&self, world: &World, stuck: bool) -> Result<(), String> {
         let word = look(world);
-        let living = || world.threads.iter().enumerate().filter(|(index, _)| world.processes[usize::from(self.process_of(*index))].alive);
+        let living =
+            || {
+                world.threads.iter().enumerate().filter(|(index, _)| {
+                    world.processes[usize::from(self.process_of(*index))].alive
+                })
+            };
         let mut holders = living().filter(|(_, thread)| {
             matches!(thread.doing, Doing::Holding(_) | Doing::Adding { .. } | Doing::RollingBack(_) | Doing::Leaving(_))
                 // With a late write it has been released within.
@@ -898,15 +1010,28 @@ impl Setup {
         }
         let stopped = |index: usize| world.processes[usize::from(self.process_of(index))].stopped;
         let held_by_stopped = living().any(|(index, thread)| {
-            stopped(index) && matches!(thread.doing, Doing::Holding(_) | Doing::Adding { .. } | Doing::RollingBack(_) | Doing::Leaving(_))
+            stopped(index)
+                && matches!(
+                    thread.doing,
+                    Doing::Holding(_)
+                        | Doing::Adding { .. }
+                        | Doing::RollingBack(_)
+                        | Doing::Leaving(_)
+                )
         });
-        if !held_by_stopped && living().any(|(index, thread)| !stopped(index) && thread.doing != Doing::Done) {
+        if !held_by_stopped
+            && living().any(|(index, thread)| !stopped(index) && thread.doing != Doing::Done)
+        {
             return Err("somebody waits for ever".into());
         }
         if world.processes.iter().any(|process| process.stopped) {
             return Ok(()); // it may go on
         }
-        if !word.is_nobodys() || word.is_managers() || word.has_waiters() || world.waiters.count() > 0 {
+        if !word.is_nobodys()
+            || word.is_managers()
+            || word.has_waiters()
+            || world.waiters.count() > 0
+        {
             return Err("it is not free at the end".into());
         }
         let mut out = Vec::new();
@@ -923,7 +1048,9 @@ impl Setup {
             out.extend([u64::from(*value), !u64::from(*value)]);
         }
         // (The whole of it is more than one step where words are seen.)
-        if matches!(last, Ran::Ended(())) && out != [u64::from(world.committed), !u64::from(world.committed)] {
+        if matches!(last, Ran::Ended(()))
+            && out != [u64::from(world.committed), !u64::from(world.committed)]
+        {
             return Err("another value than was committed last".into());
         }
         if word.is_recovered() != world.mark_due {
@@ -950,7 +1077,11 @@ impl Setup {
             let count = worlds.len();
             loop {
                 let (world, from, how) = &worlds[at];
-                path.push(format!("{how}: {:x} {:?}", world.words[0], world.threads.iter().map(|t| t.doing).collect::<Vec<_>>()));
+                path.push(format!(
+                    "{how}: {:x} {:?}",
+                    world.words[0],
+                    world.threads.iter().map(|t| t.doing).collect::<Vec<_>>()
+                ));
                 if at == 0 {
                     break;
                 }
@@ -1030,20 +1161,36 @@ fn every_bug_that_is_planted_is_found() {
     let value = "a holder finds another value than was committed last";
     let mark = "a holder is not told that another did not end well";
     let planted = [
-        (Bug::NoVersion, "it is not free at the end", Setup { threads: &[0, 0, 1], revokes: 1, cancels: 1, ..CALM }),
+        (
+            Bug::NoVersion,
+            "it is not free at the end",
+            Setup { threads: &[0, 0, 1], revokes: 1, cancels: 1, ..CALM },
+        ),
         (Bug::OwnOnly, waits, Setup { threads: &[0, 1], kills: 1, ..CALM }),
         (Bug::NoBell, waits, Setup { threads: &[0, 1], ..CALM }),
         (Bug::BlindRelease, waits, Setup { threads: &[0, 1], ..CALM }),
         (Bug::OneBuffer, value, Setup { threads: &[0, 1], kills: 1, ..CALM }),
-        (Bug::LateWrite, "a torn or stale snapshot", Setup { threads: &[0, 1], reader: true, ..CALM }),
+        (
+            Bug::LateWrite,
+            "a torn or stale snapshot",
+            Setup { threads: &[0, 1], reader: true, ..CALM },
+        ),
         (Bug::NoMark, mark, Setup { threads: &[0, 1], kills: 1, ..CALM }),
         (Bug::KeptGrant, waits, Setup { threads: &[0, 1, 2], cancels: 1, ..CALM }),
         (Bug::NotAsked, "the manager keeps what it need not", Setup { larges: 1, ..CALM }),
         (Bug::OtherBuffer, value, Setup { larges: 1, ..CALM }),
-        (Bug::DeathFirst, "the manager finds the word changed", Setup { larges: 1, kills: 1, ..CALM }),
+        (
+            Bug::DeathFirst,
+            "the manager finds the word changed",
+            Setup { larges: 1, kills: 1, ..CALM },
+        ),
         (Bug::FullUnmarked, mark, Setup { larges: 1, fulls: 1, ..CALM }),
         (Bug::NotBack, waits, Setup { threads: &[0, 1, 2], stops: 1, in_line: true, ..CALM }),
-        (Bug::AlwaysBack, "it is not free at the end", Setup { threads: &[0, 1, 2], revokes: 1, limits: 1, in_line: true, ..CALM }),
+        (
+            Bug::AlwaysBack,
+            "it is not free at the end",
+            Setup { threads: &[0, 1, 2], revokes: 1, limits: 1, in_line: true, ..CALM },
+        ),
     ];
     for (bug, how, setup) in planted {
         let found = Setup { bug: Some(bug), ..setup }.search().expect_err("it is there");
@@ -1061,7 +1208,15 @@ fn three_processes_with_two_things_that_go_wrong() {
         Setup { threads: &[0, 1, 2], cancels: 1, revokes: 1, ..CALM },
         Setup { threads: &[0, 1, 2], kills: 1, rollbacks: 1, ..CALM },
         Setup { threads: &[0, 0, 1], kills: 1, cancels: 1, revokes: 1, ..CALM },
-        Setup { threads: &[0, 1], rounds: 2, kills: 1, cancels: 1, revokes: 1, rollbacks: 1, ..CALM },
+        Setup {
+            threads: &[0, 1],
+            rounds: 2,
+            kills: 1,
+            cancels: 1,
+            revokes: 1,
+            rollbacks: 1,
+            ..CALM
+        },
         Setup { threads: &[0, 1], rounds: 2, reader: true, kills: 1, ..CALM },
         Setup { threads: &[0, 1, 2], kills: 1, larges: 1, fulls: 1, ..CALM },
         Setup { threads: &[0, 1], rounds: 2, larges: 2, kills: 1, revokes: 1, ..CALM },

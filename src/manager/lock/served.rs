@@ -1,8 +1,9 @@
-//! A lock as the manager serves it: its waiters over its memory, their limits, late grants, and values that have no room.
+//! A lock as the manager serves it: its waiters over its memory, their limits, late grants, and
+//! values that have no room.
 //!
-//! Besides what clients tell, it is looked at from time to time while somebody waits: a process may have been stopped
-//! between leaving the lock to the manager and saying so, or may not want to say so. The pause between two looks doubles
-//! from [`LATE`] to a second.
+//! Besides what clients tell, it is looked at from time to time while somebody waits: a process may
+//! have been stopped between leaving the lock to the manager and saying so, or may not want to say
+//! so. The pause between two looks doubles from [`LATE`] to a second.
 
 use super::kept::Kept;
 use super::waiters::{Broken, Grant, Waiters, Waiting};
@@ -15,8 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-/// A grant that has not been accepted for so long is taken back, if others wait: the process is stopped, or hardly gets
-/// to run. Twice as long after each that the same one has let lapse.
+/// A grant that has not been accepted for so long is taken back, if others wait: the process is
+/// stopped, or hardly gets to run. Twice as long after each that the same one has let lapse.
 const LATE: Duration = Duration::from_millis(10);
 /// The longest pause between two looks, and the longest time to accept a grant.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -56,7 +57,8 @@ pub(crate) struct Lock {
     pause: Duration,
 }
 
-/// Until when each waits who does not wait for ever. Whoever has had the lock is forgotten with the next grant.
+/// Until when each waits who does not wait for ever. Whoever has had the lock is forgotten with the
+/// next grant.
 #[derive(Default)]
 struct Limits {
     by_time: BTreeSet<(Instant, Caller)>,
@@ -145,7 +147,13 @@ impl Lock {
     }
 
     /// Somebody wants it, until then.
-    pub(crate) fn park(&mut self, caller: Caller, until: Option<Instant>, now: Instant, told: &mut Vec<Told>) {
+    pub(crate) fn park(
+        &mut self,
+        caller: Caller,
+        until: Option<Instant>,
+        now: Instant,
+        told: &mut Vec<Told>,
+    ) {
         if self.broken {
             return told.push(Told::Refused(caller, Refusal::Broken));
         }
@@ -195,7 +203,10 @@ impl Lock {
         let fits = held.is_none() && value.len() <= word::capacity(self.memory.words().len());
         let mut buffer = None;
         let here = fits.then_some(&value[..]);
-        let step = self.waiters.commit(self.memory.words(), owner_of(client), recovered, here, |at| buffer = Some(at));
+        let step =
+            self.waiters.commit(self.memory.words(), owner_of(client), recovered, here, |at| {
+                buffer = Some(at)
+            });
         let Some(buffer) = buffer else {
             return [Some((value, held)), None]; // it did not hold it: its own mistake, and nobody else's
         };
@@ -222,14 +233,20 @@ impl Lock {
         self.limits.first().map(|(at, _)| at).into_iter().chain(self.look_at).min()
     }
 
-    pub(crate) fn tick(&mut self, now: Instant, is_client: impl Fn(Owner) -> bool, told: &mut Vec<Told>) {
+    pub(crate) fn tick(
+        &mut self,
+        now: Instant,
+        is_client: impl Fn(Owner) -> bool,
+        told: &mut Vec<Told>,
+    ) {
         while let Some((at, caller)) = self.limits.first()
             && at <= now
         {
             self.limits.remove(caller);
             // One that has accepted has it.
-            let waits =
-                self.waiters.has(caller) || self.waiters.granted() == Some(caller) && always(self.waiters.is_pending(self.memory.words()));
+            let waits = self.waiters.has(caller)
+                || self.waiters.granted() == Some(caller)
+                    && always(self.waiters.is_pending(self.memory.words()));
             if waits {
                 told.push(Told::Refused(caller, Refusal::TimedOut));
                 self.step(now, told, |waiters, memory| waiters.cancel(memory, caller));
@@ -240,7 +257,8 @@ impl Lock {
             self.take_back_late(now, told);
             self.check_owner(is_client, told);
             self.step(now, told, |waiters, memory| waiters.pump(memory));
-            let next = self.late_at.filter(|at| *at > now).map_or(now + pause, |at| at.min(now + pause));
+            let next =
+                self.late_at.filter(|at| *at > now).map_or(now + pause, |at| at.min(now + pause));
             (self.pause, self.look_at) = (pause, self.look_at.map(|_| next));
         }
     }
@@ -268,7 +286,8 @@ impl Lock {
     }
 
     fn take_back_late(&mut self, now: Instant, told: &mut Vec<Told>) {
-        if self.late_at.is_some_and(|at| now >= at) && !self.waiters.is_line_empty() && !self.broken {
+        if self.late_at.is_some_and(|at| now >= at) && !self.waiters.is_line_empty() && !self.broken
+        {
             self.late_at = None;
             let pending = always(self.waiters.is_pending(self.memory.words()));
             self.late += u64::from(pending);
@@ -301,7 +320,8 @@ impl Lock {
                 {
                     self.limits.remove(last); // he has had it
                 }
-                self.late_at = Some(now + (LATE * 2u32.saturating_pow(self.waiters.lapses())).min(PAUSE_MAX));
+                self.late_at =
+                    Some(now + (LATE * 2u32.saturating_pow(self.waiters.lapses())).min(PAUSE_MAX));
                 (self.pause, self.look_at) = (LATE, None);
                 told.push(Told::Granted(to, version));
             }
@@ -346,7 +366,11 @@ mod tests {
             let accepted = always(word::accept(lock.memory.words(), owner_of(CLIENT), version));
             let Attempt::Held(held) = accepted else { panic!("{accepted:?}") };
             assert_eq!((lock.limits.by_time.len(), lock.limits.by_caller.len()), (1, 1));
-            always(word::release(lock.memory.words(), held, Release { commit: false, recovered: None }));
+            always(word::release(
+                lock.memory.words(),
+                held,
+                Release { commit: false, recovered: None },
+            ));
         }
         lock.gone(CLIENT, now, &mut Vec::new());
         assert_eq!((lock.limits.by_time.len(), lock.limits.by_caller.len()), (0, 0));
@@ -356,7 +380,10 @@ mod tests {
     fn what_a_client_tells_does_not_put_off_the_look_at_it() {
         let (mut lock, begun) = (lock(), Instant::now());
         let holder = Client { seat: 6, generation: 1 };
-        assert!(matches!(always(word::try_lock(lock.memory.words(), owner_of(holder))), Attempt::Held(_)));
+        assert!(matches!(
+            always(word::try_lock(lock.memory.words(), owner_of(holder))),
+            Attempt::Held(_)
+        ));
         let mut told = Vec::new();
         lock.park(caller(1), None, begun, &mut told);
         for step in 1..10 {

@@ -1,16 +1,18 @@
 //! The manager's side of a lock: who waits, in what order, and to whom it was granted.
 //!
-//! One rule: a word that is nobody's goes to the head of the queue; else it is told that somebody waits
-//! ([`Waiters::pump`]). It is applied after everything that happens: somebody parks or gives up, the lock was left to the
-//! manager, its holder died, a grant was not accepted in time.
+//! One rule: a word that is nobody's goes to the head of the queue; else it is told that somebody
+//! waits ([`Waiters::pump`]). It is applied after everything that happens: somebody parks or gives
+//! up, the lock was left to the manager, its holder died, a grant was not accepted in time.
 //!
-//! Who does not accept in time stands out of the line from then on: he is asked no more, and nobody waits for him. As soon as
-//! he finds that his grant was taken back he says so, and is at his place again, before all that came later. So one that is
-//! stopped holds up the others once, and one that is only slow loses nothing but time: see [`Waiters::lapses`].
+//! Who does not accept in time stands out of the line from then on: he is asked no more, and nobody
+//! waits for him. As soon as he finds that his grant was taken back he says so, and is at his place
+//! again, before all that came later. So one that is stopped holds up the others once, and one that
+//! is only slow loses nothing but time: see [`Waiters::lapses`].
 //!
-//! While a process owns the word the manager changes nothing in it but the bit that somebody waits, by one unconditional
-//! operation; while nobody does, nobody else changes it, for a free word with that bit is not taken. So the manager's
-//! compare-and-swaps fail only if somebody writes what he must not: then the lock is broken.
+//! While a process owns the word the manager changes nothing in it but the bit that somebody waits,
+//! by one unconditional operation; while nobody does, nobody else changes it, for a free word with
+//! that bit is not taken. So the manager's compare-and-swaps fail only if somebody writes what he
+//! must not: then the lock is broken.
 
 use super::word::{self, Memory, Owner, Word};
 use std::collections::VecDeque;
@@ -78,8 +80,9 @@ impl<C: Waiting> Waiters<C> {
         self.granted.map(|(place, _)| place.who)
     }
 
-    /// How many grants he has let lapse before to whom it was granted last. He is to be given twice the time after each: then one
-    /// that is only slow, and says each time that he is there, has it after a few of them, however slow he is.
+    /// How many grants he has let lapse before to whom it was granted last. He is to be given twice
+    /// the time after each: then one that is only slow, and says each time that he is there,
+    /// has it after a few of them, however slow he is.
     pub(crate) fn lapses(&self) -> u32 {
         self.granted.map_or(0, |(place, _)| place.lapses)
     }
@@ -90,28 +93,45 @@ impl<C: Waiting> Waiters<C> {
     }
 
     /// Somebody wants it.
-    pub(crate) fn park<M: Memory + ?Sized>(&mut self, memory: &M, who: C) -> Outcome<Option<Grant<C>>, M> {
+    pub(crate) fn park<M: Memory + ?Sized>(
+        &mut self,
+        memory: &M,
+        who: C,
+    ) -> Outcome<Option<Grant<C>>, M> {
         self.queue.push_back(Place { who, number: self.come, lapses: 0 });
         self.come += 1;
         self.pump(memory)
     }
 
     /// Somebody has found that his grant was taken back: he is there.
-    pub(crate) fn back<M: Memory + ?Sized>(&mut self, memory: &M, who: C) -> Outcome<Option<Grant<C>>, M> {
+    pub(crate) fn back<M: Memory + ?Sized>(
+        &mut self,
+        memory: &M,
+        who: C,
+    ) -> Outcome<Option<Grant<C>>, M> {
         // He may have been refused meanwhile.
-        let Some(at) = self.late.iter().position(|place| place.who == who) else { return Ok(Ok(None)) };
+        let Some(at) = self.late.iter().position(|place| place.who == who) else {
+            return Ok(Ok(None));
+        };
         let place = self.late.remove(at);
         let before = self.queue.partition_point(|other| other.number < place.number);
         self.queue.insert(before, place);
         self.pump(memory)
     }
 
-    /// Somebody waits no longer. If it was granted to him, and he has not accepted, it is taken back.
-    pub(crate) fn cancel<M: Memory + ?Sized>(&mut self, memory: &M, who: C) -> Outcome<Option<Grant<C>>, M> {
+    /// Somebody waits no longer. If it was granted to him, and he has not accepted, it is taken
+    /// back.
+    pub(crate) fn cancel<M: Memory + ?Sized>(
+        &mut self,
+        memory: &M,
+        who: C,
+    ) -> Outcome<Option<Grant<C>>, M> {
         if self.has(who) {
             self.drop_tickets(|waiting| waiting == who);
         } else {
-            let Some((place, version)) = self.granted.filter(|(place, _)| place.who == who) else { return Ok(Ok(None)) };
+            let Some((place, version)) = self.granted.filter(|(place, _)| place.who == who) else {
+                return Ok(Ok(None));
+            };
             self.granted = None;
             if !self.take_back(memory, place.who, version)? {
                 return Ok(Ok(None)); // he has accepted it before
@@ -120,10 +140,15 @@ impl<C: Waiting> Waiters<C> {
         self.pump(memory)
     }
 
-    /// A grant has not been accepted for long, and others wait: the next one gets it, and the late one is asked no more until
-    /// he says that he is there.
-    pub(crate) fn revoke<M: Memory + ?Sized>(&mut self, memory: &M) -> Outcome<Option<Grant<C>>, M> {
-        let Some((mut place, version)) = self.granted.filter(|_| !self.queue.is_empty()) else { return Ok(Ok(None)) };
+    /// A grant has not been accepted for long, and others wait: the next one gets it, and the late
+    /// one is asked no more until he says that he is there.
+    pub(crate) fn revoke<M: Memory + ?Sized>(
+        &mut self,
+        memory: &M,
+    ) -> Outcome<Option<Grant<C>>, M> {
+        let Some((mut place, version)) = self.granted.filter(|_| !self.queue.is_empty()) else {
+            return Ok(Ok(None));
+        };
         self.granted = None;
         if !self.take_back(memory, place.who, version)? {
             return Ok(Ok(None));
@@ -139,7 +164,12 @@ impl<C: Waiting> Waiters<C> {
         Ok(is_granted(word::look(memory)?, place.who, version))
     }
 
-    fn take_back<M: Memory + ?Sized>(&self, memory: &M, who: C, version: u64) -> Result<bool, M::Stop> {
+    fn take_back<M: Memory + ?Sized>(
+        &self,
+        memory: &M,
+        who: C,
+        version: u64,
+    ) -> Result<bool, M::Stop> {
         let word = word::look(memory)?;
         if !is_granted(word, who, version) {
             return Ok(false);
@@ -147,8 +177,13 @@ impl<C: Waiting> Waiters<C> {
         word::change(memory, word, word.taken_back())
     }
 
-    /// A process has ended: its tickets are dropped, and what it held goes to the next, with the last committed value.
-    pub(crate) fn died<M: Memory + ?Sized>(&mut self, memory: &M, owner: Owner) -> Outcome<Option<Grant<C>>, M> {
+    /// A process has ended: its tickets are dropped, and what it held goes to the next, with the
+    /// last committed value.
+    pub(crate) fn died<M: Memory + ?Sized>(
+        &mut self,
+        memory: &M,
+        owner: Owner,
+    ) -> Outcome<Option<Grant<C>>, M> {
         self.drop_tickets(|waiting| waiting.owner() == owner);
         match self.take_over(memory, owner)? {
             // Also if it was not its own: what it has left to us it may not have been able to say.
@@ -157,8 +192,13 @@ impl<C: Waiting> Waiters<C> {
         }
     }
 
-    /// A holder has left the lock with a value that cannot be taken in: as if it had ended, but it goes on waiting for others.
-    pub(crate) fn roll_back<M: Memory + ?Sized>(&mut self, memory: &M, owner: Owner) -> Outcome<Option<Grant<C>>, M> {
+    /// A holder has left the lock with a value that cannot be taken in: as if it had ended, but it
+    /// goes on waiting for others.
+    pub(crate) fn roll_back<M: Memory + ?Sized>(
+        &mut self,
+        memory: &M,
+        owner: Owner,
+    ) -> Outcome<Option<Grant<C>>, M> {
         if word::look(memory)?.is_granted() {
             return Ok(Ok(None)); // it does not hold it
         }
@@ -184,8 +224,9 @@ impl<C: Waiting> Waiters<C> {
         Ok(if word::change(memory, word, new)? { Ok(()) } else { Err(Broken) })
     }
 
-    /// A holder releases the lock with a value that has come to the manager: written to its place, if there is one, else
-    /// kept. `committed` is told which buffer it was that is the value from now on.
+    /// A holder releases the lock with a value that has come to the manager: written to its place,
+    /// if there is one, else kept. `committed` is told which buffer it was that is the value
+    /// from now on.
     pub(crate) fn commit<M: Memory + ?Sized>(
         &mut self,
         memory: &M,
@@ -233,7 +274,13 @@ impl<C: Waiting> Waiters<C> {
     pub(crate) fn break_up<M: Memory + ?Sized>(&mut self, memory: &M) -> Result<Vec<C>, M::Stop> {
         word::set_broken(memory)?;
         let granted = self.granted.take().map(|(place, _)| place);
-        Ok(self.queue.drain(..).chain(self.late.drain(..)).chain(granted).map(|place| place.who).collect())
+        Ok(self
+            .queue
+            .drain(..)
+            .chain(self.late.drain(..))
+            .chain(granted)
+            .map(|place| place.who)
+            .collect())
     }
 }
 
@@ -262,12 +309,19 @@ mod tests {
     const AS_IT_WAS: Release = Release { commit: false, recovered: None };
 
     fn accept(words: &[AtomicU64], grant: Grant<u32>) -> Word {
-        let Attempt::Held(word) = always(word::accept(words, grant.to.owner(), grant.version)) else { panic!("granted") };
+        let Attempt::Held(word) = always(word::accept(words, grant.to.owner(), grant.version))
+        else {
+            panic!("granted")
+        };
         word
     }
 
     /// They wait while one holds it, and are asked when it is released, until these do.
-    fn asked_until(waiters: &mut Waiters<u32>, words: &[AtomicU64], stopped: u32) -> (Vec<u32>, Grant<u32>) {
+    fn asked_until(
+        waiters: &mut Waiters<u32>,
+        words: &[AtomicU64],
+        stopped: u32,
+    ) -> (Vec<u32>, Grant<u32>) {
         let mut late = Vec::new();
         let mut grant = always(waiters.pump(words)).expect("well kept").expect("somebody waits");
         while grant.to < stopped {
@@ -281,7 +335,9 @@ mod tests {
     fn those_that_do_not_accept_are_asked_once_and_not_again_before_they_say_that_they_are_there() {
         for stopped in 0..5 {
             let (words, mut waiters) = (lock(), Waiters::new());
-            let Attempt::Held(mut held) = always(word::try_lock(&words[..], 100.owner())) else { panic!("it is free") };
+            let Attempt::Held(mut held) = always(word::try_lock(&words[..], 100.owner())) else {
+                panic!("it is free")
+            };
             for who in 0..stopped + 3 {
                 assert_eq!(always(waiters.park(&words[..], who)), Ok(None));
             }
@@ -303,7 +359,9 @@ mod tests {
     #[test]
     fn one_that_was_late_is_at_his_place_again_and_before_all_that_came_later() {
         let (words, mut waiters) = (lock(), Waiters::new());
-        let Attempt::Held(held) = always(word::try_lock(&words[..], 100.owner())) else { panic!("it is free") };
+        let Attempt::Held(held) = always(word::try_lock(&words[..], 100.owner())) else {
+            panic!("it is free")
+        };
         for who in 0..5 {
             assert_eq!(always(waiters.park(&words[..], who)), Ok(None));
         }
@@ -327,7 +385,9 @@ mod tests {
     #[test]
     fn one_that_is_late_and_gives_up_or_ends_is_forgotten() {
         let (words, mut waiters) = (lock(), Waiters::new());
-        let Attempt::Held(held) = always(word::try_lock(&words[..], 100.owner())) else { panic!("it is free") };
+        let Attempt::Held(held) = always(word::try_lock(&words[..], 100.owner())) else {
+            panic!("it is free")
+        };
         for who in 0..3 {
             assert_eq!(always(waiters.park(&words[..], who)), Ok(None));
         }

@@ -7,18 +7,20 @@
 //! word 4..   buffer 0, then buffer 1, equally long
 //! ```
 //!
-//! The value is what stands in the buffer that the word names. Whoever holds the lock writes into the other one, and
-//! then changes the word: that releases the lock, names the other buffer and counts the version up, all in one
-//! compare-and-swap. So there is nothing to be repaired after a death at any instruction.
+//! The value is what stands in the buffer that the word names. Whoever holds the lock writes into
+//! the other one, and then changes the word: that releases the lock, names the other buffer and
+//! counts the version up, all in one compare-and-swap. So there is nothing to be repaired after a
+//! death at any instruction.
 //!
-//! All functions are generic over the [`Memory`], so that the search (`search.rs`) can stop them between any two of
-//! its operations. Nothing that is read is believed: any process that has the memory may write anything at any time.
+//! All functions are generic over the [`Memory`], so that the search (`search.rs`) can stop them
+//! between any two of its operations. Nothing that is read is believed: any process that has the
+//! memory may write anything at any time.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-/// Memory that other processes change at any time. The error never happens with real memory; in the search, a step ends
-/// there.
+/// Memory that other processes change at any time. The error never happens with real memory; in the
+/// search, a step ends there.
 pub(crate) trait Memory {
     type Stop;
 
@@ -26,7 +28,12 @@ pub(crate) trait Memory {
     fn len(&self) -> usize;
     fn load(&self, at: usize, order: Ordering) -> Result<u64, Self::Stop>;
     fn store(&self, at: usize, value: u64) -> Result<(), Self::Stop>;
-    fn compare_exchange(&self, at: usize, old: u64, new: u64) -> Result<Result<u64, u64>, Self::Stop>;
+    fn compare_exchange(
+        &self,
+        at: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<Result<u64, u64>, Self::Stop>;
     fn fetch_or(&self, at: usize, bits: u64) -> Result<u64, Self::Stop>;
     fn fetch_and(&self, at: usize, bits: u64) -> Result<u64, Self::Stop>;
     fn fence(&self, order: Ordering);
@@ -51,7 +58,12 @@ impl Memory for [AtomicU64] {
     }
 
     #[inline]
-    fn compare_exchange(&self, at: usize, old: u64, new: u64) -> Result<Result<u64, u64>, Infallible> {
+    fn compare_exchange(
+        &self,
+        at: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<Result<u64, u64>, Infallible> {
         Ok(self[at].compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire))
     }
 
@@ -114,8 +126,8 @@ impl Owner {
         self == Self::new(seat, generation)
     }
 
-    /// A process's seat: from 2 to 4095. Of the generation the lowest bits count: a seat is taken again only when no
-    /// word names it any more, so it only tells apart what came late.
+    /// A process's seat: from 2 to 4095. Of the generation the lowest bits count: a seat is taken
+    /// again only when no word names it any more, so it only tells apart what came late.
     pub(crate) fn new(seat: u32, generation: u32) -> Self {
         debug_assert!((2..1 << SEAT_BITS).contains(&seat), "a seat has a number of its own");
         Self(u64::from(generation) << SEAT_BITS & OWNER | u64::from(seat))
@@ -250,8 +262,8 @@ pub(crate) struct Release {
     pub(crate) recovered: Option<bool>,
 }
 
-/// Compare-and-swaps that fail one after another because the manager changes its bit, at most: it does so once for each
-/// that comes or goes. Beyond it somebody plays with us.
+/// Compare-and-swaps that fail one after another because the manager changes its bit, at most: it
+/// does so once for each that comes or goes. Beyond it somebody plays with us.
 const TRIES: u32 = 1000;
 
 #[inline]
@@ -272,9 +284,13 @@ pub(crate) fn try_lock<M: Memory + ?Sized>(memory: &M, me: Owner) -> Result<Atte
     Ok(if word.is_broken() { Attempt::Broken } else { Attempt::Busy })
 }
 
-/// Takes the lock if it is granted to us at this version: of another version, it is granted to somebody else of this
-/// process, or to us anew.
-pub(crate) fn accept<M: Memory + ?Sized>(memory: &M, me: Owner, version: u64) -> Result<Attempt, M::Stop> {
+/// Takes the lock if it is granted to us at this version: of another version, it is granted to
+/// somebody else of this process, or to us anew.
+pub(crate) fn accept<M: Memory + ?Sized>(
+    memory: &M,
+    me: Owner,
+    version: u64,
+) -> Result<Attempt, M::Stop> {
     let mut word = look(memory)?;
     for _ in 0..TRIES {
         if word.is_broken() {
@@ -294,7 +310,11 @@ pub(crate) fn accept<M: Memory + ?Sized>(memory: &M, me: Owner, version: u64) ->
 
 /// Releases the lock that we hold with this word.
 #[inline]
-pub(crate) fn release<M: Memory + ?Sized>(memory: &M, held: Word, how: Release) -> Result<Released, M::Stop> {
+pub(crate) fn release<M: Memory + ?Sized>(
+    memory: &M,
+    held: Word,
+    how: Release,
+) -> Result<Released, M::Stop> {
     let mut word = held;
     for _ in 0..TRIES {
         let waited_for = word.has_waiters();
@@ -306,7 +326,9 @@ pub(crate) fn release<M: Memory + ?Sized>(memory: &M, held: Word, how: Release) 
         match memory.compare_exchange(WORD, word.0, new.0)? {
             Ok(_) => return Ok(if waited_for { Released::Ring } else { Released::Free }),
             // Only the manager changes what is ours, and only this.
-            Err(found) if Word(found).with(WAITERS, false) == word.with(WAITERS, false) => word = Word(found),
+            Err(found) if Word(found).with(WAITERS, false) == word.with(WAITERS, false) => {
+                word = Word(found)
+            }
             Err(_) => break,
         }
     }
@@ -364,15 +386,22 @@ pub(crate) fn stored<M: Memory + ?Sized>(memory: &M, word: Word) -> Result<Store
     })
 }
 
-/// Whether the manager keeps a value, or did before the last commit: then it has to hear of the next one, to let it go.
+/// Whether the manager keeps a value, or did before the last commit: then it has to hear of the
+/// next one, to let it go.
 #[inline]
 pub(crate) fn has_outside<M: Memory + ?Sized>(memory: &M) -> Result<bool, M::Stop> {
-    Ok(memory.load(LENGTHS, Ordering::Relaxed)? == OUTSIDE || memory.load(LENGTHS + 1, Ordering::Relaxed)? == OUTSIDE)
+    Ok(memory.load(LENGTHS, Ordering::Relaxed)? == OUTSIDE
+        || memory.load(LENGTHS + 1, Ordering::Relaxed)? == OUTSIDE)
 }
 
 /// Copies the value out, so many words of it: as many as hold what [`stored`] has said.
 #[inline]
-pub(crate) fn read<M: Memory + ?Sized>(memory: &M, word: Word, words: usize, mut put: impl FnMut(u64)) -> Result<(), M::Stop> {
+pub(crate) fn read<M: Memory + ?Sized>(
+    memory: &M,
+    word: Word,
+    words: usize,
+    mut put: impl FnMut(u64),
+) -> Result<(), M::Stop> {
     let start = start_of(memory, word.buffer());
     for at in start..start + words {
         put(memory.load(at, Ordering::Relaxed)?);
@@ -380,11 +409,17 @@ pub(crate) fn read<M: Memory + ?Sized>(memory: &M, word: Word, words: usize, mut
     Ok(())
 }
 
-/// Writes what is to be the value after the release. Only for whoever holds the lock with this word; it has to have
-/// room.
+/// Writes what is to be the value after the release. Only for whoever holds the lock with this
+/// word; it has to have room.
 #[inline]
-pub(crate) fn write<M: Memory + ?Sized>(memory: &M, word: Word, len: usize, words: impl Iterator<Item = u64>) -> Result<(), M::Stop> {
-    // Whoever reads without the lock, and sees any of this, must then see the version that we found (see `snapshot`).
+pub(crate) fn write<M: Memory + ?Sized>(
+    memory: &M,
+    word: Word,
+    len: usize,
+    words: impl Iterator<Item = u64>,
+) -> Result<(), M::Stop> {
+    // Whoever reads without the lock, and sees any of this, must then see the version that we found
+    // (see `snapshot`).
     memory.fence(Ordering::Release);
     let start = start_of(memory, word.other_buffer());
     for (at, value) in (start..).zip(words) {
@@ -399,20 +434,27 @@ pub(super) fn write_outside<M: Memory + ?Sized>(memory: &M, word: Word) -> Resul
     memory.store(LENGTHS + word.other_buffer(), OUTSIDE)
 }
 
-/// The value without the lock: where it stands, and its words; `None` when it was changed meanwhile.
-pub(crate) fn snapshot<M: Memory + ?Sized>(memory: &M, mut put: impl FnMut(u64)) -> Result<Option<(Stored, Word)>, M::Stop> {
+/// The value without the lock: where it stands, and its words; `None` when it was changed
+/// meanwhile.
+pub(crate) fn snapshot<M: Memory + ?Sized>(
+    memory: &M,
+    mut put: impl FnMut(u64),
+) -> Result<Option<(Stored, Word)>, M::Stop> {
     let word = look(memory)?;
     let stored = stored(memory, word)?;
     if let Stored::Here(len) = stored {
         read(memory, word, len.div_ceil(8), &mut put)?;
     }
-    // What was read of a later value was written behind a fence, by one who had seen a later version.
+    // What was read of a later value was written behind a fence, by one who had seen a later
+    // version.
     memory.fence(Ordering::Acquire);
     let after = Word(memory.load(WORD, Ordering::Relaxed)?);
-    Ok((after.version() == word.version() && after.buffer() == word.buffer()).then_some((stored, word)))
+    Ok((after.version() == word.version() && after.buffer() == word.buffer())
+        .then_some((stored, word)))
 }
 
-/// Makes the memory that of a new lock, with this value, or with one that the manager keeps. Nobody else has it yet.
+/// Makes the memory that of a new lock, with this value, or with one that the manager keeps. Nobody
+/// else has it yet.
 pub(crate) fn init(memory: &[AtomicU64], value: Option<&[u8]>) {
     memory.iter().for_each(|word| word.store(0, Ordering::Relaxed));
     // Who sees the second buffer as that of the value writes into the first.
@@ -453,6 +495,10 @@ pub(super) fn set_broken<M: Memory + ?Sized>(memory: &M) -> Result<(), M::Stop> 
 }
 
 /// Changes the word, if it is still this one.
-pub(super) fn change<M: Memory + ?Sized>(memory: &M, from: Word, to: Word) -> Result<bool, M::Stop> {
+pub(super) fn change<M: Memory + ?Sized>(
+    memory: &M,
+    from: Word,
+    to: Word,
+) -> Result<bool, M::Stop> {
     Ok(memory.compare_exchange(WORD, from.0, to.0)?.is_ok())
 }

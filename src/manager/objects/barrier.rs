@@ -2,12 +2,16 @@
 //!
 //! The rules, by number:
 //!
-//! 1. A round is passed when as many wait as there are parties: all of them at once, each is told its place (from 0, in
-//!    the order of coming), and the one at place 0 is the leader. Who comes then waits for the next round.
-//! 2. The barrier breaks when a party dies that waits or was in the last round, when one that waits runs out of time, and
-//!    when it is aborted. All who wait are told, and everybody who comes, until it is reset.
-//! 3. A reset begins a new round. Who waits is told that it is broken, for the round will not be passed.
-//! 4. A party that gives up waiting, or leaves for good, is simply not there: it does not count, and may come again.
+//! 1. A round is passed when as many wait as there are parties: all of them at once, each is told
+//!    its place (from 0, in the order of coming), and the one at place 0 is the leader. Who comes
+//!    then waits for the next round.
+//! 2. The barrier breaks when a party dies that waits or was in the last round, when one that waits
+//!    runs out of time, and when it is aborted. All who wait are told, and everybody who comes,
+//!    until it is reset.
+//! 3. A reset begins a new round. Who waits is told that it is broken, for the round will not be
+//!    passed.
+//! 4. A party that gives up waiting, or leaves for good, is simply not there: it does not count,
+//!    and may come again.
 
 use super::code::{Message, Wait, messages};
 use super::line::{Line, WAITER_BYTES};
@@ -51,7 +55,13 @@ pub(crate) struct Barrier {
 impl Barrier {
     /// For so many parties, at least 1.
     pub(crate) fn new(parties: u32) -> Self {
-        Self { parties: parties.max(1), line: Line::new(), broken: false, round: 0, last: BTreeSet::new() }
+        Self {
+            parties: parties.max(1),
+            line: Line::new(),
+            broken: false,
+            round: 0,
+            last: BTreeSet::new(),
+        }
     }
 
     fn tell_waiting(&mut self, answers: &mut Vec<Answer>) {
@@ -69,14 +79,22 @@ impl Barrier {
     fn expire(&mut self, now: Instant, answers: &mut Vec<Answer>) {
         let late = self.line.expire(now);
         if !late.is_empty() {
-            answers.extend(late.into_iter().map(|(caller, ())| Answer::new(caller, Reply::TimedOut.body())));
+            answers.extend(
+                late.into_iter().map(|(caller, ())| Answer::new(caller, Reply::TimedOut.body())),
+            );
             self.break_it(answers);
         }
     }
 }
 
 impl Object for Barrier {
-    fn request(&mut self, caller: Caller, body: Body, now: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
+    fn request(
+        &mut self,
+        caller: Caller,
+        body: Body,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), Bad> {
         if self.line.contains(caller) {
             return Err(Bad(format!("ticket {} is used twice", caller.ticket)));
         }
@@ -107,7 +125,11 @@ impl Object for Barrier {
                 self.break_it(answers);
                 Reply::Done
             }
-            Ask::Status => Reply::Status { parties: self.parties, waiting: self.line.len() as u32, broken: self.broken },
+            Ask::Status => Reply::Status {
+                parties: self.parties,
+                waiting: self.line.len() as u32,
+                broken: self.broken,
+            },
         };
         answers.push(Answer::new(caller, reply.body()));
         Ok(())

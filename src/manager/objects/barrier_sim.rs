@@ -23,7 +23,15 @@ enum Flaw {
     GoneCounts,
 }
 
-const FLAWS: [Flaw; 7] = [Flaw::Few, Flaw::TwoLeaders, Flaw::DeadCounts, Flaw::DeadBetween, Flaw::Untold, Flaw::NoTime, Flaw::GoneCounts];
+const FLAWS: [Flaw; 7] = [
+    Flaw::Few,
+    Flaw::TwoLeaders,
+    Flaw::DeadCounts,
+    Flaw::DeadBetween,
+    Flaw::Untold,
+    Flaw::NoTime,
+    Flaw::GoneCounts,
+];
 
 struct World {
     rng: Rng,
@@ -71,15 +79,26 @@ impl World {
     fn check(&mut self, answers: Vec<Answer>) -> Result<(), String> {
         let mut places = Vec::new();
         for Answer { to, body, .. } in answers {
-            let until = self.waiting.get(&to).copied().ok_or(format!("{to:?} was answered, and did not wait"))?;
+            let until = self
+                .waiting
+                .get(&to)
+                .copied()
+                .ok_or(format!("{to:?} was answered, and did not wait"))?;
             match Reply::read(&body.head).map_err(|bad| bad.0)? {
                 Reply::Passed { place, round } if round == self.round && !self.broken => {
-                    let place = if self.flaw == Some(Flaw::TwoLeaders) && place == 1 { 0 } else { place };
+                    let place =
+                        if self.flaw == Some(Flaw::TwoLeaders) && place == 1 { 0 } else { place };
                     places.push((place as usize, to.client));
                 }
                 // Told before or after what broke it.
                 Reply::TimedOut if until.is_some_and(|until| until <= self.now) => self.breaks(),
-                Reply::Broken if self.broken || self.waiting.values().any(|until| until.is_some_and(|until| until <= self.now)) => {
+                Reply::Broken
+                    if self.broken
+                        || self
+                            .waiting
+                            .values()
+                            .any(|until| until.is_some_and(|until| until <= self.now)) =>
+                {
                     self.breaks();
                 }
                 other => return Err(format!("{to:?} was told {other:?}")),
@@ -96,10 +115,17 @@ impl World {
             self.passed += 1;
         }
         if !self.waiting.is_empty() && (self.broken || self.waiting.len() >= self.parties) {
-            return Err(format!("{} wait for {} parties, broken: {}", self.waiting.len(), self.parties, self.broken));
+            return Err(format!(
+                "{} wait for {} parties, broken: {}",
+                self.waiting.len(),
+                self.parties,
+                self.broken
+            ));
         }
         let deadline = self.waiting.values().copied().flatten().min();
-        if self.barrier.next_deadline() != deadline || deadline.is_some_and(|deadline| deadline <= self.now) {
+        if self.barrier.next_deadline() != deadline
+            || deadline.is_some_and(|deadline| deadline <= self.now)
+        {
             return Err("somebody's time is not known".into());
         }
         Ok(())
@@ -126,9 +152,12 @@ impl World {
         let mut answers = Vec::new();
         match self.rng.below(100) {
             0..60 => {
-                let wait = if self.rng.chance(20) { Wait::Limit(self.rng.millis(20)) } else { Wait::Ever };
+                let wait =
+                    if self.rng.chance(20) { Wait::Limit(self.rng.millis(20)) } else { Wait::Ever };
                 self.waiting.insert(caller, wait.until(self.now));
-                self.barrier.request(caller, Ask::Wait { wait }.body(), self.now, &mut answers).map_err(|bad| bad.0)?;
+                self.barrier
+                    .request(caller, Ask::Wait { wait }.body(), self.now, &mut answers)
+                    .map_err(|bad| bad.0)?;
             }
             60..70 => {
                 let waiting: Vec<Caller> = self.waiting.keys().copied().collect();
@@ -184,11 +213,17 @@ impl World {
             }
             _ => {
                 let status = Reply::Status {
-                    parties: if self.flaw == Some(Flaw::Few) { self.barrier.parties } else { self.parties as u32 },
+                    parties: if self.flaw == Some(Flaw::Few) {
+                        self.barrier.parties
+                    } else {
+                        self.parties as u32
+                    },
                     waiting: self.waiting.len() as u32,
                     broken: self.broken,
                 };
-                self.barrier.request(caller, Ask::Status.body(), self.now, &mut answers).map_err(|bad| bad.0)?;
+                self.barrier
+                    .request(caller, Ask::Status.body(), self.now, &mut answers)
+                    .map_err(|bad| bad.0)?;
                 let reply = Reply::read(&answers.remove(0).body.head).map_err(|bad| bad.0)?;
                 if reply != status {
                     return Err(format!("the status is {status:?}, not {reply:?}"));

@@ -1,7 +1,9 @@
-//! One end of a channel, until somebody uses it: two sockets that are handed over once, to whoever asks first.
+//! One end of a channel, until somebody uses it: two sockets that are handed over once, to whoever
+//! asks first.
 //!
-//! So an end can be sent to another process, and it is there, and nowhere else, that it is open from then on. A message brings
-//! one descriptor: who has got the first asks for the second, and nobody else does.
+//! So an end can be sent to another process, and it is there, and nowhere else, that it is open
+//! from then on. A message brings one descriptor: who has got the first asks for the second, and
+//! nobody else does.
 
 use super::code::{Message, messages};
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Descriptor, Gone, Object};
@@ -39,7 +41,13 @@ impl End {
 }
 
 impl Object for End {
-    fn request(&mut self, caller: Caller, body: Body, _: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
+    fn request(
+        &mut self,
+        caller: Caller,
+        body: Body,
+        _: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), Bad> {
         let socket = match Ask::read(&body.head)? {
             Ask::Take => {
                 let socket = self.receives.take();
@@ -58,7 +66,8 @@ impl Object for End {
     fn cancel(&mut self, _: Caller, _: Instant, _: &mut Vec<Answer>) {}
 
     fn gone(&mut self, client: Client, _: Gone, _: Instant, _: &mut Vec<Answer>) {
-        // Between the two: else the other end would wait for him as long as there is another handle.
+        // Between the two: else the other end would wait for him as long as there is another
+        // handle.
         self.sends.take_if(|_| self.taken_by == Some(client));
     }
 
@@ -79,7 +88,8 @@ mod tests {
 
     fn gets(end: &mut End, client: Client, ask: Ask) -> bool {
         let mut answers = Vec::new();
-        end.request(Caller { client, ticket: 1 }, ask.body(), Instant::now(), &mut answers).unwrap_or_else(|bad| panic!("{}", bad.0));
+        end.request(Caller { client, ticket: 1 }, ask.body(), Instant::now(), &mut answers)
+            .unwrap_or_else(|bad| panic!("{}", bad.0));
         let [answer] = &answers[..] else { panic!("one answer") };
         answer.descriptor.is_some()
     }
@@ -94,7 +104,10 @@ mod tests {
         assert!(!gets(&mut end, OTHER, Ask::Take) && !gets(&mut end, OTHER, Ask::Sends));
         end.gone(OTHER, Gone::Died, Instant::now(), &mut Vec::new());
         reads.set_nonblocking(true).expect("set");
-        assert_eq!(reads.read(&mut [0]).expect_err("it is open").kind(), std::io::ErrorKind::WouldBlock);
+        assert_eq!(
+            reads.read(&mut [0]).expect_err("it is open").kind(),
+            std::io::ErrorKind::WouldBlock
+        );
         // He dies before he has asked for the second.
         end.gone(OWNER, Gone::Died, Instant::now(), &mut Vec::new());
         assert_eq!(reads.read(&mut [0]).expect("closed"), 0);

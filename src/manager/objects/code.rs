@@ -1,7 +1,8 @@
 //! How requests and answers are written: one byte that says which, then the fields in their order.
 //!
-//! Numbers are little endian and of fixed length, an option is a byte and what it holds, bytes stand behind their
-//! length (four bytes). Users' values are not among them: they stand in the body's tail, encoded by `wire::value`.
+//! Numbers are little endian and of fixed length, an option is a byte and what it holds, bytes
+//! stand behind their length (four bytes). Users' values are not among them: they stand in the
+//! body's tail, encoded by `wire::value`.
 
 use crate::manager::object::{Bad, Body};
 use crate::wire::packet::Packet;
@@ -219,7 +220,9 @@ pub(crate) fn unpack(tail: &Packet) -> Result<Vec<Packet>, Bad> {
 fn slice(of: &Packet, range: std::ops::Range<usize>) -> Packet {
     match of {
         // A short part of a long packet would keep all of it.
-        Packet::Large(bytes) if range.len() > bytes.len() / 2 => Packet::Large(Bytes::slice(bytes, range)),
+        Packet::Large(bytes) if range.len() > bytes.len() / 2 => {
+            Packet::Large(Bytes::slice(bytes, range))
+        }
         _ => Packet::copy_from(&of[range]),
     }
 }
@@ -260,7 +263,14 @@ mod tests {
                 wait: Wait::Limit(Duration::from_micros(5)),
                 bytes: Bytewise(vec![1; 100]),
             },
-            Example::Full { number: 0, small: 0, maybe: None, yes: false, wait: Wait::Ever, bytes: Bytewise(vec![]) },
+            Example::Full {
+                number: 0,
+                small: 0,
+                maybe: None,
+                yes: false,
+                wait: Wait::Ever,
+                bytes: Bytewise(vec![]),
+            },
         ];
         for message in messages {
             let packet = message.packet();
@@ -281,7 +291,9 @@ mod tests {
             let mut out = Vec::new();
             Duration::from_nanos(nanos).put(&mut out);
             let read = Duration::get(&mut &out[..]).expect("it is a length of time");
-            assert!(read >= Duration::from_nanos(nanos) && read < Duration::from_nanos(nanos + 1_000));
+            assert!(
+                read >= Duration::from_nanos(nanos) && read < Duration::from_nanos(nanos + 1_000)
+            );
         }
         assert_eq!(Wait::Limit(Duration::MAX).until(Instant::now()), None);
     }

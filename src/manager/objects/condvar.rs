@@ -2,11 +2,13 @@
 //!
 //! The rules, by number:
 //!
-//! 1. Whoever will wait enrols first, still holding the mutex, and has the answer before it lets go. So no notification
-//!    that comes after the mutex was let go is missed.
-//! 2. A notification goes to the one who enrolled first and was not notified yet; without anybody it is lost, as with std.
-//! 3. A notification of one is handed over (it is an offer): when its receiver gives up or dies before it is
-//!    taken, it goes to the next. One whose time is up before it was notified was not notified.
+//! 1. Whoever will wait enrols first, still holding the mutex, and has the answer before it lets
+//!    go. So no notification that comes after the mutex was let go is missed.
+//! 2. A notification goes to the one who enrolled first and was not notified yet; without anybody
+//!    it is lost, as with std.
+//! 3. A notification of one is handed over (it is an offer): when its receiver gives up or dies
+//!    before it is taken, it goes to the next. One whose time is up before it was notified was not
+//!    notified.
 
 use super::code::{Message, Wait, messages};
 use super::line::of_client;
@@ -104,7 +106,9 @@ impl Condvar {
 
     /// Tells the one at this place, if it waits there already.
     fn answer(&mut self, place: Caller, answers: &mut Vec<Answer>) {
-        let Some(Place { word, waits: Some((caller, _)), .. }) = self.places.get(&place) else { return };
+        let Some(Place { word, waits: Some((caller, _)), .. }) = self.places.get(&place) else {
+            return;
+        };
         let (word, caller) = (*word, *caller);
         if word == Word::None {
             return;
@@ -130,13 +134,23 @@ impl Condvar {
 }
 
 impl Object for Condvar {
-    fn request(&mut self, caller: Caller, body: Body, now: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
-        if self.places.contains_key(&caller) || self.waiting.contains_key(&caller) || self.offers.contains(&caller) {
+    fn request(
+        &mut self,
+        caller: Caller,
+        body: Body,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), Bad> {
+        if self.places.contains_key(&caller)
+            || self.waiting.contains_key(&caller)
+            || self.offers.contains(&caller)
+        {
             return Err(Bad(format!("ticket {} is used twice", caller.ticket)));
         }
         match Ask::read(&body.head)? {
             Ask::Enrol => {
-                self.places.insert(caller, Place { order: self.next, word: Word::None, waits: None });
+                self.places
+                    .insert(caller, Place { order: self.next, word: Word::None, waits: None });
                 self.line.insert(self.next, caller);
                 self.next += 1;
                 answers.push(Answer::new(caller, Reply::Done.body()));
@@ -161,7 +175,8 @@ impl Object for Condvar {
             Ask::NotifyAll => {
                 answers.push(Answer::new(caller, Reply::Done.body()));
                 for place in std::mem::take(&mut self.line).into_values() {
-                    self.places.get_mut(&place).expect("who is in line has a place").word = Word::All;
+                    self.places.get_mut(&place).expect("who is in line has a place").word =
+                        Word::All;
                     self.answer(place, answers);
                 }
             }
@@ -183,12 +198,18 @@ impl Object for Condvar {
     }
 
     fn gone(&mut self, client: Client, _: Gone, _: Instant, answers: &mut Vec<Answer>) {
-        // First all of it leaves, so that nothing is passed on to the dead; then what it had is passed on.
-        let places: Vec<Place> =
-            of_client(&self.places, client).collect::<Vec<_>>().into_iter().filter_map(|place| self.leave(place)).collect();
+        // First all of it leaves, so that nothing is passed on to the dead; then what it had is
+        // passed on.
+        let places: Vec<Place> = of_client(&self.places, client)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .filter_map(|place| self.leave(place))
+            .collect();
         let before = self.offers.len();
         self.offers.retain(|caller| caller.client != client);
-        for _ in 0..before - self.offers.len() + places.iter().filter(|place| place.word == Word::One).count() {
+        for _ in 0..before - self.offers.len()
+            + places.iter().filter(|place| place.word == Word::One).count()
+        {
             self.notify(answers);
         }
     }

@@ -1,4 +1,5 @@
-//! A condition variable against a made-up world: no notification is lost while somebody is there for it.
+//! A condition variable against a made-up world: no notification is lost while somebody is there
+//! for it.
 
 use super::*;
 use crate::manager::objects::testing::{Clients, Rng, rounds};
@@ -19,7 +20,8 @@ enum Flaw {
     Order,
 }
 
-const FLAWS: [Flaw; 5] = [Flaw::CancelLoses, Flaw::DeathLoses, Flaw::Two, Flaw::NoTime, Flaw::Order];
+const FLAWS: [Flaw; 5] =
+    [Flaw::CancelLoses, Flaw::DeathLoses, Flaw::Two, Flaw::NoTime, Flaw::Order];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seat {
@@ -61,32 +63,52 @@ impl World {
         }
     }
 
-    /// What must follow: those who wait and have been notified are told, those whose time is up as well.
+    /// What must follow: those who wait and have been notified are told, those whose time is up as
+    /// well.
     fn check(&mut self, answers: Vec<Answer>) -> Result<(), String> {
         for answer in answers {
             let to = answer.to;
-            let at = self.seats.iter().position(|seat| seat.waits.is_some_and(|(caller, _)| caller == to));
+            let at = self
+                .seats
+                .iter()
+                .position(|seat| seat.waits.is_some_and(|(caller, _)| caller == to));
             let at = at.ok_or(format!("{to:?} was told something, and did not wait"))?;
             let seat = self.seats.remove(at);
             match Reply::read(&answer.body.head).map_err(|bad| bad.0)? {
-                Reply::Notified if seat.word != Word::None && answer.offer == (seat.word == Word::One) => {
+                Reply::Notified
+                    if seat.word != Word::None && answer.offer == (seat.word == Word::One) =>
+                {
                     self.offers.extend(answer.offer.then_some(to));
                     self.told += 1;
                 }
                 Reply::TimedOut
-                    if seat.word == Word::None && seat.waits.is_some_and(|(_, until)| until.is_some_and(|until| until <= self.now)) => {}
+                    if seat.word == Word::None
+                        && seat.waits.is_some_and(|(_, until)| {
+                            until.is_some_and(|until| until <= self.now)
+                        }) => {}
                 other => return Err(format!("{seat:?} was told {other:?}")),
             }
         }
-        if let Some(seat) = self.seats.iter().find(|seat| seat.word != Word::None && seat.waits.is_some()) {
+        if let Some(seat) =
+            self.seats.iter().find(|seat| seat.word != Word::None && seat.waits.is_some())
+        {
             return Err(format!("{seat:?} was notified, and waits"));
         }
-        let deadline = self.seats.iter().filter_map(|seat| seat.waits.and_then(|(_, until)| until)).min();
-        if self.condvar.next_deadline() != deadline || deadline.is_some_and(|deadline| deadline <= self.now) {
+        let deadline =
+            self.seats.iter().filter_map(|seat| seat.waits.and_then(|(_, until)| until)).min();
+        if self.condvar.next_deadline() != deadline
+            || deadline.is_some_and(|deadline| deadline <= self.now)
+        {
             return Err("somebody's time is not known".into());
         }
-        if self.condvar.places.len() != self.seats.len() || self.condvar.offers.len() != self.offers.len() {
-            return Err(format!("{} have enrolled, not {}", self.seats.len(), self.condvar.places.len()));
+        if self.condvar.places.len() != self.seats.len()
+            || self.condvar.offers.len() != self.offers.len()
+        {
+            return Err(format!(
+                "{} have enrolled, not {}",
+                self.seats.len(),
+                self.condvar.places.len()
+            ));
         }
         Ok(())
     }
@@ -96,7 +118,9 @@ impl World {
         let mut answers = Vec::new();
         match self.rng.below(100) {
             0..30 => {
-                self.condvar.request(caller, Ask::Enrol.body(), self.now, &mut answers).map_err(|bad| bad.0)?;
+                self.condvar
+                    .request(caller, Ask::Enrol.body(), self.now, &mut answers)
+                    .map_err(|bad| bad.0)?;
                 answers.remove(0);
                 self.seats.push(Seat { enrolled: caller, waits: None, word: Word::None });
                 if self.flaw == Some(Flaw::Order) && self.condvar.line.len() > 1 {
@@ -108,26 +132,37 @@ impl World {
                 }
             }
             30..55 => {
-                let idle: Vec<usize> = (0..self.seats.len()).filter(|at| self.seats[*at].waits.is_none()).collect();
+                let idle: Vec<usize> =
+                    (0..self.seats.len()).filter(|at| self.seats[*at].waits.is_none()).collect();
                 let Some(at) = self.rng.pick(&idle) else { return Ok(()) };
                 let enrolled = self.seats[at].enrolled;
                 let caller = self.clients.caller_of(enrolled.client);
-                let wait = if self.rng.chance(40) { Wait::Limit(self.rng.millis(20)) } else { Wait::Ever };
+                let wait =
+                    if self.rng.chance(40) { Wait::Limit(self.rng.millis(20)) } else { Wait::Ever };
                 self.seats[at].waits = Some((caller, wait.until(self.now)));
                 let ask = Ask::Await { enrolled: enrolled.ticket, wait };
-                self.condvar.request(caller, ask.body(), self.now, &mut answers).map_err(|bad| bad.0)?;
+                self.condvar
+                    .request(caller, ask.body(), self.now, &mut answers)
+                    .map_err(|bad| bad.0)?;
             }
             55..68 => {
                 self.notify();
-                self.condvar.request(caller, Ask::NotifyOne.body(), self.now, &mut answers).map_err(|bad| bad.0)?;
+                self.condvar
+                    .request(caller, Ask::NotifyOne.body(), self.now, &mut answers)
+                    .map_err(|bad| bad.0)?;
                 answers.remove(0);
                 if self.flaw == Some(Flaw::Two) {
                     self.condvar.notify(&mut answers);
                 }
             }
             68..71 => {
-                self.seats.iter_mut().filter(|seat| seat.word == Word::None).for_each(|seat| seat.word = Word::All);
-                self.condvar.request(caller, Ask::NotifyAll.body(), self.now, &mut answers).map_err(|bad| bad.0)?;
+                self.seats
+                    .iter_mut()
+                    .filter(|seat| seat.word == Word::None)
+                    .for_each(|seat| seat.word = Word::All);
+                self.condvar
+                    .request(caller, Ask::NotifyAll.body(), self.now, &mut answers)
+                    .map_err(|bad| bad.0)?;
                 answers.remove(0);
             }
             71..78 => {
@@ -136,15 +171,21 @@ impl World {
                 self.condvar.taken(caller, self.now, &mut answers);
             }
             78..88 => {
-                // One who waits, one who has only enrolled, or one who was told and has not seen it.
+                // One who waits, one who has only enrolled, or one who was told and has not seen
+                // it.
                 let mut callers = self.offers.clone();
-                callers.extend(self.seats.iter().map(|seat| seat.waits.map_or(seat.enrolled, |(caller, _)| caller)));
+                callers.extend(
+                    self.seats
+                        .iter()
+                        .map(|seat| seat.waits.map_or(seat.enrolled, |(caller, _)| caller)),
+                );
                 let Some(caller) = self.rng.pick(&callers) else { return Ok(()) };
                 let before = self.offers.len();
                 self.offers.retain(|offer| *offer != caller);
                 let mut again = before - self.offers.len();
                 self.seats.retain(|seat| {
-                    let goes = seat.enrolled == caller || seat.waits.is_some_and(|(waiting, _)| waiting == caller);
+                    let goes = seat.enrolled == caller
+                        || seat.waits.is_some_and(|(waiting, _)| waiting == caller);
                     again += usize::from(goes && seat.word == Word::One);
                     !goes
                 });
@@ -158,7 +199,11 @@ impl World {
                 let client = caller.client;
                 self.clients.replace(client);
                 let mut again = self.offers.iter().filter(|offer| offer.client == client).count();
-                again += self.seats.iter().filter(|seat| seat.enrolled.client == client && seat.word == Word::One).count();
+                again += self
+                    .seats
+                    .iter()
+                    .filter(|seat| seat.enrolled.client == client && seat.word == Word::One)
+                    .count();
                 self.offers.retain(|offer| offer.client != client);
                 self.seats.retain(|seat| seat.enrolled.client != client);
                 if self.flaw == Some(Flaw::DeathLoses) {

@@ -1,7 +1,8 @@
 //! An event: a flag that can be waited for.
 //!
-//! The rules: who waits while it is set, or when it is set, is told so at once; all who wait are. Setting twice is
-//! setting once. Whoever was told stays told, also when it is cleared in the next moment.
+//! The rules: who waits while it is set, or when it is set, is told so at once; all who wait are.
+//! Setting twice is setting once. Whoever was told stays told, also when it is cleared in the next
+//! moment.
 
 use super::code::{Message, Wait, messages};
 use super::line::{Line, WAITER_BYTES};
@@ -42,7 +43,12 @@ impl Event {
 
     fn expire(&mut self, now: Instant, answers: &mut Vec<Answer>) {
         if self.set {
-            answers.extend(self.line.drain().into_iter().map(|(caller, _)| Answer::new(caller, Reply::Set.body())));
+            answers.extend(
+                self.line
+                    .drain()
+                    .into_iter()
+                    .map(|(caller, _)| Answer::new(caller, Reply::Set.body())),
+            );
         }
         for (caller, wait) in self.line.expire(now) {
             let reply = if wait == Wait::No { Reply::Unset } else { Reply::TimedOut };
@@ -52,7 +58,13 @@ impl Event {
 }
 
 impl Object for Event {
-    fn request(&mut self, caller: Caller, body: Body, now: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
+    fn request(
+        &mut self,
+        caller: Caller,
+        body: Body,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), Bad> {
         if self.line.contains(caller) {
             return Err(Bad(format!("ticket {} is used twice", caller.ticket)));
         }
@@ -116,16 +128,24 @@ mod tests {
                         let ask = if rng.chance(50) { Ask::Set } else { Ask::Clear };
                         expected.push((caller, Reply::Done { was: set }));
                         set = ask == Ask::Set;
-                        event.request(caller, ask.body(), now, &mut answers).map_err(|bad| bad.0)?;
+                        event
+                            .request(caller, ask.body(), now, &mut answers)
+                            .map_err(|bad| bad.0)?;
                     }
                     2..6 => {
-                        let wait = [Wait::No, Wait::Ever, Wait::Limit(Duration::from_millis(1 + rng.below(9)))][rng.below(3) as usize];
+                        let wait = [
+                            Wait::No,
+                            Wait::Ever,
+                            Wait::Limit(Duration::from_millis(1 + rng.below(9))),
+                        ][rng.below(3) as usize];
                         if wait == Wait::No && !set {
                             expected.push((caller, Reply::Unset));
                         } else {
                             waiting.push((caller, wait.until(now)));
                         }
-                        event.request(caller, Ask::Wait { wait }.body(), now, &mut answers).map_err(|bad| bad.0)?;
+                        event
+                            .request(caller, Ask::Wait { wait }.body(), now, &mut answers)
+                            .map_err(|bad| bad.0)?;
                     }
                     6 => {
                         if let Some((caller, _)) = rng.pick(&waiting) {
@@ -140,9 +160,13 @@ mod tests {
                     }
                     _ => {
                         now += Duration::from_millis(rng.below(5));
-                        let mut late: Vec<_> = waiting.iter().filter(|(_, until)| until.is_some_and(|until| until <= now)).collect();
+                        let mut late: Vec<_> = waiting
+                            .iter()
+                            .filter(|(_, until)| until.is_some_and(|until| until <= now))
+                            .collect();
                         late.sort_by_key(|(_, until)| *until);
-                        expected.extend(late.into_iter().map(|(caller, _)| (*caller, Reply::TimedOut)));
+                        expected
+                            .extend(late.into_iter().map(|(caller, _)| (*caller, Reply::TimedOut)));
                         waiting.retain(|(_, until)| until.is_none_or(|until| until > now));
                         event.tick(now, &mut answers);
                     }
@@ -150,12 +174,17 @@ mod tests {
                 if set {
                     expected.extend(waiting.drain(..).map(|(caller, _)| (caller, Reply::Set)));
                 }
-                let answers: Vec<_> = answers.iter().map(|answer| (answer.to, Reply::read(&answer.body.head).expect("a reply"))).collect();
+                let answers: Vec<_> = answers
+                    .iter()
+                    .map(|answer| (answer.to, Reply::read(&answer.body.head).expect("a reply")))
+                    .collect();
                 if answers != expected {
                     return Err(format!("step {step}: {answers:?}, not {expected:?}"));
                 }
                 let deadline = waiting.iter().filter_map(|(_, until)| *until).min();
-                if event.next_deadline() != deadline || event.bytes() != waiting.len() * WAITER_BYTES {
+                if event.next_deadline() != deadline
+                    || event.bytes() != waiting.len() * WAITER_BYTES
+                {
                     return Err(format!("step {step}: the deadline or the memory is wrong"));
                 }
             }

@@ -82,7 +82,8 @@ impl<T> Line<T> {
     /// All of one client leave, in their order.
     pub(crate) fn remove_client(&mut self, client: Client) -> Vec<(Caller, T)> {
         let callers: Vec<Caller> = of_client(&self.places, client).collect();
-        let mut places: Vec<u64> = callers.iter().filter_map(|caller| self.places.get(caller).copied()).collect();
+        let mut places: Vec<u64> =
+            callers.iter().filter_map(|caller| self.places.get(caller).copied()).collect();
         places.sort_unstable();
         places.into_iter().filter_map(|place| self.take(place)).collect()
     }
@@ -122,7 +123,10 @@ impl<T> Line<T> {
 }
 
 /// The callers of one client among the keys of a map.
-pub(crate) fn of_client<T>(map: &BTreeMap<Caller, T>, client: Client) -> impl Iterator<Item = Caller> {
+pub(crate) fn of_client<T>(
+    map: &BTreeMap<Caller, T>,
+    client: Client,
+) -> impl Iterator<Item = Caller> {
     let (first, last) = (Caller { client, ticket: 0 }, Caller { client, ticket: u64::MAX });
     map.range(first..=last).map(|(caller, _)| *caller)
 }
@@ -152,7 +156,10 @@ mod tests {
         assert_eq!(line.remove(caller(2, 1)), Some('b'));
         assert_eq!(line.next_deadline(), None);
         line.push(caller(1, 1), Some(later), 'e');
-        assert_eq!(line.remove_client(caller(1, 0).client), [(caller(1, 9), 'a'), (caller(1, 1), 'e')]);
+        assert_eq!(
+            line.remove_client(caller(1, 0).client),
+            [(caller(1, 9), 'a'), (caller(1, 1), 'e')]
+        );
         assert_eq!(line.pop(), Some((caller(3, 1), 'd')));
         assert!(line.is_empty() && line.places.is_empty() && line.limits.is_empty());
     }

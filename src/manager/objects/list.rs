@@ -148,18 +148,22 @@ impl List {
                 None => self.out_of_range(),
             },
             Ask::Get { at } => match self.place(at) {
-                Some(at) => self.elements[at].body(Reply::Value { version: self.elements[at].version }.packet()),
+                Some(at) => self.elements[at]
+                    .body(Reply::Value { version: self.elements[at].version }.packet()),
                 None => self.out_of_range(),
             },
             Ask::Set { at, when } => match self.place(at) {
-                Some(at) if when.holds(Some((&self.elements[at].value, self.elements[at].version))) => {
+                Some(at)
+                    if when.holds(Some((&self.elements[at].value, self.elements[at].version))) =>
+                {
                     let element = self.element(body.tail, body.held);
                     let version = element.version;
                     let before = std::mem::replace(&mut self.elements[at], element);
                     self.bytes -= before.bytes();
                     before.body(Reply::Value { version }.packet())
                 }
-                Some(at) => self.elements[at].body(Reply::Refused { version: self.elements[at].version }.packet()),
+                Some(at) => self.elements[at]
+                    .body(Reply::Refused { version: self.elements[at].version }.packet()),
                 None => self.out_of_range(),
             },
             Ask::Len => self.done(),
@@ -199,7 +203,13 @@ impl List {
 }
 
 impl Object for List {
-    fn request(&mut self, caller: Caller, body: Body, _: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
+    fn request(
+        &mut self,
+        caller: Caller,
+        body: Body,
+        _: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), Bad> {
         let answer = self.answer(body)?;
         answers.push(Answer::new(caller, answer));
         Ok(())
@@ -228,14 +238,30 @@ mod tests {
     }
 
     /// What a list says, with the values in it as numbers.
-    fn ask(list: &mut List, clients: &mut Clients, rng: &mut Rng, ask: &Ask, tail: Packet) -> Result<(Reply, Vec<u64>), String> {
+    fn ask(
+        list: &mut List,
+        clients: &mut Clients,
+        rng: &mut Rng,
+        ask: &Ask,
+        tail: Packet,
+    ) -> Result<(Reply, Vec<u64>), String> {
         let (caller, mut answers) = (clients.caller(rng), Vec::new());
-        list.request(caller, Body::with_value(ask.packet(), tail, None), Instant::now(), &mut answers).map_err(|bad| bad.0)?;
-        let [Answer { to, body, offer: false, .. }] = &answers[..] else { return Err(format!("{answers:?}")) };
+        list.request(
+            caller,
+            Body::with_value(ask.packet(), tail, None),
+            Instant::now(),
+            &mut answers,
+        )
+        .map_err(|bad| bad.0)?;
+        let [Answer { to, body, offer: false, .. }] = &answers[..] else {
+            return Err(format!("{answers:?}"));
+        };
         assert_eq!(*to, caller);
         let reply = Reply::read(&body.head).map_err(|bad| bad.0)?;
         let values = match &reply {
-            Reply::Values => unpack(&body.tail).map_err(|bad| bad.0)?.iter().map(|value| number(value)).collect(),
+            Reply::Values => {
+                unpack(&body.tail).map_err(|bad| bad.0)?.iter().map(|value| number(value)).collect()
+            }
             _ if body.tail.is_empty() => Vec::new(),
             _ => vec![number(&body.tail)],
         };
@@ -296,7 +322,10 @@ mod tests {
                         None => (Ask::Remove { at }, out_of_range),
                     },
                     7 => match place {
-                        Some(place) => (Ask::Get { at }, (Reply::Value { version: model[place].1 }, vec![model[place].0])),
+                        Some(place) => (
+                            Ask::Get { at },
+                            (Reply::Value { version: model[place].1 }, vec![model[place].0]),
+                        ),
                         None => (Ask::Get { at }, out_of_range),
                     },
                     8 | 9 => match place {
@@ -326,7 +355,12 @@ mod tests {
                     10 => (Ask::Len, (Reply::Done { len }, vec![])),
                     11 => {
                         let (from, to) = (at, rng.below(len + 3));
-                        let part = model.iter().take(to as usize).skip(from as usize).map(|(number, _)| *number).collect();
+                        let part = model
+                            .iter()
+                            .take(to as usize)
+                            .skip(from as usize)
+                            .map(|(number, _)| *number)
+                            .collect();
                         (Ask::Snapshot { from, to }, (Reply::Values, part))
                     }
                     12 => {
@@ -354,7 +388,10 @@ mod tests {
                 };
                 let answer = ask(&mut list, &mut clients, &mut rng, &request, tail)?;
                 if answer != expected || list.bytes() != model.len() * (8 + ELEMENT_BYTES) {
-                    return Err(format!("step {step}: {request:?} was answered {answer:?}, not {expected:?}; {} bytes", list.bytes()));
+                    return Err(format!(
+                        "step {step}: {request:?} was answered {answer:?}, not {expected:?}; {} bytes",
+                        list.bytes()
+                    ));
                 }
             }
             Ok(())

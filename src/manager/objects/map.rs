@@ -2,15 +2,16 @@
 //!
 //! The rules, by number:
 //!
-//! 1. Each request is one step; nobody sees half of one. Entries stand in the order of their first insertion, as in
-//!    Python's `dict`.
-//! 2. Every value has a version, and no two have the same. A request that names one is refused when it is no longer there,
-//!    and told what is: so a caller can read, think, and write in one step, again and again until it was not disturbed.
-//! 3. Who watches is told every change since it began, in order, in answers to its own requests: nothing is lost when one
-//!    of those is given up. The changes not yet fetched are kept up to [`LOG_MAX`] and [`LOG_BYTES`]; who is further
-//!    behind is told so, and goes on from now.
-//! 4. A client that reads or writes often has a [`lane`] for it, in which it sees whether others have changed something, and into
-//!    which it may put what it sets: see `map_lanes.rs`.
+//! 1. Each request is one step; nobody sees half of one. Entries stand in the order of their first
+//!    insertion, as in Python's `dict`.
+//! 2. Every value has a version, and no two have the same. A request that names one is refused when
+//!    it is no longer there, and told what is: so a caller can read, think, and write in one step,
+//!    again and again until it was not disturbed.
+//! 3. Who watches is told every change since it began, in order, in answers to its own requests:
+//!    nothing is lost when one of those is given up. The changes not yet fetched are kept up to
+//!    [`LOG_MAX`] and [`LOG_BYTES`]; who is further behind is told so, and goes on from now.
+//! 4. A client that reads or writes often has a [`lane`] for it, in which it sees whether others
+//!    have changed something, and into which it may put what it sets: see `map_lanes.rs`.
 
 use self::lanes::{LANE_BYTES, LANES_MAX, Lane};
 use super::code::{Message, Pack, Wait, messages, unpack};
@@ -180,13 +181,18 @@ impl Map {
 
     fn note(&mut self, key: &Packet, value: Option<(&Packet, &Held)>) {
         if !self.watches.is_empty() {
-            self.log.push(Change { key: key.clone(), value: value.map(|(value, held)| (value.clone(), held.clone())) });
+            self.log.push(Change {
+                key: key.clone(),
+                value: value.map(|(value, held)| (value.clone(), held.clone())),
+            });
         }
     }
 
     /// Whether the caller stands anywhere already.
     fn knows(&self, caller: Caller) -> bool {
-        self.watches.contains_key(&caller) || self.line.contains(caller) || self.lanes.contains_key(&caller)
+        self.watches.contains_key(&caller)
+            || self.line.contains(caller)
+            || self.lanes.contains_key(&caller)
     }
 
     /// Whether the condition holds, or else what there is to say.
@@ -196,7 +202,9 @@ impl Map {
             return Ok(());
         }
         Err(match entry {
-            Some(entry) => Self::body(&Reply::Refused { version: entry.version }, &entry.value, &entry.held),
+            Some(entry) => {
+                Self::body(&Reply::Refused { version: entry.version }, &entry.value, &entry.held)
+            }
             None => Reply::RefusedAbsent.body(),
         })
     }
@@ -279,12 +287,18 @@ impl Map {
             watch.after = position; // nothing of what it has passed over is for it
             return None;
         }
-        Some(Body::with_value(Reply::Changes { position, lost }.packet(), pack.finish(), join(held)))
+        Some(Body::with_value(
+            Reply::Changes { position, lost }.packet(),
+            pack.finish(),
+            join(held),
+        ))
     }
 
     fn expire(&mut self, now: Instant, answers: &mut Vec<Answer>) {
         if self.log.end() > self.log.first {
-            for (caller, watch) in self.line.iter().map(|(caller, (watch, _))| (caller, *watch)).collect::<Vec<_>>() {
+            for (caller, watch) in
+                self.line.iter().map(|(caller, (watch, _))| (caller, *watch)).collect::<Vec<_>>()
+            {
                 if let Some(body) = self.changes(watch) {
                     self.line.remove(caller);
                     answers.push(Answer::new(caller, body));
@@ -307,7 +321,12 @@ impl Map {
 
     fn unwatch(&mut self, watch: Caller) {
         if self.watches.remove(&watch).is_some() {
-            let waiting: Vec<Caller> = self.line.iter().filter(|(_, (of, _))| *of == watch).map(|(caller, _)| caller).collect();
+            let waiting: Vec<Caller> = self
+                .line
+                .iter()
+                .filter(|(_, (of, _))| *of == watch)
+                .map(|(caller, _)| caller)
+                .collect();
             for caller in waiting {
                 self.line.remove(caller);
             }
@@ -324,10 +343,18 @@ impl Map {
         }
     }
 
-    fn answer(&mut self, caller: Caller, ask: Ask, body: Body, now: Instant) -> Result<Option<Body>, Bad> {
+    fn answer(
+        &mut self,
+        caller: Caller,
+        ask: Ask,
+        body: Body,
+        now: Instant,
+    ) -> Result<Option<Body>, Bad> {
         Ok(Some(match ask {
             Ask::Get { key } => match self.entries.get(&key) {
-                Some(entry) => Self::body(&Reply::Value { version: entry.version }, &entry.value, &entry.held),
+                Some(entry) => {
+                    Self::body(&Reply::Value { version: entry.version }, &entry.value, &entry.held)
+                }
                 None => Reply::Absent.body(),
             },
             Ask::Insert { key, when } => match self.check(&key, &when) {
@@ -391,7 +418,13 @@ impl Map {
 }
 
 impl Object for Map {
-    fn request(&mut self, caller: Caller, body: Body, now: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
+    fn request(
+        &mut self,
+        caller: Caller,
+        body: Body,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), Bad> {
         if self.knows(caller) {
             return Err(Bad(format!("ticket {} is used twice", caller.ticket)));
         }
@@ -432,14 +465,25 @@ impl Object for Map {
     }
 
     fn bytes(&self) -> usize {
-        self.bytes + self.log.bytes + self.line.len() * WAITER_BYTES + self.watches.len() * 100 + self.lanes.len() * LANE_BYTES
+        self.bytes
+            + self.log.bytes
+            + self.line.len() * WAITER_BYTES
+            + self.watches.len() * 100
+            + self.lanes.len() * LANE_BYTES
     }
 
     fn left(&mut self, bytes: usize) {
         self.left = bytes;
     }
 
-    fn lane(&mut self, caller: Caller, way: Way, memory: Arc<SharedMemory>, now: Instant, answers: &mut Vec<Answer>) -> bool {
+    fn lane(
+        &mut self,
+        caller: Caller,
+        way: Way,
+        memory: Arc<SharedMemory>,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> bool {
         let full = self.lanes.len() >= LANES_MAX || self.left < 2 * LANE_BYTES;
         if way != Way::Out || full || memory.words().len() < lane::WORDS || self.knows(caller) {
             return false;

@@ -1,28 +1,34 @@
 //! What a map does with its lanes: by them clients read and write without a message for each.
 //!
-//! A lane is an inlet, into which its client puts what it sets, and a mirror, in which it sees whether somebody else has changed
-//! something since it read. Both at once would be wrong for two clients: what the one may put into its lane at any moment the other
-//! cannot be told of in time. So at any moment a map is
+//! A lane is an inlet, into which its client puts what it sets, and a mirror, in which it sees
+//! whether somebody else has changed something since it read. Both at once would be wrong for two
+//! clients: what the one may put into its lane at any moment the other cannot be told of in time.
+//! So at any moment a map is
 //!
-//! * *read*: nothing is granted in any inlet, and every mirror is shown; who wants to set something sends a message;
-//! * or *written*: clients put items into their inlets, and whoever reads asks, for every mirror is blind. But if there is only one who
-//!   writes, its own mirror is shown: nobody else's change can pass it by.
+//! * *read*: nothing is granted in any inlet, and every mirror is shown; who wants to set something
+//!   sends a message;
+//! * or *written*: clients put items into their inlets, and whoever reads asks, for every mirror is
+//!   blind. But if there is only one who writes, its own mirror is shown: nobody else's change can
+//!   pass it by.
 //!
 //! The rules, by number:
 //!
-//! 1. Before the map is looked at, for whatever reason, the inlets are emptied, up to this moment and in the order of the times at
-//!    which items were put in. So an item is there from when it was put in.
-//! 2. From *read* to *written*: first the others' mirrors are blind, then something is granted. Back: first everything is revoked, then
-//!    what has come by then is taken in, then the mirrors are shown.
-//! 3. A mirror shows how many changes there were but for those that came by its own lane: these its client knows. So it shows the
-//!    same again only if nobody else has changed anything.
-//! 4. While a message changes something, the mirror of the only one who writes is blind, from before the inlets are emptied. Else it
-//!    could put in an item that comes after that change, and read on what was there before it.
+//! 1. Before the map is looked at, for whatever reason, the inlets are emptied, up to this moment
+//!    and in the order of the times at which items were put in. So an item is there from when it
+//!    was put in.
+//! 2. From *read* to *written*: first the others' mirrors are blind, then something is granted.
+//!    Back: first everything is revoked, then what has come by then is taken in, then the mirrors
+//!    are shown.
+//! 3. A mirror shows how many changes there were but for those that came by its own lane: these its
+//!    client knows. So it shows the same again only if nobody else has changed anything.
+//! 4. While a message changes something, the mirror of the only one who writes is blind, from
+//!    before the inlets are emptied. Else it could put in an item that comes after that change, and
+//!    read on what was there before it.
 //! 5. What has come by the lane of a client that ends is there.
 //!
-//! A client that sets by message [some times](SETS), while nobody else reads by message, writes. (Who reads by its mirror has to
-//! ask after each such change; so that is seen.) When its lane had nothing [some times](READS) for those who read by message, it
-//! does so no longer.
+//! A client that sets by message [some times](SETS), while nobody else reads by message, writes.
+//! (Who reads by its mirror has to ask after each such change; so that is seen.) When its lane had
+//! nothing [some times](READS) for those who read by message, it does so no longer.
 
 use super::{Ask, Caller, ENTRY_BYTES, Map, Packet};
 use crate::manager::lane::{self, Inlet, Mirror, SLOTS};
@@ -33,11 +39,14 @@ use std::sync::Arc;
 pub(super) const LANES_MAX: usize = 64;
 /// What a lane costs, in bytes.
 pub(super) const LANE_BYTES: usize = lane::WORDS * 8;
-/// What it may bring without being asked, in bytes, roughly: as many entries as it has room for, with keys that are kept twice.
+/// What it may bring without being asked, in bytes, roughly: as many entries as it has room for,
+/// with keys that are kept twice.
 const BROUGHT_MAX: usize = SLOTS as usize * ENTRY_BYTES + 2 * LANE_BYTES;
-/// After so many changes by message in a row a client writes. They cost it as many round trips, and who reads often comes between.
+/// After so many changes by message in a row a client writes. They cost it as many round trips, and
+/// who reads often comes between.
 const SETS: u32 = 8;
-/// After so many reads by message in a row that found nothing in its lane it writes no longer. They cost the readers as many round trips.
+/// After so many reads by message in a row that found nothing in its lane it writes no longer. They
+/// cost the readers as many round trips.
 const READS: u32 = 4;
 
 /// One client's lane.
@@ -48,7 +57,8 @@ pub(super) struct Lane {
     pub(super) writes: bool,
     /// How many changes have come by it.
     pub(super) own: u64,
-    /// How often its client has set something by message, since another client has read by message.
+    /// How often its client has set something by message, since another client has read by
+    /// message.
     sets: u32,
     /// How many reads by message have found nothing in it, since something was.
     pub(super) idle: u32,
@@ -57,7 +67,14 @@ pub(super) struct Lane {
 impl Lane {
     /// Nothing is granted. It is to be [tended](Map::tend_lanes) before its client has it.
     pub(super) fn new(memory: Arc<SharedMemory>) -> Self {
-        Self { inlet: Inlet::new(Arc::clone(&memory)), mirror: Mirror::new(memory), writes: false, own: 0, sets: 0, idle: 0 }
+        Self {
+            inlet: Inlet::new(Arc::clone(&memory)),
+            mirror: Mirror::new(memory),
+            writes: false,
+            own: 0,
+            sets: 0,
+            idle: 0,
+        }
     }
 
     /// Whether nobody else can change anything without a message, when there are so many who write.
@@ -90,7 +107,11 @@ impl Map {
                 }
             }
             Ask::Watch { .. } | Ask::Next { .. } | Ask::Rang => {}
-            Ask::Insert { .. } | Ask::Set { .. } | Ask::Remove { .. } | Ask::Clear | Ask::Extend => {
+            Ask::Insert { .. }
+            | Ask::Set { .. }
+            | Ask::Remove { .. }
+            | Ask::Clear
+            | Ask::Extend => {
                 if self.writers() > 0 {
                     self.lanes.values().for_each(|lane| lane.mirror.blind());
                     lane::before_looking_again(); // who puts in an item that is not seen now, sees that he is blind
@@ -107,14 +128,15 @@ impl Map {
         }
     }
 
-    /// Takes in what clients have put into their lanes. A lane that makes no sense is closed: what its client has put in since
-    /// is lost, and that is its own doing.
+    /// Takes in what clients have put into their lanes. A lane that makes no sense is closed: what
+    /// its client has put in since is lost, and that is its own doing.
     pub(super) fn pull(&mut self) {
         if !self.lanes.values().any(|lane| lane.inlet.has_news()) {
             return;
         }
-        // They are emptied one after another. What is put in meanwhile waits for the next time: else an item in an inlet that
-        // comes later here would pass one that was put before it into an inlet that we have been at.
+        // They are emptied one after another. What is put in meanwhile waits for the next time:
+        // else an item in an inlet that comes later here would pass one that was put before
+        // it into an inlet that we have been at.
         let (until, mut items) = (lane::time(), Vec::new());
         self.lanes.retain(|caller, lane| {
             let mut sound = true;
@@ -167,11 +189,14 @@ impl Map {
             let more = SLOTS - lane.inlet.credit();
             !lane.writes || more < SLOTS / 2 || lane.inlet.grant(more).is_ok()
         });
-        self.lanes.values().filter(|lane| is_told(lane)).for_each(|lane| lane.mirror.show(changes - lane.own));
+        self.lanes
+            .values()
+            .filter(|lane| is_told(lane))
+            .for_each(|lane| lane.mirror.show(changes - lane.own));
     }
 
-    /// Sets the bells if somebody waits for changes, and takes in what was put in before they were seen; whatever comes later rings.
-    /// Whether something may have come.
+    /// Sets the bells if somebody waits for changes, and takes in what was put in before they were
+    /// seen; whatever comes later rings. Whether something may have come.
     pub(super) fn set_bells(&mut self) -> bool {
         let wanted = !self.line.is_empty();
         self.lanes.values().for_each(|lane| lane.inlet.set_bell(wanted));

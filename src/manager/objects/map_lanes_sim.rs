@@ -1,9 +1,10 @@
 //! Clients that read and write by lane, against every order in which that may be explained.
 //!
-//! Clients act between any two steps that the manager makes in their memory: they read by their mirrors, put in, put in late what they
-//! have given its time before, ask, are answered, keep the answers, die. Each call has its beginning and its end, and after each end there
-//! must be an order of all calls, in which none that had ended comes after one that began later, that explains all answers
-//! ([`Orders`]). So each rule of the lanes that is broken on purpose is found ([`Flaw`]).
+//! Clients act between any two steps that the manager makes in their memory: they read by their
+//! mirrors, put in, put in late what they have given its time before, ask, are answered, keep the
+//! answers, die. Each call has its beginning and its end, and after each end there must be an order
+//! of all calls, in which none that had ended comes after one that began later, that explains all
+//! answers ([`Orders`]). So each rule of the lanes that is broken on purpose is found ([`Flaw`]).
 
 use super::*;
 use crate::manager::lane::{MIRROR, Pusher, Step, WORDS, steps};
@@ -80,7 +81,11 @@ struct Orders {
 
 impl Orders {
     fn new() -> Self {
-        Self { possible: HashSet::from([Possible { content: Content::new(), done: BTreeMap::new() }]), open: BTreeMap::new(), next: 0 }
+        Self {
+            possible: HashSet::from([Possible { content: Content::new(), done: BTreeMap::new() }]),
+            open: BTreeMap::new(),
+            next: 0,
+        }
     }
 
     fn begin(&mut self, call: Call) -> u64 {
@@ -91,7 +96,8 @@ impl Orders {
 
     /// It has been done by now; and this was the answer, if somebody has seen it.
     fn end(&mut self, call: u64, said: Option<&Said>) -> Result<(), String> {
-        let (mut left, mut seen): (Vec<Possible>, _) = (self.possible.drain().collect(), HashSet::new());
+        let (mut left, mut seen): (Vec<Possible>, _) =
+            (self.possible.drain().collect(), HashSet::new());
         while let Some(mut one) = left.pop() {
             if !seen.insert(one.clone()) {
                 continue;
@@ -103,7 +109,8 @@ impl Orders {
                 }
                 continue;
             }
-            for (other, what) in self.open.iter().filter(|(other, _)| !one.done.contains_key(other)) {
+            for (other, what) in self.open.iter().filter(|(other, _)| !one.done.contains_key(other))
+            {
                 let mut next = one.clone();
                 let answer = what.applied(&mut next.content);
                 next.done.insert(*other, answer);
@@ -111,7 +118,11 @@ impl Orders {
             }
         }
         let what = self.open.remove(&call);
-        if self.possible.is_empty() { Err(format!("no order explains that {what:?} gave {said:?}")) } else { Ok(()) }
+        if self.possible.is_empty() {
+            Err(format!("no order explains that {what:?} gave {said:?}"))
+        } else {
+            Ok(())
+        }
     }
 
     /// It was never done.
@@ -198,7 +209,8 @@ struct Side {
     sets: u64,
     active: usize,
     wrong: Option<String>,
-    /// What the manager is at; how many mirrors it blinds before it does anything else; what the mirrors would show.
+    /// What the manager is at; how many mirrors it blinds before it does anything else; what the
+    /// mirrors would show.
     doing: Doing,
     blinds: usize,
     counts: Vec<(Caller, u64)>,
@@ -236,7 +248,13 @@ impl Side {
                 self.pushed += 1;
                 if ring {
                     let caller = Caller { client: handle.lane.client, ticket: NO_ANSWER };
-                    self.messages.push_back(Sent { caller, ask: Ask::Rang, tail: Packet::default(), call: 0, seen: None });
+                    self.messages.push_back(Sent {
+                        caller,
+                        ask: Ask::Rang,
+                        tail: Packet::default(),
+                        call: 0,
+                        seen: None,
+                    });
                 }
                 self.ended(call, &Said::Done);
             }
@@ -289,7 +307,13 @@ impl Side {
             }
             1 => {
                 let call = self.orders.begin(Call::Remove(key));
-                self.send(at, call, Ask::Remove { key: packet(key), when: When::Always }, Packet::default(), None);
+                self.send(
+                    at,
+                    call,
+                    Ask::Remove { key: packet(key), when: When::Always },
+                    Packet::default(),
+                    None,
+                );
             }
             2 => {
                 let call = self.orders.begin(Call::Snapshot);
@@ -302,7 +326,9 @@ impl Side {
                         self.kept += 1;
                         self.ended(call, &Said::Value(value.as_deref().map(number)));
                     }
-                    Err(seen) => self.send(at, call, Ask::Get { key: packet(key) }, Packet::default(), seen),
+                    Err(seen) => {
+                        self.send(at, call, Ask::Get { key: packet(key) }, Packet::default(), seen)
+                    }
                 }
             }
         }
@@ -319,8 +345,10 @@ impl Side {
     /// An answer is seen.
     fn hear(&mut self, at: usize) {
         let Answered { message, said } = self.answers.swap_remove(at);
-        if let (Ask::Get { key }, Some(mut seen), Said::Value(value)) = (&message.ask, message.seen, &said)
-            && let Some(handle) = self.handles.iter_mut().find(|handle| handle.lane.client == message.caller.client)
+        if let (Ask::Get { key }, Some(mut seen), Said::Value(value)) =
+            (&message.ask, message.seen, &said)
+            && let Some(handle) =
+                self.handles.iter_mut().find(|handle| handle.lane.client == message.caller.client)
         {
             if self.flaw == Some(Flaw::KeptOver) {
                 seen.writes = handle.reads.writes;
@@ -401,18 +429,37 @@ impl World {
         let side = Rc::new(RefCell::new(side));
         let acting = Rc::clone(&side);
         steps::hook(Some(Box::new(move |step| acting.borrow_mut().before(step))));
-        Self { side, map: Map::new(), now: Instant::now(), watch, waits: None, position: 0, told: Content::new() }
+        Self {
+            side,
+            map: Map::new(),
+            now: Instant::now(),
+            watch,
+            waits: None,
+            position: 0,
+            told: Content::new(),
+        }
     }
 
     /// Calls the map, with what is planted around it. Clients act meanwhile.
-    fn call<R>(&mut self, doing: Doing, call: impl FnOnce(&mut Map, Instant, &mut Vec<Answer>) -> R) -> (R, Vec<Answer>) {
-        let own = |map: &Map| map.lanes.iter().map(|(caller, lane)| (*caller, lane.own)).collect::<BTreeMap<_, _>>();
+    fn call<R>(
+        &mut self,
+        doing: Doing,
+        call: impl FnOnce(&mut Map, Instant, &mut Vec<Answer>) -> R,
+    ) -> (R, Vec<Answer>) {
+        let own = |map: &Map| {
+            map.lanes.iter().map(|(caller, lane)| (*caller, lane.own)).collect::<BTreeMap<_, _>>()
+        };
         let before = own(&self.map);
         let flaw = {
             let mut side = self.side.borrow_mut();
             side.doing = doing;
-            side.blinds = if doing == Doing::Change && self.map.writers() > 0 { self.map.lanes.len() } else { 0 };
-            side.counts = before.iter().map(|(caller, own)| (*caller, self.map.changes - own)).collect();
+            side.blinds = if doing == Doing::Change && self.map.writers() > 0 {
+                self.map.lanes.len()
+            } else {
+                0
+            };
+            side.counts =
+                before.iter().map(|(caller, own)| (*caller, self.map.changes - own)).collect();
             side.flaw
         };
         let mut answers = Vec::new();
@@ -421,7 +468,9 @@ impl World {
         (side.doing, side.blinds) = (Doing::Nothing, 0);
         match flaw {
             Some(Flaw::GrantedFirst) => {
-                let untold = self.map.lanes.iter().filter(|(_, lane)| !lane.is_told(self.map.writers()) && lane.mirror.look().is_some());
+                let untold = self.map.lanes.iter().filter(|(_, lane)| {
+                    !lane.is_told(self.map.writers()) && lane.mirror.look().is_some()
+                });
                 let untold: Vec<_> = untold.map(|(caller, _)| (*caller, 1 << 62)).collect();
                 if !untold.is_empty() {
                     side.crowd();
@@ -430,7 +479,9 @@ impl World {
             }
             Some(Flaw::Uncounted) => {
                 let after = own(&self.map);
-                let came = |caller: &Caller| after.get(caller).map_or(0, |now| now - before.get(caller).unwrap_or(now));
+                let came = |caller: &Caller| {
+                    after.get(caller).map_or(0, |now| now - before.get(caller).unwrap_or(now))
+                };
                 let all: u64 = after.keys().map(came).sum();
                 self.map.changes -= all;
                 for (caller, lane) in &mut self.map.lanes {
@@ -457,7 +508,9 @@ impl World {
             let mut firsts: Vec<usize> = Vec::new();
             for (at, message) in side.messages.iter().enumerate() {
                 let client = message.caller.client;
-                if only.is_none_or(|only| only == client) && firsts.iter().all(|first| side.messages[*first].caller.client != client) {
+                if only.is_none_or(|only| only == client)
+                    && firsts.iter().all(|first| side.messages[*first].caller.client != client)
+                {
                     firsts.push(at);
                 }
             }
@@ -470,8 +523,10 @@ impl World {
             Ask::Rang => Doing::Nothing,
             _ => Doing::Change,
         };
-        let (caller, body) = (message.caller, Body::with_value(message.ask.packet(), message.tail.clone(), None));
-        let (asked, mut answers) = self.call(doing, |map, now, answers| map.request(caller, body, now, answers));
+        let (caller, body) =
+            (message.caller, Body::with_value(message.ask.packet(), message.tail.clone(), None));
+        let (asked, mut answers) =
+            self.call(doing, |map, now, answers| map.request(caller, body, now, answers));
         asked.map_err(|bad| bad.0)?;
         if message.ask != Ask::Rang {
             let at = answers.iter().position(|answer| answer.to == caller).ok_or("no answer")?;
@@ -482,7 +537,9 @@ impl World {
                 Reply::Absent => Said::Value(None),
                 Reply::Entries => {
                     let all = unpack(&body.tail).map_err(|bad| bad.0)?;
-                    Said::All(all.chunks(2).map(|pair| (number(&pair[0]), number(&pair[1]))).collect())
+                    Said::All(
+                        all.chunks(2).map(|pair| (number(&pair[0]), number(&pair[1]))).collect(),
+                    )
                 }
                 other => return Err(format!("{other:?}")),
             };
@@ -498,7 +555,9 @@ impl World {
             if self.waits.take() != Some(to) {
                 return Err(format!("{to:?} was told something"));
             }
-            let Ok(Reply::Changes { position, lost: false }) = Reply::read(&body.head) else { return Err(format!("{body:?}")) };
+            let Ok(Reply::Changes { position, lost: false }) = Reply::read(&body.head) else {
+                return Err(format!("{body:?}"));
+            };
             self.position = position;
             for change in unpack(&body.tail).map_err(|bad| bad.0)?.chunks(3) {
                 let key = number(&change[0]);
@@ -533,8 +592,10 @@ impl World {
         }
         let caller = self.side.borrow_mut().clients.caller_of(self.watch.client);
         self.waits = Some(caller);
-        let body = Ask::Next { watch: self.watch.ticket, after: self.position, wait: Wait::Ever }.body();
-        let (asked, answers) = self.call(Doing::Nothing, |map, now, answers| map.request(caller, body, now, answers));
+        let body =
+            Ask::Next { watch: self.watch.ticket, after: self.position, wait: Wait::Ever }.body();
+        let (asked, answers) =
+            self.call(Doing::Nothing, |map, now, answers| map.request(caller, body, now, answers));
         asked.map_err(|bad| bad.0)?;
         self.hear(answers)
     }
@@ -549,7 +610,9 @@ impl World {
             side.clients.caller_of(client)
         };
         let mapped = Arc::clone(&memory);
-        let (made, answers) = self.call(Doing::Nothing, |map, now, answers| map.lane(lane, Way::Out, mapped, now, answers));
+        let (made, answers) = self.call(Doing::Nothing, |map, now, answers| {
+            map.lane(lane, Way::Out, mapped, now, answers)
+        });
         if !made {
             return Err("no lane is made".into());
         }
@@ -578,20 +641,22 @@ impl World {
         while self.serve(Some(client))? {}
         {
             let mut side = self.side.borrow_mut();
-            let (unheard, rest) = std::mem::take(&mut side.answers).into_iter().partition(|answer| answer.message.caller.client == client);
+            let (unheard, rest) = std::mem::take(&mut side.answers)
+                .into_iter()
+                .partition(|answer| answer.message.caller.client == client);
             side.answers = rest;
             for Answered { message, .. } in Vec::from_iter::<Vec<Answered>>(unheard) {
                 side.orders.end(message.call, None)?;
             }
             side.clients.replace(client);
         }
-        let ((), answers) =
-            self.call(
-                Doing::Bury,
-                |map, now, answers| {
-                    if dies { map.gone(client, Gone::Died, now, answers) } else { map.cancel(handle.lane, now, answers) }
-                },
-            );
+        let ((), answers) = self.call(Doing::Bury, |map, now, answers| {
+            if dies {
+                map.gone(client, Gone::Died, now, answers)
+            } else {
+                map.cancel(handle.lane, now, answers)
+            }
+        });
         self.hear(answers)
     }
 
@@ -614,7 +679,10 @@ impl World {
         if let Some(wrong) = &side.wrong {
             return Err(wrong.clone());
         }
-        if side.messages.is_empty() && self.waits.is_some() && self.map.lanes.values().any(|lane| lane.inlet.has_news()) {
+        if side.messages.is_empty()
+            && self.waits.is_some()
+            && self.map.lanes.values().any(|lane| lane.inlet.has_news())
+        {
             return Err("a watcher waits, and nobody says that there is something".into());
         }
         Ok(())
@@ -623,7 +691,8 @@ impl World {
     fn run(&mut self) -> Result<(), String> {
         let body = Ask::Watch { key: None }.body();
         self.map.request(self.watch, body, self.now, &mut Vec::new()).map_err(|bad| bad.0)?;
-        (0..500).try_for_each(|step| self.step().map_err(|wrong| format!("step {step}: {wrong}")))?;
+        (0..500)
+            .try_for_each(|step| self.step().map_err(|wrong| format!("step {step}: {wrong}")))?;
         // All go, and what is there then is what the watcher was told, and what one order explains.
         while !self.side.borrow().handles.is_empty() {
             self.go()?;
@@ -631,7 +700,12 @@ impl World {
         while self.waits.is_none() {
             self.wait()?;
         }
-        let there: Content = self.map.entries.iter().map(|(key, entry)| (number(key), number(&entry.value))).collect();
+        let there: Content = self
+            .map
+            .entries
+            .iter()
+            .map(|(key, entry)| (number(key), number(&entry.value)))
+            .collect();
         let side = self.side.borrow();
         if !side.orders.possible.iter().any(|one| one.content == there) {
             return Err(format!("no order explains that there is {there:?}"));
@@ -678,7 +752,8 @@ fn an_item_that_makes_no_sense_costs_its_client_the_lane_and_nothing_else() {
     let lane = Caller { client, ticket: 1 };
     assert!(map.lane(lane, Way::Out, Arc::clone(&memory), now, &mut Vec::new()));
     for ticket in 2..40 {
-        let body = Body::with_value(Ask::Set { key: packet(1), lane: 1 }.packet(), packet(ticket), None);
+        let body =
+            Body::with_value(Ask::Set { key: packet(1), lane: 1 }.packet(), packet(ticket), None);
         map.request(Caller { client, ticket }, body, now, &mut Vec::new()).expect("well formed");
     }
     let mut pusher = Pusher::new(Arc::clone(&memory)).expect("long enough");
@@ -688,6 +763,10 @@ fn an_item_that_makes_no_sense_costs_its_client_the_lane_and_nothing_else() {
         pusher.push(lane::time(), item).expect("it is granted");
     }
     map.tick(now, &mut Vec::new());
-    assert!(map.lanes.is_empty() && map.entries.len() == 2 && pusher.push(lane::time(), &good).is_none());
+    assert!(
+        map.lanes.is_empty()
+            && map.entries.len() == 2
+            && pusher.push(lane::time(), &good).is_none()
+    );
     assert_eq!(Reads::new(memory).get(&packet(1)), Err(None));
 }

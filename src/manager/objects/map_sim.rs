@@ -1,7 +1,9 @@
-//! A map against std's own, its watchers against a list of all changes, and clients that keep what they have read.
+//! A map against std's own, its watchers against a list of all changes, and clients that keep what
+//! they have read.
 //!
-//! A reader does in steps what its process does: looks for what it has kept, asks, keeps the answer; others change the map in between.
-//! What it gives without asking must be what is there at that moment. So five ways of counting the changes wrongly are found ([`Flaw`]).
+//! A reader does in steps what its process does: looks for what it has kept, asks, keeps the
+//! answer; others change the map in between. What it gives without asking must be what is there at
+//! that moment. So five ways of counting the changes wrongly are found ([`Flaw`]).
 
 use super::*;
 use crate::manager::lane::{MIRROR, Mirror, WORDS};
@@ -33,7 +35,8 @@ enum Flaw {
     LookedAfter,
 }
 
-const FLAWS: [Flaw; 5] = [Flaw::NotMoved, Flaw::NotByRemove, Flaw::MovedBefore, Flaw::MovedLate, Flaw::LookedAfter];
+const FLAWS: [Flaw; 5] =
+    [Flaw::NotMoved, Flaw::NotByRemove, Flaw::MovedBefore, Flaw::MovedLate, Flaw::LookedAfter];
 
 /// A client that keeps what it has read.
 struct Reader {
@@ -103,7 +106,9 @@ impl World {
 
     fn ask(&mut self, caller: Caller, ask: &Ask, tail: Packet) -> Result<Vec<Answer>, String> {
         let mut answers = Vec::new();
-        self.map.request(caller, Body::with_value(ask.packet(), tail, None), self.now, &mut answers).map_err(|bad| bad.0)?;
+        self.map
+            .request(caller, Body::with_value(ask.packet(), tail, None), self.now, &mut answers)
+            .map_err(|bad| bad.0)?;
         Ok(answers)
     }
 
@@ -149,7 +154,10 @@ impl World {
 
     /// What the readers see of the count of changes.
     fn counts(&self) -> Vec<u64> {
-        self.readers.iter().map(|reader| reader.memory.words()[MIRROR].load(Ordering::SeqCst)).collect()
+        self.readers
+            .iter()
+            .map(|reader| reader.memory.words()[MIRROR].load(Ordering::SeqCst))
+            .collect()
     }
 
     fn set_counts(&self, counts: impl IntoIterator<Item = u64>) {
@@ -167,7 +175,14 @@ impl World {
                 self.read()?;
             }
         }
-        self.set_counts(vec![self.map.changes; if self.flaw == Some(Flaw::MovedLate) { self.readers.len() } else { 0 }]);
+        self.set_counts(vec![
+            self.map.changes;
+            if self.flaw == Some(Flaw::MovedLate) {
+                self.readers.len()
+            } else {
+                0
+            }
+        ]);
         let (before, len) = (self.counts(), self.model.len());
         self.operate()?;
         let shown = match self.flaw {
@@ -193,15 +208,20 @@ impl World {
                     let (value, now) = (value.as_deref().map(number), there(self, key));
                     self.kept += 1;
                     if value != now {
-                        return Err(format!("a reader has kept {value:?} under {key}, where {now:?} is"));
+                        return Err(format!(
+                            "a reader has kept {value:?} under {key}, where {now:?} is"
+                        ));
                     }
                 }
                 Err(at) => reader.asks = Some(Asks { key, at, answer: None }),
             },
             Some(asks @ Asks { key, answer: None, .. }) => {
                 let caller = self.clients.caller_of(reader.lane.client);
-                let answers = self.ask(caller, &Ask::Get { key: packet(key) }, Packet::default())?;
-                let [Answer { body, .. }] = &answers[..] else { return Err(format!("{} answers", answers.len())) };
+                let answers =
+                    self.ask(caller, &Ask::Get { key: packet(key) }, Packet::default())?;
+                let [Answer { body, .. }] = &answers[..] else {
+                    return Err(format!("{} answers", answers.len()));
+                };
                 let value = match Reply::read(&body.head) {
                     Ok(Reply::Value { .. }) => Some(number(&body.tail)),
                     Ok(Reply::Absent) => None,
@@ -232,7 +252,12 @@ impl World {
             if !self.map.lane(lane, Way::Out, Arc::clone(&memory), self.now, &mut Vec::new()) {
                 return Err("no memory is taken".into());
             }
-            self.readers.push(Reader { lane, reads: Reads::new(Arc::clone(&memory)), memory, asks: None });
+            self.readers.push(Reader {
+                lane,
+                reads: Reads::new(Arc::clone(&memory)),
+                memory,
+                asks: None,
+            });
         } else {
             let at = self.rng.below(self.readers.len() as u64) as usize;
             let reader = self.readers.remove(at);
@@ -277,16 +302,25 @@ impl World {
                 (Ask::Remove { key: packet(key), when }, expected)
             }
             5 => match self.entry(key) {
-                Some((_, value, version)) => (Ask::Get { key: packet(key) }, (Reply::Value { version }, vec![value])),
+                Some((_, value, version)) => {
+                    (Ask::Get { key: packet(key) }, (Reply::Value { version }, vec![value]))
+                }
                 None => (Ask::Get { key: packet(key) }, (Reply::Absent, vec![])),
             },
             6 => match self.entry(key) {
-                Some((_, _, version)) => (Ask::Contains { key: packet(key) }, (Reply::Value { version }, vec![])),
+                Some((_, _, version)) => {
+                    (Ask::Contains { key: packet(key) }, (Reply::Value { version }, vec![]))
+                }
                 None => (Ask::Contains { key: packet(key) }, (Reply::Absent, vec![])),
             },
             7 => {
                 let values = self.rng.chance(50);
-                let all = self.model.iter().flat_map(|(key, value, _)| [Some(*key), values.then_some(*value)]).flatten().collect();
+                let all = self
+                    .model
+                    .iter()
+                    .flat_map(|(key, value, _)| [Some(*key), values.then_some(*value)])
+                    .flatten()
+                    .collect();
                 (Ask::Snapshot { values }, (Reply::Entries, all))
             }
             8 => {
@@ -311,12 +345,16 @@ impl World {
         let body = answers.remove(at).body;
         let reply = Reply::read(&body.head).map_err(|bad| bad.0)?;
         let values: Vec<u64> = match &reply {
-            Reply::Entries => unpack(&body.tail).map_err(|bad| bad.0)?.iter().map(|value| number(value)).collect(),
+            Reply::Entries => {
+                unpack(&body.tail).map_err(|bad| bad.0)?.iter().map(|value| number(value)).collect()
+            }
             _ if body.tail.is_empty() => vec![],
             _ => vec![number(&body.tail)],
         };
         if (&reply, &values) != (&expected.0, &expected.1) {
-            return Err(format!("{request:?} was answered {reply:?} with {values:?}, not {expected:?}"));
+            return Err(format!(
+                "{request:?} was answered {reply:?} with {values:?}, not {expected:?}"
+            ));
         }
         self.told(answers)
     }
@@ -324,7 +362,10 @@ impl World {
     /// What watchers are told.
     fn told(&mut self, answers: Vec<Answer>) -> Result<(), String> {
         for Answer { to, body, .. } in answers {
-            let watcher = self.watchers.iter_mut().find(|watcher| watcher.waits.is_some_and(|(caller, _)| caller == to));
+            let watcher = self
+                .watchers
+                .iter_mut()
+                .find(|watcher| watcher.waits.is_some_and(|(caller, _)| caller == to));
             let watcher = watcher.ok_or(format!("{to:?} was told something"))?;
             let (_, until) = watcher.waits.take().expect("it waits");
             match Reply::read(&body.head).map_err(|bad| bad.0)? {
@@ -334,7 +375,10 @@ impl World {
                     }
                     watcher.position = position;
                     for change in unpack(&body.tail).map_err(|bad| bad.0)?.chunks(3) {
-                        watcher.seen.push((number(&change[0]), (change[1][..] == [1]).then(|| number(&change[2]))));
+                        watcher.seen.push((
+                            number(&change[0]),
+                            (change[1][..] == [1]).then(|| number(&change[2])),
+                        ));
                         self.fetched += 1;
                     }
                 }
@@ -343,7 +387,9 @@ impl World {
             }
         }
         for watcher in &self.watchers {
-            let changes = self.changes[watcher.began..].iter().filter(|(key, _)| watcher.key.is_none_or(|wanted| wanted == *key));
+            let changes = self.changes[watcher.began..]
+                .iter()
+                .filter(|(key, _)| watcher.key.is_none_or(|wanted| wanted == *key));
             let mut missing = changes.clone().copied();
             if !watcher.seen.iter().all(|seen| missing.next() == Some(*seen)) {
                 return Err(format!("a watcher saw {:?}", watcher.seen));
@@ -352,7 +398,11 @@ impl World {
                 return Err("a watcher waits, and there are changes for it".into());
             }
         }
-        let deadline = self.watchers.iter().filter_map(|watcher| watcher.waits.and_then(|(_, until)| until)).min();
+        let deadline = self
+            .watchers
+            .iter()
+            .filter_map(|watcher| watcher.waits.and_then(|(_, until)| until))
+            .min();
         if self.map.next_deadline() != deadline {
             return Err("somebody's time is not known".into());
         }
@@ -374,18 +424,34 @@ impl World {
             60..66 => {
                 let caller = self.clients.caller(&mut self.rng);
                 let key = self.rng.chance(50).then(|| self.rng.below(8));
-                let answers = self.ask(caller, &Ask::Watch { key: key.map(packet) }, Packet::default())?;
-                let Ok(Reply::Watching { position }) = Reply::read(&answers[0].body.head) else { return Err(format!("{answers:?}")) };
+                let answers =
+                    self.ask(caller, &Ask::Watch { key: key.map(packet) }, Packet::default())?;
+                let Ok(Reply::Watching { position }) = Reply::read(&answers[0].body.head) else {
+                    return Err(format!("{answers:?}"));
+                };
                 let began = self.changes.len();
-                self.watchers.push(Watcher { caller, key, began, position, seen: Vec::new(), waits: None });
+                self.watchers.push(Watcher {
+                    caller,
+                    key,
+                    began,
+                    position,
+                    seen: Vec::new(),
+                    waits: None,
+                });
                 Ok(())
             }
             66..86 => {
-                let idle: Vec<usize> = (0..self.watchers.len()).filter(|at| self.watchers[*at].waits.is_none()).collect();
+                let idle: Vec<usize> = (0..self.watchers.len())
+                    .filter(|at| self.watchers[*at].waits.is_none())
+                    .collect();
                 let Some(at) = self.rng.pick(&idle) else { return Ok(()) };
                 let watcher = &mut self.watchers[at];
                 let caller = self.clients.caller_of(watcher.caller.client);
-                let wait = if self.rng.chance(40) { Wait::Limit(self.rng.millis(20) + Duration::from_millis(1)) } else { Wait::Ever };
+                let wait = if self.rng.chance(40) {
+                    Wait::Limit(self.rng.millis(20) + Duration::from_millis(1))
+                } else {
+                    Wait::Ever
+                };
                 watcher.waits = Some((caller, wait.until(self.now)));
                 let ask = Ask::Next { watch: watcher.caller.ticket, after: watcher.position, wait };
                 let answers = self.ask(caller, &ask, Packet::default())?;
@@ -440,7 +506,10 @@ fn it_is_as_a_map_is_and_watchers_see_every_change_once() {
 fn every_flaw_that_is_planted_in_the_count_of_changes_is_found() {
     for flaw in FLAWS {
         let found = (0..500).find_map(|seed| run(&mut World::new(seed, Some(flaw))).err());
-        assert!(found.is_some_and(|found| found.contains("a reader has kept")), "{flaw:?} was not found");
+        assert!(
+            found.is_some_and(|found| found.contains("a reader has kept")),
+            "{flaw:?} was not found"
+        );
     }
 }
 
@@ -451,21 +520,30 @@ fn a_watcher_that_is_too_far_behind_is_told_so_and_memory_stays_bounded() {
     world.ask(watch, &Ask::Watch { key: None }, Packet::default()).expect("watch");
     for _ in 0..3 * LOG_MAX {
         let caller = world.clients.caller_of(writer);
-        world.ask(caller, &Ask::Insert { key: packet(1), when: When::Always }, packet(7)).expect("insert");
+        world
+            .ask(caller, &Ask::Insert { key: packet(1), when: When::Always }, packet(7))
+            .expect("insert");
     }
     assert_eq!(world.map.log.changes.len(), LOG_MAX);
     let large = Packet::from(&mut vec![0; LOG_BYTES / 3]);
     for _ in 0..10 {
         let caller = world.clients.caller_of(writer);
-        world.ask(caller, &Ask::Insert { key: packet(1), when: When::Always }, large.clone()).expect("insert");
+        world
+            .ask(caller, &Ask::Insert { key: packet(1), when: When::Always }, large.clone())
+            .expect("insert");
     }
     assert!(world.map.bytes() < 2 * LOG_BYTES);
     let caller = world.clients.caller_of(watch.client);
     let ask = Ask::Next { watch: watch.ticket, after: 0, wait: Wait::Ever };
     let answers = world.ask(caller, &ask, Packet::default()).expect("next");
-    let Ok(Reply::Changes { position, lost: true }) = Reply::read(&answers[0].body.head) else { panic!("{answers:?}") };
+    let Ok(Reply::Changes { position, lost: true }) = Reply::read(&answers[0].body.head) else {
+        panic!("{answers:?}")
+    };
     let caller = world.clients.caller_of(watch.client);
     let ask = Ask::Next { watch: watch.ticket, after: position, wait: Wait::Ever };
     let answers = world.ask(caller, &ask, Packet::default()).expect("next");
-    assert!(matches!(Reply::read(&answers[0].body.head), Ok(Reply::Changes { lost: false, .. })), "it goes on from there");
+    assert!(
+        matches!(Reply::read(&answers[0].body.head), Ok(Reply::Changes { lost: false, .. })),
+        "it goes on from there"
+    );
 }

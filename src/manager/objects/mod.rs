@@ -1,4 +1,5 @@
-//! The shared objects' rules, one kind a file: requests in, answers out (see [`object`](super::object)).
+//! The shared objects' rules, one kind a file: requests in, answers out (see
+//! [`object`](super::object)).
 
 pub(crate) mod barrier;
 pub(crate) mod channel;

@@ -2,27 +2,31 @@
 //!
 //! The rules, by number:
 //!
-//! 1. Items leave in the order in which they came in; so each producer's keep theirs. Producers that wait for room come
-//!    in in the order in which they asked, and nobody passes them.
-//! 2. An item that `recv` takes is an offer until its caller says that it is taken (see [`object`](crate::manager::object)).
-//!    What was not taken goes back to where it was, before everything that came in later.
-//! 3. A leased item stays the queue's until it is acknowledged. It goes back to its place when it is rejected, when its
-//!    lease has run out, when its holder has died, and when the answer was cancelled before anybody saw it. Each delivery
-//!    is counted, but for the last kind.
-//! 4. The bound counts what is ready or on offer. What is leased is not counted, so that a consumer that sends to its own
-//!    queue before it acknowledges cannot block itself; an item that comes back from a lease may pass the bound.
-//! 5. A closed queue takes nothing more; those who wait for room are told. Consumers get what is left, then they are
-//!    told: not before the last lease has ended, for its item may come back.
-//! 6. With its last sender a queue closes; with its last receiver it closes, and what is in it is dropped.
+//! 1. Items leave in the order in which they came in; so each producer's keep theirs. Producers
+//!    that wait for room come in in the order in which they asked, and nobody passes them.
+//! 2. An item that `recv` takes is an offer until its caller says that it is taken (see
+//!    [`object`](crate::manager::object)). What was not taken goes back to where it was, before
+//!    everything that came in later.
+//! 3. A leased item stays the queue's until it is acknowledged. It goes back to its place when it
+//!    is rejected, when its lease has run out, when its holder has died, and when the answer was
+//!    cancelled before anybody saw it. Each delivery is counted, but for the last kind.
+//! 4. The bound counts what is ready or on offer. What is leased is not counted, so that a consumer
+//!    that sends to its own queue before it acknowledges cannot block itself; an item that comes
+//!    back from a lease may pass the bound.
+//! 5. A closed queue takes nothing more; those who wait for room are told. Consumers get what is
+//!    left, then they are told: not before the last lease has ended, for its item may come back.
+//! 6. With its last sender a queue closes; with its last receiver it closes, and what is in it is
+//!    dropped.
 //! 7. `join` waits until nothing is left: ready, on offer or leased.
-//! 8. A client that sends or receives often has a [`lane`] for it. What stands in an inlet is in the queue
-//!    from the moment at which it was put in; so before anything is decided, the inlets are emptied, in the order of the times at
-//!    which items were put in. What was granted and not used takes room; nothing is granted while somebody waits for room, and
-//!    what was granted is revoked first. What stands in an outlet is on offer; it is reclaimed before anybody else is served,
-//!    so nobody waits for what another has and has not taken.
-//! 9. One who waits may be given his item through his outlet: it is *promised*, which is an offer as any other (rule 2), and
-//!    not reclaimed. He takes it as he takes whatever is there, and says nothing of it. One item of an outlet is promised at a time, and it is
-//!    the first there.
+//! 8. A client that sends or receives often has a [`lane`] for it. What stands in an inlet is in
+//!    the queue from the moment at which it was put in; so before anything is decided, the inlets
+//!    are emptied, in the order of the times at which items were put in. What was granted and not
+//!    used takes room; nothing is granted while somebody waits for room, and what was granted is
+//!    revoked first. What stands in an outlet is on offer; it is reclaimed before anybody else is
+//!    served, so nobody waits for what another has and has not taken.
+//! 9. One who waits may be given his item through his outlet: it is *promised*, which is an offer
+//!    as any other (rule 2), and not reclaimed. He takes it as he takes whatever is there, and says
+//!    nothing of it. One item of an outlet is promised at a time, and it is the first there.
 
 use super::code::{Message, Pack, Wait, messages, unpack};
 use super::line::{Line, WAITER_BYTES, of_client};
@@ -141,7 +145,8 @@ struct Sending {
 
 impl Sending {
     fn bytes(&self) -> usize {
-        WAITER_BYTES + self.values.iter().map(|value| value.len() + size_of::<Packet>()).sum::<usize>()
+        WAITER_BYTES
+            + self.values.iter().map(|value| value.len() + size_of::<Packet>()).sum::<usize>()
     }
 }
 
@@ -227,7 +232,15 @@ impl Queue {
         }
     }
 
-    fn send(&mut self, caller: Caller, values: VecDeque<Packet>, held: Held, wait: Wait, now: Instant, answers: &mut Vec<Answer>) {
+    fn send(
+        &mut self,
+        caller: Caller,
+        values: VecDeque<Packet>,
+        held: Held,
+        wait: Wait,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) {
         if self.closed {
             answers.push(Answer::new(caller, Reply::Closed { accepted: 0 }.body()));
             return;
@@ -250,7 +263,8 @@ impl Queue {
     }
 
     fn has_room(&self) -> bool {
-        self.capacity.is_none_or(|capacity| self.ready.len() + self.offered + self.credit < capacity)
+        self.capacity
+            .is_none_or(|capacity| self.ready.len() + self.offered + self.credit < capacity)
     }
 
     fn is_drained(&self) -> bool {
@@ -263,7 +277,11 @@ impl Queue {
         for round in 0.. {
             self.pull();
             // What came back from leases may have passed the bound: then nothing more may come in.
-            if self.credit > 0 && self.capacity.is_some_and(|capacity| self.ready.len() + self.offered + self.credit > capacity) {
+            if self.credit > 0
+                && self.capacity.is_some_and(|capacity| {
+                    self.ready.len() + self.offered + self.credit > capacity
+                })
+            {
                 self.revoke();
             }
             loop {
@@ -356,7 +374,11 @@ impl Queue {
             items.extend(self.ready.pop_front());
         }
         let body = match items.iter().collect::<Vec<_>>()[..] {
-            [item] => Body::with_value(Reply::Item { deliveries: item.deliveries }.packet(), item.value.clone(), item.held.0.clone()),
+            [item] => Body::with_value(
+                Reply::Item { deliveries: item.deliveries }.packet(),
+                item.value.clone(),
+                item.held.0.clone(),
+            ),
             ref items => {
                 let (mut pack, mut held) = (Pack::default(), Vec::new());
                 for item in items {
@@ -371,11 +393,20 @@ impl Queue {
         answers.push(Answer::offer(caller, body));
     }
 
-    fn lease(&mut self, caller: Caller, limit: Option<Duration>, now: Instant, answers: &mut Vec<Answer>) {
+    fn lease(
+        &mut self,
+        caller: Caller,
+        limit: Option<Duration>,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) {
         let Some(mut item) = self.ready.pop_front() else { return };
         item.deliveries = item.deliveries.saturating_add(1);
         let reply = Reply::Item { deliveries: item.deliveries };
-        answers.push(Answer::new(caller, Body::with_value(reply.packet(), item.value.clone(), item.held.0.clone())));
+        answers.push(Answer::new(
+            caller,
+            Body::with_value(reply.packet(), item.value.clone(), item.held.0.clone()),
+        ));
         let until = limit.and_then(|limit| now.checked_add(limit));
         self.limits.extend(until.map(|until| (until, caller)));
         self.leases.insert(caller, Lease { item, until });
@@ -453,7 +484,11 @@ impl Queue {
         for (caller, sending) in self.senders.expire(now) {
             self.bytes -= sending.bytes();
             let accepted = sending.accepted;
-            let reply = if sending.wait == Wait::No { Reply::Full { accepted } } else { Reply::TimedOut { accepted } };
+            let reply = if sending.wait == Wait::No {
+                Reply::Full { accepted }
+            } else {
+                Reply::TimedOut { accepted }
+            };
             answers.push(Answer::new(caller, reply.body()));
         }
         for (caller, want) in self.receivers.expire(now) {
@@ -471,7 +506,13 @@ fn nothing(wait: Wait) -> Reply {
 }
 
 impl Object for Queue {
-    fn request(&mut self, caller: Caller, body: Body, now: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
+    fn request(
+        &mut self,
+        caller: Caller,
+        body: Body,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), Bad> {
         let own = |ticket| Caller { client: caller.client, ticket };
         let answer = |reply: Reply| Answer::new(caller, reply.body());
         if self.knows(caller) {
@@ -481,11 +522,23 @@ impl Object for Queue {
         self.pull();
         match ask {
             Ask::Rang => {}
-            Ask::Send { wait } => self.send(caller, VecDeque::from([body.tail]), body.held, wait, now, answers),
-            Ask::SendMany { wait } => self.send(caller, unpack(&body.tail)?.into(), body.held, wait, now, answers),
-            Ask::Recv { wait, max } => self.receivers.push(caller, wait.until(now), Want { how: How::Recv { max }, wait }),
-            Ask::RecvByLane { wait, lane } => self.receivers.push(caller, wait.until(now), Want { how: How::ByLane(lane), wait }),
-            Ask::Lease { wait, limit } => self.receivers.push(caller, wait.until(now), Want { how: How::Lease { limit }, wait }),
+            Ask::Send { wait } => {
+                self.send(caller, VecDeque::from([body.tail]), body.held, wait, now, answers)
+            }
+            Ask::SendMany { wait } => {
+                self.send(caller, unpack(&body.tail)?.into(), body.held, wait, now, answers)
+            }
+            Ask::Recv { wait, max } => {
+                self.receivers.push(caller, wait.until(now), Want { how: How::Recv { max }, wait })
+            }
+            Ask::RecvByLane { wait, lane } => {
+                self.receivers.push(caller, wait.until(now), Want { how: How::ByLane(lane), wait })
+            }
+            Ask::Lease { wait, limit } => self.receivers.push(
+                caller,
+                wait.until(now),
+                Want { how: How::Lease { limit }, wait },
+            ),
             Ask::Acknowledge { lease } => match self.end_lease(own(lease)) {
                 Some(item) => {
                     self.bytes -= item.bytes();
@@ -534,7 +587,10 @@ impl Object for Queue {
     fn cancel(&mut self, caller: Caller, now: Instant, answers: &mut Vec<Answer>) {
         self.pull();
         self.close_lane(caller);
-        if !self.forget_sender(caller) && self.receivers.remove(caller).is_none() && self.joiners.remove(caller).is_none() {
+        if !self.forget_sender(caller)
+            && self.receivers.remove(caller).is_none()
+            && self.joiners.remove(caller).is_none()
+        {
             self.put_back_offer(caller);
             self.take_back(caller);
             if let Some(mut item) = self.end_lease(caller) {
@@ -591,10 +647,16 @@ impl Object for Queue {
 
     fn next_deadline(&self) -> Option<Instant> {
         let lease = self.limits.first().map(|(until, _)| *until);
-        [lease, self.senders.next_deadline(), self.receivers.next_deadline(), self.joiners.next_deadline(), self.look_at]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            lease,
+            self.senders.next_deadline(),
+            self.receivers.next_deadline(),
+            self.joiners.next_deadline(),
+            self.look_at,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn tick(&mut self, now: Instant, answers: &mut Vec<Answer>) {
@@ -610,8 +672,16 @@ impl Object for Queue {
         self.left = bytes;
     }
 
-    fn lane(&mut self, caller: Caller, way: Way, memory: Arc<SharedMemory>, now: Instant, answers: &mut Vec<Answer>) -> bool {
-        let full = self.inlets.len() + self.outlets.len() >= LANES_MAX || self.left < 2 * LANE_BYTES;
+    fn lane(
+        &mut self,
+        caller: Caller,
+        way: Way,
+        memory: Arc<SharedMemory>,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> bool {
+        let full =
+            self.inlets.len() + self.outlets.len() >= LANES_MAX || self.left < 2 * LANE_BYTES;
         if self.closed || full || memory.words().len() < lane::WORDS || self.knows(caller) {
             return false;
         }
@@ -623,7 +693,13 @@ impl Object for Queue {
         true
     }
 
-    fn put_now(&mut self, value: Packet, held: Held, now: Instant, answers: &mut Vec<Answer>) -> Result<(), (Packet, Held)> {
+    fn put_now(
+        &mut self,
+        value: Packet,
+        held: Held,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), (Packet, Held)> {
         self.pull();
         if self.closed || !self.senders.is_empty() || !self.has_room() {
             return Err((value, held));
@@ -639,7 +715,11 @@ impl Object for Queue {
         let item = self.ready.pop_front()?;
         self.bytes -= item.bytes();
         self.turn(now, answers);
-        Some(Body::with_value(Reply::Item { deliveries: item.deliveries }.packet(), item.value, item.held.0))
+        Some(Body::with_value(
+            Reply::Item { deliveries: item.deliveries }.packet(),
+            item.value,
+            item.held.0,
+        ))
     }
 }
 

@@ -1,22 +1,30 @@
 //! What a queue does with its lanes: rules 8 and 9 of `queue.rs`.
 
-use super::{AHEAD_MAX, Answer, Caller, GRANT_MIN, Inlet, Item, LANE_BYTES, Message, Outlet, Packet, Queue, Reply, SLOTS};
+use super::{
+    AHEAD_MAX, Answer, Caller, GRANT_MIN, Inlet, Item, LANE_BYTES, Message, Outlet, Packet, Queue,
+    Reply, SLOTS,
+};
 use crate::manager::lane;
 
 impl Queue {
-    /// Takes note of what clients have put into their lanes, and taken out of them. A lane that makes no sense is closed: what
-    /// its client has put in since is lost, and that is its own doing.
+    /// Takes note of what clients have put into their lanes, and taken out of them. A lane that
+    /// makes no sense is closed: what its client has put in since is lost, and that is its own
+    /// doing.
     pub(super) fn pull(&mut self) {
         if self.inlets.values().any(Inlet::has_news) {
             let mut items = Vec::new();
             let several = self.inlets.len() > 1;
-            // They are emptied one after another. What is sent meanwhile waits for the next time: else an item in an inlet
-            // that comes later here would pass one that was sent before it into an inlet that we have been at.
+            // They are emptied one after another. What is sent meanwhile waits for the next time:
+            // else an item in an inlet that comes later here would pass one that was
+            // sent before it into an inlet that we have been at.
             let until = if several { lane::time() } else { u64::MAX };
-            self.inlets.retain(|_, inlet| inlet.pull(until, |time, value| items.push((time, value))).is_ok());
+            self.inlets.retain(|_, inlet| {
+                inlet.pull(until, |time, value| items.push((time, value))).is_ok()
+            });
             self.credit = self.inlets.values().map(|inlet| inlet.credit() as usize).sum();
             if several {
-                // Each inlet's are in their order; whoever had sent before another began, comes before him.
+                // Each inlet's are in their order; whoever had sent before another began, comes
+                // before him.
                 items.sort_by_key(|(time, _)| *time);
             }
             for (_, value) in items {
@@ -47,11 +55,14 @@ impl Queue {
         self.credit = 0;
     }
 
-    /// Gives one who waits the next item through his lane: it is promised to him. `false`: it has to go another way.
+    /// Gives one who waits the next item through his lane: it is promised to him. `false`: it has
+    /// to go another way.
     pub(super) fn promise(&mut self, caller: Caller, lane: u64, answers: &mut Vec<Answer>) -> bool {
         let at = Caller { client: caller.client, ticket: lane };
         let Some(outlet) = self.outlets.get_mut(&at) else { return false };
-        let goes = |item: &Item| outlet.len() == 0 && item.held.0.is_none() && outlet.fits(item.value.len());
+        let goes = |item: &Item| {
+            outlet.len() == 0 && item.held.0.is_none() && outlet.fits(item.value.len())
+        };
         if !self.ready.front().is_some_and(goes) {
             return false;
         }
@@ -144,7 +155,8 @@ impl Queue {
             return false;
         }
         lane::before_looking_again();
-        wanted && self.inlets.values().any(Inlet::has_news) || missed && self.outlets.values().any(Outlet::has_news)
+        wanted && self.inlets.values().any(Inlet::has_news)
+            || missed && self.outlets.values().any(Outlet::has_news)
     }
 
     /// What is ready goes into the outlets, in equal parts: nobody waits for it.

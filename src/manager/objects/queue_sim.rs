@@ -1,9 +1,9 @@
 //! The rules of a queue against a made-up world and an independent model.
 //!
-//! The world plays the clients: they send, receive, lease, acknowledge, give up and die at random, and time passes. The
-//! model keeps plain lists of what stands where; each answer is held against them before it is entered, and after each
-//! event nobody may wait for what is there. What is wrong is returned, so that a test can also show that broken rules
-//! are found ([`Flaw`]).
+//! The world plays the clients: they send, receive, lease, acknowledge, give up and die at random,
+//! and time passes. The model keeps plain lists of what stands where; each answer is held against
+//! them before it is entered, and after each event nobody may wait for what is there. What is wrong
+//! is returned, so that a test can also show that broken rules are found ([`Flaw`]).
 
 use super::*;
 use crate::manager::lane::{Pusher, Taker};
@@ -51,7 +51,8 @@ enum Flaw {
     PromiseBroken,
     /// What is promised to one who waits no longer is kept for him.
     PromiseKept,
-    /// What was promised to one who waits no longer stays where it is, though something comes before it.
+    /// What was promised to one who waits no longer stays where it is, though something comes
+    /// before it.
     PromiseStays,
 }
 
@@ -108,7 +109,8 @@ struct World {
     clients: Clients,
     capacity: Option<usize>,
     // The model.
-    /// By id; ids are given in the order of sending, `order` holds them in the order in which they were let in.
+    /// By id; ids are given in the order of sending, `order` holds them in the order in which they
+    /// were let in.
     places: BTreeMap<u64, (Place, u32)>,
     order: Vec<u64>,
     sizes: BTreeMap<u64, usize>,
@@ -205,7 +207,9 @@ impl World {
         if !self.has_room() {
             return Err("more was let in than there is room for".into());
         }
-        let Some(sender) = self.senders.first_mut() else { return Err("something came in that nobody sent".into()) };
+        let Some(sender) = self.senders.first_mut() else {
+            return Err("something came in that nobody sent".into());
+        };
         let Some(id) = sender.ids.get(sender.accepted) else { return Ok(()) };
         sender.accepted += 1;
         self.order.push(*id);
@@ -220,16 +224,24 @@ impl World {
             .senders
             .iter()
             .map(|sender| {
-                let rest = sender.ids[sender.accepted..].iter().map(|id| self.sizes[id] + 8 + size_of::<Packet>()).sum::<usize>();
+                let rest = sender.ids[sender.accepted..]
+                    .iter()
+                    .map(|id| self.sizes[id] + 8 + size_of::<Packet>())
+                    .sum::<usize>();
                 WAITER_BYTES + rest
             })
             .sum();
         let lanes = self.takers.len() + if self.closed { 0 } else { self.pushers.len() };
-        inside + waiting + (self.receivers.len() + self.joiners.len()) * WAITER_BYTES + lanes * LANE_BYTES
+        inside
+            + waiting
+            + (self.receivers.len() + self.joiners.len()) * WAITER_BYTES
+            + lanes * LANE_BYTES
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let leases = self.order.iter().filter_map(|id| if let Place::Leased(_, until) = self.places[id].0 { until } else { None });
+        let leases = self.order.iter().filter_map(|id| {
+            if let Place::Leased(_, until) = self.places[id].0 { until } else { None }
+        });
         let senders = self.senders.iter().filter_map(|sender| sender.until);
         let receivers = self.receivers.iter().filter_map(|receiver| receiver.3);
         let joiners = self.joiners.iter().filter_map(|joiner| joiner.1);
@@ -266,13 +278,21 @@ impl World {
                         self.let_in()?;
                     }
                     let sender = &self.senders[at];
-                    if sender.until.is_none_or(|until| until > self.now) || accepted as usize != sender.accepted {
-                        return Err(format!("{to:?} was told {reply:?} at {:?}: {sender:?}", self.now));
+                    if sender.until.is_none_or(|until| until > self.now)
+                        || accepted as usize != sender.accepted
+                    {
+                        return Err(format!(
+                            "{to:?} was told {reply:?} at {:?}: {sender:?}",
+                            self.now
+                        ));
                     }
                     self.note("full or too late");
                 }
                 Reply::Closed { accepted } => {
-                    while self.senders[0].accepted < self.senders[0].ids.len() && self.has_room() && !self.closed {
+                    while self.senders[0].accepted < self.senders[0].ids.len()
+                        && self.has_room()
+                        && !self.closed
+                    {
                         self.let_in()?;
                     }
                     if !self.closed || accepted as usize != self.senders[at].accepted {
@@ -294,8 +314,14 @@ impl World {
                         Reply::Items => unpack(&answer.body.tail).map_err(|bad| bad.0)?,
                         _ => vec![answer.body.tail.clone()],
                     };
-                    if values.len() > max as usize || values.is_empty() || answer.offer != lease.is_none() {
-                        return Err(format!("{to:?} was given {} items, where it wanted {max}", values.len()));
+                    if values.len() > max as usize
+                        || values.is_empty()
+                        || answer.offer != lease.is_none()
+                    {
+                        return Err(format!(
+                            "{to:?} was given {} items, where it wanted {max}",
+                            values.len()
+                        ));
                     }
                     for value in values {
                         let id = id_of(&value);
@@ -321,20 +347,28 @@ impl World {
                             }
                         };
                         if matches!(reply, Reply::Item { deliveries } if deliveries != *count) {
-                            return Err(format!("item {id} was delivered {count} times, and was told {reply:?}"));
+                            return Err(format!(
+                                "item {id} was delivered {count} times, and was told {reply:?}"
+                            ));
                         }
                         self.note(if lease.is_some() { "leased" } else { "offered" });
                     }
                 }
                 Reply::InLane => {
-                    let lane = self.at_lane.iter().find(|(_, (caller, _))| *caller == to).map(|(lane, _)| *lane);
+                    let lane = self
+                        .at_lane
+                        .iter()
+                        .find(|(_, (caller, _))| *caller == to)
+                        .map(|(lane, _)| *lane);
                     let Some(lane) = lane.filter(|_| at == 0 && !answer.offer) else {
                         return Err(format!("{to:?} was told to look into a lane, in place {at}"));
                     };
                     if self.ready().is_empty() {
                         self.let_in()?;
                     }
-                    let Some(id) = self.ready().first().copied() else { return Err(format!("{to:?} was promised nothing")) };
+                    let Some(id) = self.ready().first().copied() else {
+                        return Err(format!("{to:?} was promised nothing"));
+                    };
                     self.places.get_mut(&id).expect("it is there").0 = Place::Offered(to);
                     self.at_lane.insert(lane, (to, Some(id)));
                     self.note("promised");
@@ -347,7 +381,10 @@ impl World {
                 }
                 Reply::Closed { .. } => {
                     if !self.closed || !self.is_drained() {
-                        return Err(format!("{to:?} was told that it is closed, while {:?}", self.places));
+                        return Err(format!(
+                            "{to:?} was told that it is closed, while {:?}",
+                            self.places
+                        ));
                     }
                     self.note("recv from a closed one");
                 }
@@ -358,8 +395,11 @@ impl World {
         } else if let Some(at) = self.joiners.iter().position(|joiner| joiner.0 == to) {
             match reply {
                 Reply::Done if self.is_drained() => self.note("joined"),
-                Reply::Empty | Reply::TimedOut { .. } if self.joiners[at].1.is_some_and(|until| until <= self.now) => {}
-                other => return Err(format!("{to:?} waits until all is done, and was told {other:?}")),
+                Reply::Empty | Reply::TimedOut { .. }
+                    if self.joiners[at].1.is_some_and(|until| until <= self.now) => {}
+                other => {
+                    return Err(format!("{to:?} waits until all is done, and was told {other:?}"));
+                }
             }
             self.joiners.remove(at);
         } else {
@@ -372,7 +412,10 @@ impl World {
     fn check(&mut self, mut answers: Vec<Answer>) -> Result<(), String> {
         self.spoil_lanes();
         if self.deaf {
-            self.places.values_mut().filter(|(place, _)| *place == Place::Ready).for_each(|(place, _)| *place = Place::Gone);
+            self.places
+                .values_mut()
+                .filter(|(place, _)| *place == Place::Ready)
+                .for_each(|(place, _)| *place = Place::Gone);
         }
         if self.flaw == Some(Flaw::Unanswered) && self.rng.chance(1) {
             answers.pop();
@@ -392,18 +435,27 @@ impl World {
         if !self.receivers.is_empty() && !self.ready().is_empty() {
             return Err(format!("{:?} waits, and {:?} are ready", self.receivers[0], self.ready()));
         }
-        if self.is_drained() && (!self.joiners.is_empty() || self.closed && !self.receivers.is_empty()) {
+        if self.is_drained()
+            && (!self.joiners.is_empty() || self.closed && !self.receivers.is_empty())
+        {
             return Err("somebody waits for the end, and it is reached".into());
         }
         if self.deadline().is_some_and(|deadline| deadline <= self.now) {
             return Err("somebody's time is up, and nothing was done".into());
         }
         if self.queue.next_deadline() != self.deadline() {
-            return Err(format!("the next deadline is {:?}, not {:?}", self.deadline(), self.queue.next_deadline()));
+            return Err(format!(
+                "the next deadline is {:?}, not {:?}",
+                self.deadline(),
+                self.queue.next_deadline()
+            ));
         }
         self.order.retain(|id| self.places[id].0 != Place::Gone);
-        // (What has been taken by lane since the queue last looked, which not every event makes it do, is still counted.)
-        if !self.queue.outlets.values().any(Outlet::has_news) && self.queue.bytes() != self.lengths() {
+        // (What has been taken by lane since the queue last looked, which not every event makes it
+        // do, is still counted.)
+        if !self.queue.outlets.values().any(Outlet::has_news)
+            && self.queue.bytes() != self.lengths()
+        {
             return Err(format!("{} bytes are held, not {}", self.lengths(), self.queue.bytes()));
         }
         Ok(())
@@ -415,11 +467,13 @@ impl World {
         let mut answers = Vec::new();
         let body = Body::with_value(ask.packet(), tail, None);
         // (As if what is put ahead were nobody else's.)
-        let hidden = self.flaw == Some(Flaw::Hoarded) && matches!(ask, Ask::Recv { .. } | Ask::Lease { .. });
+        let hidden =
+            self.flaw == Some(Flaw::Hoarded) && matches!(ask, Ask::Recv { .. } | Ask::Lease { .. });
         if self.flaw == Some(Flaw::PromiseBroken) {
             self.queue.outlets.values_mut().for_each(Outlet::break_promise);
         }
-        let outlets = if hidden { std::mem::take(&mut self.queue.outlets) } else { BTreeMap::new() };
+        let outlets =
+            if hidden { std::mem::take(&mut self.queue.outlets) } else { BTreeMap::new() };
         let result = self.queue.request(caller, body, self.now, &mut answers).map_err(|bad| bad.0);
         self.queue.outlets.extend(outlets);
         result?;
@@ -453,7 +507,12 @@ impl World {
                     pack.push(&value(*id, size));
                 }
                 let wait = self.wait();
-                self.senders.push(Sender { caller, ids: ids.clone(), accepted: 0, until: wait.until(self.now) });
+                self.senders.push(Sender {
+                    caller,
+                    ids: ids.clone(),
+                    accepted: 0,
+                    until: wait.until(self.now),
+                });
                 let (ask, tail) = match many {
                     true => (Ask::SendMany { wait }, pack.finish()),
                     false => (Ask::Send { wait }, value(ids[0], self.sizes[&ids[0]])),
@@ -464,7 +523,9 @@ impl World {
             25..45 => {
                 let caller = self.clients.caller(rng);
                 let max = 1 + if rng.chance(30) { rng.below(4) as u32 } else { 0 };
-                let free = |lane: &&Caller| lane.client == caller.client && !self.at_lane.contains_key(lane);
+                let free = |lane: &&Caller| {
+                    lane.client == caller.client && !self.at_lane.contains_key(lane)
+                };
                 let lane = self.takers.keys().find(free).copied();
                 let wait = self.wait();
                 let ask = match lane {
@@ -496,7 +557,11 @@ impl World {
                 self.die(client)
             }
             87..96 => {
-                let pass = if rng.chance(50) { rng.millis(4) } else { Duration::from_millis(1 + rng.below(15)) };
+                let pass = if rng.chance(50) {
+                    rng.millis(4)
+                } else {
+                    Duration::from_millis(1 + rng.below(15))
+                };
                 self.pass(pass)
             }
             96..98 => {
@@ -515,7 +580,8 @@ impl World {
 
     fn open_lane(&mut self) -> Result<(), String> {
         let caller = self.clients.caller(&mut self.rng);
-        let (memory, _) = SharedMemory::create(lane::WORDS * 8).map_err(|error| error.to_string())?;
+        let (memory, _) =
+            SharedMemory::create(lane::WORDS * 8).map_err(|error| error.to_string())?;
         let memory = Arc::new(memory);
         let way = if self.rng.chance(50) { Way::In } else { Way::Out };
         let mut answers = Vec::new();
@@ -533,12 +599,15 @@ impl World {
 
     /// A client whose lane wants to be heard.
     fn ring(&mut self, client: Client) -> Result<(), String> {
-        let answers = self.ask(Caller { client, ticket: NO_ANSWER }, Ask::Rang, Packet::default())?;
+        let answers =
+            self.ask(Caller { client, ticket: NO_ANSWER }, Ask::Rang, Packet::default())?;
         self.check(answers)
     }
 
     fn push(&mut self) -> Result<(), String> {
-        let Some(caller) = self.rng.pick(&self.pushers.keys().copied().collect::<Vec<_>>()) else { return Ok(()) };
+        let Some(caller) = self.rng.pick(&self.pushers.keys().copied().collect::<Vec<_>>()) else {
+            return Ok(());
+        };
         let id = self.next_id;
         let size = if self.rng.chance(10) { self.rng.below(900) } else { 0 } as usize;
         let pusher = self.pushers.get_mut(&caller).expect("it was just there");
@@ -552,15 +621,23 @@ impl World {
         self.places.insert(id, (Place::Ready, 0));
         self.note("by lane in");
         if !self.receivers.is_empty() && !ring {
-            return Err(format!("{:?} waits, and item {id} came without a bell", self.receivers[0]));
+            return Err(format!(
+                "{:?} waits, and item {id} came without a bell",
+                self.receivers[0]
+            ));
         }
         if ring { self.ring(caller.client) } else { Ok(()) }
     }
 
     fn take_out(&mut self) -> Result<(), String> {
-        // As long as somebody waits at a lane, nobody else takes there; and he only when he was told.
+        // As long as somebody waits at a lane, nobody else takes there; and he only when he was
+        // told.
         let may = |lane: &&Caller| !matches!(self.at_lane.get(lane), Some((_, None)));
-        let Some(caller) = self.rng.pick(&self.takers.keys().filter(may).copied().collect::<Vec<_>>()) else { return Ok(()) };
+        let Some(caller) =
+            self.rng.pick(&self.takers.keys().filter(may).copied().collect::<Vec<_>>())
+        else {
+            return Ok(());
+        };
         let promised = self.at_lane.remove(&caller);
         let Some((item, ring)) = self.takers.get_mut(&caller).and_then(Taker::take) else {
             return promised.map_or(Ok(()), |promised| Err(format!("{promised:?} was not there")));
@@ -574,12 +651,22 @@ impl World {
                 return Err(format!("{to:?} has taken {id}, and was promised {promised:?}"));
             }
             self.note("taken as promised");
-        } else if self.places[&id].0 != Place::Ready || self.takers.len() == 1 && self.ready().first() != Some(&id) {
-            return Err(format!("item {id} was taken, ready were {:?}; it was {:?}", self.ready(), self.places[&id]));
+        } else if self.places[&id].0 != Place::Ready
+            || self.takers.len() == 1 && self.ready().first() != Some(&id)
+        {
+            return Err(format!(
+                "item {id} was taken, ready were {:?}; it was {:?}",
+                self.ready(),
+                self.places[&id]
+            ));
         }
         self.places.insert(id, (Place::Gone, 0));
         self.note("by lane out");
-        if !ring && (!self.senders.is_empty() || !self.joiners.is_empty() || self.closed && !self.receivers.is_empty()) {
+        if !ring
+            && (!self.senders.is_empty()
+                || !self.joiners.is_empty()
+                || self.closed && !self.receivers.is_empty())
+        {
             return Err(format!("item {id} was taken without a bell"));
         }
         if ring { self.ring(caller.client) } else { Ok(()) }
@@ -612,7 +699,11 @@ impl World {
             closed: self.closed,
         };
         match &answers[..] {
-            [answer] if answer.to == caller && Reply::read(&answer.body.head) == Ok(expected.clone()) || self.flaw == Some(Flaw::Bound) => {
+            [answer]
+                if answer.to == caller
+                    && Reply::read(&answer.body.head) == Ok(expected.clone())
+                    || self.flaw == Some(Flaw::Bound) =>
+            {
                 Ok(())
             }
             other => Err(format!("the status is {expected:?}, not {other:?}")),
@@ -646,7 +737,9 @@ impl World {
         let leases: Vec<(u64, Caller)> = self
             .places
             .iter()
-            .filter_map(|(id, (place, _))| if let Place::Leased(caller, _) = place { Some((*id, *caller)) } else { None })
+            .filter_map(|(id, (place, _))| {
+                if let Place::Leased(caller, _) = place { Some((*id, *caller)) } else { None }
+            })
             .collect();
         let Some((id, lease)) = self.rng.pick(&leases) else { return Ok(()) };
         let caller = self.clients.caller_of(lease.client);
@@ -681,14 +774,25 @@ impl World {
             self.queue.ready.rotate_left(1);
         }
         if self.flaw == Some(Flaw::ClosedEarly) && self.closed && !self.queue.is_drained() {
-            answers.extend(self.queue.receivers.drain().into_iter().map(|(to, _)| Answer::new(to, Reply::Closed { accepted: 0 }.body())));
+            answers.extend(
+                self.queue
+                    .receivers
+                    .drain()
+                    .into_iter()
+                    .map(|(to, _)| Answer::new(to, Reply::Closed { accepted: 0 }.body())),
+            );
         }
         self.check(answers)
     }
 
     fn offers(&self) -> Vec<Caller> {
-        let mut offers: Vec<Caller> =
-            self.order.iter().filter_map(|id| if let Place::Offered(caller) = self.places[id].0 { Some(caller) } else { None }).collect();
+        let mut offers: Vec<Caller> = self
+            .order
+            .iter()
+            .filter_map(|id| {
+                if let Place::Offered(caller) = self.places[id].0 { Some(caller) } else { None }
+            })
+            .collect();
         offers.sort();
         offers.dedup();
         offers
@@ -729,13 +833,19 @@ impl World {
         callers.extend(self.senders.iter().map(|sender| sender.caller));
         callers.extend(self.receivers.iter().map(|receiver| receiver.0));
         callers.extend(self.joiners.iter().map(|joiner| joiner.0));
-        callers
-            .extend(self.places.values().filter_map(|(place, _)| if let Place::Leased(caller, _) = place { Some(*caller) } else { None }));
-        callers.extend(self.pushers.keys().chain(self.takers.keys().filter(|lane| !self.at_lane.contains_key(lane))));
+        callers.extend(self.places.values().filter_map(|(place, _)| {
+            if let Place::Leased(caller, _) = place { Some(*caller) } else { None }
+        }));
+        callers.extend(
+            self.pushers
+                .keys()
+                .chain(self.takers.keys().filter(|lane| !self.at_lane.contains_key(lane))),
+        );
         let Some(caller) = self.rng.pick(&callers) else { return Ok(()) };
         self.pushers.remove(&caller);
         self.takers.remove(&caller);
-        let promised = self.at_lane.values().any(|(waits, promised)| *waits == caller && promised.is_some());
+        let promised =
+            self.at_lane.values().any(|(waits, promised)| *waits == caller && promised.is_some());
         self.at_lane.retain(|_, (waits, _)| *waits != caller);
         self.senders.retain(|sender| sender.caller != caller);
         self.receivers.retain(|receiver| receiver.0 != caller);
@@ -757,7 +867,11 @@ impl World {
         if self.flaw == Some(Flaw::Passed)
             && let Some((first, sending)) = self.queue.senders.pop()
         {
-            self.queue.senders.push(first, self.senders.iter().find(|s| s.caller == first).and_then(|s| s.until), sending);
+            self.queue.senders.push(
+                first,
+                self.senders.iter().find(|s| s.caller == first).and_then(|s| s.until),
+                sending,
+            );
         }
         if self.flaw == Some(Flaw::PromiseStays) {
             self.queue.outlets.values_mut().for_each(|outlet| _ = outlet.take_back(caller.ticket));
@@ -785,7 +899,8 @@ impl World {
         match self.flaw {
             Some(Flaw::LaneLost) => {
                 self.queue.inlets.retain(|caller, _| caller.client != client);
-                self.queue.credit = self.queue.inlets.values().map(|inlet| inlet.credit() as usize).sum();
+                self.queue.credit =
+                    self.queue.inlets.values().map(|inlet| inlet.credit() as usize).sum();
             }
             Some(Flaw::AheadLost) => {
                 self.queue.pull();
@@ -811,7 +926,12 @@ impl World {
             }
             _ => {}
         }
-        let waiting = self.queue.receivers.iter().find(|(caller, _)| caller.client == client).map(|(caller, want)| (caller, *want));
+        let waiting = self
+            .queue
+            .receivers
+            .iter()
+            .find(|(caller, _)| caller.client == client)
+            .map(|(caller, want)| (caller, *want));
         self.queue.gone(client, Gone::Died, self.now, &mut answers);
         if self.flaw == Some(Flaw::DeadReceiver)
             && let Some((caller, want)) = waiting
@@ -867,7 +987,8 @@ impl World {
         while let Some(next) = self.ready().first().copied() {
             let caller = self.clients.caller(&mut self.rng);
             self.receivers.push((caller, 1, None, Some(self.now)));
-            let answers = self.ask(caller, Ask::Recv { wait: Wait::No, max: 1 }, Packet::default())?;
+            let answers =
+                self.ask(caller, Ask::Recv { wait: Wait::No, max: 1 }, Packet::default())?;
             self.check(answers)?;
             let (place, _) = self.places[&next];
             if place != Place::Offered(caller) {
@@ -886,7 +1007,8 @@ impl World {
 
     fn run(&mut self, steps: u64) -> Result<(), String> {
         for step in 0..steps {
-            self.step().map_err(|wrong| format!("step {step} at {:?}: {wrong}", self.now - self.start))?;
+            self.step()
+                .map_err(|wrong| format!("step {step} at {:?}: {wrong}", self.now - self.start))?;
         }
         self.finish()
     }
@@ -908,7 +1030,10 @@ fn long_run() {
 fn broken_rules_are_found() {
     for flaw in FLAWS {
         // (What is counted twice may also be found by a count that goes below zero.)
-        let run = |seed| std::panic::catch_unwind(|| World::new(seed, Some(flaw)).run(300)).unwrap_or_else(|_| Err("a panic".into()));
+        let run = |seed| {
+            std::panic::catch_unwind(|| World::new(seed, Some(flaw)).run(300))
+                .unwrap_or_else(|_| Err("a panic".into()))
+        };
         let found = (0..2_000).find_map(|seed| run(seed).err());
         assert!(found.is_some(), "{flaw:?} was not found");
     }
@@ -944,6 +1069,10 @@ fn everything_comes_up() {
         "promised",
         "taken as promised",
     ] {
-        assert!(seen.get(what).is_some_and(|count| *count > 20), "{what} came up {:?} times", seen.get(what));
+        assert!(
+            seen.get(what).is_some_and(|count| *count > 20),
+            "{what} came up {:?} times",
+            seen.get(what)
+        );
     }
 }

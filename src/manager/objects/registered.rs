@@ -1,10 +1,10 @@
-//! An object of the user's, which is served elsewhere: calls go in by one door, and whoever serves takes them out by
-//! another, one at a time.
+//! An object of the user's, which is served elsewhere: calls go in by one door, and whoever serves
+//! takes them out by another, one at a time.
 //!
 //! The rules, by number:
 //!
-//! 1. Calls are served in order. One that is given up, or whose client is gone, before it was begun is never begun; later
-//!    its result is dropped.
+//! 1. Calls are served in order. One that is given up, or whose client is gone, before it was begun
+//!    is never begun; later its result is dropped.
 //! 2. Whoever serves asks for the next call when it has answered the last one.
 //! 3. The limit of a call counts waiting and running. What had not begun by then never does.
 //! 4. When nobody can call any more, whoever serves is told that it is over.
@@ -78,7 +78,15 @@ pub(crate) struct Registered {
 impl Registered {
     /// Served by this client.
     pub(crate) fn new(server: Client) -> Self {
-        Self { server, line: Line::new(), bytes: 0, running: None, idle: None, next: 0, over: false }
+        Self {
+            server,
+            line: Line::new(),
+            bytes: 0,
+            running: None,
+            idle: None,
+            next: 0,
+            over: false,
+        }
     }
 
     fn serve(&mut self, answers: &mut Vec<Answer>) {
@@ -112,7 +120,8 @@ impl Registered {
             answers.push(Answer::new(caller, Reply::TimedOut.body()));
         }
         if let Some(running) = &mut self.running
-            && let Some((caller, _)) = running.caller.take_if(|(_, until)| until.is_some_and(|until| until <= now))
+            && let Some((caller, _)) =
+                running.caller.take_if(|(_, until)| until.is_some_and(|until| until <= now))
         {
             answers.push(Answer::new(caller, Reply::TimedOut.body()));
         }
@@ -126,7 +135,13 @@ impl Registered {
 }
 
 impl Object for Registered {
-    fn request(&mut self, caller: Caller, body: Body, now: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
+    fn request(
+        &mut self,
+        caller: Caller,
+        body: Body,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), Bad> {
         let served = caller.client == self.server;
         match Ask::read(&body.head)? {
             Ask::Call { wait } => {
@@ -139,7 +154,11 @@ impl Object for Registered {
             }
             Ask::Next if served => self.idle = Some(caller),
             Ask::Done { call } if served => {
-                self.answer(call, Body::with_value(Reply::Done.packet(), body.tail, body.held), answers);
+                self.answer(
+                    call,
+                    Body::with_value(Reply::Done.packet(), body.tail, body.held),
+                    answers,
+                );
                 answers.push(Answer::new(caller, Reply::Taken.body()));
             }
             Ask::Failed { call, how, text } if served => {
@@ -214,7 +233,8 @@ mod tests {
             let mut clients = Clients::new(4);
             let server = Client { seat: 1_000, generation: 0 };
             let (mut object, mut now) = (Registered::new(server), Instant::now());
-            let (mut line, mut running, mut idle) = (Vec::<Known>::new(), None::<(u64, Option<Known>)>, None);
+            let (mut line, mut running, mut idle) =
+                (Vec::<Known>::new(), None::<(u64, Option<Known>)>, None);
             let mut numbers = 0;
             for step in 0..200 {
                 let mut answers = Vec::new();
@@ -223,9 +243,14 @@ mod tests {
                 match rng.below(12) {
                     0..4 => {
                         numbers += 1;
-                        let wait = if rng.chance(30) { Wait::Limit(rng.millis(20) + Duration::from_millis(1)) } else { Wait::Ever };
+                        let wait = if rng.chance(30) {
+                            Wait::Limit(rng.millis(20) + Duration::from_millis(1))
+                        } else {
+                            Wait::Ever
+                        };
                         line.push(Known { caller, number: numbers, until: wait.until(now) });
-                        let body = Body::with_value(Ask::Call { wait }.packet(), packet(numbers), None);
+                        let body =
+                            Body::with_value(Ask::Call { wait }.packet(), packet(numbers), None);
                         object.request(caller, body, now, &mut answers).map_err(|bad| bad.0)?;
                     }
                     4..8 => match running.take() {
@@ -236,13 +261,16 @@ mod tests {
                                 expected.push((known.caller, Reply::Done, packet(result)));
                             }
                             expected.push((told, Reply::Taken, Packet::default()));
-                            let body = Body::with_value(Ask::Done { call }.packet(), packet(result), None);
+                            let body =
+                                Body::with_value(Ask::Done { call }.packet(), packet(result), None);
                             object.request(told, body, now, &mut answers).map_err(|bad| bad.0)?;
                         }
                         None if idle.is_none() => {
                             let asks = clients.caller_of(server);
                             idle = Some(asks);
-                            object.request(asks, Ask::Next.body(), now, &mut answers).map_err(|bad| bad.0)?;
+                            object
+                                .request(asks, Ask::Next.body(), now, &mut answers)
+                                .map_err(|bad| bad.0)?;
                         }
                         None => {}
                     },
@@ -251,7 +279,9 @@ mod tests {
                         all.extend(running.and_then(|(_, known)| known).map(|known| known.caller));
                         if let Some(caller) = rng.pick(&all) {
                             line.retain(|known| known.caller != caller);
-                            running = running.map(|(call, known)| (call, known.filter(|known| known.caller != caller)));
+                            running = running.map(|(call, known)| {
+                                (call, known.filter(|known| known.caller != caller))
+                            });
                             object.cancel(caller, now, &mut answers);
                         }
                     }
@@ -259,7 +289,9 @@ mod tests {
                         let client = caller.client;
                         clients.replace(client);
                         line.retain(|known| known.caller.client != client);
-                        running = running.map(|(call, known)| (call, known.filter(|known| known.caller.client != client)));
+                        running = running.map(|(call, known)| {
+                            (call, known.filter(|known| known.caller.client != client))
+                        });
                         object.gone(client, Gone::Died, now, &mut answers);
                     }
                     _ => {
@@ -271,7 +303,10 @@ mod tests {
                         if let Some((_, known)) = &mut running {
                             told.extend(known.take_if(|known| late(known)));
                         }
-                        expected.extend(told.into_iter().map(|known| (known.caller, Reply::TimedOut, Packet::default())));
+                        expected.extend(
+                            told.into_iter()
+                                .map(|known| (known.caller, Reply::TimedOut, Packet::default())),
+                        );
                         object.tick(now, &mut answers);
                     }
                 }
@@ -281,22 +316,38 @@ mod tests {
                     idle = None;
                     served += 1;
                     let known = line.remove(0);
-                    let call = match answers.iter().find(|answer| answer.to == asks).map(|answer| Reply::read(&answer.body.head)) {
+                    let call = match answers
+                        .iter()
+                        .find(|answer| answer.to == asks)
+                        .map(|answer| Reply::read(&answer.body.head))
+                    {
                         Some(Ok(Reply::Next { call })) => call,
-                        other => return Err(format!("step {step}: whoever serves was told {other:?}")),
+                        other => {
+                            return Err(format!("step {step}: whoever serves was told {other:?}"));
+                        }
                     };
                     expected.push((asks, Reply::Next { call }, packet(known.number)));
                     running = Some((call, Some(known)));
                 }
                 let answers: Vec<_> = answers
                     .into_iter()
-                    .map(|answer| (answer.to, Reply::read(&answer.body.head).expect("a reply"), answer.body.tail))
+                    .map(|answer| {
+                        (
+                            answer.to,
+                            Reply::read(&answer.body.head).expect("a reply"),
+                            answer.body.tail,
+                        )
+                    })
                     .collect();
                 if answers != expected {
                     return Err(format!("step {step}: {answers:?}, not {expected:?}"));
                 }
                 if object.bytes != 8 * line.len() {
-                    return Err(format!("step {step}: {} bytes for {} calls", object.bytes, line.len()));
+                    return Err(format!(
+                        "step {step}: {} bytes for {} calls",
+                        object.bytes,
+                        line.len()
+                    ));
                 }
             }
             Ok(())
@@ -310,15 +361,26 @@ mod tests {
         let mut object = Registered::new(server);
         let (now, mut answers) = (Instant::now(), Vec::new());
         let stranger = Caller { client: Client { seat: 2, generation: 0 }, ticket: 1 };
-        for ask in [Ask::Next, Ask::Done { call: 1 }, Ask::Failed { call: 1, how: 0, text: Packet::default() }] {
+        for ask in [
+            Ask::Next,
+            Ask::Done { call: 1 },
+            Ask::Failed { call: 1, how: 0, text: Packet::default() },
+        ] {
             assert!(object.request(stranger, ask.body(), now, &mut answers).is_err());
         }
         object.held(Part::WHOLE, true, now, &mut answers);
-        object.request(Caller { client: server, ticket: 1 }, Ask::Next.body(), now, &mut answers).expect("served");
-        object.request(stranger, Ask::Call { wait: Wait::Ever }.body(), now, &mut answers).expect("a call");
+        object
+            .request(Caller { client: server, ticket: 1 }, Ask::Next.body(), now, &mut answers)
+            .expect("served");
+        object
+            .request(stranger, Ask::Call { wait: Wait::Ever }.body(), now, &mut answers)
+            .expect("a call");
         object.held(Part::WHOLE, false, now, &mut answers);
-        object.request(Caller { client: server, ticket: 2 }, Ask::Next.body(), now, &mut answers).expect("served");
-        let replies: Vec<_> = answers.iter().map(|answer| Reply::read(&answer.body.head).expect("a reply")).collect();
+        object
+            .request(Caller { client: server, ticket: 2 }, Ask::Next.body(), now, &mut answers)
+            .expect("served");
+        let replies: Vec<_> =
+            answers.iter().map(|answer| Reply::read(&answer.body.head).expect("a reply")).collect();
         assert_eq!(replies, [Reply::Next { call: 1 }, Reply::Over]);
     }
 }

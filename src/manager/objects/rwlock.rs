@@ -3,11 +3,12 @@
 //! The rules, by number:
 //!
 //! 1. Many readers or one writer. A lock belongs to its caller's ticket, from the answer on.
-//! 2. Who waits is served in order: readers that come after a waiting writer wait behind it, so that neither starves.
-//! 3. The value changes by a writer's commit only, which ends its lock (or makes it a reader's). When its ticket is
-//!    cancelled instead, or its client is gone, the value is what it was.
-//! 4. When a writer dies, or says that it did not end well, the value is marked as recovered; everybody is told, until a
-//!    writer takes the mark away.
+//! 2. Who waits is served in order: readers that come after a waiting writer wait behind it, so
+//!    that neither starves.
+//! 3. The value changes by a writer's commit only, which ends its lock (or makes it a reader's).
+//!    When its ticket is cancelled instead, or its client is gone, the value is what it was.
+//! 4. When a writer dies, or says that it did not end well, the value is marked as recovered;
+//!    everybody is told, until a writer takes the mark away.
 //! 5. A caller that says which version it has is not sent the same one again.
 
 use super::code::{Message, Wait, messages};
@@ -66,13 +67,32 @@ pub(crate) struct RwLock {
 
 impl RwLock {
     pub(crate) fn new(value: Packet, held: Held) -> Self {
-        Self { value, held, version: 1, fence: 0, recovered: false, readers: BTreeMap::new(), writer: None, line: Line::new() }
+        Self {
+            value,
+            held,
+            version: 1,
+            fence: 0,
+            recovered: false,
+            readers: BTreeMap::new(),
+            writer: None,
+            line: Line::new(),
+        }
     }
 
     fn locked(&self, have: u64) -> Body {
         let value = have != self.version;
-        let head = Reply::Locked { version: self.version, fence: self.fence, recovered: self.recovered, value }.packet();
-        if value { Body::with_value(head, self.value.clone(), self.held.clone()) } else { Body::new(head) }
+        let head = Reply::Locked {
+            version: self.version,
+            fence: self.fence,
+            recovered: self.recovered,
+            value,
+        }
+        .packet();
+        if value {
+            Body::with_value(head, self.value.clone(), self.held.clone())
+        } else {
+            Body::new(head)
+        }
     }
 
     fn serve(&mut self, answers: &mut Vec<Answer>) {
@@ -103,14 +123,28 @@ impl RwLock {
 }
 
 impl Object for RwLock {
-    fn request(&mut self, caller: Caller, body: Body, now: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
-        if self.readers.contains_key(&caller) || self.writer == Some(caller) || self.line.contains(caller) {
+    fn request(
+        &mut self,
+        caller: Caller,
+        body: Body,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), Bad> {
+        if self.readers.contains_key(&caller)
+            || self.writer == Some(caller)
+            || self.line.contains(caller)
+        {
             return Err(Bad(format!("ticket {} is used twice", caller.ticket)));
         }
         match Ask::read(&body.head)? {
-            Ask::Read { wait, have } => self.line.push(caller, wait.until(now), Want { write: false, have, wait }),
-            Ask::Write { wait, have } => self.line.push(caller, wait.until(now), Want { write: true, have, wait }),
-            ref ask @ (Ask::Commit { write, downgrade, mark } | Ask::Release { write, downgrade, mark }) => {
+            Ask::Read { wait, have } => {
+                self.line.push(caller, wait.until(now), Want { write: false, have, wait })
+            }
+            Ask::Write { wait, have } => {
+                self.line.push(caller, wait.until(now), Want { write: true, have, wait })
+            }
+            ref ask @ (Ask::Commit { write, downgrade, mark }
+            | Ask::Release { write, downgrade, mark }) => {
                 let writer = Caller { client: caller.client, ticket: write };
                 if self.writer != Some(writer) {
                     answers.push(Answer::new(caller, Reply::NotHeld.body()));

@@ -25,8 +25,16 @@ enum Flaw {
     Fence,
 }
 
-const FLAWS: [Flaw; 8] =
-    [Flaw::Together, Flaw::Passed, Flaw::DeadHolder, Flaw::NotRecovered, Flaw::Torn, Flaw::Stale, Flaw::NoTime, Flaw::Fence];
+const FLAWS: [Flaw; 8] = [
+    Flaw::Together,
+    Flaw::Passed,
+    Flaw::DeadHolder,
+    Flaw::NotRecovered,
+    Flaw::Torn,
+    Flaw::Stale,
+    Flaw::NoTime,
+    Flaw::Fence,
+];
 
 struct World {
     rng: Rng,
@@ -75,23 +83,38 @@ impl World {
     }
 
     fn check_value(&self, have: u64, body: &Body) -> Result<(), String> {
-        let locked = Reply::Locked { version: self.version, fence: self.fence, recovered: self.recovered, value: have != self.version };
+        let locked = Reply::Locked {
+            version: self.version,
+            fence: self.fence,
+            recovered: self.recovered,
+            value: have != self.version,
+        };
         let reply = Reply::read(&body.head);
         if reply != Ok(locked.clone()) || have != self.version && body.tail != value(self.value) {
-            return Err(format!("{reply:?} with {:?}, and should be {locked:?} with {}", &body.tail[..], self.value));
+            return Err(format!(
+                "{reply:?} with {:?}, and should be {locked:?} with {}",
+                &body.tail[..],
+                self.value
+            ));
         }
         Ok(())
     }
 
     fn check(&mut self, answers: Vec<Answer>) -> Result<(), String> {
         for Answer { to, body, .. } in answers {
-            let at =
-                self.line.iter().position(|(caller, ..)| *caller == to).ok_or(format!("{to:?} was answered, and had asked nothing"))?;
+            let at = self
+                .line
+                .iter()
+                .position(|(caller, ..)| *caller == to)
+                .ok_or(format!("{to:?} was answered, and had asked nothing"))?;
             let (_, write, have, until) = self.line[at];
             match Reply::read(&body.head).map_err(|bad| bad.0)? {
                 Reply::Locked { .. } => {
                     if at != 0 || self.writer.is_some() || write && !self.readers.is_empty() {
-                        return Err(format!("{to:?} was let in, {at} in line, beside {:?} and {:?}", self.writer, self.readers));
+                        return Err(format!(
+                            "{to:?} was let in, {at} in line, beside {:?} and {:?}",
+                            self.writer, self.readers
+                        ));
                     }
                     if write {
                         self.fence += 1;
@@ -113,7 +136,9 @@ impl World {
             return Err(format!("{caller:?} waits for nobody"));
         }
         let deadline = self.line.iter().filter_map(|(_, _, _, until)| *until).min();
-        if self.lock.next_deadline() != deadline || deadline.is_some_and(|deadline| deadline <= self.now) {
+        if self.lock.next_deadline() != deadline
+            || deadline.is_some_and(|deadline| deadline <= self.now)
+        {
             return Err("somebody's time is not known".into());
         }
         Ok(())
@@ -126,7 +151,8 @@ impl World {
         match self.rng.below(100) {
             0..40 => {
                 let write = self.rng.chance(40);
-                let have = if self.rng.chance(50) { self.version } else { self.rng.below(self.version) };
+                let have =
+                    if self.rng.chance(50) { self.version } else { self.rng.below(self.version) };
                 let wait = match self.rng.below(4) {
                     0 => Wait::No,
                     1 => Wait::Limit(self.rng.millis(20) + Duration::from_millis(1)),
@@ -165,7 +191,8 @@ impl World {
                     false => Ask::Release { write: ticket, downgrade, mark },
                 };
                 let mut answers = self.ask(teller, ask, value(self.value))?;
-                let expected = if wrong { Reply::NotHeld } else { Reply::Released { version: self.version } };
+                let expected =
+                    if wrong { Reply::NotHeld } else { Reply::Released { version: self.version } };
                 let reply = Reply::read(&answers.remove(0).body.head);
                 if reply != Ok(expected) {
                     return Err(format!("a commit was answered {reply:?}"));
@@ -187,7 +214,11 @@ impl World {
                 if self.flaw == Some(Flaw::Passed)
                     && let Some((first, want)) = self.lock.line.pop()
                 {
-                    let until = self.line.iter().find(|(waiting, ..)| *waiting == first).and_then(|(_, _, _, until)| *until);
+                    let until = self
+                        .line
+                        .iter()
+                        .find(|(waiting, ..)| *waiting == first)
+                        .and_then(|(_, _, _, until)| *until);
                     self.lock.line.push(first, until, want);
                 }
                 let mut answers = Vec::new();
@@ -208,7 +239,11 @@ impl World {
                 let kept = (self.lock.writer, self.lock.recovered);
                 self.lock.gone(client, how, self.now, &mut answers);
                 match self.flaw {
-                    Some(Flaw::DeadHolder) if kept.0.is_some_and(|writer| writer.client == client) => self.lock.writer = kept.0,
+                    Some(Flaw::DeadHolder)
+                        if kept.0.is_some_and(|writer| writer.client == client) =>
+                    {
+                        self.lock.writer = kept.0
+                    }
                     Some(Flaw::NotRecovered) => self.lock.recovered = kept.1,
                     _ => {}
                 }
@@ -216,7 +251,8 @@ impl World {
             }
             83..95 => {
                 let then = self.now + self.rng.millis(15);
-                while let Some(deadline) = self.line.iter().filter_map(|(_, _, _, until)| *until).min()
+                while let Some(deadline) =
+                    self.line.iter().filter_map(|(_, _, _, until)| *until).min()
                     && deadline <= then
                 {
                     self.now = if self.rng.chance(50) { deadline } else { then };

@@ -2,10 +2,12 @@
 //!
 //! The rules, by number:
 //!
-//! 1. Permits are the caller's under its ticket, from the answer on; they come back when that is cancelled, and with the
-//!    death of the client. A permit that is forgotten does not come back.
-//! 2. Who waits is served in order, and nobody passes: one who waits for many permits gets them, however many take few.
-//! 3. A bounded semaphore never has more permits than its limit, counting those that somebody holds.
+//! 1. Permits are the caller's under its ticket, from the answer on; they come back when that is
+//!    cancelled, and with the death of the client. A permit that is forgotten does not come back.
+//! 2. Who waits is served in order, and nobody passes: one who waits for many permits gets them,
+//!    however many take few.
+//! 3. A bounded semaphore never has more permits than its limit, counting those that somebody
+//!    holds.
 
 use super::code::{Message, Wait, messages};
 use super::line::{Line, WAITER_BYTES, of_client};
@@ -60,7 +62,14 @@ impl Semaphore {
     /// With so many permits; `bounded` makes that number the limit.
     pub(crate) fn new(permits: u64, bounded: bool) -> Self {
         let permits = permits.min(PERMITS_MAX);
-        Self { available: permits, limit: bounded.then_some(permits), holders: BTreeMap::new(), held: 0, line: Line::new(), closed: false }
+        Self {
+            available: permits,
+            limit: bounded.then_some(permits),
+            holders: BTreeMap::new(),
+            held: 0,
+            line: Line::new(),
+            closed: false,
+        }
     }
 
     fn limit(&self) -> u64 {
@@ -108,14 +117,22 @@ impl Semaphore {
 }
 
 impl Object for Semaphore {
-    fn request(&mut self, caller: Caller, body: Body, now: Instant, answers: &mut Vec<Answer>) -> Result<(), Bad> {
+    fn request(
+        &mut self,
+        caller: Caller,
+        body: Body,
+        now: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), Bad> {
         let own = |ticket| Caller { client: caller.client, ticket };
         if self.holders.contains_key(&caller) || self.line.contains(caller) {
             return Err(Bad(format!("ticket {} is used twice", caller.ticket)));
         }
         let reply = match Ask::read(&body.head)? {
             Ask::Acquire { .. } if self.closed => Reply::Closed,
-            Ask::Acquire { permits, .. } if u64::from(permits) > self.limit() => Reply::AboveLimit { limit: self.limit() },
+            Ask::Acquire { permits, .. } if u64::from(permits) > self.limit() => {
+                Reply::AboveLimit { limit: self.limit() }
+            }
             Ask::Acquire { permits, wait } => {
                 self.line.push(caller, wait.until(now), (permits, wait));
                 self.expire(now, answers);
@@ -132,7 +149,10 @@ impl Object for Semaphore {
                 }
                 None => Reply::NotHeld,
             },
-            Ask::Add { permits } => match (self.available + self.held).checked_add(permits).filter(|sum| *sum <= self.limit()) {
+            Ask::Add { permits } => match (self.available + self.held)
+                .checked_add(permits)
+                .filter(|sum| *sum <= self.limit())
+            {
                 Some(_) => {
                     self.available += permits;
                     Reply::Done
@@ -146,7 +166,12 @@ impl Object for Semaphore {
                 }
                 Reply::Done
             }
-            Ask::Status => Reply::Status { available: self.available, held: self.held, limit: self.limit, closed: self.closed },
+            Ask::Status => Reply::Status {
+                available: self.available,
+                held: self.held,
+                limit: self.limit,
+                closed: self.closed,
+            },
         };
         answers.push(Answer::new(caller, reply.body()));
         self.serve(answers);

@@ -23,8 +23,15 @@ enum Flaw {
     Remembered,
 }
 
-const FLAWS: [Flaw; 7] =
-    [Flaw::LostWithTheDead, Flaw::Doubled, Flaw::Passed, Flaw::AboveLimit, Flaw::DeadWaiter, Flaw::NoTime, Flaw::Remembered];
+const FLAWS: [Flaw; 7] = [
+    Flaw::LostWithTheDead,
+    Flaw::Doubled,
+    Flaw::Passed,
+    Flaw::AboveLimit,
+    Flaw::DeadWaiter,
+    Flaw::NoTime,
+    Flaw::Remembered,
+];
 
 struct World {
     rng: Rng,
@@ -84,7 +91,12 @@ impl World {
                 }
                 Reply::None | Reply::TimedOut if until.is_some_and(|until| until <= self.now) => {}
                 Reply::Closed if self.closed => {}
-                other => return Err(format!("{to:?}, {at} in line, was told {other:?}; {} are available", self.available)),
+                other => {
+                    return Err(format!(
+                        "{to:?}, {at} in line, was told {other:?}; {} are available",
+                        self.available
+                    ));
+                }
             }
             self.line.remove(at);
         }
@@ -92,7 +104,9 @@ impl World {
             return Err(format!("{:?} waits, and {} are available", self.line[0], self.available));
         }
         let deadline = self.line.iter().filter_map(|(_, _, until)| *until).min();
-        if self.semaphore.next_deadline() != deadline || deadline.is_some_and(|deadline| deadline <= self.now) {
+        if self.semaphore.next_deadline() != deadline
+            || deadline.is_some_and(|deadline| deadline <= self.now)
+        {
             return Err("somebody's time is not known".into());
         }
         let held: u64 = self.holders.values().map(|permits| u64::from(*permits)).sum();
@@ -169,7 +183,9 @@ impl World {
                 let permits = self.rng.below(3);
                 let held: u64 = self.holders.values().map(|permits| u64::from(*permits)).sum();
                 let reply = match self.limit {
-                    Some(limit) if self.available + held + permits > limit => Reply::AboveLimit { limit },
+                    Some(limit) if self.available + held + permits > limit => {
+                        Reply::AboveLimit { limit }
+                    }
                     _ => {
                         self.available += permits;
                         Reply::Done
@@ -190,7 +206,11 @@ impl World {
                 if self.flaw == Some(Flaw::Passed)
                     && let Some((first, with)) = self.semaphore.line.pop()
                 {
-                    let until = self.line.iter().find(|(waiting, ..)| *waiting == first).and_then(|(_, _, until)| *until);
+                    let until = self
+                        .line
+                        .iter()
+                        .find(|(waiting, ..)| *waiting == first)
+                        .and_then(|(_, _, until)| *until);
                     self.semaphore.line.push(first, until, with);
                 }
                 let mut answers = Vec::new();
@@ -200,7 +220,8 @@ impl World {
             83..88 => {
                 let client = caller.client;
                 self.clients.replace(client);
-                let waiting = self.line.iter().find(|(waiting, ..)| waiting.client == client).copied();
+                let waiting =
+                    self.line.iter().find(|(waiting, ..)| waiting.client == client).copied();
                 self.line.retain(|(waiting, ..)| waiting.client != client);
                 if self.flaw == Some(Flaw::LostWithTheDead) {
                     for holder in of_client(&self.semaphore.holders, client).collect::<Vec<_>>() {
@@ -237,7 +258,12 @@ impl World {
             }
             98 => {
                 let held = self.holders.values().map(|permits| u64::from(*permits)).sum();
-                let status = Reply::Status { available: self.available, held, limit: self.limit, closed: self.closed };
+                let status = Reply::Status {
+                    available: self.available,
+                    held,
+                    limit: self.limit,
+                    closed: self.closed,
+                };
                 self.ask_now(caller, Ask::Status, status)
             }
             _ if self.rng.chance(90) => Ok(()),

@@ -36,7 +36,8 @@ impl Rng {
     }
 }
 
-/// The clients of a simulation: seats whose generation counts up when one has gone, and fresh tickets.
+/// The clients of a simulation: seats whose generation counts up when one has gone, and fresh
+/// tickets.
 pub(crate) struct Clients {
     generations: Vec<u32>,
     ticket: u64,

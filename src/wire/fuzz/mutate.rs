@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-/// SplitMix64: small, and the same everywhere. The number that it is made from is its whole state, so that any case of
-/// a long run can be made again by itself.
+/// SplitMix64: small, and the same everywhere. The number that it is made from is its whole state,
+/// so that any case of a long run can be made again by itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rng(pub(crate) u64);
 
@@ -38,10 +38,14 @@ impl Rng {
     }
 }
 
-/// How long a head is, how many bytes of content follow it, and how many values. What is cut off is as long as it says.
+/// How long a head is, how many bytes of content follow it, and how many values. What is cut off is
+/// as long as it says.
 fn shape(bytes: &[u8]) -> (usize, usize, usize) {
-    let number =
-        |width: usize| bytes.get(1..=width).map_or(0, |bytes| bytes.iter().fold(0, |number, byte| number << 8 | usize::from(*byte)));
+    let number = |width: usize| {
+        bytes.get(1..=width).map_or(0, |bytes| {
+            bytes.iter().fold(0, |number, byte| number << 8 | usize::from(*byte))
+        })
+    };
     let of = |width: usize, extra: usize| (1 + width + extra, number(width), 0);
     match bytes[0] {
         0x00..=0x7f | 0xe0..=0xff | 0xc0..=0xc3 => (1, 0, 0),
@@ -57,13 +61,17 @@ fn shape(bytes: &[u8]) -> (usize, usize, usize) {
         marker @ 0xd4..=0xd8 => (2 + (1 << (marker - 0xd4)), 0, 0),
         marker @ 0xd9..=0xdb => of(1 << (marker - 0xd9), 0),
         marker @ 0xdc..=0xdd => (1 + (2 << (marker - 0xdc)), 0, number(2 << (marker - 0xdc))),
-        marker @ 0xde..=0xdf => (1 + (2 << (marker - 0xde)), 0, number(2 << (marker - 0xde)).saturating_mul(2)),
+        marker @ 0xde..=0xdf => {
+            (1 + (2 << (marker - 0xde)), 0, number(2 << (marker - 0xde)).saturating_mul(2))
+        }
     }
 }
 
-/// Where values begin and end, outer ones before what is in them, as far as these bytes can be followed.
+/// Where values begin and end, outer ones before what is in them, as far as these bytes can be
+/// followed.
 pub(crate) fn spans(bytes: &[u8]) -> Vec<Range<usize>> {
-    let (mut spans, mut open, mut at) = (Vec::<Range<usize>>::new(), Vec::<(usize, usize)>::new(), 0);
+    let (mut spans, mut open, mut at) =
+        (Vec::<Range<usize>>::new(), Vec::<(usize, usize)>::new(), 0);
     while at < bytes.len() {
         let (head, content, values) = shape(&bytes[at..]);
         let end = at.saturating_add(head).saturating_add(content).min(bytes.len());
@@ -172,7 +180,8 @@ fn once(bytes: &mut Vec<u8>, others: &[Vec<u8>], rng: &mut Rng) {
         9 => {
             // Two values change places, if neither is in the other.
             let other = rng.pick(&spans).clone();
-            let (first, second) = if span.start < other.start { (span, other) } else { (other, span) };
+            let (first, second) =
+                if span.start < other.start { (span, other) } else { (other, span) };
             if first.end <= second.start {
                 let (a, b) = (bytes[first.clone()].to_vec(), bytes[second.clone()].to_vec());
                 bytes.splice(second, a);

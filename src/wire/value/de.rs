@@ -19,7 +19,15 @@ impl<'de> Reader<'de> {
     /// Reads from the start of `bytes`.
     #[inline]
     pub(crate) fn new(bytes: &'de [u8]) -> Self {
-        Self { input: Decoder { rest: bytes, length: bytes.len(), begun: bytes.len(), owed: 0, depth: DEPTH_MAX } }
+        Self {
+            input: Decoder {
+                rest: bytes,
+                length: bytes.len(),
+                begun: bytes.len(),
+                owed: 0,
+                depth: DEPTH_MAX,
+            },
+        }
     }
 
     /// Reads the next value. After an error, what follows cannot be read.
@@ -70,8 +78,9 @@ pub(super) struct Decoder<'de> {
     length: usize,
     /// How many bytes were left at the beginning of the value that was begun last.
     begun: usize,
-    /// How many bytes the open arrays and maps need at least for what they still have to come. No header may claim
-    /// these: else each of many within each other could claim, and be given room for, all that is left.
+    /// How many bytes the open arrays and maps need at least for what they still have to come. No
+    /// header may claim these: else each of many within each other could claim, and be given
+    /// room for, all that is left.
     owed: usize,
     /// How many levels may still be opened.
     depth: usize,
@@ -125,15 +134,24 @@ impl<'de> Decoder<'de> {
 
     #[cold]
     fn claim(&self, needed: u64) -> DecodeError {
-        DecodeError::Claim { at: self.length - self.begun, needed, left: self.rest.len().saturating_sub(self.owed) }
+        DecodeError::Claim {
+            at: self.length - self.begun,
+            needed,
+            left: self.rest.len().saturating_sub(self.owed),
+        }
     }
 
     /// Makes sure that `count` entries of at least `each` bytes can follow.
     #[inline]
     fn check(&self, count: usize, each: u64) -> Result<()> {
         let needed = count as u64 * each;
-        // More may be owed than there is: a string has taken it, and what it was owed to will find nothing.
-        if needed > self.rest.len().saturating_sub(self.owed) as u64 { Err(self.claim(needed)) } else { Ok(()) }
+        // More may be owed than there is: a string has taken it, and what it was owed to will find
+        // nothing.
+        if needed > self.rest.len().saturating_sub(self.owed) as u64 {
+            Err(self.claim(needed))
+        } else {
+            Ok(())
+        }
     }
 
     #[inline]
@@ -163,7 +181,8 @@ impl<'de> Decoder<'de> {
         DecodeError::Excess { at: self.at(), count }
     }
 
-    /// If a marked `Some` comes, reads it and gives its content, which is to be read by [`inside`](Self::inside).
+    /// If a marked `Some` comes, reads it and gives its content, which is to be read by
+    /// [`inside`](Self::inside).
     #[inline]
     fn some_if(&mut self) -> Result<Option<&'de [u8]>> {
         match self.rest {
@@ -183,9 +202,19 @@ impl<'de> Decoder<'de> {
     }
 
     /// Reads the one value that the content of a marked `Some` is.
-    fn inside<T>(&mut self, content: &'de [u8], read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    fn inside<T>(
+        &mut self,
+        content: &'de [u8],
+        read: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
         self.enter()?;
-        let mut inside = Decoder { rest: content, length: self.at(), begun: content.len(), owed: 0, depth: self.depth };
+        let mut inside = Decoder {
+            rest: content,
+            length: self.at(),
+            begun: content.len(),
+            owed: 0,
+            depth: self.depth,
+        };
         let result = read(&mut inside);
         let left = inside.rest.len();
         self.depth += 1;
@@ -283,7 +312,8 @@ impl<'de> Decoder<'de> {
         result
     }
 
-    /// An array where a byte string is asked for: if its elements are all small enough, that is what they are.
+    /// An array where a byte string is asked for: if its elements are all small enough, that is
+    /// what they are.
     fn array_of_bytes(&mut self, count: usize) -> Result<Option<Vec<u8>>> {
         self.check(count, 1)?;
         let before = self.rest;
@@ -306,10 +336,19 @@ impl<'de> Decoder<'de> {
     fn bin<V: Visitor<'de>>(&mut self, width: usize, hint: Hint, visitor: V) -> Result<V::Value> {
         let count = self.length(width)?;
         let bytes = self.take(count)?;
-        if hint == Hint::Bytes { visitor.visit_borrowed_bytes(bytes) } else { self.list(bytes, visitor) }
+        if hint == Hint::Bytes {
+            visitor.visit_borrowed_bytes(bytes)
+        } else {
+            self.list(bytes, visitor)
+        }
     }
 
-    fn array_as<V: Visitor<'de>>(&mut self, count: usize, hint: Hint, visitor: V) -> Result<V::Value> {
+    fn array_as<V: Visitor<'de>>(
+        &mut self,
+        count: usize,
+        hint: Hint,
+        visitor: V,
+    ) -> Result<V::Value> {
         if hint == Hint::Bytes
             && let Some(bytes) = self.array_of_bytes(count)?
         {
@@ -318,7 +357,12 @@ impl<'de> Decoder<'de> {
         self.array(count, visitor)
     }
 
-    fn extended<V: Visitor<'de>>(&mut self, marker: u8, hint: Hint, visitor: V) -> Result<V::Value> {
+    fn extended<V: Visitor<'de>>(
+        &mut self,
+        marker: u8,
+        hint: Hint,
+        visitor: V,
+    ) -> Result<V::Value> {
         let (code, content) = self.extension(marker)?;
         match (code, content.len(), hint) {
             (EXT_SOME, _, Hint::Any) => self.inside(content, |inside| visitor.visit_some(inside)),
@@ -326,7 +370,9 @@ impl<'de> Decoder<'de> {
             (EXT_SOME, ..) => self.inside(content, |inside| inside.any(hint, visitor)),
             (EXT_BYTES, _, Hint::List) => self.list(content, visitor),
             (EXT_BYTES, ..) => visitor.visit_borrowed_bytes(content),
-            (EXT_I128 | EXT_U128, 16, Hint::Integer) => Wide::from_bytes(code == EXT_I128, content).visit_shortest(visitor),
+            (EXT_I128 | EXT_U128, 16, Hint::Integer) => {
+                Wide::from_bytes(code == EXT_I128, content).visit_shortest(visitor)
+            }
             (EXT_I128 | EXT_U128, 16, _) => visitor.visit_borrowed_bytes(content),
             _ => Err(self.unknown(code, content)),
         }
@@ -388,8 +434,8 @@ impl<'de> Decoder<'de> {
         }
     }
 
-    /// Reads an integer of any width, if one comes. A string of 16 bytes is one as well: MessagePack itself has no
-    /// integers of 128 bits, and other encoders write them so.
+    /// Reads an integer of any width, if one comes. A string of 16 bytes is one as well:
+    /// MessagePack itself has no integers of 128 bits, and other encoders write them so.
     fn wide(&mut self, signed: bool) -> Result<Option<Wide>> {
         if let Some(content) = self.some_if()? {
             return self.inside(content, |inside| inside.wide(signed));
@@ -432,7 +478,9 @@ impl<'de> Decoder<'de> {
         let marker = self.marker()?;
         let (count, each) = match marker {
             0x00..=0x7f | 0xe0..=0xff | 0xc0 | 0xc2 | 0xc3 => return Ok(()),
-            0xc1 => return Err(DecodeError::Marker { at: self.length - self.begun, found: marker }),
+            0xc1 => {
+                return Err(DecodeError::Marker { at: self.length - self.begun, found: marker });
+            }
             0xcc | 0xd0 => return self.take(1).map(drop),
             0xcd | 0xd1 => return self.take(2).map(drop),
             0xca | 0xce | 0xd2 => return self.take(4).map(drop),
@@ -673,7 +721,11 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
     }
 
     /// An empty array will do as well; other encoders write one.
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value> {
         if self.rest.first() == Some(&0x90) {
             self.marker()?;
             return visitor.visit_unit();
@@ -682,7 +734,11 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
     }
 
     #[inline]
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value> {
         self.enter()?;
         let result = visitor.visit_newtype_struct(&mut *self);
         self.depth += 1;
@@ -703,7 +759,12 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
     }
 
     #[inline]
-    fn deserialize_tuple_struct<V: Visitor<'de>>(self, _name: &'static str, _length: usize, visitor: V) -> Result<V::Value> {
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _length: usize,
+        visitor: V,
+    ) -> Result<V::Value> {
         self.deserialize_seq(visitor)
     }
 
@@ -716,14 +777,24 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
     }
 
     #[inline]
-    fn deserialize_struct<V: Visitor<'de>>(self, _name: &'static str, _fields: &'static [&'static str], visitor: V) -> Result<V::Value> {
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value> {
         match self.map_if()? {
             Some(count) => self.map(count, visitor),
             None => self.any(Hint::List, visitor),
         }
     }
 
-    fn deserialize_enum<V: Visitor<'de>>(self, name: &'static str, variants: &'static [&'static str], visitor: V) -> Result<V::Value> {
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value> {
         if let Some(content) = self.some_if()? {
             return self.inside(content, |inside| inside.deserialize_enum(name, variants, visitor));
         }
@@ -736,7 +807,9 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
                 self.depth += 1;
                 result
             }
-            Some(count) => Err(DecodeError::invalid_length(count, &"a map of one entry for a variant")),
+            Some(count) => {
+                Err(DecodeError::invalid_length(count, &"a map of one entry for a variant"))
+            }
         }
     }
 
@@ -859,7 +932,11 @@ impl<'de> de::VariantAccess<'de> for NoContent {
         Err(Self::error("tuple variant"))
     }
 
-    fn struct_variant<V: Visitor<'de>>(self, _fields: &'static [&'static str], _visitor: V) -> Result<V::Value> {
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        _fields: &'static [&'static str],
+        _visitor: V,
+    ) -> Result<V::Value> {
         Err(Self::error("struct variant"))
     }
 }
@@ -897,7 +974,11 @@ impl<'de> de::VariantAccess<'de> for Variant<'_, 'de> {
     }
 
     #[inline]
-    fn struct_variant<V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value> {
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value> {
         de::Deserializer::deserialize_struct(self.input, "", fields, visitor)
     }
 }
@@ -916,7 +997,9 @@ impl<'de> de::SeqAccess<'de> for &mut ByteList<'de> {
     #[inline]
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>> {
         match self.bytes.next() {
-            Some(&value) => seed.deserialize(Byte { value, at: self.end - self.bytes.len() - 1, depth: self.depth }).map(Some),
+            Some(&value) => seed
+                .deserialize(Byte { value, at: self.end - self.bytes.len() - 1, depth: self.depth })
+                .map(Some),
             None => Ok(None),
         }
     }
@@ -971,11 +1054,20 @@ impl<'de> de::Deserializer<'de> for Byte {
     }
 
     #[inline]
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value> {
         visitor.visit_newtype_struct(self.deeper()?)
     }
 
-    fn deserialize_enum<V: Visitor<'de>>(self, _name: &'static str, _variants: &'static [&'static str], visitor: V) -> Result<V::Value> {
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value> {
         visitor.visit_enum(self)
     }
 

@@ -37,7 +37,8 @@ impl serde::ser::Error for EncodeError {
     }
 }
 
-/// Why bytes could not be decoded, and at which byte (`at`, counted from the start of what the reader was given).
+/// Why bytes could not be decoded, and at which byte (`at`, counted from the start of what the
+/// reader was given).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum DecodeError {
     /// The bytes end within a value.
@@ -96,7 +97,8 @@ pub(crate) enum DecodeError {
     },
     /// The target type refused what it was given.
     Message {
-        /// Where the value begins that was read last. Absent only while the error is on its way out.
+        /// Where the value begins that was read last. Absent only while the error is on its way
+        /// out.
         at: Option<usize>,
         /// What the type says.
         text: Box<str>,
@@ -119,16 +121,27 @@ impl Display for DecodeError {
         match self {
             Self::End { at } => write!(f, "the bytes end within a value, at byte {at}"),
             Self::Claim { at, needed, left } => {
-                write!(f, "the header at byte {at} claims at least {needed} bytes of content, {left} are left for it")
+                write!(
+                    f,
+                    "the header at byte {at} claims at least {needed} bytes of content, {left} are left for it"
+                )
             }
-            Self::TooDeep { at } => write!(f, "the value is nested deeper than {DEPTH_MAX} levels, at byte {at}"),
-            Self::Marker { at, found } => write!(f, "no value begins with {found:#04x}, found at byte {at}"),
+            Self::TooDeep { at } => {
+                write!(f, "the value is nested deeper than {DEPTH_MAX} levels, at byte {at}")
+            }
+            Self::Marker { at, found } => {
+                write!(f, "no value begins with {found:#04x}, found at byte {at}")
+            }
             Self::Extension { at, code, length } => {
                 write!(f, "unknown extension of type {code} and length {length} at byte {at}")
             }
             Self::Utf8 { at } => write!(f, "a string is not UTF-8 at byte {at}"),
-            Self::Excess { at, count } => write!(f, "{count} more elements than the type takes, from byte {at} on"),
-            Self::Trailing { at, count } => write!(f, "{count} bytes follow the value, from byte {at} on"),
+            Self::Excess { at, count } => {
+                write!(f, "{count} more elements than the type takes, from byte {at} on")
+            }
+            Self::Trailing { at, count } => {
+                write!(f, "{count} bytes follow the value, from byte {at} on")
+            }
             Self::Message { at: Some(at), text } => write!(f, "{text}, at byte {at}"),
             Self::Message { at: None, text } => f.write_str(text),
         }

@@ -1,15 +1,18 @@
 //! The encoding of one value: MessagePack, with what serde's data model needs on top of it.
 //!
-//! Arguments and results stand in a frame as values of this encoding. The promise is that a value comes back equal to
-//! what was sent. A plain MessagePack encoder breaks it in two places, and both are mended here:
+//! Arguments and results stand in a frame as values of this encoding. The promise is that a value
+//! comes back equal to what was sent. A plain MessagePack encoder breaks it in two places, and both
+//! are mended here:
 //!
-//! * **Options.** `Some(x)` is written as `x`, which is right until `x` is itself written as nil: then `Some(None)`,
-//!   `Some(())` and `None` would look the same. In exactly that case (and when `x` is itself such a `Some`) it is
-//!   written as the extension [`EXT_SOME`], whose content is `x`.
-//! * **Bytes.** serde has two kinds: a list whose elements are `u8` (`Vec<u8>`, `[u8; 16]`) and a byte string
-//!   (`serialize_bytes`, used by `serde_bytes`, `bytes`, `uuid`). A type that is decoded without knowing what it will
-//!   meet (`untagged`, `flatten`, tagged enums) has to see the kind that was sent. Lists of `u8` travel as `bin`, byte
-//!   strings as the extension [`EXT_BYTES`]; both cost one byte per byte.
+//! * **Options.** `Some(x)` is written as `x`, which is right until `x` is itself written as nil:
+//!   then `Some(None)`, `Some(())` and `None` would look the same. In exactly that case (and when
+//!   `x` is itself such a `Some`) it is written as the extension [`EXT_SOME`], whose content is
+//!   `x`.
+//! * **Bytes.** serde has two kinds: a list whose elements are `u8` (`Vec<u8>`, `[u8; 16]`) and a
+//!   byte string (`serialize_bytes`, used by `serde_bytes`, `bytes`, `uuid`). A type that is
+//!   decoded without knowing what it will meet (`untagged`, `flatten`, tagged enums) has to see the
+//!   kind that was sent. Lists of `u8` travel as `bin`, byte strings as the extension
+//!   [`EXT_BYTES`]; both cost one byte per byte.
 //!
 //! # Format
 //!
@@ -32,8 +35,9 @@
 //! | unit variant                            | `str`, its name                                                        |
 //! | newtype, tuple, struct variant          | map of one entry, from its name to its content                         |
 //!
-//! Encoding and decoding nest at most [`DEPTH_MAX`] deep. Arrays, maps, `Some` and newtype structs each count one
-//! level; the last two cost no bytes, but without counting them a recursive type could be decoded without end.
+//! Encoding and decoding nest at most [`DEPTH_MAX`] deep. Arrays, maps, `Some` and newtype structs
+//! each count one level; the last two cost no bytes, but without counting them a recursive type
+//! could be decoded without end.
 
 mod de;
 mod error;
@@ -51,7 +55,8 @@ pub(crate) use self::error::{DecodeError, EncodeError};
 /// How deep a value may be nested, both when it is encoded and when it is decoded.
 pub(crate) const DEPTH_MAX: usize = 256;
 
-/// Extension type of a `Some` that would otherwise read as `None`. Its content is what is in the `Some`, one value.
+/// Extension type of a `Some` that would otherwise read as `None`. Its content is what is in the
+/// `Some`, one value.
 pub(crate) const EXT_SOME: u8 = 1;
 /// Extension type of a byte string.
 pub(crate) const EXT_BYTES: u8 = 2;
@@ -62,10 +67,14 @@ pub(crate) const EXT_U128: u8 = 4;
 
 /// Appends `value` to `out`.
 ///
-/// Fails as soon as `out` would become longer than `limit` bytes, counting what was in it before. After an error `out`
-/// is as long as it was.
+/// Fails as soon as `out` would become longer than `limit` bytes, counting what was in it before.
+/// After an error `out` is as long as it was.
 #[inline]
-pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>, limit: usize) -> Result<(), EncodeError> {
+pub(crate) fn encode<T: Serialize + ?Sized>(
+    value: &T,
+    out: &mut Vec<u8>,
+    limit: usize,
+) -> Result<(), EncodeError> {
     let start = out.len();
     let result = ser::append(value, out, limit);
     if result.is_err() {

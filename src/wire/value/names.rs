@@ -1,14 +1,15 @@
 //! Handles of shared objects within values.
 //!
-//! A handle is no data: it stands for a reference to something that lives elsewhere. So an encoded value holds only who
-//! is meant ([`Payload`]), and the reference itself, a [`Thing`], travels beside it: [`collecting`] gives what was named
-//! while something was encoded, and [`resolving`] takes what came beside the bytes that are to be decoded. Who sends
-//! the bytes on has to send the things on, and to keep both for as long as either.
+//! A handle is no data: it stands for a reference to something that lives elsewhere. So an encoded
+//! value holds only who is meant ([`Payload`]), and the reference itself, a [`Thing`], travels
+//! beside it: [`collecting`] gives what was named while something was encoded, and [`resolving`]
+//! takes what came beside the bytes that are to be decoded. Who sends the bytes on has to send the
+//! things on, and to keep both for as long as either.
 //!
-//! Any other serializer has nowhere to put the reference, so there the handle refuses. Ours is known by the name of the
-//! newtype struct in which a handle stands: it opens a gate around the content, and only behind that gate the content
-//! agrees to be encoded. (That a collection is under way is not enough: within it, a type's own `Serialize` may use
-//! another serializer.)
+//! Any other serializer has nowhere to put the reference, so there the handle refuses. Ours is
+//! known by the name of the newtype struct in which a handle stands: it opens a gate around the
+//! content, and only behind that gate the content agrees to be encoded. (That a collection is under
+//! way is not enough: within it, a type's own `Serialize` may use another serializer.)
 
 use super::DecodeError;
 use crate::wire::packet::Packet;
@@ -45,11 +46,15 @@ impl Encoded {
 
 impl fmt::Debug for Encoded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Encoded").field("value", &self.value).field("things", &self.things.as_ref().map_or(0, |t| t.len())).finish()
+        f.debug_struct("Encoded")
+            .field("value", &self.value)
+            .field("things", &self.things.as_ref().map_or(0, |t| t.len()))
+            .finish()
     }
 }
 
-/// The newtype struct in which a handle stands. Compared by its address, so it must stay one static.
+/// The newtype struct in which a handle stands. Compared by its address, so it must stay one
+/// static.
 pub(super) static HANDLE: &str = "procpool::Handle";
 
 /// Which object is meant: its manager's number, its own, and in which part it is held.
@@ -108,7 +113,11 @@ pub(super) fn behind_the_gate<R>(write: impl FnOnce() -> R) -> R {
 }
 
 /// Encodes a handle.
-pub(crate) fn serialize<S: Serializer>(who: Who, thing: &Thing, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn serialize<S: Serializer>(
+    who: Who,
+    thing: &Thing,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_newtype_struct(HANDLE, &Payload { who, thing })
 }
 
@@ -140,11 +149,17 @@ impl Serialize for Payload<'_> {
     }
 }
 
-/// Decodes a handle: gives the reference that came beside the bytes. `identify` says which object a thing is a reference to.
-pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D, identify: impl Fn(&Thing) -> Option<Who>) -> Result<Thing, D::Error> {
+/// Decodes a handle: gives the reference that came beside the bytes. `identify` says which object a
+/// thing is a reference to.
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    identify: impl Fn(&Thing) -> Option<Who>,
+) -> Result<Thing, D::Error> {
     let who = deserializer.deserialize_newtype_struct(HANDLE, Within)?;
     CAME.with_borrow_mut(|came| {
-        let (things, last) = came.as_mut().ok_or_else(|| de::Error::custom("a handle of a shared object where none can be"))?;
+        let (things, last) = came
+            .as_mut()
+            .ok_or_else(|| de::Error::custom("a handle of a shared object where none can be"))?;
         // As a rule they are met in the order in which they came.
         let len = things.len();
         for at in (0..len).map(|step| (*last + step) % len) {
@@ -171,7 +186,8 @@ impl<'de> Visitor<'de> for Within {
     }
 
     fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Who, E> {
-        let bytes: &[u8; LEN] = bytes.try_into().map_err(|_| E::invalid_length(bytes.len(), &self))?;
+        let bytes: &[u8; LEN] =
+            bytes.try_into().map_err(|_| E::invalid_length(bytes.len(), &self))?;
         let number = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| bytes[at + i]));
         Ok(Who { manager: number(0), object: number(8), part: bytes[16] })
     }
@@ -260,7 +276,8 @@ mod tests {
         let error = decode::<Door>(&out).expect_err("nothing came").to_string();
         assert!(error.contains("where none can be"), "{error}");
         let other: Thing = Arc::new(Door(2));
-        let error = resolving(vec![other], || decode::<Door>(&out)).expect_err("another came").to_string();
+        let error =
+            resolving(vec![other], || decode::<Door>(&out)).expect_err("another came").to_string();
         assert!(error.contains("did not come"), "{error}");
     }
 
@@ -269,7 +286,8 @@ mod tests {
         let ((_, inner), outer) = collecting(|| {
             let mut out = Vec::new();
             encode(&Door(1), &mut out, usize::MAX).expect("outer");
-            let inner = collecting(|| encode(&[Door(2), Door(3)], &mut Vec::new(), usize::MAX)).1.len();
+            let inner =
+                collecting(|| encode(&[Door(2), Door(3)], &mut Vec::new(), usize::MAX)).1.len();
             encode(&Door(4), &mut out, usize::MAX).expect("outer again");
             (out, inner)
         });

@@ -1,8 +1,8 @@
 //! Writing values.
 
 use serde::ser::{
-    self, Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple, SerializeTupleStruct,
-    SerializeTupleVariant,
+    self, Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant,
+    SerializeTuple, SerializeTupleStruct, SerializeTupleVariant,
 };
 
 use super::{DEPTH_MAX, EXT_BYTES, EXT_I128, EXT_SOME, EXT_U128, EncodeError, names};
@@ -25,7 +25,9 @@ pub(super) fn append<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>, limit:
 
 #[cold]
 fn passed_over() -> EncodeError {
-    EncodeError::Message("a part of the value failed to serialize, and the whole passed over it".into())
+    EncodeError::Message(
+        "a part of the value failed to serialize, and the whole passed over it".into(),
+    )
 }
 
 /// Where the bytes go.
@@ -34,7 +36,8 @@ struct Output<'o> {
     limit: usize,
     /// How many levels may still be opened.
     depth: usize,
-    /// An element failed. `Serialize` may have dropped that error, but half of the element may be in the output.
+    /// An element failed. `Serialize` may have dropped that error, but half of the element may be
+    /// in the output.
     failed: bool,
 }
 
@@ -120,7 +123,8 @@ impl Output<'_> {
         self.put(text.as_bytes())
     }
 
-    /// A header with two or four bytes of length; `marker` is that of the shorter one, the longer one's is the next.
+    /// A header with two or four bytes of length; `marker` is that of the shorter one, the longer
+    /// one's is the next.
     #[cold]
     fn long_header(&mut self, marker: u8, length: usize) -> Result {
         if let Ok(length) = u16::try_from(length) {
@@ -166,7 +170,8 @@ impl Output<'_> {
     #[cold]
     fn correct(&mut self, start: usize, kind: Kind, declared: usize, count: usize) -> Result {
         let mut bytes = Vec::new();
-        Output { bytes: &mut bytes, limit: self.limit, depth: 0, failed: false }.header(kind, count)?;
+        Output { bytes: &mut bytes, limit: self.limit, depth: 0, failed: false }
+            .header(kind, count)?;
         let old = kind.header_length(declared);
         self.room(bytes.len().saturating_sub(old))?;
         self.bytes.splice(start..start + old, bytes);
@@ -184,7 +189,8 @@ impl Output<'_> {
         self.depth += 1;
     }
 
-    /// Marks a `Some` whose content, from `start` on, would be read as `None`, or as that content's own content.
+    /// Marks a `Some` whose content, from `start` on, would be read as `None`, or as that content's
+    /// own content.
     #[inline]
     fn mark_some(&mut self, start: usize) -> Result {
         match self.bytes.get(start) {
@@ -198,7 +204,10 @@ impl Output<'_> {
         let content = &self.bytes[start..];
         let length = content.len();
         match content {
-            [0xc0] | [0xd4, EXT_SOME, ..] | [0xc7, _, EXT_SOME, ..] | [0xc8, _, _, EXT_SOME, ..] => {}
+            [0xc0]
+            | [0xd4, EXT_SOME, ..]
+            | [0xc7, _, EXT_SOME, ..]
+            | [0xc8, _, _, EXT_SOME, ..] => {}
             _ => return Ok(()),
         }
         // One level takes at most four bytes, and there are at most `DEPTH_MAX`.
@@ -244,7 +253,8 @@ enum Form {
     Array,
 }
 
-/// The state of a list. It is handed to the serializer of each element until one of them is no `u8`.
+/// The state of a list. It is handed to the serializer of each element until one of them is no
+/// `u8`.
 struct List {
     start: usize,
     declared: usize,
@@ -321,7 +331,11 @@ impl<'s, 'o> Serializer<'s, 'o> {
 
     /// An array, or the map of a variant around one.
     #[inline]
-    fn array(output: &'s mut Output<'o>, declared: usize, levels: usize) -> Result<Elements<'s, 'o>> {
+    fn array(
+        output: &'s mut Output<'o>,
+        declared: usize,
+        levels: usize,
+    ) -> Result<Elements<'s, 'o>> {
         output.enter()?;
         let start = output.bytes.len();
         let declared = declared.min(DECLARED_MAX);
@@ -335,7 +349,11 @@ impl<'s, 'o> Serializer<'s, 'o> {
         output.enter()?;
         let start = output.bytes.len();
         let declared = declared.min(DECLARED_MAX);
-        Ok(Elements { output, list: List { start, declared, count: 0, form: Form::Open }, levels: 1 })
+        Ok(Elements {
+            output,
+            list: List { start, declared, count: 0, form: Form::Open },
+            levels: 1,
+        })
     }
 
     #[inline]
@@ -487,12 +505,21 @@ impl<'s, 'o> ser::Serializer for Serializer<'s, 'o> {
     }
 
     #[inline]
-    fn serialize_unit_variant(self, _name: &'static str, _index: u32, variant: &'static str) -> Result {
+    fn serialize_unit_variant(
+        self,
+        _name: &'static str,
+        _index: u32,
+        variant: &'static str,
+    ) -> Result {
         self.output()?.str(variant)
     }
 
     #[inline]
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, name: &'static str, value: &T) -> Result {
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(
+        self,
+        name: &'static str,
+        value: &T,
+    ) -> Result {
         self.output.enter()?;
         let content = Serializer { output: &mut *self.output, list: self.list };
         if std::ptr::eq(name, names::HANDLE) {
@@ -529,12 +556,22 @@ impl<'s, 'o> ser::Serializer for Serializer<'s, 'o> {
     }
 
     #[inline]
-    fn serialize_tuple_struct(self, _name: &'static str, length: usize) -> Result<Elements<'s, 'o>> {
+    fn serialize_tuple_struct(
+        self,
+        _name: &'static str,
+        length: usize,
+    ) -> Result<Elements<'s, 'o>> {
         Self::array(self.output()?, length, 1)
     }
 
     #[inline]
-    fn serialize_tuple_variant(self, _name: &'static str, _index: u32, variant: &'static str, length: usize) -> Result<Elements<'s, 'o>> {
+    fn serialize_tuple_variant(
+        self,
+        _name: &'static str,
+        _index: u32,
+        variant: &'static str,
+        length: usize,
+    ) -> Result<Elements<'s, 'o>> {
         Self::array(self.variant(variant)?, length, 2)
     }
 
@@ -549,7 +586,13 @@ impl<'s, 'o> ser::Serializer for Serializer<'s, 'o> {
     }
 
     #[inline]
-    fn serialize_struct_variant(self, _name: &'static str, _index: u32, variant: &'static str, length: usize) -> Result<Entries<'s, 'o>> {
+    fn serialize_struct_variant(
+        self,
+        _name: &'static str,
+        _index: u32,
+        variant: &'static str,
+        length: usize,
+    ) -> Result<Entries<'s, 'o>> {
         Self::map(self.variant(variant)?, length, 2)
     }
 }
@@ -626,13 +669,19 @@ impl Entries<'_, '_> {
             return Err(out_of_order());
         }
         let count = self.halves / 2;
-        if count == self.declared { Ok(()) } else { self.output.correct(self.start, Kind::Map, self.declared, count) }
+        if count == self.declared {
+            Ok(())
+        } else {
+            self.output.correct(self.start, Kind::Map, self.declared, count)
+        }
     }
 }
 
 #[cold]
 fn out_of_order() -> EncodeError {
-    EncodeError::Message("a map was serialized with a key without a value, or a value without a key".into())
+    EncodeError::Message(
+        "a map was serialized with a key without a value, or a value without a key".into(),
+    )
 }
 
 /// Forwards the traits of serde's compounds to the one method each of them stands for.

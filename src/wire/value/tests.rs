@@ -36,7 +36,10 @@ fn same<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: T) {
     let mut out = vec![7; 3];
     encode(&value, &mut out, bytes.len() + 3).unwrap();
     assert_eq!(out[3..], bytes);
-    assert_eq!(encode(&value, &mut out, bytes.len() * 2 + 2), Err(EncodeError::TooLarge { limit: bytes.len() * 2 + 2 }));
+    assert_eq!(
+        encode(&value, &mut out, bytes.len() * 2 + 2),
+        Err(EncodeError::TooLarge { limit: bytes.len() * 2 + 2 })
+    );
     assert_eq!(out.len(), bytes.len() + 3, "cut back to what it was");
     // An ignored value is skipped as a whole.
     let mut reader = Reader::new(&bytes);
@@ -169,7 +172,8 @@ fn word() -> impl Strategy<Value = u64> {
     prop_oneof![
         any::<u64>(),
         (0u32..64, -2i64..3).prop_map(|(shift, off)| (1u64 << shift).wrapping_add(off as u64)),
-        (0u32..64, -2i64..3).prop_map(|(shift, off)| (1u64 << shift).wrapping_neg().wrapping_add(off as u64)),
+        (0u32..64, -2i64..3)
+            .prop_map(|(shift, off)| (1u64 << shift).wrapping_neg().wrapping_add(off as u64)),
     ]
 }
 
@@ -185,7 +189,10 @@ fn wide() -> impl Strategy<Value = u128> {
 }
 
 fn floats() -> impl Strategy<Value = Floats> {
-    (prop_oneof![any::<u32>(), Just(0x7fa0_0001), Just(0x8000_0000)], prop_oneof![any::<u64>(), Just(0xfff0_0000_dead_beef)])
+    (
+        prop_oneof![any::<u32>(), Just(0x7fa0_0001), Just(0x8000_0000)],
+        prop_oneof![any::<u64>(), Just(0xfff0_0000_dead_beef)],
+    )
         .prop_map(|(a, b)| Floats(f32::from_bits(a), f64::from_bits(b)))
 }
 
@@ -195,7 +202,9 @@ pub(in crate::wire) fn rich() -> impl Strategy<Value = Rich> {
         Just(Rich::Nil(())),
         Just(Rich::Nothing(UnitStruct)),
         any::<bool>().prop_map(Rich::Bool),
-        word().prop_map(|w| Rich::Ints(w as i8, w as i16, w as i32, w as i64, w as u8, w as u16, w as u32, w)),
+        word().prop_map(|w| Rich::Ints(
+            w as i8, w as i16, w as i32, w as i64, w as u8, w as u16, w as u32, w
+        )),
         wide().prop_map(|w| Rich::Wide(w as i128, w)),
         floats().prop_map(Rich::Floats),
         any::<char>().prop_map(Rich::Char),
@@ -213,23 +222,32 @@ pub(in crate::wire) fn rich() -> impl Strategy<Value = Rich> {
             prop::collection::vec(any::<u8>().prop_map(New), 0..20)
         )
             .prop_map(|(a, b, c, d)| Rich::Options(a, b, c, d)),
-        prop::collection::btree_map(small_bytes(), option(option(any::<bool>())), 0..4).prop_map(Rich::ByteKeys),
+        prop::collection::btree_map(small_bytes(), option(option(any::<bool>())), 0..4)
+            .prop_map(Rich::ByteKeys),
     ];
     leaf.prop_recursive(5, 48, 6, |inner| {
         prop_oneof![
-            (inner.clone(), option(option(inner.clone())), option(Just(()))).prop_map(|(inner, maybe, unit)| Rich::Struct {
-                inner: Box::new(inner),
-                maybe: maybe.map(|maybe| maybe.map(Box::new)),
-                unit
-            }),
+            (inner.clone(), option(option(inner.clone())), option(Just(()))).prop_map(
+                |(inner, maybe, unit)| Rich::Struct {
+                    inner: Box::new(inner),
+                    maybe: maybe.map(|maybe| maybe.map(Box::new)),
+                    unit
+                }
+            ),
             prop::collection::vec(inner.clone(), 0..18).prop_map(Rich::Seq),
             option(inner.clone()).prop_map(|inner| Rich::Some(inner.map(Box::new))),
             inner.clone().prop_map(|inner| Rich::Wrapped(New(Box::new(inner)))),
             prop::collection::btree_map(text(), inner.clone(), 0..4).prop_map(Rich::Words),
-            prop::collection::btree_map(word().prop_map(|w| w as i64), inner.clone(), 0..4).prop_map(Rich::Numbers),
-            prop::collection::btree_map(any::<(u8, i16)>(), inner.clone(), 0..4).prop_map(Rich::Pairs),
-            prop::collection::btree_map(option(option(any::<u32>())), prop::collection::btree_map(key(), inner, 0..3), 0..3)
-                .prop_map(Rich::Keys),
+            prop::collection::btree_map(word().prop_map(|w| w as i64), inner.clone(), 0..4)
+                .prop_map(Rich::Numbers),
+            prop::collection::btree_map(any::<(u8, i16)>(), inner.clone(), 0..4)
+                .prop_map(Rich::Pairs),
+            prop::collection::btree_map(
+                option(option(any::<u32>())),
+                prop::collection::btree_map(key(), inner, 0..3),
+                0..3
+            )
+            .prop_map(Rich::Keys),
         ]
     })
 }
@@ -372,7 +390,12 @@ fn other() -> impl Strategy<Value = Other> {
 }
 
 fn flat() -> impl Strategy<Value = Flat> {
-    (any::<u8>(), parts(), option(other()), prop::collection::btree_map("x[a-z]{0,3}", option(option(any::<i32>())), 0..4))
+    (
+        any::<u8>(),
+        parts(),
+        option(other()),
+        prop::collection::btree_map("x[a-z]{0,3}", option(option(any::<i32>())), 0..4),
+    )
         .prop_map(|(first, parts, optional, rest)| Flat { first, parts, optional, rest })
         // A flattened map takes what the absent option would have taken.
         .prop_map(|mut flat| {
@@ -385,13 +408,16 @@ fn untagged() -> impl Strategy<Value = Untagged> {
     let leaf = prop_oneof![
         parts().prop_map(Untagged::Parts),
         (text(), other()).prop_map(|(name, other)| Untagged::Flat { name, other }),
-        // `ByteBuf` accepts lists as well, so no list ever comes back as `List`; it stands there for the others.
+        // `ByteBuf` accepts lists as well, so no list ever comes back as `List`; it stands there
+        // for the others.
         small_bytes().prop_map(|bytes| Untagged::Bytes(ByteBuf::from(bytes))),
         any::<i64>().prop_map(Untagged::Number),
         text().prop_map(|text| Untagged::Text { text }),
         option(option(any::<bool>())).prop_map(Untagged::Nested),
     ];
-    leaf.prop_recursive(3, 16, 4, |inner| prop::collection::vec(inner, 0..4).prop_map(|many| Untagged::Many { many }))
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        prop::collection::vec(inner, 0..4).prop_map(|many| Untagged::Many { many })
+    })
 }
 
 fn internal() -> impl Strategy<Value = Internal> {
@@ -402,10 +428,8 @@ fn internal() -> impl Strategy<Value = Internal> {
         (other(), option(option(any::<u8>()))).prop_map(|(other, a)| Internal::Flat { other, a }),
     ];
     leaf.prop_recursive(3, 8, 2, |inner| {
-        (option(option(inner)), small_bytes(), id()).prop_map(|(nested, list, id)| Internal::Struct {
-            nested: nested.map(|nested| nested.map(Box::new)),
-            list,
-            id,
+        (option(option(inner)), small_bytes(), id()).prop_map(|(nested, list, id)| {
+            Internal::Struct { nested: nested.map(|nested| nested.map(Box::new)), list, id }
         })
     })
 }
@@ -420,7 +444,8 @@ fn adjacent() -> impl Strategy<Value = Adjacent> {
         (option(option(Just(()))), small_bytes()).prop_map(|(a, b)| Adjacent::Struct { a, b }),
     ];
     leaf.prop_recursive(3, 8, 2, |inner| {
-        option(option(inner)).prop_map(|nested| Adjacent::Nested(nested.map(|nested| nested.map(Box::new))))
+        option(option(inner))
+            .prop_map(|nested| Adjacent::Nested(nested.map(|nested| nested.map(Box::new))))
     })
 }
 
@@ -430,26 +455,36 @@ pub(in crate::wire) fn derived() -> impl Strategy<Value = Derived> {
         prop::collection::vec(untagged(), 0..3).prop_map(Derived::Untagged),
         internal().prop_map(Derived::Internal),
         adjacent().prop_map(Derived::Adjacent),
-        (option(option(any::<u8>())), small_bytes(), option(option(id())), small_bytes(), option(small_bytes()), option(untagged()))
-            .prop_map(|(left_out, no_list, named, with, with_option, untagged)| Derived::Attributes(Attributes {
-                left_out,
-                no_list,
-                named,
-                skipped: (),
-                with,
-                with_option,
-                untagged,
-            })),
+        (
+            option(option(any::<u8>())),
+            small_bytes(),
+            option(option(id())),
+            small_bytes(),
+            option(small_bytes()),
+            option(untagged())
+        )
+            .prop_map(|(left_out, no_list, named, with, with_option, untagged)| {
+                Derived::Attributes(Attributes {
+                    left_out,
+                    no_list,
+                    named,
+                    skipped: (),
+                    with,
+                    with_option,
+                    untagged,
+                })
+            }),
     ]
 }
 
 /// Whether `rmp-serde` brings `value` back equal.
 fn rmp_brings_back<T: Serialize + DeserializeOwned + PartialEq>(value: &T) -> bool {
-    rmp_serde::to_vec_named(value).is_ok_and(|bytes| rmp_serde::from_slice::<T>(&bytes).is_ok_and(|back| back == *value))
+    rmp_serde::to_vec_named(value)
+        .is_ok_and(|bytes| rmp_serde::from_slice::<T>(&bytes).is_ok_and(|back| back == *value))
 }
 
-/// An untagged enum whose variants are told apart by nothing but what they hold. No format brings all of its values back,
-/// but what `rmp-serde` brings back has to come back here.
+/// An untagged enum whose variants are told apart by nothing but what they hold. No format brings
+/// all of its values back, but what `rmp-serde` brings back has to come back here.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(in crate::wire) enum Ambiguous {
@@ -490,12 +525,14 @@ pub(in crate::wire) fn ambiguous() -> impl Strategy<Value = Ambiguous> {
         internal().prop_map(Ambiguous::Internal),
         option(adjacent()).prop_map(Ambiguous::Adjacent),
         option(key()).prop_map(Ambiguous::Plain),
-        prop::collection::btree_map("[a-z]{0,3}", option(option(small_bytes())), 0..3).prop_map(Ambiguous::Words),
+        prop::collection::btree_map("[a-z]{0,3}", option(option(small_bytes())), 0..3)
+            .prop_map(Ambiguous::Words),
     ];
     leaf.prop_recursive(3, 16, 4, |inner| {
         prop_oneof![
             prop::collection::vec(option(inner.clone()), 0..4).prop_map(Ambiguous::Tree),
-            prop::collection::btree_map(option(any::<u8>()), option(inner), 0..3).prop_map(Ambiguous::Map),
+            prop::collection::btree_map(option(any::<u8>()), option(inner), 0..3)
+                .prop_map(Ambiguous::Map),
         ]
     })
 }
@@ -529,7 +566,10 @@ fn noise() -> impl Strategy<Value = Vec<u8>> {
         (0u8..4).prop_map(|length| vec![0xc7, length, 1]),
         Just(vec![0xd4, 1, 0xc0]),
         Just(vec![0xd8, 2]),
-        prop::sample::select(vec!["Unit", "Struct", "tag", "t", "c", "Nested", "list", "Seq", "Ints", "Wide", "Id"]).prop_map(bytes_of),
+        prop::sample::select(vec![
+            "Unit", "Struct", "tag", "t", "c", "Nested", "list", "Seq", "Ints", "Wide", "Id"
+        ])
+        .prop_map(bytes_of),
     ];
     prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
 }
@@ -741,7 +781,9 @@ fn announced_lengths_are_not_trusted() {
     let content: Vec<u64> = (0..400).collect();
     let small: Vec<u8> = content.iter().map(|&element| element as u8).collect();
     let map: BTreeMap<u64, ()> = content.iter().map(|&element| (element, ())).collect();
-    for length in [None, Some(0), Some(3), Some(15), Some(16), Some(300), Some(70_000), Some(usize::MAX)] {
+    for length in
+        [None, Some(0), Some(3), Some(15), Some(16), Some(300), Some(70_000), Some(usize::MAX)]
+    {
         for count in [0, 1, 15, 16, 255, 256, 400] {
             let part = &content[..count];
             let truth = bytes_of(part);
@@ -871,7 +913,10 @@ fn errors_say_where() {
     fn says<T: DeserializeOwned + Debug>(bytes: &[u8], expected: &str) {
         assert_eq!(decode::<T>(bytes).unwrap_err().to_string(), expected);
     }
-    says::<(u8, u8)>(&[0x92, 1, 0xcd, 1, 0], "invalid value: integer `256`, expected u8, at byte 2");
+    says::<(u8, u8)>(
+        &[0x92, 1, 0xcd, 1, 0],
+        "invalid value: integer `256`, expected u8, at byte 2",
+    );
     says::<Vec<u8>>(&[0x92, 1, 0xa1, b'x'], "invalid type: string \"x\", expected u8, at byte 2");
     says::<Vec<u8>>(
         &[0xdd, 0xff, 0xff, 0xff, 0xff, 0],
@@ -886,8 +931,14 @@ fn errors_say_where() {
     says::<(u8, u16)>(&[0x93, 1, 2, 3], "1 more elements than the type takes, from byte 3 on");
     says::<u8>(&[1, 2, 3], "2 bytes follow the value, from byte 1 on");
     says::<u128>(&bytes_of(&-1), "invalid value: integer `-1`, expected u128, at byte 0");
-    says::<Key>(&bytes_of("Other"), "unknown variant `Other`, expected one of `Unit`, `New`, `Tuple`, `Struct`, at byte 0");
-    says::<Key>(&bytes_of("New"), "invalid type: unit variant, expected newtype variant, at byte 0");
+    says::<Key>(
+        &bytes_of("Other"),
+        "unknown variant `Other`, expected one of `Unit`, `New`, `Tuple`, `Struct`, at byte 0",
+    );
+    says::<Key>(
+        &bytes_of("New"),
+        "invalid type: unit variant, expected newtype variant, at byte 0",
+    );
 }
 
 /// A type whose values take much room on the stack while they are read.
@@ -931,7 +982,15 @@ pub(in crate::wire) fn fat(levels: usize) -> Fat {
         match level % 3 {
             0 => (outer.d, outer.e) = (Some(Box::new(fat)), FatEnum::None),
             1 => (outer.d, outer.e) = (None, FatEnum::Struct { a: [7; 32], next: Box::new(fat) }),
-            _ => (outer.d, outer.e) = (None, FatEnum::Tuple([2; 32], Box::new(FatEnum::Struct { a: [7; 32], next: Box::new(fat) }))),
+            _ => {
+                (outer.d, outer.e) = (
+                    None,
+                    FatEnum::Tuple(
+                        [2; 32],
+                        Box::new(FatEnum::Struct { a: [7; 32], next: Box::new(fat) }),
+                    ),
+                )
+            }
         }
         fat = outer;
     }
@@ -955,7 +1014,10 @@ fn depth() {
         bytes.push(0x90);
         decode::<serde::de::IgnoredAny>(&bytes).unwrap();
         bytes.insert(0, 0x91);
-        assert_eq!(decode::<serde::de::IgnoredAny>(&bytes).unwrap_err(), DecodeError::TooDeep { at: DEPTH_MAX });
+        assert_eq!(
+            decode::<serde::de::IgnoredAny>(&bytes).unwrap_err(),
+            DecodeError::TooDeep { at: DEPTH_MAX }
+        );
 
         for unit in [&[0x91][..], &[0x81, 0xa1, b'd'], &[0x92, 0x00]] {
             let mut bytes = unit.repeat(100_000);
@@ -968,7 +1030,10 @@ fn depth() {
             if unit == [0x91] {
                 assert!(matches!(decode::<Tree>(&bytes), Err(DecodeError::TooDeep { .. })));
                 assert!(matches!(decode::<UntaggedTree>(&bytes), Err(DecodeError::TooDeep { .. })));
-                assert!(matches!(decode::<serde::de::IgnoredAny>(&bytes), Err(DecodeError::TooDeep { .. })));
+                assert!(matches!(
+                    decode::<serde::de::IgnoredAny>(&bytes),
+                    Err(DecodeError::TooDeep { .. })
+                ));
             }
         }
         // Types without end, which take no bytes for a level.
@@ -998,13 +1063,28 @@ fn depth() {
 
 #[test]
 fn nothing_is_allocated_for_a_false_claim() {
-    assert!(matches!(decode::<Vec<u8>>(&[0xc6, 0xff, 0xff, 0xff, 0xff]), Err(DecodeError::Claim { needed: 0xffff_ffff, .. })));
-    assert!(matches!(decode::<HashMap<u8, u8>>(&[0xdf, 0, 0, 0, 2, 1, 2, 3]), Err(DecodeError::Claim { needed: 4, left: 3, at: 0 })));
-    assert!(matches!(decode::<ByteBuf>(&[0xdd, 0xff, 0xff, 0xff, 0xff]), Err(DecodeError::Claim { .. })));
-    assert!(matches!(decode::<serde::de::IgnoredAny>(&[0xdd, 0xff, 0xff, 0xff, 0xff]), Err(DecodeError::Claim { .. })));
+    assert!(matches!(
+        decode::<Vec<u8>>(&[0xc6, 0xff, 0xff, 0xff, 0xff]),
+        Err(DecodeError::Claim { needed: 0xffff_ffff, .. })
+    ));
+    assert!(matches!(
+        decode::<HashMap<u8, u8>>(&[0xdf, 0, 0, 0, 2, 1, 2, 3]),
+        Err(DecodeError::Claim { needed: 4, left: 3, at: 0 })
+    ));
+    assert!(matches!(
+        decode::<ByteBuf>(&[0xdd, 0xff, 0xff, 0xff, 0xff]),
+        Err(DecodeError::Claim { .. })
+    ));
+    assert!(matches!(
+        decode::<serde::de::IgnoredAny>(&[0xdd, 0xff, 0xff, 0xff, 0xff]),
+        Err(DecodeError::Claim { .. })
+    ));
     assert!(matches!(decode::<Key>(&[0x81]), Err(DecodeError::Claim { .. })));
     // What an outer array still needs an inner one cannot have.
-    assert!(matches!(decode::<Vec<Vec<u64>>>(&[0x92, 0x91, 0xc0]), Err(DecodeError::Claim { needed: 1, left: 0, at: 1 })));
+    assert!(matches!(
+        decode::<Vec<Vec<u64>>>(&[0x92, 0x91, 0xc0]),
+        Err(DecodeError::Claim { needed: 1, left: 0, at: 1 })
+    ));
     same(vec![vec![1u64 << 40], vec![]]);
 }
 
@@ -1038,14 +1118,18 @@ fn a_marked_some_is_read_in_every_form() {
     assert_eq!(decode::<i128>(&some(&some(&bytes_of(&i128::MIN)))), Ok(i128::MIN));
     assert_eq!(decode::<Vec<u8>>(&some(&bytes_of(&vec![1u8]))), Ok(vec![1]));
     // What is in it is one value.
-    assert_eq!(decode::<Option<u8>>(&[0xd5, 1, 5, 6]), Err(DecodeError::Trailing { at: 3, count: 1 }));
+    assert_eq!(
+        decode::<Option<u8>>(&[0xd5, 1, 5, 6]),
+        Err(DecodeError::Trailing { at: 3, count: 1 })
+    );
     assert_eq!(decode::<Option<u8>>(&[0xc7, 0, 1]), Err(DecodeError::End { at: 3 }));
     assert!(decode::<Option<String>>(&[0xd4, 1, 0xa1, b'x']).is_err());
 }
 
 #[test]
 fn marked_somes_within_each_other() {
-    let chain = |levels: usize| (0..levels).fold(Chain(None), |chain, _| Chain(Some(Box::new(chain))));
+    let chain =
+        |levels: usize| (0..levels).fold(Chain(None), |chain, _| Chain(Some(Box::new(chain))));
     for levels in 0..DEPTH_MAX / 2 {
         let bytes = bytes_of(&chain(levels));
         assert!(bytes.len() <= 1 + 4 * levels);
@@ -1059,16 +1143,29 @@ fn marked_somes_within_each_other() {
 #[test]
 fn a_large_value_stops_at_the_limit() {
     let mut out = vec![0; 10];
-    assert_eq!(encode(&vec![1u8; 1 << 20], &mut out, 1000), Err(EncodeError::TooLarge { limit: 1000 }));
-    assert_eq!(encode(&ByteBuf::from(vec![1u8; 1 << 20]), &mut out, 1000), Err(EncodeError::TooLarge { limit: 1000 }));
-    assert_eq!(encode(&"x".repeat(1 << 20), &mut out, 1000), Err(EncodeError::TooLarge { limit: 1000 }));
-    assert_eq!(encode(&vec![1u64 << 60; 1 << 20], &mut out, 1000), Err(EncodeError::TooLarge { limit: 1000 }));
+    assert_eq!(
+        encode(&vec![1u8; 1 << 20], &mut out, 1000),
+        Err(EncodeError::TooLarge { limit: 1000 })
+    );
+    assert_eq!(
+        encode(&ByteBuf::from(vec![1u8; 1 << 20]), &mut out, 1000),
+        Err(EncodeError::TooLarge { limit: 1000 })
+    );
+    assert_eq!(
+        encode(&"x".repeat(1 << 20), &mut out, 1000),
+        Err(EncodeError::TooLarge { limit: 1000 })
+    );
+    assert_eq!(
+        encode(&vec![1u64 << 60; 1 << 20], &mut out, 1000),
+        Err(EncodeError::TooLarge { limit: 1000 })
+    );
     assert!(out.capacity() <= 4096, "{}", out.capacity());
     assert_eq!(encode(&1, &mut out, 5), Err(EncodeError::TooLarge { limit: 5 }));
     assert_eq!(out, [0; 10]);
 }
 
-/// Not a test of anything, but the way to see what it costs: `cargo test --release --lib cost -- --ignored --nocapture`.
+/// Not a test of anything, but the way to see what it costs: `cargo test --release --lib cost --
+/// --ignored --nocapture`.
 #[test]
 #[ignore = "measures time"]
 fn cost() {
@@ -1106,11 +1203,15 @@ fn cost() {
         out.clear();
         encode(black_box(&list), &mut out, usize::MAX).unwrap();
     });
-    time("Vec<u8>, decode, a byte", list.len(), || drop(black_box(decode::<Vec<u8>>(black_box(&out)).unwrap())));
+    time("Vec<u8>, decode, a byte", list.len(), || {
+        drop(black_box(decode::<Vec<u8>>(black_box(&out)).unwrap()))
+    });
     let words: Vec<u64> = (0..1 << 20).map(|word| word << 20).collect();
     time("Vec<u64>, encode, an element", words.len(), || {
         out.clear();
         encode(black_box(&words), &mut out, usize::MAX).unwrap();
     });
-    time("Vec<u64>, decode, an element", words.len(), || drop(black_box(decode::<Vec<u64>>(black_box(&out)).unwrap())));
+    time("Vec<u64>, decode, an element", words.len(), || {
+        drop(black_box(decode::<Vec<u64>>(black_box(&out)).unwrap()))
+    });
 }
