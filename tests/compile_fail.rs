@@ -32,6 +32,18 @@ fn capture() {
     fails("capture_borrowed", &["borrow"]);
 }
 
+/// Sound only if the worker may create the task's value, and a token can be a proof about the
+/// application's process.
+#[test]
+fn captured_tokens_without_a_size() {
+    // By their alignment some are seen wherever they are used.
+    fails("capture_aligned", &["a task cannot capture variables, not even one of no size"]);
+    // The checked form refuses all of them, and a function that only its maker can name.
+    fails("checked_token", &["attempt to use a non-constant value in a constant"]);
+    fails("checked_private_function", &["cannot call non-const function"]);
+    fails("checked_predicate", &["attempt to use a non-constant value in a constant"]);
+}
+
 #[test]
 fn reference_argument() {
     fails(

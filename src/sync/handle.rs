@@ -13,16 +13,17 @@
 //!    ```text
 //!    pub async fn push(&self, item: T) -> Result<(), Error> {
 //!        let (tail, held) = self.handle.encode(&item)?;
-//!        let answer = self.handle.ask(Body::with_value(Request::Push.packet(), tail,
-//! held)).await?;        match Answer::read(&answer.head) { … }                  // values:
-//! self.handle.decode(&answer)?    }
+//!        let body = Body::with_value(Request::Push.packet(), tail, held);
+//!        let answer = self.handle.ask(body).await?;
+//!        match Answer::read(&answer.head) { … }  // values: self.handle.decode(&answer)?
+//!    }
 //!    ```
 //!
 //!    [`Asking`] is a future; [`Asking::wait`] blocks the thread instead (`blocking_` forms),
-//! [`Asking::settle`] is for    requests that do not wait (`try_` forms: in the application the
-//! answer is there at once, in a worker it takes a    round trip). Dropped before it is ready it
-//! cancels. What the caller keeps under its ticket is let go by    [`Handle::cancel`] of
-//! [`Asking::ticket`].
+//!    [`Asking::settle`] is for requests that do not wait (`try_` forms: in the application the
+//!    answer is there at once, in a worker it takes a round trip). Dropped before it is ready it
+//!    cancels. What the caller keeps under its ticket is let go by [`Handle::cancel`] of
+//!    [`Asking::ticket`].
 //!
 //! In a forked copy of the process every call is an error, and drops do nothing.
 

@@ -60,6 +60,21 @@ use super::table::conjure;
 ///
 /// **A function of more than eight arguments.** Put them into a struct.
 ///
+/// # Captured values of no size
+///
+/// A worker creates the task's value itself. That is sound for functions and for closures that
+/// capture nothing. The crate refuses a closure that captures something with a size, but stable
+/// Rust offers no way to refuse one that captures a value **without** a size, unless its alignment
+/// gives it away. Such a value can be a *proof token*: a type that can be obtained only by doing
+/// something first, such as initializing a static, and whose methods rely on that. The worker has
+/// not done it, so using the token there is undefined behavior. The same holds for a private
+/// function that a library returns as `impl Fn` only after some initialization.
+///
+/// Do not capture such a token. Call what returns the token within the task, or in an
+/// [`Init`](crate::Init) function. The macro [`task!`](crate::task!) checks this at compile time:
+/// `pool.spawn(procpool::task!(work), 1)` accepts named functions and closures without any capture,
+/// and nothing else. Use it where tasks are written by code that you do not review.
+///
 /// # Type parameters
 ///
 /// `Args` is the tuple of the function's arguments: `()`, `(A,)`, `(A, B)` and so on. `Marker` is
@@ -96,6 +111,46 @@ pub trait Task<Args, Marker>: Copy + Send + Sync + 'static {
     /// Its record, with what judges its results.
     #[doc(hidden)]
     fn __entry<J: Judge<Self::Output>>() -> Entry;
+}
+
+/// Checks at compile time that a task captures nothing, not even a value of no size.
+///
+/// The macro takes a function or a closure and returns it unchanged. It costs nothing at run time.
+/// It works for everything that takes a [`Task`](crate::Task), an [`Init`](crate::Init) function or
+/// the predicate of [`Call::retry_if`](crate::Call::retry_if).
+///
+/// The expression is evaluated by the compiler, as that of a `const`. Therefore it cannot mention a
+/// local variable, and it cannot call a function that is not `const`. What remains is the same in
+/// each process that runs the program, so a worker may create it again.
+/// [`Task`](crate::Task#captured-values-of-no-size) explains what can go wrong otherwise.
+///
+/// ```
+/// # fn is_task<Args, M>(_: impl procpool::Task<Args, M>) {}
+/// fn add(a: u64, b: u64) -> u64 { a + b }
+///
+/// is_task(procpool::task!(add));
+/// is_task(procpool::task!(|text: String| text.to_uppercase()));
+/// is_task(procpool::task!(async |n: u64| n + 1));
+/// ```
+///
+/// A token that proves something about this process does not pass:
+///
+/// ```compile_fail,E0435
+/// # fn is_task<Args, M>(_: impl procpool::Task<Args, M>) {}
+/// # mod table {
+/// #     #[derive(Clone, Copy)]
+/// #     pub struct Ready(());
+/// #     pub fn init() -> Ready { Ready(()) }
+/// #     impl Ready { pub fn get(self, at: usize) -> u64 { at as u64 } }
+/// # }
+/// let ready = table::init();
+/// is_task(procpool::task!(move |at: usize| ready.get(at)));
+/// ```
+#[macro_export]
+macro_rules! task {
+    ($function:expr) => {
+        const { $function }
+    };
 }
 
 /// `for<'any> MustBeOwnedLikeString<'any>` is `Serialize + DeserializeOwned` by another name.
@@ -146,7 +201,7 @@ macro_rules! for_each_arity {
 }
 pub(super) use for_each_arity;
 
-macro_rules! task {
+macro_rules! impl_task {
     ($($Arg:ident $arg:ident),*) => {
         impl<F, R, $($Arg,)*> Task<($($Arg,)*), SyncFn> for F
         where
@@ -195,4 +250,4 @@ macro_rules! task {
         }
     };
 }
-for_each_arity!(task);
+for_each_arity!(impl_task);

@@ -209,8 +209,8 @@ impl Recorded for BuiltIn {
     }
 }
 
-/// That a task captures nothing, which only its size tells, and only where code is generated for
-/// it.
+/// Proves that a task captures nothing that has bytes. Only its layout tells, and only where code is
+/// generated for it.
 ///
 /// The compiler reports the function that mentions this first, and the line that calls it. So each
 /// public function that takes a task begins with `let () = ZeroSized::<F>::PROVEN;`, and the line
@@ -218,31 +218,45 @@ impl Recorded for BuiltIn {
 pub(crate) struct ZeroSized<F>(PhantomData<F>);
 
 impl<F> ZeroSized<F> {
-    pub(crate) const PROVEN: () = assert!(
-        size_of::<F>() == 0,
-        "a task cannot capture variables: pass them as arguments (a function pointer is a variable, too: name the \
-         function itself)"
-    );
+    pub(crate) const PROVEN: () = {
+        assert!(
+            size_of::<F>() == 0,
+            "a task cannot capture variables: pass them as arguments (a function pointer is a variable, too: name the \
+             function itself)"
+        );
+        assert!(
+            align_of::<F>() == 1,
+            "a task cannot capture variables, not even one of no size: pass it as an argument, or make it in the task"
+        );
+    };
     /// The same of what judges a task's results.
     pub(crate) const PROVEN_PREDICATE: () = assert!(
-        size_of::<F>() == 0,
+        size_of::<F>() == 0 && align_of::<F>() == 1,
         "a predicate cannot capture variables: it runs in the worker, as a part of its task"
     );
 }
 
-/// Makes the value of a task, in a process where nobody passed it.
+/// Creates the value of a task in a process to which no such value was passed.
 pub(super) fn conjure<F: CapturesNothing>() -> F {
     let () = ZeroSized::<F>::PROVEN;
-    // SAFETY: F has no bytes, so none can be wrong, and it needs no alignment (`zeroed` takes care
-    // of that) and no drop (it is Copy). What remains is what the existence of a value may
-    // prove. F is a function item, which proves nothing, or a closure whose captures all have
-    // no size. Another value of F existed in the process that asked for the call, and `Copy +
-    // Send + Sync + 'static` (CapturesNothing) says that it may be multiplied, used from any
-    // thread, and kept for
-    // ever: so a token of a thread, of a lock held or of a lifetime is no capture that compiles. A
-    // token that is all that, and whose value proves what was done once in its *process*, would
-    // be made here without that; it is not known to exist, and Rust's own `fork` wrappers have
-    // the same gap. A capture that has no value at all (`!`) makes `zeroed` panic.
+    // SAFETY: what the language asks of the bytes holds: F has none, `zeroed` takes care of the
+    // alignment, and F needs no drop because it is Copy. An uninhabited capture (`!`) makes
+    // `zeroed` panic.
+    //
+    // What a library may conclude from the existence of a value is another matter, and stable Rust
+    // gives no way to check it:
+    //
+    // * A function item that the caller can name, and a closure without captures, prove nothing:
+    //   every process of this program can evaluate the same expression.
+    // * A captured value of no size can be a proof, for instance that a static has been initialized
+    //   in this process. It passes the checks above, and the worker has not done what it proves.
+    //   Crates with such tokens exist. `Copy + Send + Sync + 'static` excludes the proofs that are
+    //   bound to a thread, to a lock that is held or to a lifetime, but not this kind.
+    // * A private function item, returned as `impl Fn`, can prove that its maker was called.
+    //
+    // For the last two this function is unsound. The documentation of `Task` says so, and offers
+    // `task!`, which accepts only values that the compiler has computed. A worker may have those,
+    // because a constant is the same in each process that runs the program.
     unsafe { mem::zeroed::<F>() }
 }
 

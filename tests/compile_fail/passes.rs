@@ -52,6 +52,16 @@ async fn front_page() -> Result<(), Box<dyn std::error::Error>> {
     let fetched = pool.call(fetch).retries(3).retry_if(|e| e.is_empty()).spawn(("host".into(), 80)).await?;
     let _: Result<Vec<u8>, String> = fetched;
 
+    // The checked form, wherever a task, an init function or a predicate is taken.
+    let checked = Pool::builder().init(procpool::task!(load_model), path).build()?;
+    let _: u64 = checked.spawn(procpool::task!(fib), 35).await?;
+    let _: u64 = checked.spawn(procpool::task!(work::<u32>), 1).await?;
+    let _: Result<Vec<u8>, String> = checked.spawn(procpool::task!(fetch), ("host".into(), 80)).await?;
+    let _: String = checked.spawn(procpool::task!(|s: String| s.to_uppercase()), "x").await?;
+    let _: u64 = checked.spawn(procpool::task!(async |n: u64| n + 1), 1).await?;
+    let contented = procpool::task!(|e: &String| e.is_empty());
+    let _ = checked.call(procpool::task!(fetch)).retries(3).retry_if(contented).spawn(("host".into(), 80)).await?;
+
     let pairs = vec![(1, 2), (3, 4)];
     let _ = pool.map(fib, 0..90);
     let _ = pool.map(add, pairs.iter());
