@@ -8,11 +8,14 @@
 #![expect(clippy::print_stdout, reason = "the figures go there")]
 
 mod child;
+mod cost;
 mod place;
 mod report;
 mod tasks;
 mod w1;
 mod w10;
+mod w11;
+mod w12;
 mod w2;
 mod w3;
 mod w5;
@@ -30,7 +33,7 @@ type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 /// A workload's name, and what measures it.
 type Workload = (&'static str, fn(&Options, &Report) -> Result<()>);
 
-const WORKLOADS: [Workload; 11] = [
+const WORKLOADS: [Workload; 13] = [
     ("W1", w1::anywhere),
     ("W1@1cpu", w1::on_one_cpu),
     ("W2", w2::run),
@@ -42,6 +45,8 @@ const WORKLOADS: [Workload; 11] = [
     ("W8", w8::run),
     ("W9", w9::run),
     ("W10", w10::run),
+    ("W11", w11::run),
+    ("W12", w12::run),
 ];
 
 /// The first argument of a process that measures one workload, named by the second.

@@ -22,6 +22,11 @@ pub(crate) fn spin(micros: u64) -> u64 {
     micros
 }
 
+/// Sleeps for so many milliseconds.
+pub(crate) fn sleep(millis: u64) {
+    std::thread::sleep(std::time::Duration::from_millis(millis));
+}
+
 /// The first byte of the SHA-256 of 64 KiB made from a seed.
 pub(crate) fn sha(seed: u64) -> u64 {
     let data = seed.to_le_bytes().repeat(8192);

@@ -2,6 +2,7 @@
 //! holds in memory.
 
 use crate::child::Starts;
+use crate::cost::children;
 use crate::report::{Report, median, seconds_since};
 use crate::{Options, Result, place};
 use procpool::Pool;
@@ -81,16 +82,6 @@ async fn memory_per_worker() -> Result<f64> {
     let after = pss(&tree)?;
     pool.shutdown().await;
     Ok((after - before) / MANY as f64)
-}
-
-/// The processes that threads of this one have started (proc(5), `/proc/PID/task/TID/children`).
-fn children() -> Result<Vec<u32>> {
-    let mut all = Vec::new();
-    for thread in fs::read_dir("/proc/self/task")? {
-        let pids = fs::read_to_string(thread?.path().join("children"))?;
-        all.extend(pids.split_whitespace().flat_map(str::parse::<u32>));
-    }
-    Ok(all)
 }
 
 /// The sum of their proportional set sizes, in MB.

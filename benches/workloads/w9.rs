@@ -1,11 +1,12 @@
 //! W9: a heavy tail. Most tasks are short, a few are five hundred times longer; how close to the
 //! best order comes the pool?
 
+use crate::cost::{Cost, Meter};
 use crate::report::{Report, seconds_since};
 use crate::{Options, Result, place, tasks};
 use futures::StreamExt;
 use procpool::Pool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const WORKERS: usize = 2;
 const SHORT: (usize, u64) = (10_000, 200);
@@ -14,7 +15,7 @@ const LONG: (usize, u64) = (10, 100_000);
 pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     let work = work(options);
     let sum: f64 = seconds(work.iter().sum());
-    let took = place::runtime(options)?.block_on(measure(&work))?;
+    let (took, cost) = place::runtime(options)?.block_on(measure(&work))?;
     let note = format!(
         "n={}, {WORKERS} workers, microseconds of CPU time: {} x {}, {} x {}",
         work.len(),
@@ -31,6 +32,7 @@ pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
         "the list schedule of the same durations, simulated",
     );
     report.figure("makespan/greedy", took / greedy(&work), "ratio", &note);
+    report.cost("", work.len(), cost, Duration::from_secs_f64(sum), &note);
     Ok(())
 }
 
@@ -62,9 +64,11 @@ fn greedy(work: &[u64]) -> f64 {
     seconds(free_at.into_iter().max().unwrap_or_default())
 }
 
-async fn measure(work: &[u64]) -> Result<f64> {
+async fn measure(work: &[u64]) -> Result<(f64, Cost)> {
     let pool = Pool::builder().workers(WORKERS).build()?;
     pool.ready().await?;
+    let mut meter = Meter::new()?;
+    meter.start()?;
     let start = Instant::now();
     let mut results = pool.map(tasks::spin, work.iter().copied()).unordered();
     let mut ended = 0;
@@ -73,8 +77,9 @@ async fn measure(work: &[u64]) -> Result<f64> {
         ended += 1;
     }
     let took = seconds_since(start);
+    meter.stop()?;
     assert_eq!(ended, work.len());
     drop(results);
     pool.shutdown().await;
-    Ok(took)
+    Ok((took, meter.total()))
 }
