@@ -5,11 +5,12 @@
 #[path = "common/processes.rs"]
 mod processes;
 
+use futures::FutureExt;
 use nix::sys::signal::Signal;
 use processes::{soon, until};
 use procpool::{
-    Channel, ErrorKind, List, Map, MapChange, Mutex, Pool, Queue, Registered, Served, Value,
-    channel,
+    Channel, ErrorKind, List, Manager, Map, MapChange, Mutex, Pool, Queue, Registered, RwLock,
+    Served, Value, channel,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -651,4 +652,97 @@ async fn what_is_set_may_be_of_any_size_and_name_other_objects() {
     soon(pool.spawn(set, map.clone())).await.unwrap();
     assert_eq!(map.get(&8).await.unwrap().unwrap().1.unwrap().load().unwrap(), 5);
     assert_eq!(map.get(&4).await.unwrap().unwrap().0, vec![143u8; 20]);
+}
+
+/// A link of a chain of shared objects of all kinds that keep values.
+#[derive(Clone, Serialize, Deserialize)]
+enum Link {
+    End,
+    Mutex(Mutex<Self>),
+    RwLock(RwLock<Self>),
+    List(List<Self>),
+    Map(Map<u8, Self>),
+    Queue(Queue<Self>),
+}
+
+/// Makes a chain of so many objects: each holds the only handle to the next one.
+async fn chain(manager: &Manager, links: usize) -> Link {
+    let mut head = Link::End;
+    for n in 0..links {
+        head = match n % 5 {
+            0 => Link::Mutex(manager.mutex(head).unwrap()),
+            1 => Link::RwLock(manager.rwlock(head).unwrap()),
+            2 => {
+                let list = manager.list().unwrap();
+                list.push(head).await.unwrap();
+                Link::List(list)
+            }
+            3 => {
+                let map = manager.map().unwrap();
+                map.insert(1, head).await.unwrap();
+                Link::Map(map)
+            }
+            _ => {
+                let queue = manager.queue(1).unwrap();
+                queue.send(head).await.unwrap();
+                Link::Queue(queue)
+            }
+        };
+    }
+    head
+}
+
+#[tokio::test]
+async fn a_chain_of_objects_that_hold_each_other_is_dropped_without_recursion() {
+    const LINKS: usize = 10_000;
+    let pool = pool(1);
+    let manager = pool.manager();
+    // The last handle is in the application.
+    let head = chain(manager, LINKS).await;
+    assert_eq!(manager.objects(), LINKS);
+    drop(head);
+    assert_eq!(manager.objects(), 0);
+    // It is in an answer that nobody takes.
+    let queue = manager.queue(1).unwrap();
+    let mut waits = Box::pin(queue.recv());
+    assert!((&mut waits).now_or_never().is_none());
+    queue.send(chain(manager, LINKS).await).await.unwrap();
+    drop(waits);
+    drop(queue);
+    until("the chain has gone", || manager.objects() == 0).await;
+    // It is in a worker that drops it, and in one that dies.
+    let head = chain(manager, LINKS).await;
+    soon(pool.spawn(|head: Link| drop(head), head)).await.unwrap();
+    until("the chain has gone", || manager.objects() == 0).await;
+    let head = chain(manager, LINKS).await;
+    let dies = |head: Link| -> () {
+        std::mem::forget(head);
+        std::process::abort()
+    };
+    soon(pool.spawn(dies, head)).await.unwrap_err();
+    until("the chain has gone", || manager.objects() == 0).await;
+    // The manager closes.
+    let _head = chain(manager, LINKS).await;
+    soon(pool.shutdown()).await;
+}
+
+#[tokio::test]
+async fn the_first_value_of_a_lock_may_hold_handles_which_a_worker_can_use() {
+    let pool = pool(1);
+    let manager = pool.manager();
+    let inner = manager.value(7u64).unwrap();
+    let (read_write, mutex) =
+        (manager.rwlock(inner.clone()).unwrap(), manager.mutex(inner).unwrap());
+    assert_eq!(manager.objects(), 3);
+    let look = |read_write: RwLock<Value<u64>>, mutex: Mutex<Value<u64>>| {
+        let read = read_write.blocking_read().unwrap().load().unwrap();
+        (read, mutex.blocking_lock().unwrap().load().unwrap())
+    };
+    assert_eq!(soon(pool.spawn(look, (read_write.clone(), mutex.clone()))).await.unwrap(), (7, 7));
+    drop((read_write, mutex));
+    until("all have gone", || manager.objects() == 0).await;
+    // A handle of another manager is refused, as in a mutex.
+    let foreign = Manager::new().unwrap().value(7u64).unwrap();
+    let refused = manager.rwlock(foreign).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ForeignHandle);
 }

@@ -1,7 +1,14 @@
 //! References that values hold while they are kept in an object, or on their way.
 
+//!
+//! Objects may hold references to each other in chains of any length. The last reference to the
+//! first object of a chain therefore must not drop the rest by recursion: the manager drops what
+//! remains of one object with [`drop_flat`], which only notes the references that were in it, and
+//! then releases the noted references in a loop.
+
 use super::object::{Held, Part};
 use std::any::Any;
+use std::cell::Cell;
 use std::sync::{Arc, Weak};
 
 /// Who is told that references of values have been dropped. It may be in the midst of something: it
@@ -28,6 +35,31 @@ impl Drop for HeldNames {
             owner.dropped(std::mem::take(&mut self.names));
         }
     }
+}
+
+thread_local! {
+    /// Whether this thread is within [`drop_flat`]. Without a destructor, so that it can be used in
+    /// the destructors of other thread-local values.
+    static DROPPING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Drops what may hold references, without following them: their owner notes them, and the caller
+/// asks the owner to release them afterwards.
+pub(super) fn drop_flat<T>(what: T) {
+    /// Restores the mark even if a destructor panics.
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            DROPPING.set(self.0);
+        }
+    }
+    let _restore = Restore(DROPPING.replace(true));
+    drop(what);
+}
+
+/// Whether the references that this thread drops are released by a caller further up its stack.
+pub(super) fn is_dropping() -> bool {
+    DROPPING.get()
 }
 
 /// Several values' references, as one.

@@ -230,6 +230,13 @@ impl Server {
         self.apply(|state, now| state.create(kind, what, name, part, now))
     }
 
+    /// Holds the references that a value of the application names, as long as what comes back is
+    /// kept: for a value that is in an object from the start.
+    pub(crate) fn hold(&self, names: &[Name]) -> Result<Held, Error> {
+        self.apply(|state, now| state.hold(LOCAL, names, now))
+            .map_err(|_| Error::from(Why::ForeignHandle))
+    }
+
     /// Makes a lock, whose place has so many bytes for its value.
     pub(crate) fn create_lock(
         &self,
@@ -239,9 +246,7 @@ impl Server {
         names: &[Name],
         name: Option<String>,
     ) -> Result<Name, Error> {
-        let held = self
-            .apply(|state, now| state.hold(LOCAL, names, now))
-            .map_err(|_| Error::from(Why::ForeignHandle))?;
+        let held = self.hold(names)?;
         // Better a lock whose values are all kept here than none.
         let words = words_for(capacity);
         let memory = self.segments.allocate(words).or_else(|error| {
@@ -575,9 +580,11 @@ impl Server {
         if !todo.local.is_empty() {
             self.delivered.fetch_add(1, Ordering::Relaxed);
         }
-        for (ticket, arrived) in todo.local {
-            drop(self.mail.deliver(ticket, arrived));
-        }
+        let undelivered: Vec<_> = todo
+            .local
+            .into_iter()
+            .filter_map(|(ticket, arrived)| self.mail.deliver(ticket, arrived))
+            .collect();
         todo.flush.dedup();
         for client in todo.flush {
             self.flush(client);
@@ -585,6 +592,8 @@ impl Server {
         if let Some((at, number)) = todo.deadline {
             self.set_timer(at, number);
         }
+        // The caller sweeps afterwards, so what these hold is released in its loop.
+        held::drop_flat((todo.remains, todo.sent, undelivered));
     }
 
     /// Lets go what values held that were dropped while somebody else had the lock.
@@ -1092,7 +1101,9 @@ impl Server {
 impl Dropped for Server {
     fn dropped(&self, names: Vec<(u64, Part)>) {
         self.dropped.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
-        self.sweep();
+        if !held::is_dropping() {
+            self.sweep();
+        }
     }
 }
 

@@ -85,8 +85,9 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`Encode`](crate::ErrorKind::Encode), [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB);
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Encode`](crate::ErrorKind::Encode), [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB),
+    /// [`ForeignHandle`](crate::ErrorKind::ForeignHandle) if the value holds a handle of another
+    /// manager; [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     pub fn rwlock<T: Serialize>(&self, value: T) -> Result<RwLock<T>, Error> {
         self.make_rwlock(None, &value)
     }
@@ -102,8 +103,10 @@ impl Manager {
     }
 
     fn make_rwlock<T: Serialize>(&self, name: Option<&str>, value: &T) -> Result<RwLock<T>, Error> {
+        let connection = self.connection();
         let (value, held) = handle::encode(value)?;
-        let made = Handle::create(self.connection(), kinds::RW_LOCK, Part::WHOLE, name, || {
+        let held = connection.local()?.hold(&connection.names(&held)?)?;
+        let made = Handle::create(connection, kinds::RW_LOCK, Part::WHOLE, name, || {
             Box::new(Rules::new(value, held))
         })?;
         Ok(RwLock::new(made))
