@@ -1,7 +1,54 @@
-// First, so that the README's links lead to this very documentation: where it is read elsewhere, it
-// has its own. (Not where its programs are run as tests: they are named after the first file.)
-#![cfg_attr(not(doctest), doc = include_str!("../docs/links.md"))]
-#![doc = include_str!("../README.md")]
+//! A process pool for tokio: hand a plain function and its arguments to a worker process, await the
+//! result.
+//!
+//! ```
+//! use procpool::Pool;
+//!
+//! fn fib(n: u64) -> u64 {
+//!     if n < 2 { n } else { fib(n - 1) + fib(n - 2) }
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let pool = Pool::new()?; // one worker process per core, started on demand
+//!     assert_eq!(pool.spawn(fib, 20).await?, 6765);
+//!
+//!     let error = pool.spawn(|| -> u8 { std::process::abort() }, ()).await.unwrap_err();
+//!     assert!(error.is_worker_died()); // the crash cost this task, and nothing else
+//!
+//!     assert_eq!(pool.spawn(fib, 21).await?, 10_946); // the pool goes on
+//!     Ok(())
+//! }
+//! ```
+//!
+//! Three things to know:
+//!
+//! 1. **A worker does not run `main`.** What `main` sets up is missing there;
+//!    [`Builder::init`] is the place for it.
+//! 2. **A task captures nothing.** It is a function, or a closure without captures; values are
+//!    passed as arguments.
+//! 3. **Dropping a handle detaches its task**, as in tokio. Dropping the last [`Pool`] kills its
+//!    workers; [`Pool::shutdown`] lets everything end first.
+//!
+//! # Where things are
+//!
+//! | I want to … | look at |
+//! |---|---|
+//! | run functions in worker processes | [`Pool`], [`Pool::spawn`], [`Pool::map`] |
+//! | give one call options: limits, retries, cancellation | [`Pool::call`] |
+//! | run one function in a process of its own | [`Process`] |
+//! | share a lock, a queue, a map between processes | [`Pool::manager`], [`Manager`] |
+//! | know what happened to a task | [`TaskError`] |
+//! | read about all of it in order | the [`guide`] |
+//!
+//! The crate works on Linux (x86-64 and aarch64, kernel 5.10 or later); elsewhere it compiles, see
+//! [platforms](guide::platforms).
+//!
+//! # Public dependencies
+//!
+//! Types of these crates stand in public signatures: `tokio`, `futures` (`Stream`, `Sink`), `serde`
+//! and `tokio_util::sync::CancellationToken`.
+
 #![cfg_attr(
     not(all(
         target_os = "linux",
@@ -16,6 +63,7 @@
 )]
 
 mod error;
+pub mod guide;
 mod limits;
 #[cfg(all(
     target_os = "linux",
@@ -84,10 +132,7 @@ pub use task::{
     ArgsFor, ArgsTuple, Cancelled, Init, Task, attempt, cancelled, is_cancelled, state, task_id,
 };
 
-#[doc = include_str!("../docs/waiting.md")]
-pub mod waiting {}
-
-/// The programs of the documentation are compiled.
+/// The README's programs are compiled.
 #[cfg(doctest)]
-#[doc = include_str!("../docs/other_languages.md")]
-struct OtherLanguages;
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -203,37 +203,31 @@ fn every_trap_is_shown_by_tests_that_exist_or_says_that_it_is_not() {
     }
 }
 
-/// The README's links lead to docs.rs where it is read by itself, and into the documentation where
-/// it is its front page: both lists have the same names, and rustdoc checks that those of the
-/// second exist.
+/// The front page is short, and its links lead to chapters of the guide and files that exist.
 #[test]
-fn the_readmes_links_are_those_of_the_front_page() {
-    fn names(text: &str) -> BTreeSet<&str> {
-        text.lines()
-            .filter(|line| line.starts_with('['))
-            .filter_map(|line| line.split_once("]: "))
-            .map(|(name, _)| name)
-            .collect()
-    }
-    let (readme, links) = (
-        fs::read_to_string(root().join("README.md")).unwrap(),
-        fs::read_to_string(root().join("docs/links.md")).unwrap(),
-    );
-    assert_eq!(names(&readme), names(&links));
-    assert!(names(&links).len() > 30);
-    let text: String = readme
+fn the_readme_is_short_and_its_links_lead_somewhere() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let guide = fs::read_to_string(root().join("src/guide.rs")).unwrap();
+    assert!(readme.len() <= 8 << 10, "{} bytes", readme.len());
+    assert!(readme.lines().count() <= 150, "{} lines", readme.lines().count());
+    let chapters: BTreeSet<_> = readme
         .lines()
-        .filter(|line| !line.starts_with("["))
-        .flat_map(|line| [line, "\n"])
+        .filter_map(|line| line.split_once("/procpool/guide/"))
+        .map(|(_, chapter)| chapter.trim_end_matches('/'))
+        .filter(|chapter| !chapter.is_empty())
         .collect();
-    assert!(
-        !text.lines().any(|line| line.starts_with("# ") && !line.starts_with("# procpool")),
-        "a hidden line is seen elsewhere"
-    );
-    for name in names(&links) {
-        let name = &name[1..];
-        assert!(text.contains(&format!("[{name}]")), "nothing leads to {name}");
+    assert!(chapters.len() > 8, "{chapters:?}");
+    for chapter in chapters {
+        assert!(guide.contains(&format!("pub mod {chapter} ")), "{chapter} is no chapter");
     }
-    // What has no definition is no link, elsewhere.
-    assert!(!text.contains("](crate::") && !text.contains("](Process"));
+    for file in readme.split("](").skip(1).filter_map(|rest| rest.split_once(')')) {
+        assert!(
+            file.0.starts_with("https://") || root().join(file.0).exists(),
+            "{} does not exist",
+            file.0
+        );
+    }
+    for (name, _) in readme.lines().filter_map(|line| line.split_once("]: https")) {
+        assert!(readme.matches(&format!("{name}]")).count() > 1, "nothing leads to {name}");
+    }
 }

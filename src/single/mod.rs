@@ -113,7 +113,7 @@ use tokio::sync::oneshot;
 ///
 /// Awaiting it, [`wait`](Self::wait), [`blocking_join`](Self::blocking_join),
 /// [`blocking_wait`](Self::blocking_wait), [`try_join`](Self::try_join),
-/// [`exit_status`](Self::exit_status): see [`waiting`](crate::waiting).
+/// [`exit_status`](Self::exit_status): see [`waiting`](crate::guide::waiting).
 ///
 /// # Drop
 ///
