@@ -287,6 +287,33 @@ async fn exit_handlers_have_the_exit_limit_though_the_socket_is_closed_by_then()
     assert_eq!(lines(&log).len(), 1);
 }
 
+extern "C" fn say_goodbye() {
+    if let Some(log) = GOODBYE.get() {
+        note(log, "done");
+    }
+}
+
+async fn leave_a_blocking_job(log: PathBuf) {
+    GOODBYE.set(log).unwrap();
+    // SAFETY: the handler unwinds nowhere, and lives as long as the program.
+    assert_eq!(unsafe { libc::atexit(say_goodbye) }, 0);
+    tokio::task::spawn_blocking(|| {
+        loop {
+            std::thread::park();
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_blocking_job_that_a_task_left_delays_no_end_and_costs_no_exit_handler() {
+    let dir = tempdir().unwrap();
+    let log = dir.path().join("log");
+    let pool = Pool::builder().workers(1).exit_timeout(HOUR).build().unwrap();
+    soon(pool.spawn(leave_a_blocking_job, &log)).await.unwrap();
+    soon(pool.shutdown()).await;
+    assert_eq!(lines(&log).len(), 1);
+}
+
 // ---- at once
 
 #[tokio::test]

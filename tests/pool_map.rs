@@ -8,9 +8,9 @@
 mod facts;
 
 use facts::{Scene, gone, is_pending, mark, pass, until, within};
-use futures::future::join_all;
-use futures::stream::{self, StreamExt, TryStreamExt};
-use procpool::{Results, TaskError};
+use futures::future::{join, join_all};
+use futures::stream::{self, LocalBoxStream, Stream, StreamExt, TryStreamExt};
+use procpool::{Pool, Results, TaskError};
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashSet};
 use std::panic::AssertUnwindSafe;
@@ -470,6 +470,110 @@ async fn a_source_that_is_not_ready_holds_up_no_result() {
     drop(sender);
     assert!(within("the end", results.next()).await.is_none());
     scene.end().await;
+}
+
+/// A stream of outcomes of `square`, of either kind.
+fn outcomes(
+    pool: &Pool,
+    source: impl Stream<Item = u64> + 'static,
+    buffered: usize,
+    (unordered, is_fallible): (bool, bool),
+) -> LocalBoxStream<'static, Result<u64, TaskError>> {
+    if is_fallible {
+        let results = pool.try_map_stream(square, source.map(Ok::<_, String>)).buffered(buffered);
+        let results = if unordered { results.unordered() } else { results };
+        results.map(Result::unwrap).boxed_local()
+    } else {
+        let results = pool.map_stream(square, source).buffered(buffered);
+        let results = if unordered { results.unordered() } else { results };
+        results.boxed_local()
+    }
+}
+
+#[tokio::test]
+async fn after_its_pool_a_stream_tells_once_that_it_is_closed_and_ends() {
+    for (kills, kind) in [false, true].into_iter().flat_map(|kills| {
+        [(false, false), (true, false), (false, true), (true, true)].map(|kind| (kills, kind))
+    }) {
+        let pool = Pool::builder().workers(1).build().unwrap();
+        let source = stream::iter(0..4).chain(stream::pending());
+        let mut pending = outcomes(&pool, source, 8, kind);
+        let mut endless = outcomes(&pool, stream::iter(0..), 4, kind);
+        for _ in 0..4 {
+            within("a result", pending.next()).await.unwrap().unwrap();
+        }
+        within("a result", endless.next()).await.unwrap().unwrap();
+        let end = async {
+            tokio::task::yield_now().await; // the stream is waited for by now
+            if kills { pool.kill().await } else { pool.shutdown().await }
+        };
+        let (last, _) = within("the closing of the pool", join(pending.next(), end)).await;
+        assert!(last.unwrap().unwrap_err().is_pool_closed());
+        assert!(within("the end of the stream", pending.next()).await.is_none());
+
+        let rest: Vec<_> = within("the end of the stream", endless.collect()).await;
+        let (done, refused) = rest.split_at(rest.partition_point(Result::is_ok));
+        // What a kill cuts off are the items in hand, each for itself.
+        let expected = if kills { 1..=4 } else { 1..=1 };
+        assert!(expected.contains(&refused.len()), "{kills} {kind:?}: {rest:?}");
+        assert!(done.len() <= 4, "{rest:?}");
+        for outcome in refused {
+            assert!(outcome.as_ref().unwrap_err().is_pool_closed(), "{rest:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_source_had_given_before_the_end_of_the_pool_is_delivered_whole() {
+    let pool = Pool::builder().workers(1).build().unwrap();
+    let mut whole = pool.map(square, 0..4).buffered(4);
+    let failing = stream::iter([Ok(0), Err("its own")]);
+    let mut failing = pool.try_map_stream(square, failing).buffered(1);
+    assert!(is_pending(&mut whole.next()).await);
+    assert!(is_pending(&mut failing.next()).await);
+    within("the end of the pool", pool.shutdown()).await;
+    let squares: Result<Vec<u64>, _> = within("the results", whole.try_collect()).await;
+    assert_eq!(squares.unwrap(), [0, 1, 4, 9]);
+    assert_eq!(within("the result", failing.next()).await.unwrap().unwrap().unwrap(), 0);
+    assert_eq!(within("the error", failing.next()).await.unwrap().unwrap_err(), "its own");
+    assert!(within("the end", failing.next()).await.is_none());
+}
+
+#[tokio::test]
+async fn one_slow_item_leaves_no_part_of_the_window_unused() {
+    fn slow_tenth(n: u64, gate: PathBuf) -> u64 {
+        if n == 10 {
+            pass(gate);
+        }
+        n
+    }
+    for is_fallible in [false, true] {
+        let scene = Scene::new(2);
+        let gate = scene.gate("never opened");
+        let pulled = Cell::new(0);
+        let items = (0..200_u64).map(|n| {
+            pulled.set(pulled.get() + 1);
+            (n, gate.path().to_owned())
+        });
+        let mut results = if is_fallible {
+            let source = stream::iter(items.map(Ok::<_, String>));
+            let results = scene.pool.try_map_stream(slow_tenth, source).buffered(64);
+            results.map(|outcome| outcome.unwrap().unwrap()).boxed_local()
+        } else {
+            let results = scene.pool.map(slow_tenth, items).buffered(64);
+            results.map(Result::unwrap).boxed_local()
+        };
+        assert!(is_pending(&mut results.next()).await);
+        assert_eq!(pulled.get(), 64);
+        until("all but the slow one are done", || scene.pool.stats().done == 63).await;
+        for n in 0..10 {
+            assert_eq!(within("a result", results.next()).await, Some(n));
+        }
+        assert!(is_pending(&mut results.next()).await);
+        assert_eq!(pulled.get(), 64 + 10);
+        drop(results);
+        scene.end().await;
+    }
 }
 
 /// Results are read in another runtime, on another thread, than the one that the pool was built in.

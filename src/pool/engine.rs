@@ -38,6 +38,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// See [`Engine::run_bytes`]. A run of twice as many is not a large frame.
 const RUN_BYTES: usize = 16 << 10;
@@ -79,6 +80,8 @@ pub(crate) struct Engine {
     pub(super) tally: Tally,
     pub(super) feeds: Feeds,
     this: Weak<Self>,
+    /// Cancelled when the pool takes no more tasks.
+    closing: CancellationToken,
     ended: watch::Sender<bool>,
 }
 
@@ -175,6 +178,7 @@ impl Engine {
             tally: Tally::default(),
             feeds: Feeds::new(),
             this: this.clone(),
+            closing: CancellationToken::new(),
             ended: watch::Sender::new(false),
             config,
         });
@@ -562,6 +566,8 @@ impl Engine {
             shielded(|| room.close());
         }
         self.apply(how);
+        // Only now: a stream that is woken must find its items refused.
+        shielded(|| self.closing.cancel());
         shielded(|| self.starts.send_modify(|_| {}));
         self.attend();
     }
@@ -598,6 +604,16 @@ impl Engine {
     /// Which tasks the end has cut off.
     pub(crate) fn cut_off(&self) -> CutOff {
         self.lock().core.cut_off().clone()
+    }
+
+    /// Whether every task would be refused: the pool was closed, or this is a forked copy.
+    pub(crate) fn takes_nothing(&self) -> bool {
+        fork::is_forked_copy() || self.closing.is_cancelled()
+    }
+
+    /// Waits until the pool takes no more tasks.
+    pub(crate) fn closing(&self) -> WaitForCancellationFutureOwned {
+        self.closing.clone().cancelled_owned()
     }
 
     pub(crate) fn has_ended(&self) -> bool {

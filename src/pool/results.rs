@@ -18,6 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 /// With so many items in flight, none waits for one more to be pulled.
 const MANY: usize = 64;
@@ -38,6 +39,10 @@ const BURST: usize = 256;
 /// first, then the panic goes on. (Use [`Pool::try_map_stream`](crate::Pool::try_map_stream) for a
 /// source that can fail.)
 ///
+/// After the pool was closed nothing more is pulled: the results of what had been pulled come
+/// first, then one error that is [`is_pool_closed`](TaskError::is_pool_closed), unless the source
+/// had ended by then or such an error was given already, then the stream ends.
+///
 /// # Drop
 ///
 /// Aborts what is left, as [`JoinHandle::abort`](crate::JoinHandle::abort) does: what waits never
@@ -48,8 +53,7 @@ const BURST: usize = 256;
 /// `next()` loses nothing when it is dropped.
 #[must_use = "streams do nothing unless polled"]
 pub struct Results<S, Args, R> {
-    source: Source<S>,
-    sink: Sink<R>,
+    flow: Flow<S, R>,
     args: PhantomData<fn() -> Args>,
 }
 
@@ -60,10 +64,15 @@ pub struct Results<S, Args, R> {
 /// once, after the results of all items before it, and is the end.
 #[must_use = "streams do nothing unless polled"]
 pub struct TryResults<S, E, Args, R> {
-    source: Source<S>,
-    sink: Sink<R>,
+    flow: Flow<S, R>,
     error: Option<E>,
     args: PhantomData<fn() -> Args>,
+}
+
+/// What both streams are: items go from a source into the pool, and results come out.
+struct Flow<S, R> {
+    source: Source<S>,
+    sink: Sink<R>,
 }
 
 /// What has been handed in, and what has come back.
@@ -87,6 +96,10 @@ struct Sink<R> {
     gathered: Gathered,
     /// Items that have come back so far.
     came: usize,
+    /// An item's outcome was that the pool is closed.
+    told_closed: bool,
+    /// Wakes the stream when the pool is closed, while no item is in flight. Made on first use.
+    closing: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     result: PhantomData<fn() -> R>,
 }
 
@@ -115,7 +128,7 @@ macro_rules! options {
         /// Gives the results as they finish, not in the order of the input.
         #[doc(alias = "imap_unordered")]
         pub fn unordered(mut self) -> Self {
-            self.sink.unordered = true;
+            self.flow.sink.unordered = true;
             self
         }
 
@@ -130,7 +143,7 @@ macro_rules! options {
         /// If `items` is zero: nothing would ever be done.
         pub fn buffered(mut self, items: usize) -> Self {
             assert!(items > 0, "`buffered(0)` would never begin");
-            self.sink.buffered = Some(items);
+            self.flow.sink.buffered = Some(items);
             self
         }
     };
@@ -138,7 +151,7 @@ macro_rules! options {
 
 impl<S, Args, R> Results<S, Args, R> {
     pub(super) fn new(engine: &Arc<Engine>, task: TaskSpec, source: S) -> Self {
-        Self { source: Source::new(source), sink: Sink::new(engine, task), args: PhantomData }
+        Self { flow: Flow::new(engine, task, source), args: PhantomData }
     }
 
     options!();
@@ -146,12 +159,7 @@ impl<S, Args, R> Results<S, Args, R> {
 
 impl<S, E, Args, R> TryResults<S, E, Args, R> {
     pub(super) fn new(engine: &Arc<Engine>, task: TaskSpec, source: S) -> Self {
-        Self {
-            source: Source::new(source),
-            sink: Sink::new(engine, task),
-            error: None,
-            args: PhantomData,
-        }
+        Self { flow: Flow::new(engine, task, source), error: None, args: PhantomData }
     }
 
     options!();
@@ -166,27 +174,10 @@ where
     type Item = Result<R, TaskError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Self { source, sink, .. } = &mut *self;
-        source.pull(sink.room(), cx, |item| {
+        self.flow.poll_next(cx, |sink, item| {
             sink.hand_in(&item);
             true
-        });
-        sink.send();
-        let taken = sink.poll_take(cx, source.stream.is_none());
-        if taken.is_pending() {
-            // What room was withheld while results were at hand is used before we wait.
-            source.pull(sink.room(), cx, |item| {
-                sink.hand_in(&item);
-                true
-            });
-            sink.send();
-        }
-        if let Poll::Ready(None) = taken
-            && let Some(panic) = source.panic.take()
-        {
-            resume_unwind(panic);
-        }
-        taken
+        })
     }
 }
 
@@ -199,8 +190,8 @@ where
     type Item = Result<Result<R, TaskError>, E>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Self { source, sink, error, .. } = &mut *self;
-        source.pull(sink.room(), cx, |item| match item {
+        let Self { flow, error, .. } = &mut *self;
+        let polled = flow.poll_next(cx, |sink, item| match item {
             Ok(item) => {
                 sink.hand_in(&item);
                 true
@@ -210,16 +201,75 @@ where
                 false
             }
         });
-        sink.send();
-        match ready!(sink.poll_take(cx, source.stream.is_none())) {
-            Some(outcome) => Poll::Ready(Some(Ok(outcome))),
-            None => {
-                if let Some(panic) = source.panic.take() {
-                    resume_unwind(panic);
-                }
-                Poll::Ready(error.take().map(Err))
-            }
+        Poll::Ready(match ready!(polled) {
+            Some(outcome) => Some(Ok(outcome)),
+            None => error.take().map(Err),
+        })
+    }
+}
+
+impl<S: Stream, R: DeserializeOwned> Flow<S, R> {
+    /// The next result. `hand_in` says whether to go on with the source.
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut hand_in: impl FnMut(&mut Sink<R>, S::Item) -> bool,
+    ) -> Poll<Option<Result<R, TaskError>>> {
+        self.feed(cx, &mut hand_in);
+        let mut taken = self.sink.poll_take(cx, self.source.stream.is_none());
+        if taken.is_pending() && self.feed(cx, &mut hand_in) {
+            // Room that was withheld while results were at hand has been used before the stream
+            // waits. What has been handed in is what it waits for now.
+            taken = self.sink.poll_take(cx, self.source.stream.is_none());
         }
+        if taken.is_pending() && self.sink.in_flight == 0 && self.sink.poll_closed(cx) {
+            return self.finish(cx, &mut hand_in);
+        }
+        if let Poll::Ready(None) = taken
+            && let Some(panic) = self.source.panic.take()
+        {
+            resume_unwind(panic);
+        }
+        taken
+    }
+
+    /// Pulls what there is room for. `false`: nothing has changed.
+    fn feed(
+        &mut self,
+        cx: &mut Context<'_>,
+        hand_in: &mut impl FnMut(&mut Sink<R>, S::Item) -> bool,
+    ) -> bool {
+        let Self { source, sink } = self;
+        let before = (sink.next_in, source.stream.is_none());
+        source.pull(sink.room(), cx, |item| hand_in(sink, item));
+        sink.send();
+        before != (sink.next_in, source.stream.is_none())
+    }
+
+    /// The last result after the pool was closed, when all that was handed in has come back.
+    fn finish(
+        &mut self,
+        cx: &mut Context<'_>,
+        hand_in: &mut impl FnMut(&mut Sink<R>, S::Item) -> bool,
+    ) -> Poll<Option<Result<R, TaskError>>> {
+        let Self { source, sink } = self;
+        if !sink.told_closed {
+            // The source may just have ended, or failed; then the stream ends as ever. An item
+            // that comes is refused, which is the error to be given.
+            source.pull(1, cx, |item| hand_in(sink, item));
+            sink.send();
+        }
+        let is_cut_off = source.stream.take().is_some();
+        let mut taken = sink.poll_take(cx, true);
+        if matches!(taken, Poll::Ready(None)) && is_cut_off && !sink.told_closed {
+            taken = Poll::Ready(Some(sink.refused()));
+        }
+        if let Poll::Ready(None) = taken
+            && let Some(panic) = source.panic.take()
+        {
+            resume_unwind(panic);
+        }
+        taken
     }
 }
 
@@ -236,15 +286,23 @@ impl<R> Drop for Sink<R> {
 
 impl<S, Args, R> fmt::Debug for Results<S, Args, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Results").field("in_flight", &self.sink.in_flight).finish_non_exhaustive()
+        f.debug_struct("Results")
+            .field("in_flight", &self.flow.sink.in_flight)
+            .finish_non_exhaustive()
     }
 }
 
 impl<S, E, Args, R> fmt::Debug for TryResults<S, E, Args, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TryResults")
-            .field("in_flight", &self.sink.in_flight)
+            .field("in_flight", &self.flow.sink.in_flight)
             .finish_non_exhaustive()
+    }
+}
+
+impl<S, R> Flow<S, R> {
+    fn new(engine: &Arc<Engine>, task: TaskSpec, source: S) -> Self {
+        Self { source: Source::new(source), sink: Sink::new(engine, task) }
     }
 }
 
@@ -295,12 +353,17 @@ impl<R> Sink<R> {
             arrived: VecDeque::new(),
             gathered: Gathered::default(),
             came: 0,
+            told_closed: false,
+            closing: None,
             result: PhantomData,
         }
     }
 
     /// How many items may be pulled now.
     fn room(&mut self) -> usize {
+        if self.engine.takes_nothing() {
+            return 0;
+        }
         if self.appetite == 0 {
             self.appetite = self.buffered.unwrap_or_else(|| self.engine.appetite(self.task.mode));
             let enough = self.engine.run_length(&self.task, self.appetite, self.came);
@@ -384,6 +447,25 @@ impl<R: DeserializeOwned> Sink<R> {
         }
     }
 
+    /// Whether the pool is closed; if not, the stream is woken when it is.
+    fn poll_closed(&mut self, cx: &mut Context<'_>) -> bool {
+        // A forked copy is refused everything, as if the pool were closed, and is not told of it.
+        self.engine.takes_nothing()
+            || self
+                .closing
+                .get_or_insert_with(|| Box::pin(self.engine.closing()))
+                .as_mut()
+                .poll(cx)
+                .is_ready()
+    }
+
+    /// What becomes of the items that the source would still have given.
+    fn refused(&mut self) -> Result<R, TaskError> {
+        let what = if Engine::is_forked_copy() { What::Forked } else { What::PoolClosed };
+        self.told_closed = true;
+        Err(TaskError::new(what, self.task.function).of_item(self.next_in))
+    }
+
     /// The next result, in the order that was asked for.
     fn poll_take(
         &mut self,
@@ -423,6 +505,7 @@ impl<R: DeserializeOwned> Sink<R> {
                 self.waiting.pop_front();
                 self.next_out += 1;
                 self.in_flight -= 1;
+                self.told_closed = true;
                 return Poll::Ready(Some(Err(TaskError::new(What::Forked, self.task.function))));
             }
             self.appetite = 0;
@@ -436,6 +519,7 @@ impl<R: DeserializeOwned> Sink<R> {
     fn give(&mut self, place: u64, outcome: Outcome) -> Result<R, TaskError> {
         self.in_flight -= 1;
         self.came += 1;
+        self.told_closed |= outcome.as_ref().is_err_and(|e| e.is_pool_closed() || e.is_forked());
         let function = self.task.function;
         outcome
             .and_then(|encoded| {

@@ -5,7 +5,7 @@ use super::inbox::Inbox;
 use super::lifeline::{self, Lifeline};
 use super::limits::TaskClock;
 use super::panics;
-use super::serve::{self, Call, Encoded, Outcome, lost};
+use super::serve::{self, Async, Call, Encoded, Outcome, lost};
 use crate::sync::remote::{self, driven};
 use crate::task::{Run, RunSync};
 use crate::wire::frame;
@@ -14,7 +14,6 @@ use crate::wire::value::names::Thing;
 use futures::future::AbortHandle;
 use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use tokio::task::LocalSet;
 
 /// The function returned, and its result is on its way.
 const EXIT_RETURNED: c_int = 0;
@@ -60,16 +59,18 @@ pub(super) fn serve(
         }
     };
     let mut call = serve::read_call(inbox.bytes(range.clone()))?;
+    // Dropped when the answer has been sent, which what it drops must not hold up.
+    let mut left = None;
     let args = range.start + call.args..range.end;
     let (inbox, outcome) = if is_detached {
         // A daemon holds nothing of whoever started it, and answers nobody.
         let args = inbox.bytes(args).to_vec();
         drop(inbox);
         clock.start();
-        (None, run(&mut call, &args, limit)?)
+        (None, run(&mut call, &args, limit, &mut left)?)
     } else {
         clock.start();
-        let outcome = run(&mut call, inbox.bytes(args), limit)?;
+        let outcome = run(&mut call, inbox.bytes(args), limit, &mut left)?;
         (Some(inbox), outcome)
     };
     clock.stop();
@@ -97,25 +98,24 @@ fn in_frame(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     out
 }
 
-fn run(call: &mut Call, args: &[u8], limit: usize) -> Result<Outcome, String> {
+/// Runs the function. What it has left running is put into `left`.
+fn run(
+    call: &mut Call,
+    args: &[u8],
+    limit: usize,
+    left: &mut Option<Async>,
+) -> Result<Outcome, String> {
     let things = call.receive();
     match call.run {
         Run::Sync(function) => Ok(run_sync(call, function, args, limit, things)),
         Run::Async(function) => {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|e| format!("making a runtime: {e}"))?;
-            let local = LocalSet::new();
+            let Async { runtime, local } = left.insert(Async::new()?);
             let (_, registration) = AbortHandle::new_pair();
             let (_, outcome) = driven(|| {
-                local.block_on(&runtime, async {
+                local.block_on(runtime, async {
                     serve::begin(call, function, args, limit, registration, things).await
                 })
             });
-            // What it has left running ends with the process: dropped, the runtime would wait for
-            // its blocking threads.
-            std::mem::forget((runtime, local));
             Ok(outcome)
         }
         Run::InitSync(_) | Run::InitAsync(_) => Err("a call of an init function".into()),

@@ -33,7 +33,7 @@ use std::collections::HashMap;
 use std::ffi::c_int;
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Seek, Write};
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -224,9 +224,42 @@ struct Exit {
 }
 
 /// Where async tasks run: on this thread, with what they leave behind.
-struct Async {
-    runtime: Runtime,
-    local: LocalSet,
+///
+/// Dropping it drops the tokio tasks that are left. It waits for none of the threads that
+/// `spawn_blocking` has started: they end with the process, which may have exit handlers to run.
+pub(super) struct Async {
+    // Dropped before its runtime, in which its tasks may still have timers.
+    pub(super) local: LocalSet,
+    pub(super) runtime: Background,
+}
+
+/// A runtime whose drop waits for no thread.
+pub(super) struct Background(Option<Runtime>);
+
+impl Async {
+    pub(super) fn new() -> Result<Self, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| format!("making a runtime: {e}"))?;
+        Ok(Self { local: LocalSet::new(), runtime: Background(Some(runtime)) })
+    }
+}
+
+impl Deref for Background {
+    type Target = Runtime;
+
+    fn deref(&self) -> &Runtime {
+        self.0.as_ref().expect("the runtime is there until it is dropped")
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// A call, as its frame says it.
@@ -695,11 +728,7 @@ impl Worker {
         if let Some(runtime) = self.runtime.take() {
             return Ok(runtime);
         }
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| format!("making a runtime: {e}"))?;
-        Ok(Async { runtime, local: LocalSet::new() })
+        Async::new()
     }
 
     /// Runs the pool's `init` function. The outer error breaks the protocol.
