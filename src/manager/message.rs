@@ -85,7 +85,7 @@ pub(crate) enum Refusal {
     NoMemory,
 }
 
-const REFUSALS: [Refusal; 7] = [
+pub(super) const REFUSALS: [Refusal; 7] = [
     Refusal::Closed,
     Refusal::NotYours,
     Refusal::Full,

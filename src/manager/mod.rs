@@ -12,10 +12,13 @@
 //!   keeps that it has read of a map;
 //! * `message.rs`: what clients and manager say to each other; `outgoing.rs`: what is to be written
 //!   to a socket;
-//! * `mail.rs`: where a client's answers arrive.
+//! * `mail.rs`: where a client's answers arrive;
+//! * `fuzz.rs`: random and mutated messages, for tests.
 //!
 //! The handles stand in `sync/`.
 
+#[cfg(test)]
+pub(crate) mod fuzz;
 pub(crate) mod held;
 pub(crate) mod lane;
 pub(crate) mod lock;

@@ -5,6 +5,8 @@
 //! body's tail, encoded by `wire::value`.
 
 use crate::manager::object::{Bad, Body};
+#[cfg(test)]
+use crate::wire::fuzz::mutate::Rng;
 use crate::wire::packet::Packet;
 use bytes::Bytes;
 use std::time::{Duration, Instant};
@@ -13,6 +15,9 @@ use std::time::{Duration, Instant};
 pub(crate) trait Field: Sized {
     fn put(&self, out: &mut Vec<u8>);
     fn get(from: &mut &[u8]) -> Result<Self, Bad>;
+    /// Makes a value that a test's client may send: small ones mostly, and those at the edges.
+    #[cfg(test)]
+    fn any(rng: &mut Rng) -> Self;
 }
 
 fn short() -> Bad {
@@ -36,6 +41,15 @@ macro_rules! numbers {
                 let bytes = split(from, size_of::<Self>())?;
                 Ok(Self::from_le_bytes(bytes.try_into().expect("it is as long as that")))
             }
+
+            #[cfg(test)]
+            fn any(rng: &mut Rng) -> Self {
+                match rng.below(8) {
+                    0 => rng.word() as Self,
+                    1 => Self::MAX - rng.below(2) as Self,
+                    _ => rng.below(12) as Self,
+                }
+            }
         }
     )*};
 }
@@ -54,6 +68,11 @@ impl Field for bool {
             other => Err(Bad(format!("neither false nor true: {other}"))),
         }
     }
+
+    #[cfg(test)]
+    fn any(rng: &mut Rng) -> Self {
+        rng.one_in(2)
+    }
 }
 
 impl<T: Field> Field for Option<T> {
@@ -67,6 +86,11 @@ impl<T: Field> Field for Option<T> {
     fn get(from: &mut &[u8]) -> Result<Self, Bad> {
         bool::get(from)?.then(|| T::get(from)).transpose()
     }
+
+    #[cfg(test)]
+    fn any(rng: &mut Rng) -> Self {
+        rng.one_in(2).then(|| T::any(rng))
+    }
 }
 
 impl Field for Packet {
@@ -79,6 +103,12 @@ impl Field for Packet {
         let len = u32::get(from)?;
         Ok(Self::copy_from(split(from, len as usize)?))
     }
+
+    #[cfg(test)]
+    fn any(rng: &mut Rng) -> Self {
+        let most = if rng.one_in(20) { 20_000 } else { 8 };
+        Self::copy_from(&vec![rng.below(4) as u8; rng.length(most)])
+    }
 }
 
 /// A length of time, in whole microseconds, rounded up.
@@ -89,6 +119,11 @@ impl Field for Duration {
 
     fn get(from: &mut &[u8]) -> Result<Self, Bad> {
         u64::get(from).map(Self::from_micros)
+    }
+
+    #[cfg(test)]
+    fn any(rng: &mut Rng) -> Self {
+        Self::from_micros(u64::any(rng))
     }
 }
 
@@ -132,6 +167,15 @@ impl Field for Wait {
             other => Err(Bad(format!("no way of waiting: {other}"))),
         }
     }
+
+    #[cfg(test)]
+    fn any(rng: &mut Rng) -> Self {
+        match rng.below(3) {
+            0 => Self::No,
+            1 => Self::Limit(Duration::any(rng)),
+            _ => Self::Ever,
+        }
+    }
 }
 
 /// A message of its own kind.
@@ -152,6 +196,19 @@ macro_rules! messages {
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub(crate) enum $name {
             $($(#[$doc])* $variant $({ $($field: $kind),* })?,)*
+        }
+
+        #[cfg(test)]
+        impl $name {
+            /// Makes one of them, of any kind and with any fields.
+            #[allow(dead_code, reason = "tests make requests, not replies")]
+            pub(crate) fn any(rng: &mut $crate::wire::fuzz::mutate::Rng) -> Self {
+                type Make = fn(&mut $crate::wire::fuzz::mutate::Rng) -> $name;
+                let all: &[Make] = &[$(|_rng| Self::$variant $({
+                    $($field: <$kind as $crate::manager::objects::code::Field>::any(_rng)),*
+                })?),*];
+                rng.pick(all)(rng)
+            }
         }
 
         impl $crate::manager::objects::code::Message for $name {
@@ -230,6 +287,8 @@ fn slice(of: &Packet, range: std::ops::Range<usize>) -> Packet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::fuzz;
+    use crate::wire::fuzz::mutate::mutate;
 
     messages!(Example {
         1 Plain,
@@ -248,6 +307,10 @@ mod tests {
 
         fn get(from: &mut &[u8]) -> Result<Self, Bad> {
             Packet::get(from).map(|packet| Self(packet.to_vec()))
+        }
+
+        fn any(rng: &mut Rng) -> Self {
+            Self(Packet::any(rng).to_vec())
         }
     }
 
@@ -308,5 +371,25 @@ mod tests {
         assert_eq!(apart.iter().map(|packet| packet.to_vec()).collect::<Vec<_>>(), values);
         assert!(unpack(&Packet::copy_from(&tail[..tail.len() - 1])).is_err());
         assert!(unpack(&Packet::copy_from(&[255, 255, 255, 255, 0])).is_err());
+    }
+
+    #[test]
+    fn broken_messages_of_objects_are_refused_or_are_what_they_say() {
+        let tally = fuzz::run("objects", 20_000, |rng, tally| {
+            let others = [Example::any(rng).packet().to_vec(), vec![2; 40]];
+            let mut bytes = Example::any(rng).packet().to_vec();
+            if !rng.one_in(20) {
+                mutate(&mut bytes, &others, rng);
+            }
+            match Example::read(&bytes) {
+                // A packet of a length is written as it was read, so there is one form only.
+                Ok(message) => {
+                    assert_eq!(message.packet()[..], bytes[..]);
+                    fuzz::count(tally, "read");
+                }
+                Err(_) => fuzz::count(tally, "refused"),
+            }
+        });
+        assert!(tally.contains_key("read") && tally.contains_key("refused"), "{tally:?}");
     }
 }

@@ -2,6 +2,8 @@
 
 use super::code::Field;
 use crate::manager::object::Bad;
+#[cfg(test)]
+use crate::wire::fuzz::mutate::Rng;
 use crate::wire::packet::Packet;
 
 /// The condition.
@@ -56,6 +58,17 @@ impl Field for When {
             3 => u64::get(from).map(Self::Version),
             4 => Packet::get(from).map(Self::Equals),
             other => Err(Bad(format!("no condition: {other}"))),
+        }
+    }
+
+    #[cfg(test)]
+    fn any(rng: &mut Rng) -> Self {
+        match rng.below(5) {
+            0 => Self::Always,
+            1 => Self::Absent,
+            2 => Self::Present,
+            3 => Self::Version(u64::any(rng)),
+            _ => Self::Equals(Packet::any(rng)),
         }
     }
 }
