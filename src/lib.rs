@@ -62,6 +62,7 @@
     )
 )]
 
+mod coop;
 mod error;
 pub mod guide;
 mod limits;

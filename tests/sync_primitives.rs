@@ -5,13 +5,19 @@
 #[path = "common/processes.rs"]
 mod processes;
 
-use futures::FutureExt;
+use futures::{FutureExt, SinkExt, StreamExt};
 use nix::sys::signal::Signal;
-use processes::{signal, soon, until};
+use processes::{FUSE, signal, soon, until};
 use procpool::{
-    Barrier, Condvar, ErrorKind, Event, List, Manager, Mutex, Pool, RwLock, Semaphore, Value,
+    Barrier, Condvar, ErrorKind, Event, List, Manager, Mutex, Pool, Process, RwLock, Semaphore,
+    Served, Stdio, Value, channel,
 };
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+use tokio::task::coop::unconstrained;
 
 fn pool(workers: usize) -> Pool {
     Pool::builder().workers(workers).build().unwrap()
@@ -252,4 +258,428 @@ fn in_the_application_objects_work_from_any_thread_and_runtime() {
     drop(manager);
     queue.blocking_send(3).unwrap(); // as long as a handle is left
     assert_eq!(queue.try_recv().unwrap(), Some(3));
+}
+
+// ---- cooperative scheduling
+
+/// How often each call is made in one poll: tokio gives a task 128 operations per poll.
+const CALLS: usize = 150;
+
+/// Checks that a loop over these calls, each of which is ready at once, yields to the runtime.
+async fn yields<R>(name: &str, call: impl AsyncFnMut() -> R) {
+    yields_after(name, async || {}, call).await;
+}
+
+/// As [`yields`]; `prepare` makes [`CALLS`] calls ready.
+async fn yields_after<R>(
+    name: &str,
+    mut prepare: impl AsyncFnMut(),
+    mut call: impl AsyncFnMut() -> R,
+) {
+    prepare().await;
+    {
+        let mut without_budget = pin!(unconstrained(async {
+            for _ in 0..CALLS {
+                drop(call().await);
+            }
+        }));
+        let polled = poll_fn(|cx| Poll::Ready(without_budget.as_mut().poll(cx))).await;
+        assert!(polled.is_ready(), "{name} waits here, so that its loop yields anyway");
+    }
+    prepare().await;
+    let mut calls = pin!(async {
+        for _ in 0..CALLS {
+            drop(call().await);
+        }
+    });
+    let polled = poll_fn(|cx| Poll::Ready(calls.as_mut().poll(cx))).await;
+    assert!(polled.is_pending(), "a loop over {name} never yields");
+    soon(calls).await; // the runtime polls it again
+}
+
+struct Answers;
+
+impl Served for Answers {
+    type Call = u32;
+    type Reply = u32;
+
+    async fn call(&mut self, call: u32) -> u32 {
+        call
+    }
+}
+
+/// `tests/tidy.rs` looks here for the name of every public async function, future, stream and sink.
+/// What is not called stands in the comment below.
+#[tokio::test]
+async fn every_public_async_call_takes_part_in_the_cooperative_budget() {
+    const LONG: Duration = Duration::from_secs(600);
+    let manager = Manager::new().unwrap();
+
+    let lock = manager.mutex(7u64).unwrap();
+    yields("sync/mutex.rs: lock", async || lock.lock().await.unwrap()).await;
+    yields("sync/mutex.rs: lock_timeout", async || lock.lock_timeout(LONG).await.unwrap()).await;
+    yields("sync/mutex.rs: lock_owned", async || lock.clone().lock_owned().await.unwrap()).await;
+    yields("sync/mutex.rs: get", async || assert_eq!(lock.get().await.unwrap(), 7)).await;
+
+    let lock = manager.rwlock(7u64).unwrap();
+    yields("sync/rwlock.rs: read", async || lock.read().await.unwrap()).await;
+    yields("sync/rwlock.rs: read_timeout", async || lock.read_timeout(LONG).await.unwrap()).await;
+    yields("sync/rwlock.rs: get", async || assert_eq!(lock.get().await.unwrap(), 7)).await;
+    yields("sync/rwlock.rs: write", async || lock.write().await.unwrap()).await;
+    yields("sync/rwlock.rs: write_timeout", async || lock.write_timeout(LONG).await.unwrap()).await;
+    yields("sync/rwlock.rs: commit", async || {
+        lock.try_write().unwrap().unwrap().commit().await.unwrap();
+    })
+    .await;
+    yields("sync/rwlock.rs: downgrade", async || {
+        lock.try_write().unwrap().unwrap().downgrade().await.unwrap()
+    })
+    .await;
+
+    let semaphore = manager.semaphore(9).unwrap();
+    yields("sync/semaphore.rs: acquire", async || semaphore.acquire().await.unwrap()).await;
+    yields("sync/semaphore.rs: acquire_many", async || semaphore.acquire_many(2).await.unwrap())
+        .await;
+    yields("sync/semaphore.rs: acquire_timeout", async || {
+        semaphore.acquire_timeout(LONG).await.unwrap()
+    })
+    .await;
+    yields("sync/semaphore.rs: acquire_many_timeout", async || {
+        semaphore.acquire_many_timeout(2, LONG).await.unwrap()
+    })
+    .await;
+
+    let event = manager.event().unwrap();
+    event.set().unwrap();
+    yields("sync/event.rs: wait", async || event.wait().await.unwrap()).await;
+    yields("sync/event.rs: wait_timeout", async || event.wait_timeout(LONG).await.unwrap()).await;
+
+    let barrier = manager.barrier(1).unwrap();
+    yields("sync/barrier.rs: wait", async || barrier.wait().await.unwrap()).await;
+    yields("sync/barrier.rs: wait_timeout", async || {
+        barrier.wait_timeout(LONG).await.unwrap();
+    })
+    .await;
+
+    let (lock, condvar) = (manager.mutex(0u32).unwrap(), manager.condvar().unwrap());
+    yields("sync/condvar.rs: wait_while", async || {
+        let guard = lock.try_lock().unwrap().unwrap();
+        condvar.wait_while(guard, |_| false).await.unwrap()
+    })
+    .await;
+    yields("sync/condvar.rs: wait_timeout", async || {
+        let guard = lock.try_lock().unwrap().unwrap();
+        condvar.wait_timeout(guard, Duration::ZERO).await.unwrap()
+    })
+    .await;
+
+    let list = manager.list::<u32>().unwrap();
+    list.blocking_extend(0..4 * CALLS as u32).unwrap();
+    yields("sync/list.rs: len", async || list.len().await.unwrap()).await;
+    yields("sync/list.rs: is_empty", async || assert!(!list.is_empty().await.unwrap())).await;
+    yields("sync/list.rs: get", async || list.get(0).await.unwrap()).await;
+    yields("sync/list.rs: range", async || list.range(0..1).await.unwrap()).await;
+    yields("sync/list.rs: set", async || list.set(0, 1).await.unwrap()).await;
+    yields("sync/list.rs: update", async || list.update(0, |n| n).await.unwrap()).await;
+    yields("sync/list.rs: compare_exchange", async || {
+        list.compare_exchange(0, &1, &1).await.unwrap().unwrap();
+    })
+    .await;
+    yields("sync/list.rs: swap", async || list.swap(0, 0).await.unwrap()).await;
+    yields("sync/list.rs: pop", async || list.pop().await.unwrap().unwrap()).await;
+    yields("sync/list.rs: pop_front", async || list.pop_front().await.unwrap()).await;
+    yields("sync/list.rs: push", async || list.push(1).await.unwrap()).await;
+    yields("sync/list.rs: remove", async || list.remove(0).await.unwrap()).await;
+    yields("sync/list.rs: truncate", async || list.truncate(3).await.unwrap()).await;
+    yields("sync/list.rs: reverse", async || list.reverse().await.unwrap()).await;
+    yields("sync/list.rs: snapshot", async || list.snapshot().await.unwrap()).await;
+    yields("sync/list.rs: insert", async || list.insert(0, 1).await.unwrap()).await;
+    yields("sync/list.rs: extend", async || list.extend([]).await.unwrap()).await;
+    yields("sync/list.rs: clear", async || list.clear().await.unwrap()).await;
+
+    let map = manager.map::<u32, u32>().unwrap();
+    yields("sync/map.rs: set", async || map.set(1, 1).await.unwrap()).await;
+    yields("sync/map.rs: insert", async || map.insert(1, 1).await.unwrap()).await;
+    yields("sync/map.rs: get_or_insert", async || map.get_or_insert(1, 1).await.unwrap()).await;
+    yields("sync/map.rs: update", async || map.update(1, |n| n).await.unwrap()).await;
+    yields("sync/map.rs: compare_exchange", async || {
+        map.compare_exchange(1, Some(&1), Some(&1)).await.unwrap().unwrap();
+    })
+    .await;
+    yields("sync/map.rs: extend", async || map.extend([]).await.unwrap()).await;
+    yields("sync/map.rs: is_empty", async || assert!(!map.is_empty().await.unwrap())).await;
+    yields("sync/map.rs: len", async || map.len().await.unwrap()).await;
+    yields("sync/map.rs: contains_key", async || assert!(map.contains_key(&1).await.unwrap()))
+        .await;
+    yields("sync/map.rs: get", async || assert_eq!(map.get(&1).await.unwrap(), Some(1))).await;
+    yields("sync/map.rs: entries", async || map.entries().await.unwrap()).await;
+    yields("sync/map.rs: keys", async || map.keys().await.unwrap()).await;
+    yields("sync/map.rs: watch", async || map.watch().await.unwrap()).await;
+    yields("sync/map.rs: watch_key", async || map.watch_key(&1).await.unwrap()).await;
+    let mut watch = map.watch().await.unwrap();
+    (0..4 * CALLS as u32).for_each(|n| map.blocking_set(n, n).unwrap());
+    yields("sync/map_watch.rs: changed", async || watch.changed().await.unwrap()).await;
+    yields("sync/map_watch.rs: Stream for MapWatch", async || {
+        watch.next().await.unwrap().unwrap();
+    })
+    .await;
+    yields("sync/map.rs: remove", async || map.remove(&1).await.unwrap()).await;
+    yields("sync/map.rs: clear", async || map.clear().await.unwrap()).await;
+
+    let queue = manager.unbounded_queue::<u32>().unwrap();
+    yields("sync/queue.rs: send", async || queue.send(1).await.unwrap()).await;
+    yields("sync/queue.rs: send_timeout", async || queue.send_timeout(1, LONG).await.unwrap())
+        .await;
+    yields("sync/queue.rs: send_many", async || queue.send_many(vec![]).await.unwrap()).await;
+    yields("sync/queue.rs: recv", async || queue.recv().await.unwrap().unwrap()).await;
+    yields("sync/queue.rs: recv_timeout", async || {
+        queue.recv_timeout(LONG).await.unwrap().unwrap();
+    })
+    .await;
+    let mut sink = queue.sink();
+    yields("sync/queue_flow.rs: Sink for QueueSink", async || sink.feed(1).await.unwrap()).await;
+    yields("a sink's flush", async || sink.flush().await.unwrap()).await;
+    yields("a sink's close", async || sink.close().await.unwrap()).await;
+    let mut stream = queue.stream();
+    yields("sync/queue_flow.rs: Stream for QueueStream", async || {
+        queue.try_send(1).unwrap();
+        stream.next().await.unwrap().unwrap();
+    })
+    .await;
+    yields("sync/queue.rs: recv_many", async || {
+        queue.try_send(1).unwrap();
+        assert!(!queue.recv_many(2 * CALLS).await.unwrap().is_empty());
+    })
+    .await;
+    while queue.try_recv().is_ok() {}
+    yields("sync/queue.rs: join", async || queue.join().await.unwrap()).await;
+    yields("sync/queue.rs: join_timeout", async || queue.join_timeout(LONG).await.unwrap()).await;
+    let item = || queue.try_send(1).unwrap();
+    yields("sync/queue.rs: lease", async || {
+        item();
+        queue.lease().await.unwrap().unwrap().blocking_ack().unwrap();
+    })
+    .await;
+    yields("sync/queue.rs: lease_for", async || {
+        item();
+        queue.lease_for(LONG).await.unwrap().unwrap().blocking_ack().unwrap();
+    })
+    .await;
+    yields("sync/queue.rs: lease_timeout", async || {
+        item();
+        queue.lease_timeout(LONG).await.unwrap().unwrap().blocking_ack().unwrap();
+    })
+    .await;
+    yields("sync/delivery.rs: ack", async || {
+        item();
+        queue.try_lease().unwrap().unwrap().ack().await.unwrap();
+    })
+    .await;
+    yields("sync/delivery.rs: extend", async || {
+        item();
+        let mut delivery = queue.try_lease().unwrap().unwrap();
+        delivery.extend(LONG).await.unwrap();
+        delivery.blocking_ack().unwrap();
+    })
+    .await;
+    item();
+    yields("sync/delivery.rs: reject", async || {
+        queue.try_lease().unwrap().unwrap().reject().await.unwrap();
+    })
+    .await;
+    yields("sync/queue.rs: close", async || queue.close().await.unwrap()).await;
+
+    let (here, there) = channel::<u8>().unwrap();
+    yields("sync/channel.rs: send", async || {
+        here.send(1).await.unwrap();
+        there.try_recv().unwrap().unwrap();
+    })
+    .await;
+    // Items that arrived together are received without a look at the socket.
+    let arrive = async || {
+        (0..=CALLS).for_each(|_| here.try_send(1).unwrap());
+        soon(there.recv()).await.unwrap().unwrap();
+    };
+    yields_after("sync/channel.rs: recv", arrive, async || {
+        there.recv().await.unwrap().unwrap();
+    })
+    .await;
+    drop(here);
+    soon(there.recv()).await.unwrap();
+    yields("sync/channel.rs: recv_timeout", async || {
+        assert!(there.recv_timeout(LONG).await.unwrap().is_none());
+    })
+    .await;
+
+    // Of a closed manager every call is ready at once.
+    let other = Manager::new().unwrap();
+    let answers = other.register(Answers).unwrap();
+    let condvar = other.condvar().unwrap();
+    other.close();
+    yields("sync/registered.rs: call", async || answers.call(1).await.unwrap_err()).await;
+    yields("sync/registered.rs: call_timeout", async || {
+        answers.call_timeout(1, LONG).await.unwrap_err();
+    })
+    .await;
+    yields("sync/condvar.rs: wait", async || {
+        let guard = lock.try_lock().unwrap().unwrap();
+        condvar.wait(guard).await.unwrap_err()
+    })
+    .await;
+
+    let pool = pool(1);
+    soon(pool.ready()).await.unwrap();
+    yields("pool/mod.rs: ready", async || pool.ready().await.unwrap()).await;
+    let many = 4 * CALLS as u32;
+    let done = |tasks: u32| {
+        let before = pool.stats().done;
+        let stats = pool.clone();
+        until("all are done", move || stats.stats().done >= before + u64::from(tasks))
+    };
+    let all_done = done(2 * CALLS as u32);
+    yields("pool/mod.rs: spawn_wait", async || pool.spawn_wait(|n: u32| n, 1).await).await;
+    all_done.await;
+    let all_done = done(2 * CALLS as u32);
+    yields("pool/call.rs: spawn_wait", async || pool.call(|n: u32| n).spawn_wait(1).await).await;
+    all_done.await;
+    let mut handles: Vec<_> = (0..many).map(|n| pool.spawn(|n: u32| n, n)).collect();
+    until("all are done", || handles.iter().all(|handle| handle.is_finished())).await;
+    yields("pool/join.rs: Future for JoinHandle", async || {
+        handles.pop().unwrap().await.unwrap();
+    })
+    .await;
+    let (all_done, source) = (done(many), 0..many);
+    let mut results = pool.map(|n: u32| n, source.clone()).buffered(many as usize);
+    assert_eq!(soon(results.next()).await.unwrap().unwrap(), 0);
+    all_done.await;
+    soon(pool.spawn(|| (), ())).await.unwrap(); // its answer is delivered after theirs
+    yields("pool/results.rs: Stream for Results", async || {
+        results.next().await.unwrap().unwrap();
+    })
+    .await;
+    let all_done = done(many);
+    let source = futures::stream::iter(source.map(Ok::<_, ()>));
+    let mut results = pool.try_map_stream(|n: u32| n, source).buffered(many as usize);
+    soon(results.next()).await.unwrap().unwrap().unwrap();
+    all_done.await;
+    soon(pool.spawn(|| (), ())).await.unwrap();
+    yields("pool/results.rs: Stream for TryResults", async || {
+        results.next().await.unwrap().unwrap().unwrap();
+    })
+    .await;
+    let (mut events, closing) = (pool.events(), pool.clone());
+    soon(pool.shutdown()).await;
+    yields("pool/mod.rs: recycle", async || pool.recycle().await.unwrap_err()).await;
+    yields("pool/ending.rs: Future for Ending", async || closing.shutdown().await).await;
+    while soon(events.next()).await.is_some() {}
+    yields("pool/events.rs: Stream for Events", async || {
+        assert!(events.next().await.is_none());
+    })
+    .await;
+
+    let mut process = Process::spawn(|| 7, ()).unwrap();
+    soon(process.wait()).await.unwrap();
+    yields("single/mod.rs: started", async || process.started().await.unwrap()).await;
+    yields("single/mod.rs: wait", async || process.wait().await.unwrap()).await;
+    yields("single/mod.rs: Future for Process", async || {
+        assert_eq!((&mut process).await.unwrap(), 7);
+    })
+    .await;
+    let mut refused = Process::builder().stdout(Stdio::piped()).detach(|| (), ());
+    yields("single/detached.rs: Future for Detaching", async || {
+        (&mut refused).await.unwrap_err();
+    })
+    .await;
+}
+
+// Those that no loop in this process can have ready at once:
+//
+// * single/parent.rs: exited -- only in a child that has outlived its parent;
+// * task/current.rs: Future for Cancelled -- only in a task, see the last test;
+// * single/streams.rs: AsyncWrite for ChildStdin, single/streams.rs: AsyncRead for $Name -- tokio's
+//   own pipes, which take part.
+
+#[tokio::test]
+async fn a_loop_over_calls_in_a_worker_can_be_aborted_without_harm_to_others() {
+    let pool = Pool::builder().workers(1).concurrency(2).build().unwrap();
+    let (lock, event) = (pool.manager().mutex(0u64).unwrap(), pool.manager().event().unwrap());
+    let neighbour = pool.spawn(
+        |event: Event| async move {
+            event.wait().await.unwrap();
+            std::process::id()
+        },
+        &event,
+    );
+    let spinning = pool.spawn(
+        |lock: Mutex<u64>| async move {
+            loop {
+                *lock.lock().await.unwrap() += 1;
+            }
+        },
+        &lock,
+    );
+    while soon(lock.get()).await.unwrap() < 1000 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let worker = spinning.worker_pid();
+    spinning.abort();
+    let _: Result<(), _> = soon(spinning).await;
+    event.set().unwrap();
+    assert_eq!(Some(soon(neighbour).await.unwrap()), worker, "the worker lives");
+}
+
+#[tokio::test]
+async fn a_task_that_was_asked_to_stop_may_await_that_in_a_loop() {
+    let pool = pool(1);
+    let task = pool
+        .call(|event: Event| async move {
+            event.set().unwrap();
+            procpool::cancelled().await;
+            yields("task/current.rs: Future for Cancelled", async || procpool::cancelled().await)
+                .await;
+            7
+        })
+        .grace(Duration::from_secs(600));
+    let event = pool.manager().event().unwrap();
+    let task = task.spawn(&event);
+    soon(event.wait()).await.unwrap();
+    task.abort();
+    assert_eq!(soon(task).await.unwrap(), 7);
+}
+
+/// Blocks the thread, as executors other than tokio's do.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+#[test]
+fn a_thread_that_blocks_within_a_task_needs_no_budget() {
+    let (done, finished) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let manager = Manager::new().unwrap();
+            let (lock, event) = (manager.mutex(0u32).unwrap(), manager.event().unwrap());
+            for _ in 0..2 * CALLS {
+                *block_on(lock.lock()).unwrap() += 1;
+                event.set().unwrap(); // waits for the manager's answer on this thread
+                block_on(event.wait()).unwrap();
+            }
+        });
+        done.send(()).unwrap();
+    });
+    finished.recv_timeout(FUSE).expect("a thread waits for a runtime that it keeps from running");
 }

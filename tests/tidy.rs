@@ -105,6 +105,49 @@ fn every_async_method_says_what_becomes_of_it_when_it_is_dropped() {
     assert!(silent.is_empty(), "{silent:#?}");
 }
 
+/// A public async function, future, stream or sink that is new must be added to the test of
+/// `tests/sync_primitives.rs`.
+#[test]
+fn every_public_async_call_is_in_the_test_of_the_cooperative_budget() {
+    const TRAITS: [&str; 5] =
+        [" Future for ", " Stream for ", " Sink<T> for ", " AsyncRead for ", " AsyncWrite for "];
+    let tested = fs::read_to_string(root().join("tests/sync_primitives.rs")).unwrap();
+    let (mut missing, mut found) = (Vec::new(), 0);
+    let src = root().join("src");
+    for path in sources("src").into_iter().filter(|path| !path.ends_with("elsewhere.rs")) {
+        let text = fs::read_to_string(&path).unwrap();
+        let is_name = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+        let name = |text: &str| text.chars().take_while(|c| is_name(*c)).collect::<String>();
+        for line in text.lines().map(str::trim) {
+            let call = if let Some(rest) = line.strip_prefix("pub async fn ") {
+                name(rest)
+            } else if line.starts_with("pub fn ") && line.contains("-> impl Future") {
+                name(&line["pub fn ".len()..])
+            } else if line.starts_with("impl")
+                && let Some(the_trait) = TRAITS.iter().find(|the_trait| line.contains(**the_trait))
+            {
+                let of = name(line.split_once(the_trait).unwrap().1);
+                if !text.contains(&format!("pub struct {of}")) {
+                    continue;
+                }
+                format!("{} for {of}", the_trait.trim().split([' ', '<']).next().unwrap())
+            } else {
+                continue;
+            };
+            found += 1;
+            let call = format!("{}: {call}", path.strip_prefix(&src).unwrap().display());
+            if !tested
+                .match_indices(&call)
+                .any(|(at, _)| !tested[at + call.len()..].starts_with(|c: char| is_name(c)))
+            {
+                missing.push(call);
+            }
+        }
+    }
+    assert!(found > 90, "only {found} were found");
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
 #[test]
 fn the_changelog_knows_this_version() {
     let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();

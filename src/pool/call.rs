@@ -6,6 +6,7 @@ use super::options::{ATTEMPTS_MAX, Options};
 use super::reply::Reply;
 use super::results::{Results, TryResults, encode};
 use super::spec::{Room, TaskSpec, Ticket};
+use crate::coop::take_unit;
 use crate::task::{ArgsFor, CapturesNothing, RetryIf, Task, ZeroSized, index_of_judged};
 use crate::wire::message::{self, Callee};
 use futures::Stream;
@@ -209,6 +210,7 @@ where
     ///
     /// As there.
     pub async fn spawn_wait<P: ArgsFor<Args>>(self, args: P) -> JoinHandle<R> {
+        take_unit().await;
         let room = self.pool.engine().room().await;
         self.submit(&args, Room::Held(room))
     }

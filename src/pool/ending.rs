@@ -1,10 +1,11 @@
 //! What a caller waits for when a pool ends.
 
 use super::engine::Engine;
+use crate::coop::BudgetUnit;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 /// The end of a pool: a future that [`Pool::shutdown`](crate::Pool::shutdown),
 /// [`shutdown_within`](crate::Pool::shutdown_within) and [`kill`](crate::Pool::kill) give. It is
@@ -25,6 +26,7 @@ pub struct Ending {
     engine: Arc<Engine>,
     /// `None` in a forked copy of the application, which has no pool.
     ended: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+    unit: BudgetUnit,
 }
 
 impl Ending {
@@ -37,6 +39,7 @@ impl Ending {
         Self {
             engine: Arc::clone(engine),
             ended: (!Engine::is_forked_copy()).then(|| Box::pin(ended) as _),
+            unit: BudgetUnit::default(),
         }
     }
 }
@@ -45,6 +48,7 @@ impl Future for Ending {
     type Output = CutOff;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<CutOff> {
+        ready!(self.unit.poll_unit(cx));
         if Engine::is_forked_copy() {
             return Poll::Ready(CutOff::default());
         }

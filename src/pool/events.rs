@@ -3,6 +3,7 @@
 use super::engine::Engine;
 use super::reply::shielded;
 use super::stats::WorkerEnd;
+use crate::coop::BudgetUnit;
 use crate::error::Error;
 use futures::Stream;
 use std::collections::VecDeque;
@@ -10,7 +11,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 /// So many events are kept for who is slow; more would be of no use, and the memory is bounded by
 /// it.
@@ -68,6 +69,7 @@ pub enum WorkerEvent {
 pub struct Events {
     engine: Weak<Engine>,
     feed: Arc<Feed>,
+    unit: BudgetUnit,
 }
 
 #[derive(Debug, Default)]
@@ -105,7 +107,7 @@ impl Feeds {
             }
             None => feed.inside.lock().unwrap_or_else(PoisonError::into_inner).ended = true,
         }
-        Events { engine, feed }
+        Events { engine, feed, unit: BudgetUnit::default() }
     }
 
     /// A stream that has ended.
@@ -156,7 +158,8 @@ impl Feed {
 impl Stream for Events {
     type Item = WorkerEvent;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<WorkerEvent>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<WorkerEvent>> {
+        ready!(self.unit.poll_unit(cx));
         if Engine::is_forked_copy() {
             return Poll::Ready(None);
         }
@@ -180,7 +183,7 @@ impl Stream for Events {
         {
             engine.attend();
         }
-        polled
+        self.unit.per_item(polled)
     }
 }
 

@@ -97,6 +97,7 @@ pub use size::WorkerCount;
 pub use stats::{Stats, WorkerEnd};
 
 use self::core::Mode;
+use crate::coop::take_unit;
 use crate::error::Error;
 use crate::sync::Manager;
 use crate::task::{ArgsFor, ArgsTuple, Contented, Run, Task, ZeroSized, index_of};
@@ -402,6 +403,7 @@ impl Pool {
     ///
     /// Dropped, it no longer waits; the workers start all the same.
     pub async fn ready(&self) -> Result<(), Error> {
+        take_unit().await;
         self.engine().ready().await
     }
 
@@ -463,7 +465,10 @@ impl Pool {
     pub fn recycle(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let engine = Arc::clone(self.engine());
         let generation = engine.recycle();
-        async move { engine.recycled(generation).await }
+        async move {
+            take_unit().await;
+            engine.recycled(generation).await
+        }
     }
 
     /// How the pool stands, and what it has done so far: workers at work and idle, tasks that wait,

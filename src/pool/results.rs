@@ -4,6 +4,7 @@ use super::engine::Engine;
 use super::reply::{Inlet, Outcome, Reply};
 use super::run::ITEMS_MAX;
 use super::spec::{Room, TaskSpec};
+use crate::coop::BudgetUnit;
 use crate::error::{TaskError, What};
 use crate::task::{ArgsFor, encode_args};
 use crate::wire::value::names;
@@ -73,6 +74,7 @@ pub struct TryResults<S, E, Args, R> {
 struct Flow<S, R> {
     source: Source<S>,
     sink: Sink<R>,
+    unit: BudgetUnit,
 }
 
 /// What has been handed in, and what has come back.
@@ -213,6 +215,16 @@ impl<S: Stream, R: DeserializeOwned> Flow<S, R> {
     fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
+        hand_in: impl FnMut(&mut Sink<R>, S::Item) -> bool,
+    ) -> Poll<Option<Result<R, TaskError>>> {
+        ready!(self.unit.poll_unit(cx));
+        let polled = self.poll_result(cx, hand_in);
+        self.unit.per_item(polled)
+    }
+
+    fn poll_result(
+        &mut self,
+        cx: &mut Context<'_>,
         mut hand_in: impl FnMut(&mut Sink<R>, S::Item) -> bool,
     ) -> Poll<Option<Result<R, TaskError>>> {
         self.feed(cx, &mut hand_in);
@@ -239,7 +251,7 @@ impl<S: Stream, R: DeserializeOwned> Flow<S, R> {
         cx: &mut Context<'_>,
         hand_in: &mut impl FnMut(&mut Sink<R>, S::Item) -> bool,
     ) -> bool {
-        let Self { source, sink } = self;
+        let Self { source, sink, .. } = self;
         let before = (sink.next_in, source.stream.is_none());
         source.pull(sink.room(), cx, |item| hand_in(sink, item));
         sink.send();
@@ -252,7 +264,7 @@ impl<S: Stream, R: DeserializeOwned> Flow<S, R> {
         cx: &mut Context<'_>,
         hand_in: &mut impl FnMut(&mut Sink<R>, S::Item) -> bool,
     ) -> Poll<Option<Result<R, TaskError>>> {
-        let Self { source, sink } = self;
+        let Self { source, sink, .. } = self;
         if !sink.told_closed {
             // The source may just have ended, or failed; then the stream ends as ever. An item
             // that comes is refused, which is the error to be given.
@@ -302,7 +314,11 @@ impl<S, E, Args, R> fmt::Debug for TryResults<S, E, Args, R> {
 
 impl<S, R> Flow<S, R> {
     fn new(engine: &Arc<Engine>, task: TaskSpec, source: S) -> Self {
-        Self { source: Source::new(source), sink: Sink::new(engine, task) }
+        Self {
+            source: Source::new(source),
+            sink: Sink::new(engine, task),
+            unit: BudgetUnit::default(),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::coming::Coming;
 use super::machine::Machine;
+use crate::coop::BudgetUnit;
 use crate::error::{Error, Why};
 use std::fmt;
 use std::pin::Pin;
@@ -38,11 +39,12 @@ impl Detached {
 pub struct Detaching {
     state: Result<Arc<Coming<Result<u32, Error>>>, Error>,
     waiting: Option<oneshot::Receiver<()>>,
+    unit: BudgetUnit,
 }
 
 impl Detaching {
     pub(super) fn new(state: Result<Arc<Coming<Result<u32, Error>>>, Error>) -> Self {
-        Self { state, waiting: None }
+        Self { state, waiting: None, unit: BudgetUnit::default() }
     }
 
     /// Waits on this thread.
@@ -75,13 +77,14 @@ impl Future for Detaching {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        ready!(this.unit.poll_unit(cx));
         let coming = match &this.state {
             Ok(coming) => coming,
-            Err(error) => return Poll::Ready(Err(error.clone())),
+            Err(error) => return this.unit.per_item(Poll::Ready(Err(error.clone()))),
         };
         loop {
             if let Some(result) = coming.get() {
-                return Poll::Ready(result.map(|pid| Detached { pid }));
+                return this.unit.per_item(Poll::Ready(result.map(|pid| Detached { pid })));
             }
             if Machine::is_forked_copy() {
                 return Poll::Ready(Err(Why::Forked.into()));

@@ -55,6 +55,7 @@ pub use parent::{Parent, parent};
 pub use stdio::Stdio;
 pub use streams::{ChildStderr, ChildStdin, ChildStdout};
 
+use crate::coop::{BudgetUnit, take_unit};
 use crate::error::{Error, TaskError, What, Why};
 use crate::task::{ArgsFor, Task, ZeroSized};
 use machine::{Ended, Machine};
@@ -138,6 +139,7 @@ pub struct Process<R = ()> {
     streams: Streams,
     kill_on_drop: bool,
     waiting: Option<oneshot::Receiver<()>>,
+    unit: BudgetUnit,
     /// Never an `R` inside: the handle may go where `R` may not.
     result: PhantomData<fn() -> R>,
 }
@@ -180,7 +182,14 @@ impl Process<()> {
 
 impl<R> Process<R> {
     fn new(machine: Arc<Machine>, streams: Streams, kill_on_drop: bool) -> Self {
-        Self { machine, streams, kill_on_drop, waiting: None, result: PhantomData }
+        Self {
+            machine,
+            streams,
+            kill_on_drop,
+            waiting: None,
+            unit: BudgetUnit::default(),
+            result: PhantomData,
+        }
     }
 
     /// Its process number, also after its end, when it may be another's: for people to read. To
@@ -260,6 +269,7 @@ impl<R> Process<R> {
         if Machine::is_forked_copy() {
             return Err(Why::Forked.into());
         }
+        take_unit().await;
         self.machine.started().wait().await.map(drop)
     }
 
@@ -299,6 +309,7 @@ impl<R> Process<R> {
         if Machine::is_forked_copy() {
             return Err(Why::Forked.into());
         }
+        take_unit().await;
         self.status(&self.machine.ended().wait().await)
     }
 
@@ -419,9 +430,11 @@ impl<R: DeserializeOwned> Future for Process<R> {
     type Output = Result<R, TaskError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        ready!(self.unit.poll_unit(cx));
         loop {
             if let Some(result) = self.try_join() {
-                return Poll::Ready(result);
+                // The value stays, so the handle may be awaited again.
+                return self.unit.per_item(Poll::Ready(result));
             }
             match &mut self.waiting {
                 Some(waiting) => {

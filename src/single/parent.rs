@@ -5,7 +5,7 @@
     any(target_arch = "x86_64", target_arch = "aarch64"),
     not(procpool_elsewhere)
 ))]
-use crate::worker;
+use crate::{coop::take_unit, worker};
 
 /// The process that started this one: what Python calls `multiprocessing.parent_process()`.
 ///
@@ -90,6 +90,7 @@ impl Parent {
     ///
     /// Outside of a tokio runtime with I/O and time enabled. Async functions run in one.
     pub async fn exited(&self) {
+        take_unit().await;
         match worker::parent_pidfd(self.pid) {
             Ok(None) => return,
             Ok(Some(pidfd)) => {

@@ -11,6 +11,7 @@ use super::connection::Connection;
 use super::handle::{Handle, kinds};
 use super::manager::Manager;
 use super::wait::{park_on, refuse_in_async_context};
+use crate::coop::take_unit;
 use crate::error::{Error, SendError, Why};
 use crate::manager::object::Part;
 use crate::manager::objects::channel::{Ask, End};
@@ -196,6 +197,7 @@ impl<S: Serialize, R> Channel<S, R> {
     /// Dropped, the item was sent whole, not at all, or in part: then the rest goes with the next
     /// one that is sent.
     pub async fn send(&self, item: S) -> Result<(), SendError<S>> {
+        take_unit().await;
         let result = async { self.pipe()?.send(&item, &InRuntime).await }.await;
         result.map_err(|error| SendError::new(item, error))
     }
@@ -241,6 +243,7 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
     ///
     /// Nothing is lost.
     pub async fn recv(&self) -> Result<Option<R>, Error> {
+        take_unit().await;
         self.pipe()?.recv(&InRuntime).await
     }
 

@@ -4,6 +4,7 @@ use super::handle::{Handle, handle_travels, kinds};
 use super::manager::Manager;
 use super::mutex::MutexGuard;
 use super::wait;
+use crate::coop::take_unit;
 use crate::error::{Error, Why};
 use crate::manager::object::{Body, Part};
 use crate::manager::objects::code::{Message, Wait};
@@ -169,6 +170,7 @@ impl Condvar {
         mut guard: MutexGuard<'a, T>,
         mut condition: impl FnMut(&T) -> bool,
     ) -> Result<MutexGuard<'a, T>, Error> {
+        take_unit().await; // for a condition that is false at once
         while condition(&guard) {
             guard = self.wait(guard).await?;
         }

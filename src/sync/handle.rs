@@ -31,6 +31,7 @@ use super::cell::Cell;
 use super::connection::{Connection, error};
 use super::queue_lanes::Lanes;
 use super::wait;
+use crate::coop::BudgetUnit;
 use crate::error::{Error, Why};
 use crate::manager::mail::Arrived;
 use crate::manager::message::{Kind, Name, Place, Refusal, VALUE_MAX};
@@ -46,7 +47,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 /// The kinds of objects; their numbers travel.
 pub(crate) mod kinds {
@@ -271,7 +272,7 @@ impl Handle {
             Ok(ticket) => State::Waiting(ticket),
             Err(error) => State::Failed(error),
         };
-        Asking { handle: self.clone(), state }
+        Asking { handle: self.clone(), state, unit: BudgetUnit::default() }
     }
 
     fn send(&self, body: Body) -> Result<u64, Error> {
@@ -405,6 +406,7 @@ impl fmt::Debug for Handle {
 pub(crate) struct Asking {
     handle: Handle,
     state: State,
+    unit: BudgetUnit,
 }
 
 #[derive(Debug)]
@@ -472,6 +474,7 @@ impl Future for Asking {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
+        ready!(this.unit.poll_unit(cx));
         if fork::is_forked_copy() {
             this.state = State::Over;
             return Poll::Ready(Err(Why::Forked.into()));

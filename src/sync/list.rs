@@ -2,6 +2,7 @@
 
 use super::handle::{Asking, Handle, handle_travels, kinds};
 use super::manager::Manager;
+use crate::coop::take_unit;
 use crate::error::{Error, Why};
 use crate::manager::held::join;
 use crate::manager::object::{Body, Part};
@@ -296,6 +297,7 @@ impl<T: Serialize> List<T> {
     ///
     /// Dropped, some may be there.
     pub async fn extend(&self, values: impl IntoIterator<Item = T>) -> Result<(), Error> {
+        take_unit().await;
         self.extend_with(values, async |asking| asking.await).await
     }
 

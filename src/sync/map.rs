@@ -4,6 +4,7 @@ use super::handle::{Asking, Handle, handle_travels, kinds};
 use super::manager::Manager;
 use super::map_lane::NO_LANE;
 use super::map_watch::MapWatch;
+use crate::coop::take_unit;
 use crate::error::{Error, Why};
 use crate::manager::held::join;
 use crate::manager::object::{Body, Held, Part};
@@ -18,7 +19,6 @@ use serde::de::DeserializeOwned;
 use std::borrow::Borrow;
 use std::fmt;
 use std::marker::PhantomData;
-use tokio::task::coop::consume_budget;
 
 /// A map that processes share (Python's `Manager().dict()`).
 ///
@@ -239,7 +239,10 @@ impl<K: Serialize, V: DeserializeOwned> Map<K, V> {
     {
         let key = encode_key(&self.handle, key)?;
         match self.handle.get_at_once(&key) {
-            Ok(value) => value.map(|value| self.handle.decode(&value)).transpose(),
+            Ok(value) => {
+                take_unit().await;
+                value.map(|value| self.handle.decode(&value)).transpose()
+            }
             Err(seen) => {
                 self.got(key.clone(), seen, self.handle.ask(Ask::Get { key }.body()).await)
             }
@@ -344,7 +347,7 @@ impl<K: Serialize, V: Serialize> Map<K, V> {
         match self.start_set(&key, &value)? {
             Some(asking) => was_set(asking.await),
             None => {
-                consume_budget().await;
+                take_unit().await;
                 Ok(())
             }
         }
@@ -572,6 +575,7 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
     ///
     /// Dropped, some may be inserted.
     pub async fn extend(&self, entries: impl IntoIterator<Item = (K, V)>) -> Result<(), Error> {
+        take_unit().await;
         self.extend_with(entries, async |asking| asking.await).await
     }
 

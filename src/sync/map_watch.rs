@@ -3,6 +3,7 @@
 use super::handle::{Asking, Handle};
 use super::map::{reply, strange};
 use super::wait;
+use crate::coop::BudgetUnit;
 use crate::error::{Error, Why};
 use crate::manager::object::Body;
 use crate::manager::objects::code::{Message, Wait, unpack};
@@ -51,6 +52,7 @@ pub struct MapWatch<K, V> {
     watch: u64,
     position: u64,
     asking: Option<Asking>,
+    unit: BudgetUnit,
     ready: VecDeque<Result<MapChange<K, V>, Error>>,
     ended: bool,
 }
@@ -67,6 +69,7 @@ impl<K, V> MapWatch<K, V> {
                 watch,
                 position,
                 asking: None,
+                unit: BudgetUnit::default(),
                 ready: VecDeque::new(),
                 ended: false,
             }),
@@ -104,6 +107,12 @@ impl<K: DeserializeOwned, V: DeserializeOwned> MapWatch<K, V> {
     }
 
     fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<Result<MapChange<K, V>, Error>> {
+        ready!(self.unit.poll_unit(cx));
+        let polled = self.poll_next_change(cx);
+        self.unit.per_item(polled)
+    }
+
+    fn poll_next_change(&mut self, cx: &mut Context<'_>) -> Poll<Result<MapChange<K, V>, Error>> {
         loop {
             if let Some(change) = self.ready.pop_front() {
                 return Poll::Ready(change);

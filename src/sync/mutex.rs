@@ -10,6 +10,7 @@ use super::holding;
 use super::manager::Manager;
 use super::stopping;
 use super::wait;
+use crate::coop::take_unit;
 use crate::error::{Error, Why};
 use crate::manager::lock::word::{self, Attempt, Release, Released, Stored, Word, always};
 use crate::manager::mail::Arrived;
@@ -294,6 +295,7 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
     ///
     /// Dropped before it is ready, it has no effect.
     pub async fn get(&self) -> Result<T, Error> {
+        take_unit().await;
         let cell = self.handle.cell().await?;
         let mut bytes = Vec::new();
         for _ in 0..SNAPSHOTS {
@@ -367,6 +369,7 @@ async fn lock<T: Serialize + DeserializeOwned>(
     handle: &Handle,
     limit: Option<Duration>,
 ) -> Result<Core<T>, Error> {
+    take_unit().await;
     if let Some(cell) = handle.cell_at_once()?
         && let Attempt::Held(word) = always(word::try_lock(cell.words(), cell.owner()))
     {

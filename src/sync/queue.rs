@@ -9,6 +9,7 @@ use super::manager::Manager;
 use super::queue_flow::{QueueSink, QueueStream};
 use super::receiving::Receiving;
 use super::wait::refuse_in_async_context;
+use crate::coop::take_unit;
 use crate::error::{Error, SendError, Why};
 use crate::manager::held::join;
 use crate::manager::object::{Body, Part};
@@ -20,7 +21,6 @@ use serde::de::DeserializeOwned;
 use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
-use tokio::task::coop::consume_budget;
 
 /// No more values than this, in bytes, are put into one message (but always one).
 const BATCH_BYTES: usize = 256 << 10;
@@ -321,7 +321,7 @@ macro_rules! sending {
             /// Dropped while it waits for room, the item was not sent. It may have been, when it is dropped just as it
             /// would be ready.
             pub async fn send(&self, item: T) -> Result<(), SendError<T>> {
-                consume_budget().await;
+                take_unit().await;
                 match send(&self.handle, &item, Wait::Ever) {
                     Ok(None) => Ok(()),
                     Ok(Some(asking)) => sent(asking.await, item),
@@ -356,7 +356,7 @@ macro_rules! sending {
             ///
             /// As `send`.
             pub async fn send_timeout(&self, item: T, limit: Duration) -> Result<(), SendError<T>> {
-                consume_budget().await;
+                take_unit().await;
                 match send(&self.handle, &item, Wait::Limit(limit)) {
                     Ok(None) => Ok(()),
                     Ok(Some(asking)) => sent(asking.await, item),
@@ -411,6 +411,7 @@ macro_rules! sending {
             ///
             /// Dropped while it waits for room, some of the items may have been sent.
             pub async fn send_many(&self, items: Vec<T>) -> Result<(), SendError<Vec<T>>> {
+                take_unit().await;
                 send_all(&self.handle, items, async |asking| asking.await).await
             }
 
@@ -450,7 +451,7 @@ macro_rules! receiving {
             ///
             /// Nothing was taken: an item that was on its way goes back to its place.
             pub async fn recv(&self) -> Result<Option<T>, Error> {
-                consume_budget().await;
+                take_unit().await;
                 match self.handle.take_at_once() {
                     Some(item) => self.handle.decode(&item).map(Some),
                     None => received(&self.handle, Receiving::new(&self.handle, Wait::Ever).await),
@@ -483,7 +484,7 @@ macro_rules! receiving {
             ///
             /// As `recv`.
             pub async fn recv_timeout(&self, limit: Duration) -> Result<Option<T>, Error> {
-                consume_budget().await;
+                take_unit().await;
                 match self.handle.take_at_once() {
                     Some(item) => self.handle.decode(&item).map(Some),
                     None => received(&self.handle, Receiving::new(&self.handle, Wait::Limit(limit)).await),
@@ -535,7 +536,7 @@ macro_rules! receiving {
             ///
             /// Nothing was taken.
             pub async fn recv_many(&self, max: usize) -> Result<Vec<T>, Error> {
-                consume_budget().await;
+                take_unit().await;
                 match take_many(&self.handle, max)? {
                     Some(items) => Ok(items),
                     None => received_many(&self.handle, recv(&self.handle, Wait::Ever, max).await),

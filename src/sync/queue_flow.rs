@@ -2,6 +2,7 @@
 
 use super::handle::{Asking, Handle};
 use super::queue::{how_many, recv, reply, send_some, strange};
+use crate::coop::BudgetUnit;
 use crate::error::{Error, Why};
 use crate::manager::object::Body;
 use crate::manager::objects::code::{Message, Wait, unpack};
@@ -30,6 +31,7 @@ pub struct QueueStream<T> {
     handle: Handle,
     prefetch: usize,
     state: State,
+    unit: BudgetUnit,
     marker: PhantomData<fn() -> T>,
 }
 
@@ -59,7 +61,13 @@ impl Drop for Fetched {
 
 impl<T> QueueStream<T> {
     pub(super) fn new(handle: Handle) -> Self {
-        Self { handle, prefetch: 1, state: State::Idle, marker: PhantomData }
+        Self {
+            handle,
+            prefetch: 1,
+            state: State::Idle,
+            unit: BudgetUnit::default(),
+            marker: PhantomData,
+        }
     }
 
     /// Fetches up to so many items in one message, instead of one at a time (0 counts as 1). What
@@ -77,6 +85,15 @@ impl<T: DeserializeOwned> Stream for QueueStream<T> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
+        ready!(this.unit.poll_unit(cx));
+        let polled = this.poll_item(cx);
+        this.unit.per_item(polled)
+    }
+}
+
+impl<T: DeserializeOwned> QueueStream<T> {
+    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<T, Error>>> {
+        let this = self;
         loop {
             match &mut this.state {
                 State::Idle => match this.handle.take_at_once() {
@@ -161,13 +178,21 @@ pub struct QueueSink<T> {
     batch: usize,
     items: Vec<T>,
     sending: Option<Asking>,
+    unit: BudgetUnit,
     /// How many of `items` are being sent.
     under_way: usize,
 }
 
 impl<T> QueueSink<T> {
     pub(super) fn new(handle: Handle) -> Self {
-        Self { handle, batch: BATCH, items: Vec::new(), sending: None, under_way: 0 }
+        Self {
+            handle,
+            batch: BATCH,
+            items: Vec::new(),
+            sending: None,
+            unit: BudgetUnit::default(),
+            under_way: 0,
+        }
     }
 
     /// How many items are sent in one message, at most (default: 256; 0 counts as 1).
@@ -212,7 +237,10 @@ impl<T: Serialize + Unpin> Sink<T> for QueueSink<T> {
 
     fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let this = self.get_mut();
-        if this.items.len() < this.batch { Poll::Ready(Ok(())) } else { this.poll_send(cx) }
+        ready!(this.unit.poll_unit(cx));
+        let is_full = this.items.len() >= this.batch;
+        let polled = if is_full { this.poll_send(cx) } else { Poll::Ready(Ok(())) };
+        this.unit.per_item(polled)
     }
 
     fn start_send(self: Pin<&mut Self>, item: T) -> Result<(), Error> {
@@ -221,11 +249,17 @@ impl<T: Serialize + Unpin> Sink<T> for QueueSink<T> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.get_mut().poll_send(cx)
+        let this = self.get_mut();
+        ready!(this.unit.poll_unit(cx));
+        let polled = this.poll_send(cx);
+        this.unit.per_item(polled)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.get_mut().poll_send(cx)
+        let this = self.get_mut();
+        ready!(this.unit.poll_unit(cx));
+        let polled = this.poll_send(cx);
+        this.unit.per_item(polled)
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
+use tokio::task::coop::unconstrained;
 
 /// A thread that waits, and whether it has been woken since it looked.
 struct Parked {
@@ -94,7 +95,8 @@ pub(crate) fn park_on<F: Future>(future: F) -> F::Output {
             FROM.set(std::mem::take(&mut self.0));
         }
     }
-    let mut future = pin!(future);
+    // A thread that blocks cannot yield, so it polls without a budget.
+    let mut future = pin!(unconstrained(future));
     // Before anything is polled: else what waits for an answer would start the thread that reads,
     // for nothing.
     BLOCKED.set(BLOCKED.get() + 1);
@@ -125,7 +127,7 @@ pub(crate) fn park_on<F: Future>(future: F) -> F::Output {
 
 /// Blocks the thread until the future is ready, or until then: `None`. For what no manager answers.
 pub(super) fn park_until<F: Future>(future: F, until: Instant) -> Option<F::Output> {
-    let mut future = pin!(future);
+    let mut future = pin!(unconstrained(future));
     let parked = Arc::new(Parked { thread: thread::current(), woken: AtomicBool::new(false) });
     let waker = Waker::from(Arc::clone(&parked));
     loop {

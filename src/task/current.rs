@@ -1,5 +1,6 @@
 //! What a running task can ask about itself.
 
+use crate::coop::BudgetUnit;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -97,7 +98,7 @@ pub fn is_cancelled() -> bool {
 /// Dropped, it only no longer waits: a task stays asked, and the next call resolves at once.
 pub fn cancelled() -> Cancelled {
     let is_sync = IS_SYNC.load(Ordering::Relaxed);
-    Cancelled { task: running(), is_sync, ticket: None }
+    Cancelled { task: running(), is_sync, ticket: None, unit: BudgetUnit::default() }
 }
 
 /// What [`cancelled`] gives: a future that resolves when a task has been asked to stop.
@@ -109,6 +110,7 @@ pub struct Cancelled {
     is_sync: bool,
     /// Its entry among those who wait.
     ticket: Option<u64>,
+    unit: BudgetUnit,
 }
 
 impl Future for Cancelled {
@@ -122,7 +124,8 @@ impl Future for Cancelled {
         let ticket = WAITING.enter(self.task, self.ticket, cx.waker());
         self.ticket = Some(ticket);
         if is_asked(self.task) {
-            return Poll::Ready(());
+            let polled = self.unit.poll_unit(cx);
+            return self.unit.per_item(polled);
         }
         if self.is_sync && !WAITING.look_out() {
             cx.waker().wake_by_ref(); // there is no thread to be had: whoever polls looks
