@@ -25,8 +25,11 @@ pub enum ErrorKind {
     InvalidOption,
     /// Workers do not exist on this platform (x86-64 and aarch64 Linux only).
     Unsupported,
-    /// The program runs with raised privileges (set-uid, set-gid or file capabilities:
-    /// `AT_SECURE`).
+    /// A fresh start of this program would have raised privileges (`AT_SECURE`) and could not be a
+    /// worker: the effective user or group differs from the real one, or the program's file is
+    /// set-uid, set-gid or has capabilities. It is asked when a pool is built, and before each
+    /// start. Where only the new process can know it, the start fails as
+    /// [`DiedAtStart`](Self::DiedAtStart), with the reason in [`Error::stderr_tail`].
     Secure,
     /// The task table lies in a shared object, so a fresh start of the program would not find it.
     NotInProgram,
@@ -112,7 +115,9 @@ pub(crate) enum Why {
         reason: String,
     },
     Unsupported,
-    Secure,
+    Secure {
+        reason: String,
+    },
     NotInProgram {
         object: String,
     },
@@ -233,7 +238,7 @@ impl Error {
         match &*self.why {
             Why::InvalidOption { .. } => ErrorKind::InvalidOption,
             Why::Unsupported => ErrorKind::Unsupported,
-            Why::Secure => ErrorKind::Secure,
+            Why::Secure { .. } => ErrorKind::Secure,
             Why::NotInProgram { .. } => ErrorKind::NotInProgram,
             Why::InsideWorker => ErrorKind::InsideWorker,
             Why::TooDeep { .. } => ErrorKind::TooDeep,
@@ -469,8 +474,8 @@ impl fmt::Display for Error {
         match &*self.why {
             Why::InvalidOption { option, reason } => write!(f, "invalid option {option}: {reason}"),
             Why::Unsupported => f.write_str("worker processes are not supported on this platform (x86-64 and aarch64 Linux only)"),
-            Why::Secure => {
-                f.write_str("a program that runs with raised privileges (set-uid, set-gid or file capabilities) cannot start workers")
+            Why::Secure { reason } => {
+                write!(f, "a fresh start of this program would run with raised privileges, and refuse to be a worker: {reason}")
             }
             Why::NotInProgram { object } => {
                 write!(

@@ -6,7 +6,7 @@ use super::engine::Engine;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
 use crate::process::{Child, Spawn, WorkerMemory, oom_kills, spawn_with_stdout, steward};
-use crate::worker::MARKER;
+use crate::worker::{self, MARKER};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::ffi::OsStr;
@@ -59,6 +59,9 @@ impl std::fmt::Debug for Launcher {
 }
 
 fn launch(config: &Config, capture: Option<&Capture>) -> Result<Launched, Error> {
+    if config.program.is_none() {
+        worker::check_privileges()?; // they may have changed since the pool was built
+    }
     let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
     let (socket, theirs) =
         socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)

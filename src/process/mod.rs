@@ -10,6 +10,7 @@
 //! | `worker_memory` | what stands where in that memory |
 //! | `death_note` | what a dying worker can still say, in that memory |
 //! | `oom_kills` | how often the kernel has killed for want of memory |
+//! | `privileges` | whether a fresh start of this program would have raised privileges |
 //! | `resident` | how much memory a process has |
 //! | `child` | the owner of one child: signals and the one reaping |
 //! | `standard` | the standard streams that a child is given |
@@ -23,6 +24,7 @@ mod death_note;
 pub(crate) mod fork;
 mod memory;
 pub(crate) mod oom_kills;
+pub(crate) mod privileges;
 mod resident;
 mod spawn;
 pub(crate) mod standard;

@@ -270,6 +270,7 @@ mod tests {
     /// Runs before `main`, as a worker will: a copy of the test program that was started with the
     /// marker writes its arguments to its standard input and ends with 7. Without it, that copy
     /// would run all tests again.
+    #[cfg(not(miri))]
     #[used]
     #[unsafe(link_section = ".init_array")]
     static BEFORE_MAIN: extern "C" fn(

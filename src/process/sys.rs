@@ -16,6 +16,7 @@
 
 #![expect(unsafe_code, reason = "system calls that nix does not wrap")]
 
+use std::ffi::CStr;
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -498,15 +499,60 @@ pub(crate) fn recv_with_fds_or_wait(
 /// `include/linux/socket.h`), on a socket for which somebody has set `SO_PASSPIDFD`. It is closed.
 const SCM_PIDFD: c_int = 4;
 
-/// The process that made the other end of a socket: for a pair, the one that called socketpair(2)
-/// (unix(7), `SO_PEERCRED`). `None` when it has no number in our PID namespace.
-pub(crate) fn peer_pid(socket: BorrowedFd<'_>) -> io::Result<Option<u32>> {
-    let credentials = socket::getsockopt(&socket, sockopt::PeerCredentials)?;
-    Ok(u32::try_from(credentials.pid()).ok().filter(|&pid| pid > 0))
+/// The process that made the other end of a socket; see [`peer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// `None` when it has no number in our PID namespace.
+    pub(crate) pid: Option<u32>,
+    /// Its effective user and group, at the time.
+    pub(crate) user: u32,
+    pub(crate) group: u32,
 }
 
-/// Whether the program runs with raised privileges (set-uid, set-gid, file capabilities):
-/// `AT_SECURE` (getauxval(3)).
+/// Returns who made the other end of a socket: for a pair, the process that called socketpair(2)
+/// (unix(7), `SO_PEERCRED`).
+pub(crate) fn peer(socket: BorrowedFd<'_>) -> io::Result<Peer> {
+    let credentials = socket::getsockopt(&socket, sockopt::PeerCredentials)?;
+    Ok(Peer {
+        pid: u32::try_from(credentials.pid()).ok().filter(|&pid| pid > 0),
+        user: credentials.uid(),
+        group: credentials.gid(),
+    })
+}
+
+/// The real and effective ids of the calling thread (credentials(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ids {
+    pub(crate) user: u32,
+    pub(crate) effective_user: u32,
+    pub(crate) group: u32,
+    pub(crate) effective_group: u32,
+}
+
+/// Returns the ids of the calling thread.
+pub(crate) fn ids() -> Ids {
+    // SAFETY: four calls that take nothing and always succeed.
+    unsafe {
+        Ids {
+            user: libc::getuid(),
+            effective_user: libc::geteuid(),
+            group: libc::getgid(),
+            effective_group: libc::getegid(),
+        }
+    }
+}
+
+/// Whether a file has capabilities (capabilities(7), `security.capability`).
+pub(crate) fn has_file_capabilities(path: &CStr) -> bool {
+    // SAFETY: both names are C strings, and of a buffer of no bytes nothing is written.
+    let len = unsafe {
+        libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), ptr::null_mut(), 0)
+    };
+    len > 0
+}
+
+/// Whether this process was started with raised privileges (set-uid, set-gid, file capabilities,
+/// ids that differed, a transition of a security module): `AT_SECURE` (getauxval(3)).
 pub(crate) fn is_secure() -> bool {
     // SAFETY: reads a value that the kernel gave the process.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
@@ -732,10 +778,12 @@ mod tests {
     #[test]
     fn peer_of_a_pair_is_its_maker() {
         let (a, _b) = pair();
-        let pid = peer_pid(a.as_fd()).expect("SO_PEERCRED");
-        assert_eq!(pid, Some(std::process::id()));
+        let maker = peer(a.as_fd()).expect("SO_PEERCRED");
+        let ids = ids();
+        let (user, group) = (ids.effective_user, ids.effective_group);
+        assert_eq!(maker, Peer { pid: Some(std::process::id()), user, group });
         let file = std::fs::File::open("/dev/null").expect("open");
-        assert_eq!(errno(peer_pid(file.as_fd())), Errno::ENOTSOCK);
+        assert_eq!(errno(peer(file.as_fd())), Errno::ENOTSOCK);
     }
 
     #[test]

@@ -190,6 +190,8 @@ fn prepare(mut order: Order) -> Result<(Ready, Streams), Error> {
 /// On the steward's thread, since the parent-death signal follows the thread that spawned.
 fn launch(ready: Ready, started: Arc<Coming<Result<u32, Error>>>) -> Result<Arc<Machine>, Error> {
     let Ready { mut order, stdin, stdout, stderr, handover } = ready;
+    // Once more on the thread that starts it, whose ids may be others.
+    worker::check_privileges()?;
     let (socket, theirs) =
         socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|errno| Error::spawn("making a process's socket", errno.into()))?;

@@ -2,7 +2,7 @@
 
 use super::start::{MARKER, depth, linked};
 use crate::error::{Error, Why};
-use crate::process::{find_program, fork, is_secure, sys};
+use crate::process::{find_program, fork, privileges, sys};
 use crate::task;
 use crate::wire::message::{self, Bad, Hello};
 use std::path::PathBuf;
@@ -14,9 +14,20 @@ const DEPTH_MAX: u32 = 8;
 /// What can be known before a fresh start of this program is made.
 pub(crate) fn check_program() -> Result<(), Error> {
     check_host()?;
+    check_privileges()?;
     // Rather now than when the first task needs a worker.
     find_program().map_err(|e| Error::spawn("finding the program", e))?;
     task::in_main_executable().map_err(|object| Error::from(Why::NotInProgram { object }))
+}
+
+/// Whether the calling thread could start this program as a worker, as far as its privileges go.
+///
+/// Another program that is started as a worker judges for itself.
+pub(crate) fn check_privileges() -> Result<(), Error> {
+    match privileges::raised() {
+        Some(raised) => Err(Why::Secure { reason: raised.to_string() }.into()),
+        None => Ok(()),
+    }
 }
 
 /// What can be known before any process is started, of whatever program.
@@ -27,9 +38,6 @@ pub(crate) fn check_host() -> Result<(), Error> {
     fork::arm().map_err(|e| Error::spawn("arming the fork guard", e))?;
     if fork::is_forked_copy() {
         return Err(Why::Forked.into());
-    }
-    if is_secure() {
-        return Err(Why::Secure.into());
     }
     if std::env::var_os(MARKER).is_some() {
         return Err(Why::InsideWorker.into());

@@ -10,7 +10,9 @@ use super::{detach, parent, serve};
 use crate::process::{is_secure, sys};
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
-use std::ffi::{OsStr, c_char, c_int};
+#[cfg(target_env = "gnu")]
+use std::ffi::c_char;
+use std::ffi::{OsStr, c_int};
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -47,32 +49,48 @@ pub(super) fn set_detached() {
     DETACHED.store(true, Ordering::Relaxed);
 }
 
-/// Refers to the constructor, so that it is linked into every program that can make a pool.
+/// Refers to the constructor, so that it is linked into every program that can make a pool. `false`
+/// where there is none.
 pub(crate) fn linked() -> bool {
     // Volatile: else the comparison is known, and the static not needed.
     // SAFETY: it is a static, initialised and never written.
-    let constructor = unsafe { std::ptr::read_volatile(&raw const CONSTRUCTOR) };
-    constructor as usize != 0
+    #[cfg(not(miri))]
+    let constructor = unsafe { std::ptr::read_volatile(&raw const CONSTRUCTOR) } as usize;
+    #[cfg(miri)]
+    let constructor = 0;
+    constructor != 0
 }
 
-/// As the C library calls what stands in `.init_array`: glibc with the arguments of `main`, others
-/// with nothing, and then nothing is made of them.
+/// What the C library calls of `.init_array`. glibc passes the arguments of `main`; the standard
+/// (the System V ABI) says nothing of arguments, and other libraries pass none.
+#[cfg(target_env = "gnu")]
 type Constructor = extern "C" fn(c_int, *const *const c_char, *const *const c_char);
+#[cfg(not(target_env = "gnu"))]
+type Constructor = extern "C" fn();
 
+// Not under Miri, which starts no process, and whose C library would be called by every test of
+// a crate that depends on this one.
 // SAFETY: `.init_array` holds pointers to functions of this very signature, and the constructor is
 // sound to call at that time: in an ordinary process it reads a variable of the environment, which
 // nobody changes yet; for a worker see there.
+#[cfg(not(miri))]
 #[used]
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: Constructor = constructor;
 
+#[cfg(target_env = "gnu")]
 extern "C" fn constructor(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
-    // A program with raised privileges takes no orders from its environment: whoever starts it is
-    // its parent, and could have its tasks run with those privileges, past all that its `main`
-    // checks.
-    if is_secure() {
-        return;
-    }
+    start(|later| later(argc, argv, envp));
+}
+
+#[cfg(not(target_env = "gnu"))]
+extern "C" fn constructor() {
+    start(|later| later());
+}
+
+/// Makes this process a worker if it was started to be one, and then does not return. `call` calls
+/// another constructor as the C library calls ours.
+fn start(call: impl Fn(Constructor) + std::panic::UnwindSafe) {
     let marker = std::env::var_os(MARKER);
     let is_detached = match marker
         .as_deref()
@@ -84,15 +102,19 @@ extern "C" fn constructor(argc: c_int, argv: *const *const c_char, envp: *const 
         _ => return,
     };
     drop(marker);
+    // From here on `main` must not run: it would do again what it has done in the application.
     // No panic may leave: there is nothing above us to catch it.
     let ended = std::panic::catch_unwind(|| {
+        if is_secure() {
+            return Err(RAISED.into());
+        }
         let socket = become_worker()?;
         if is_detached {
             // Before the constructors behind ours, which may start threads: a fork would leave
             // those behind.
             detach::detach(&socket)?;
         }
-        run_later_constructors(argc, argv, envp);
+        run_later_constructors(call);
         serve::serve(socket, is_detached)
     });
     match ended {
@@ -104,6 +126,35 @@ extern "C" fn constructor(argc: c_int, argv: *const *const c_char, envp: *const 
         }
         Err(_) => std::process::abort(),
     }
+}
+
+/// Why a process that the kernel has marked is no worker. Any user may start such a program, and
+/// could, as its parent, have its tasks run with its privileges, past all that its `main` checks.
+const RAISED: &str = "it has raised privileges (AT_SECURE: its effective user or group is not the \
+                      real one, its file is set-uid or set-gid or has capabilities, or a security \
+                      module has changed its domain)";
+
+/// Checks that this process has no other rights than the one that made its socket.
+///
+/// The kernel does not mark a process that got its rights before the exec: one that a helper has
+/// started as another user with the environment kept (`sudo -E`).
+fn check_rights(peer: sys::Peer) -> Result<(), String> {
+    let sys::Ids { user, effective_user, group, effective_group } = sys::ids();
+    if [user, effective_user] != [peer.user; 2] {
+        return Err(format!(
+            "the socket at its standard input is of another user ({}, and this process has {user} \
+             and, effectively, {effective_user})",
+            peer.user
+        ));
+    }
+    if [group, effective_group] != [peer.group; 2] {
+        return Err(format!(
+            "the socket at its standard input is of another group ({}, and this process has \
+             {group} and, effectively, {effective_group})",
+            peer.group
+        ));
+    }
+    Ok(())
 }
 
 /// Takes the socket from standard input, and puts the process into the state in which a Rust
@@ -119,15 +170,15 @@ fn become_worker() -> Result<OwnedFd, String> {
     // a number.
     nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(0)
         .map_err(|e| format!("its standard input is no socket of a pool ({e})"))?;
-    let peer =
-        sys::peer_pid(stdin).map_err(|e| format!("its standard input is no socket ({e})"))?;
+    let peer = sys::peer(stdin).map_err(|e| format!("its standard input is no socket ({e})"))?;
     let parent = nix::unistd::getppid();
     // A parent outside our PID namespace has no number here, and is 0 in both places.
-    if peer.unwrap_or(0) != parent.as_raw() as u32 {
+    if peer.pid.unwrap_or(0) != parent.as_raw() as u32 {
         return Err(format!(
             "the socket at its standard input was not made by its parent, process {parent}"
         ));
     }
+    check_rights(peer)?;
     parent::remember(parent.as_raw().unsigned_abs());
     let failed = |what: &'static str| move |e: nix::errno::Errno| format!("{what}: {e}");
     let socket = nix::fcntl::fcntl(stdin, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(3))
@@ -177,7 +228,7 @@ fn become_worker() -> Result<OwnedFd, String> {
 
 /// Runs the constructors that the C library would have called after ours: those of C++ statics in
 /// libraries linked into the program, say. (Those of shared libraries have run.)
-fn run_later_constructors(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
+fn run_later_constructors(call: impl Fn(Constructor)) {
     let (start, end) = init_array();
     if start.is_null() || end.is_null() {
         return; // not the main program's array
@@ -194,7 +245,7 @@ fn run_later_constructors(argc: c_int, argv: *const *const c_char, envp: *const 
     {
         // SAFETY: an element of the array is such a function, and it is its turn.
         let later = unsafe { std::mem::transmute::<usize, Constructor>(*pointer) };
-        later(argc, argv, envp);
+        call(later);
     }
 }
 
