@@ -6,6 +6,7 @@
 #[path = "common/fixtures.rs"]
 mod fixtures;
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 fn run_with_log(package: &str) -> String {
@@ -41,5 +42,33 @@ fn needs_cxx_statics_and_the_standard_library_are_ready_and_destroyed_at_shutdow
          nothing: missing\n\
          by a worker's std::cout\n\
          worker: destructor of 3 entries\n"
+    );
+}
+
+/// Miri calls constructors, too. One in a library must not be in the way of the tests of the crates
+/// that depend on it.
+#[test]
+#[ignore = "needs Miri"]
+fn needs_miri_the_tests_of_a_crate_that_depends_on_this_one_run_under_miri() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = root.join("tests/fixtures/program");
+    std::fs::copy(root.join("Cargo.lock"), source.join("Cargo.lock")).unwrap();
+    let mut command = Command::new("rustup");
+    command
+        .args(["run", "nightly", "cargo", "miri", "test", "--lib", "-p", "fixture-parts"])
+        .current_dir(source)
+        .env("CARGO_TARGET_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("miri"))
+        .env("CARGO_NET_OFFLINE", "true")
+        .env("CARGO_TERM_QUIET", "true")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    // Only the compiler's time, so there is no limit of ours.
+    let output = command.spawn().unwrap().wait_with_output().unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && stdout.contains("1 passed"),
+        "{stdout}\n{}",
+        String::from_utf8_lossy(&output.stderr)
     );
 }

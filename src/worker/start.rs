@@ -52,13 +52,18 @@ pub(super) fn set_detached() {
 /// Refers to the constructor, so that it is linked into every program that can make a pool. `false`
 /// where there is none.
 pub(crate) fn linked() -> bool {
-    // Volatile: else the comparison is known, and the static not needed.
-    // SAFETY: it is a static, initialised and never written.
     #[cfg(not(miri))]
-    let constructor = unsafe { std::ptr::read_volatile(&raw const CONSTRUCTOR) } as usize;
+    {
+        // Volatile: else the comparison is known, and the static not needed.
+        // SAFETY: it is a static, initialised and never written.
+        let constructor = unsafe { std::ptr::read_volatile(&raw const CONSTRUCTOR) };
+        constructor as usize != 0
+    }
     #[cfg(miri)]
-    let constructor = 0;
-    constructor != 0
+    {
+        let _: Constructor = constructor;
+        false
+    }
 }
 
 /// What the C library calls of `.init_array`. glibc passes the arguments of `main`; the standard
@@ -68,8 +73,8 @@ type Constructor = extern "C" fn(c_int, *const *const c_char, *const *const c_ch
 #[cfg(not(target_env = "gnu"))]
 type Constructor = extern "C" fn();
 
-// Not under Miri, which starts no process, and whose C library would be called by every test of
-// a crate that depends on this one.
+// Not under Miri: it has no processes, and would run the constructor, inline assembly included, in
+// the tests of every crate that depends on this one.
 // SAFETY: `.init_array` holds pointers to functions of this very signature, and the constructor is
 // sound to call at that time: in an ordinary process it reads a variable of the environment, which
 // nobody changes yet; for a worker see there.
