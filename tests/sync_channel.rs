@@ -96,7 +96,7 @@ fn own_process_that_is_interrupted() {
         }
     };
     let (here, there) = channel::<Vec<u8>>().unwrap();
-    let (receiving, at) = blocked(libc::SYS_recvfrom, move || (there.blocking_recv(), there));
+    let (receiving, at) = blocked(libc::SYS_recvmsg, move || (there.blocking_recv(), there));
     interrupt(at, 10);
     assert!(!receiving.is_finished());
     here.blocking_send(vec![1; 10]).unwrap();
@@ -129,7 +129,7 @@ fn own_process_that_is_interrupted() {
 fn an_end_that_is_closed_ends_the_call_that_waits_for_it() {
     let (here, there) = channel::<Vec<u8>>().unwrap();
     here.try_recv().unwrap_err();
-    let (receiving, _) = blocked(libc::SYS_recvfrom, move || there.blocking_recv());
+    let (receiving, _) = blocked(libc::SYS_recvmsg, move || there.blocking_recv());
     drop(here);
     assert_eq!(ended(receiving).unwrap(), None);
 
@@ -161,7 +161,7 @@ fn sitting() -> (Process<()>, Channel<Vec<u8>>) {
 #[test]
 fn a_process_that_is_killed_ends_the_call_that_waits_for_it() {
     let (process, here) = sitting();
-    let (receiving, _) = blocked(libc::SYS_recvfrom, move || here.blocking_recv());
+    let (receiving, _) = blocked(libc::SYS_recvmsg, move || here.blocking_recv());
     signal(process.pid(), Signal::SIGKILL);
     assert_eq!(ended(receiving).unwrap(), None);
 
@@ -212,7 +212,7 @@ fn a_limit_holds_while_another_thread_waits_for_the_same() {
     let (here, there) = channel::<Vec<u8>>().unwrap();
     let there = Arc::new(there);
     let first = Arc::clone(&there);
-    let (receiving, _) = blocked(libc::SYS_recvfrom, move || first.blocking_recv());
+    let (receiving, _) = blocked(libc::SYS_recvmsg, move || first.blocking_recv());
     let begun = Instant::now();
     assert!(
         there.blocking_recv_timeout(SHORT).unwrap_err().is_timeout() && begun.elapsed() >= SHORT

@@ -1,6 +1,6 @@
-//! Workers that write what they like into the memory that they share with a manager: what they
-//! reach breaks, with a typed error, and nothing else; the manager and the application go on, and
-//! nobody waits for ever.
+//! Workers that write what they like into the memory that they share with a manager, and into the
+//! sockets that they have: what they reach breaks, with a typed error, and nothing else; the
+//! manager and the application go on, and no call waits for ever.
 //!
 //! A worker knows its memory from `/proc/self/maps`: what was mapped when it used an object for the
 //! first time is that object's, and whatever lies in the same segment. (The rules are tried beside
@@ -13,11 +13,19 @@
 #[path = "common/processes.rs"]
 mod processes;
 
+use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockaddrLike, SockaddrStorage, getsockname, sendmsg,
+    setsockopt, sockopt,
+};
 use processes::{soon, until};
-use procpool::{Array, ErrorKind, Map, Mutex, Pool, Queue, Value};
+use procpool::{Array, Channel, ErrorKind, Map, Mutex, Pool, Queue, Value};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::io::{IoSlice, Write};
+use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -310,5 +318,149 @@ async fn a_map_whose_lane_is_written_over_is_right_for_all_others() {
         }
         let ended = soon(hostile).await;
         assert_eq!(ended.is_ok(), !matches!(how, Scribble::Noise), "{ended:?}");
+    }
+}
+
+// ---- what a worker writes into its sockets
+
+/// The Unix sockets of this process by number, and whether each raises a signal, as a lifeline
+/// does.
+fn unix_sockets() -> Vec<(RawFd, bool)> {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap();
+    let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let mut sockets: Vec<_> = numbers
+        .filter(|fd| {
+            getsockname::<SockaddrStorage>(*fd)
+                .is_ok_and(|name| name.family() == Some(AddressFamily::Unix))
+        })
+        // SAFETY: the call takes integers.
+        .map(|fd| (fd, unsafe { libc::fcntl(fd, libc::F_GETFL) } & libc::O_ASYNC != 0))
+        .collect();
+    sockets.sort_unstable();
+    sockets
+}
+
+fn lifeline() -> RawFd {
+    unix_sockets().iter().find(|socket| socket.1).unwrap().0
+}
+
+fn pool_socket() -> RawFd {
+    unix_sockets().iter().find(|socket| !socket.1).unwrap().0
+}
+
+/// The socket to the manager whose object came with the call.
+fn manager_socket() -> RawFd {
+    unix_sockets().iter().rev().find(|socket| !socket.1).unwrap().0
+}
+
+fn send_fds(socket: RawFd, bytes: &[u8], fds: &[RawFd]) -> nix::Result<usize> {
+    let rights = [ControlMessage::ScmRights(fds)];
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    sendmsg::<SockaddrStorage>(socket, &[IoSlice::new(bytes)], &rights, flags, None)
+}
+
+fn frame(body: &[u8]) -> Vec<u8> {
+    let mut frame = (body.len() as u32).to_le_bytes().to_vec();
+    frame.extend(body);
+    frame
+}
+
+/// `INTRODUCE`, of client 1, without its process.
+const INTRODUCE: [u8; 4] = [0x93, 11, 1, 0];
+
+/// A TCP socket whose close blocks for two minutes, longer than any test waits, and its peer,
+/// which does not read.
+fn lingering() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let (junk, mut refused) = (vec![0; 1 << 20], 0);
+    while refused < 5 {
+        match socket.write(&junk) {
+            Ok(_) => refused = 0,
+            Err(_) => {
+                refused += 1;
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+    let on = libc::linger { l_onoff: 1, l_linger: 120 };
+    setsockopt(&socket, sockopt::Linger, &on).unwrap();
+    (socket, peer)
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum Handover {
+    /// As the socket of a client that is introduced.
+    Introduced,
+    /// Behind something that ends the connection to the manager.
+    Unread,
+    ToThePool,
+    ByTheLifeline,
+    ByAChannel,
+}
+
+/// Hands over a descriptor whose close blocks, so that the application closes it last.
+fn hand_over(how: Handover, value: Value<bool>, mut channel: Option<Channel<u8>>) {
+    value.load().unwrap();
+    let (lingers, peer) = lingering();
+    let fds = [lingers.as_raw_fd()];
+    match how {
+        Handover::Introduced => {
+            send_fds(manager_socket(), &frame(&INTRODUCE), &fds).unwrap();
+        }
+        Handover::Unread => {
+            send_fds(manager_socket(), &[0xff; 4], &fds).unwrap();
+            while send_fds(manager_socket(), &[0], &fds).is_ok() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Handover::ToThePool => _ = send_fds(pool_socket(), &[0], &fds),
+        Handover::ByTheLifeline => _ = send_fds(lifeline(), &[0], &fds),
+        Handover::ByAChannel => {
+            let before: Vec<_> = unix_sockets();
+            let channel = channel.take().unwrap();
+            channel.blocking_send(1).unwrap();
+            for (socket, _) in unix_sockets().iter().filter(|socket| !before.contains(socket)) {
+                let _ = send_fds(*socket, &frame(&[7]), &fds);
+            }
+        }
+    }
+    // The end of the process closes its own without waiting.
+    std::mem::forget(lingers);
+    // A process of a session of its own keeps the peer, so that nothing else ends the close.
+    // SAFETY: only async-signal-safe calls follow in the child.
+    if unsafe { libc::fork() } == 0 {
+        // SAFETY: the calls take integers.
+        unsafe {
+            libc::setsid();
+            libc::syscall(libc::SYS_close_range, 0, peer.as_raw_fd() - 1, 0);
+            libc::syscall(libc::SYS_close_range, peer.as_raw_fd() + 1, u32::MAX, 0);
+            libc::sleep(60);
+            libc::_exit(0);
+        }
+    }
+    std::process::abort();
+}
+
+#[tokio::test]
+async fn a_descriptor_whose_close_blocks_holds_up_neither_the_runtime_nor_the_supervisor() {
+    use Handover::*;
+    for how in [Introduced, Unread, ToThePool, ByTheLifeline, ByAChannel] {
+        let pool = pool(1);
+        let value = pool.manager().value(true).unwrap();
+        let (ours, theirs) = pool.manager().channel::<u8>().unwrap();
+        let theirs = matches!(how, ByAChannel).then_some(theirs);
+        soon(pool.spawn(hand_over, (how, value.clone(), theirs))).await.unwrap_err();
+        if let ByAChannel = how {
+            assert_eq!(soon(ours.recv()).await.unwrap(), Some(1));
+            while soon(ours.recv()).await.is_ok_and(|item| item.is_some()) {}
+        }
+        drop(ours);
+        // The runtime goes on, and the supervisor thread starts processes.
+        let load = |value: Value<bool>| value.load().unwrap();
+        assert!(soon(pool.spawn(load, &value)).await.unwrap(), "{how:?}");
+        soon(pool.shutdown()).await;
     }
 }

@@ -6,8 +6,8 @@
 
 use super::message::Refusal;
 use super::object::Body;
+use crate::process::PeerFd;
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ pub(crate) enum Arrived {
     Deadlock(String),
     /// A lock is granted: at this version of its word. A later one replaces an earlier one.
     Granted(u64),
-    Mapped(OwnedFd),
+    Mapped(PeerFd),
 }
 
 #[derive(Debug)]

@@ -140,7 +140,7 @@ pub(crate) struct Answer {
 
 /// A descriptor on its way. Where there are none, nothing can be one.
 #[cfg(unix)]
-pub(crate) type Descriptor = Arc<std::os::fd::OwnedFd>;
+pub(crate) type Descriptor = Arc<crate::process::PeerFd>;
 #[cfg(not(unix))]
 pub(crate) type Descriptor = std::convert::Infallible;
 

@@ -291,7 +291,7 @@ mod tests {
             if out.is_blocked() && next % 100 == 0 && out.has_room() {
                 write(&mut out, &a);
             }
-            match sys::recv_with_fds(b.as_fd(), buffer.space(), 8) {
+            match sys::recv_with_fds(b.as_fd(), buffer.space()) {
                 Ok(received) => {
                     buffer.filled(received.bytes);
                     descriptors += received.fds.len();

@@ -29,7 +29,7 @@ use super::segments::Segments;
 use super::state::{Action, BYTES_MAX, LOCAL, State, What};
 use super::{held, object};
 use crate::error::{Error, Why};
-use crate::process::{SharedMemory, fork, steward, sys};
+use crate::process::{PeerFd, PeerSocket, SharedMemory, fork, steward, sys};
 use crate::wire::frame::FrameBuffer;
 use crate::wire::packet::Packet;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -127,8 +127,8 @@ struct Inside {
 
 /// A client's socket, as whoever writes needs it.
 struct Link {
-    socket: Arc<OwnedFd>,
-    pidfd: Option<OwnedFd>,
+    socket: Arc<PeerSocket>,
+    pidfd: Option<PeerFd>,
     out: Outgoing,
 }
 
@@ -139,9 +139,9 @@ struct Driver {
 
 /// The incoming side of a client.
 struct Reader {
-    socket: Arc<OwnedFd>,
+    socket: Arc<PeerSocket>,
     buffer: FrameBuffer,
-    descriptors: Vec<OwnedFd>,
+    descriptors: Vec<PeerFd>,
 }
 
 /// What a client wants that needs system calls.
@@ -364,11 +364,11 @@ impl Server {
     /// if another process holds the socket.
     pub(crate) fn connect(&self, pidfd: Option<OwnedFd>) -> io::Result<(Client, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair()?;
-        Ok((self.adopt(ours.into(), pidfd)?, theirs.into()))
+        Ok((self.adopt(ours.into(), pidfd.map(PeerFd::from))?, theirs.into()))
     }
 
     /// As [`connect`](Self::connect), with a socket that somebody else has made.
-    fn adopt(&self, socket: OwnedFd, pidfd: Option<OwnedFd>) -> io::Result<Client> {
+    fn adopt(&self, socket: PeerSocket, pidfd: Option<PeerFd>) -> io::Result<Client> {
         let socket = Arc::new(socket);
         let full =
             || io::Error::other("the manager has as many clients as it can have, or is closed");
@@ -640,7 +640,7 @@ impl Server {
     }
 
     /// Only for whom the outgoing has told to write.
-    fn write(&self, client: Client, socket: &OwnedFd) {
+    fn write(&self, client: Client, socket: &PeerSocket) {
         let (full, wake) = write_out(socket.as_fd(), |act| {
             self.lock().links.get_mut(&client).map(|link| act(&mut link.out))
         });
@@ -804,7 +804,7 @@ impl Server {
             more = false;
             let space = reader.buffer.space();
             let room = space.len();
-            match sys::recv_with_fds(reader.socket.as_fd(), space, DESCRIPTORS_MAX) {
+            match sys::recv_with_fds(reader.socket.as_fd(), space) {
                 Ok(received) => {
                     // A short read: there was no more. (It is cut where descriptors lie.)
                     let all = received.bytes < room && received.fds.is_empty();
@@ -921,7 +921,7 @@ impl Server {
         by: Client,
         number: u64,
         process: bool,
-        descriptors: &mut Vec<OwnedFd>,
+        descriptors: &mut Vec<PeerFd>,
     ) -> Result<(), object::Bad> {
         let due = 1 + usize::from(process);
         if descriptors.len() < due {
@@ -936,10 +936,16 @@ impl Server {
             return Err(object::Bad("too many clients of a client".into()));
         }
         drop(inside);
-        // If it cannot be watched (what came need not be what it should be), it is gone at once.
-        let Some(client) = socket.and_then(|socket| self.adopt(socket, pidfd).ok()) else {
-            return Ok(());
+        let socket = socket.and_then(|socket| PeerSocket::accept(socket).ok());
+        let Some(socket) =
+            socket.filter(|_| pidfd.as_ref().is_none_or(|fd| sys::is_pidfd(fd.as_fd())))
+        else {
+            return Err(object::Bad(
+                "a client whose descriptors are not a socket and a process".into(),
+            ));
         };
+        // If it cannot be watched, it is gone at once.
+        let Ok(client) = self.adopt(socket, pidfd) else { return Ok(()) };
         inside = self.lock();
         inside.introduced.insert((by, number), client);
         inside.introducers.insert(client, by);

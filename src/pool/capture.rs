@@ -19,11 +19,10 @@
 //! ```
 
 use super::output::{Callback, Kind, Output, OutputLine};
-use crate::process::standard;
+use crate::process::{self, standard};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -129,13 +128,7 @@ impl Capture {
         });
         let reader =
             Reader { shared: Arc::clone(&shared), streams: HashMap::new(), stdout, stderr };
-        // A signal meant for the application must not be handled there, where nobody expects it.
-        let mut before = SigSet::empty();
-        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-        let thread =
-            std::thread::Builder::new().name("procpool-output".into()).spawn(move || reader.run());
-        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-        thread?;
+        process::thread::spawn("procpool-output", move || reader.run())?;
         Ok(Some(Self { shared }))
     }
 

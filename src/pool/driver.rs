@@ -15,7 +15,7 @@ use super::reply::{Cargo, Encoded, Inlet, Outcome, shielded};
 use super::stats::WorkerEnd;
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
-use crate::process::{DeathNote, Exit, WorkerMemory, oom_kills, steward, sys};
+use crate::process::{DeathNote, Exit, PeerFd, PeerSocket, WorkerMemory, oom_kills, steward, sys};
 use crate::sync::named::Named;
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
@@ -194,7 +194,7 @@ pub(super) enum Until {
 /// The incoming side of one worker.
 #[derive(Debug)]
 struct Reader {
-    socket: Arc<OwnedFd>,
+    socket: Arc<PeerSocket>,
     pid: u32,
     buffer: FrameBuffer,
     stage: Stage,
@@ -207,7 +207,7 @@ struct Reader {
     /// It broke the protocol: its outbox is not read either.
     silenced: bool,
     /// Descriptors that came and have not been claimed by a message.
-    descriptors: Vec<OwnedFd>,
+    descriptors: Vec<PeerFd>,
     /// Some came that could not be taken in.
     truncated: bool,
 }
@@ -428,15 +428,11 @@ impl Engine {
             // A reading ends behind a message that carries descriptors, whatever follows it
             // (unix(7)).
             let may_be_short = reader.stage != Stage::Ready;
-            let n = match reader.stage {
-                Stage::Ready => sys::recv(reader.socket.as_fd(), space),
-                // One descriptor is due; a second one is told apart, and closed.
-                _ => sys::recv_with_fds(reader.socket.as_fd(), space, 2).map(|received| {
-                    reader.descriptors.extend(received.fds);
-                    reader.truncated |= received.truncated;
-                    received.bytes
-                }),
-            };
+            let n = sys::recv_with_fds(reader.socket.as_fd(), space).map(|received| {
+                reader.descriptors.extend(received.fds);
+                reader.truncated |= received.truncated;
+                received.bytes
+            });
             match n {
                 Ok(0) => {
                     reader.closed = true;
@@ -696,7 +692,12 @@ impl Engine {
     }
 
     /// The hello has come: keep the lifeline, and answer.
-    fn welcome(&self, key: WorkerKey, hello: &Hello, lifeline: Option<OwnedFd>) -> Result<(), Bad> {
+    fn welcome(
+        &self,
+        key: WorkerKey,
+        hello: &Hello,
+        lifeline: Option<PeerSocket>,
+    ) -> Result<(), Bad> {
         match self.config.program {
             Some(_) => crate::worker::check_protocol(hello)?,
             None => crate::worker::check_hello(hello)?,
@@ -737,8 +738,7 @@ impl Engine {
         // The socket is empty and nobody else writes to it: the welcome goes at once, and whole.
         outgoing.busy = true;
         drop(state);
-        // No further one is due. Older kernels do not know this, and close what comes, however long
-        // that takes.
+        // No further one is due. Before Linux 6.16 it comes, and breaks the protocol.
         let _ = sys::refuse_descriptors(socket.as_fd());
         let stderr = stderr.map_or_else(stderr_for_worker, Ok);
         let sent = stderr.and_then(|stderr| {
@@ -1052,6 +1052,7 @@ fn take_frames(
                     continue;
                 }
                 let lifeline = reader.descriptors.pop().filter(|_| !reader.truncated);
+                let lifeline = lifeline.map(crate::worker::check_lifeline).transpose()?;
                 // Not every language can send one; what is lost without it is for that program to
                 // know.
                 if lifeline.is_none() && engine.config.program.is_none() {

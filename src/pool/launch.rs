@@ -5,13 +5,14 @@ use super::core::WorkerKey;
 use super::engine::Engine;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
-use crate::process::{Child, Spawn, WorkerMemory, oom_kills, spawn_with_stdout, steward};
+use crate::process::{
+    Child, PeerSocket, Spawn, WorkerMemory, oom_kills, spawn_with_stdout, steward,
+};
 use crate::worker::{self, MARKER};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// What the variable holds for a worker that is another program: the version of the protocol.
@@ -21,7 +22,7 @@ const PROTOCOL_MARKER: &str = "protocol-1";
 #[derive(Debug)]
 pub(crate) struct Launched {
     pub(super) child: Child,
-    pub(super) socket: OwnedFd,
+    pub(super) socket: PeerSocket,
     pub(super) memory: Arc<WorkerMemory>,
     pub(super) early_stderr: File,
     pub(super) streams: Streams,
@@ -90,5 +91,12 @@ fn launch(config: &Config, capture: Option<&Capture>) -> Result<Launched, Error>
     streams
         .watch(child.pid())
         .map_err(|e| Error::spawn("watching a worker's standard streams", e))?;
-    Ok(Launched { child, socket, memory: Arc::new(memory), early_stderr, streams, oom_kills })
+    Ok(Launched {
+        child,
+        socket: socket.into(),
+        memory: Arc::new(memory),
+        early_stderr,
+        streams,
+        oom_kills,
+    })
 }

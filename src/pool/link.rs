@@ -4,7 +4,7 @@
 use super::capture::Streams;
 use super::reply::Things;
 use crate::error::Error;
-use crate::process::{Child, WorkerMemory, sys};
+use crate::process::{Child, PeerSocket, WorkerMemory, sys};
 use crate::sync::named::Leases;
 use crate::wire::frame;
 use crate::wire::message;
@@ -42,13 +42,13 @@ pub(crate) struct Link {
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) child: Arc<Child>,
-    pub(crate) socket: Arc<OwnedFd>,
+    pub(crate) socket: Arc<PeerSocket>,
     pub(crate) memory: Arc<WorkerMemory>,
     /// The shared objects that it was lent.
     pub(crate) leases: Arc<Leases>,
     /// Our end of the lifeline: when it closes, the kernel kills the worker. It came with the
     /// hello.
-    pub(crate) lifeline: Option<OwnedFd>,
+    pub(crate) lifeline: Option<PeerSocket>,
     /// Where the worker's standard error goes until it has said hello.
     pub(crate) early_stderr: Option<Arc<File>>,
     /// What it prints, as far as it does not go to the application's own streams.

@@ -5,6 +5,8 @@
 //! | file | holds |
 //! |---|---|
 //! | `sys` | the system calls that `nix` does not wrap, or wraps in a way that loses something |
+//! | `peer_fd` | descriptors of other processes, whose closing may block |
+//! | `thread` | threads of the library's own |
 //! | `fork` | whether this process is a forked copy |
 //! | `memory` | the sealed memory that the application shares with one worker |
 //! | `worker_memory` | what stands where in that memory |
@@ -24,12 +26,14 @@ mod death_note;
 pub(crate) mod fork;
 mod memory;
 pub(crate) mod oom_kills;
+mod peer_fd;
 pub(crate) mod privileges;
 mod resident;
 mod spawn;
 pub(crate) mod standard;
 pub(crate) mod steward;
 pub(crate) mod sys;
+pub(crate) mod thread;
 mod worker_memory;
 
 #[cfg(test)]
@@ -38,6 +42,7 @@ pub(crate) mod testing;
 pub(crate) use child::{Child, Exit};
 pub(crate) use death_note::DeathNote;
 pub(crate) use memory::{MemoryError, SharedMemory};
+pub(crate) use peer_fd::{PeerFd, PeerSocket};
 pub(crate) use resident::resident;
 pub(crate) use spawn::{Spawn, find_program, spawn_with_stdout};
 pub(crate) use sys::is_secure;

@@ -98,15 +98,7 @@ pub(crate) fn start() -> io::Result<()> {
     let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
-    // A signal meant for the application must not be handled here, where nobody expects it.
-    let all = nix::sys::signal::SigSet::all();
-    let mut before = nix::sys::signal::SigSet::empty();
-    nix::sys::signal::pthread_sigmask(
-        nix::sys::signal::SigmaskHow::SIG_SETMASK,
-        Some(&all),
-        Some(&mut before),
-    )?;
-    let thread = std::thread::Builder::new().name("procpool-steward".into()).spawn(move || {
+    super::thread::spawn("procpool-steward", move || {
         IS_STEWARD.set(true);
         let watch = Watches {
             epoll,
@@ -117,13 +109,7 @@ pub(crate) fn start() -> io::Result<()> {
             next: BELL + 1,
         };
         watch.run(STEWARD.wait());
-    });
-    nix::sys::signal::pthread_sigmask(
-        nix::sys::signal::SigmaskHow::SIG_SETMASK,
-        Some(&before),
-        None,
-    )?;
-    thread?;
+    })?;
     super::child::set_orphan_sink(reap);
     let _ = STEWARD.set(Steward { orders: Mutex::new(Vec::new()), bell });
     Ok(())

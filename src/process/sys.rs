@@ -24,6 +24,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::ptr;
 
+use super::peer_fd::PeerFd;
 use nix::errno::Errno;
 use nix::libc::{self, c_int};
 use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrStorage, sockopt};
@@ -135,9 +136,9 @@ pub(crate) struct Received {
     /// How many bytes; 0 is the end of the stream.
     pub(crate) bytes: usize,
     /// The descriptors that came with them, in the order in which they were sent.
-    pub(crate) fds: Vec<OwnedFd>,
-    /// Some descriptors were lost: more than asked for, or this process cannot open more
-    /// (`EMFILE`). The kernel has closed those; the bytes are complete.
+    pub(crate) fds: Vec<PeerFd>,
+    /// Some descriptors were lost, because this process cannot open more (`EMFILE`). The kernel has
+    /// closed those; the bytes are complete.
     pub(crate) truncated: bool,
 }
 
@@ -286,26 +287,15 @@ pub(crate) fn at_exit(function: extern "C" fn()) -> bool {
     unsafe { libc::atexit(function) == 0 }
 }
 
-/// Receives what is there, without waiting (recv(2)); 0 is the end of the stream.
-///
-/// Descriptors that travel with these bytes are closed by the kernel: where some may come, use
-/// [`recv_with_fds`].
+/// Receives what is there, without waiting (recv(2)); 0 is the end of the stream. For tests: the
+/// kernel closes descriptors that travel with these bytes, within the call.
 ///
 /// # Errors
 ///
 /// `WouldBlock` when nothing is there.
+#[cfg(test)]
 pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    recv_or_wait(socket, buffer, Patience::None)
-}
-
-/// As [`recv`], and waits for something to come, if it is to. (Where the description is
-/// `O_NONBLOCK`, it does not.)
-pub(crate) fn recv_or_wait(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    patience: Patience,
-) -> io::Result<usize> {
-    retry(|| Ok(socket::recv(socket.as_raw_fd(), buffer, patience.flags())?))
+    retry(|| Ok(socket::recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?))
 }
 
 /// How many bytes can be received at this moment (`FIONREAD`, unix(7) `SIOCINQ`).
@@ -316,11 +306,9 @@ pub(crate) fn queued(socket: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
-/// From now on, whoever sends a descriptor to this socket is told that he may not (EPERM).
+/// Has the kernel refuse descriptors that are sent to this socket: the sender gets `EPERM`.
 ///
-/// To close a descriptor may take as long as who made it likes: a TCP socket with unsent data and
-/// SO_LINGER (socket(7)), say. That is so as well when the kernel closes those that a reader does
-/// not want, before the reading returns.
+/// A descriptor that cannot come need not be closed, which may block (`peer_fd.rs`).
 ///
 /// # Errors
 ///
@@ -405,7 +393,10 @@ pub(crate) fn send_with_fds(
     })
 }
 
-/// Receives what is there, and at most `fds_max` descriptors with it, without waiting (recvmsg(2)).
+/// Receives what is there, and the descriptors that come with it, without waiting (recvmsg(2)).
+///
+/// There is room for all descriptors of a message: the kernel would close those for which there is
+/// none before the call returns, however long that takes.
 ///
 /// One call never brings the descriptors of two messages, and the bytes that follow a message with
 /// descriptors come with the next call; but bytes that were sent *before* may stand in front of its
@@ -414,19 +405,14 @@ pub(crate) fn send_with_fds(
 /// # Errors
 ///
 /// `WouldBlock` when nothing is there. No descriptor is lost or left open by an error.
-pub(crate) fn recv_with_fds(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    fds_max: usize,
-) -> io::Result<Received> {
-    recv_with_fds_or_wait(socket, buffer, fds_max, Patience::None)
+pub(crate) fn recv_with_fds(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
+    recv_with_fds_or_wait(socket, buffer, Patience::None)
 }
 
 /// As [`recv_with_fds`], and waits for something to come, if it is to.
 pub(crate) fn recv_with_fds_or_wait(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
-    fds_max: usize,
     patience: Patience,
 ) -> io::Result<Received> {
     /// Room for one control message with [`MESSAGE_FDS_MAX`] descriptors, aligned as a `cmsghdr`
@@ -436,20 +422,16 @@ pub(crate) fn recv_with_fds_or_wait(
         header: libc::cmsghdr,
         bytes: [u8; 16 + 4 * MESSAGE_FDS_MAX],
     }
-    let fds_max = fds_max.min(MESSAGE_FDS_MAX);
-    let mut control = MaybeUninit::<Control>::zeroed();
+    let mut control = MaybeUninit::<Control>::uninit();
     let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: all zeros is a valid `msghdr`: null pointers with lengths of zero.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut slice;
     message.msg_iovlen = 1;
-    if fds_max > 0 {
-        message.msg_control = control.as_mut_ptr().cast();
-        // CMSG_LEN, not CMSG_SPACE: the kernel would put one descriptor more into the padding.
-        // SAFETY: CMSG_LEN is arithmetic. The result is at most the size of `Control`, which the
-        // test `control_buffer_holds_a_full_message` checks.
-        message.msg_controllen = unsafe { libc::CMSG_LEN(4 * fds_max as u32) } as _;
-    }
+    message.msg_control = control.as_mut_ptr().cast();
+    // SAFETY: CMSG_LEN is arithmetic. The result is at most the size of `Control`, which the test
+    // `control_buffer_holds_a_full_message` checks.
+    message.msg_controllen = unsafe { libc::CMSG_LEN(4 * MESSAGE_FDS_MAX as u32) } as _;
     let flags = (MsgFlags::MSG_CMSG_CLOEXEC | patience.flags()).bits();
     let bytes = retry(|| {
         // SAFETY: `message` points to one slice over `buffer` and to `control`, both valid for
@@ -461,8 +443,8 @@ pub(crate) fn recv_with_fds_or_wait(
         Ok(received as usize)
     })?;
 
-    let mut fds = Vec::with_capacity(fds_max.min(16));
-    // SAFETY: the kernel has set `msg_controllen` to what it wrote.
+    let mut fds = Vec::new();
+    // SAFETY: the kernel has set `msg_controllen` to what it wrote, and only that is read.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     while !header.is_null() {
         // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give null or a whole header within the control
@@ -485,7 +467,7 @@ pub(crate) fn recv_with_fds_or_wait(
                 // that could not be made is a negative number.)
                 let fd = (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) });
                 if cmsg_type == libc::SCM_RIGHTS {
-                    fds.extend(fd);
+                    fds.extend(fd.map(PeerFd::from));
                 }
             }
         }
@@ -498,6 +480,35 @@ pub(crate) fn recv_with_fds_or_wait(
 /// A control message that brings a descriptor nobody asked for: `SCM_PIDFD` (Linux 6.5,
 /// `include/linux/socket.h`), on a socket for which somebody has set `SO_PASSPIDFD`. It is closed.
 const SCM_PIDFD: c_int = 4;
+
+/// Whether a descriptor is a Unix stream socket (unix(7)). No operation of a file is called, for a
+/// file system in user space may let any of them block.
+pub(crate) fn is_unix_stream(fd: BorrowedFd<'_>) -> bool {
+    let option = |name| {
+        let (mut value, mut len): (c_int, _) = (0, size_of::<c_int>() as libc::socklen_t);
+        // SAFETY: the kernel writes at most `len` bytes, one integer, to `value`.
+        let result = unsafe {
+            libc::getsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                name,
+                (&raw mut value).cast(),
+                &raw mut len,
+            )
+        };
+        (result == 0).then_some(value)
+    };
+    option(libc::SO_DOMAIN) == Some(libc::AF_UNIX)
+        && option(libc::SO_TYPE) == Some(libc::SOCK_STREAM)
+}
+
+/// Whether a descriptor is a pidfd. As with [`is_unix_stream`], no operation of a file is called.
+pub(crate) fn is_pidfd(fd: BorrowedFd<'_>) -> bool {
+    match pidfd_send_signal(fd, 0, Target::Process) {
+        Ok(()) => true,
+        Err(error) => matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EPERM)),
+    }
+}
 
 /// The process that made the other end of a socket; see [`peer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -626,7 +637,7 @@ mod tests {
         let (a, b) = pair();
         let mut buffer = [0; 64];
         assert_eq!(errno(recv(a.as_fd(), &mut buffer)), Errno::EAGAIN);
-        assert_eq!(errno(recv_with_fds(a.as_fd(), &mut buffer, 4)), Errno::EAGAIN);
+        assert_eq!(errno(recv_with_fds(a.as_fd(), &mut buffer)), Errno::EAGAIN);
         assert_eq!(send(b.as_fd(), b"hello").expect("send"), 5);
         assert_eq!(recv(a.as_fd(), &mut buffer).expect("recv"), 5);
         assert_eq!(&buffer[..5], b"hello");
@@ -651,7 +662,7 @@ mod tests {
         let slices = [IoSlice::new(b"x")];
         assert_eq!(errno(send_with_fds(b.as_fd(), &slices, &[])), Errno::EPIPE);
         assert_eq!(recv(b.as_fd(), &mut [0; 8]).expect("end"), 0);
-        let end = recv_with_fds(b.as_fd(), &mut [0; 8], 8).expect("end");
+        let end = recv_with_fds(b.as_fd(), &mut [0; 8]).expect("end");
         assert_eq!((end.bytes, end.fds.len(), end.truncated), (0, 0, false));
     }
 
@@ -664,10 +675,10 @@ mod tests {
         let fds = [first_end.as_fd(), second_end.as_fd()];
         assert_eq!(send_with_fds(b.as_fd(), &slices, &fds).expect("send"), 5);
         let mut buffer = [0; 64];
-        let received = recv_with_fds(a.as_fd(), &mut buffer, 2).expect("recv");
+        let received = recv_with_fds(a.as_fd(), &mut buffer).expect("recv");
         assert_eq!((received.bytes, received.truncated), (5, false));
         assert_eq!(&buffer[..5], b"hello");
-        let [one, two] = <[OwnedFd; 2]>::try_from(received.fds).expect("two");
+        let [one, two] = <[PeerFd; 2]>::try_from(received.fds).expect("two").map(PeerFd::trusted);
         for fd in [&one, &two] {
             let flags = fcntl(fd, FcntlArg::F_GETFD).expect("F_GETFD");
             assert_eq!(flags, FdFlag::FD_CLOEXEC.bits());
@@ -687,7 +698,7 @@ mod tests {
         let fds = vec![a.as_fd(); MESSAGE_FDS_MAX];
         let slices = [IoSlice::new(b"x")];
         assert_eq!(send_with_fds(b.as_fd(), &slices, &fds).expect("send"), 1);
-        let received = recv_with_fds(a.as_fd(), &mut [0; 8], usize::MAX).expect("recv");
+        let received = recv_with_fds(a.as_fd(), &mut [0; 8]).expect("recv");
         assert_eq!((received.fds.len(), received.truncated), (253, false));
         let fds = vec![a.as_fd(); MESSAGE_FDS_MAX + 1];
         let error = send_with_fds(b.as_fd(), &slices, &fds).expect_err("too many");
@@ -711,32 +722,20 @@ mod tests {
         let (a, b) = pair();
         let before = open_fds();
         let slices = [IoSlice::new(b"abc")];
-        for fds_max in 0..5 {
-            let fds = vec![a.as_fd(); 4];
-            send_with_fds(b.as_fd(), &slices, &fds).expect("send");
-            let received = recv_with_fds(a.as_fd(), &mut [0; 8], fds_max).expect("recv");
-            assert_eq!(received.bytes, 3);
-            assert_eq!(received.fds.len(), fds_max.min(4));
-            assert_eq!(received.truncated, fds_max < 4);
-            assert_eq!(open_fds(), before + received.fds.len());
-            drop(received);
-            assert_eq!(open_fds(), before);
-        }
-
         // Room for two of four in this process: two come, the rest is reported and the stream goes
         // on.
         send_with_fds(b.as_fd(), &slices, &[a.as_fd(); 4]).expect("send");
         let next = a.try_clone().expect("dup").as_raw_fd() as u64;
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit");
         setrlimit(Resource::RLIMIT_NOFILE, next + 2, hard).expect("setrlimit");
-        let received = recv_with_fds(a.as_fd(), &mut [0; 8], 8).expect("recv");
+        let received = recv_with_fds(a.as_fd(), &mut [0; 8]).expect("recv");
         assert_eq!((received.bytes, received.fds.len()), (3, 2));
         assert!(received.truncated);
         drop(received);
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("setrlimit");
-        assert_eq!(open_fds(), before);
+        wait_until("all are closed", || open_fds() == before);
         send_with_fds(b.as_fd(), &slices, &[a.as_fd()]).expect("send");
-        let received = recv_with_fds(a.as_fd(), &mut [0; 8], 8).expect("recv");
+        let received = recv_with_fds(a.as_fd(), &mut [0; 8]).expect("recv");
         assert_eq!((received.fds.len(), received.truncated), (1, false));
     }
 
@@ -770,7 +769,7 @@ mod tests {
         }
         let before = open_fds();
         send(b.as_fd(), b"x").expect("send");
-        let received = recv_with_fds(a.as_fd(), &mut [0; 8], 8).expect("recv");
+        let received = recv_with_fds(a.as_fd(), &mut [0; 8]).expect("recv");
         assert_eq!((received.bytes, received.fds.len()), (1, 0));
         assert_eq!(open_fds(), before);
     }

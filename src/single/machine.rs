@@ -25,7 +25,8 @@ use super::handover::Handover;
 use super::streams::{Streams, open_streams};
 use crate::error::{Error, ErrorKind, TaskError, What, Why};
 use crate::process::{
-    Child, DeathNote, Exit, Spawn, WorkerMemory, fork, spawn_with_stdout, standard, steward, sys,
+    Child, DeathNote, Exit, PeerFd, PeerSocket, Spawn, WorkerMemory, fork, spawn_with_stdout,
+    standard, steward, sys,
 };
 use crate::sync::named::{Leases, Named};
 use crate::wire::frame::{self, FrameBuffer};
@@ -95,10 +96,10 @@ enum Stage {
 struct Inside {
     stage: Stage,
     /// `None`: it, or we, have closed it.
-    socket: Option<OwnedFd>,
+    socket: Option<PeerSocket>,
     memory: WorkerMemory,
     /// Our end: when it closes, the kernel kills the process, unless that has let go.
-    lifeline: Option<OwnedFd>,
+    lifeline: Option<PeerSocket>,
     timer: Option<TimerFd>,
     /// When to look again at a process that has ended and cannot be reaped.
     traced: Option<TimerFd>,
@@ -120,7 +121,7 @@ struct Inside {
     is_deaf: bool,
     buffer: FrameBuffer,
     /// Descriptors that came before the welcome.
-    received: Vec<OwnedFd>,
+    received: Vec<PeerFd>,
     truncated: bool,
     answer: Option<Result<Encoded, Failed>>,
     /// Why we ended its start.
@@ -212,8 +213,10 @@ fn launch(ready: Ready, started: Arc<Coming<Result<u32, Error>>>) -> Result<Arc<
         spawn_with_stdout(&surroundings, theirs, stdout, their_stderr.into(), (MARKER, &marker))
             .map_err(|e| Error::spawn("starting a process", e))?;
     let given = Given { stdin, stderr, handover };
-    let machine =
-        Machine::new(order, given, Launched { child, socket, early_stderr }, started, HELLO_LIMIT)?;
+    let machine = {
+        let launched = Launched { child, socket: socket.into(), early_stderr };
+        Machine::new(order, given, launched, started, HELLO_LIMIT)?
+    };
     steward::watch(Arc::clone(&machine) as _);
     Ok(machine)
 }
@@ -221,7 +224,7 @@ fn launch(ready: Ready, started: Arc<Coming<Result<u32, Error>>>) -> Result<Arc<
 /// A process that has just been started.
 pub(super) struct Launched {
     pub(super) child: Child,
-    pub(super) socket: OwnedFd,
+    pub(super) socket: PeerSocket,
     pub(super) early_stderr: File,
 }
 
@@ -387,16 +390,11 @@ impl Machine {
         {
             steps += 1;
             let space = inside.buffer.space();
-            let read = if inside.stage < Stage::Running {
-                // One descriptor is due; a second one is told apart, and closed.
-                sys::recv_with_fds(socket.as_fd(), space, 2).map(|received| {
-                    inside.received.extend(received.fds);
-                    inside.truncated |= received.truncated;
-                    received.bytes
-                })
-            } else {
-                sys::recv(socket.as_fd(), space)
-            };
+            let read = sys::recv_with_fds(socket.as_fd(), space).map(|received| {
+                inside.received.extend(received.fds);
+                inside.truncated |= received.truncated;
+                received.bytes
+            });
             match read {
                 Ok(0) => self.close_socket(inside),
                 Ok(n) => {
@@ -532,13 +530,12 @@ impl Machine {
             return Ok(());
         }
         let lifeline = inside.received.pop().filter(|_| !inside.truncated);
-        inside.lifeline =
-            Some(lifeline.ok_or_else(|| Bad("a hello without its one descriptor".into()))?);
+        let lifeline = lifeline.ok_or_else(|| Bad("a hello without its one descriptor".into()))?;
+        inside.lifeline = Some(worker::check_lifeline(lifeline)?);
         inside.stage = Stage::Welcomed;
         inside.buffer.set_limit(frame::BODY_MAX_DEFAULT);
         let Some(socket) = &inside.socket else { return Ok(()) };
-        // No further one is due. Older kernels do not know this, and close what comes, however long
-        // that takes.
+        // No further one is due. Before Linux 6.16 it comes, and breaks the protocol.
         let _ = sys::refuse_descriptors(socket.as_fd());
 
         let mut out = Vec::new();

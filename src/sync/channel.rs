@@ -16,7 +16,7 @@ use crate::error::{Error, SendError, Why};
 use crate::manager::object::Part;
 use crate::manager::objects::channel::{Ask, End};
 use crate::manager::objects::code::Message;
-use crate::process::fork;
+use crate::process::{PeerFd, fork};
 use serde::de::{self, DeserializeOwned};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 use std::fmt;
@@ -92,7 +92,10 @@ fn make<A, B>(home: &Arc<Connection>) -> Result<Ends<A, B>, Error> {
         || UnixStream::pair().map_err(|e| Error::spawn("making the sockets of a channel", e));
     let ((from_a, to_b), (from_b, to_a)) = (pair()?, pair()?);
     let end = |receives: UnixStream, sends: UnixStream| {
-        let end = || End::new(Arc::new(receives.into()), Arc::new(sends.into()));
+        let end = || {
+            let socket = |socket| Arc::new(PeerFd::refusing(socket));
+            End::new(socket(receives), socket(sends))
+        };
         Handle::create(home, kinds::CHANNEL, Part::WHOLE, None, || Box::new(end()))
     };
     Ok((Channel::new(end(from_b, to_b)?), Channel::new(end(from_a, to_a)?)))
@@ -159,7 +162,7 @@ impl<S, R> Channel<S, R> {
         // Another process has it, if there is none.
         let receives = self.handle.descriptor(Ask::Take.body())?.ok_or(Why::NotHeld)?;
         let sends = self.handle.descriptor(Ask::Sends.body())?.ok_or(Why::NotHeld)?;
-        Ok(self.pipe.get_or_init(|| Pipe::new(receives, sends)))
+        Ok(self.pipe.get_or_init(|| Pipe::new(receives.into(), sends.into())))
     }
 }
 

@@ -2,11 +2,12 @@
 
 use super::channel_waits::{Waits, Watched, Way};
 use crate::error::{Error, Why};
+use crate::process::PeerSocket;
 use crate::wire::frame::{self, BODY_MAX_DEFAULT, FrameBuffer};
 use crate::wire::value::{self, EncodeError, names};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
@@ -16,9 +17,9 @@ use tokio::sync::Mutex;
 /// sent by the same socket (Linux, `unix_write_space`): for nothing, and on one processor that is
 /// two switches between processes.
 pub(super) struct Pipe {
-    sends: OwnedFd,
+    sends: PeerSocket,
     sending: Mutex<Outgoing>,
-    receives: Arc<OwnedFd>,
+    receives: Arc<PeerSocket>,
     receiving: Mutex<Incoming>,
 }
 
@@ -37,7 +38,7 @@ struct Incoming {
 }
 
 impl Pipe {
-    pub(super) fn new(receives: OwnedFd, sends: OwnedFd) -> Self {
+    pub(super) fn new(receives: PeerSocket, sends: PeerSocket) -> Self {
         let incoming = Incoming { buffer: FrameBuffer::new(BODY_MAX_DEFAULT), watched: None };
         Self {
             sends,
@@ -151,8 +152,9 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
     use crate::process::sys;
+    use crate::process::testing::HANG;
     use proptest::prelude::*;
-    use std::io::{IoSlice, Write};
+    use std::io::{IoSlice, Read, Write};
     use std::os::unix::net::UnixStream;
     use std::thread;
 
@@ -206,7 +208,8 @@ mod tests {
         drop(sent);
         sys::send(writes.as_fd(), &framed(&8u32)).expect("send");
         assert_eq!(recv(&pipe).expect("recv"), Some(7u32));
-        assert_eq!(sys::recv(kept.as_fd(), &mut [0; 8]).expect("it is closed"), 0);
+        kept.set_read_timeout(Some(HANG)).expect("set");
+        assert_eq!((&kept).read(&mut [0; 8]).expect("it is closed"), 0);
         assert_eq!(recv(&pipe).expect("recv"), Some(8u32));
         // Nor is what goes against the direction.
         reads.write_all(&framed(&9u32)).expect("write");
@@ -234,7 +237,7 @@ mod tests {
             writes.write_all(&bytes).expect("write");
             assert_eq!(receiving.join().expect("no panic").expect("recv").as_ref(), Some(&large));
             let mut sent = vec![0; bytes.len()];
-            std::io::Read::read_exact(&mut reads, &mut sent).expect("read");
+            reads.read_exact(&mut sent).expect("read");
             assert!(sent == bytes);
             sending.join().expect("no panic").expect("send");
         });
@@ -260,7 +263,7 @@ mod tests {
                 assert!(error.is_full() && sent > 0, "{error}");
                 drop(pipe);
                 let mut bytes = Vec::new();
-                std::io::Read::read_to_end(&mut reads, &mut bytes).expect("read");
+                reads.read_to_end(&mut bytes).expect("read");
                 let whole = sent * framed(&item).len()
                     + if before > WHOLE_MAX - 10 { 0 } else { framed(&vec![0u8; before]).len() };
                 assert_eq!(bytes.len(), whole, "{len} bytes after {before}");

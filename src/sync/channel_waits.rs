@@ -7,13 +7,14 @@
 use super::readiness::{watch, watch_readable};
 use super::wait::park_until;
 use crate::error::{Error, Why};
+use crate::process::PeerSocket;
 use crate::process::sys::{self, Patience};
 use crate::wire::frame::BODY_MAX_DEFAULT;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
@@ -41,7 +42,7 @@ pub(super) trait Waits: Sync {
     /// Receives what there is, at least a byte. 0: the other end is closed.
     fn recv(
         &self,
-        socket: &Arc<OwnedFd>,
+        socket: &Arc<PeerSocket>,
         watched: &mut Option<Watched>,
         space: &mut [u8],
     ) -> impl Future<Output = Result<usize, Error>> + Send;
@@ -55,9 +56,11 @@ pub(super) trait Waits: Sync {
 }
 
 /// What a call on the socket gave. `None`: nothing at the moment.
-fn received(result: io::Result<usize>) -> Option<usize> {
+///
+/// Descriptors that have come with it are dropped: no end of ours sends any.
+fn received(result: io::Result<sys::Received>) -> Option<usize> {
     match result {
-        Ok(len) => Some(len),
+        Ok(received) => Some(received.bytes),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
         // The other end was closed with something of ours unread.
         Err(_) => Some(0),
@@ -79,7 +82,7 @@ pub(super) struct InRuntime;
 /// A socket that one runtime watches for something to read, as long as nobody reads it in another.
 pub(super) struct Watched {
     runtime: runtime::Id,
-    readiness: AsyncFd<Arc<OwnedFd>>,
+    readiness: AsyncFd<Arc<PeerSocket>>,
 }
 
 fn not_watched(error: io::Error) -> Error {
@@ -90,8 +93,8 @@ impl Watched {
     /// By this runtime from now on.
     fn here<'a>(
         place: &'a mut Option<Self>,
-        socket: &Arc<OwnedFd>,
-    ) -> io::Result<&'a AsyncFd<Arc<OwnedFd>>> {
+        socket: &Arc<PeerSocket>,
+    ) -> io::Result<&'a AsyncFd<Arc<PeerSocket>>> {
         let runtime = runtime::Handle::try_current().map_err(io::Error::other)?.id();
         let watched = match place.take().filter(|watched| watched.runtime == runtime) {
             Some(watched) => watched,
@@ -112,14 +115,14 @@ impl Waits for InRuntime {
 
     async fn recv(
         &self,
-        socket: &Arc<OwnedFd>,
+        socket: &Arc<PeerSocket>,
         watched: &mut Option<Watched>,
         space: &mut [u8],
     ) -> Result<usize, Error> {
         let readiness = Watched::here(watched, socket).map_err(not_watched)?;
         loop {
             let mut ready = readiness.readable().await.map_err(not_watched)?;
-            let received = received(sys::recv(socket.as_fd(), space));
+            let received = received(sys::recv_with_fds(socket.as_fd(), space));
             // Less than there was space for is all there was (only descriptors cut it, and no end
             // of ours sends any): the next call need not look. What has come meanwhile
             // is known to the runtime (`clear_ready` clears only what it knew
@@ -204,12 +207,12 @@ impl Waits for OnThread {
 
     async fn recv(
         &self,
-        socket: &Arc<OwnedFd>,
+        socket: &Arc<PeerSocket>,
         _: &mut Option<Watched>,
         space: &mut [u8],
     ) -> Result<usize, Error> {
         loop {
-            match received(sys::recv_or_wait(socket.as_fd(), space, self.patience())) {
+            match received(sys::recv_with_fds_or_wait(socket.as_fd(), space, self.patience())) {
                 Some(len) => return Ok(len),
                 None => self.until(socket.as_fd(), PollFlags::POLLIN)?,
             }
@@ -253,11 +256,11 @@ impl Waits for AtOnce {
 
     async fn recv(
         &self,
-        socket: &Arc<OwnedFd>,
+        socket: &Arc<PeerSocket>,
         _: &mut Option<Watched>,
         space: &mut [u8],
     ) -> Result<usize, Error> {
-        received(sys::recv(socket.as_fd(), space)).ok_or_else(|| Why::Empty.into())
+        received(sys::recv_with_fds(socket.as_fd(), space)).ok_or_else(|| Why::Empty.into())
     }
 
     async fn send(&self, socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Error> {

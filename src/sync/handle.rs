@@ -37,7 +37,7 @@ use crate::manager::mail::Arrived;
 use crate::manager::message::{Kind, Name, Place, Refusal, VALUE_MAX};
 use crate::manager::object::{Body, Held, Object, Part};
 use crate::manager::state::What;
-use crate::process::fork;
+use crate::process::{PeerFd, fork};
 use crate::wire::packet::Packet;
 use crate::wire::value::names::{self, Thing, Who};
 use crate::wire::value::{self, EncodeError};
@@ -253,7 +253,7 @@ impl Handle {
         };
         match poll_fn(|cx| connection.poll(ticket.number, cx)).await {
             Arrived::Mapped(segment) => {
-                let cell = connection.keep(place, segment).map_err(failed)?;
+                let cell = connection.keep(place, segment.trusted()).map_err(failed)?;
                 cell.map(|cell| self.0.cell.get_or_init(|| cell))
                     .ok_or_else(|| Why::ObjectBroken.into())
             }
@@ -309,7 +309,7 @@ impl Handle {
 
     /// Asks the object for a descriptor, which it answers at once. `None`: it has answered
     /// something else.
-    pub(crate) fn descriptor(&self, body: Body) -> Result<Option<std::os::fd::OwnedFd>, Error> {
+    pub(crate) fn descriptor(&self, body: Body) -> Result<Option<PeerFd>, Error> {
         let ticket = self.send(body)?;
         let connection = self.connection();
         let arrived = wait::park_on(poll_fn(|cx| connection.poll(ticket, cx)));

@@ -223,7 +223,7 @@ impl Handle {
                 drop(lane);
                 drop(self.connection().mail().forget(ticket));
                 let opened = match arrived {
-                    Arrived::Mapped(memory) => map(memory).and_then(end),
+                    Arrived::Mapped(memory) => map(memory.trusted()).and_then(end),
                     _ => None,
                 };
                 if opened.is_none() {

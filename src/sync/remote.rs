@@ -28,13 +28,12 @@ use crate::manager::mail::{Arrived, Mail, shielded};
 use crate::manager::message::{FRAME_MAX, Refusal, ToClient, ToManager};
 use crate::manager::object::Body;
 use crate::manager::outgoing::{Fd, Outgoing, Past, write_out};
-use crate::process::{SharedMemory, fork, sys};
+use crate::process::{self, PeerFd, SharedMemory, fork, sys};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::packet::Packet;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::sys::socket::{Shutdown, shutdown};
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -44,9 +43,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
-
-/// Descriptors that one message brings, at most.
-const DESCRIPTORS_MAX: usize = 4;
 
 /// For so long the thread that reads goes on after nobody seems to need it, in milliseconds.
 const LINGER: u16 = 100;
@@ -98,7 +94,7 @@ enum Turn {
 /// What has come and has not been read to its end.
 struct Incoming {
     buffer: FrameBuffer,
-    descriptors: VecDeque<OwnedFd>,
+    descriptors: VecDeque<PeerFd>,
     /// Nothing will come any more.
     ended: bool,
 }
@@ -427,14 +423,7 @@ impl Remote {
         let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|e| failed(e.into()))?;
         let this = Arc::clone(self);
-        // A signal meant for the program must not be handled there, where nobody expects it.
-        let mut before = SigSet::empty();
-        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))
-            .map_err(|e| failed(e.into()))?;
-        let thread =
-            thread::Builder::new().name("procpool-manager".into()).spawn(move || this.read_on());
-        let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
-        thread.map_err(failed)?;
+        process::thread::spawn("procpool-manager", move || this.read_on()).map_err(failed)?;
         let _ = self.bell.set(bell);
         Ok(())
     }
@@ -539,12 +528,12 @@ impl Remote {
     fn read_all(
         &self,
         buffer: &mut FrameBuffer,
-        descriptors: &mut VecDeque<OwnedFd>,
+        descriptors: &mut VecDeque<PeerFd>,
     ) -> Result<(), ()> {
         loop {
             let space = buffer.space();
             let room = space.len();
-            let received = match sys::recv_with_fds(self.socket.as_fd(), space, DESCRIPTORS_MAX) {
+            let received = match sys::recv_with_fds(self.socket.as_fd(), space) {
                 Ok(received) if received.bytes == 0 => return Err(()),
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -563,7 +552,7 @@ impl Remote {
         }
     }
 
-    fn come(&self, message: ToClient<'_>, descriptors: &mut VecDeque<OwnedFd>) {
+    fn come(&self, message: ToClient<'_>, descriptors: &mut VecDeque<PeerFd>) {
         let (ticket, arrived) = match message {
             ToClient::Welcome { seat, generation, note } => {
                 if note {

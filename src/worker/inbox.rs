@@ -1,6 +1,6 @@
 //! The worker's end of the socket: frames in, frames out, waiting or not.
 
-use crate::process::sys;
+use crate::process::{PeerFd, sys};
 use crate::wire::frame::FrameBuffer;
 use nix::errno::Errno;
 use nix::sys::socket::{self, MsgFlags};
@@ -17,9 +17,6 @@ pub(super) struct Inbox {
     /// They came with a frame that is to be read.
     descriptors: VecDeque<OwnedFd>,
 }
-
-/// Descriptors that are taken in with one reading, at most.
-const DESCRIPTORS_MAX: usize = 64;
 
 /// What a look into the socket brought.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,14 +63,10 @@ impl Inbox {
     }
 
     fn take_in(&mut self, patience: sys::Patience) -> io::Result<usize> {
-        let received = sys::recv_with_fds_or_wait(
-            self.socket.as_fd(),
-            self.buffer.space(),
-            DESCRIPTORS_MAX,
-            patience,
-        )?;
+        let received =
+            sys::recv_with_fds_or_wait(self.socket.as_fd(), self.buffer.space(), patience)?;
         self.buffer.filled(received.bytes);
-        self.descriptors.extend(received.fds);
+        self.descriptors.extend(received.fds.into_iter().map(PeerFd::trusted));
         Ok(received.bytes)
     }
 

@@ -29,6 +29,7 @@ mod start;
 pub(crate) use crate::sync::readiness::watch_readable;
 pub(crate) use parent::{parent_pid, parent_pidfd};
 pub(crate) use program::{
-    check_hello, check_host, check_privileges, check_program, check_protocol, program_name,
+    check_hello, check_host, check_lifeline, check_privileges, check_program, check_protocol,
+    program_name,
 };
 pub(crate) use start::{DETACH, MARKER, depth};

@@ -2,9 +2,10 @@
 
 use super::start::{MARKER, depth, linked};
 use crate::error::{Error, Why};
-use crate::process::{find_program, fork, privileges, sys};
+use crate::process::{PeerFd, PeerSocket, find_program, fork, privileges, sys};
 use crate::task;
 use crate::wire::message::{self, Bad, Hello};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 /// Workers within workers, at most. Each level may multiply the number of processes, so a task that
@@ -76,6 +77,15 @@ pub(crate) fn check_hello(hello: &Hello) -> Result<(), Bad> {
         return Err(Bad("it is another build of this program: its task table is not ours".into()));
     }
     Ok(())
+}
+
+/// Accepts the application's end of a lifeline, which came with a hello.
+pub(crate) fn check_lifeline(fd: PeerFd) -> Result<PeerSocket, Bad> {
+    let lifeline = PeerSocket::accept(fd)
+        .map_err(|_| Bad("a lifeline that is not a Unix stream socket".into()))?;
+    // Nothing is ever read from it.
+    let _ = sys::refuse_descriptors(lifeline.as_fd());
+    Ok(lifeline)
 }
 
 /// What the program was started as, without its directory: the name of its processes, unless

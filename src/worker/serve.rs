@@ -15,7 +15,7 @@
 use super::inbox::{Inbox, Next};
 use super::limits::{self, TaskClock};
 use super::{lifeline, once, panics, raw, start};
-use crate::process::{WorkerMemory, fork, sys};
+use crate::process::{PeerFd, WorkerMemory, fork, sys};
 use crate::sync::named::{self, Named};
 use crate::sync::readiness::watch_readable;
 use crate::sync::remote::driven;
@@ -153,7 +153,7 @@ fn shake_hands(
         raw::wait_readable(socket.as_fd()).map_err(lost)?;
         // No more than the rest of this frame: what follows belongs to the inbox.
         let due = buffer.due();
-        let received = match sys::recv_with_fds(socket.as_fd(), &mut buffer.space()[..due], 3) {
+        let received = match sys::recv_with_fds(socket.as_fd(), &mut buffer.space()[..due]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             other => other.map_err(lost)?,
         };
@@ -161,7 +161,7 @@ fn shake_hands(
             return Err("the pool has gone".into());
         }
         buffer.filled(received.bytes);
-        descriptors.extend(received.fds);
+        descriptors.extend(received.fds.into_iter().map(PeerFd::trusted));
     };
     let message = Message::new(buffer.bytes(range)).map_err(|e| e.to_string())?;
     if message.kind != kind::WELCOME {

@@ -79,6 +79,7 @@ impl Object for End {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::PeerFd;
     use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
@@ -98,7 +99,8 @@ mod tests {
     fn both_sockets_are_those_of_who_asks_first_and_go_with_him() {
         let pair = || UnixStream::pair().expect("sockets");
         let ((receives, _writes), (sends, mut reads)) = (pair(), pair());
-        let mut end = End::new(Arc::new(receives.into()), Arc::new(sends.into()));
+        let mut end =
+            End::new(Arc::new(PeerFd::refusing(receives)), Arc::new(PeerFd::refusing(sends)));
         assert!(!gets(&mut end, OWNER, Ask::Sends), "the first comes first");
         assert!(gets(&mut end, OWNER, Ask::Take));
         assert!(!gets(&mut end, OTHER, Ask::Take) && !gets(&mut end, OTHER, Ask::Sends));
