@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 fn echo<T>(value: T) -> T {
@@ -206,6 +207,60 @@ async fn a_tasks_own_error_comes_as_the_value_that_it_is() {
         (TaskErrorKind::Panicked, TaskErrorKind::WorkerDied)
     );
     assert_eq!(died.exit_status().and_then(|status| status.signal()), Some(6));
+    scene.end().await;
+}
+
+/// An error of that many sources, of which none formats its own.
+#[derive(Debug)]
+struct Deep(u32);
+
+impl fmt::Display for Deep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} below", self.0)
+    }
+}
+
+impl std::error::Error for Deep {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        // One static per level: a chain of boxes would recurse in the task.
+        static LEVELS: OnceLock<Vec<Deep>> = OnceLock::new();
+        let levels = LEVELS.get_or_init(|| (0..self.0).map(Deep).collect());
+        self.0.checked_sub(1).map(|below| &levels[below as usize] as _)
+    }
+}
+
+#[tokio::test]
+async fn a_failure_keeps_a_bounded_number_of_sources_however_it_was_made() {
+    let scene = Scene::new(1);
+    let deep = |levels: u32| -> Result<(), Failure> { Ok(Err(Deep(levels))?) };
+    /// What a worker may send in the place of a failure.
+    #[derive(Serialize)]
+    struct Forged {
+        message: String,
+        debug: String,
+        sources: Vec<String>,
+    }
+    #[derive(Deserialize)]
+    struct Received(Failure);
+    impl Serialize for Received {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let sources = vec!["a source".to_owned(); 200_000];
+            Forged { message: "forged".into(), debug: String::new(), sources }.serialize(serializer)
+        }
+    }
+    let forged = || Received(Failure::msg("replaced"));
+    let made = within("a failure", scene.pool.spawn(deep, 200_000)).await.unwrap().unwrap_err();
+    let received = within("a forged one", scene.pool.spawn(forged, ())).await.unwrap().0;
+    assert_eq!(received.message(), "forged");
+    for failure in [made, received] {
+        let sources: Vec<_> = failure.sources().collect();
+        assert_eq!(sources.len(), 128);
+        assert!(sources[127].contains("not kept"), "{}", sources[127]);
+        // Formatting and dropping it recurse in most programs: on a thread with a small stack.
+        let error: Box<dyn std::error::Error + Send + Sync> = failure.into();
+        let small = std::thread::Builder::new().stack_size(64 << 10);
+        small.spawn(move || drop(error)).unwrap().join().unwrap();
+    }
     scene.end().await;
 }
 

@@ -1,6 +1,7 @@
 //! An error that travels.
 
-use serde::{Deserialize, Serialize};
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 use std::ops::Deref;
 
@@ -14,6 +15,9 @@ use std::ops::Deref;
 /// every type that is (`anyhow::Error` does the same). What is none itself, `Box<dyn Error>` or
 /// `anyhow::Error`, becomes a failure by [`from_boxed`](Self::from_boxed), a text by
 /// [`msg`](Self::msg).
+///
+/// At most 128 sources are kept. If an error has more (its chain may even be endless), the last one
+/// that is kept is `more sources, which are not kept` instead.
 ///
 /// Where it arrives, `?` makes a boxed error of it, and with the crate's feature `anyhow` an
 /// `anyhow::Error`; for anything else that wants an error there is
@@ -40,7 +44,56 @@ use std::ops::Deref;
 pub struct Failure {
     message: String,
     debug: String,
+    #[serde(deserialize_with = "bounded")]
     sources: Vec<String>,
+}
+
+/// Sources that a failure keeps. What formats an error recurses over its sources as a rule, so the
+/// bound holds in the process that decodes a failure, whatever another process has encoded.
+const SOURCES_MAX: usize = 128;
+
+/// The last source of a failure that had more than [`SOURCES_MAX`].
+const MORE_SOURCES: &str = "more sources, which are not kept";
+
+/// Keeps at most [`SOURCES_MAX`] of the sources, and says so if there are more.
+fn keep(sources: &mut dyn Iterator<Item = String>) -> Vec<String> {
+    let mut kept: Vec<_> = sources.take(SOURCES_MAX).collect();
+    if sources.next().is_some()
+        && let Some(last) = kept.last_mut()
+    {
+        *last = MORE_SOURCES.into();
+    }
+    kept
+}
+
+/// Decodes the sources, and passes over those that are not kept.
+fn bounded<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct Sources;
+
+    impl<'de> Visitor<'de> for Sources {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("the texts of an error's sources")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut texts: A) -> Result<Vec<String>, A::Error> {
+            let mut error = None;
+            let kept = keep(&mut std::iter::from_fn(|| {
+                texts.next_element().unwrap_or_else(|e| {
+                    error = Some(e);
+                    None
+                })
+            }));
+            if let Some(error) = error {
+                return Err(error);
+            }
+            while texts.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(kept)
+        }
+    }
+
+    deserializer.deserialize_seq(Sources)
 }
 
 impl Failure {
@@ -75,9 +128,9 @@ impl Failure {
     }
 
     fn of<E: std::error::Error + ?Sized>(error: &E) -> Self {
-        let sources = std::iter::successors(error.source(), |e| e.source())
-            .map(ToString::to_string)
-            .collect();
+        let mut sources =
+            std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string);
+        let sources = keep(&mut sources);
         Self { message: error.to_string(), debug: format!("{error:?}"), sources }
     }
 
@@ -113,6 +166,16 @@ impl<E: std::error::Error> From<E> for Failure {
 struct Arrived {
     message: String,
     source: Option<Box<Arrived>>,
+}
+
+/// Drops the chain in a loop: the stack on which an error is dropped may be nearly used up.
+impl Drop for Arrived {
+    fn drop(&mut self) {
+        let mut next = self.source.take();
+        while let Some(mut source) = next {
+            next = source.source.take();
+        }
+    }
 }
 
 impl From<Failure> for Arrived {
@@ -259,6 +322,54 @@ mod tests {
         }
         // And back: nothing is lost on the way.
         assert_eq!(Failure::from(failure().into_error()).sources, failure().sources);
+    }
+
+    /// Its sources have no end.
+    #[derive(Debug)]
+    struct Circular;
+
+    impl fmt::Display for Circular {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("again")
+        }
+    }
+
+    impl std::error::Error for Circular {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(self)
+        }
+    }
+
+    #[test]
+    fn keeps_a_bounded_number_of_sources_and_says_so() {
+        let failure = Failure::from(Circular);
+        let sources: Vec<_> = failure.sources().collect();
+        assert_eq!(sources.len(), SOURCES_MAX);
+        assert_eq!(sources[SOURCES_MAX - 2..], ["again", MORE_SOURCES]);
+
+        let with = |count: usize| {
+            let texts: Vec<_> = (0..count).map(|n| n.to_string()).collect();
+            let sent = Failure { message: "m".into(), debug: "d".into(), sources: texts };
+            let bytes = rmp_serde::to_vec_named(&sent).expect("a failure can be encoded");
+            let arrived: Failure = rmp_serde::from_slice(&bytes).expect("and decoded");
+            (sent, arrived)
+        };
+        for count in [0, 1, SOURCES_MAX] {
+            let (sent, arrived) = with(count);
+            assert_eq!(sent, arrived, "{count} sources");
+        }
+        let (_, arrived) = with(100_000);
+        let sources: Vec<_> = arrived.sources().collect();
+        assert_eq!(sources.len(), SOURCES_MAX);
+        assert_eq!(sources[SOURCES_MAX - 2..], ["126", MORE_SOURCES]);
+    }
+
+    #[test]
+    fn an_error_of_many_sources_is_dropped_on_a_small_stack() {
+        let link = |source, n: u32| Some(Box::new(Arrived { message: n.to_string(), source }));
+        let chain = (0..200_000).fold(None, link);
+        let small = std::thread::Builder::new().stack_size(64 << 10);
+        small.spawn(move || drop(chain)).expect("a thread").join().expect("it is dropped");
     }
 
     #[cfg(feature = "anyhow")]
