@@ -428,7 +428,7 @@ async fn own_process_that_reaps() {
     for _ in 0..10 {
         let pool = pool_of(3);
         soon(pool.ready()).await.unwrap();
-        for number in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGABRT] {
+        for number in [Signal::SIGKILL, Signal::SIGUSR1, Signal::SIGABRT] {
             let error = soon(pool.spawn(die, number as i32)).await.unwrap_err();
             assert!(error.is_worker_died(), "{error:?}");
             // Known from Linux 6.15 on; never a wrong one.
@@ -477,9 +477,9 @@ async fn own_process_with_blocked_signals() {
     let log = dir.join("log");
     let running = pool.spawn(spin, &log);
     until("it runs", || lines(&log).len() == 1).await;
-    signal(pids(&log)[0], Signal::SIGTERM);
+    signal(pids(&log)[0], Signal::SIGUSR1);
     let error = soon(running).await.unwrap_err();
-    assert_eq!(error.exit_status().unwrap().signal(), Some(libc::SIGTERM));
+    assert_eq!(error.exit_status().unwrap().signal(), Some(libc::SIGUSR1));
     // A program that a task starts finds nothing blocked, and SIGPIPE as it should be.
     let child = || std::fs::read_to_string(format!("/proc/{}/status", start_sleeping())).unwrap();
     let status = soon(pool.spawn(child, ())).await.unwrap();

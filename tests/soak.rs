@@ -247,7 +247,7 @@ fn count(census: &mut Census, what: impl fmt::Display) {
 #[rustfmt::skip]
 const ALL: [&str; 28] = [
     "task", "task, async", "forgotten", "dropped", "aborted", "queue dropped", "cancelled by token", "map, dropped",
-    "killed by SIGKILL", "killed by SIGTERM", "killed by SIGSEGV", "killed by SIGABRT", "stopped", "resized", "recycled", "runtime gone",
+    "killed by SIGKILL", "killed by SIGQUIT", "killed by SIGSEGV", "killed by SIGABRT", "stopped", "resized", "recycled", "runtime gone",
     "end, Shutdown", "end, Within", "end, Kill", "end, Drop", "end, ShutdownThenKill", "end, ShutdownThenDrop",
     "done", "Panicked", "WorkerDied", "Cancelled", "TimedOut", "PoolClosed",
 ];
@@ -401,7 +401,7 @@ impl World {
         }
         let worker = workers[dice.below(workers.len() as u64) as usize];
         if dice.one_in(2) {
-            let by = [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGSEGV, Signal::SIGABRT]
+            let by = [Signal::SIGKILL, Signal::SIGQUIT, Signal::SIGSEGV, Signal::SIGABRT]
                 [dice.below(4) as usize];
             // Counted first: what it does may be told at once.
             self.kills += 1;

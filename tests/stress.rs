@@ -246,7 +246,7 @@ async fn kill_now_and_then(killed: &Mutex<Vec<u32>>) -> Infallible {
             continue;
         };
         killed.lock().unwrap().push(*victim);
-        let way = [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGSEGV][n % 3];
+        let way = [Signal::SIGKILL, Signal::SIGQUIT, Signal::SIGSEGV][n % 3];
         // It may have gone by itself, or been reaped, a moment ago.
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(victim.cast_signed()), way);
     }

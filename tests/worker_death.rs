@@ -68,7 +68,7 @@ async fn a_task_that_exits_is_never_taken_for_done() {
 async fn each_signal_is_named_in_the_error() {
     let pool = pool(2);
     for signal in [
-        Signal::SIGTERM,
+        Signal::SIGUSR1,
         Signal::SIGKILL,
         Signal::SIGABRT,
         Signal::SIGSEGV,

@@ -7,18 +7,23 @@
 #[path = "common/processes.rs"]
 mod processes;
 
+use futures::FutureExt;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::Signal;
-use processes::{descriptors, die, in_own_process, note, own_dir, pid, soon, until};
-use procpool::{Output, Pool};
+use nix::sys::signal::{SigHandler, Signal, kill};
+use nix::unistd::Pid;
+use processes::{
+    children, descriptors, die, in_own_process, lines, note, own_dir, pid, soon, until, wait_for,
+};
+use procpool::{Output, Pool, TaskErrorKind};
 use std::cell::Cell;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
@@ -148,6 +153,144 @@ async fn own_process_that_inherits_orphans() {
         "the worker {worker} is reaped, and what is not ours is left to the application"
     );
     nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(orphan.cast_signed()), None).unwrap();
+}
+
+// ---- signals that mean the application
+
+#[test]
+fn signals_to_all_processes_of_an_application_end_no_task_while_it_drains() {
+    in_own_process("own_process_under_signals");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "runs in a process of its own"]
+async fn own_process_under_signals() {
+    let Some(dir) = own_dir() else { return };
+    let (log, gate) = (dir.join("log"), dir.join("gate"));
+    let (rounds, is_over) = (&AtomicU32::new(0), &AtomicBool::new(false));
+    let signal_all = || {
+        while !is_over.load(Ordering::Relaxed) {
+            for child in children(pid()) {
+                for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+                    // It may have ended by itself.
+                    let _ = kill(Pid::from_raw(child.cast_signed()), signal);
+                }
+            }
+            rounds.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    let drain = async || {
+        // Workers are signalled from their first instant on.
+        let pool = pool_of(2);
+        soon(pool.ready()).await.unwrap();
+        let workers = children(pid());
+        let tasks = [(); 6].map(|()| pool.spawn(wait_for, (log.clone(), gate.clone())));
+        until("both run", || lines(&log).len() == 2).await;
+        let end = pool.shutdown();
+        let before = rounds.load(Ordering::Relaxed);
+        until("both were signalled", || rounds.load(Ordering::Relaxed) > before + 10).await;
+        std::fs::write(&gate, "").unwrap();
+        for task in tasks {
+            assert!(workers.contains(&soon(task).await.unwrap()));
+        }
+        assert!(soon(end).await.is_empty());
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(signal_all);
+        let drained = std::panic::AssertUnwindSafe(drain());
+        tokio::task::block_in_place(|| {
+            let ended = tokio::runtime::Handle::current().block_on(drained.catch_unwind());
+            is_over.store(true, Ordering::Relaxed);
+            ended.unwrap();
+        });
+    });
+}
+
+#[tokio::test]
+async fn a_task_may_ask_for_a_signals_default_action_and_its_children_have_it() {
+    fn default_action() -> Result<(), String> {
+        // SAFETY: no handler is installed.
+        unsafe { nix::sys::signal::signal(Signal::SIGTERM, SigHandler::SigDfl) }.unwrap();
+        Ok(())
+    }
+    let terminated_child = || {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "kill -TERM $$; exec sleep 1000"]).status().unwrap().signal()
+    };
+    let pool = pool_of(1);
+    assert_eq!(soon(pool.spawn(terminated_child, ())).await.unwrap(), Some(libc::SIGTERM));
+    soon(pool.spawn(die, Signal::SIGTERM as i32)).await.unwrap();
+    soon(pool.spawn(default_action, ())).await.unwrap().unwrap();
+    let error = soon(pool.spawn(die, Signal::SIGTERM as i32)).await.unwrap_err();
+    assert_eq!(error.exit_status().unwrap().signal(), Some(libc::SIGTERM), "{error:?}");
+
+    let pool = Pool::builder().workers(1).init(default_action, ()).build().unwrap();
+    let error = soon(pool.spawn(die, Signal::SIGTERM as i32)).await.unwrap_err();
+    assert_eq!(error.exit_status().unwrap().signal(), Some(libc::SIGTERM), "{error:?}");
+}
+
+// ---- sandboxes
+
+/// Makes a system call fail with `EPERM` from now on, in all threads to come (seccomp(2)).
+fn forbid(call: libc::c_long) -> Result<(), String> {
+    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let (load, compare, give) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        libc::BPF_RET | libc::BPF_K,
+    );
+    let mut filter = [
+        statement(load, std::mem::offset_of!(libc::seccomp_data, nr) as u32),
+        libc::sock_filter { jf: 1, ..statement(compare, call as u32) },
+        statement(give, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        statement(give, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program and its filter outlive the calls.
+    let result = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+    };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error().to_string()) }
+}
+
+#[tokio::test]
+async fn a_worker_that_can_have_no_runtime_says_why_and_serves_sync_tasks() {
+    let needed =
+        [libc::SYS_socketpair, libc::SYS_epoll_create1, libc::SYS_eventfd2, libc::SYS_epoll_ctl];
+    for call in needed {
+        let pool = Pool::builder().workers(1).init(forbid, call).build().unwrap();
+        let worker = soon(pool.spawn(pid, ())).await.unwrap();
+        for _ in 0..2 {
+            let error = soon(pool.spawn(async || 1, ())).await.unwrap_err();
+            assert_eq!(error.kind(), TaskErrorKind::NoRuntime, "{error:?}");
+            assert_eq!(error.pid(), Some(worker), "{error:?}");
+            let text = error.to_string();
+            assert!(text.contains("not permitted") && text.contains("async task"), "{text}");
+        }
+        assert_eq!(soon(pool.spawn(pid, ())).await.unwrap(), worker);
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_must_not_change_signal_actions_ends_by_its_faults_all_the_same() {
+    #[expect(unconditional_recursion, reason = "it is to overflow the stack")]
+    fn overflow(depth: u64) -> u64 {
+        let frame = std::hint::black_box([depth; 64]);
+        overflow(depth + 1) + frame[0]
+    }
+    let pool = Pool::builder().workers(1).init(forbid, libc::SYS_rt_sigaction).build().unwrap();
+    let error = soon(pool.spawn(overflow, 0)).await.unwrap_err();
+    assert!(error.is_stack_overflow(), "{error:?}");
+    assert_eq!(error.exit_status().unwrap().signal(), Some(libc::SIGSEGV), "{error:?}");
+    let abort = || -> () { std::process::abort() };
+    let error = soon(pool.spawn(abort, ())).await.unwrap_err();
+    assert_eq!(error.exit_status().unwrap().signal(), Some(libc::SIGABRT), "{error:?}");
+    for signal in [Signal::SIGSEGV, Signal::SIGBUS] {
+        let error = soon(pool.spawn(die, signal as i32)).await.unwrap_err();
+        assert_eq!(error.exit_status().unwrap().signal(), Some(signal as i32), "{error:?}");
+    }
 }
 
 // ---- standard input

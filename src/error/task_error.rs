@@ -80,6 +80,10 @@ pub enum TaskErrorKind {
     /// name, or one that knows tasks by name only; or they are this program, whose tasks have
     /// no names.
     UnknownTask,
+    /// The task is async, and its worker could not make the runtime that async tasks run in: a
+    /// system call was refused (`init` may have installed a seccomp filter), or there were no
+    /// descriptors left. The task did not begin. See [`TaskError::reason`].
+    NoRuntime,
     /// The task returned an error that its [`retry_if`](crate::Call::retry_if) held to be worth
     /// another try. This is only ever one of the
     /// [`earlier_attempts`](TaskError::earlier_attempts): the last one's is a value. See
@@ -139,6 +143,10 @@ pub(crate) enum What {
     /// Told by a worker, or known without asking one.
     UnknownTask {
         pid: Option<u32>,
+    },
+    NoRuntime {
+        pid: u32,
+        reason: String,
     },
     /// The encoded `Result`, unless it is long.
     OwnError {
@@ -202,6 +210,7 @@ impl TaskError {
                 }
                 What::ArgumentDecode { reason, .. }
                 | What::ResultEncode { reason, .. }
+                | What::NoRuntime { reason, .. }
                 | What::BadFrame { reason, .. } => shorten(reason),
                 _ => {}
             }
@@ -246,6 +255,7 @@ impl TaskError {
             What::BadFrame { .. } => TaskErrorKind::BadFrame,
             What::Forked => TaskErrorKind::Forked,
             What::UnknownTask { .. } => TaskErrorKind::UnknownTask,
+            What::NoRuntime { .. } => TaskErrorKind::NoRuntime,
             What::OwnError { .. } => TaskErrorKind::OwnError,
         }
     }
@@ -419,6 +429,7 @@ impl TaskError {
             | What::ResultEncode { pid, .. }
             | What::ResultTooLarge { pid, .. }
             | What::BadFrame { pid, .. }
+            | What::NoRuntime { pid, .. }
             | What::OwnError { pid, .. } => Some(pid),
             What::UnknownTask { pid } | What::Unkillable { pid } => pid,
             _ => None,
@@ -472,13 +483,14 @@ impl TaskError {
     }
 
     /// What is wrong with the arguments or the result that could not be encoded or decoded, or with
-    /// the frame that broke the protocol, in words.
+    /// the frame that broke the protocol, or why no runtime could be made, in words.
     pub fn reason(&self) -> Option<&str> {
         match &self.inner.what {
             What::ArgumentEncode(reason)
             | What::ArgumentDecode { reason, .. }
             | What::ResultEncode { reason, .. }
             | What::ResultDecode(reason)
+            | What::NoRuntime { reason, .. }
             | What::BadFrame { reason, .. } => Some(reason),
             _ => None,
         }
@@ -610,6 +622,10 @@ impl fmt::Display for TaskError {
                     "task {function} is unknown to this pool's workers: another program has tasks by name, this one has not"
                 )
             }
+            What::NoRuntime { pid, reason } => write!(
+                f,
+                "worker process {pid} has no runtime for the async task {function}: {reason}"
+            ),
             What::OwnError { pid, .. } => {
                 write!(
                     f,

@@ -250,8 +250,12 @@ impl Builder {
     /// Whether each worker leads a process group of its own. Default: true.
     ///
     /// Then what stops a worker stops what it has started as well, and the terminal's Ctrl-C and
-    /// Ctrl-Z reach the application alone. Without it both reach the workers directly, and
-    /// processes that a worker has started outlive it.
+    /// Ctrl-Z reach the application alone. Without it processes that a worker has started outlive
+    /// it, and both keys reach all of them: Ctrl-Z stops the workers, Ctrl-C does not end them.
+    ///
+    /// In either case a worker takes no notice of SIGHUP, SIGINT and SIGTERM, which mean the
+    /// application. A task or [`init`](Self::init) that wants one of them handles it, or asks for
+    /// the default action.
     pub fn process_group(mut self, own: bool) -> Self {
         self.surroundings.group = own;
         self

@@ -683,6 +683,7 @@ impl Engine {
             Failed::Result { reason } => What::ResultEncode { pid, reason },
             Failed::TooLarge => What::ResultTooLarge { pid, limit: self.config.frame_limit },
             Failed::Unknown => What::UnknownTask { pid: Some(pid) },
+            Failed::NoRuntime { reason } => What::NoRuntime { pid, reason },
             Failed::Cancelled => match stop {
                 Some(Stop::TimedOut(limit)) => timed_out(limit),
                 Some(Stop::Close) => What::PoolClosed,

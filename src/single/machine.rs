@@ -671,6 +671,7 @@ impl Machine {
                 Failed::Arguments { reason } => What::ArgumentDecode { pid, reason },
                 Failed::Result { reason } => What::ResultEncode { pid, reason },
                 Failed::TooLarge => What::ResultTooLarge { pid, limit: frame::BODY_MAX_DEFAULT },
+                Failed::NoRuntime { reason } => What::NoRuntime { pid, reason },
                 Failed::Cancelled => {
                     What::BadFrame { pid, reason: "a call that nobody cancelled was".into() }
                 }

@@ -348,6 +348,7 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
         Read::Failed(1 << 40, Failed::Result { reason: String::new() }),
         Read::Failed(0, Failed::TooLarge),
         Read::Failed(5, Failed::Cancelled),
+        Read::Failed(6, Failed::NoRuntime { reason: text() }),
         Read::Welcome(Welcome {
             frame_limit: 1 << 30,
             depth: 1,

@@ -155,6 +155,10 @@ pub(crate) enum Failed {
     },
     TooLarge,
     Cancelled,
+    /// The task is async, and the worker could not make a runtime.
+    NoRuntime {
+        reason: String,
+    },
     /// The worker serves no task of this name.
     Unknown,
 }
@@ -176,7 +180,9 @@ impl Failed {
             Self::Panicked { message, location, backtrace } => {
                 cut([Some(message), location.as_mut(), backtrace.as_mut()], limit)
             }
-            Self::Arguments { reason } | Self::Result { reason } => cut([Some(reason)], limit),
+            Self::Arguments { reason } | Self::Result { reason } | Self::NoRuntime { reason } => {
+                cut([Some(reason)], limit)
+            }
             Self::TooLarge | Self::Cancelled | Self::Unknown => {}
         }
     }
@@ -674,6 +680,7 @@ mod tests {
             Failed::Arguments { reason: "r".into() },
             Failed::TooLarge,
             Failed::Cancelled,
+            Failed::NoRuntime { reason: "r".into() },
             Failed::Unknown,
         ] {
             let mut out = Vec::new();

@@ -19,7 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 const EXIT_RETURNED: c_int = 0;
 /// It panicked: what std gives a program whose `main` panics.
 const EXIT_PANICKED: c_int = 101;
-/// Its arguments could not be decoded, or its result not encoded.
+/// Its arguments could not be decoded, its result not encoded, or no runtime made for it.
 const EXIT_UNSPEAKABLE: c_int = 1;
 
 /// The head of an answer, at most, in bytes.
@@ -109,7 +109,10 @@ fn run(
     match call.run {
         Run::Sync(function) => Ok(run_sync(call, function, args, limit, things)),
         Run::Async(function) => {
-            let Async { runtime, local } = left.insert(Async::new()?);
+            let Async { runtime, local } = match Async::new() {
+                Ok(made) => left.insert(made),
+                Err(reason) => return Ok(Err(Failed::NoRuntime { reason })),
+            };
             let (_, registration) = AbortHandle::new_pair();
             let (_, outcome) = driven(|| {
                 local.block_on(runtime, async {

@@ -8,7 +8,7 @@ use std::ffi::{c_int, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 /// linux/fcntl.h: the signal of `O_ASYNC` (fcntl(2)). In libc for some targets only.
 const F_SETSIG: c_int = 10;
@@ -95,6 +95,10 @@ static BEFORE: [AtomicPtr<libc::sigaction>; FAULTS.len()] =
     [const { AtomicPtr::new(ptr::null_mut()) }; FAULTS.len()];
 
 /// Notes a stack overflow of the calling thread in `memory`, and lets it do what it did before.
+///
+/// The kernel itself puts the default action back when it calls the handler (`SA_RESETHAND`): in a
+/// worker that has forbidden itself sigaction(2) (seccomp), the handler could not do so, and would be
+/// called for the same access for ever.
 pub(super) fn note_stack_overflow(memory: &'static WorkerMemory) -> io::Result<()> {
     STACK_END.store(own_stack_end()?, Ordering::Relaxed);
     MEMORY.store(ptr::from_ref(memory).cast_mut(), Ordering::Release);
@@ -112,7 +116,7 @@ pub(super) fn note_stack_overflow(memory: &'static WorkerMemory) -> io::Result<(
             before.store(Box::leak(Box::new(action)), Ordering::Release);
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_fault as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESETHAND;
             check(libc::sigaction(signal, &raw const action, ptr::null_mut()))?;
         }
     }
@@ -134,49 +138,100 @@ pub(super) fn note_out_of_memory(memory: &'static WorkerMemory) -> io::Result<()
         let mut before: libc::sigaction = std::mem::zeroed();
         check(libc::sigaction(libc::SIGABRT, ptr::null(), &raw mut before))?;
         BEFORE_ABORT.store(Box::leak(Box::new(before)), Ordering::Release);
-        set_action(libc::SIGABRT, on_abort as *const () as usize)
+        // The default is put back by the kernel, as for the faults.
+        set_action(libc::SIGABRT, on_abort as *const () as usize, libc::SA_RESETHAND)
     }
 }
 
 extern "C" fn on_abort(signal: c_int) {
     // Before anything else can change it.
     let is_out_of_memory = io::Error::last_os_error().raw_os_error() == Some(libc::ENOMEM);
-    // SAFETY: atomics, sigaction(2), signal(2) and raise(3) are async-signal-safe. The memory is
+    // SAFETY: atomics, sigaction(2) and raise(3) are async-signal-safe. The memory is
     // never unmapped, and an action that was stored never changes.
     unsafe {
         if is_out_of_memory && let Some(memory) = MEMORY.load(Ordering::Acquire).as_ref() {
             memory.note().write_out_of_memory();
         }
         // Then it kills, as a rule, as soon as this returns.
-        match BEFORE_ABORT.load(Ordering::Acquire).as_ref() {
-            Some(before) => _ = libc::sigaction(signal, before, ptr::null_mut()),
-            None => _ = libc::signal(signal, libc::SIG_DFL),
+        if let Some(before) = BEFORE_ABORT.load(Ordering::Acquire).as_ref() {
+            libc::sigaction(signal, before, ptr::null_mut());
         }
         libc::raise(signal);
+    }
+}
+
+/// The signals that mean the application: a service manager, a terminal or an operator sends them to
+/// all processes of it, and the application decides what its workers still do.
+const FOR_THE_APPLICATION: [c_int; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
+
+/// Which of these came while [`note_signal`] was their action; the signal's number is the bit's.
+static CAME: AtomicU32 = AtomicU32::new(0);
+
+/// Does nothing but note the signal. A handler, not `SIG_IGN`: a program that this process starts
+/// inherits what is ignored (signal(7)), and would ignore its own SIGTERM.
+extern "C" fn note_signal(signal: c_int) {
+    CAME.fetch_or(1 << signal, Ordering::Relaxed);
+}
+
+/// Leaves the signals that mean the application to the application. An action other than the default
+/// stays: `nohup`, a handler of a library's constructor.
+pub(super) fn leave_signals_to_the_application() -> io::Result<()> {
+    for signal in FOR_THE_APPLICATION {
+        replace_action(signal, libc::SIG_DFL, note_signal as *const () as usize)?;
+    }
+    Ok(())
+}
+
+/// Undoes [`leave_signals_to_the_application`]: a signal that came meanwhile has its effect now.
+pub(super) fn take_signals_back() -> io::Result<()> {
+    for signal in FOR_THE_APPLICATION {
+        replace_action(signal, note_signal as *const () as usize, libc::SIG_DFL)?;
+        if CAME.load(Ordering::Relaxed) & 1 << signal != 0 {
+            // SAFETY: a plain call.
+            check(unsafe { libc::raise(signal) })?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives the signal the action `new`, if it has the action `old` now. Both are the default or
+/// [`note_signal`].
+fn replace_action(signal: c_int, old: usize, new: usize) -> io::Result<()> {
+    // SAFETY: the handler is async-signal-safe, and the rest of the structs valid as zeros.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        check(libc::sigaction(signal, ptr::null(), &raw mut action))?;
+        if action.sa_sigaction != old {
+            return Ok(());
+        }
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = new;
+        action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
+        check(libc::sigaction(signal, &raw const action, ptr::null_mut()))
     }
 }
 
 /// From now on, this signal does what it does by default.
 pub(super) fn reset_signal(signal: c_int) -> io::Result<()> {
     // SAFETY: no handler.
-    unsafe { set_action(signal, libc::SIG_DFL) }
+    unsafe { set_action(signal, libc::SIG_DFL, 0) }
 }
 
 /// From now on, this signal does nothing.
 pub(super) fn ignore_signal(signal: c_int) -> io::Result<()> {
     // SAFETY: no handler.
-    unsafe { set_action(signal, libc::SIG_IGN) }
+    unsafe { set_action(signal, libc::SIG_IGN, 0) }
 }
 
 /// # Safety
 ///
 /// `action` is `SIG_DFL`, `SIG_IGN` or a handler of one argument that is async-signal-safe.
-unsafe fn set_action(signal: c_int, action: usize) -> io::Result<()> {
+unsafe fn set_action(signal: c_int, action: usize, flags: c_int) -> io::Result<()> {
     // SAFETY: as the caller says; the rest of the struct is valid as zeros.
     unsafe {
         let mut new: libc::sigaction = std::mem::zeroed();
         new.sa_sigaction = action;
-        new.sa_flags = libc::SA_ONSTACK;
+        new.sa_flags = libc::SA_ONSTACK | flags;
         check(libc::sigaction(signal, &raw const new, ptr::null_mut()))
     }
 }
@@ -203,7 +258,7 @@ fn own_stack_end() -> io::Result<usize> {
 }
 
 extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
-    // SAFETY: the kernel gives a valid info; reading it, atomics, sigaction(2), signal(2) and
+    // SAFETY: the kernel gives a valid info; reading it, atomics, sigaction(2) and
     // raise(3) are async-signal-safe. The memory is never unmapped, and an action that was
     // stored never changes.
     unsafe {
@@ -218,13 +273,10 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void
         }
         // Then it kills, as a rule: the access is tried again, with the action that was there
         // before.
-        match FAULTS
-            .iter()
-            .position(|fault| *fault == signal)
-            .and_then(|at| BEFORE[at].load(Ordering::Acquire).as_ref())
+        if let Some(at) = FAULTS.iter().position(|fault| *fault == signal)
+            && let Some(before) = BEFORE[at].load(Ordering::Acquire).as_ref()
         {
-            Some(before) => _ = libc::sigaction(signal, before, ptr::null_mut()),
-            None => _ = libc::signal(signal, libc::SIG_DFL),
+            libc::sigaction(signal, before, ptr::null_mut());
         }
         if !is_fault {
             libc::raise(signal);

@@ -37,6 +37,7 @@ use std::ops::{Deref, Range};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
+use tokio::io::unix::AsyncFd;
 use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
 
@@ -66,6 +67,7 @@ pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String>
 
     let limit = welcome.frame_limit as usize;
     if let Some(single) = &welcome.single {
+        raw::take_signals_back().map_err(|e| format!("setting a signal's action: {e}"))?;
         return once::serve(Inbox::new(socket, limit), limit, lifeline, single, is_detached, clock);
     }
     let _lifeline = lifeline;
@@ -212,7 +214,7 @@ struct Worker {
     /// Limits each sync task.
     clock: TaskClock,
     /// Made by the first async function.
-    runtime: Option<Async>,
+    runtime: Option<Watching>,
     exit: Option<Exit>,
 }
 
@@ -233,15 +235,24 @@ pub(super) struct Async {
     pub(super) runtime: Background,
 }
 
+/// The runtime of a pool's worker, in which it also waits for calls.
+struct Watching {
+    readiness: AsyncFd<OwnedFd>,
+    inside: Async,
+}
+
+impl Watching {
+    fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.inside.local.block_on(&self.inside.runtime, future)
+    }
+}
+
 /// A runtime whose drop waits for no thread.
 pub(super) struct Background(Option<Runtime>);
 
 impl Async {
     pub(super) fn new() -> Result<Self, String> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| format!("making a runtime: {e}"))?;
+        let runtime = make_runtime()?;
         Ok(Self { local: LocalSet::new(), runtime: Background(Some(runtime)) })
     }
 }
@@ -445,6 +456,20 @@ pub(super) fn write_outcome(out: &mut Vec<u8>, id: u64, outcome: Outcome, limit:
     message::failed(out, id, &failed);
 }
 
+/// A runtime for async functions.
+fn make_runtime() -> Result<Runtime, String> {
+    let build = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match catch_unwind(build) {
+        Ok(made) => made.map_err(|e| format!("making a runtime: {e}")),
+        // Tokio panics where it cannot make a socket pair.
+        Err(payload) => {
+            let reason = format!("making a runtime: {}", panics::message(&*payload));
+            drop_payload(payload);
+            Err(reason)
+        }
+    }
+}
+
 pub(super) type Answer = Pin<Box<dyn Future<Output = (Claim, Outcome)>>>;
 
 impl Worker {
@@ -475,11 +500,20 @@ impl Worker {
                         self.commit(Some(call.claim))?;
                     }
                 }
-                (Run::Async(_), _) => {
-                    // Only the first one comes here; it is looked at again inside.
-                    self.inbox.put_back(range);
-                    self.runtime = Some(self.runtime()?);
-                }
+                // Those come here for which there is no runtime yet.
+                (Run::Async(_), _) => match self.runtime() {
+                    Ok(runtime) => {
+                        self.inbox.put_back(range); // it is looked at again inside
+                        self.runtime = Some(runtime);
+                    }
+                    Err(reason) => {
+                        let _ = call.receive();
+                        if self.claim(&call) {
+                            self.answer(call.claim.id, Err(Failed::NoRuntime { reason }));
+                            self.commit(Some(call.claim))?;
+                        }
+                    }
+                },
                 (Run::InitSync(_) | Run::InitAsync(_), _) => {
                     return Err("a call of an init function".into());
                 }
@@ -502,7 +536,7 @@ impl Worker {
                 let runtime = self.runtime()?;
                 let ran = catch_unwind(AssertUnwindSafe(|| {
                     let future = function(&args, limit)?;
-                    runtime.local.block_on(&runtime.runtime, future).map(drop)
+                    runtime.block_on(future).map(drop)
                 }));
                 self.runtime = Some(runtime);
                 ran
@@ -641,12 +675,10 @@ impl Worker {
     /// Runs async tasks, and waits, until a sync call comes (which is given back) or the end.
     fn run_async(
         &mut self,
-        Async { runtime, local }: &Async,
+        Watching { readiness, inside: Async { runtime, local } }: &Watching,
     ) -> Result<Option<Range<usize>>, String> {
         driven(|| {
             local.block_on(runtime, async {
-                let socket = self.inbox.socket.try_clone().map_err(lost)?;
-                let readiness = watch_readable(socket).map_err(lost)?;
                 let mut running: FuturesUnordered<Answer> = FuturesUnordered::new();
                 let mut aborts: HashMap<u64, AbortHandle> = HashMap::new();
                 loop {
@@ -724,11 +756,19 @@ impl Worker {
         frame::finish(&mut self.out, start);
     }
 
-    fn runtime(&mut self) -> Result<Async, String> {
+    /// The runtime; makes it if there is none. That may fail for ever (`init` has forbidden a system
+    /// call) or for a while (all descriptors are in use), so it costs only what wanted a runtime.
+    fn runtime(&mut self) -> Result<Watching, String> {
         if let Some(runtime) = self.runtime.take() {
             return Ok(runtime);
         }
-        Async::new()
+        let inside = Async::new()?;
+        let watch = || {
+            let _inside = inside.runtime.enter();
+            watch_readable(self.inbox.socket.try_clone()?)
+        };
+        let readiness = watch().map_err(|e| format!("watching the pool's socket: {e}"))?;
+        Ok(Watching { readiness, inside })
     }
 
     /// Runs the pool's `init` function. The outer error breaks the protocol.
@@ -746,10 +786,13 @@ impl Worker {
                 catch_unwind(AssertUnwindSafe(|| function(self.inbox.bytes(args))))
             }
             Run::InitAsync(function) => {
-                let runtime = self.runtime()?;
+                let runtime = match self.runtime() {
+                    Ok(runtime) => runtime,
+                    Err(message) => return Ok(Err(InitFailed::Error { message })),
+                };
                 let made = catch_unwind(AssertUnwindSafe(|| {
                     let future = function(self.inbox.bytes(args))?;
-                    driven(|| runtime.local.block_on(&runtime.runtime, future))
+                    driven(|| runtime.block_on(future))
                 }));
                 self.runtime = Some(runtime);
                 made

@@ -6,7 +6,7 @@
 
 #![expect(unsafe_code, reason = "a constructor, and the constructors behind it")]
 
-use super::{detach, parent, serve};
+use super::{detach, parent, raw, serve};
 use crate::process::{is_secure, sys};
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
@@ -215,6 +215,10 @@ fn become_worker() -> Result<OwnedFd, String> {
             replaced.map_err(failed("replacing a standard stream"))?;
         }
     }
+    // Before they are unblocked: one that came since the start is pending. A process of its own takes
+    // them back as soon as it knows that it is one.
+    raw::leave_signals_to_the_application()
+        .map_err(|e| format!("setting a signal's action: {e}"))?;
     // The thread that started us blocks every signal, and who starts the application may ignore
     // some: a worker's own children are to be waited for, and its own pipes to be errors, as in
     // any program.
