@@ -10,6 +10,7 @@
 //! | [Shared objects](shared) | locks, queues, maps and channels across processes |
 //! | [The four ways of waiting](waiting) | blocking or not, asking or being told |
 //! | [Guarantees](guarantees) | what is promised, and the tests that show it |
+//! | [Services](services) | systemd, containers, signals to all processes, privileges, reload |
 //! | [Recipes](recipes) | a web service, big tables, bytes, logging, how many workers |
 //! | [From Python](python) | `multiprocessing` and `concurrent.futures`, name by name |
 //! | [Other languages](other_languages) | workers that are another program |
@@ -39,6 +40,9 @@ pub mod waiting {}
 
 #[doc = include_str!("../docs/guide/guarantees.md")]
 pub mod guarantees {}
+
+#[doc = include_str!("../docs/guide/services.md")]
+pub mod services {}
 
 #[doc = include_str!("../docs/guide/recipes.md")]
 pub mod recipes {}
