@@ -468,3 +468,91 @@ async fn a_consumer_that_stops_keeps_nothing_from_another() {
     assert!(got.is_sorted() && got.len() >= 399, "{} came", got.len());
     process.kill().await;
 }
+
+/// Numbers of one producer, the lowest first.
+fn produce(queue: Queue<(u32, u32)>, producer: u32, count: u32) {
+    for n in 0..count {
+        queue.blocking_send((producer, n)).unwrap();
+    }
+}
+
+fn consume(queue: Queue<(u32, u32)>) -> Vec<(u32, u32)> {
+    let mut got = Vec::new();
+    while let Some(item) = queue.blocking_recv().unwrap() {
+        got.push(item);
+    }
+    got
+}
+
+async fn consume_awaiting(queue: Queue<(u32, u32)>) -> Vec<(u32, u32)> {
+    let mut got = Vec::new();
+    while let Some(item) = queue.recv().await.unwrap() {
+        got.push(item);
+    }
+    got
+}
+
+#[tokio::test]
+async fn each_consumer_sees_each_producers_items_in_the_order_sent() {
+    const COUNT: u32 = 2_000;
+    let pool = pool(6);
+    for (capacity, consumers, producers) in [(3, 2, 1), (64, 2, 1), (64, 3, 2), (1024, 4, 2)] {
+        let queue = pool.manager().queue(capacity).unwrap();
+        let consuming: Vec<_> = (0..consumers)
+            .map(|n| match n % 2 {
+                0 => pool.spawn(consume, &queue),
+                _ => pool.spawn(consume_awaiting, &queue),
+            })
+            .collect();
+        let own = tokio::spawn(consume_awaiting(queue.clone()));
+        let producing: Vec<_> =
+            (0..producers).map(|n| pool.spawn(produce, (queue.clone(), n, COUNT))).collect();
+        for producer in producing {
+            soon(producer).await.unwrap();
+        }
+        queue.close().await.unwrap();
+        let mut all = vec![soon(own).await.unwrap()];
+        for consumer in consuming {
+            all.push(soon(consumer).await.unwrap());
+        }
+        for producer in 0..producers {
+            let of_one = |got: &Vec<(u32, u32)>| -> Vec<u32> {
+                got.iter().filter(|(of, _)| *of == producer).map(|(_, n)| *n).collect()
+            };
+            for got in &all {
+                assert!(of_one(got).is_sorted(), "capacity {capacity}, {consumers} consumers");
+            }
+            let mut together: Vec<_> = all.iter().flat_map(of_one).collect();
+            together.sort_unstable();
+            assert!(together.into_iter().eq(0..COUNT));
+        }
+    }
+}
+
+/// Takes a hundred items, so that items are put ahead for it, and then none until it is told.
+fn take_and_stand_still(queue: Queue<u32>, stands: Event, go_on: Event) -> Vec<u32> {
+    let mut got: Vec<_> =
+        (0..100).map(|_| queue.blocking_recv().unwrap().expect("it is open")).collect();
+    stands.set().unwrap();
+    go_on.blocking_wait().unwrap();
+    while let Some(item) = queue.blocking_recv().unwrap() {
+        got.push(item);
+    }
+    got
+}
+
+#[tokio::test]
+async fn a_consumer_that_stands_still_keeps_no_items_from_the_others() {
+    let pool = pool(2);
+    let queue = pool.manager().queue(1024).unwrap();
+    let (stands, go_on) = (pool.manager().event().unwrap(), pool.manager().event().unwrap());
+    queue.send_many((0..1000).collect()).await.unwrap();
+    let slow = pool.spawn(take_and_stand_still, (queue.clone(), stands.clone(), go_on.clone()));
+    soon(stands.wait()).await.unwrap();
+    queue.close().await.unwrap();
+    // All that the other one did not take, though some of it had been put ahead for it.
+    let got = soon(pool.spawn(take_all, &queue)).await.unwrap();
+    assert!(got.into_iter().eq(100..1000));
+    go_on.set().unwrap();
+    assert!(soon(slow).await.unwrap().into_iter().eq(0..100));
+}

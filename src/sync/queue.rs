@@ -33,9 +33,12 @@ const BATCH_BYTES: usize = 256 << 10;
 ///
 /// # What is promised
 ///
-/// * **Order.** Items leave in the order in which they were sent; each producer's keep theirs. One
-///   that comes back, from somebody who gave up or died, goes to its place before all that are
-///   left; with several consumers it may so come after later ones that another has taken meanwhile.
+/// * **Order.** Items leave in the order in which they were sent, so each consumer sees the items of
+///   one producer in the order in which that producer sent them, with any number of consumers. The
+///   exception is an item that comes back: from a consumer that died, from a call or a stream that
+///   was dropped before it gave the item out, or from a lease that ended without acknowledgement.
+///   Such an item goes to its place before all that are left, so a consumer may get it after later
+///   ones.
 /// * **An item whose `send` has returned is there**, whatever becomes of its producer.
 /// * **[`recv`](Self::recv) is at most once.** The item belongs to the caller when `recv` returns
 ///   it, and is lost with the process if that dies then. What a `recv` that was dropped, or whose

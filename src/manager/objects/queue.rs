@@ -24,6 +24,9 @@
 //!    used takes room; nothing is granted while somebody waits for room, and what was granted is
 //!    revoked first. What stands in an outlet is on offer; it is reclaimed before anybody else is
 //!    served, so nobody waits for what another has and has not taken.
+//!    Items are put ahead into one outlet at a time, which is that of the consumer that was served
+//!    last. If two consumers had items ahead, the one with the later items could take them, and
+//!    then be given those that were reclaimed from the other one: out of their order.
 //! 9. One who waits may be given his item through his outlet: it is *promised*, which is an offer
 //!    as any other (rule 2), and not reclaimed. He takes it as he takes whatever is there, and says
 //!    nothing of it. One item of an outlet is promised at a time, and it is the first there.
@@ -196,6 +199,8 @@ pub(crate) struct Queue {
     outlets: BTreeMap<Caller, Outlet<Item>>,
     /// The place of the item that was put into an outlet last.
     ahead: u64,
+    /// The outlet into which items are put ahead: no other one has items that are not promised.
+    ahead_for: Option<Caller>,
     /// How many items may still come through inlets.
     credit: usize,
     /// Its lanes are to be looked at again then.
@@ -226,6 +231,7 @@ impl Queue {
             inlets: BTreeMap::new(),
             outlets: BTreeMap::new(),
             ahead: 0,
+            ahead_for: None,
             credit: 0,
             look_at: None,
             left: usize::MAX,
@@ -353,8 +359,17 @@ impl Queue {
             && let Some((caller, want)) = self.receivers.pop()
         {
             match want.how {
-                How::Recv { max } => self.offer(caller, max, answers),
+                How::Recv { max } => {
+                    // (One of its handles. If it has several, it may be another one's outlet.)
+                    let outlet = of_client(&self.outlets, caller.client).next();
+                    self.ahead_for = outlet.or(self.ahead_for);
+                    self.offer(caller, max, answers)
+                }
                 How::ByLane(lane) => {
+                    let outlet = Caller { client: caller.client, ticket: lane };
+                    if self.outlets.contains_key(&outlet) {
+                        self.ahead_for = Some(outlet);
+                    }
                     if !self.promise(caller, lane, answers) {
                         self.offer(caller, 1, answers);
                     }
@@ -687,7 +702,10 @@ impl Object for Queue {
         }
         match way {
             Way::In => drop(self.inlets.insert(caller, Inlet::new(memory))),
-            Way::Out => drop(self.outlets.insert(caller, Outlet::new(memory))),
+            Way::Out => {
+                self.outlets.insert(caller, Outlet::new(memory));
+                self.ahead_for = self.ahead_for.or(Some(caller));
+            }
         }
         self.turn(now, answers);
         true

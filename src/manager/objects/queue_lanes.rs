@@ -118,6 +118,7 @@ impl Queue {
         };
         if broken {
             self.outlets.remove(&caller);
+            self.ahead_for.take_if(|outlet| *outlet == caller);
         }
         self.offered -= count + rest.len();
         self.bytes -= bytes;
@@ -139,6 +140,7 @@ impl Queue {
             outlet.break_promise();
             self.empty(caller);
             self.outlets.remove(&caller);
+            self.ahead_for.take_if(|outlet| *outlet == caller);
         }
     }
 
@@ -159,7 +161,8 @@ impl Queue {
             || missed && self.outlets.values().any(Outlet::has_news)
     }
 
-    /// What is ready goes into the outlets, in equal parts: nobody waits for it.
+    /// Puts what is ready into the outlet of the consumer that was served last: no consumer waits
+    /// for it now.
     fn put_ahead(&mut self) {
         if self.outlets.is_empty() || self.ready.is_empty() || self.deaf {
             return;
@@ -170,25 +173,23 @@ impl Queue {
         }
         // A part more, for those who have none. (All are reclaimed before somebody is served.)
         let part = self.ready.len().div_ceil(self.outlets.len() + 1).min(AHEAD_MAX);
-        let mut broken = Vec::new();
-        for (caller, outlet) in &mut self.outlets {
-            let before = outlet.len();
-            while outlet.len() < part
-                && let Some(item) = self.ready.front()
-                && item.held.0.is_none()
-                && outlet.fits(item.value.len())
-                && let Some(item) = self.ready.pop_front()
-            {
-                let value: Packet = item.value.clone();
-                self.ahead = item.place;
-                outlet.put(&value, item);
-                self.offered += 1;
-            }
-            if outlet.len() > before && outlet.show().is_err() {
-                broken.push(*caller);
-            }
+        let Some(caller) = self.ahead_for else { return };
+        let Some(outlet) = self.outlets.get_mut(&caller) else { return };
+        let before = outlet.len();
+        while outlet.len() < part
+            && let Some(item) = self.ready.front()
+            && item.held.0.is_none()
+            && outlet.fits(item.value.len())
+            && let Some(item) = self.ready.pop_front()
+        {
+            let value: Packet = item.value.clone();
+            self.ahead = item.place;
+            outlet.put(&value, item);
+            self.offered += 1;
         }
-        broken.into_iter().for_each(|caller| self.close_lane(caller));
+        if outlet.len() > before && outlet.show().is_err() {
+            self.close_lane(caller);
+        }
     }
 
     /// Room that nobody waits for is granted to the inlets, in equal parts.

@@ -54,9 +54,11 @@ enum Flaw {
     /// What was promised to one who waits no longer stays where it is, though something comes
     /// before it.
     PromiseStays,
+    /// Items are put ahead for several consumers at a time.
+    AheadForSeveral,
 }
 
-const FLAWS: [Flaw; 20] = [
+const FLAWS: [Flaw; 21] = [
     Flaw::CancelLoses,
     Flaw::TakenTwice,
     Flaw::ToTheEnd,
@@ -77,6 +79,7 @@ const FLAWS: [Flaw; 20] = [
     Flaw::PromiseBroken,
     Flaw::PromiseKept,
     Flaw::PromiseStays,
+    Flaw::AheadForSeveral,
 ];
 
 /// Where an item is. It was let in `nth`.
@@ -114,6 +117,11 @@ struct World {
     places: BTreeMap<u64, (Place, u32)>,
     order: Vec<u64>,
     sizes: BTreeMap<u64, usize>,
+    producers: BTreeMap<u64, Client>,
+    /// Items that came back from somebody: only these may be had out of order.
+    returned: BTreeSet<u64>,
+    /// By consumer and producer, the last item that the consumer was given.
+    last: BTreeMap<(Client, Client), u64>,
     senders: Vec<Sender>,
     receivers: Vec<Receiver>,
     joiners: Vec<(Caller, Option<Instant>)>,
@@ -166,6 +174,9 @@ impl World {
             places: BTreeMap::new(),
             order: Vec::new(),
             sizes: BTreeMap::new(),
+            producers: BTreeMap::new(),
+            returned: BTreeSet::new(),
+            last: BTreeMap::new(),
             senders: Vec::new(),
             receivers: Vec::new(),
             joiners: Vec::new(),
@@ -251,11 +262,24 @@ impl World {
     /// Leases that have run out are the queue's again.
     fn run_out(&mut self) {
         let now = self.now;
-        for (place, _) in self.places.values_mut() {
+        for (id, (place, _)) in &mut self.places {
             if matches!(place, Place::Leased(_, Some(until)) if *until <= now) {
                 *place = Place::Ready;
+                self.returned.insert(*id);
             }
         }
+    }
+
+    /// A consumer is given an item. What the documentation promises: each consumer sees each
+    /// producer's items in the order in which they were sent, but for those that came back.
+    fn hand_over(&mut self, consumer: Client, id: u64) -> Result<(), String> {
+        let producer = self.producers[&id];
+        let last = self.last.entry((consumer, producer)).or_insert(id);
+        if *last > id && !self.returned.contains(&id) {
+            return Err(format!("{consumer:?} was given {id} of {producer:?} after {last}"));
+        }
+        *last = id.max(*last);
+        Ok(())
     }
 
     fn check_answer(&mut self, answer: &Answer) -> Result<(), String> {
@@ -331,6 +355,7 @@ impl World {
                         if !self.places.contains_key(&id) {
                             self.let_in()?;
                         }
+                        self.hand_over(to.client, id)?;
                         if self.ready().first() != Some(&id) {
                             return Err(format!(
                                 "item {id} was delivered, ready were {:?}; it was {:?}",
@@ -369,6 +394,7 @@ impl World {
                     let Some(id) = self.ready().first().copied() else {
                         return Err(format!("{to:?} was promised nothing"));
                     };
+                    self.hand_over(to.client, id)?;
                     self.places.get_mut(&id).expect("it is there").0 = Place::Offered(to);
                     self.at_lane.insert(lane, (to, Some(id)));
                     self.note("promised");
@@ -502,6 +528,7 @@ impl World {
                 self.next_id += count;
                 let mut pack = Pack::default();
                 for id in &ids {
+                    self.producers.insert(*id, caller.client);
                     let size = if rng.chance(10) { rng.below(2_000) } else { 0 } as usize;
                     self.sizes.insert(*id, size);
                     pack.push(&value(*id, size));
@@ -614,6 +641,7 @@ impl World {
         let Some(ring) = pusher.push(id, &value(id, size)) else { return Ok(()) };
         self.next_id += 1;
         self.sizes.insert(id, size);
+        self.producers.insert(id, caller.client);
         if self.closed || !self.has_room() || !self.senders.is_empty() {
             return Err(format!("item {id} came in, where there is no room for it"));
         }
@@ -651,14 +679,19 @@ impl World {
                 return Err(format!("{to:?} has taken {id}, and was promised {promised:?}"));
             }
             self.note("taken as promised");
-        } else if self.places[&id].0 != Place::Ready
-            || self.takers.len() == 1 && self.ready().first() != Some(&id)
-        {
-            return Err(format!(
-                "item {id} was taken, ready were {:?}; it was {:?}",
-                self.ready(),
-                self.places[&id]
-            ));
+        } else {
+            self.hand_over(caller.client, id)?;
+            // (With that flaw it is to be seen by its consequence.)
+            let first = self.flaw == Some(Flaw::AheadForSeveral)
+                && self.places[&id].0 == Place::Ready
+                || self.ready().first() == Some(&id);
+            if !first {
+                return Err(format!(
+                    "item {id} was taken, ready were {:?}; it was {:?}",
+                    self.ready(),
+                    self.places[&id]
+                ));
+            }
         }
         self.places.insert(id, (Place::Gone, 0));
         self.note("by lane out");
@@ -683,6 +716,12 @@ impl World {
                 if let Some(inlet) = self.queue.inlets.values_mut().next() {
                     inlet.grant(1).expect("well kept");
                     self.queue.credit += 1;
+                }
+            }
+            Some(Flaw::AheadForSeveral) => {
+                for outlet in self.queue.outlets.keys().copied().collect::<Vec<_>>() {
+                    self.queue.ahead_for = Some(outlet);
+                    self.queue.tend_lanes();
                 }
             }
             _ => {}
@@ -755,6 +794,9 @@ impl World {
         };
         if !wrong {
             let place = &mut self.places.get_mut(&id).expect("it is leased").0;
+            if kind == 2 {
+                self.returned.insert(id);
+            }
             *place = match kind {
                 0 | 1 => Place::Gone,
                 2 => Place::Ready,
@@ -850,15 +892,16 @@ impl World {
         self.senders.retain(|sender| sender.caller != caller);
         self.receivers.retain(|receiver| receiver.0 != caller);
         self.joiners.retain(|joiner| joiner.0 != caller);
-        for (place, count) in self.places.values_mut() {
+        for (id, (place, count)) in &mut self.places {
             match place {
                 Place::Offered(to) if *to == caller => *place = Place::Ready,
                 Place::Leased(to, _) if *to == caller => {
                     *place = Place::Ready;
                     *count -= 1;
                 }
-                _ => {}
+                _ => continue,
             }
+            self.returned.insert(*id);
         }
         let mut answers = Vec::new();
         if self.flaw == Some(Flaw::CancelLoses) {
@@ -887,9 +930,10 @@ impl World {
         self.senders.retain(|sender| sender.caller.client != client);
         self.receivers.retain(|receiver| receiver.0.client != client);
         self.joiners.retain(|joiner| joiner.0.client != client);
-        for (place, _) in self.places.values_mut() {
+        for (id, (place, _)) in &mut self.places {
             if matches!(place, Place::Offered(to) | Place::Leased(to, _) if to.client == client) {
                 *place = Place::Ready;
+                self.returned.insert(*id);
             }
         }
         self.pushers.retain(|caller, _| caller.client != client);
@@ -1037,6 +1081,15 @@ fn broken_rules_are_found() {
         let found = (0..2_000).find_map(|seed| run(seed).err());
         assert!(found.is_some(), "{flaw:?} was not found");
     }
+}
+
+/// Not by the order of places, but by what a consumer sees.
+#[test]
+fn items_put_ahead_for_several_consumers_are_seen_out_of_order() {
+    let found = (0..2_000)
+        .filter_map(|seed| World::new(seed, Some(Flaw::AheadForSeveral)).run(300).err())
+        .find(|wrong| wrong.contains(" after "));
+    assert!(found.is_some(), "no consumer has seen it");
 }
 
 /// The random rounds are worth something only if everything comes up in them.
