@@ -372,7 +372,8 @@ async fn large_failures_do_not_block_the_end() {
     );
     let mut failures = scene.pool.map(panics, items).unordered();
     let first = within("the first panic", failures.next()).await.unwrap().unwrap_err();
-    assert_eq!(first.panic_message().map(str::len), Some(1 << 20));
+    let message = first.panic_message().unwrap();
+    assert!(message.len() <= 16 << 10 && message.ends_with("p\u{2026}"), "{}", message.len());
     // The other two are left where they are.
     let workers = scene.workers();
     assert_eq!(workers.len(), 2);

@@ -81,6 +81,73 @@ async fn a_panic_brings_its_message_and_its_place() {
 }
 
 #[tokio::test]
+async fn a_long_panic_message_is_cut_and_marked_and_shown_without_controls() {
+    let scene = Scene::new(1);
+    let panic = || -> () { std::panic::resume_unwind(Box::new("\x1b[2J\n".repeat(1 << 18))) };
+    let error = within("a panic", scene.pool.spawn(panic, ())).await.unwrap_err();
+    let message = error.panic_message().unwrap();
+    assert!(message.len() <= 16 << 10 && message.starts_with("\x1b[2J\n\x1b[2J\n"));
+    assert!(message.ends_with('\u{2026}'));
+    for shown in [error.to_string(), format!("{error:?}")] {
+        assert!(!shown.contains('\x1b') && shown.contains('\u{2026}'), "{shown}");
+    }
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_resumed_panic_is_told_with_its_own_place_or_none() {
+    fn resumed_of_another_thread() {
+        drop(std::panic::catch_unwind(|| panic!("caught")));
+        let payload = std::thread::spawn(|| panic!("of a thread")).join().unwrap_err();
+        std::panic::resume_unwind(payload)
+    }
+    async fn resumed_in_async() {
+        drop(std::panic::catch_unwind(|| panic!("caught {}", 1)));
+        std::panic::resume_unwind(Box::new(String::from("made by hand")))
+    }
+    fn resumed_itself(number: u32) {
+        let payload = std::panic::catch_unwind(|| panic!("its own {number}")).unwrap_err();
+        std::panic::resume_unwind(payload)
+    }
+    let scene = Scene::new(1);
+    for (task, message, has_place) in [
+        (scene.pool.spawn(resumed_of_another_thread, ()), "of a thread", false),
+        (scene.pool.spawn(resumed_in_async, ()), "made by hand", false),
+        (scene.pool.spawn(resumed_itself, 2), "its own 2", true),
+    ] {
+        let error = within("a panic", task).await.unwrap_err();
+        assert_eq!(error.panic_message(), Some(message));
+        assert_eq!(error.panic_location().is_some(), has_place, "{error}");
+    }
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_panic_hook_that_a_task_sets_leaves_later_tasks_their_places() {
+    fn takes_the_hook() {
+        drop(std::panic::take_hook());
+    }
+    fn sets_a_hook(marks: PathBuf) {
+        std::panic::set_hook(Box::new(move |_| mark(&marks, "called")));
+    }
+    fn plain() {
+        panic!("plain")
+    }
+    let scene = Scene::new(1);
+    let marks = scene.marks("the task's own hook");
+    within("a task", scene.pool.spawn(takes_the_hook, ())).await.unwrap();
+    let error = within("a panic", scene.pool.spawn(plain, ())).await.unwrap_err();
+    assert!(error.panic_location().is_some(), "{error}");
+    for _ in 0..2 {
+        within("a task", scene.pool.spawn(sets_a_hook, marks.path())).await.unwrap();
+        let error = within("a panic", scene.pool.spawn(plain, ())).await.unwrap_err();
+        assert!(error.panic_location().is_some(), "{error}");
+    }
+    assert_eq!(marks.lines().len(), 2); // it is called as well
+    scene.end().await;
+}
+
+#[tokio::test]
 async fn a_payload_whose_drop_panics_costs_its_own_task_only() {
     struct Bomb;
     impl Drop for Bomb {

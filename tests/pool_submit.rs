@@ -255,6 +255,13 @@ async fn a_new_pool_has_no_process_until_it_is_given_a_task() {
     scene.end().await;
 }
 
+#[tokio::test]
+async fn the_greatest_and_the_least_frame_limit_are_those_that_are_documented() {
+    for limit in [(4 << 30) - (1 << 10), 1 << 10] {
+        Scene::with(|builder| builder.workers(1).frame_limit(limit)).end().await;
+    }
+}
+
 #[test]
 fn options_that_make_no_sense_are_refused_by_build() {
     let builders = [
@@ -264,6 +271,7 @@ fn options_that_make_no_sense_are_refused_by_build() {
         Pool::builder().concurrency(0),
         Pool::builder().frame_limit(0),
         Pool::builder().frame_limit(usize::MAX),
+        Pool::builder().frame_limit((4 << 30) - 1023),
         Pool::builder().start_timeout(Duration::ZERO),
         Pool::builder()
             .frame_limit(1 << 10)

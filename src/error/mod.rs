@@ -7,6 +7,7 @@ mod failure;
 mod pool_error;
 mod send_error;
 mod task_error;
+pub(crate) mod text;
 
 pub use failure::Failure;
 pub use pool_error::{Error, ErrorKind};

@@ -1,6 +1,7 @@
 //! What goes wrong with a pool, a process or a shared object, as opposed to one task.
 
 use super::Ending;
+use super::text::{self, Escaped, TEXT_MAX};
 use std::fmt;
 use std::io;
 use std::process::ExitStatus;
@@ -221,8 +222,27 @@ pub(crate) enum Why {
     },
 }
 
+impl Why {
+    /// Cuts what a process may have written.
+    fn cut(&mut self) {
+        match self {
+            Self::NotAWorker { reason: text, .. } | Self::InitError { message: text, .. } => {
+                text::cut(text, TEXT_MAX)
+            }
+            Self::InitPanicked { message, location, .. } => {
+                text::cut(message, TEXT_MAX);
+                if let Some(location) = location {
+                    text::cut(location, TEXT_MAX);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 impl From<Why> for Error {
-    fn from(why: Why) -> Self {
+    fn from(mut why: Why) -> Self {
+        why.cut();
         Self { why: Arc::new(why) }
     }
 }
@@ -444,7 +464,7 @@ impl Error {
     }
 
     /// The last of what the process wrote to its standard error before it failed to start (at most
-    /// 4 KiB); empty if it wrote nothing. From when it has said hello, which is before `init`, only
+    /// 4 KiB, behind a `…` if there was more); empty if it wrote nothing. From when it has said hello, which is before `init`, only
     /// if standard error is captured ([`Output::lines`](crate::Output::lines)).
     pub fn stderr_tail(&self) -> Option<&str> {
         match &*self.why {
@@ -464,7 +484,7 @@ impl fmt::Display for Wrote<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.trim_end() {
             "" => Ok(()),
-            text => write!(f, "; it wrote: {text}"),
+            text => write!(f, "; it wrote: {}", Escaped(text)),
         }
     }
 }
@@ -492,14 +512,14 @@ impl fmt::Display for Error {
             Why::DiedAtStart { pid, status, stderr } => {
                 write!(f, "worker process {pid} ended before it said hello ({}){}", Ending(*status), Wrote(stderr))
             }
-            Why::NotAWorker { pid, reason, stderr } => write!(f, "process {pid} is no worker of this program: {reason}{}", Wrote(stderr)),
+            Why::NotAWorker { pid, reason, stderr } => write!(f, "process {pid} is no worker of this program: {}{}", Escaped(reason), Wrote(stderr)),
             Why::HelloTimeout { pid, limit, stderr } => {
                 write!(f, "worker process {pid} did not say hello within {limit:?}{}", Wrote(stderr))
             }
             Why::InitTimeout { pid, limit } => write!(f, "init in worker process {pid} did not end within {limit:?}"),
-            Why::InitError { pid, message } => write!(f, "init failed in worker process {pid}: {message}"),
-            Why::InitPanicked { pid, message, location: Some(at) } => write!(f, "init panicked in worker process {pid} at {at}: {message}"),
-            Why::InitPanicked { pid, message, location: None } => write!(f, "init panicked in worker process {pid}: {message}"),
+            Why::InitError { pid, message } => write!(f, "init failed in worker process {pid}: {}", Escaped(message)),
+            Why::InitPanicked { pid, message, location: Some(at) } => write!(f, "init panicked in worker process {pid} at {}: {}", Escaped(at), Escaped(message)),
+            Why::InitPanicked { pid, message, location: None } => write!(f, "init panicked in worker process {pid}: {}", Escaped(message)),
             Why::InitDied { pid, status, .. } => write!(f, "worker process {pid} ended in init ({})", Ending(*status)),
             Why::RestartLimit { most, within, last } => {
                 write!(f, "more than {most} workers ended by themselves within {within:?} before they were given a task")?;

@@ -1,5 +1,6 @@
 //! What happened to one task instead of a value.
 
+use super::text::{self, BACKTRACE_MAX, Escaped, TEXT_MAX};
 use super::{Ending, Error};
 use std::fmt;
 use std::process::ExitStatus;
@@ -159,26 +160,37 @@ pub(crate) enum What {
 /// encoded: there may be 254.
 const OWN_ERROR_MAX: usize = 16 << 10;
 
-/// So much of a text is kept of an earlier try, in bytes, whatever its worker has written there.
-const KEPT_MAX: usize = 16 << 10;
-
-fn shorten(text: &mut String) {
-    if text.len() > KEPT_MAX {
-        let most = KEPT_MAX - '\u{2026}'.len_utf8();
-        text.truncate((0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
-        text.push('\u{2026}');
-        text.shrink_to_fit();
-    }
-}
-
 impl What {
     pub(crate) fn own_error(pid: u32, result: &[u8]) -> Self {
         Self::OwnError { pid, result: (result.len() <= OWN_ERROR_MAX).then(|| result.into()) }
     }
+
+    /// Cuts what a worker may have written.
+    fn cut(&mut self) {
+        match self {
+            Self::Panicked { message, location, backtrace, .. } => {
+                text::cut(message, TEXT_MAX);
+                if let Some(location) = location {
+                    text::cut(location, TEXT_MAX);
+                }
+                if let Some(backtrace) = backtrace {
+                    text::cut(backtrace, BACKTRACE_MAX);
+                }
+            }
+            Self::ArgumentEncode(reason)
+            | Self::ArgumentDecode { reason, .. }
+            | Self::ResultEncode { reason, .. }
+            | Self::ResultDecode(reason)
+            | Self::NoRuntime { reason, .. }
+            | Self::BadFrame { reason, .. } => text::cut(reason, TEXT_MAX),
+            _ => {}
+        }
+    }
 }
 
 impl TaskError {
-    pub(crate) fn new(what: What, function: &'static str) -> Self {
+    pub(crate) fn new(mut what: What, function: &'static str) -> Self {
+        what.cut();
         Self {
             inner: Arc::new(Inner {
                 what,
@@ -196,24 +208,6 @@ impl TaskError {
     pub(crate) fn last_words(mut self, out_of_memory: bool, stderr: Option<Arc<str>>) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.inner) {
             (inner.out_of_memory, inner.stderr) = (out_of_memory, stderr);
-        }
-        self
-    }
-
-    /// As it is kept among the earlier tries of a task: no text in it is longer than [`KEPT_MAX`].
-    pub(crate) fn shortened(mut self) -> Self {
-        if let Some(inner) = Arc::get_mut(&mut self.inner) {
-            match &mut inner.what {
-                What::Panicked { message, location, backtrace, .. } => {
-                    shorten(message);
-                    location.iter_mut().chain(backtrace).for_each(shorten);
-                }
-                What::ArgumentDecode { reason, .. }
-                | What::ResultEncode { reason, .. }
-                | What::NoRuntime { reason, .. }
-                | What::BadFrame { reason, .. } => shorten(reason),
-                _ => {}
-            }
         }
         self
     }
@@ -384,6 +378,10 @@ impl TaskError {
 
     /// The message of the panic, if the task panicked. A payload that is no string gives the
     /// fixed text `Box<dyn Any>`, as in std.
+    ///
+    /// A message longer than 16 KiB is cut, and ends with `…` then; so does one longer than 1.5 KiB
+    /// of a panic that ended the process (`panic = "abort"`). It may hold any character. The
+    /// error's own text shows its control characters escaped, but for line breaks and tabs.
     pub fn panic_message(&self) -> Option<&str> {
         match &self.inner.what {
             What::Panicked { message, .. } => Some(message),
@@ -391,7 +389,9 @@ impl TaskError {
         }
     }
 
-    /// Where the task panicked, as `file:line:column`.
+    /// Where the task panicked, as `file:line:column`. `None` if that is not known, as of a panic
+    /// that was resumed ([`std::panic::resume_unwind`]) and of one that a hook set by the task has
+    /// kept from the crate's own.
     pub fn panic_location(&self) -> Option<&str> {
         match &self.inner.what {
             What::Panicked { location, .. } => location.as_deref(),
@@ -400,7 +400,8 @@ impl TaskError {
     }
 
     /// The backtrace of the panic, if one was asked for (`Call::backtrace`, or `RUST_BACKTRACE` in
-    /// the worker's environment) and the worker lived to send it.
+    /// the worker's environment) and the worker lived to send it; at most 64 KiB of it, and then
+    /// it ends with `…`.
     pub fn panic_backtrace(&self) -> Option<&str> {
         match &self.inner.what {
             What::Panicked { backtrace, .. } => backtrace.as_deref(),
@@ -436,13 +437,13 @@ impl TaskError {
         }
     }
 
-    /// The last of what the worker printed to its standard error before it ended, at most 16 KiB;
-    /// empty if it printed nothing. Only if that is captured
+    /// The last of what the worker printed to its standard error before it ended, at most 16 KiB
+    /// (behind a `…`, if it had printed more); empty if it printed nothing. Only if that is captured
     /// ([`Output::lines`](crate::Output::lines)) and the task's worker ended; or if it failed to
     /// start, see [`Error::stderr_tail`].
     ///
-    /// It is what the *process* printed, in earlier tasks perhaps. It is not part of the error's
-    /// text.
+    /// It is what the *process* printed, in earlier tasks perhaps, with whatever control characters.
+    /// It is not part of the error's text.
     pub fn stderr_tail(&self) -> Option<&str> {
         match &self.inner.what {
             What::StartFailed(cause) => cause.stderr_tail(),
@@ -483,7 +484,8 @@ impl TaskError {
     }
 
     /// What is wrong with the arguments or the result that could not be encoded or decoded, or with
-    /// the frame that broke the protocol, or why no runtime could be made, in words.
+    /// the frame that broke the protocol, or why no runtime could be made, in words; at most
+    /// 16 KiB, as of a [`panic_message`](Self::panic_message).
     pub fn reason(&self) -> Option<&str> {
         match &self.inner.what {
             What::ArgumentEncode(reason)
@@ -506,8 +508,7 @@ impl TaskError {
     /// ([`Call::retries`](crate::Call::retries)). This error is how the last one did, or why
     /// there was no further one.
     ///
-    /// Of the texts in them (a panic's message, a backtrace, a reason) the first 16 KiB each are
-    /// kept.
+    /// Their texts are cut as any, see [`panic_message`](Self::panic_message).
     pub fn earlier_attempts(&self) -> &[Self] {
         &self.inner.earlier
     }
@@ -548,9 +549,12 @@ impl fmt::Display for TaskError {
         let function = self.inner.function;
         match &self.inner.what {
             What::Panicked { message, location: Some(location), .. } => {
+                let (location, message) = (Escaped(location), Escaped(message));
                 write!(f, "task {function} panicked at {location}: {message}")
             }
-            What::Panicked { message, .. } => write!(f, "task {function} panicked: {message}"),
+            What::Panicked { message, .. } => {
+                write!(f, "task {function} panicked: {}", Escaped(message))
+            }
             What::WorkerDied { pid, status, stack_overflow } => {
                 let how = match () {
                     () if *stack_overflow => "its stack overflowed, ",
@@ -579,20 +583,22 @@ impl fmt::Display for TaskError {
                 write!(f, "task {function} had not ended {limit:?} after it was handed in")
             }
             What::ArgumentEncode(reason) => {
-                write!(f, "an argument of task {function} cannot be encoded: {reason}")
+                write!(f, "an argument of task {function} cannot be encoded: {}", Escaped(reason))
             }
             What::ArgumentDecode { pid, reason } => {
                 write!(
                     f,
-                    "worker process {pid} cannot decode the arguments of task {function}: {reason}"
+                    "worker process {pid} cannot decode the arguments of task {function}: {}",
+                    Escaped(reason)
                 )
             }
             What::ResultEncode { pid, reason } => write!(
                 f,
-                "worker process {pid} cannot encode the result of task {function}: {reason}"
+                "worker process {pid} cannot encode the result of task {function}: {}",
+                Escaped(reason)
             ),
             What::ResultDecode(reason) => {
-                write!(f, "the result of task {function} cannot be decoded: {reason}")
+                write!(f, "the result of task {function} cannot be decoded: {}", Escaped(reason))
             }
             What::ArgumentTooLarge { limit } => {
                 write!(f, "the arguments of task {function} are larger than {limit} bytes")
@@ -611,7 +617,8 @@ impl fmt::Display for TaskError {
             What::StartFailed(_) => write!(f, "no worker for task {function} could be started"),
             What::BadFrame { pid, reason } => write!(
                 f,
-                "worker process {pid} broke the protocol while it ran task {function}: {reason}"
+                "worker process {pid} broke the protocol while it ran task {function}: {}",
+                Escaped(reason)
             ),
             What::UnknownTask { pid: Some(pid) } => {
                 write!(f, "worker process {pid} serves no task {function}")
@@ -624,7 +631,8 @@ impl fmt::Display for TaskError {
             }
             What::NoRuntime { pid, reason } => write!(
                 f,
-                "worker process {pid} has no runtime for the async task {function}: {reason}"
+                "worker process {pid} has no runtime for the async task {function}: {}",
+                Escaped(reason)
             ),
             What::OwnError { pid, .. } => {
                 write!(
@@ -663,33 +671,45 @@ impl std::error::Error for TaskError {
 mod tests {
     use super::*;
 
-    #[test]
-    fn of_an_earlier_try_long_texts_are_kept_in_part() {
-        let long = "\u{e9}".repeat(1 << 20);
-        let panicked = |text: &str| What::Panicked {
-            message: text.into(),
-            location: Some(text.into()),
-            backtrace: Some(text.into()),
+    fn panicked(text: &str) -> TaskError {
+        let text = || text.to_owned();
+        let what = What::Panicked {
+            message: text(),
+            location: Some(text()),
+            backtrace: Some(text()),
             pid: 1,
             status: None,
         };
-        let error = TaskError::new(panicked(&long), "f").shortened();
-        let What::Panicked {
-            message, location: Some(location), backtrace: Some(backtrace), ..
-        } = &error.inner.what
-        else {
-            panic!("{error:?}")
-        };
-        for text in [message, location, backtrace] {
+        TaskError::new(what, "f")
+    }
+
+    #[test]
+    fn long_texts_are_kept_in_part() {
+        let error = panicked(&"\u{e9}".repeat(1 << 20));
+        for (text, most) in [
+            (error.panic_message(), TEXT_MAX),
+            (error.panic_location(), TEXT_MAX),
+            (error.panic_backtrace(), BACKTRACE_MAX),
+        ] {
+            let text = text.unwrap_or_default();
             assert!(
-                text.capacity() <= KEPT_MAX
+                text.len() <= most
+                    && text.len() > most - 4
                     && text.starts_with("\u{e9}\u{e9}")
-                    && text.ends_with("\u{2026}"),
+                    && text.ends_with(text::CUT),
                 "{}",
                 text.len()
             );
         }
-        let error = TaskError::new(panicked("short"), "f").shortened();
-        assert!(matches!(&error.inner.what, What::Panicked { message, .. } if message == "short"));
+        assert!(error.to_string().len() < 3 * TEXT_MAX);
+        assert_eq!(panicked("short").panic_message(), Some("short"));
+    }
+
+    #[test]
+    fn what_a_worker_says_is_displayed_without_controls() {
+        let error = panicked("red \x1b[31m\n");
+        assert_eq!(error.panic_message(), Some("red \x1b[31m\n"));
+        let text = "task f panicked at red \\u{1b}[31m\n: red \\u{1b}[31m\n";
+        assert_eq!(error.to_string(), text);
     }
 }

@@ -32,6 +32,10 @@ const OOM_SCORE: u16 = 300;
 /// an `init` perhaps seconds, so that a pause between two bursts of a minute or so should not cost
 /// either.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The least and the greatest `frame_limit`, in bytes: a failure fits into the one, and with the
+/// other the length of a frame fits into four bytes, whatever stands around a value.
+const FRAME_LIMIT_MIN: usize = 1 << 10;
+const FRAME_LIMIT_MAX: usize = (1 << 32) - (1 << 10);
 /// Async tasks side by side in one worker, unless said otherwise.
 const CONCURRENCY: usize = 128;
 
@@ -510,7 +514,7 @@ impl Builder {
         if self.queue_limit.is_some_and(|limit| limit > tokio::sync::Semaphore::MAX_PERMITS) {
             return Err(invalid("queue_limit", "more than a queue can hold"));
         }
-        if !(1 << 10..=u32::MAX as usize - (1 << 10)).contains(&self.frame_limit) {
+        if !(FRAME_LIMIT_MIN..=FRAME_LIMIT_MAX).contains(&self.frame_limit) {
             return Err(invalid("frame_limit", "it is not between 1 KiB and 4 GiB - 1 KiB"));
         }
         if self.start_timeout == Some(Duration::ZERO) {

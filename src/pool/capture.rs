@@ -19,6 +19,7 @@
 //! ```
 
 use super::output::{Callback, Kind, Output, OutputLine};
+use crate::error::text::CUT;
 use crate::process::{self, standard};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -424,23 +425,25 @@ fn whole_characters(bytes: &[u8]) -> usize {
     len
 }
 
-/// Appends to a tail; it keeps [`TAIL`] bytes at least, and twice as many at most.
+/// Appends to a tail; it keeps more than [`TAIL`] bytes if there are more, and twice as many at
+/// most.
 fn keep_tail(tail: &mut Vec<u8>, bytes: &[u8]) {
-    let bytes = &bytes[bytes.len().saturating_sub(TAIL)..];
+    const KEPT: usize = TAIL + 1; // one more tells that something was cut off
+    let bytes = &bytes[bytes.len().saturating_sub(KEPT)..];
     if tail.len() + bytes.len() > 2 * TAIL {
-        tail.drain(..tail.len().saturating_sub(TAIL - bytes.len()));
+        tail.drain(..tail.len().saturating_sub(KEPT - bytes.len()));
     }
     tail.extend_from_slice(bytes);
 }
 
-/// The last [`TAIL`] bytes, from the first whole character on.
+/// The last [`TAIL`] bytes, from the first whole character on. If there were more, it is marked.
 fn text_of(tail: &[u8]) -> Arc<str> {
-    let mut tail = &tail[tail.len().saturating_sub(TAIL)..];
-    if tail.len() == TAIL {
-        let cut = tail.iter().take(3).take_while(|byte| (0x80..=0xbf).contains(*byte)).count();
-        tail = &tail[cut..];
+    if tail.len() <= TAIL {
+        return String::from_utf8_lossy(tail).into();
     }
-    String::from_utf8_lossy(tail).into()
+    let tail = &tail[tail.len() - TAIL..];
+    let part = tail.iter().take(3).take_while(|byte| (0x80..=0xbf).contains(*byte)).count();
+    format!("{CUT}{}", String::from_utf8_lossy(&tail[part..])).into()
 }
 
 #[cfg(test)]
@@ -517,8 +520,10 @@ mod tests {
                 }
             }
             let text = text_of(&tail);
+            let text = text.strip_prefix(CUT).expect("the cut is marked");
             assert!(text.len() > TAIL - 3 && !text.contains('\u{fffd}') && text.ends_with("9€"));
         }
+        assert_eq!(text_of(&[b'.'; TAIL]).len(), TAIL);
         assert_eq!(&*text_of(b"short \xe2\x82"), "short \u{fffd}");
     }
 }

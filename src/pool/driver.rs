@@ -14,6 +14,7 @@ use super::loss::{Loss, Note};
 use super::reply::{Cargo, Encoded, Inlet, Outcome, shielded};
 use super::stats::WorkerEnd;
 use super::tokens::Tokens;
+use crate::error::text::CUT;
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{DeathNote, Exit, PeerFd, PeerSocket, WorkerMemory, oom_kills, steward, sys};
 use crate::sync::named::Named;
@@ -1159,6 +1160,7 @@ fn stderr_tail(file: &File) -> String {
     let len = file.metadata().map_or(0, |meta| meta.len());
     let mut bytes = vec![0; len.min(STDERR_TAIL) as usize];
     match file.read_exact_at(&mut bytes, len.saturating_sub(STDERR_TAIL)) {
+        Ok(()) if len > STDERR_TAIL => format!("{CUT}{}", String::from_utf8_lossy(&bytes)),
         Ok(()) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(_) => String::new(),
     }

@@ -121,7 +121,7 @@ impl Cargo {
 
     /// A try has failed, and another follows.
     pub(crate) fn failed(&mut self, error: TaskError) {
-        self.extra.get_or_insert_default().earlier.push(error.shortened());
+        self.extra.get_or_insert_default().earlier.push(error);
     }
 
     /// Where the outcome of the item of a run goes that has this number, and its place there.

@@ -24,6 +24,7 @@
 //!   └───────────(stack overflow, also from any other)─────────────────> stack overflow
 //! ```
 
+use crate::error::text::{self, floor_char_boundary};
 use std::fmt::{self, Display, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -143,14 +144,15 @@ impl<'a> NotePage<'a> {
     }
 }
 
-/// Writes a text, as much as has room, and returns how many bytes that are.
+/// Writes a text, as much as has room, and returns how many bytes that are; one more than there is
+/// room for, if something was cut off.
 fn write_text(words: &[AtomicU64], text: impl Display) -> usize {
     let mut writer = TextWriter { words, bytes: 0, word: 0, full: false };
     // The only errors are our own, when it is full, and those of a faulty `Display`: what was
     // written till then counts.
     let _ = write!(writer, "{text}");
     writer.flush();
-    writer.bytes
+    if writer.full { words.len() * WORD_BYTES + 1 } else { writer.bytes }
 }
 
 struct TextWriter<'a> {
@@ -195,12 +197,7 @@ impl Write for TextWriter<'_> {
     }
 }
 
-/// The last boundary of a character that is not past `index`. (`str::floor_char_boundary` came with
-/// Rust 1.91.)
-fn floor_char_boundary(text: &str, index: usize) -> usize {
-    (0..=index.min(text.len())).rev().find(|&index| text.is_char_boundary(index)).unwrap_or(0)
-}
-
+/// Reads a text of so many bytes; more than there is room for means that it was cut.
 fn read_text(words: &[AtomicU64], bytes: usize) -> String {
     let mut copy: Vec<u8> = words
         .iter()
@@ -208,7 +205,13 @@ fn read_text(words: &[AtomicU64], bytes: usize) -> String {
         .flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes())
         .collect();
     copy.truncate(bytes);
-    String::from_utf8_lossy(&copy).into_owned()
+    let mut text = String::from_utf8_lossy(&copy).into_owned();
+    if bytes > copy.len() {
+        // Behind the last whole character nothing was written.
+        text.truncate(text.trim_end_matches('\0').len());
+        text.push(text::CUT);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -256,9 +259,10 @@ mod tests {
             let Some(DeathNote::Panic { message: read, place }) = page.read() else {
                 panic!("no note");
             };
-            assert!(message.starts_with(&read));
+            let read = read.strip_suffix(text::CUT).expect("the cut is marked");
+            assert!(message.starts_with(read));
             assert!(read.len() > MESSAGE_BYTES_MAX - 4);
-            assert_eq!(place, "p".repeat(PLACE_BYTES_MAX));
+            assert_eq!(place, "p".repeat(PLACE_BYTES_MAX) + "\u{2026}");
         }
     }
 
@@ -277,7 +281,7 @@ mod tests {
             }
         }
         page.write_panic(IgnoresErrors(long.clone()), "here");
-        assert_eq!(page.read(), panic_note(&long, "here"));
+        assert_eq!(page.read(), panic_note(&(long + "\u{2026}"), "here"));
     }
 
     #[test]
@@ -319,8 +323,8 @@ mod tests {
                 let note = NotePage::new(&words).expect("long enough").read();
                 assert_eq!(note.is_some(), matches!(state, 1 | 2 | 4));
                 if let Some(DeathNote::Panic { message, place }) = note {
-                    assert!(message.chars().count() <= MESSAGE_BYTES_MAX);
-                    assert!(place.chars().count() <= PLACE_BYTES_MAX);
+                    assert!(message.chars().count() <= MESSAGE_BYTES_MAX + 1);
+                    assert!(place.chars().count() <= PLACE_BYTES_MAX + 1);
                 }
             }
         }

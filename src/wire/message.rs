@@ -4,6 +4,7 @@
 //! most of the traffic; everything else is a map with names, so that fields can be added.
 
 use super::value::Reader;
+use crate::error::text;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -191,18 +192,12 @@ impl Failed {
 /// What a frame with a failure holds beside its texts, at most, in bytes: heads, names, a number.
 const AROUND_TEXTS: usize = 128;
 
-/// Cuts the texts, if all together are too long, to an equal share each.
+/// Cuts the texts, if all together are too long, to an equal share each. What is cut is marked.
 fn cut<const N: usize>(texts: [Option<&mut String>; N], limit: usize) {
     let room = limit.saturating_sub(AROUND_TEXTS);
     let sum: usize = texts.iter().flatten().map(|text| text.len()).sum();
     if sum > room {
-        for text in texts.into_iter().flatten() {
-            let mut end = text.len().min(room / N);
-            while !text.is_char_boundary(end) {
-                end -= 1;
-            }
-            text.truncate(end);
-        }
+        texts.into_iter().flatten().for_each(|text| text::cut(text, room / N));
     }
 }
 
@@ -667,7 +662,9 @@ mod tests {
                 failed(&mut out, u64::MAX, &why);
                 assert!(out.len() <= 1024, "{} bytes", out.len());
                 if let Failed::Arguments { reason } = why {
-                    assert_eq!(reason.len(), len.min(1024 - AROUND_TEXTS));
+                    let most = 1024 - AROUND_TEXTS;
+                    assert!(reason.len() <= most && reason.len() + 4 > len.min(most));
+                    assert_eq!(reason.ends_with(text::CUT), len > most);
                 }
             }
         }

@@ -379,7 +379,7 @@ pub(super) fn guard_against_fork() {
 }
 
 pub(super) fn caught(payload: Box<dyn std::any::Any + Send>) -> Failed {
-    let panics::Panic { location, backtrace } = panics::last();
+    let panics::Place { location, backtrace } = panics::place_of(&*payload);
     let failed =
         Failed::Panicked { message: panics::message(&*payload).to_owned(), location, backtrace };
     drop_payload(payload);
@@ -526,6 +526,7 @@ impl Worker {
     /// nothing about the end; if it hangs, the pool kills.
     fn leave(mut self) -> Result<(), String> {
         let Some(Exit { run, args }) = self.exit.take() else { return Ok(()) };
+        Errno::clear(); // as before each task
         task::set_current(0, 0, 0, true); // no task runs
         let limit = self.limit;
         let ran = match run {
@@ -628,6 +629,7 @@ impl Worker {
         let limit = self.limit.saturating_sub(out.len() - start);
         // Its own state is lost with a panic, ours is only the buffer, which is cut back.
         self.clock.start();
+        Errno::clear(); // what another task failed in is not this one's
         let ran = things.map(|things| {
             with_names(things, || catch_unwind(AssertUnwindSafe(|| function(bytes, out, limit))))
         });
@@ -812,7 +814,7 @@ impl Worker {
                 Err(InitFailed::Error { message: "its result is too large".into() })
             }
             Err(payload) => {
-                let location = panics::last().location;
+                let location = panics::place_of(&*payload).location;
                 let message = panics::message(&*payload).to_owned();
                 drop_payload(payload);
                 Err(InitFailed::Panicked { message, location })
