@@ -935,6 +935,10 @@ impl Server {
         {
             return Err(object::Bad("too many clients of a client".into()));
         }
+        // The first client of this number would never be dismissed, and its results stay for ever.
+        if inside.introduced.contains_key(&(by, number)) {
+            return Err(object::Bad("a client's number that is in use".into()));
+        }
         drop(inside);
         let socket = socket.and_then(|socket| PeerSocket::accept(socket).ok());
         let Some(socket) =

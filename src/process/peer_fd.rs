@@ -94,8 +94,8 @@ impl PeerSocket {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` when it is not a Unix stream socket: any other kind may block this process
-    /// in calls that are expected not to block.
+    /// `InvalidInput` when it is not a connected Unix stream socket: any other kind may block this
+    /// process in calls that are expected not to block, or never report an end.
     pub(crate) fn accept(fd: PeerFd) -> io::Result<Self> {
         if !sys::is_unix_stream(fd.as_fd()) {
             return Err(io::ErrorKind::InvalidInput.into());

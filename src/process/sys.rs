@@ -27,7 +27,7 @@ use std::ptr;
 use super::peer_fd::PeerFd;
 use nix::errno::Errno;
 use nix::libc::{self, c_int};
-use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrStorage, sockopt};
+use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrStorage, UnixAddr, sockopt};
 
 /// The most descriptors that one message carries: the kernel's `SCM_MAX_FD` (unix(7), since Linux
 /// 2.6.38).
@@ -481,8 +481,9 @@ pub(crate) fn recv_with_fds_or_wait(
 /// `include/linux/socket.h`), on a socket for which somebody has set `SO_PASSPIDFD`. It is closed.
 const SCM_PIDFD: c_int = 4;
 
-/// Whether a descriptor is a Unix stream socket (unix(7)). No operation of a file is called, for a
-/// file system in user space may let any of them block.
+/// Whether a descriptor is a Unix stream socket (unix(7)) that is connected. Of a listening one no
+/// end would ever be reported. No operation of a file is called, for a file system in user space
+/// may let any of them block.
 pub(crate) fn is_unix_stream(fd: BorrowedFd<'_>) -> bool {
     let option = |name| {
         let (mut value, mut len): (c_int, _) = (0, size_of::<c_int>() as libc::socklen_t);
@@ -500,6 +501,7 @@ pub(crate) fn is_unix_stream(fd: BorrowedFd<'_>) -> bool {
     };
     option(libc::SO_DOMAIN) == Some(libc::AF_UNIX)
         && option(libc::SO_TYPE) == Some(libc::SOCK_STREAM)
+        && socket::getpeername::<UnixAddr>(fd.as_raw_fd()).is_ok()
 }
 
 /// Whether a descriptor is a pidfd. As with [`is_unix_stream`], no operation of a file is called.

@@ -29,6 +29,8 @@ mod delivery;
 mod event;
 pub(crate) mod handle;
 pub(crate) mod holding;
+#[cfg(test)]
+mod hostile_clients;
 mod list;
 mod manager;
 mod map;
