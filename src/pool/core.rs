@@ -698,6 +698,13 @@ impl<T: Carried, M: Memory> Core<T, M> {
         self.workers.get(key).map_or(0, |worker| worker.load)
     }
 
+    /// Whether a worker is still to run what it was sent with this claim.
+    pub(crate) fn has(&self, key: WorkerKey, claim: Claim) -> bool {
+        self.workers
+            .get(key)
+            .is_some_and(|worker| worker.in_flight.iter().rev().any(|flight| flight.claim == claim))
+    }
+
     /// The task's number on the wire.
     pub(crate) fn id_of(&self, key: TaskKey) -> Option<u64> {
         self.tasks.get(key).map(|task| task.id)

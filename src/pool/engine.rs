@@ -24,7 +24,7 @@ use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{WorkerMemory, fork, resident, steward, sys};
 use crate::sync::named::write_names;
-use crate::wire::claim::Claims;
+use crate::wire::claim::{Claim, Claims};
 use crate::wire::message::Callee;
 use crate::wire::packet::Packet;
 use crate::wire::value::names;
@@ -814,13 +814,14 @@ impl Engine {
         let mut written = None;
         loop {
             let mut state = self.lock();
-            let Some(Link { process: Some(process), out, .. }) = state.links.get_mut(&key) else {
+            let State { core, links, .. } = &mut *state;
+            let Some(Link { process: Some(process), out, .. }) = links.get_mut(&key) else {
                 return;
             };
             if let Some((chunk, from, len)) = written.take() {
                 out.wrote(chunk, from, len);
             }
-            let Some((chunk, from)) = out.take() else {
+            let Some((chunk, from)) = out.take(|claim| core.has(key, claim)) else {
                 out.busy = false;
                 return;
             };
@@ -935,12 +936,20 @@ impl State {
         for action in actions.drain(..) {
             match action {
                 Action::Send(worker, task, slot, attempt) => {
-                    let (Some(cargo), Some(link)) =
-                        (self.core.cargo_mut(task), self.links.get_mut(&worker))
+                    let (Some(id), Some(link)) =
+                        (self.core.id_of(task), self.links.get_mut(&worker))
                     else {
                         continue;
                     };
-                    link.out.push_call(&cargo.frame, slot, attempt, cargo.things());
+                    let claim = Claim { slot, id };
+                    let is_large = |cargo: &Cargo| cargo.frame.len() > driver::LARGE;
+                    if self.core.cargo_mut(task).is_some_and(|cargo| is_large(cargo)) {
+                        // What is not wanted any more takes no memory behind a full socket. (If
+                        // the task itself was here before, it is sent anew.)
+                        link.out.retain(|other| other != claim && self.core.has(worker, other));
+                    }
+                    let Some(cargo) = self.core.cargo_mut(task) else { continue };
+                    link.out.push_call(&cargo.frame, claim, attempt, cargo.things());
                     todo.rooms.extend(cargo.room.take());
                     todo.want_flush(worker, link);
                 }

@@ -6,9 +6,11 @@ use super::reply::Things;
 use crate::error::Error;
 use crate::process::{Child, PeerSocket, WorkerMemory, sys};
 use crate::sync::named::Leases;
+use crate::wire::claim::Claim;
 use crate::wire::frame;
 use crate::wire::message;
 use crate::wire::packet::Packet;
+use bytes::Bytes;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -57,18 +59,31 @@ pub(crate) struct Process {
     pub(super) oom_kills: Option<u64>,
 }
 
-/// A piece of what is to be written: gathered small frames, or one large one, or a call that names
-/// shared objects.
+/// All that a call's frame does not have from its task: its length, and where it goes.
+const CALL_HEAD: usize = frame::HEAD + message::ADDRESS_END;
+
+/// A piece of what is to be written: gathered small frames, or one large one, or the call of a
+/// task with large arguments, or a call that names shared objects.
 #[derive(Debug)]
 pub(crate) enum Chunk {
     Gathered(Vec<u8>),
     One(Packet),
+    Large(Box<LargeCall>),
     Naming(Box<Naming>),
+}
+
+/// A call with large arguments, which are not copied.
+#[derive(Debug)]
+pub(crate) struct LargeCall {
+    claim: Claim,
+    head: [u8; CALL_HEAD],
+    rest: Bytes,
 }
 
 /// A call that names shared objects.
 #[derive(Debug)]
 pub(crate) struct Naming {
+    claim: Claim,
     bytes: Vec<u8>,
     /// They are lent to the worker just before the first byte is sent.
     things: Things,
@@ -77,11 +92,31 @@ pub(crate) struct Naming {
 }
 
 impl Chunk {
-    pub(crate) fn bytes(&self) -> &[u8] {
+    /// Bytes from this one on: all that follow, but for a large call, whose head comes by itself.
+    pub(crate) fn bytes(&self, from: usize) -> &[u8] {
         match self {
-            Self::Gathered(bytes) => bytes,
-            Self::One(packet) => packet,
-            Self::Naming(naming) => &naming.bytes,
+            Self::Gathered(bytes) => &bytes[from..],
+            Self::One(packet) => &packet[from..],
+            Self::Large(call) if from < CALL_HEAD => &call.head[from..],
+            Self::Large(call) => &call.rest[from - CALL_HEAD..],
+            Self::Naming(naming) => &naming.bytes[from..],
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Large(call) => CALL_HEAD + call.rest.len(),
+            _ => self.bytes(0).len(),
+        }
+    }
+
+    /// The claim of the one call that it is, if it may be left out as long as no byte of it was
+    /// sent. What a call names must not have been lent, or the worker would have to be told of it.
+    fn claim(&self) -> Option<Claim> {
+        match self {
+            Self::Large(call) => Some(call.claim),
+            Self::Naming(naming) if naming.things.is_some() => Some(naming.claim),
+            _ => None,
         }
     }
 
@@ -113,7 +148,7 @@ impl Chunk {
 
     /// Sends as much of it as there is room for.
     pub(crate) fn send(&self, socket: BorrowedFd<'_>, from: usize) -> io::Result<usize> {
-        let bytes = &self.bytes()[from..];
+        let bytes = self.bytes(from);
         match self {
             Self::Naming(naming) if from == 0 && !naming.sockets.is_empty() => {
                 let sockets: Vec<_> = naming.sockets.iter().map(|socket| socket.as_fd()).collect();
@@ -134,7 +169,7 @@ impl Chunk {
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
     chunks: VecDeque<Chunk>,
-    /// How much of the first chunk has been written.
+    /// How much of the first chunk has been written; 0 while a writer has that chunk.
     offset: usize,
     /// An emptied chunk, to be filled again.
     spare: Vec<u8>,
@@ -159,30 +194,29 @@ impl Outgoing {
 
     /// Appends the frame of a call, with its slot and the number of its try filled in. If it names
     /// shared objects, those are lent when it is sent.
-    pub(crate) fn push_call(&mut self, frame: &Packet, slot: u16, attempt: u8, things: Things) {
-        /// All that is changed.
-        const HEAD: usize = frame::HEAD + message::ADDRESS_END;
+    pub(crate) fn push_call(&mut self, frame: &Packet, claim: Claim, attempt: u8, things: Things) {
+        let address = |bytes: &mut [u8]| message::address(bytes, claim.slot, attempt);
         if things.is_some() {
             let mut bytes = frame.to_vec();
-            message::address(&mut bytes[frame::HEAD..HEAD], slot, attempt);
-            let naming = Naming { bytes, things, sockets: Vec::new() };
+            address(&mut bytes[frame::HEAD..CALL_HEAD]);
+            let naming = Naming { claim, bytes, things, sockets: Vec::new() };
             return self.chunks.push_back(Chunk::Naming(Box::new(naming)));
         }
-        let at = match frame {
-            // Not copied, but for its head.
+        match frame {
             Packet::Large(bytes) if bytes.len() > CHUNK => {
-                let at = self.gather(&bytes[..HEAD]);
-                self.chunks.push_back(Chunk::One(Packet::Large(bytes.slice(HEAD..))));
-                at
+                let mut head = [0; CALL_HEAD];
+                head.copy_from_slice(&bytes[..CALL_HEAD]);
+                address(&mut head[frame::HEAD..]);
+                let call = LargeCall { claim, head, rest: bytes.slice(CALL_HEAD..) };
+                self.chunks.push_back(Chunk::Large(Box::new(call)));
             }
-            _ => self.gather(frame),
-        };
-        let gathered = self.chunks.iter_mut().rev().find_map(|chunk| match chunk {
-            Chunk::Gathered(bytes) => Some(bytes),
-            Chunk::One(_) | Chunk::Naming(_) => None,
-        });
-        let bytes = gathered.expect("it has just been put there");
-        message::address(&mut bytes[at + frame::HEAD..at + HEAD], slot, attempt);
+            _ => {
+                let at = self.gather(frame);
+                if let Some(Chunk::Gathered(bytes)) = self.chunks.back_mut() {
+                    address(&mut bytes[at + frame::HEAD..at + CALL_HEAD]);
+                }
+            }
+        }
     }
 
     /// Appends to what is gathered; gives the place in its last chunk.
@@ -200,20 +234,33 @@ impl Outgoing {
         0
     }
 
-    /// The next piece to write, and where in it to begin.
-    pub(crate) fn take(&mut self) -> Option<(Chunk, usize)> {
-        let chunk = self.chunks.pop_front()?;
-        Some((chunk, self.offset))
+    /// Leaves out the calls that the worker is not to run any more, as far as none of their bytes
+    /// was sent.
+    pub(crate) fn retain(&mut self, is_wanted: impl Fn(Claim) -> bool) {
+        let mut begun = self.offset > 0;
+        self.chunks
+            .retain(|chunk| std::mem::take(&mut begun) || chunk.claim().is_none_or(&is_wanted));
+    }
+
+    /// The next piece to write, and where in it to begin. What is not wanted is left out, see
+    /// [`retain`](Self::retain).
+    pub(crate) fn take(&mut self, is_wanted: impl Fn(Claim) -> bool) -> Option<(Chunk, usize)> {
+        loop {
+            let chunk = self.chunks.pop_front()?;
+            let from = std::mem::take(&mut self.offset);
+            if from > 0 || chunk.claim().is_none_or(&is_wanted) {
+                return Some((chunk, from));
+            }
+        }
     }
 
     /// So much of the piece was written.
     pub(crate) fn wrote(&mut self, chunk: Chunk, from: usize, len: usize) {
-        if from + len < chunk.bytes().len() {
+        if from + len < chunk.len() {
             self.offset = from + len;
             self.chunks.push_front(chunk);
             return;
         }
-        self.offset = 0;
         if let Chunk::Gathered(mut chunk) = chunk
             && self.spare.capacity() < chunk.capacity()
         {
@@ -237,8 +284,8 @@ mod tests {
         for step in [1, 7, 64, 65_536, 1 << 20] {
             let (mut out, mut got) = (Outgoing::default(), Vec::<u8>::new());
             frames.iter().for_each(|frame| out.push(&Packet::copy_from(frame)));
-            while let Some((chunk, from)) = out.take() {
-                let part = chunk.bytes()[from..].iter().take(step).copied().collect::<Vec<_>>();
+            while let Some((chunk, from)) = out.take(|_| true) {
+                let part = chunk.bytes(from).iter().take(step).copied().collect::<Vec<_>>();
                 got.extend(&part);
                 out.wrote(chunk, from, part.len());
             }
@@ -258,16 +305,47 @@ mod tests {
             message::call(&mut bytes, 300, 0, message::Callee::Index(1), 1);
             bytes.extend(std::iter::repeat_n(5, len));
             frame::finish(&mut bytes, start);
-            out.push_call(&Packet::copy_from(&bytes), slot, 3, None);
+            out.push_call(&Packet::copy_from(&bytes), Claim { slot, id: 300 }, 3, None);
             message::address(&mut bytes[frame::HEAD..], slot, 3);
             expected.extend(bytes);
         }
         let mut got: Vec<u8> = Vec::new();
-        while let Some((chunk, from)) = out.take() {
-            got.extend(&chunk.bytes()[from..]);
-            let len = chunk.bytes().len() - from;
+        while let Some((chunk, from)) = out.take(|_| true) {
+            let len = chunk.bytes(from).len();
+            got.extend(chunk.bytes(from));
             out.wrote(chunk, from, len);
         }
         assert!(got == expected);
+    }
+
+    #[test]
+    fn of_calls_that_are_not_wanted_only_the_one_that_was_begun_is_sent() {
+        let large = |id: u64| {
+            let mut bytes = Vec::new();
+            let start = frame::begin(&mut bytes);
+            message::call(&mut bytes, id, 0, message::Callee::Index(1), 1);
+            bytes.resize(100_000, id as u8);
+            frame::finish(&mut bytes, start);
+            Packet::copy_from(&bytes)
+        };
+        let mut out = Outgoing::default();
+        let push = |out: &mut Outgoing, id| {
+            out.push_call(&large(id), Claim { slot: id as u16, id }, 1, None);
+        };
+        push(&mut out, 1);
+        // A writer has it when the next ones come, and puts it back.
+        let (chunk, from) = out.take(|_| true).expect("it is there");
+        (2..6).for_each(|id| push(&mut out, id));
+        out.retain(|claim| claim.id != 2);
+        out.wrote(chunk, from, 10);
+        out.retain(|claim| claim.id > 3);
+        let mut sent = Vec::new();
+        while let Some((chunk, from)) = out.take(|claim| claim.id == 5) {
+            let len = chunk.bytes(from).len();
+            sent.push((chunk.claim().map(|claim| claim.id), len));
+            out.wrote(chunk, from, len);
+        }
+        let (head, rest) = (CALL_HEAD, 100_000 - CALL_HEAD);
+        assert_eq!(sent, [(Some(1), head - 10), (Some(1), rest), (Some(5), head), (Some(5), rest)]);
     }
 }

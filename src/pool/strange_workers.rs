@@ -197,6 +197,41 @@ pub(super) async fn start_error(pool: &Pool) -> Error {
         .expect_err("that is no worker")
 }
 
+/// Aborted in the order of submission, each abort makes room for the next task.
+#[tokio::test]
+async fn of_large_tasks_that_are_aborted_one_by_one_only_what_was_begun_is_sent() {
+    fn length(text: String) -> u8 {
+        text.len() as u8
+    }
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let (gone, heard) = (std::sync::Mutex::new(gone), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&heard);
+    let pool = played(move |_, player| {
+        player.become_ready();
+        gone.lock().unwrap().recv().unwrap(); // until then it reads nothing
+        loop {
+            let claim = player.unclaimed();
+            count.fetch_add(1, Ordering::Relaxed);
+            if player.memory.claims().begin(claim) {
+                player.answer(claim.id, 42);
+                return player.wait();
+            }
+        }
+    });
+    let pool = pool.build().unwrap();
+    tokio::time::timeout(HANG, pool.ready()).await.expect("it hangs").unwrap();
+    let text = "x".repeat(900_000); // more than a socket takes
+    let tasks: Vec<_> = (0..10).map(|_| pool.spawn(length, &text)).collect();
+    tasks.iter().for_each(super::JoinHandle::abort);
+    let last = pool.spawn(echo, 1);
+    go.send(()).unwrap();
+    assert_eq!(tokio::time::timeout(HANG, last).await.expect("it hangs").unwrap(), 42);
+    for task in tasks {
+        assert!(task.await.unwrap_err().is_cancelled());
+    }
+    assert_eq!(heard.load(Ordering::Relaxed), 2, "the first one and the last one");
+}
+
 #[tokio::test]
 async fn another_program_that_answers_is_told_as_such_and_killed() {
     let pool = pool_of_shells("echo 'mysql_native_password' >&0; echo noise >&2; exec sleep 1000");
