@@ -411,9 +411,10 @@ impl World {
             .map(|(_, worker)| (worker.load, worker.in_flight.clone()))
             .collect();
         for (load, flights) in loads {
-            self.ensure(load == flights.iter().map(|flight| flight.left as usize).sum(), || {
-                format!("{load} of {flights:?}")
-            });
+            self.ensure(
+                load == flights.iter().map(|flight| flight.left as usize).sum::<usize>(),
+                || format!("{load} of {flights:?}"),
+            );
             self.ensure(flights.iter().all(|flight| flight.left > 0), || {
                 format!("nothing is left of one of {flights:?}")
             });

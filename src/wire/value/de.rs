@@ -5,7 +5,10 @@ use std::str;
 use serde::de::{self, Deserialize, DeserializeSeed, Error as _, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::{DEPTH_MAX, DecodeError, EXT_BYTES, EXT_I128, EXT_SOME, EXT_U128};
+use super::{
+    DEPTH_MAX, DecodeError, EXT_BYTES, EXT_I128, EXT_NAMED, EXT_SOME, EXT_U128, NEWTYPE, RAW_JSON,
+    TAGGED,
+};
 
 type Result<T> = std::result::Result<T, DecodeError>;
 
@@ -224,6 +227,47 @@ impl<'de> Decoder<'de> {
         result
     }
 
+    /// If a newtype struct comes that is written with this name, reads it and gives the name and the
+    /// content, which are to be read by [`inside`](Self::inside).
+    #[inline]
+    fn named_if(&mut self, name: &str) -> Result<Option<&'de [u8]>> {
+        match self.rest {
+            [0xc7..=0xc9 | 0xd4..=0xd8, ..] => self.named_if_extension(name),
+            _ => Ok(None),
+        }
+    }
+
+    fn named_if_extension(&mut self, name: &str) -> Result<Option<&'de [u8]>> {
+        let before = self.rest;
+        let marker = self.marker()?;
+        if let (EXT_NAMED, content) = self.extension(marker)?
+            && Reader::new(content).input.name()? == name
+        {
+            return Ok(Some(content));
+        }
+        self.rest = before;
+        Ok(None)
+    }
+
+    /// Reads the name of a newtype struct.
+    fn name(&mut self) -> Result<&'de str> {
+        self.text_if()?.ok_or_else(|| DecodeError::custom("a named value has no name"))
+    }
+
+    /// Reads the name and the content of a newtype struct that is written with its name.
+    fn named<V: Visitor<'de>>(&mut self, hint: Hint, visitor: V) -> Result<V::Value> {
+        let before = self.rest;
+        let name = self.name()?;
+        match (hint, name) {
+            (Hint::Any, NEWTYPE) => visitor.visit_newtype_struct(self),
+            (Hint::Any, _) => {
+                self.rest = before;
+                visitor.visit_enum(Variant { input: self })
+            }
+            _ => self.any(hint, visitor),
+        }
+    }
+
     #[inline]
     fn text(&mut self, count: usize) -> Result<&'de str> {
         let bytes = self.take(count)?;
@@ -368,6 +412,7 @@ impl<'de> Decoder<'de> {
             (EXT_SOME, _, Hint::Any) => self.inside(content, |inside| visitor.visit_some(inside)),
             // A type that is no option is given what is in it.
             (EXT_SOME, ..) => self.inside(content, |inside| inside.any(hint, visitor)),
+            (EXT_NAMED, ..) => self.inside(content, |inside| inside.named(hint, visitor)),
             (EXT_BYTES, _, Hint::List) => self.list(content, visitor),
             (EXT_BYTES, ..) => visitor.visit_borrowed_bytes(content),
             (EXT_I128 | EXT_U128, 16, Hint::Integer) => {
@@ -382,6 +427,7 @@ impl<'de> Decoder<'de> {
         let marker = self.marker()?;
         match marker {
             0x00..=0x7f => visitor.visit_u8(marker),
+            0x81 if hint == Hint::Any && self.is_tagged() => self.variant(visitor),
             0x80..=0x8f => self.map(usize::from(marker & 0x0f), visitor),
             0x90..=0x9f => self.array_as(usize::from(marker & 0x0f), hint, visitor),
             0xa0..=0xbf => visitor.visit_borrowed_str(self.text(usize::from(marker & 0x1f))?),
@@ -520,6 +566,22 @@ impl<'de> Decoder<'de> {
             }
             _ => Ok(None),
         }
+    }
+
+    /// The rest of a map of one entry is one of CBOR's tags.
+    fn is_tagged(&self) -> bool {
+        const { assert!(TAGGED.len() < 0x20) };
+        matches!(self.rest, [head, rest @ ..] if *head == 0xa0 | TAGGED.len() as u8
+            && rest.starts_with(TAGGED.as_bytes()))
+    }
+
+    /// The entry of a map that is a variant with content.
+    fn variant<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
+        self.check(1, 2)?;
+        self.enter()?;
+        let result = visitor.visit_enum(Variant { input: &mut *self });
+        self.depth += 1;
+        result
     }
 
     /// The number of elements, if an array comes.
@@ -736,9 +798,18 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
     #[inline]
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
-        _name: &'static str,
+        name: &'static str,
         visitor: V,
     ) -> Result<V::Value> {
+        if let Some(content) = self.named_if(name)? {
+            return self.inside(content, |inside| {
+                inside.name()?;
+                visitor.visit_newtype_struct(inside)
+            });
+        }
+        if name == RAW_JSON {
+            return self.deserialize_map(visitor);
+        }
         self.enter()?;
         let result = visitor.visit_newtype_struct(&mut *self);
         self.depth += 1;
@@ -800,13 +871,7 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'de> {
         }
         match self.map_if()? {
             None => visitor.visit_enum(Unit { input: self }),
-            Some(1) => {
-                self.check(1, 2)?;
-                self.enter()?;
-                let result = visitor.visit_enum(Variant { input: &mut *self });
-                self.depth += 1;
-                result
-            }
+            Some(1) => self.variant(visitor),
             Some(count) => {
                 Err(DecodeError::invalid_length(count, &"a map of one entry for a variant"))
             }

@@ -27,7 +27,7 @@
 //! | `bytes`                                 | ext, type [`EXT_BYTES`]                                                |
 //! | `()`, unit struct, `None`               | nil                                                                    |
 //! | `Some(x)`                               | `x`; if `x` is nil or such an ext itself, ext, type [`EXT_SOME`]       |
-//! | newtype struct                          | its content                                                            |
+//! | newtype struct                          | its content; with a [reserved name](NAMED), ext, type [`EXT_NAMED`]    |
 //! | sequence, tuple                         | `bin` if it has elements and each is a `u8`, else array                |
 //! | tuple struct                            | array                                                                  |
 //! | map                                     | map                                                                    |
@@ -52,6 +52,23 @@ use serde::de::DeserializeOwned;
 pub(crate) use self::de::Reader;
 pub(crate) use self::error::{DecodeError, EncodeError};
 
+/// The names of newtype structs by which a type and a serializer of its own data format understand
+/// each other: MessagePack's extensions, and dates and numbers of property lists. To every other
+/// serializer they look like their content, and come back as that. So they travel with their name,
+/// and a type that decodes without knowing what it will meet is told it in the way that its own
+/// format uses.
+const NAMED: [&str; 3] = [NEWTYPE, "PLIST-DATE", "PLIST-UID"];
+
+/// The one of [`NAMED`] that is told as a newtype struct; the others are told as variants.
+const NEWTYPE: &str = "_ExtStruct";
+
+/// The variant by which CBOR's tags are told to a type that decodes without knowing what it will
+/// meet.
+const TAGGED: &str = "@@TAGGED@@";
+
+/// The newtype struct by which text in JSON asks for the map in which it is written.
+const RAW_JSON: &str = "$serde_json::private::RawValue";
+
 /// How deep a value may be nested, both when it is encoded and when it is decoded.
 pub(crate) const DEPTH_MAX: usize = 256;
 
@@ -64,6 +81,10 @@ pub(crate) const EXT_BYTES: u8 = 2;
 pub(crate) const EXT_I128: u8 = 3;
 /// Extension type of a `u128`.
 pub(crate) const EXT_U128: u8 = 4;
+
+/// Extension type of a newtype struct with one of the names in [`NAMED`]. Its content is two values,
+/// the name and the struct's content.
+pub(crate) const EXT_NAMED: u8 = 5;
 
 /// Appends `value` to `out`.
 ///

@@ -5,7 +5,9 @@ use serde::ser::{
     SerializeTuple, SerializeTupleStruct, SerializeTupleVariant,
 };
 
-use super::{DEPTH_MAX, EXT_BYTES, EXT_I128, EXT_SOME, EXT_U128, EncodeError, names};
+use super::{
+    DEPTH_MAX, EXT_BYTES, EXT_I128, EXT_NAMED, EXT_SOME, EXT_U128, EncodeError, NAMED, names,
+};
 
 type Result<T = ()> = std::result::Result<T, EncodeError>;
 
@@ -219,6 +221,30 @@ impl Output<'_> {
         };
         self.room(head.len())?;
         self.bytes.splice(start..start, head.iter().copied());
+        Ok(())
+    }
+}
+
+impl Output<'_> {
+    /// A newtype struct together with its name.
+    #[cold]
+    fn named<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) -> Result {
+        self.enter()?;
+        let start = self.bytes.len();
+        self.str(name)?;
+        value.serialize(Serializer { output: &mut *self, list: None })?;
+        self.leave();
+        let mut head = Vec::new();
+        let length = self.bytes.len() - start;
+        if length <= 0xff {
+            head.extend([0xc7, length as u8]);
+        } else {
+            Output { bytes: &mut head, limit: self.limit, depth: 0, failed: false }
+                .long_header(0xc8, length)?;
+        }
+        head.push(EXT_NAMED);
+        self.room(head.len())?;
+        self.bytes.splice(start..start, head);
         Ok(())
     }
 }
@@ -520,6 +546,9 @@ impl<'s, 'o> ser::Serializer for Serializer<'s, 'o> {
         name: &'static str,
         value: &T,
     ) -> Result {
+        if NAMED.contains(&name) {
+            return self.output()?.named(name, value);
+        }
         self.output.enter()?;
         let content = Serializer { output: &mut *self.output, list: self.list };
         if std::ptr::eq(name, names::HANDLE) {

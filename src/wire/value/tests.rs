@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_bytes::ByteBuf;
 
 use super::super::counting::peak_of;
-use super::{DEPTH_MAX, DecodeError, EncodeError, Reader, decode, encode};
+use super::{DEPTH_MAX, DecodeError, EXT_BYTES, EXT_NAMED, EncodeError, Reader, decode, encode};
 
 fn bytes_of<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     let mut out = Vec::new();
@@ -850,6 +850,80 @@ fn types_of_the_standard_library() {
     same(std::num::NonZeroU128::MAX);
     same(Some(std::marker::PhantomData::<u8>));
     same(std::sync::atomic::AtomicBool::new(true).into_inner());
+}
+
+/// Types that understand each other with the serializer of their own format by names of serde's.
+#[test]
+fn values_of_data_formats_come_back() {
+    use rmpv::Value::{Array, Boolean, Ext};
+    let named = |tag: i8, length: usize| Ext(tag, vec![7; length]);
+    for tag in [42, 1, 2, 3, 4, 5, 0, -1, i8::MIN] {
+        for length in [0, 1, 2, 16, 255, 70_000] {
+            same(named(tag, length));
+        }
+    }
+    same(Array(vec![named(1, 3), Array(vec![named(-1, 4)]), Boolean(true)]));
+    same((Some(named(1, 1)), Some(Some(named(2, 2))), None::<rmpv::Value>));
+    same(HashMap::from([("key".to_owned(), named(3, 3))]));
+    same(Buffered::Value(Array(vec![named(1, 3)])));
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Buffered {
+        Number(u8),
+        Value(rmpv::Value),
+    }
+
+    let json: serde_json::Value = serde_json::from_str(
+        r#"{"a": [1, -2.50, 123456789012345678901234567890, 1e400], "b": null}"#,
+    )
+    .unwrap();
+    same(json.clone());
+    same(json["a"][2].as_number().unwrap().clone());
+    let raw = serde_json::value::RawValue::from_string("[1,  2]".into()).unwrap();
+    let raw: Box<serde_json::value::RawValue> = decode(&bytes_of(&Some(raw))).unwrap();
+    assert_eq!(raw.get(), "[1,  2]");
+
+    let document: toml::Table =
+        toml::from_str("at = 1979-05-27T07:32:00.5Z\nday = 1979-05-27\nall = [07:32:00, 1, 2.5]")
+            .unwrap();
+    same(toml::Value::Table(document.clone()));
+    same(document["at"].as_datetime().copied().unwrap());
+
+    use ciborium::Value as Cbor;
+    let tagged =
+        Cbor::Tag(1, Box::new(Cbor::Array(vec![Cbor::Tag(u64::MAX, Box::new(Cbor::Null))])));
+    same(tagged.clone());
+    same(Cbor::Map(vec![(Cbor::Text("x".into()), tagged), (Cbor::Null, Cbor::Bytes(vec![1]))]));
+    same(ciborium::tag::Captured(Some(7), 5u8));
+    same(ciborium::tag::Required::<String, 7>("x".into()));
+
+    let date = plist::Date::from_xml_format("1981-05-16T11:32:06Z").unwrap();
+    same(date);
+    same(plist::Value::Date(date));
+    same(plist::Uid::new(7));
+    same(plist::Value::Array(vec![
+        plist::Value::Uid(plist::Uid::new(7)),
+        plist::Value::Date(date),
+    ]));
+    same(plist::Value::Data(vec![1, 2]));
+}
+
+#[test]
+fn a_named_value_is_read_by_a_type_that_does_not_know_the_name() {
+    let ext = bytes_of(&rmpv::Value::Ext(-1, vec![7, 8]));
+    let content = [&b"\xaa_ExtStruct"[..], &[0x92, 0xff, 0xd5, EXT_BYTES, 7, 8]].concat();
+    assert_eq!(ext, [&[0xc7, content.len() as u8, EXT_NAMED], &content[..]].concat());
+    assert_eq!(decode::<(i8, ByteBuf)>(&ext).unwrap(), (-1, ByteBuf::from([7, 8])));
+    let date = plist::Date::from_xml_format("1981-05-16T11:32:06Z").unwrap();
+    assert_eq!(decode::<String>(&bytes_of(&date)).unwrap(), "1981-05-16T11:32:06Z");
+    assert_eq!(decode::<u128>(&bytes_of(&plist::Uid::new(7))).unwrap(), 7);
+    // Whatever another process sends in the place of one.
+    for content in [&[][..], &[0xc0], &[0xa1], &[0xaa], b"\xaa_ExtStruct", b"\xa1x\xc0\xc0"] {
+        let bytes = [&[0xc7, content.len() as u8, EXT_NAMED], content].concat();
+        decode::<rmpv::Value>(&bytes).unwrap_err();
+        decode::<New<u8>>(&bytes).unwrap_err();
+        decode::<plist::Value>(&bytes).unwrap_err();
+    }
 }
 
 #[test]
