@@ -519,7 +519,8 @@ async fn what_is_read_often_is_never_older_than_what_was_written_before() {
 
 #[tokio::test]
 async fn what_was_set_is_there_though_its_process_dies_at_once() {
-    const COUNT: u64 = 3_000;
+    // All together less than what a watcher may be behind.
+    const COUNT: u64 = 1_300;
     let pool = pool(1);
     for round in 0..20 {
         let map = pool.manager().map().unwrap();
@@ -596,7 +597,8 @@ async fn what_was_set_is_seen_by_whoever_hears_of_it_in_another_way() {
 
 #[tokio::test]
 async fn several_who_set_are_each_seen_in_their_order_and_by_watchers() {
-    const COUNT: u64 = 3_000;
+    // All together less than what a watcher may be behind.
+    const COUNT: u64 = 1_300;
     let pool = pool(3);
     let map = pool.manager().map().unwrap();
     let mut watch = map.watch().await.unwrap();
@@ -745,4 +747,113 @@ async fn the_first_value_of_a_lock_may_hold_handles_which_a_worker_can_use() {
     let foreign = Manager::new().unwrap().value(7u64).unwrap();
     let refused = manager.rwlock(foreign).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ForeignHandle);
+}
+
+// ---- more than one message carries
+
+type Blob = serde_bytes::ByteBuf;
+
+fn blob(byte: u8, mib: usize) -> Blob {
+    Blob::from(vec![byte; mib << 20])
+}
+
+#[tokio::test]
+async fn a_snapshot_larger_than_any_message_arrives_whole_and_the_worker_goes_on() {
+    let pool = pool(1);
+    let (map, list) = (pool.manager().map().unwrap(), pool.manager().list().unwrap());
+    for n in 0..4u8 {
+        soon(map.set(n, blob(n, 8))).await.unwrap();
+        soon(list.push(blob(n, 8))).await.unwrap();
+    }
+    let look = |map: Map<u8, Blob>, list: List<Blob>| {
+        let is = |n: u8, blob: &Blob| blob.len() == 8 << 20 && blob.iter().all(|byte| *byte == n);
+        let entries = map.blocking_entries().unwrap();
+        assert!(entries.len() == 4 && entries.iter().all(|(n, blob)| is(*n, blob)));
+        assert_eq!(map.blocking_keys().unwrap(), [0, 1, 2, 3]);
+        let values = list.blocking_snapshot().unwrap();
+        assert!(values.len() == 4 && (0..).zip(&values).all(|(n, blob)| is(n, blob)));
+        assert_eq!(list.blocking_range(1..3).unwrap()[..], values[1..3]);
+        (map.blocking_len().unwrap(), list.blocking_len().unwrap())
+    };
+    for _ in 0..2 {
+        assert_eq!(soon(pool.spawn(look, (map.clone(), list.clone()))).await.unwrap(), (4, 4));
+    }
+    assert_eq!(soon(map.entries()).await.unwrap().len(), 4);
+    assert_eq!(soon(list.snapshot()).await.unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_snapshot_is_of_one_moment_though_it_comes_in_pieces() {
+    let pool = pool(2);
+    let map: Map<u16, Blob> = pool.manager().map().unwrap();
+    let stop = pool.manager().value(false).unwrap();
+    let value = |round: u8| Blob::from(vec![round; 300 << 10]);
+    for key in 0..8 {
+        soon(map.set(key, value(0))).await.unwrap();
+    }
+    // From the first key to the last, again and again: so a moment shows at most two rounds, the
+    // newer one in front.
+    let write = move |map: Map<u16, Blob>, stop: Value<bool>| {
+        for round in 1..=u8::MAX {
+            for key in 0..8 {
+                map.blocking_insert(key, value(round)).unwrap();
+            }
+            if stop.load().unwrap() {
+                return;
+            }
+        }
+    };
+    let writing = pool.spawn(write, (map.clone(), stop.clone()));
+    for _ in 0..10 {
+        let entries = soon(map.entries()).await.unwrap();
+        let rounds: Vec<u8> = entries.iter().map(|(_, blob)| blob[0]).collect();
+        assert!(rounds.is_sorted_by(|a, b| a >= b), "{rounds:?}");
+        assert!(rounds[0] - rounds[7] <= 1, "{rounds:?}");
+    }
+    stop.store(true).unwrap();
+    soon(writing).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_given_up_keeps_nothing() {
+    let pool = pool(1);
+    let list = pool.manager().list().unwrap();
+    for n in 0..3 {
+        soon(list.push(blob(n, 1))).await.unwrap();
+    }
+    for _ in 0..1000 {
+        // Polled once or twice: the first pieces are there at once.
+        let mut fetching = Box::pin(list.snapshot());
+        let _ = (&mut fetching).now_or_never();
+        drop(fetching);
+    }
+    assert_eq!(soon(list.snapshot()).await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn what_exceeds_a_message_is_an_error_of_that_call_alone() {
+    let pool = pool(1);
+    let map = pool.manager().map().unwrap();
+    soon(map.set("key".to_owned(), blob(1, 15))).await.unwrap();
+    let over = |map: Map<String, Blob>| {
+        let long = map.blocking_get(&"k".repeat(2 << 20)).unwrap_err();
+        // Both what is expected and what is to be there.
+        let both =
+            map.blocking_compare_exchange("key".to_owned(), Some(&blob(1, 15)), Some(&blob(2, 15)));
+        let count = map.blocking_len().unwrap();
+        let both = both.unwrap_err();
+        ((long.is_too_large(), long.size_limit()), both.is_too_large(), count)
+    };
+    let (long, both, count) = soon(pool.spawn(over, &map)).await.unwrap();
+    assert_eq!((long, both, count), ((true, Some(1 << 20)), true, 1));
+    // The longest key and value that there may be.
+    let longest = "k".repeat((1 << 20) - 5);
+    let value = Blob::from(vec![3; (16 << 20) - 64]);
+    soon(map.set(longest.clone(), value)).await.unwrap();
+    let len = |map: Map<String, Blob>| {
+        let entries = map.blocking_entries().unwrap();
+        entries.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
+    };
+    let all = soon(pool.spawn(len, &map)).await.unwrap();
+    assert_eq!(all, 3 + (15 << 20) + (17 << 20) - 69);
 }

@@ -94,7 +94,7 @@ pub(crate) fn names_of(one: &(dyn Any + Send + Sync)) -> Option<&[(u64, Part)]> 
 }
 
 /// The names of a body.
-pub(super) fn names(held: &Held) -> Vec<(u64, Part)> {
+pub(crate) fn names(held: &Held) -> Vec<(u64, Part)> {
     let mut all = Vec::new();
     each(held, &mut |one| all.extend(names_of(one).unwrap_or_default()));
     all

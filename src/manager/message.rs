@@ -10,10 +10,27 @@ use super::object::{Bad, Part};
 
 /// Bytes of a value in a shared object, encoded: the most.
 pub(crate) const VALUE_MAX: usize = 16 << 20;
-/// Bytes of a frame's body: a value, what the object says about it, and its names.
-pub(crate) const FRAME_MAX: usize = VALUE_MAX + (1 << 20);
+/// Bytes of a map's key, encoded: the most.
+pub(crate) const KEY_MAX: usize = 1 << 20;
+/// Bytes of a frame's body: a value, its key, what the object says about it, and its names.
+pub(crate) const FRAME_MAX: usize = VALUE_MAX + KEY_MAX + (3 << 20);
 /// References that one message may name.
-const NAMES_MAX: u64 = 1 << 16;
+pub(crate) const NAMES_MAX: usize = 1 << 16;
+/// Bytes of a name, at most.
+const NAME_BYTES: usize = 40;
+/// Bytes of a message beside its names and its two byte strings, at most.
+const HEAD_BYTES: usize = 64;
+
+const _: () = assert!(
+    VALUE_MAX + KEY_MAX + NAMES_MAX * NAME_BYTES + 4 * HEAD_BYTES <= FRAME_MAX,
+    "what is allowed by itself is allowed together"
+);
+
+/// Returns whether a request or an answer with so much in it can be sent: a reader ends the
+/// connection at a longer one.
+pub(crate) fn fits(head: usize, tail: usize, names: usize) -> bool {
+    names <= NAMES_MAX && head + tail + names * NAME_BYTES + HEAD_BYTES <= FRAME_MAX
+}
 
 mod kind {
     // From the client.
@@ -83,9 +100,11 @@ pub(crate) enum Refusal {
     Broken,
     /// There is no memory or no descriptor to be had.
     NoMemory,
+    /// The answer exceeds what one message may carry.
+    TooLarge,
 }
 
-pub(super) const REFUSALS: [Refusal; 7] = [
+pub(super) const REFUSALS: [Refusal; 8] = [
     Refusal::Closed,
     Refusal::NotYours,
     Refusal::Full,
@@ -93,6 +112,7 @@ pub(super) const REFUSALS: [Refusal; 7] = [
     Refusal::TimedOut,
     Refusal::Broken,
     Refusal::NoMemory,
+    Refusal::TooLarge,
 ];
 
 /// From a client.
@@ -403,7 +423,7 @@ impl<'a> Reader<'a> {
         let len = u64::from(
             rmp::decode::read_array_len(&mut self.0).map_err(|_| bad("numbers are missing"))?,
         );
-        if len > NAMES_MAX || len > self.0.len() as u64 {
+        if len > NAMES_MAX as u64 || len > self.0.len() as u64 {
             return Err(bad("too many numbers"));
         }
         (0..len).map(|_| self.uint()).collect()
@@ -414,7 +434,7 @@ impl<'a> Reader<'a> {
             rmp::decode::read_array_len(&mut self.0).map_err(|_| bad("names are missing"))?,
         );
         // A name takes at least four bytes.
-        if len > NAMES_MAX || len > self.0.len() as u64 / 4 {
+        if len > NAMES_MAX as u64 || len > self.0.len() as u64 / 4 {
             return Err(bad("too many names"));
         }
         (0..len).map(|_| self.name()).collect()

@@ -20,7 +20,7 @@ use super::lane::{self, Way};
 use super::lock::served::Lock;
 use super::lock::word::words_for;
 use super::mail::{Arrived, Mail, shielded};
-use super::message::{FRAME_MAX, Kind, Name, Refusal, ToClient, ToManager};
+use super::message::{self, FRAME_MAX, Kind, Name, Refusal, ToClient, ToManager};
 use super::object::{Answer, Body, Caller, Client, Held, Part};
 use super::outgoing::{Fd, Outgoing, write_out};
 use super::post::Post;
@@ -504,6 +504,14 @@ impl Server {
                 Action::Answer(Answer { to, body, offer, descriptor: None }) => {
                     let Some(link) = links.get_mut(&to.client) else { continue };
                     let names = held::names(&body.held);
+                    if !message::fits(body.head.len(), body.tail.len(), names.len()) {
+                        let refused =
+                            ToClient::Refused { ticket: to.ticket, why: Refusal::TooLarge };
+                        link.out.push(Vec::new(), |out| refused.write(out));
+                        todo.flush.push(to.client);
+                        todo.sent.push(body);
+                        continue;
+                    }
                     let names: Vec<_> = names
                         .into_iter()
                         .filter_map(|(object, part)| state.lend(to.client, object, part, now))

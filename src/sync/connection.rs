@@ -13,7 +13,7 @@ use crate::error::{Error, Why};
 use crate::manager::lane::Way;
 use crate::manager::lock::served::owner_of;
 use crate::manager::mail::{Arrived, Mail};
-use crate::manager::message::{Name, Place, Refusal, ToManager};
+use crate::manager::message::{Name, Place, Refusal, ToManager, VALUE_MAX};
 use crate::manager::object::{Body, Client, Held, NO_ANSWER, Part};
 use crate::manager::outgoing::Fd;
 use crate::manager::segments::SHARED_MAX;
@@ -503,6 +503,7 @@ pub(crate) fn error(why: Refusal) -> Error {
         Refusal::TooMany => Why::TooManyRequests,
         Refusal::TimedOut => Why::TimedOut,
         Refusal::Broken => Why::ObjectBroken,
+        Refusal::TooLarge => Why::TooLarge { limit: VALUE_MAX },
         Refusal::NoMemory => Why::Memory {
             step: "getting the memory of a shared object",
             source: std::io::Error::from(std::io::ErrorKind::OutOfMemory),

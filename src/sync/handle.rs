@@ -34,7 +34,7 @@ use super::wait;
 use crate::coop::BudgetUnit;
 use crate::error::{Error, Why};
 use crate::manager::mail::Arrived;
-use crate::manager::message::{Kind, Name, Place, Refusal, VALUE_MAX};
+use crate::manager::message::{self, Kind, Name, Place, Refusal, VALUE_MAX};
 use crate::manager::object::{Body, Held, Object, Part};
 use crate::manager::state::What;
 use crate::process::{PeerFd, fork};
@@ -284,10 +284,10 @@ impl Handle {
         body: Body,
         ticket: impl FnOnce() -> Result<u64, Error>,
     ) -> Result<u64, Error> {
-        if body.tail.len() > VALUE_MAX {
+        let names = self.connection().names(&body.held)?;
+        if !message::fits(body.head.len(), body.tail.len(), names.len()) {
             return Err(Why::TooLarge { limit: VALUE_MAX }.into());
         }
-        let names = self.connection().names(&body.held)?;
         let ticket = ticket()?;
         self.connection().request(self.name().object, ticket, body, &names);
         Ok(ticket)

@@ -2,6 +2,8 @@
 
 use super::handle::{Asking, Handle, handle_travels, kinds};
 use super::manager::Manager;
+use super::pieces;
+use super::wait::park_on;
 use crate::coop::take_unit;
 use crate::error::{Error, Why};
 use crate::manager::held::join;
@@ -453,18 +455,24 @@ impl<T: DeserializeOwned> List<T> {
         self.maybe(self.ask(&Ask::Get { at: at as u64 }).settle())
     }
 
-    /// All elements, as they are in one moment.
+    /// Returns all elements, as they are in one moment.
+    ///
+    /// Another process fetches them in pieces of 512 KiB, or one element if that is larger, and the
+    /// manager serves others between two pieces. Until the last one is fetched, elements that were
+    /// replaced meanwhile count towards the manager's memory.
     ///
     /// # Errors
     ///
     /// [`Decode`](crate::ErrorKind::Decode), when one is not a `T`;
+    /// [`TooManyRequests`](crate::ErrorKind::TooManyRequests), when 256 snapshots of this list are
+    /// being fetched;
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
     /// Nothing happens by dropping it.
     pub async fn snapshot(&self) -> Result<Vec<T>, Error> {
-        self.values(self.ask(&Ask::Snapshot { from: 0, to: u64::MAX }).await)
+        self.values(0..usize::MAX).await
     }
 
     /// As [`snapshot`](Self::snapshot).
@@ -473,7 +481,7 @@ impl<T: DeserializeOwned> List<T> {
     ///
     /// As `snapshot`.
     pub fn blocking_snapshot(&self) -> Result<Vec<T>, Error> {
-        self.values(self.ask(&Ask::Snapshot { from: 0, to: u64::MAX }).settle())
+        park_on(self.values(0..usize::MAX))
     }
 
     /// The elements of these places, as they are in one moment; those that do not exist are left
@@ -487,9 +495,7 @@ impl<T: DeserializeOwned> List<T> {
     ///
     /// Nothing happens by dropping it.
     pub async fn range(&self, places: std::ops::Range<usize>) -> Result<Vec<T>, Error> {
-        self.values(
-            self.ask(&Ask::Snapshot { from: places.start as u64, to: places.end as u64 }).await,
-        )
+        self.values(places).await
     }
 
     /// As [`range`](Self::range).
@@ -498,18 +504,30 @@ impl<T: DeserializeOwned> List<T> {
     ///
     /// As `snapshot`.
     pub fn blocking_range(&self, places: std::ops::Range<usize>) -> Result<Vec<T>, Error> {
-        self.values(
-            self.ask(&Ask::Snapshot { from: places.start as u64, to: places.end as u64 }).settle(),
-        )
+        park_on(self.values(places))
     }
 
-    fn values(&self, answer: Result<Body, Error>) -> Result<Vec<T>, Error> {
-        let body = answer?;
-        let values = unpack(&body.tail).map_err(|bad| Error::from(Why::Decode(bad.0)))?;
-        self.handle.decode_with(
-            || values.iter().map(|value| value::decode(value)).collect::<Result<_, _>>(),
-            &body,
-        )
+    async fn values(&self, places: std::ops::Range<usize>) -> Result<Vec<T>, Error> {
+        let first = Ask::Snapshot { from: places.start as u64, to: places.end as u64 };
+        let more = |snapshot| Ask::More { snapshot }.body();
+        let mut all = Vec::new();
+        pieces::fetch(&self.handle, first.body(), more, |body| {
+            let more = match reply(body)? {
+                Reply::Values { more } => more,
+                other => return Err(strange(&other)),
+            };
+            let values = unpack(&body.tail).map_err(|bad| Error::from(Why::Decode(bad.0)))?;
+            let decode = || {
+                for value in &values {
+                    all.push(value::decode(value)?);
+                }
+                Ok::<_, value::DecodeError>(())
+            };
+            self.handle.decode_with(decode, body)?;
+            Ok(more)
+        })
+        .await?;
+        Ok(all)
     }
 }
 
@@ -640,6 +658,7 @@ fn reply(body: &Body) -> Result<Reply, Error> {
 fn strange(reply: &Reply) -> Error {
     match reply {
         Reply::OutOfRange { len } => Why::OutOfRange { len: *len },
+        Reply::Busy => Why::TooManyRequests,
         other => Why::Decode(format!("the list has answered {other:?}")),
     }
     .into()

@@ -4,9 +4,12 @@ use super::handle::{Asking, Handle, handle_travels, kinds};
 use super::manager::Manager;
 use super::map_lane::NO_LANE;
 use super::map_watch::MapWatch;
+use super::pieces;
+use super::wait::park_on;
 use crate::coop::take_unit;
 use crate::error::{Error, Why};
 use crate::manager::held::join;
+use crate::manager::message::KEY_MAX;
 use crate::manager::object::{Body, Held, Part};
 use crate::manager::objects::code::{Message, Pack, unpack};
 use crate::manager::objects::map::{Ask, Map as Rules, Reply};
@@ -172,6 +175,7 @@ impl<K, V> Map<K, V> {
 /// compared.
 fn encode_key<Q: Serialize + ?Sized>(handle: &Handle, key: &Q) -> Result<Packet, Error> {
     match handle.encode(key)? {
+        (key, None) if key.len() > KEY_MAX => Err(Why::TooLarge { limit: KEY_MAX }.into()),
         (key, None) => Ok(key),
         (_, Some(_)) => {
             Err(Why::Encode("a handle of a shared object cannot be a key".into()).into())
@@ -336,7 +340,8 @@ impl<K: Serialize, V: Serialize> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB);
+    /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB, a
+    /// key 1 MiB);
     /// [`ManagerFull`](crate::ErrorKind::ManagerFull);
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
@@ -389,7 +394,8 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB);
+    /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB, a
+    /// key 1 MiB);
     /// [`ManagerFull`](crate::ErrorKind::ManagerFull); [`Decode`](crate::ErrorKind::Decode), when
     /// the one before is not a `V` (then it is replaced all the same);
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
@@ -619,18 +625,24 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
 }
 
 impl<K: DeserializeOwned, V: DeserializeOwned> Map<K, V> {
-    /// All entries, as they are in one moment.
+    /// Returns all entries, as they are in one moment.
+    ///
+    /// Another process fetches them in pieces of 512 KiB, or one entry if that is larger, and the
+    /// manager serves others between two pieces. Until the last one is fetched, values that were
+    /// replaced meanwhile count towards the manager's memory.
     ///
     /// # Errors
     ///
     /// [`Decode`](crate::ErrorKind::Decode), when one is not of these types;
+    /// [`TooManyRequests`](crate::ErrorKind::TooManyRequests), when 256 snapshots of this map are
+    /// being fetched;
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
     /// Nothing happens by dropping it.
     pub async fn entries(&self) -> Result<Vec<(K, V)>, Error> {
-        self.all(self.handle.ask(Ask::Snapshot { values: true }.body()).await)
+        self.fetch_entries().await
     }
 
     /// As [`entries`](Self::entries).
@@ -639,19 +651,19 @@ impl<K: DeserializeOwned, V: DeserializeOwned> Map<K, V> {
     ///
     /// As `entries`.
     pub fn blocking_entries(&self) -> Result<Vec<(K, V)>, Error> {
-        self.all(self.handle.ask(Ask::Snapshot { values: true }.body()).settle())
+        park_on(self.fetch_entries())
     }
 
-    fn all(&self, answer: Result<Body, Error>) -> Result<Vec<(K, V)>, Error> {
-        let body = answer?;
-        let parts = unpack(&body.tail).map_err(|bad| Error::from(Why::Decode(bad.0)))?;
-        let decode = || {
-            parts
-                .chunks_exact(2)
-                .map(|pair| Ok((value::decode(&pair[0])?, value::decode(&pair[1])?)))
-                .collect()
+    async fn fetch_entries(&self) -> Result<Vec<(K, V)>, Error> {
+        let mut all = Vec::new();
+        let take = |parts: &[Packet]| {
+            for pair in parts.chunks_exact(2) {
+                all.push((value::decode(&pair[0])?, value::decode(&pair[1])?));
+            }
+            Ok(())
         };
-        self.handle.decode_with::<_, value::DecodeError>(decode, &body)
+        fetch(&self.handle, true, take).await?;
+        Ok(all)
     }
 
     /// Watches it: every change from now on, as a stream.
@@ -704,7 +716,7 @@ impl<K: Serialize + DeserializeOwned, V: DeserializeOwned> Map<K, V> {
 }
 
 impl<K: DeserializeOwned, V> Map<K, V> {
-    /// All keys, as they are in one moment.
+    /// Returns all keys, as they are in one moment.
     ///
     /// # Errors
     ///
@@ -714,7 +726,7 @@ impl<K: DeserializeOwned, V> Map<K, V> {
     ///
     /// Nothing happens by dropping it.
     pub async fn keys(&self) -> Result<Vec<K>, Error> {
-        self.only_keys(self.handle.ask(Ask::Snapshot { values: false }.body()).await)
+        self.fetch_keys().await
     }
 
     /// As [`keys`](Self::keys).
@@ -723,17 +735,39 @@ impl<K: DeserializeOwned, V> Map<K, V> {
     ///
     /// As `keys`.
     pub fn blocking_keys(&self) -> Result<Vec<K>, Error> {
-        self.only_keys(self.handle.ask(Ask::Snapshot { values: false }.body()).settle())
+        park_on(self.fetch_keys())
     }
 
-    fn only_keys(&self, answer: Result<Body, Error>) -> Result<Vec<K>, Error> {
-        let body = answer?;
-        let keys = unpack(&body.tail).map_err(|bad| Error::from(Why::Decode(bad.0)))?;
-        self.handle.decode_with(
-            || keys.iter().map(|key| value::decode(key)).collect::<Result<_, _>>(),
-            &body,
-        )
+    async fn fetch_keys(&self) -> Result<Vec<K>, Error> {
+        let mut all = Vec::new();
+        let take = |keys: &[Packet]| {
+            for key in keys {
+                all.push(value::decode(key)?);
+            }
+            Ok(())
+        };
+        fetch(&self.handle, false, take).await?;
+        Ok(all)
     }
+}
+
+/// Fetches what a map contains: keys and values by turns, or keys alone.
+async fn fetch(
+    handle: &Handle,
+    values: bool,
+    mut take: impl FnMut(&[Packet]) -> Result<(), value::DecodeError>,
+) -> Result<(), Error> {
+    let more = |snapshot| Ask::More { snapshot }.body();
+    pieces::fetch(handle, Ask::Snapshot { values }.body(), more, |body| {
+        let more = match reply(body)? {
+            Reply::Entries { more } => more,
+            other => return Err(strange(&other)),
+        };
+        let parts = unpack(&body.tail).map_err(|bad| Error::from(Why::Decode(bad.0)))?;
+        handle.decode_with(|| take(&parts), body)?;
+        Ok(more)
+    })
+    .await
 }
 
 pub(super) fn reply(body: &Body) -> Result<Reply, Error> {
@@ -744,6 +778,7 @@ pub(super) fn strange(reply: &Reply) -> Error {
     match reply {
         Reply::TimedOut => Why::TimedOut,
         Reply::NotWatching => Why::NotHeld,
+        Reply::Busy => Why::TooManyRequests,
         other => Why::Decode(format!("the map has answered {other:?}")),
     }
     .into()

@@ -44,6 +44,7 @@ pub(crate) mod named;
 mod named_tests;
 #[cfg(test)]
 mod object_tests;
+mod pieces;
 mod queue;
 mod queue_flow;
 mod queue_lanes;

@@ -1,8 +1,8 @@
 //! A list of values. Each request is one step; nobody sees half of one.
 
-use super::code::{Message, Pack, messages, unpack};
+use super::code::{Message, messages, unpack};
+use super::snapshot::{Item, Piece, Snapshots};
 use super::when::When;
-use crate::manager::held::join;
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Held, Object};
 use crate::wire::packet::Packet;
 use std::collections::VecDeque;
@@ -30,6 +30,8 @@ messages!(
         /// From this length on, the rest goes.
         13 Truncate { len: u64 },
         14 Reverse,
+        /// The next piece of a snapshot, which was taken under this ticket.
+        15 More { snapshot: u64 },
     }
 );
 
@@ -44,8 +46,10 @@ messages!(
         4 OutOfRange { len: u64 },
         /// The condition did not hold; the value is the one that is there.
         5 Refused { version: u64 },
-        /// Several, packed.
-        6 Values,
+        /// Several, packed. `more`: this is a piece, and another one can be fetched.
+        6 Values { more: bool },
+        /// Too many snapshots are being fetched.
+        7 Busy,
     }
 );
 
@@ -74,6 +78,7 @@ pub(crate) struct List {
     elements: VecDeque<Element>,
     version: u64,
     bytes: usize,
+    snapshots: Snapshots,
 }
 
 impl List {
@@ -101,18 +106,23 @@ impl List {
         Reply::Done { len: self.elements.len() as u64 }.body()
     }
 
+    fn gone_from(&mut self, element: &Element) {
+        self.bytes -= element.bytes();
+        self.snapshots.dropped(element.value.len());
+    }
+
     /// One that has been taken out.
     fn out(&mut self, element: Option<Element>) -> Body {
         match element {
             Some(element) => {
-                self.bytes -= element.bytes();
+                self.gone_from(&element);
                 element.body(Reply::Value { version: element.version }.packet())
             }
             None => Reply::Empty.body(),
         }
     }
 
-    fn answer(&mut self, body: Body) -> Result<Body, Bad> {
+    fn answer(&mut self, caller: Caller, body: Body) -> Result<Body, Bad> {
         Ok(match Ask::read(&body.head)? {
             Ask::Push => {
                 let element = self.element(body.tail, body.held);
@@ -159,7 +169,7 @@ impl List {
                     let element = self.element(body.tail, body.held);
                     let version = element.version;
                     let before = std::mem::replace(&mut self.elements[at], element);
-                    self.bytes -= before.bytes();
+                    self.gone_from(&before);
                     before.body(Reply::Value { version }.packet())
                 }
                 Some(at) => self.elements[at]
@@ -168,17 +178,28 @@ impl List {
             },
             Ask::Len => self.done(),
             Ask::Clear => {
+                self.snapshots.dropped(self.bytes);
                 (self.elements, self.bytes) = (VecDeque::new(), 0);
                 self.done()
             }
             Ask::Snapshot { from, to } => {
-                let to = to.min(self.elements.len() as u64);
-                let (mut pack, mut held) = (Pack::default(), Vec::new());
-                for element in self.elements.range(from.min(to) as usize..to as usize) {
-                    pack.push(&element.value);
-                    held.push(element.held.clone());
+                if self.snapshots.is_full() {
+                    return Ok(Reply::Busy.body());
                 }
-                Body::with_value(Reply::Values.packet(), pack.finish(), join(held))
+                let to = to.min(self.elements.len() as u64);
+                let elements = self.elements.range(from.min(to) as usize..to as usize);
+                let items = elements.map(|element| Item {
+                    key: None,
+                    value: Some(element.value.clone()),
+                    held: element.held.clone(),
+                });
+                let items = items.collect();
+                values(self.snapshots.take(caller, items))
+            }
+            Ask::More { snapshot } => {
+                let of = Caller { client: caller.client, ticket: snapshot };
+                let piece = self.snapshots.next(of);
+                values(piece.ok_or_else(|| Bad("a piece of no snapshot".into()))?)
             }
             Ask::Swap { a, b } => match (self.place(a), self.place(b)) {
                 (Some(a), Some(b)) => {
@@ -202,6 +223,10 @@ impl List {
     }
 }
 
+fn values(Piece { tail, held, more }: Piece) -> Body {
+    Body::with_value(Reply::Values { more }.packet(), tail, held)
+}
+
 impl Object for List {
     fn request(
         &mut self,
@@ -210,23 +235,31 @@ impl Object for List {
         _: Instant,
         answers: &mut Vec<Answer>,
     ) -> Result<(), Bad> {
-        let answer = self.answer(body)?;
+        if self.snapshots.contains(caller) {
+            return Err(Bad(format!("ticket {} is used twice", caller.ticket)));
+        }
+        let answer = self.answer(caller, body)?;
         answers.push(Answer::new(caller, answer));
         Ok(())
     }
 
-    fn cancel(&mut self, _: Caller, _: Instant, _: &mut Vec<Answer>) {}
+    fn cancel(&mut self, caller: Caller, _: Instant, _: &mut Vec<Answer>) {
+        self.snapshots.forget(caller);
+    }
 
-    fn gone(&mut self, _: Client, _: Gone, _: Instant, _: &mut Vec<Answer>) {}
+    fn gone(&mut self, client: Client, _: Gone, _: Instant, _: &mut Vec<Answer>) {
+        self.snapshots.forget_client(client);
+    }
 
     fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.snapshots.bytes()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manager::objects::code::Pack;
     use crate::manager::objects::testing::{Clients, Rng, rounds};
 
     fn value(number: u64) -> Packet {
@@ -259,7 +292,7 @@ mod tests {
         assert_eq!(*to, caller);
         let reply = Reply::read(&body.head).map_err(|bad| bad.0)?;
         let values = match &reply {
-            Reply::Values => {
+            Reply::Values { more: false } => {
                 unpack(&body.tail).map_err(|bad| bad.0)?.iter().map(|value| number(value)).collect()
             }
             _ if body.tail.is_empty() => Vec::new(),
@@ -361,7 +394,7 @@ mod tests {
                             .skip(from as usize)
                             .map(|(number, _)| *number)
                             .collect();
-                        (Ask::Snapshot { from, to }, (Reply::Values, part))
+                        (Ask::Snapshot { from, to }, (Reply::Values { more: false }, part))
                     }
                     12 => {
                         let (a, b) = (at, rng.below(len + 1));

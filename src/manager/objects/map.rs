@@ -16,6 +16,7 @@
 use self::lanes::{LANE_BYTES, LANES_MAX, Lane};
 use super::code::{Message, Pack, Wait, messages, unpack};
 use super::line::{Line, WAITER_BYTES, of_client};
+use super::snapshot::{Item, Piece, Snapshots};
 use super::when::When;
 use crate::manager::held::join;
 use crate::manager::lane::{self, Way};
@@ -49,6 +50,8 @@ messages!(
         11 Set { key: Packet, lane: u64 },
         /// In a lane something has happened that was wanted to be known.
         12 Rang,
+        /// The next piece of a snapshot, which was taken under this ticket.
+        13 More { snapshot: u64 },
     }
 );
 
@@ -66,7 +69,8 @@ messages!(
         /// The condition did not hold, and nothing is there.
         5 RefusedAbsent,
         6 Len { len: u64 },
-        7 Entries,
+        /// `more`: this is a piece, and another one can be fetched.
+        7 Entries { more: bool },
         8 Watching { position: u64 },
         /// Packed, three by three: the key, 1 or 0 (whether it has a value now), the value. `lost`: there were more.
         9 Changes { position: u64, lost: bool },
@@ -74,6 +78,8 @@ messages!(
         11 NotWatching,
         /// It is set.
         12 Done,
+        /// Too many snapshots are being fetched.
+        13 Busy,
     }
 );
 
@@ -156,6 +162,7 @@ pub(crate) struct Map {
     log: Log,
     /// Who waits for changes: its watch.
     line: Line<(Caller, Wait)>,
+    snapshots: Snapshots,
 }
 
 impl Map {
@@ -172,6 +179,7 @@ impl Map {
             watches: BTreeMap::new(),
             log: Log::default(),
             line: Line::new(),
+            snapshots: Snapshots::default(),
         }
     }
 
@@ -192,6 +200,7 @@ impl Map {
     fn knows(&self, caller: Caller) -> bool {
         self.watches.contains_key(&caller)
             || self.line.contains(caller)
+            || self.snapshots.contains(caller)
             || self.lanes.contains_key(&caller)
     }
 
@@ -222,6 +231,7 @@ impl Map {
                 let held = std::mem::replace(&mut entry.held, held);
                 entry.version = version;
                 self.bytes -= value.len();
+                self.snapshots.dropped(value.len());
                 Some((value, held))
             }
             None => {
@@ -248,21 +258,23 @@ impl Map {
         self.changes += 1;
         self.order.remove(&entry.order);
         self.bytes -= ENTRY_BYTES + 2 * key.len() + entry.value.len();
+        self.snapshots.dropped(key.len() + entry.value.len());
         self.note(key, None);
         Self::body(&Reply::Value { version: entry.version }, &entry.value, &entry.held)
     }
 
-    fn snapshot(&self, values: bool) -> Body {
-        let (mut pack, mut held) = (Pack::default(), Vec::new());
-        for key in self.order.values() {
-            pack.push(key);
-            if values {
-                let entry = &self.entries[key];
-                pack.push(&entry.value);
-                held.push(entry.held.clone());
-            }
+    fn snapshot(&mut self, caller: Caller, values: bool) -> Body {
+        if self.snapshots.is_full() {
+            return Reply::Busy.body();
         }
-        Body::with_value(Reply::Entries.packet(), pack.finish(), join(held))
+        let entry = |key| values.then(|| &self.entries[key]);
+        let items = self.order.values().map(|key| Item {
+            key: Some(key.clone()),
+            value: entry(key).map(|entry| entry.value.clone()),
+            held: entry(key).and_then(|entry| entry.held.clone()),
+        });
+        let items = items.collect();
+        entries(self.snapshots.take(caller, items))
     }
 
     /// What a watcher has not seen yet; `None` if that is nothing.
@@ -380,7 +392,12 @@ impl Map {
                 }
                 Reply::Len { len: 0 }.body()
             }
-            Ask::Snapshot { values } => self.snapshot(values),
+            Ask::Snapshot { values } => self.snapshot(caller, values),
+            Ask::More { snapshot } => {
+                let of = Caller { client: caller.client, ticket: snapshot };
+                let piece = self.snapshots.next(of);
+                entries(piece.ok_or_else(|| Bad("a piece of no snapshot".into()))?)
+            }
             Ask::Extend => {
                 let values = unpack(&body.tail)?;
                 if !values.len().is_multiple_of(2) {
@@ -417,6 +434,10 @@ impl Map {
     }
 }
 
+fn entries(Piece { tail, held, more }: Piece) -> Body {
+    Body::with_value(Reply::Entries { more }.packet(), tail, held)
+}
+
 impl Object for Map {
     fn request(
         &mut self,
@@ -439,6 +460,7 @@ impl Object for Map {
 
     fn cancel(&mut self, caller: Caller, now: Instant, answers: &mut Vec<Answer>) {
         self.close_lane(caller);
+        self.snapshots.forget(caller);
         self.line.remove(caller);
         self.unwatch(caller);
         self.turn(now, answers);
@@ -449,6 +471,7 @@ impl Object for Map {
             self.close_lane(caller);
         }
         self.line.remove_client(client);
+        self.snapshots.forget_client(client);
         for watch in of_client(&self.watches, client).collect::<Vec<_>>() {
             self.unwatch(watch);
         }
@@ -470,6 +493,7 @@ impl Object for Map {
             + self.line.len() * WAITER_BYTES
             + self.watches.len() * 100
             + self.lanes.len() * LANE_BYTES
+            + self.snapshots.bytes()
     }
 
     fn left(&mut self, bytes: usize) {

@@ -106,7 +106,7 @@ impl Map {
                     }
                 }
             }
-            Ask::Watch { .. } | Ask::Next { .. } | Ask::Rang => {}
+            Ask::Watch { .. } | Ask::Next { .. } | Ask::More { .. } | Ask::Rang => {}
             Ask::Insert { .. }
             | Ask::Set { .. }
             | Ask::Remove { .. }

@@ -535,7 +535,7 @@ impl World {
                 Reply::Done | Reply::Len { .. } => Said::Done,
                 Reply::Value { .. } => Said::Value(Some(number(&body.tail))),
                 Reply::Absent => Said::Value(None),
-                Reply::Entries => {
+                Reply::Entries { more: false } => {
                     let all = unpack(&body.tail).map_err(|bad| bad.0)?;
                     Said::All(
                         all.chunks(2).map(|pair| (number(&pair[0]), number(&pair[1]))).collect(),

@@ -321,7 +321,7 @@ impl World {
                     .flat_map(|(key, value, _)| [Some(*key), values.then_some(*value)])
                     .flatten()
                     .collect();
-                (Ask::Snapshot { values }, (Reply::Entries, all))
+                (Ask::Snapshot { values }, (Reply::Entries { more: false }, all))
             }
             8 => {
                 let mut pack = Pack::default();
@@ -345,7 +345,7 @@ impl World {
         let body = answers.remove(at).body;
         let reply = Reply::read(&body.head).map_err(|bad| bad.0)?;
         let values: Vec<u64> = match &reply {
-            Reply::Entries => {
+            Reply::Entries { more: false } => {
                 unpack(&body.tail).map_err(|bad| bad.0)?.iter().map(|value| number(value)).collect()
             }
             _ if body.tail.is_empty() => vec![],

@@ -13,6 +13,7 @@ pub(crate) mod queue;
 pub(crate) mod registered;
 pub(crate) mod rwlock;
 pub(crate) mod semaphore;
+mod snapshot;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod when;
