@@ -72,6 +72,7 @@ mod limits;
     not(procpool_elsewhere)
 ))]
 mod manager;
+mod park;
 mod pool;
 #[cfg(all(
     target_os = "linux",

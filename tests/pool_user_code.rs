@@ -8,16 +8,19 @@
 #[path = "common/processes.rs"]
 mod processes;
 
+use futures::{FutureExt, StreamExt};
 use nix::sys::signal::Signal;
 use processes::{
-    Seen, die, hang, in_own_process, lines, own_dir, pid, soon, spin, until, wait_until,
+    FUSE, Seen, die, hang, in_own_process, lines, own_dir, pid, soon, spin, until, wait_until,
 };
-use procpool::{Builder, Manager, Output, Pool, Process, Served};
+use procpool::{Builder, Manager, Output, Pool, Process, Queue, Served, channel};
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 use tempfile::tempdir;
 
 /// Somebody has come here, and never goes on.
@@ -226,4 +229,138 @@ fn own_process_with_a_waker() {
     });
     // The one that is held up takes tasks, and may be dropped.
     drop((pool.spawn(pid, ()), pool));
+}
+
+// ---- destructors of thread-local variables
+
+/// Runs when a thread's local variables are destroyed.
+struct Late(Option<Box<dyn FnOnce()>>);
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        if let Some(run) = self.0.take() {
+            run();
+        }
+    }
+}
+
+thread_local! {
+    static LATE: RefCell<Late> = const { RefCell::new(Late(None)) };
+}
+
+/// As an executor other than tokio's does it, and without a thread-local variable of its own.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+struct Echo;
+
+impl Served for Echo {
+    type Call = u32;
+    type Reply = u32;
+
+    async fn call(&mut self, call: u32) -> u32 {
+        call
+    }
+}
+
+fn calls_of_pools_and_processes(pool: &Pool) {
+    let handle = pool.spawn(|n: u8| n + 1, 1);
+    assert!(!handle.abort_handle().is_finished() || handle.is_finished());
+    assert_eq!(handle.blocking_join().unwrap(), 2);
+    let mut handle = pool.spawn(|n: u8| n + 1, 1);
+    assert_eq!(handle.blocking_join_timeout(FUSE).unwrap().unwrap(), 2);
+    assert_eq!(block_on(pool.spawn(|n: u8| n + 1, 1)).unwrap(), 2);
+    assert_eq!(block_on(pool.spawn_wait(async |n: u8| n + 1, 1).map(block_on)).unwrap(), 2);
+    let results = block_on(pool.map(|n: u32| n, 0..100u32).collect::<Vec<_>>());
+    assert!(results.into_iter().map(Result::unwrap).eq(0..100));
+    let _ = (pool.stats(), pool.workers(), pool.resize(1), pool.abort_queued(), pool.events());
+    let other = Pool::builder().workers(1).build().unwrap();
+    other.kill();
+    let mut process = Process::spawn(|n: u32| n + 1, 1).unwrap();
+    process.blocking_started().unwrap();
+    assert!(process.blocking_wait().unwrap().success());
+    assert!(process.blocking_wait_timeout(FUSE).unwrap().is_some());
+    assert_eq!(block_on(&mut process).unwrap(), 2);
+    assert_eq!(process.blocking_join().unwrap(), 2);
+}
+
+fn calls_of_shared_objects(pool: &Pool) {
+    let manager = pool.manager();
+    let lock = manager.mutex(vec![0u8]).unwrap();
+    lock.blocking_lock().unwrap().push(1);
+    block_on(lock.lock()).unwrap().push(2);
+    assert!(lock.blocking_lock_timeout(FUSE).is_ok() && lock.try_lock().unwrap().is_some());
+    assert_eq!(lock.blocking_get().unwrap(), [0, 1, 2]);
+    let rwlock = manager.rwlock(1u8).unwrap();
+    *rwlock.blocking_write().unwrap() += 1;
+    assert_eq!(*rwlock.blocking_read().unwrap(), 2);
+    let semaphore = manager.semaphore(1).unwrap();
+    drop(semaphore.blocking_acquire().unwrap());
+    drop(block_on(semaphore.acquire()).unwrap());
+    let event = manager.event().unwrap();
+    event.set().unwrap();
+    event.blocking_wait().unwrap();
+    manager.barrier(1).unwrap().blocking_wait().unwrap();
+    let (map, list) = (manager.map().unwrap(), manager.list().unwrap());
+    map.blocking_set(1u8, lock.clone()).unwrap(); // a handle within a value
+    assert!(map.blocking_get(&1).unwrap().is_some());
+    list.blocking_push(1u8).unwrap();
+    assert_eq!(list.blocking_snapshot().unwrap(), [1]);
+    assert_eq!(manager.value(7u64).unwrap().load().unwrap(), 7);
+    assert_eq!(manager.register(Echo).unwrap().blocking_call(7).unwrap(), 7);
+    let (here, there) = channel::<u8>().unwrap();
+    here.blocking_send(1).unwrap();
+    assert_eq!(there.blocking_recv_timeout(FUSE).unwrap(), Some(1));
+    let queue = manager.queue::<u8>(1).unwrap();
+    let takes = pool.spawn(|queue: Queue<u8>| (queue.blocking_recv().unwrap(), queue), &queue);
+    queue.blocking_send(9).unwrap();
+    let (taken, handle) = takes.blocking_join().unwrap(); // a handle within a result
+    assert_eq!(taken, Some(9));
+    handle.blocking_send(1).unwrap();
+    assert_eq!(handle.try_recv().unwrap(), Some(1));
+    let condvar = manager.condvar().unwrap();
+    let guard = condvar.blocking_wait_timeout(lock.blocking_lock().unwrap(), Duration::ZERO);
+    drop(guard.unwrap());
+}
+
+#[test]
+fn calls_work_in_the_destructor_of_a_thread_local_variable() {
+    in_own_process("own_process_whose_threads_make_calls_as_they_end"); // else a panic ends all tests
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_whose_threads_make_calls_as_they_end() {
+    if own_dir().is_none() {
+        return;
+    }
+    let pool = Pool::builder().workers(1).build().unwrap();
+    for calls in [calls_of_pools_and_processes, calls_of_shared_objects] {
+        let (done, seen) = std::sync::mpsc::channel();
+        let pool = pool.clone();
+        let thread = std::thread::spawn(move || {
+            LATE.with(|late| drop(late.borrow())); // registered first, so it is destroyed last
+            calls(&pool);
+            LATE.set(Late(Some(Box::new(move || {
+                calls(&pool);
+                done.send(()).unwrap();
+            }))));
+        });
+        seen.recv_timeout(FUSE).expect("the calls return");
+        thread.join().unwrap();
+    }
 }

@@ -7,14 +7,16 @@
 mod processes;
 
 use futures::StreamExt;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use processes::{
-    Seen, children, descriptors, in_own_process, in_own_process_with_a_full_dev_shm, lines, note,
-    own_dir, own_process, pid, soon, until, wait_until,
+    Seen, children, descriptors, in_own_process, in_own_process_of_nobody,
+    in_own_process_with_a_full_dev_shm, lines, note, own_dir, own_process, pid, soon, until,
+    wait_until,
 };
 use procpool::{
-    Array, Barrier, Channel, Condvar, Event, List, Manager, Map, Mutex, Pool, Process, Queue,
-    Registered, RwLock, Semaphore, Served, Value,
+    Array, Barrier, Channel, Condvar, ErrorKind, Event, List, Manager, Map, Mutex, Pool, Process,
+    Queue, Registered, RwLock, Semaphore, Served, Value,
 };
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -402,16 +404,47 @@ async fn a_ring_of_processes_that_wait_for_each_other_is_told_to_one_of_them() {
     assert!(one.try_lock().unwrap().is_some() && other.try_lock().unwrap().is_some());
 }
 
+#[tokio::test]
+async fn a_worker_that_wants_what_it_has_is_told_unless_another_thread_may_have_it() {
+    let pool = pool(1);
+    let manager = pool.manager();
+    manager.detect_deadlocks(true);
+    let one = manager.mutex(0u64).unwrap();
+    let wants_it_twice = |one: Mutex<u64>| {
+        let _held = one.blocking_lock().unwrap();
+        one.blocking_lock().unwrap_err().is_deadlock()
+    };
+    assert!(soon(pool.spawn(wants_it_twice, &one)).await.unwrap());
+    let gives_it_away = |one: Mutex<u64>| {
+        let held = one.blocking_lock().unwrap();
+        std::thread::scope(|scope| {
+            let (asked, may_drop) = std::sync::mpsc::channel();
+            scope.spawn(move || {
+                may_drop.recv().unwrap();
+                drop(held);
+            });
+            assert!(one.blocking_lock_timeout(Duration::from_millis(10)).unwrap_err().is_timeout());
+            asked.send(()).unwrap();
+            one.blocking_lock().is_ok()
+        })
+    };
+    assert!(soon(pool.spawn(gives_it_away, &one)).await.unwrap());
+    manager.detect_deadlocks(false);
+    let wants_it_for_a_while = |one: Mutex<u64>| {
+        let _held = one.blocking_lock().unwrap();
+        one.blocking_lock_timeout(Duration::from_millis(20)).unwrap_err().is_timeout()
+    };
+    assert!(soon(pool.spawn(wants_it_for_a_while, &one)).await.unwrap());
+}
+
+/// Two threads of one process, whose locks are taken in both orders, but not by threads that
+/// wait for each other.
 #[test]
-fn a_thread_that_wants_what_it_has_is_told_and_one_that_only_looks_like_it_is_not() {
+fn threads_that_take_locks_in_both_orders_and_give_up_are_not_told() {
     let manager = Manager::new().unwrap();
     manager.detect_deadlocks(true);
     let (one, other) = (manager.mutex(0u64).unwrap(), manager.mutex(0u64).unwrap());
     let held = one.blocking_lock().unwrap();
-    let error = one.blocking_lock().unwrap_err();
-    assert!(error.is_deadlock(), "{error}");
-    // Two threads of one process, whose locks are taken in both orders, but not by threads that
-    // wait for each other.
     let waits = std::thread::spawn({
         let (one, other) = (one.clone(), other.clone());
         move || {
@@ -426,25 +459,26 @@ fn a_thread_that_wants_what_it_has_is_told_and_one_that_only_looks_like_it_is_no
     );
     drop(held);
     waits.join().unwrap();
-    manager.detect_deadlocks(false);
-    let _held = one.blocking_lock().unwrap();
-    assert!(one.blocking_lock_timeout(Duration::from_millis(20)).unwrap_err().is_timeout());
 }
 
-#[test]
-fn rings_are_looked_for_by_default_in_debug_builds_and_only_there() {
-    let one = Manager::new().unwrap().mutex(0u64).unwrap();
-    let _held = one.blocking_lock().unwrap();
+#[tokio::test]
+async fn rings_are_looked_for_by_default_in_debug_builds_and_only_there() {
+    let pool = pool(1);
+    let one = pool.manager().mutex(0u64).unwrap();
+    let waits = pool.spawn(
+        |one: Mutex<u64>| {
+            let _held = one.blocking_lock().unwrap();
+            one.blocking_lock().map(drop).unwrap_err().is_deadlock()
+        },
+        &one,
+    );
     if cfg!(debug_assertions) {
-        assert!(one.blocking_lock().unwrap_err().is_deadlock());
+        assert!(soon(waits).await.unwrap());
     } else {
-        let waits = std::thread::spawn({
-            let one = one.clone();
-            move || one.blocking_lock().map(drop)
-        });
-        assert!(one.blocking_lock_timeout(Duration::from_millis(100)).unwrap_err().is_timeout());
-        drop(_held);
-        waits.join().unwrap().unwrap();
+        assert!(one.lock_timeout(Duration::from_millis(100)).await.unwrap_err().is_timeout());
+        assert!(!waits.is_finished());
+        waits.abort();
+        assert!(soon(waits).await.unwrap_err().is_cancelled());
     }
 }
 
@@ -531,7 +565,7 @@ fn own_process_with_limits() {
     };
     let seen = soon_blocking(pool.spawn(reads, (number.clone(), large.clone())));
     assert_eq!(seen, (2, 200_001));
-    assert_eq!(manager.array(&[0u8; 100_000]).unwrap_err().kind(), procpool::ErrorKind::Memory);
+    assert_eq!(manager.array(&[0u8; 100_000]).unwrap_err().kind(), ErrorKind::Memory);
     assert_eq!(*number.blocking_lock().unwrap(), 2);
 }
 
@@ -556,7 +590,7 @@ async fn a_worker_without_address_space_is_told_so_and_goes_on() {
         let refused = large.at(0).unwrap().load().map_err(|error| error.kind());
         setrlimit(Resource::RLIMIT_AS, soft, hard).unwrap();
         (
-            refused == Err(procpool::ErrorKind::Memory),
+            refused == Err(ErrorKind::Memory),
             small.load().unwrap(),
             large.at(5).unwrap().load().unwrap(),
         )
@@ -870,4 +904,28 @@ async fn torture(workers: usize, items: u64, kills: u32, seed: u64) {
     assert!(again <= killed, "{again} of {killed}");
     drop((objects, queue));
     until("no reference is left", || manager.objects() == 0).await;
+}
+
+// ---- without threads
+
+#[test]
+fn an_object_for_which_no_thread_is_to_be_had_is_a_spawn_error() {
+    in_own_process_of_nobody("own_process_without_threads");
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_without_threads() {
+    if own_dir().is_none() {
+        return;
+    }
+    let manager = Manager::new().unwrap();
+    let (_, most) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
+    setrlimit(Resource::RLIMIT_NPROC, 1, most).unwrap();
+    assert_eq!(manager.register(Sum(0)).unwrap_err().kind(), ErrorKind::Spawn);
+    let output = Pool::builder().stdout(procpool::Output::lines(|_| {})).build();
+    assert_eq!(output.unwrap_err().kind(), ErrorKind::Spawn);
+    setrlimit(Resource::RLIMIT_NPROC, most, most).unwrap();
+    assert_eq!(soon(manager.register(Sum(0)).unwrap().call(7)).await.unwrap(), 7);
+    assert_eq!(manager.objects(), 0, "nothing is left of the one that was refused");
 }

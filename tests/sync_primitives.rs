@@ -683,3 +683,72 @@ fn a_thread_that_blocks_within_a_task_needs_no_budget() {
     });
     finished.recv_timeout(FUSE).expect("a thread waits for a runtime that it keeps from running");
 }
+
+// ---- limits
+
+/// The clock of a paused runtime jumps to the next timer as soon as nothing else is to be done. What
+/// is waited for comes from other threads and processes, whose time is real.
+#[test]
+fn limits_count_real_time_in_a_runtime_whose_clock_is_paused() {
+    const LONG: Duration = Duration::from_secs(600);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let pool = pool(1);
+        let manager = pool.manager();
+        let (lock, rwlock) = (manager.mutex(0u32).unwrap(), manager.rwlock(0u32).unwrap());
+        let (guard, writer) =
+            (lock.clone().lock_owned().await.unwrap(), rwlock.write().await.unwrap());
+        let (semaphore, event) = (manager.semaphore(0).unwrap(), manager.event().unwrap());
+        let barrier = manager.barrier(2).unwrap();
+        let (queue, full) = (manager.queue(4).unwrap(), manager.queue(1).unwrap());
+        full.send(0u8).await.unwrap();
+        let (here, there) = channel::<u8>().unwrap();
+        let task = pool.call(|event: Event| event.blocking_wait().is_ok()).timeout(LONG);
+        let task = task.spawn(&event);
+        let releases = std::thread::spawn({
+            let (semaphore, event, barrier) = (semaphore.clone(), event.clone(), barrier.clone());
+            let (queue, full) = (queue.clone(), full.clone());
+            move || {
+                std::thread::sleep(Duration::from_millis(100)); // all of them wait as a rule
+                drop((guard, writer));
+                semaphore.add_permits(3).unwrap();
+                event.set().unwrap();
+                barrier.blocking_wait().unwrap();
+                queue.blocking_send_many(vec![1u8, 2]).unwrap();
+                full.blocking_recv().unwrap();
+                here.blocking_send(1).unwrap();
+                here // the channel stays open
+            }
+        });
+        let (a, b, c, d, e) = tokio::join!(
+            lock.lock_timeout(LONG),
+            rwlock.read_timeout(LONG),
+            semaphore.acquire_timeout(LONG),
+            semaphore.acquire_many_timeout(2, LONG),
+            event.wait_timeout(LONG),
+        );
+        assert!(a.is_ok() && b.is_ok() && c.is_ok() && d.is_ok() && e.is_ok());
+        drop((a, b));
+        let (a, b, c, d, e) = tokio::join!(
+            rwlock.write_timeout(LONG),
+            barrier.wait_timeout(LONG),
+            queue.recv_timeout(LONG),
+            queue.lease_timeout(LONG),
+            full.send_timeout(1, LONG),
+        );
+        assert!(a.is_ok() && b.is_ok() && e.is_ok());
+        assert!(c.unwrap().is_some());
+        d.unwrap().unwrap().ack().await.unwrap();
+        queue.join_timeout(LONG).await.unwrap();
+        assert_eq!(there.recv_timeout(LONG).await.unwrap(), Some(1));
+        assert!(task.await.unwrap());
+        let here = releases.join().unwrap();
+        assert!(there.recv_timeout(Duration::ZERO).await.unwrap_err().is_timeout());
+        here.try_send(2).unwrap();
+        assert_eq!(there.recv_timeout(Duration::ZERO).await.unwrap(), Some(2));
+    });
+}

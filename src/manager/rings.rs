@@ -1,8 +1,8 @@
 //! Threads that wait for each other's locks, in whatever processes.
 //!
 //! A thread that blocks tells, when it comes to wait for a lock, which locks it holds. It can
-//! release none of them before it has got that one. (Unless it has given a guard to another thread;
-//! `Manager::detect_deadlocks` says so.) So if its lock is held by such a thread, which waits for a
+//! release none of them before it has got that one, and no other thread of its process can
+//! (`sync/holding.rs`). So if its lock is held by such a thread, which waits for a
 //! lock that is held by such a thread, and so on, back to itself, none of them ever goes on. Each
 //! lock has one holder, so there is one way to follow, and whoever closes a ring is told.
 

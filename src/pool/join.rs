@@ -4,14 +4,14 @@ use super::engine::Engine;
 use super::reply::Outcome;
 use super::spec::Ticket;
 use crate::error::{TaskError, What};
+use crate::park::{block_on, park_until};
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -101,7 +101,7 @@ impl<R: DeserializeOwned> JoinHandle<R> {
             engine.attend_blocking();
         }
         let Self { outcome, abort, on_drop: _on_drop, .. } = self;
-        decode(outcome.blocking_recv().map_err(|_| ()), abort.function)
+        decode(block_on(outcome).map_err(|_| ()), abort.function)
     }
 
     /// As [`blocking_join`](Self::blocking_join), no longer than `limit`. `None` if the task has
@@ -120,12 +120,6 @@ impl<R: DeserializeOwned> JoinHandle<R> {
     ///
     /// If the result has been taken before.
     pub fn blocking_join_timeout(&mut self, limit: Duration) -> Option<Result<R, TaskError>> {
-        struct Unpark(Thread);
-        impl Wake for Unpark {
-            fn wake(self: Arc<Self>) {
-                self.0.unpark();
-            }
-        }
         assert!(
             !self.outcome.is_terminated(),
             "`blocking_join_timeout` called after the result has been taken"
@@ -135,18 +129,7 @@ impl<R: DeserializeOwned> JoinHandle<R> {
         if let Some(engine) = self.abort.engine.upgrade() {
             engine.attend_blocking();
         }
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        loop {
-            if let Poll::Ready(result) = Pin::new(&mut *self).poll(&mut Context::from_waker(&waker))
-            {
-                return Some(result);
-            }
-            match until.map(|until| until.saturating_duration_since(Instant::now())) {
-                Some(Duration::ZERO) => return None,
-                Some(left) => thread::park_timeout(left),
-                None => thread::park(),
-            }
-        }
+        park_until(self, until)
     }
 
     /// Whoever settles the task is in the original process.

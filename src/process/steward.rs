@@ -27,6 +27,7 @@
 
 use super::child::Orphan;
 use super::fork;
+use super::thread::OwnThread;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -100,6 +101,7 @@ pub(crate) fn start() -> io::Result<()> {
     epoll.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
     super::thread::spawn("procpool-steward", move || {
         IS_STEWARD.set(true);
+        let _registered = OwnThread::register();
         let watch = Watches {
             epoll,
             entries: HashMap::new(),

@@ -1,7 +1,10 @@
-//! Threads of the library's own.
+//! Threads of the library's own, which as a rule hold nothing of the user's but wakers.
 
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::unistd::gettid;
+use std::collections::BTreeSet;
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 /// Starts a thread that handles no signal: one that is meant for the application must not be
 /// handled where the application does not expect it.
@@ -15,4 +18,44 @@ pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Resu
     let thread = std::thread::Builder::new().name(name.into()).spawn(run);
     let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
     thread.map(drop)
+}
+
+/// The thread ids of those that run. Held only to look.
+static OWN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// Registers the current thread as one of the crate's own, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct OwnThread(i32);
+
+impl OwnThread {
+    pub(crate) fn register() -> Self {
+        let id = gettid().as_raw();
+        OWN.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        Self(id)
+    }
+}
+
+impl Drop for OwnThread {
+    fn drop(&mut self) {
+        OWN.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// Whether the current thread is the only one of this process, apart from the crate's own. `false`
+/// where that cannot be known, because `/proc` cannot be read.
+pub(crate) fn is_the_only_one() -> bool {
+    let Ok(directory) = std::fs::read_dir("/proc/self/task") else { return false };
+    let this = gettid().as_raw();
+    let mut others = Vec::new();
+    for entry in directory {
+        match entry.map(|entry| entry.file_name().to_str().and_then(|id| id.parse().ok())) {
+            Ok(Some(id)) if id == this => {}
+            Ok(Some(id)) => others.push(id),
+            Ok(None) | Err(_) => return false,
+        }
+    }
+    // Looked at only now. If an id was given again in between, the user's thread that had it
+    // before has ended.
+    let own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
+    others.iter().all(|id| own.contains(id))
 }

@@ -1,10 +1,8 @@
 //! Something that comes once, and for which any number may wait, in any runtime or in none.
 
+use crate::park::{block_on, park_until};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Wake, Waker};
-use std::thread::{self, Thread};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -80,48 +78,17 @@ impl<T: Clone> Coming<T> {
 
     /// Waits on this thread. Panics in an async context.
     pub(super) fn blocking_wait(&self) -> T {
-        loop {
-            if let Some(value) = self.get() {
-                return value;
-            }
-            if let Some(waiter) = self.waiter() {
-                let _ = waiter.blocking_recv();
-            }
-        }
+        block_on(self.wait())
     }
 
     /// Waits on this thread, no longer than `limit`.
     pub(super) fn blocking_wait_timeout(&self, limit: Duration) -> Option<T> {
-        let begun = Instant::now();
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        let mut context = Context::from_waker(&waker);
-        loop {
-            if let Some(value) = self.get() {
-                return Some(value);
-            }
-            let Some(mut waiter) = self.waiter() else { continue };
-            while Pin::new(&mut waiter).poll(&mut context).is_pending() {
-                // A duration, for no time is so far away as the longest limit.
-                let left = limit.saturating_sub(begun.elapsed());
-                if left.is_zero() {
-                    return self.get();
-                }
-                thread::park_timeout(left);
-            }
-        }
+        // What the clock cannot hold is for ever.
+        park_until(self.wait(), Instant::now().checked_add(limit))
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Wakes a thread that is parked.
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
     }
 }
 
@@ -131,6 +98,9 @@ mod tests {
     use futures::FutureExt;
     use futures::task::{ArcWake, waker};
     use std::pin::pin;
+    use std::sync::Arc;
+    use std::task::Context;
+    use std::thread;
 
     #[test]
     fn the_first_that_comes_stays_and_everybody_gets_it() {

@@ -6,21 +6,23 @@
 //! this process's own, and cannot be sent away any more.
 
 use super::channel_pipe::Pipe;
-use super::channel_waits::{AtOnce, InRuntime, OnThread};
+use super::channel_waits::{AtOnce, InRuntime, OnThread, not_watched};
 use super::connection::Connection;
 use super::handle::{Handle, kinds};
 use super::manager::Manager;
-use super::wait::{park_on, refuse_in_async_context};
+use super::readiness;
+use super::wait::park_on;
 use crate::coop::take_unit;
 use crate::error::{Error, SendError, Why};
 use crate::manager::object::Part;
 use crate::manager::objects::channel::{Ask, End};
 use crate::manager::objects::code::Message;
+use crate::park::refuse_in_async_context;
 use crate::process::{PeerFd, fork};
 use serde::de::{self, DeserializeOwned};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
@@ -259,7 +261,8 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
         park_on(self.pipe()?.recv(&AtOnce))
     }
 
-    /// As [`recv`](Self::recv); waits at most so long. Needs a runtime with time enabled.
+    /// As [`recv`](Self::recv); waits at most `limit`, in real time. An item that has arrived when
+    /// the limit is over is received.
     ///
     /// # Errors
     ///
@@ -269,7 +272,30 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
     ///
     /// As `recv`.
     pub async fn recv_timeout(&self, limit: Duration) -> Result<Option<R>, Error> {
-        tokio::time::timeout(limit, self.recv()).await.unwrap_or_else(|_| Err(Why::TimedOut.into()))
+        let mut timer = None;
+        {
+            let mut receiving = pin!(self.recv());
+            let received = poll_fn(|cx| {
+                if let Poll::Ready(received) = receiving.as_mut().poll(cx) {
+                    return Poll::Ready(Some(received));
+                }
+                let timer = match &timer {
+                    Some(timer) => timer,
+                    None => match readiness::after(limit) {
+                        Ok(started) => timer.insert(started),
+                        Err(error) => return Poll::Ready(Some(Err(not_watched(error)))),
+                    },
+                };
+                timer.poll_read_ready(cx).map(|_| None)
+            });
+            if let Some(received) = received.await {
+                return received;
+            }
+        }
+        match self.try_recv() {
+            Err(error) if error.is_empty() => Err(Why::TimedOut.into()),
+            received => received,
+        }
     }
 
     /// As [`recv`](Self::recv), blocking the thread.

@@ -5,8 +5,8 @@
 //! a task reads only when the runtime knows that there is something.
 
 use super::readiness::{watch, watch_readable};
-use super::wait::park_until;
 use crate::error::{Error, Why};
+use crate::park::park_until;
 use crate::process::PeerSocket;
 use crate::process::sys::{self, Patience};
 use crate::wire::frame::BODY_MAX_DEFAULT;
@@ -85,7 +85,7 @@ pub(super) struct Watched {
     readiness: AsyncFd<Arc<PeerSocket>>,
 }
 
-fn not_watched(error: io::Error) -> Error {
+pub(super) fn not_watched(error: io::Error) -> Error {
     Why::Memory { step: "watching the socket of a channel", source: error }.into()
 }
 
@@ -201,7 +201,7 @@ impl Waits for OnThread {
         }
         match self.0 {
             None => Ok(side.lock().await),
-            Some(until) => park_until(side.lock(), until).ok_or_else(|| Why::TimedOut.into()),
+            Some(until) => park_until(side.lock(), Some(until)).ok_or_else(|| Why::TimedOut.into()),
         }
     }
 

@@ -5,6 +5,10 @@
 //! counts as waiting in `blocking_` calls only, and as holding what it got there: whatever else it
 //! takes may be a task's, which another thread goes on with, in an executor that we do not know.
 //!
+//! A guard may be moved to another thread without a trace. So the locks of a thread that blocks
+//! are told only if no other thread can have a guard: the thread is the only one of its process,
+//! apart from the crate's own ([`process::thread`](crate::process::thread)). While it blocks, it starts no other.
+//!
 //! Of a task it cannot be known that it waits for nothing else. It may wait for one lock in one
 //! branch and release another in another (`select!`, `join!`); its guard may lie where another task
 //! drops it; and whoever awaits it may give up at any moment, by a time limit around it that is not
@@ -13,6 +17,7 @@
 //! It costs a lock of this process for each lock that is taken, so it is off unless somebody has
 //! asked for it, or debug assertions are on.
 
+use crate::process::thread::is_the_only_one;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,11 +86,13 @@ pub(super) fn released(by: ThreadId, manager: u64, object: u64) {
     });
 }
 
-/// The locks of this manager that this thread holds, if it blocks now.
+/// The locks of this manager that this thread holds for certain, if it blocks now.
 pub(super) fn held_while_blocking(manager: u64) -> Vec<u64> {
     if !NOTED.load(Ordering::Relaxed) || !BLOCKS.get() {
         return Vec::new();
     }
     let own = |held: &mut Held| held.get(&thread::current().id()).cloned().unwrap_or_default();
-    with(own).into_iter().filter(|(of, _)| *of == manager).map(|(_, object)| object).collect()
+    let locks: Vec<_> =
+        with(own).into_iter().filter(|(of, _)| *of == manager).map(|(_, object)| object).collect();
+    if locks.is_empty() || is_the_only_one() { locks } else { Vec::new() }
 }

@@ -59,12 +59,11 @@ impl Manager {
     /// `blocking_` calls without a limit, of whatever processes, is then told to the one that
     /// closes it ([`is_deadlock`](Error::is_deadlock)), instead of standing still.
     ///
-    /// A lock counts as held by the thread that got it by a `blocking_` call. (So a guard of such a
-    /// call that is dropped by another thread than took it, from within a
-    /// [scope](std::thread::scope) say, may be told as part of a ring that it would have opened:
-    /// use [`lock_owned`](crate::Mutex::lock_owned) for what is to move.) What was got by
-    /// `.await` or by `try_` counts for nobody, and a task that waits by `.await` is in no
-    /// ring. That two tasks wait for each other is not told: a task may release a lock in one
+    /// A lock counts as held by the thread that got it by a `blocking_` call, if that thread is the
+    /// only one of its process, apart from the crate's own: as a rule in a worker that runs sync
+    /// tasks. In a process with more threads, another one may have the guard and release the lock,
+    /// so nothing is told there. What was got by `.await` or by `try_` counts for nobody, and a
+    /// task that waits by `.await` is in no ring. That two tasks wait for each other is not told: a task may release a lock in one
     /// branch while it waits in another, and may be given up by a time limit around it, so that
     /// it is never certain. For these [`lock_timeout`](crate::Mutex::lock_timeout) is of use,
     /// and one order in which all take their locks.

@@ -75,10 +75,11 @@ const SMALL: usize = 16;
 /// slow the machine, whoever comes to run within a second has the lock with the eighth of its turns
 /// at the latest. One that is stopped while it holds the lock keeps it.
 ///
-/// Threads that hold locks and wait for each other's, in `blocking_` calls without a limit, of
-/// whatever processes, are told so where that is looked for ([`Manager::detect_deadlocks`], on by
+/// Processes of one thread each that hold locks and wait for each other's, in `blocking_` calls
+/// without a limit, are told so where that is looked for ([`Manager::detect_deadlocks`], on by
 /// default in debug builds): one of them gets an error that is [`is_deadlock`](Error::is_deadlock)
-/// and names the ring. Of async tasks this is never certain, and nothing is told.
+/// and names the ring. Of async tasks, and of processes with more threads, this is never certain,
+/// and nothing is told.
 ///
 /// Without contention, `lock` and the guard's drop are some atomic operations in shared memory: no
 /// system call. In the application this works without any worker, from any thread, in any runtime

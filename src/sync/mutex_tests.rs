@@ -2,7 +2,7 @@
 
 use super::connection::Connection;
 use super::manager::Manager;
-use super::mutex::Mutex;
+use super::mutex::{Mutex, MutexGuard};
 use super::testing::{Elsewhere, client, start_client};
 use super::wait::block_on;
 use super::{stopping, value::Value};
@@ -742,31 +742,39 @@ fn one_that_is_stopped_when_its_turn_comes_is_passed_over() {
     assert!(child.wait().expect("wait").success());
 }
 
-/// Else it would be told of a ring that is none: the guard is dropped by another thread than took
-/// it.
+/// The guard is dropped by another thread than took the lock, however it was taken. Else that thread
+/// would be told of a ring that is none.
 #[test]
-fn what_was_not_taken_by_blocking_is_in_no_ring() {
-    let manager = manager();
-    manager.detect_deadlocks(true);
-    let (one, other) =
-        (manager.mutex(0u64).expect("a mutex"), manager.mutex(0u64).expect("a mutex"));
-    let server = manager.connection().server().expect("local");
-    let held = one.try_lock().expect("whole").expect("free");
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let _other = other.blocking_lock().expect("no deadlock");
-            drop(one.blocking_lock().expect("no deadlock"));
+fn a_guard_that_another_thread_drops_is_in_no_ring() {
+    type Takes = for<'a> fn(&'a Mutex<u64>) -> MutexGuard<'a, u64>;
+    let takes: [Takes; 3] = [
+        |one| one.try_lock().expect("whole").expect("free"),
+        |one| one.blocking_lock().expect("free"),
+        |one| one.blocking_lock_timeout(Duration::MAX).expect("free"),
+    ];
+    for take in takes {
+        let manager = manager();
+        manager.detect_deadlocks(true);
+        let (one, other) =
+            (manager.mutex(0u64).expect("a mutex"), manager.mutex(0u64).expect("a mutex"));
+        let server = manager.connection().server().expect("local");
+        let held = take(&one);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _other = other.blocking_lock().expect("no deadlock");
+                drop(one.blocking_lock().expect("no deadlock"));
+            });
+            wait_until("it waits for the one, and holds the other", || {
+                server.waiting(mutex_object(&one)) == 1
+            });
+            scope.spawn(|| {
+                let held = held;
+                wait_until("the other is waited for", || server.waiting(mutex_object(&other)) == 1);
+                drop(held);
+            });
+            drop(other.blocking_lock().expect("no deadlock"));
         });
-        wait_until("it waits for the one, and holds the other", || {
-            server.waiting(mutex_object(&one)) == 1
-        });
-        scope.spawn(|| {
-            let held = held;
-            wait_until("the other is waited for", || server.waiting(mutex_object(&other)) == 1);
-            drop(held);
-        });
-        drop(other.blocking_lock().expect("no deadlock"));
-    });
+    }
 }
 
 #[test]

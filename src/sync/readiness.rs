@@ -1,9 +1,11 @@
 //! A descriptor that a tokio runtime watches.
 
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
@@ -31,6 +33,20 @@ pub(crate) fn watch<T: AsRawFd>(inner: T, interest: Interest) -> io::Result<Asyn
     let watched = AsyncFd::with_interest(inner, interest);
     this_one_has_io();
     watched
+}
+
+/// A timer that becomes readable after this time: real time, whatever the runtime's clock says.
+///
+/// # Panics
+///
+/// As [`watch`].
+pub(crate) fn after(limit: Duration) -> io::Result<AsyncFd<OwnedFd>> {
+    // Zero would never fire, and the kernel's seconds have a sign.
+    let limit = limit.clamp(Duration::from_nanos(1), Duration::from_secs(u32::MAX.into()));
+    let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+    timer.set(Expiration::OneShot(limit.into()), TimerSetTimeFlags::empty())?;
+    watch_readable(timer.into())
 }
 
 /// The runtime in which this is called has watched something.

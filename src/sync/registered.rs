@@ -20,6 +20,7 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
+use tokio::runtime::Runtime;
 
 /// An object of yours that other processes may call: what [`Manager::register`] takes (Python's
 /// `BaseManager.register`).
@@ -111,6 +112,7 @@ impl Manager {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
+            .map(Background::new)
             .map_err(failed("making the runtime of a registered object"))?;
         let handle =
             Handle::create(self.connection(), kinds::REGISTERED, Part::WHOLE, None, || {
@@ -119,17 +121,37 @@ impl Manager {
         let served = handle.part(Part::RECEIVER)?;
         std::thread::Builder::new()
             .name("procpool-object".into())
-            .spawn(move || {
-                serve(&runtime, &served, object);
-                // What the object's calls have left running does not hold up the end.
-                runtime.shutdown_background();
-            })
+            .spawn(move || serve(&runtime, &served, object))
             .map_err(failed("starting the thread of a registered object"))?;
         Ok(Registered { handle, marker: PhantomData })
     }
 }
 
-fn serve<O: Served>(runtime: &tokio::runtime::Runtime, handle: &Handle, mut object: O) {
+/// A runtime whose drop waits for nothing.
+///
+/// What an object's calls have left running does not hold up its end. If its thread cannot be
+/// started, the caller drops it, in an async context perhaps, where tokio refuses to wait.
+struct Background(Option<Runtime>);
+
+impl Background {
+    fn new(runtime: Runtime) -> Self {
+        Self(Some(runtime))
+    }
+
+    fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.0.as_ref().expect("the runtime is there until it is dropped").block_on(future)
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn serve<O: Served>(runtime: &Background, handle: &Handle, mut object: O) {
     loop {
         let Ok(body) = runtime.block_on(handle.ask(Ask::Next.body())) else { break };
         let Ok(Reply::Next { call }) = Reply::read(&body.head) else { break };
@@ -154,7 +176,7 @@ fn failed(call: u64, how: u8, text: &str) -> Body {
 }
 
 fn answer<O: Served>(
-    runtime: &tokio::runtime::Runtime,
+    runtime: &Background,
     handle: &Handle,
     object: &mut O,
     call: u64,

@@ -28,6 +28,7 @@ use crate::manager::mail::{Arrived, Mail, shielded};
 use crate::manager::message::{FRAME_MAX, Refusal, ToClient, ToManager};
 use crate::manager::object::Body;
 use crate::manager::outgoing::{Fd, Outgoing, Past, write_out};
+use crate::process::thread::OwnThread;
 use crate::process::{self, PeerFd, SharedMemory, fork, sys};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::packet::Packet;
@@ -429,6 +430,7 @@ impl Remote {
     }
 
     fn read_on(self: Arc<Self>) {
+        let _registered = OwnThread::register();
         let bell = self.bell.wait();
         let waker = Waker::from(Arc::new(Ring(Arc::downgrade(&self))));
         let mut left_alone = None;

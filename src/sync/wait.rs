@@ -5,32 +5,15 @@
 
 use super::holding;
 use super::remote::Remote;
+use crate::park::{Parked, refuse_in_async_context};
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::mem::ManuallyDrop;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll, Waker};
+use std::thread;
 use tokio::task::coop::unconstrained;
-
-/// A thread that waits, and whether it has been woken since it looked.
-struct Parked {
-    thread: Thread,
-    woken: AtomicBool,
-}
-
-impl Wake for Parked {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.woken.store(true, Ordering::Release);
-        self.thread.unpark();
-    }
-}
 
 /// From whom a blocked thread waits for an answer.
 #[derive(Default)]
@@ -45,7 +28,14 @@ enum From {
 thread_local! {
     /// How many times this thread is within [`park_on`].
     static BLOCKED: Cell<u32> = const { Cell::new(0) };
-    static FROM: RefCell<From> = const { RefCell::new(From::Nobody) };
+    /// Without a destructor: a thread may wait as late as in the destructor of another variable.
+    static FROM: RefCell<ManuallyDrop<From>> =
+        const { RefCell::new(ManuallyDrop::new(From::Nobody)) };
+}
+
+/// Gives from whom this thread has waited so far.
+fn replace_from(from: From) -> From {
+    ManuallyDrop::into_inner(FROM.replace(ManuallyDrop::new(from)))
 }
 
 /// Whether this thread waits by blocking.
@@ -59,14 +49,14 @@ pub(super) fn will_read(remote: &Arc<Remote>) -> bool {
     if BLOCKED.get() == 0 {
         return false;
     }
-    FROM.with_borrow_mut(|from| match from {
+    FROM.with_borrow_mut(|from| match &mut **from {
         From::Nobody => {
-            *from = From::One(Arc::clone(remote));
+            **from = From::One(Arc::clone(remote));
             true
         }
         From::One(other) if Arc::ptr_eq(other, remote) => true,
         From::One(_) => {
-            if let From::One(other) = std::mem::replace(from, From::Several) {
+            if let From::One(other) = std::mem::replace(&mut **from, From::Several) {
                 let _ = other.lean();
             }
             false
@@ -92,7 +82,7 @@ pub(crate) fn park_on<F: Future>(future: F) -> F::Output {
     impl Drop for Unblock {
         fn drop(&mut self) {
             BLOCKED.set(BLOCKED.get() - 1);
-            FROM.set(std::mem::take(&mut self.0));
+            replace_from(std::mem::take(&mut self.0));
         }
     }
     // A thread that blocks cannot yield, so it polls without a budget.
@@ -100,21 +90,21 @@ pub(crate) fn park_on<F: Future>(future: F) -> F::Output {
     // Before anything is polled: else what waits for an answer would start the thread that reads,
     // for nothing.
     BLOCKED.set(BLOCKED.get() + 1);
-    let _unblock = Unblock(FROM.take());
+    let _unblock = Unblock(replace_from(From::Nobody));
     // As a rule it is ready at once.
     if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         return output;
     }
-    let parked = Arc::new(Parked { thread: thread::current(), woken: AtomicBool::new(false) });
+    let parked = Parked::here();
     let waker = Waker::from(Arc::clone(&parked));
     let mut cx = Context::from_waker(&waker);
-    let woken = || parked.woken.swap(false, Ordering::AcqRel);
+    let woken = || parked.was_woken();
     loop {
-        FROM.set(From::Nobody);
+        replace_from(From::Nobody);
         if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
             return output;
         }
-        match FROM.take() {
+        match replace_from(From::Nobody) {
             From::One(remote) => remote.read_until(&woken, &waker),
             From::Nobody | From::Several => {
                 while !woken() {
@@ -123,39 +113,6 @@ pub(crate) fn park_on<F: Future>(future: F) -> F::Output {
             }
         }
     }
-}
-
-/// Blocks the thread until the future is ready, or until then: `None`. For what no manager answers.
-pub(super) fn park_until<F: Future>(future: F, until: Instant) -> Option<F::Output> {
-    let mut future = pin!(unconstrained(future));
-    let parked = Arc::new(Parked { thread: thread::current(), woken: AtomicBool::new(false) });
-    let waker = Waker::from(Arc::clone(&parked));
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return Some(output);
-        }
-        while !parked.woken.swap(false, Ordering::AcqRel) {
-            match until.saturating_duration_since(Instant::now()) {
-                Duration::ZERO => return None,
-                left => thread::park_timeout(left),
-            }
-        }
-    }
-}
-
-/// Tokio knows, and says so where one of its own calls would block.
-///
-/// # Panics
-///
-/// Within an async context.
-#[track_caller]
-pub(super) fn refuse_in_async_context() {
-    if tokio::runtime::Handle::try_current().is_err() {
-        return; // that is quickly seen, and there is no such context without one
-    }
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    let _ = sender.send(());
-    let _ = receiver.blocking_recv();
 }
 
 #[cfg(test)]

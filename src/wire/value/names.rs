@@ -18,7 +18,9 @@ use serde::ser::{self, Serialize, Serializer};
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
+use std::thread::LocalKey;
 
 /// A reference to a shared object, as far as bytes need to know it.
 pub(crate) type Thing = Arc<dyn Any + Send + Sync>;
@@ -68,13 +70,22 @@ pub(crate) struct Who {
 /// Bytes of an encoded [`Who`].
 const LEN: usize = 17;
 
+// Without destructors, so that values can be encoded and decoded as late as in the destructor of
+// another thread-local variable. Nothing leaks: each is `None` whenever no call is under way.
 thread_local! {
     /// What has been named so far, while somebody collects.
-    static NAMED: RefCell<Option<Vec<Thing>>> = const { RefCell::new(None) };
+    static NAMED: Late<Vec<Thing>> = const { RefCell::new(ManuallyDrop::new(None)) };
     /// Our serializer is at the content of a handle.
     static GATE: Cell<bool> = const { Cell::new(false) };
     /// What came beside the bytes that are being decoded, and where the last one was found.
-    static CAME: RefCell<Option<(Vec<Thing>, usize)>> = const { RefCell::new(None) };
+    static CAME: Late<(Vec<Thing>, usize)> = const { RefCell::new(ManuallyDrop::new(None)) };
+}
+
+type Late<T> = RefCell<ManuallyDrop<Option<T>>>;
+
+/// Puts a value in, and gives the one that was there.
+fn replace<T>(place: &'static LocalKey<Late<T>>, value: Option<T>) -> Option<T> {
+    ManuallyDrop::into_inner(place.replace(ManuallyDrop::new(value)))
 }
 
 /// Puts a thread's state back, however the call ends.
@@ -89,9 +100,9 @@ impl<F: FnMut()> Drop for Restore<F> {
 /// Runs `encode`, and gives what was named by the values that it encoded.
 #[inline]
 pub(crate) fn collecting<R>(encode: impl FnOnce() -> R) -> (R, Vec<Thing>) {
-    let mut outer = NAMED.replace(Some(Vec::new()));
+    let mut outer = replace(&NAMED, Some(Vec::new()));
     let mut named = Vec::new();
-    let restore = Restore(|| named = NAMED.replace(outer.take()).unwrap_or_default());
+    let restore = Restore(|| named = replace(&NAMED, outer.take()).unwrap_or_default());
     let result = encode();
     drop(restore);
     (result, named)
@@ -99,9 +110,9 @@ pub(crate) fn collecting<R>(encode: impl FnOnce() -> R) -> (R, Vec<Thing>) {
 
 /// Runs `decode`; the handles within the values that it decodes are found among `things`.
 pub(crate) fn resolving<R>(things: Vec<Thing>, decode: impl FnOnce() -> R) -> R {
-    let mut outer = CAME.replace(Some((things, 0)));
+    let mut outer = replace(&CAME, Some((things, 0)));
     // What is left over is dropped outside of the borrow: that may run code which decodes.
-    let _restore = Restore(|| drop(CAME.replace(outer.take())));
+    let _restore = Restore(|| drop(replace(&CAME, outer.take())));
     decode()
 }
 
@@ -129,7 +140,7 @@ struct Payload<'a> {
 impl Serialize for Payload<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let noted = GATE.get()
-            && NAMED.with_borrow_mut(|named| match named {
+            && NAMED.with_borrow_mut(|named| match &mut **named {
                 Some(named) => {
                     named.push(Arc::clone(self.thing));
                     true
