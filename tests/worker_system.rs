@@ -176,12 +176,17 @@ async fn own_process_of_a_fresh_copy() {
 
 // ---- system calls that are refused
 
+const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+const JUMP_IF_ANY: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
+const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+
+fn step(code: u16, jt: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code, jt, jf: 0, k }
+}
+
 /// From now on these system calls fail in this thread, in those that it starts, and in processes.
 fn refuse(calls: &[libc::c_long], errno: i32) {
-    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let step = |code, jt, k| libc::sock_filter { code, jt, jf: 0, k };
     // The number of the call stands first (seccomp(2)).
     let mut steps = vec![step(LOAD, 0, 0)];
     for (n, call) in calls.iter().enumerate() {
@@ -189,6 +194,11 @@ fn refuse(calls: &[libc::c_long], errno: i32) {
     }
     steps.push(step(RETURN, 0, libc::SECCOMP_RET_ALLOW));
     steps.push(step(RETURN, 0, libc::SECCOMP_RET_ERRNO | errno as u32));
+    filter(steps);
+}
+
+/// Has the kernel run this program before each system call.
+fn filter(mut steps: Vec<libc::sock_filter>) {
     let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
     // SAFETY: the kernel copies the program, which is of the length that it says.
     unsafe {
@@ -198,6 +208,62 @@ fn refuse(calls: &[libc::c_long], errno: i32) {
             0
         );
     }
+}
+
+#[test]
+fn processes_start_whether_memory_has_to_be_marked_as_not_executable_or_must_not_be() {
+    in_own_process("own_process_that_must_mark_its_memory");
+    in_own_process("own_process_that_cannot_mark_its_memory");
+}
+
+/// As Linux 6.3 to 6.5 do with `vm.memfd_noexec=2`.
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_that_must_mark_its_memory() {
+    processes_start_with_a_filter(|marked| {
+        let refused = libc::SECCOMP_RET_ERRNO | libc::EACCES as u32;
+        if marked { libc::SECCOMP_RET_ALLOW } else { refused }
+    })
+    .await;
+}
+
+/// As Linux before 6.3 does.
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_that_cannot_mark_its_memory() {
+    processes_start_with_a_filter(|marked| {
+        let refused = libc::SECCOMP_RET_ERRNO | libc::EINVAL as u32;
+        if marked { refused } else { libc::SECCOMP_RET_ALLOW }
+    })
+    .await;
+}
+
+async fn processes_start_with_a_filter(answer: fn(bool) -> u32) {
+    if own_dir().is_none() {
+        return;
+    }
+    filter(vec![
+        step(LOAD, 0, 0),
+        libc::sock_filter {
+            code: JUMP_IF_EQUAL,
+            jt: 0,
+            jf: 3,
+            k: u32::try_from(libc::SYS_memfd_create).unwrap(),
+        },
+        // The low half of the second argument (seccomp(2)): the flags.
+        step(LOAD, 0, 24),
+        step(JUMP_IF_ANY, 2, libc::MFD_NOEXEC_SEAL),
+        step(RETURN, 0, answer(false)),
+        step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
+        step(RETURN, 0, answer(true)),
+    ]);
+    let pool = pool(1);
+    assert_ne!(soon(pool.spawn(pid, ())).await.unwrap(), pid());
+    assert_ne!(soon(Process::spawn(pid, ()).unwrap()).await.unwrap(), pid());
+    let value = pool.manager().value(1).unwrap();
+    soon(pool.spawn(|value: procpool::Value<i32>| value.store(2).unwrap(), &value)).await.unwrap();
+    assert_eq!(value.load().unwrap(), 2);
+    soon(pool.shutdown()).await;
 }
 
 #[test]

@@ -14,9 +14,10 @@ use super::loss::{Loss, Note};
 use super::reply::{Cargo, Encoded, Inlet, Outcome, shielded};
 use super::stats::WorkerEnd;
 use super::tokens::Tokens;
-use crate::error::text::CUT;
 use crate::error::{Error, TaskError, What, Why};
-use crate::process::{DeathNote, Exit, PeerFd, PeerSocket, WorkerMemory, oom_kills, steward, sys};
+use crate::process::{
+    DeathNote, Exit, PeerFd, PeerSocket, WorkerMemory, oom_kills, standard, steward, sys,
+};
 use crate::sync::named::Named;
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
@@ -26,10 +27,8 @@ use crate::wire::value::names::Thing;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::timerfd::{Expiration, TimerFd, TimerSetTimeFlags};
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,8 +42,6 @@ const END_GRACE: Duration = Duration::from_secs(2);
 const READINGS: u32 = 16;
 /// A process that has not yet said hello is trusted with no more than this, in bytes.
 const HELLO_MAX: usize = 64 << 10;
-/// So much of a failed start's standard error is kept, in bytes.
-const STDERR_TAIL: u64 = 4096;
 /// So many replies in one look, from a worker that has as many still to give, mean that more are
 /// coming at once.
 const BUSY: usize = 4;
@@ -542,7 +539,7 @@ impl Engine {
             .links
             .get(&key)
             .and_then(|link| link.process.as_ref()?.early_stderr.clone());
-        let stderr = early.map(|file| stderr_tail(&file)).unwrap_or_default();
+        let stderr = early.map(|file| standard::tail(&file)).unwrap_or_default();
         self.apply(|state, now| {
             if let Some(link) = state.links.get_mut(&key) {
                 if stage == Stage::Ready {
@@ -742,7 +739,7 @@ impl Engine {
         drop(state);
         // No further one is due. Before Linux 6.16 it comes, and breaks the protocol.
         let _ = sys::refuse_descriptors(socket.as_fd());
-        let stderr = stderr.map_or_else(stderr_for_worker, Ok);
+        let stderr = stderr.map_or_else(standard::stderr, Ok);
         let sent = stderr.and_then(|stderr| {
             sys::send_with_fds(
                 socket.as_fd(),
@@ -950,7 +947,8 @@ impl Engine {
         let rules = &self.config.rules;
         let why = match (stage, link.timed_out) {
             (Stage::Hello, timed_out) => {
-                let stderr = process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default();
+                let stderr =
+                    process.early_stderr.as_deref().map(standard::tail).unwrap_or_default();
                 if timed_out && link.hung_up {
                     Why::NotAWorker {
                         pid,
@@ -973,7 +971,7 @@ impl Engine {
             },
             (_, true) => Why::InitTimeout { pid, limit: rules.start_limit.unwrap_or_default() },
             (_, false) if self.config.init.is_none() => {
-                let early = process.early_stderr.as_deref().map(stderr_tail).unwrap_or_default();
+                let early = process.early_stderr.as_deref().map(standard::tail).unwrap_or_default();
                 Why::DiedAtStart {
                     pid,
                     status,
@@ -1136,33 +1134,6 @@ fn read_reply(
             Ok((id, Ok((at + len, Some(named)))))
         }
         _ => Err(Bad("a result that is not one value".into())),
-    }
-}
-
-/// A copy of our standard error for a worker, or of nothing if we have none.
-fn stderr_for_worker() -> io::Result<OwnedFd> {
-    let stderr = io::stderr();
-    // Where the application has closed it, something else has got its number, perhaps the very
-    // socket of a worker. That is told by its being closed at an exec, as nearly everything is,
-    // and a standard stream never.
-    let flags = nix::fcntl::fcntl(stderr.as_fd(), nix::fcntl::FcntlArg::F_GETFD)
-        .unwrap_or(nix::libc::FD_CLOEXEC);
-    let own = if flags & nix::libc::FD_CLOEXEC == 0 {
-        stderr.as_fd().try_clone_to_owned()
-    } else {
-        Err(io::ErrorKind::NotFound.into())
-    };
-    own.or_else(|_| File::options().write(true).open("/dev/null").map(OwnedFd::from))
-}
-
-/// The last of what a process wrote before its hello.
-fn stderr_tail(file: &File) -> String {
-    let len = file.metadata().map_or(0, |meta| meta.len());
-    let mut bytes = vec![0; len.min(STDERR_TAIL) as usize];
-    match file.read_exact_at(&mut bytes, len.saturating_sub(STDERR_TAIL)) {
-        Ok(()) if len > STDERR_TAIL => format!("{CUT}{}", String::from_utf8_lossy(&bytes)),
-        Ok(()) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(_) => String::new(),
     }
 }
 

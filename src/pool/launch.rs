@@ -6,10 +6,9 @@ use super::engine::Engine;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
 use crate::process::{
-    Child, PeerSocket, Spawn, WorkerMemory, oom_kills, spawn_with_stdout, steward,
+    Child, PeerSocket, Spawn, WorkerMemory, oom_kills, spawn_with_stdout, standard, steward,
 };
 use crate::worker::{self, MARKER};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -69,14 +68,11 @@ fn launch(config: &Config, capture: Option<&Capture>) -> Result<Launched, Error>
             .map_err(step("making a worker's socket"))?;
     // Until it has said hello, what it writes to its standard error is kept: it may be all that is
     // ever learnt of a failed start.
-    let early = memfd_create(c"procpool-stderr", MFdFlags::MFD_CLOEXEC)
-        .map_err(step("making a worker's first standard error"))?;
-    let early_stderr = File::from(early);
+    let no_stderr = |e| Error::spawn("making a worker's first standard error", e);
+    let early_stderr = standard::early_stderr().map_err(no_stderr)?;
     let memory = WorkerMemory::create(config.slots())
         .map_err(|e| Error::spawn("making a worker's memory", e))?;
-    let stderr = early_stderr
-        .try_clone()
-        .map_err(|e| Error::spawn("making a worker's first standard error", e))?;
+    let stderr = early_stderr.try_clone().map_err(no_stderr)?;
     let mut streams = Streams::open(capture, &config.stdout, &config.stderr)
         .map_err(|e| Error::spawn("opening a worker's standard streams", e))?;
     let stdout = streams.their_stdout.take();

@@ -22,7 +22,7 @@
 #![expect(unsafe_code, reason = "shared memory")]
 
 use std::error::Error;
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
@@ -123,7 +123,7 @@ impl SharedMemory {
             let len = len.get();
             return Err(MemoryError::FileSizeLimit { len, limit }.into());
         }
-        let fd = create_memfd()?;
+        let fd = create_memfd(c"procpool")?;
         ftruncate(&fd, len.get() as libc::off_t)?;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(SEALS))?;
         Ok((Self::map(&fd, len)?, fd))
@@ -231,15 +231,17 @@ fn checked_len(len: u64) -> Result<NonZeroUsize, MemoryError> {
         .ok_or(MemoryError::Length(len))
 }
 
-fn create_memfd() -> io::Result<OwnedFd> {
-    /// Seen in /proc/PID/maps; has no other meaning.
-    const NAME: &std::ffi::CStr = c"procpool";
+/// Makes a file in memory (memfd_create(2)), closed at an exec, which can be sealed. The name is seen
+/// in /proc/PID/maps and has no other meaning.
+///
+/// All such files of the crate are made here, since each needs the flag and its fallback.
+pub(super) fn create_memfd(name: &CStr) -> io::Result<OwnedFd> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     // Linux 6.3 wants to be told that it is not to be executed: with `vm.memfd_noexec=2` it refuses
-    // otherwise. Older kernels don't know the flag (EINVAL).
+    // otherwise (until 6.5), and a sandbox may. Older kernels don't know the flag (EINVAL).
     let not_executable = flags | MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL);
-    match memfd_create(NAME, not_executable) {
-        Err(Errno::EINVAL) => Ok(memfd_create(NAME, flags)?),
+    match memfd_create(name, not_executable) {
+        Err(Errno::EINVAL) => Ok(memfd_create(name, flags)?),
         result => Ok(result?),
     }
 }

@@ -7,7 +7,9 @@ use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::memory::create_memfd;
+use crate::error::text::CUT;
 
 /// So much of a failed start's standard error is kept, in bytes.
 const TAIL: u64 = 4096;
@@ -43,14 +45,15 @@ fn copy_of(stream: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// A file in memory: a child's standard error until it has said hello, and perhaps all that is ever
 /// learnt of a failed start.
 pub(crate) fn early_stderr() -> io::Result<File> {
-    Ok(File::from(memfd_create(c"procpool-stderr", MFdFlags::MFD_CLOEXEC)?))
+    create_memfd(c"procpool-stderr").map(File::from)
 }
 
-/// The last of what was written to it.
+/// Returns the last of what was written to it, marked if something stands before that.
 pub(crate) fn tail(file: &File) -> String {
     let len = file.metadata().map_or(0, |meta| meta.len());
     let mut bytes = vec![0; len.min(TAIL) as usize];
     match file.read_exact_at(&mut bytes, len.saturating_sub(TAIL)) {
+        Ok(()) if len > TAIL => format!("{CUT}{}", String::from_utf8_lossy(&bytes)),
         Ok(()) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(_) => String::new(),
     }
