@@ -240,6 +240,107 @@ async fn a_pool_recovers_when_its_init_no_longer_fails() {
     }
 }
 
+/// Fails at its first, third, fifth … run.
+fn fail_every_second_time(log: PathBuf) -> Result<(), String> {
+    note(&log, pid());
+    if lines(&log).len() % 2 == 1 { Err("not this time".to_string()) } else { Ok(()) }
+}
+
+/// Fails its first so many runs.
+fn fail_at_first(log: PathBuf, times: usize) -> Result<(), String> {
+    note(&log, pid());
+    if lines(&log).len() <= times { Err("not yet".to_string()) } else { Ok(()) }
+}
+
+#[tokio::test]
+async fn a_start_that_fails_in_between_fails_no_task() {
+    let dir = tempdir().unwrap();
+    let log = dir.path().join("log");
+    let pool = Pool::builder().workers(1).init(fail_every_second_time, &log).build().unwrap();
+    for _ in 0..2 {
+        let tasks: Vec<_> = (0..40).map(|_| pool.spawn(pid, ())).collect();
+        for task in tasks {
+            soon(task).await.unwrap();
+        }
+        assert!(soon(pool.spawn(die, libc::SIGKILL)).await.unwrap_err().is_worker_died());
+    }
+    assert!(pids(&log).len() >= 4);
+}
+
+#[tokio::test]
+async fn the_number_of_starts_that_may_fail_in_a_row_is_an_option() {
+    let dir = tempdir().unwrap();
+    let log = |name: &str| dir.path().join(name);
+    let builder = |name: &str, fails: usize| {
+        Pool::builder().workers(1).init(fail_at_first, (log(name), fails))
+    };
+    let error = Pool::builder().start_attempts(0).build().unwrap_err();
+    assert_eq!((error.kind(), error.option()), (ErrorKind::InvalidOption, Some("start_attempts")));
+
+    let pool = builder("one", 1).start_attempts(1).build().unwrap();
+    assert!(soon(pool.spawn(pid, ())).await.unwrap_err().is_init_failed());
+    assert_eq!(pids(&log("one")).len(), 1);
+
+    let pool = builder("five", 5).start_attempts(6).build().unwrap();
+    soon(pool.spawn(pid, ())).await.unwrap();
+    assert_eq!(pids(&log("five")).len(), 6);
+
+    let pool = builder("default", 3).build().unwrap();
+    assert!(soon(pool.spawn(pid, ())).await.unwrap_err().is_init_failed());
+    assert_eq!(pids(&log("default")).len(), 3);
+}
+
+#[tokio::test]
+async fn a_task_that_names_failed_starts_in_its_retries_waits_for_another() {
+    let dir = tempdir().unwrap();
+    let log = |name: &str| dir.path().join(name);
+    let builder = |name: &str, fails: usize| {
+        Pool::builder().workers(1).start_attempts(1).init(fail_at_first, (log(name), fails))
+    };
+    let pool = builder("in time", 3).build().unwrap();
+    let task = pool.call(procpool::attempt).retries(3).retry_starts(true).spawn(());
+    assert!(soon(pool.spawn(pid, ())).await.unwrap_err().is_init_failed(), "it names none");
+    assert_eq!(soon(task).await.unwrap(), Some(4));
+
+    let pool = builder("too late", 3).build().unwrap();
+    let error = soon(pool.call(pid).retries(2).retry_starts(true).spawn(())).await.unwrap_err();
+    assert!(error.is_init_failed());
+    assert_eq!(error.earlier_attempts().len(), 2);
+    assert!(error.earlier_attempts().iter().all(TaskError::is_init_failed), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_start_that_is_called_off_by_the_pools_end_is_told_as_no_failure() {
+    use futures::StreamExt;
+    use procpool::{WorkerEnd, WorkerEvent};
+    fn hang(log: PathBuf) -> Result<(), String> {
+        processes::hang(log);
+        Ok(())
+    }
+    let dir = tempdir().unwrap();
+    for how in ["shutdown", "shutdown_within", "kill"] {
+        let log = dir.path().join(how);
+        let pool = Pool::builder().workers(1).init(hang, &log).build().unwrap();
+        let mut events = pool.events();
+        let ready = tokio::spawn({
+            let pool = pool.clone();
+            async move { pool.ready().await }
+        });
+        until("init runs", || lines(&log).len() == 1).await;
+        match how {
+            "shutdown" => drop(soon(pool.shutdown()).await),
+            "shutdown_within" => drop(soon(pool.shutdown_within(Duration::ZERO)).await),
+            _ => drop(soon(pool.kill()).await),
+        }
+        let event = soon(events.next()).await.unwrap();
+        assert!(
+            matches!(event, WorkerEvent::Down { why: WorkerEnd::Closed, cause: None, .. }),
+            "{how}: {event:?}"
+        );
+        assert!(soon(ready).await.unwrap().unwrap_err().is_pool_closed(), "{how}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_cause_counts_though_the_process_ends_right_after_saying_it() {
     /// Kills its process as soon as something stands in its socket that the pool has not read.
@@ -292,8 +393,10 @@ async fn an_init_that_hangs_is_ended_by_the_start_limit() {
             (true, Some(Duration::from_millis(300))),
             "{error:?}"
         );
-        assert_eq!(cause(&error).pid(), Some(pids(&log)[0]));
-        assert!(!Path::new("/proc").join(&lines(&log)[0]).exists(), "told when it has ended");
+        let started = pids(&log);
+        assert_eq!(cause(&error).pid(), started.last().copied());
+        let left = started.iter().any(|pid| Path::new("/proc").join(pid.to_string()).exists());
+        assert!(!left, "told when they have ended");
     }
 }
 

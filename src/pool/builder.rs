@@ -199,13 +199,31 @@ impl Builder {
     ///
     /// Such deaths cost no task, so without a limit nobody would be told, and spares would be
     /// started for ever. Other deaths do not count: what dies with a task costs that task,
-    /// which is told, and *the pool goes on*, however many tasks do that; and starts that fail
-    /// are tried again after a back-off (10 ms, doubling up to 5 s), and told to the tasks that
-    /// wait for them.
+    /// which is told, and *the pool goes on*, however many tasks do that; and for starts that fail
+    /// see [`start_attempts`](Self::start_attempts).
     ///
     /// Default: 10 plus 2 per worker, within 10 seconds.
     pub fn restart_limit(mut self, deaths: u32, within: Duration) -> Self {
         (self.policy.restarts, self.policy.restarts_within) = (Some(deaths), within);
+        self
+    }
+
+    /// How many starts of workers in a row may fail before the tasks that wait for a worker are told
+    /// ([`is_start_failed`](crate::TaskError::is_start_failed), with the cause of the last one).
+    /// Default: 3. Zero is refused by [`build`](Self::build).
+    ///
+    /// Starts that fail while others are under way count as one. After each the pool waits before
+    /// the next: 10 ms, doubled each time up to 5 s. A worker that gets ready ends the row; and as
+    /// long as one serves, nothing fails for the others.
+    ///
+    /// When that many have failed and no worker is left, every queued task is told, and so is at
+    /// once each task that is submitted until the wait is over. The first one after that has the
+    /// pool try again: a single failed start is told then, until a worker gets ready. With
+    /// [`Call::retry_starts`](crate::Call::retry_starts) a task waits for the next try instead.
+    ///
+    /// [`Pool::ready`] tells the first start that fails, whatever this says.
+    pub fn start_attempts(mut self, starts: u32) -> Self {
+        self.policy.start_attempts = starts;
         self
     }
 
@@ -346,8 +364,9 @@ impl Builder {
     ///
     /// It is a sync or async function that returns `Result<T, E>`. The `T` stays in the worker,
     /// where tasks find it by [`procpool::state`](crate::state()); it is not encoded. An `Err`,
-    /// a panic or the end of the process fails the start, and the tasks that needed it are told
-    /// the cause ([`TaskErrorKind::InitFailed`](crate::TaskErrorKind::InitFailed)).
+    /// a panic or the end of the process fails the start. After a few failed starts in a row
+    /// ([`start_attempts`](Self::start_attempts)) the tasks that wait are told the cause
+    /// ([`TaskErrorKind::InitFailed`](crate::TaskErrorKind::InitFailed)).
     ///
     /// The arguments are encoded now. That they cannot be encoded is an error of
     /// [`build`](Self::build).
@@ -498,6 +517,9 @@ impl Builder {
         }
         if policy.lifetime == Some(Duration::ZERO) {
             return Err(invalid("max_lifetime", "no task could ever run"));
+        }
+        if policy.start_attempts == 0 {
+            return Err(invalid("start_attempts", "no worker could ever be started"));
         }
         if policy.spares > workers.saturating_mul(64).max(1024) {
             return Err(invalid("spares", "more than the pool could ever need"));

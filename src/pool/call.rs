@@ -169,7 +169,8 @@ where
 
     /// How often the task is tried again after it has failed: when its worker died, when its
     /// [`timeout`](Self::timeout) was over, if [wanted](Self::retry_panics) when it panicked,
-    /// and if [wanted](Self::retry_if) when it returned an error. Default: 0. At most 254.
+    /// if [wanted](Self::retry_starts) when no worker could be started for it, and if
+    /// [wanted](Self::retry_if) when it returned an error. Default: 0. At most 254.
     ///
     /// A task that has not begun when its worker dies runs elsewhere in any case, and that counts
     /// as no attempt. A task can tell which try it is by [`attempt`](crate::attempt()); the
@@ -189,6 +190,17 @@ where
     /// Whether the end of the time limit is worth another try. Default: yes.
     pub fn retry_timeouts(mut self, wanted: bool) -> Self {
         self.options().retry.timeouts = wanted;
+        self
+    }
+
+    /// Whether failed starts of workers are worth another try: each time as many have failed in a
+    /// row as the pool attempts ([`Builder::start_attempts`](crate::Builder::start_attempts)), the
+    /// task is tried again instead of being told
+    /// ([`is_start_failed`](crate::TaskError::is_start_failed)). Default: no. A pool that has given
+    /// up ([`Builder::restart_limit`](crate::Builder::restart_limit)) starts nothing, so there it
+    /// is told in any case.
+    pub fn retry_starts(mut self, wanted: bool) -> Self {
+        self.options().retry.starts = wanted;
         self
     }
 

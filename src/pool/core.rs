@@ -38,9 +38,12 @@
 //!    killed, again after another look at it; and what was answered until then is taken in before
 //!    ([`Core::overdue`]). The task is settled when the process has ended, or by the reply that
 //!    came first.
-//! 9. If a start fails and no worker is left, or none has got ready through [`STARTS_MAX`] failed
-//!    ones in a row, everything queued fails with the cause; so does what is submitted while no
-//!    worker is left and the back-off has not passed.
+//! 9. Starts that fail in a row are counted: of those that were under way together, one counts. If
+//!    as many as the pool attempts have failed and no worker is left, or [`STARTS_MAX`] if that is
+//!    more and no worker is ready, everything queued fails with the cause. So does what is
+//!    submitted then, while no worker is left and the back-off has not passed. A worker that gets
+//!    ready ends the row. A task whose retries are for failed starts is tried again instead (rule
+//!    12).
 //! 10. Nobody is idle while tasks stand behind another one in a worker: if that is worth it by the
 //!     measured service time, or the one in front has lasted for [`LONG`], they are taken back and
 //!     go to whoever is free.
@@ -112,8 +115,8 @@ const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// The wait after a first failed start; it doubles with each further one, up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// Where starts fail slowly, one may always be under way. So many in a row, each ordered after one
-/// had failed, and those who wait are told.
+/// Where starts fail slowly, one may always be under way. So many in a row at least, each ordered
+/// after one had failed, and the tasks that wait are told though one is.
 const STARTS_MAX: u32 = 4;
 
 /// A task in this pool. (On the wire it has a number of its own, which its worker answers.)
@@ -654,7 +657,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
         if self.phase != Phase::Open {
             return Err(Refused(cargo, Fate::Closed));
         }
-        if let Some(cause) = self.no_hope(now) {
+        if let Some(cause) = self.no_hope(options.as_deref(), now) {
             return Err(Refused(cargo, Fate::StartFailed(cause))); // rules 9 and 21
         }
         let found_idle = self.has_idle();
@@ -889,8 +892,8 @@ impl<T: Carried, M: Memory> Core<T, M> {
             Some(Failure { cause: cause.clone(), counted_at, earlier, retry: Some(now + wait) });
         let in_vain = earlier + 1 >= STARTS_MAX
             && !self.workers.iter().any(|(_, worker)| worker.state == State::Ready);
-        if self.nobody_left() || in_vain {
-            self.fail_queue(&cause, actions);
+        if self.starts_are_used_up() && (self.nobody_left() || in_vain) {
+            self.fail_queue_for_now(&cause, now, actions);
         }
         self.man(now, actions);
         self.want_end(now, actions);

@@ -161,6 +161,7 @@ impl Plan {
             deaths: rng.chance(80),
             timeouts: rng.chance(80),
             panics: rng.chance(50),
+            starts: rng.chance(30),
             wait_min: if rng.chance(50) { Duration::ZERO } else { rng.micros(5_000) },
             wait_max: Duration::from_millis(20),
         };
@@ -189,7 +190,11 @@ impl Plan {
             hello_limit: Duration::from_millis(50 + rng.below(200)),
             start_limit: limit,
             // It knows nothing of the budget.
-            policy: Policy { restarts: Some(u32::MAX), ..Policy::default() },
+            policy: Policy {
+                restarts: Some(u32::MAX),
+                start_attempts: 1 + rng.below(4) as u32,
+                ..Policy::default()
+            },
         };
         Self {
             rules,
@@ -546,6 +551,8 @@ struct World {
     back: i64,
     hands: BTreeMap<WorkerKey, Hand>,
     failed_at: Option<Instant>,
+    /// Failed starts since then after which no worker was left.
+    times_alone: u32,
     bad_phase: bool,
     draining: bool,
     killed: bool,
@@ -606,6 +613,7 @@ impl World {
             back: 0,
             hands: BTreeMap::new(),
             failed_at: None,
+            times_alone: 0,
             bad_phase: false,
             draining: false,
             killed: false,
@@ -1088,10 +1096,18 @@ impl World {
             self.expected.start_failed = true;
             self.core.start_failed(key, self.error.clone(), self.now, &mut self.actions);
             self.settle_up(true)?;
+            // Each time that nobody was left counts, and others may.
+            self.times_alone += u32::from(self.hands.is_empty());
+            let waiting = self.queue.values().filter(|id| {
+                let job = &self.jobs[**id as usize];
+                !(job.options.retry.is_for_starts() && job.attempt > 1)
+            });
+            let waiting = waiting.count();
             ensure!(
-                !self.hands.is_empty() || self.queue.is_empty(),
-                "a start failed, nobody is left, and {} tasks wait",
-                self.queue.len()
+                !self.hands.is_empty()
+                    || waiting == 0
+                    || self.times_alone < self.plan.rules.policy.start_attempts,
+                "starts failed, nobody is left, and {waiting} tasks wait"
             );
         }
         Ok(())
@@ -1116,6 +1132,7 @@ impl World {
         if matches!(hand.life, Life::Starting { .. }) {
             hand.life = Life::Ready;
             self.failed_at = None;
+            self.times_alone = 0;
         }
         self.core.ready(key, Some(TestMemory::new(2048)), self.now, &mut self.actions);
         if self.rng.rarely(self.plan.hang_up) {
@@ -1556,6 +1573,22 @@ impl World {
                     .cargo_mut(task)
                     .map(|id| *id - BASE_ID)
                     .ok_or("a note about nothing")?;
+                if matches!(fate, Fate::StartFailed(_)) {
+                    let job = &self.jobs[id as usize];
+                    let Place::Queued(turn) = job.place else {
+                        return Err(format!("{id} waits for no start: {job:?}"));
+                    };
+                    ensure!(
+                        self.expected.start_failed
+                            && job.is_tried_again(|retry| retry.starts)
+                            && self.hands.values().all(|hand| hand.life != Life::Ready),
+                        "{id} is tried again though no start failed for it: {job:?}"
+                    );
+                    self.queue.remove(&turn);
+                    self.see("waits for another start");
+                    self.try_again(id);
+                    return Ok(());
+                }
                 let true_one = match (self.expected.notes.remove(&id), &fate) {
                     (Some(None), Fate::Lost(_)) => true,
                     (Some(Some(Stop::TimedOut(limit))), Fate::TimedOut(told)) => limit == *told,

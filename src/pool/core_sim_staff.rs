@@ -61,6 +61,7 @@ impl StaffPlan {
             exit_limit: Duration::from_millis(1 + rng.below(200)),
             restarts: some(rng, 60, |rng| rng.below(4)).map(|most| most as u32),
             restarts_within: Duration::from_millis(1 + rng.below(5_000)),
+            start_attempts: 1 + rng.below(4) as u32,
             ..Policy::default()
         };
         Self {

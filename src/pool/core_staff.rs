@@ -39,6 +39,7 @@ use super::{
 };
 use crate::error::{Error, Why};
 use crate::pool::loss::Loss;
+use crate::pool::options::Options;
 use crate::pool::stats::{Stats, WorkerEnd};
 use std::collections::VecDeque;
 use std::process::ExitStatus;
@@ -54,6 +55,10 @@ pub(crate) const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// all of them may be killed by somebody else at once.
 pub(crate) const RESTARTS_WITHIN: Duration = Duration::from_secs(10);
 const RESTARTS: u32 = 10;
+/// Starts in a row that may fail before the tasks that wait are told, unless said otherwise: what
+/// passes in a moment (a server that restarts, a table of processes that is full) costs no task,
+/// and an `init` that always fails is told before long.
+pub(crate) const START_ATTEMPTS: u32 = 3;
 /// The wait before a spare is started after a death that counts, at most: it grows by
 /// [`BACKOFF_MIN`] for each of them. Short enough for the budget to be used up.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
@@ -83,6 +88,8 @@ pub(crate) struct Policy {
     /// workers.
     pub(crate) restarts: Option<u32>,
     pub(crate) restarts_within: Duration,
+    /// Starts that may fail in a row before the tasks that wait are told (rule 9).
+    pub(crate) start_attempts: u32,
 }
 
 impl Default for Policy {
@@ -98,6 +105,7 @@ impl Default for Policy {
             kill_limit: KILL_LIMIT,
             restarts: None,
             restarts_within: RESTARTS_WITHIN,
+            start_attempts: START_ATTEMPTS,
         }
     }
 }
@@ -254,7 +262,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
                 State::Spare => self.retire(key, WorkerEnd::Recycled, now, actions),
                 // It has read what it read before.
                 State::Starting { .. } | State::Ready => {
-                    drop(worker.post.due.get_or_insert(WorkerEnd::Recycled))
+                    worker.post.due.get_or_insert(WorkerEnd::Recycled);
                 }
                 State::Departing | State::Retiring | State::Doomed => {}
             }
@@ -664,8 +672,14 @@ impl<T: Carried, M: Memory> Core<T, M> {
         !self.workers.iter().any(|(_, worker)| counts(worker))
     }
 
-    /// Why a task cannot be taken, if it cannot.
-    pub(super) fn no_hope(&self, now: Instant) -> Option<Error> {
+    /// As many starts in a row have failed as the pool attempts.
+    pub(super) fn starts_are_used_up(&self) -> bool {
+        let failed = self.failure.as_ref().map_or(0, |failure| failure.earlier + 1);
+        failed >= self.rules.policy.start_attempts
+    }
+
+    /// Why a task with these options cannot be taken, if it cannot.
+    pub(super) fn no_hope(&self, options: Option<&Options>, now: Instant) -> Option<Error> {
         if self.failure.is_none() && self.staff.halt.is_none() {
             return None; // as nearly always
         }
@@ -677,13 +691,34 @@ impl<T: Carried, M: Memory> Core<T, M> {
                 (!self.workers.iter().any(|(_, worker)| serves(worker))).then(|| cause.clone())
             }
             (None, Some(Failure { cause, retry: Some(retry), .. })) if now < *retry => {
-                self.nobody_left().then(|| cause.clone())
+                let waits = options.is_some_and(|options| options.retry.is_for_starts());
+                (!waits && self.starts_are_used_up() && self.nobody_left()).then(|| cause.clone())
             }
             _ => None,
         }
     }
 
-    /// All that waits fails.
+    /// All that waits fails, but what its retries have wait for the next start.
+    pub(super) fn fail_queue_for_now(
+        &mut self,
+        cause: &Error,
+        now: Instant,
+        actions: &mut Vec<Action<T>>,
+    ) {
+        for key in std::mem::take(&mut self.queue) {
+            let Some(task) = self.tasks.get(key) else { continue };
+            match task.again(|retry| retry.starts) {
+                Some(wait) => {
+                    self.queued -= 1;
+                    actions.push(Action::Note(key, Fate::StartFailed(cause.clone())));
+                    self.try_again(key, wait, now);
+                }
+                None => self.forget_queued(key, Fate::StartFailed(cause.clone()), actions),
+            }
+        }
+    }
+
+    /// All that waits fails, since nothing will be started.
     pub(super) fn fail_queue(&mut self, cause: &Error, actions: &mut Vec<Action<T>>) {
         for key in std::mem::take(&mut self.queue) {
             self.forget_queued(key, Fate::StartFailed(cause.clone()), actions);

@@ -13,7 +13,7 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn new(workers: usize) -> Self {
-        Self::with_policy(workers, Policy::default())
+        Self::with_policy(workers, Policy { start_attempts: 1, ..Policy::default() })
     }
 
     pub(super) fn with_policy(workers: usize, policy: Policy) -> Self {
@@ -603,6 +603,64 @@ fn rule_9_what_is_queued_fails_with_the_last_worker() {
     assert_eq!(bench.submit(Mode::Sync, false).0, None);
     bench.pass(BACKOFF_MIN);
     assert_eq!(bench.task(Mode::Sync).1, ["start 1"]);
+}
+
+#[test]
+fn rule_9_tasks_wait_until_as_many_starts_in_a_row_have_failed_as_are_attempted() {
+    let policy = Policy { start_attempts: 3, ..Policy::default() };
+    let mut bench = Bench::with_policy(1, policy);
+    assert_eq!(bench.task(Mode::Sync).1, ["start 0"]);
+    let mut wait = BACKOFF_MIN;
+    for _ in 0..2 {
+        let started = bench.core.workers.keys()[0];
+        bench.pass(MS);
+        assert_eq!(bench.fail(started), [""; 0], "the task waits for the next start");
+        assert_eq!(bench.deadline(), Some(bench.now + wait));
+        bench.task(Mode::Sync); // taken, in spite of the failed start
+        bench.pass(wait);
+        assert_eq!(bench.tick().len(), 1, "the next start");
+        wait *= 2;
+    }
+    let started = bench.core.workers.keys()[0];
+    bench.pass(MS);
+    assert_eq!(bench.fail(started), ["start failed 0", "start failed 1", "start failed 2"]);
+    assert_eq!(bench.submit(Mode::Sync, false).0, None, "told at once until the wait is over");
+    bench.pass(wait);
+    assert_eq!(bench.task(Mode::Sync).1.len(), 1);
+    let started = bench.core.workers.keys()[0];
+    bench.pass(MS);
+    assert_eq!(bench.fail(started).len(), 1, "the row goes on: one more failed start is told");
+    // A worker that gets ready ends the row.
+    bench.pass(wait * 2);
+    bench.task(Mode::Sync);
+    let started = bench.core.workers.keys()[0];
+    assert_eq!(bench.ready_now(started).len(), 1);
+    assert!(bench.core.failure.is_none());
+}
+
+#[test]
+fn rule_9_a_task_whose_retries_are_for_failed_starts_is_tried_again() {
+    let retry = Retry { most: 2, starts: true, ..Retry::default() };
+    let mut bench = Bench::new(1);
+    let options = Options { retry, ..Options::default() };
+    let (_, started) = bench.with(Mode::Sync, options.clone());
+    assert_eq!(started.len(), 1);
+    for round in 0..3 {
+        let started = bench.core.workers.keys()[0];
+        bench.pass(MS);
+        let told = bench.fail(started);
+        if round < 2 {
+            assert_eq!(told.len(), 1);
+            assert!(told[0].starts_with("noted"), "{told:?}");
+            bench.pass(Duration::from_secs(1));
+            assert_eq!(bench.tick().len(), 1, "another start");
+        } else {
+            assert_eq!(told, ["start failed 0"]);
+        }
+    }
+    // Handed in while the wait after a failed start lasts, it waits; another is told.
+    let (_, nothing) = bench.with(Mode::Sync, options);
+    assert_eq!((nothing.len(), bench.submit(Mode::Sync, false).0), (0, None));
 }
 
 #[test]

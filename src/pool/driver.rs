@@ -366,7 +366,8 @@ impl Engine {
             .get(&key)
             .and_then(|link| link.process.as_ref())
             .map(|process| process.child.pid());
-        self.tell_end(key, pid, WorkerEnd::StartFailed, None, Some(cause.clone()));
+        let told = (!cause.is_pool_closed()).then(|| cause.clone());
+        self.tell_end(key, pid, WorkerEnd::StartFailed, None, told);
         let link = self.apply(|state, now| {
             state.timed = true;
             state.core.start_failed(key, cause.clone(), now, &mut state.actions);
@@ -901,14 +902,19 @@ impl Engine {
             }
             self.tell_start(None);
         } else {
-            let cause = self.why_start_failed(&link, process, stage, &exit, note, stderr);
-            self.tell_end(
-                key,
-                Some(exit.pid),
-                WorkerEnd::StartFailed,
-                exit.status,
-                Some(cause.clone()),
-            );
+            // A process that the pool's end has killed while it started has not failed, unless it
+            // had before.
+            let called_off = self.lock().core.why_ended(key) == Some(WorkerEnd::Closed)
+                && link.failure.is_none()
+                && !link.timed_out
+                && (exit.status.is_none() || exit.is_by(nix::libc::SIGKILL));
+            let (cause, told) = if called_off {
+                (Why::PoolClosed.into(), None)
+            } else {
+                let cause = self.why_start_failed(&link, process, stage, &exit, note, stderr);
+                (cause.clone(), Some(cause))
+            };
+            self.tell_end(key, Some(exit.pid), WorkerEnd::StartFailed, exit.status, told);
             self.apply(|state, now| {
                 state.timed = true;
                 state.core.start_failed(key, cause.clone(), now, &mut state.actions);

@@ -36,7 +36,8 @@ pub enum WorkerEvent {
         why: WorkerEnd,
         /// How its process ended, if that is known.
         status: Option<ExitStatus>,
-        /// Why it did not get ready, if it did not.
+        /// Why it did not get ready, if it did not. `None` for a start that was called off because
+        /// the pool ended.
         cause: Option<Error>,
     },
     /// Workers have ended by themselves too often before they were given any task: the pool starts

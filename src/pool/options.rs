@@ -28,6 +28,8 @@ pub(crate) struct Retry {
     pub(crate) deaths: bool,
     pub(crate) timeouts: bool,
     pub(crate) panics: bool,
+    /// After so many failed starts of workers as the pool attempts.
+    pub(crate) starts: bool,
     /// The wait before the second try, doubled for each further one, up to `wait_max`.
     pub(crate) wait_min: Duration,
     pub(crate) wait_max: Duration,
@@ -40,6 +42,7 @@ impl Default for Retry {
             deaths: true,
             timeouts: true,
             panics: false,
+            starts: false,
             wait_min: Duration::ZERO,
             wait_max: Duration::ZERO,
         }
@@ -47,6 +50,11 @@ impl Default for Retry {
 }
 
 impl Retry {
+    /// Whether a task with such retries waits for another start, at least at its first try.
+    pub(crate) fn is_for_starts(&self) -> bool {
+        self.starts && self.most > 0
+    }
+
     /// How long to wait after the try of this number, from 1.
     pub(crate) fn wait(&self, attempt: u8) -> Duration {
         self.wait_min
