@@ -465,18 +465,39 @@ async fn a_task_that_closes_the_workers_descriptors_has_its_result_and_the_pool_
 }
 
 #[tokio::test]
-async fn a_task_that_shuts_the_socket_and_hangs_is_ended() {
-    let (pool, dir) = (pool(1), tempdir().unwrap());
-    let shut = |log: PathBuf| -> () {
+async fn a_task_that_closes_or_shuts_the_socket_and_hangs_is_ended() {
+    const CLOSE: i32 = -1;
+    let shut = |how: i32, log: PathBuf| -> () {
         for fd in 3..64 {
-            // SAFETY: a plain call; it fails on what is no socket.
-            unsafe { libc::shutdown(fd, libc::SHUT_WR) };
+            // SAFETY: not sound at all for `close`; `shutdown` fails on what is no socket.
+            unsafe { if how == CLOSE { libc::close(fd) } else { libc::shutdown(fd, how) } };
         }
         hang(log)
     };
-    let hanging = pool.spawn(shut, dir.path().join("log"));
-    died_by(soon(hanging).await, Signal::SIGKILL);
-    assert!(soon(pool.spawn(pid, ())).await.is_ok());
+    for how in [CLOSE, libc::SHUT_WR, libc::SHUT_RDWR] {
+        let (pool, dir) = (pool(1), tempdir().unwrap());
+        let hanging = pool.spawn(shut, (how, dir.path().join("log")));
+        died_by(soon(hanging).await, Signal::SIGKILL);
+        assert!(soon(pool.spawn(pid, ())).await.is_ok());
+    }
+}
+
+/// The pool sees that only when it writes. The worker sees it when its task has ended.
+#[tokio::test]
+async fn a_task_that_shuts_the_socket_for_reading_costs_no_other_task() {
+    let shut = || -> u32 {
+        for fd in 3..64 {
+            // SAFETY: a plain call; it fails on what is no socket.
+            unsafe { libc::shutdown(fd, libc::SHUT_RD) };
+        }
+        pid()
+    };
+    let pool = pool(1);
+    for _ in 0..3 {
+        let first = soon(pool.spawn(shut, ())).await.unwrap();
+        assert_ne!(soon(pool.spawn(pid, ())).await.unwrap(), first);
+    }
+    soon(pool.shutdown()).await;
 }
 
 /// Forks and returns in both processes; the original waits for its copy first.

@@ -16,7 +16,8 @@ use super::stats::WorkerEnd;
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{
-    DeathNote, Exit, PeerFd, PeerSocket, WorkerMemory, oom_kills, standard, steward, sys,
+    DeathNote, Exit, PeerFd, PeerSocket, WorkerMemory, is_stopped, oom_kills, standard, steward,
+    sys,
 };
 use crate::sync::named::Named;
 use crate::wire::frame::{self, FrameBuffer};
@@ -35,9 +36,17 @@ use std::time::{Duration, Instant};
 
 /// Frames longer than this, in bytes, are sent to idle workers only (design 6).
 pub(crate) const LARGE: usize = 64 << 10;
-/// A worker that has closed its socket ends, as a rule, at once; one that drains may have exit
-/// handlers to run.
+/// A worker that has closed its socket while it starts ends, as a rule, at once.
 const END_GRACE: Duration = Duration::from_secs(2);
+/// One that was at work has no reason to close it but its end, which follows within microseconds.
+/// (One that was told to end may have exit handlers to run, and has the time for them.)
+const HANG_UP_GRACE: Duration = Duration::from_millis(500);
+/// Between two looks at frames that have not come whole.
+const STALL_LOOK: Duration = Duration::from_secs(1);
+/// So many looks in a row at which nothing more of a frame had come mean that the worker does not
+/// go on with it. They are counted, and not the time: an application that was stopped for a minute
+/// sees one.
+const STALL_LOOKS: u32 = 5;
 /// Readings of one worker's socket in one go, at most, so that nobody else waits for long.
 const READINGS: u32 = 16;
 /// A process that has not yet said hello is trusted with no more than this, in bytes.
@@ -146,6 +155,8 @@ pub(super) struct Driver {
     taken: Vec<u8>,
     /// Workers that have ended and cannot be reaped yet.
     unreaped: Vec<WorkerKey>,
+    /// When frames that have not come whole are looked at next, if there is any.
+    stall_at: Option<Instant>,
 }
 
 /// A task's result, as it came.
@@ -204,6 +215,8 @@ struct Reader {
     closed: bool,
     /// It broke the protocol: its outbox is not read either.
     silenced: bool,
+    /// How often nothing more had come of a frame that is not whole, see [`STALL_LOOKS`].
+    stalled: u32,
     /// Descriptors that came and have not been claimed by a message.
     descriptors: Vec<PeerFd>,
     /// Some came that could not be taken in.
@@ -263,6 +276,7 @@ impl Engine {
         }
         let mut expirations = [0; 8];
         let _ = nix::unistd::read(self.timer.as_fd(), &mut expirations);
+        self.look_for_stalls(driver);
         // A process that has ended in time is not one that the kernel cannot end, though we come to
         // see it late.
         let unended = self.lock().core.unended(Instant::now());
@@ -399,6 +413,7 @@ impl Engine {
                     rang: false,
                     closed: false,
                     silenced: false,
+                    stalled: 0,
                     descriptors: Vec::new(),
                     truncated: false,
                 })
@@ -435,13 +450,21 @@ impl Engine {
             match n {
                 Ok(0) => {
                     reader.closed = true;
-                    self.hung_up(key);
+                    self.hung_up(key, reader.stage);
                 }
                 Ok(n) => {
                     left -= n.min(left);
                     reader.buffer.filled(n);
                     let result = take_frames(self, key, reader, &mut driver.replies);
-                    if std::mem::take(&mut reader.rang) && !driver.awake.contains(&key) {
+                    reader.stalled = 0;
+                    let is_cut = reader.stage == Stage::Ready && reader.buffer.rest() > 0;
+                    if is_cut && driver.stall_at.is_none() {
+                        driver.stall_at = Some(self.look_for_stalls_at(Instant::now()));
+                    }
+                    // A bell may be taken for a part of a frame that does not go on, so the outbox
+                    // is looked into as well.
+                    if (std::mem::take(&mut reader.rang) || is_cut) && !driver.awake.contains(&key)
+                    {
                         driver.awake.push(key);
                     }
                     let broken = self.replied(
@@ -463,9 +486,55 @@ impl Engine {
                 Err(_) => {
                     // ECONNRESET: it ended with something of ours unread. Its end tells more.
                     reader.closed = true;
-                    self.hung_up(key);
+                    self.hung_up(key, reader.stage);
                 }
             }
+        }
+    }
+
+    /// Has the timer fire for [`Engine::look_for_stalls`]; gives when.
+    fn look_for_stalls_at(&self, now: Instant) -> Instant {
+        let at = now + STALL_LOOK;
+        self.apply(|state, _| {
+            state.stall_at = Some(at);
+            state.timed = true;
+        });
+        at
+    }
+
+    /// Ends workers that do not go on with a frame. No answer takes that long to be written, unless
+    /// the worker is stopped.
+    fn look_for_stalls(&self, driver: &mut Driver) {
+        if driver.stall_at.is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        driver.stall_at = None;
+        self.lock().stall_at = None;
+        let cut = |(_, reader): &(&WorkerKey, &mut Reader)| {
+            !reader.closed && reader.stage == Stage::Ready && reader.buffer.rest() > 0
+        };
+        let mut over = Vec::new();
+        let mut is_any = false;
+        for (key, reader) in driver.readers.iter_mut().filter(cut) {
+            reader.stalled += u32::from(!is_stopped(reader.pid));
+            if reader.stalled >= STALL_LOOKS {
+                over.push(*key);
+            }
+            is_any = true;
+        }
+        for key in over {
+            self.read(driver, key, Until::OthersWait);
+            if let Some(reader) = driver.readers.get_mut(&key)
+                && reader.stalled >= STALL_LOOKS
+                && !reader.closed
+            {
+                (reader.closed, reader.silenced) = (true, true);
+                let bad = Bad("it began a frame, and did not go on with it".into());
+                self.broke_protocol(key, reader.stage, reader.pid, bad);
+            }
+        }
+        if is_any && driver.stall_at.is_none() {
+            driver.stall_at = Some(self.look_for_stalls_at(Instant::now()));
         }
     }
 
@@ -524,13 +593,14 @@ impl Engine {
         Some(count)
     }
 
-    fn hung_up(&self, key: WorkerKey) {
+    fn hung_up(&self, key: WorkerKey, stage: Stage) {
+        let grace = if stage == Stage::Ready { HANG_UP_GRACE } else { END_GRACE };
         self.apply(|state, now| {
             state.timed = true;
             if let Some(link) = state.links.get_mut(&key) {
                 link.hung_up |= !link.doomed; // else it is our kill that closed it
             }
-            state.core.hung_up(key, now + END_GRACE);
+            state.core.hung_up(key, now + grace);
         });
     }
 

@@ -101,6 +101,8 @@ pub(super) struct State {
     pub(super) timed: bool,
     /// Counts the deadlines that were worked out.
     deadlines: u64,
+    /// When the driver looks at frames that have not come whole.
+    pub(super) stall_at: Option<Instant>,
 }
 
 /// What is to be done when the lock has been released.
@@ -160,6 +162,7 @@ impl Engine {
                 links: HashMap::new(),
                 timed: false,
                 deadlines: 0,
+                stall_at: None,
             }),
             capture,
             epoll,
@@ -752,7 +755,7 @@ impl Engine {
             if state.deadlines == deadline.number && ended == self.has_ended() {
                 return;
             }
-            deadline = Deadline { number: state.deadlines, at: state.core.next_deadline() };
+            deadline = Deadline { number: state.deadlines, at: state.next_deadline() };
         }
     }
 
@@ -837,8 +840,9 @@ impl Engine {
                 Ok(len) => written = Some((chunk, from, len)),
                 Err(error) => {
                     let mut state = self.lock();
-                    if let Some(Link { out, retired, .. }) = state.links.get_mut(&key) {
-                        if *retired && error.kind() != std::io::ErrorKind::WouldBlock {
+                    if let Some(link) = state.links.get_mut(&key) {
+                        let out = &mut link.out;
+                        if link.retired && error.kind() != std::io::ErrorKind::WouldBlock {
                             // We have closed its intake. What is left are calls that were taken
                             // back.
                             *out = Outgoing::default();
@@ -928,6 +932,11 @@ impl std::fmt::Debug for Engine {
 }
 
 impl State {
+    /// What the timer is to be set to.
+    fn next_deadline(&self) -> Option<Instant> {
+        self.core.next_deadline().into_iter().chain(self.stall_at).min()
+    }
+
     /// Does what belongs under the lock, and says what is to be done outside.
     fn sort(&mut self) -> Todo {
         let mut todo = Todo::default();
@@ -988,8 +997,7 @@ impl State {
         todo.staff_changed = self.core.staff_changed();
         if self.core.deadline_moved() || timed {
             self.deadlines += 1;
-            todo.deadline =
-                Some(Deadline { number: self.deadlines, at: self.core.next_deadline() });
+            todo.deadline = Some(Deadline { number: self.deadlines, at: self.next_deadline() });
         }
         todo
     }

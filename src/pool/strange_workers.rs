@@ -729,6 +729,41 @@ async fn half_an_answer_and_silence_can_be_aborted() {
     );
 }
 
+/// A bell behind it is taken for its next bytes.
+#[tokio::test]
+async fn half_a_frame_hides_no_answer_and_its_worker_is_ended() {
+    let pool = played(|_, player| {
+        player.become_ready();
+        for value in [1, 2] {
+            let id = player.call();
+            if value == 1 {
+                let half = framed(|out| out.extend([0x93, kind::DONE, 100, 0xc4, 200, 1]));
+                let more = 1000_u32.to_le_bytes();
+                player.socket.write_all(&[&more, &half[4..]].concat()).unwrap();
+            }
+            let answer = framed(|out| {
+                message::done(out, id);
+                out.push(value);
+            });
+            assert!(player.memory.ring().put(&answer));
+            player.memory.claims().finish(Claim { slot: 0, id });
+            player.say(message::bell);
+        }
+        player.call(); // and silence
+        player.wait();
+    })
+    .build()
+    .unwrap();
+    for value in [1, 2] {
+        let answer = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await;
+        assert_eq!(answer.expect("it hangs").unwrap(), value);
+    }
+    let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs");
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), TaskErrorKind::BadFrame);
+    assert!(error.to_string().contains("did not go on"), "{error}");
+}
+
 #[tokio::test]
 async fn a_start_that_the_system_refuses_is_told_to_its_tasks_and_the_pool_recovers() {
     let pool = builder({

@@ -43,7 +43,7 @@ pub(crate) use child::{Child, Exit};
 pub(crate) use death_note::DeathNote;
 pub(crate) use memory::{MemoryError, SharedMemory};
 pub(crate) use peer_fd::{PeerFd, PeerSocket};
-pub(crate) use resident::resident;
+pub(crate) use resident::{is_stopped, resident};
 pub(crate) use spawn::{Spawn, find_program, spawn_with_stdout};
 pub(crate) use sys::is_secure;
 pub(crate) use worker_memory::WorkerMemory;
