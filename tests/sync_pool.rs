@@ -221,6 +221,60 @@ async fn two_pools_share_a_manager_and_it_outlives_either() {
     assert_eq!(total.get().await.unwrap(), 30);
 }
 
+/// Says that it waits, and what came of it.
+fn waits_for_an_item(queue: Queue<u64>, waits: Queue<u8>) -> Result<Option<u64>, String> {
+    waits.blocking_send(1).unwrap();
+    queue.blocking_recv().map_err(|error| format!("{:?}", error.kind()))
+}
+
+async fn waits_async(queue: Queue<u64>, waits: Queue<u8>) -> Result<Option<u64>, String> {
+    waits.send(1).await.unwrap();
+    queue.recv().await.map_err(|error| format!("{:?}", error.kind()))
+}
+
+#[tokio::test]
+async fn calls_that_wait_for_an_object_of_an_ended_pool_end_and_their_own_pools_as_well() {
+    let (caller, owner) = (pool(2), pool(1));
+    let queue = owner.manager().queue::<u64>(1).unwrap();
+    let waits = caller.manager().queue::<u8>(8).unwrap();
+    let args = (queue.clone(), waits.clone());
+    let process = Process::spawn(waits_for_an_item, &args).unwrap();
+    let calls = [caller.spawn(waits_for_an_item, &args), caller.spawn(waits_async, &args)];
+    for _ in 0..3 {
+        soon(waits.recv()).await.unwrap();
+    }
+    soon(owner.shutdown()).await;
+    drop((queue, args, owner));
+    let closed = Err("ManagerClosed".to_owned());
+    for call in calls {
+        assert_eq!(soon(call).await.unwrap(), closed);
+    }
+    assert_eq!(soon(process).await.unwrap(), closed);
+    soon(caller.shutdown()).await;
+}
+
+#[tokio::test]
+async fn an_object_of_an_ended_pool_goes_on_while_the_application_has_a_handle() {
+    let (caller, owner) = (pool(1), pool(1));
+    let queue = owner.manager().queue::<u64>(1).unwrap();
+    let waits = caller.manager().queue::<u8>(1).unwrap();
+    let call = caller.spawn(waits_for_an_item, (queue.clone(), waits.clone()));
+    soon(waits.recv()).await.unwrap();
+    drop(owner);
+    queue.send(7).await.unwrap();
+    assert_eq!(soon(call).await.unwrap(), Ok(Some(7)));
+    // A handle in a result is one of the application's.
+    let back = soon(caller.spawn(|queue: Queue<u64>| queue, &queue)).await.unwrap();
+    drop(queue);
+    back.send(8).await.unwrap();
+    assert_eq!(back.recv().await.unwrap(), Some(8));
+    // By itself a manager goes on as long as a call has something of it.
+    let queue = Manager::new().unwrap().queue::<u64>(1).unwrap();
+    let back = soon(caller.spawn(|queue: Queue<u64>| queue, queue)).await.unwrap();
+    back.send(9).await.unwrap();
+    assert_eq!(back.recv().await.unwrap(), Some(9));
+}
+
 #[tokio::test]
 async fn workers_pass_handles_on_to_workers_of_their_own() {
     let pool = pool(2);

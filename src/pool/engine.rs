@@ -23,7 +23,7 @@ use super::stats::{Stats, Tally};
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{WorkerMemory, fork, resident, steward, sys};
-use crate::sync::named::write_names;
+use crate::sync::named::{for_call, write_names};
 use crate::wire::claim::{Claim, Claims};
 use crate::wire::message::Callee;
 use crate::wire::packet::Packet;
@@ -390,7 +390,7 @@ impl Engine {
                 return Err(What::ArgumentTooLarge { limit: self.config.frame_limit });
             }
             frame::finish(&mut naming, start);
-            Ok((Packet::from(&mut naming), Some(Arc::new(things))))
+            Ok((Packet::from(&mut naming), Some(Arc::new(for_call(things)))))
         });
         if out.capacity() <= driver::LARGE {
             let _ = SCRATCH.try_with(|scratch| scratch.set(out)); // the memory of a large one is not kept

@@ -372,7 +372,8 @@ impl Pool {
     /// pool was built with ([`Builder::manager`]), else one that is started now, the first time
     /// that it is asked for.
     ///
-    /// If it cannot be started, what is made by it says why.
+    /// If it cannot be started, what is made by it says why. When it is closed, says
+    /// [`Manager`](Manager#drop).
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]

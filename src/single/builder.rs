@@ -6,7 +6,7 @@ use super::machine;
 use super::stdio::{Kind, Stdio};
 use crate::error::{Error, Why};
 use crate::limits::Limits;
-use crate::sync::named::write_names;
+use crate::sync::named::{for_call, write_names};
 use crate::task::{ArgsFor, Task, ZeroSized, encode_args, index_of};
 use crate::wire::message::Callee;
 use crate::wire::value::EncodeError;
@@ -361,7 +361,7 @@ impl ProcessBuilder {
             limits: self.limits.into_message(),
             function,
             call,
-            things,
+            things: for_call(things),
         })
     }
 }

@@ -24,8 +24,8 @@ use crate::wire::packet::Packet;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -36,6 +36,12 @@ pub(crate) struct Connection {
     route: Route,
     /// Clients that we have introduced.
     introduced: AtomicU64,
+    /// The manager was started by a pool for itself.
+    is_of_pool: bool,
+    /// Of a connection that calls have: the one that keeps the manager.
+    keeper: Option<Weak<Connection>>,
+    /// See [`for_calls`](Connection::for_calls).
+    for_calls: OnceLock<Arc<Connection>>,
 }
 
 enum Route {
@@ -50,25 +56,59 @@ impl Connection {
     /// Starts a manager, and keeps it.
     pub(crate) fn start() -> Result<Arc<Self>, Error> {
         fork::refuse_in_copy().map_err(|_| Error::from(Why::Forked))?;
-        let server = Server::start()?;
-        Ok(Arc::new(Self {
-            manager: server.id(),
-            mail: Arc::clone(server.mail()),
-            route: Route::Local(server),
-            introduced: AtomicU64::new(0),
-        }))
+        Ok(Arc::new(Self::local_to(Server::start()?)))
     }
 
-    /// As [`start`](Self::start); if it fails, every use says why.
-    pub(crate) fn start_or_fail() -> Arc<Self> {
-        Self::start().unwrap_or_else(|error| {
-            Arc::new(Self {
-                manager: 0,
-                mail: Arc::default(),
-                route: Route::Failed(error),
-                introduced: AtomicU64::new(0),
-            })
+    /// Starts the manager that a pool has for itself. If it fails, every use says why.
+    pub(crate) fn start_for_pool() -> Arc<Self> {
+        let started = match fork::refuse_in_copy() {
+            Ok(()) => Server::start().map(Self::local_to),
+            Err(_) => Err(Why::Forked.into()),
+        };
+        Arc::new(match started {
+            Ok(mut connection) => {
+                connection.is_of_pool = true;
+                connection
+            }
+            Err(error) => Self::new(0, Arc::default(), Route::Failed(error)),
         })
+    }
+
+    fn local_to(server: Arc<Server>) -> Self {
+        Self::new(server.id(), Arc::clone(server.mail()), Route::Local(server))
+    }
+
+    fn new(manager: u64, mail: Arc<Mail>, route: Route) -> Self {
+        Self {
+            manager,
+            mail,
+            route,
+            introduced: AtomicU64::new(0),
+            is_of_pool: false,
+            keeper: None,
+            for_calls: OnceLock::new(),
+        }
+    }
+
+    /// The connection for references that calls keep, if it is not this one.
+    ///
+    /// A pool's own manager ends with the pool and the application's handles. A call elsewhere that
+    /// waits for one of its objects must not keep it, or the call would keep what it waits for.
+    pub(super) fn for_calls(self: &Arc<Self>) -> Option<Arc<Self>> {
+        let Route::Local(server) = &self.route else { return None };
+        (self.is_of_pool && self.keeper.is_none()).then(|| {
+            Arc::clone(self.for_calls.get_or_init(|| {
+                let mut connection = Self::local_to(Arc::clone(server));
+                connection.keeper = Some(Arc::downgrade(self));
+                Arc::new(connection)
+            }))
+        })
+    }
+
+    /// The connection for handles of the application that come of a call's references.
+    pub(super) fn for_handles(self: &Arc<Self>) -> Arc<Self> {
+        let keeper = self.keeper.as_ref().and_then(Weak::upgrade);
+        keeper.unwrap_or_else(|| Arc::clone(self))
     }
 
     /// At the other end of `socket` is the manager of this number.
@@ -76,7 +116,7 @@ impl Connection {
         let mail = Arc::new(Mail::default());
         Arc::new_cyclic(|this| {
             let remote = Remote::new(socket, Arc::clone(&mail), this.clone());
-            Self { manager, mail, route: Route::Remote(remote), introduced: AtomicU64::new(0) }
+            Self::new(manager, mail, Route::Remote(remote))
         })
     }
 
@@ -481,9 +521,9 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         match &self.route {
-            Route::Local(_) => self.close(),
+            Route::Local(_) if self.keeper.is_none() => self.close(),
             Route::Remote(remote) => remote.hang_up(),
-            Route::Failed(_) => {}
+            Route::Local(_) | Route::Failed(_) => {}
         }
     }
 }

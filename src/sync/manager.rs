@@ -23,7 +23,11 @@ use std::sync::Arc;
 ///
 /// # Drop
 ///
-/// With the last of those the manager is closed, as by [`close`](Self::close).
+/// With the last of those the manager is closed, as by [`close`](Self::close). What a call in
+/// flight was given keeps a manager made by [`new`](Self::new). It does not keep a pool's own one:
+/// when that pool's last handle and the application's handles of its objects are gone, a call of
+/// another pool, or of a [`Process`](crate::Process), that waits for such an object ends with
+/// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
 #[derive(Clone)]
 pub struct Manager {
     connection: Arc<Connection>,
@@ -42,7 +46,7 @@ impl Manager {
 
     /// The manager of a pool. If it cannot be started, every call that needs it says why.
     pub(crate) fn of_pool() -> Self {
-        Self { connection: Connection::start_or_fail() }
+        Self { connection: Connection::start_for_pool() }
     }
 
     pub(crate) fn connection(&self) -> &Arc<Connection> {

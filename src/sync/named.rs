@@ -2,7 +2,7 @@
 //!
 //! * The sender encodes, and finds out which
 //!   ([`names::collecting`](crate::wire::value::names::collecting)). Who sends a call keeps them
-//!   until its task has ended, and has each *lent* to the worker that gets it ([`Leases`]): the
+//!   until its task has ended ([`for_call`]), and has each *lent* to the worker that gets it ([`Leases`]): the
 //!   worker then has a reference that is counted for it, and drops it itself. The first time that a
 //!   worker is lent something of a manager, it gets a socket of its own to it.
 //! * The receiver makes handles of them ([`received`]), among which the values that it decodes find
@@ -46,6 +46,20 @@ pub(crate) fn write_names(
     let names: Vec<_> =
         inners(things).map(|inner| written(inner.connection().manager(), inner.name())).collect();
     value::encode(&names, out, limit)
+}
+
+/// The references that a call keeps until its task has ended, in the place of those that its
+/// arguments name. They keep the objects, but not a pool's own manager.
+pub(crate) fn for_call(things: Vec<Thing>) -> Vec<Thing> {
+    let reference = |thing: Thing| {
+        let kept = thing.downcast_ref::<Inner>().and_then(|inner| {
+            let connection = inner.connection().for_calls()?;
+            let name = connection.acquire(inner.name(), inner.name().part)?;
+            Some(Arc::new(Inner::new(connection, name)) as Thing)
+        });
+        kept.unwrap_or(thing)
+    };
+    things.into_iter().map(reference).collect()
 }
 
 /// Names that came with a call or a result.
@@ -177,7 +191,7 @@ impl Leases {
             }
             // Of a closed manager: the handle says so itself.
             let name = taken.unwrap_or(*name);
-            Ok(Arc::new(Inner::new(Arc::clone(&lease.connection), name)) as Thing)
+            Ok(Arc::new(Inner::new(lease.connection.for_handles(), name)) as Thing)
         };
         named.0.iter().map(take).collect()
     }
