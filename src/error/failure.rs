@@ -237,12 +237,18 @@ impl From<Failure> for anyhow::Error {
     }
 }
 
-/// The message; with `{:#}` also the sources, joined by `: `.
+/// The message; with `{:#}` also the sources, joined by `: `. A source is left out if the text before
+/// it ends in the source's own text, as that of many errors does.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
-        if f.alternate() {
-            self.sources.iter().try_for_each(|source| write!(f, ": {source}"))?;
+        let sources = if f.alternate() { &self.sources[..] } else { &[] };
+        let mut before = &self.message;
+        for source in sources {
+            if !before.ends_with(source) {
+                write!(f, ": {source}")?;
+            }
+            before = source;
         }
         Ok(())
     }
@@ -285,6 +291,23 @@ mod tests {
         assert_eq!(failure.message(), "outer");
         assert_eq!(failure.sources().collect::<Vec<_>>(), ["middle", "inner"]);
         assert_eq!(format!("{failure:#}"), "outer: middle: inner");
+    }
+
+    #[test]
+    fn says_no_text_twice() {
+        let sources = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
+        let failure = |message: &str, texts: &[&str]| Failure {
+            sources: sources(texts),
+            ..Failure::msg(message)
+        };
+        for (message, texts, all) in [
+            ("reading: no such file", &["no such file"][..], "reading: no such file"),
+            ("a: b: c", &["b: c", "c"], "a: b: c"),
+            ("a: b", &["b", "c"], "a: b: c"),
+            ("a", &["b", "b", "", "a"], "a: b: a"),
+        ] {
+            assert_eq!(format!("{:#}", failure(message, texts)), all);
+        }
     }
 
     #[test]
