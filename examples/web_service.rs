@@ -8,7 +8,8 @@
 //! * `GET /primes/LIMIT`: how many prime numbers there are below LIMIT (anything up to 10,000,000);
 //! * `GET /crash/HOW`: what a bug would do, HOW being `segfault`, `abort`, `exit`, `overflow` or
 //!   `panic`;
-//! * `GET /hang`: a request that never ends by itself. Hang up, and its worker is free again.
+//! * `GET /hang`: a request that never ends by itself. Hang up, and its worker is free again; after
+//!   the deadline it is, too.
 //!
 //! Ctrl-C or SIGTERM: it takes no more connections, answers the requests that it has, ends its
 //! workers, and exits with 0.
@@ -20,15 +21,18 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::get;
-use procpool::{AbortHandle, JoinHandle, Pool, TaskError, TaskErrorKind};
+use procpool::{JoinHandle, Pool, TaskError, TaskErrorKind};
 use serde::de::DeserializeOwned;
 use std::error::Error;
 use std::hint::black_box;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// So many requests may wait for a worker; those beyond are told to come again.
 const BACKLOG: usize = 1000;
+/// A request is answered within this time, the wait for a worker included.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 // ---- in the workers
 
@@ -65,25 +69,19 @@ fn hang() {
 type Refusal = (StatusCode, String);
 
 /// Awaits a task for a request. When the client hangs up, axum drops the handler, and this with it:
-/// then the task is stopped, too. (A handle that is dropped alone lets its task go on.)
+/// then the task is stopped, too. (Without `abort_on_drop` it would go on.)
 async fn answer<R: DeserializeOwned>(task: JoinHandle<R>) -> Result<R, Refusal> {
-    struct AbortOnDrop(AbortHandle);
-    impl Drop for AbortOnDrop {
-        fn drop(&mut self) {
-            self.0.abort(); // of one that has ended it changes nothing
-        }
-    }
-    let _guard = AbortOnDrop(task.abort_handle());
-    task.await.map_err(refusal)
+    task.abort_on_drop().await.map_err(refusal)
 }
 
 fn refusal(error: TaskError) -> Refusal {
-    // The log has all of it; the client learns what is for him.
+    // The log has all of it; the client learns what concerns the client.
     eprintln!("{error}");
     match error.kind() {
         TaskErrorKind::QueueFull => {
             (StatusCode::SERVICE_UNAVAILABLE, "too busy, come again".into())
         }
+        TaskErrorKind::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "it took too long".into()),
         TaskErrorKind::PoolClosed => (StatusCode::SERVICE_UNAVAILABLE, "shutting down".into()),
         kind => (StatusCode::INTERNAL_SERVER_ERROR, format!("{kind:?}")),
     }
@@ -93,25 +91,25 @@ async fn get_primes(State(pool): State<Pool>, Path(limit): Path<u64>) -> Result<
     if limit > 10_000_000 {
         return Err((StatusCode::BAD_REQUEST, "at most 10000000".into()));
     }
-    answer(pool.spawn(primes, limit)).await.map(|count| count.to_string())
+    answer(pool.call(primes).deadline(DEADLINE).spawn(limit)).await.map(|count| count.to_string())
 }
 
 async fn get_crash(State(pool): State<Pool>, Path(how): Path<String>) -> Result<String, Refusal> {
-    answer(pool.spawn(crash, how)).await
+    answer(pool.call(crash).deadline(DEADLINE).spawn(how)).await
 }
 
 async fn get_hang(State(pool): State<Pool>) -> Result<(), Refusal> {
-    answer(pool.spawn(hang, ())).await
+    answer(pool.call(hang).deadline(DEADLINE).spawn(())).await
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".into());
-    // First the signals: from here on neither ends this process. (The terminal's Ctrl-C does not
-    // reach the workers, which stand in process groups of their own.)
+    // First the signals: from here on neither ends this process. (Workers leave both to it.)
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
-    let pool = Pool::builder().queue_limit(BACKLOG).build()?;
+    // A standby worker takes the place of one that a request has crashed, without a start.
+    let pool = Pool::builder().queue_limit(BACKLOG).spares(1).build()?;
     pool.ready().await?; // rather fail now than at the first request
 
     let routes = Router::new()

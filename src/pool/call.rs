@@ -80,7 +80,8 @@ where
         Arc::make_mut(self.task.options.get_or_insert_default())
     }
 
-    /// How long one run of the task may take. Default: the pool's
+    /// Limits one run of the task, from its beginning in a worker; the wait in the queue is limited by
+    /// [`deadline`](Self::deadline) alone. Default: the pool's
     /// ([`Builder::timeout`](crate::Builder::timeout)), which by default is none.
     ///
     /// It counts from the moment at which the task begins in its worker, not from submission, and
@@ -102,8 +103,9 @@ where
         self
     }
 
-    /// How long the whole may take, from submission: the wait in the queue, all retries, and the
-    /// waits between them. Default: no limit. A task that is over it is stopped as by
+    /// Limits the whole, from submission: the wait in the queue, all retries, and the waits between
+    /// them; a single run is limited by [`timeout`](Self::timeout). A service that must answer within
+    /// a time wants this one. Default: no limit. A task that is over it is stopped as by
     /// [`timeout`](Self::timeout), with the same error; one that waits never runs.
     pub fn deadline(mut self, limit: Duration) -> Self {
         self.options().deadline = Some(limit);
