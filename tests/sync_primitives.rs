@@ -12,9 +12,11 @@ use procpool::{
     Barrier, Condvar, ErrorKind, Event, List, Manager, Mutex, Pool, Process, RwLock, Semaphore,
     Served, Stdio, Value, channel,
 };
+use std::cell::Cell;
 use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::task::coop::unconstrained;
@@ -598,6 +600,88 @@ async fn every_public_async_call_takes_part_in_the_cooperative_budget() {
 // * task/current.rs: Future for Cancelled -- only in a task, see the last test;
 // * single/streams.rs: AsyncWrite for ChildStdin, single/streams.rs: AsyncRead for $Name -- tokio's
 //   own pipes, which take part.
+
+thread_local! {
+    /// Where the last panic of this thread was.
+    static PLACE: Cell<Option<(String, u32)>> = const { Cell::new(None) };
+}
+
+#[tokio::test]
+async fn a_blocking_call_in_an_async_context_panics_at_the_callers_line() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let next = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PLACE.set(info.location().map(|at| (at.file().to_owned(), at.line())));
+            next(info);
+        }));
+    });
+    // Each call stands on a line of its own.
+    let mut last = line!();
+    macro_rules! refused {
+        ($($call:expr;)*) => {$(
+            let call = AssertUnwindSafe(|| drop($call));
+            assert!(std::panic::catch_unwind(call).is_err(), "{}", stringify!($call));
+            let (file, line) = PLACE.take().unwrap();
+            assert_eq!(file, file!(), "{}", stringify!($call));
+            assert!(line > last, "{}: line {line}", stringify!($call));
+            last = line;
+        )*};
+    }
+    let pool = pool(1);
+    let manager = pool.manager();
+    let child = Process::spawn(|| (), ()).unwrap();
+    let mutex = manager.mutex(1).unwrap();
+    let lock = manager.rwlock(1).unwrap();
+    let semaphore = manager.semaphore(1).unwrap();
+    let (event, barrier) = (manager.event().unwrap(), manager.barrier(2).unwrap());
+    let condvar = manager.condvar().unwrap();
+    let queue = manager.queue::<u8>(1).unwrap();
+    let (here, _there) = channel::<u8>().unwrap();
+    refused! {
+        pool.spawn(|| (), ()).blocking_join();
+        pool.spawn(|| (), ()).blocking_join_timeout(FUSE);
+        child.blocking_started();
+        child.blocking_wait();
+        child.blocking_wait_timeout(FUSE);
+        mutex.blocking_lock();
+        mutex.blocking_lock_timeout(FUSE);
+        mutex.blocking_get();
+        lock.blocking_read();
+        lock.blocking_read_timeout(FUSE);
+        lock.blocking_write();
+        lock.blocking_write_timeout(FUSE);
+        semaphore.blocking_acquire();
+        semaphore.blocking_acquire_many(1);
+        semaphore.blocking_acquire_timeout(FUSE);
+        event.blocking_wait();
+        event.blocking_wait_timeout(FUSE);
+        barrier.blocking_wait();
+        barrier.blocking_wait_timeout(FUSE);
+        queue.blocking_send(1);
+        queue.blocking_send_timeout(1, FUSE);
+        queue.blocking_send_many(vec![1]);
+        queue.blocking_recv();
+        queue.blocking_recv_timeout(FUSE);
+        queue.blocking_recv_many(1);
+        queue.blocking_lease();
+        queue.blocking_lease_for(FUSE);
+        queue.blocking_join();
+        here.blocking_send(1);
+        here.blocking_recv();
+        here.blocking_recv_timeout(FUSE);
+    }
+    let guard = mutex.lock().await.unwrap();
+    refused! { condvar.blocking_wait(guard); }
+    let guard = mutex.lock().await.unwrap();
+    refused! { condvar.blocking_wait_while(guard, |_| true); }
+    let guard = mutex.lock().await.unwrap();
+    refused! { condvar.blocking_wait_timeout(guard, FUSE); }
+    refused! { child.blocking_join(); }
+    let detaching = Process::builder().detach(|| (), ());
+    refused! { detaching.blocking_wait(); }
+    assert!(last < line!());
+}
 
 #[tokio::test]
 async fn a_loop_over_calls_in_a_worker_can_be_aborted_without_harm_to_others() {

@@ -149,6 +149,28 @@ fn every_public_async_call_is_in_the_test_of_the_cooperative_budget() {
 }
 
 #[test]
+fn every_blocking_method_that_panics_names_its_callers_line() {
+    let (mut silent, mut found) = (Vec::new(), 0);
+    for path in sources("src") {
+        let text = fs::read_to_string(&path).unwrap();
+        let (mut panics, mut names) = (false, false);
+        for line in text.lines().map(str::trim) {
+            if line.starts_with("pub fn blocking_") && panics {
+                found += 1;
+                if !names {
+                    silent.push(format!("{}: {line}", path.display()));
+                }
+            }
+            let goes_on = line.starts_with("///") || line.starts_with("#[");
+            panics = line == "/// # Panics" || (panics && goes_on);
+            names = line == "#[track_caller]" || (names && goes_on);
+        }
+    }
+    assert!(silent.is_empty(), "{silent:#?}");
+    assert!(found > 30, "{found} methods");
+}
+
+#[test]
 fn the_changelog_knows_this_version() {
     let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
     assert!(changelog.contains(&format!("## {}", env!("CARGO_PKG_VERSION"))));

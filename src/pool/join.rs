@@ -4,7 +4,7 @@ use super::engine::Engine;
 use super::reply::Outcome;
 use super::spec::Ticket;
 use crate::error::{TaskError, What};
-use crate::park::{block_on, park_until};
+use crate::park::{block_on, park_until, refuse_in_async_context};
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::future::Future;
@@ -93,7 +93,9 @@ impl<R: DeserializeOwned> JoinHandle<R> {
     /// # Panics
     ///
     /// Within an async context, as tokio's blocking calls do: there, `.await` it.
+    #[track_caller]
     pub fn blocking_join(mut self) -> Result<R, TaskError> {
+        refuse_in_async_context();
         if Engine::is_forked_copy() {
             return self.try_join().unwrap_or_else(|| Err(self.forked()));
         }
@@ -113,13 +115,15 @@ impl<R: DeserializeOwned> JoinHandle<R> {
     ///
     /// # Blocking
     ///
-    /// Up to the limit, in an async context, too: there, use `tokio::time::timeout` with `&mut
-    /// handle`.
+    /// Blocks the thread up to the limit.
     ///
     /// # Panics
     ///
-    /// If the result has been taken before.
+    /// Within an async context, as tokio's blocking calls do: there, use `tokio::time::timeout` with
+    /// `&mut handle`. Also if the result has been taken before.
+    #[track_caller]
     pub fn blocking_join_timeout(&mut self, limit: Duration) -> Option<Result<R, TaskError>> {
+        refuse_in_async_context();
         assert!(
             !self.outcome.is_terminated(),
             "`blocking_join_timeout` called after the result has been taken"

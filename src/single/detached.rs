@@ -4,6 +4,7 @@ use super::coming::Coming;
 use super::machine::Machine;
 use crate::coop::BudgetUnit;
 use crate::error::{Error, Why};
+use crate::park::refuse_in_async_context;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -60,7 +61,9 @@ impl Detaching {
     /// # Panics
     ///
     /// Within an async context, as tokio's blocking calls do: there, `.await` it.
+    #[track_caller]
     pub fn blocking_wait(self) -> Result<Detached, Error> {
+        refuse_in_async_context();
         let coming = self.state?;
         if Machine::is_forked_copy() {
             return coming

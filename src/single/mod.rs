@@ -57,6 +57,7 @@ pub use streams::{ChildStderr, ChildStdin, ChildStdout};
 
 use crate::coop::{BudgetUnit, take_unit};
 use crate::error::{Error, TaskError, What, Why};
+use crate::park::refuse_in_async_context;
 use crate::task::{ArgsFor, Task, ZeroSized};
 use machine::{Ended, Machine};
 use serde::de::DeserializeOwned;
@@ -286,7 +287,9 @@ impl<R> Process<R> {
     /// # Panics
     ///
     /// Within an async context, as tokio's blocking calls do.
+    #[track_caller]
     pub fn blocking_started(&self) -> Result<(), Error> {
+        refuse_in_async_context();
         if Machine::is_forked_copy() {
             return Err(Why::Forked.into());
         }
@@ -326,7 +329,9 @@ impl<R> Process<R> {
     /// # Panics
     ///
     /// Within an async context, as tokio's blocking calls do: there, await [`wait`](Self::wait).
+    #[track_caller]
     pub fn blocking_wait(&self) -> Result<ExitStatus, Error> {
+        refuse_in_async_context();
         if Machine::is_forked_copy() {
             return Err(Why::Forked.into());
         }
@@ -342,9 +347,15 @@ impl<R> Process<R> {
     ///
     /// # Blocking
     ///
-    /// Up to the limit, in an async context, too: there, use `tokio::time::timeout` with
+    /// Up to the limit.
+    ///
+    /// # Panics
+    ///
+    /// Within an async context, as tokio's blocking calls do: there, use `tokio::time::timeout` with
     /// [`wait`](Self::wait).
+    #[track_caller]
     pub fn blocking_wait_timeout(&self, limit: Duration) -> Result<Option<ExitStatus>, Error> {
+        refuse_in_async_context();
         if Machine::is_forked_copy() {
             return Err(Why::Forked.into());
         }
@@ -405,7 +416,9 @@ impl<R: DeserializeOwned> Process<R> {
     /// # Panics
     ///
     /// Within an async context, as tokio's blocking calls do: there, `.await` it.
+    #[track_caller]
     pub fn blocking_join(self) -> Result<R, TaskError> {
+        refuse_in_async_context();
         if Machine::is_forked_copy() {
             return self.try_join().unwrap_or_else(|| Err(self.forked()));
         }

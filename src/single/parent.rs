@@ -5,7 +5,9 @@
     any(target_arch = "x86_64", target_arch = "aarch64"),
     not(procpool_elsewhere)
 ))]
-use crate::{coop::take_unit, worker};
+use crate::coop::take_unit;
+use crate::park::refuse_in_async_context;
+use crate::worker;
 
 /// The process that started this one: what Python calls `multiprocessing.parent_process()`.
 ///
@@ -113,7 +115,13 @@ impl Parent {
     /// # Blocking
     ///
     /// Until the parent has ended.
+    ///
+    /// # Panics
+    ///
+    /// Within an async context, as tokio's blocking calls do: there, await [`exited`](Self::exited).
+    #[track_caller]
     pub fn blocking_exited(&self) {
+        refuse_in_async_context();
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         use std::os::fd::AsFd;
         let pidfd = match worker::parent_pidfd(self.pid) {

@@ -154,6 +154,7 @@ impl Barrier {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_wait(&self) -> Result<BarrierWaitResult, Error> {
         Self::passed(self.ask(Wait::Ever).wait())
     }
@@ -167,6 +168,7 @@ impl Barrier {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_wait_timeout(&self, limit: Duration) -> Result<BarrierWaitResult, Error> {
         Self::passed(self.ask(Wait::Limit(limit)).wait())
     }

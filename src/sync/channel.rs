@@ -178,6 +178,7 @@ impl<S, R> Channel<S, R> {
 
 /// Blocks the thread until the future is ready, which it is at once where nobody else uses the same
 /// end: it waits within its poll.
+#[track_caller]
 fn by_thread<T>(future: impl Future<Output = T>) -> T {
     refuse_in_async_context();
     let mut future = pin!(future);
@@ -228,6 +229,7 @@ impl<S: Serialize, R> Channel<S, R> {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_send(&self, item: S) -> Result<(), SendError<S>> {
         let result = by_thread(async { self.pipe()?.send(&item, &OnThread(None)).await });
         result.map_err(|error| SendError::new(item, error))
@@ -307,6 +309,7 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_recv(&self) -> Result<Option<R>, Error> {
         by_thread(async { self.pipe()?.recv(&OnThread(None)).await })
     }
@@ -320,6 +323,7 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_recv_timeout(&self, limit: Duration) -> Result<Option<R>, Error> {
         by_thread(async { self.pipe()?.recv(&OnThread(Instant::now().checked_add(limit))).await })
     }

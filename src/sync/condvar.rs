@@ -204,6 +204,7 @@ impl Condvar {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_wait<'a, T: Serialize + DeserializeOwned>(
         &self,
         guard: MutexGuard<'a, T>,
@@ -220,6 +221,7 @@ impl Condvar {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_wait_while<'a, T: Serialize + DeserializeOwned>(
         &self,
         guard: MutexGuard<'a, T>,
@@ -237,6 +239,7 @@ impl Condvar {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_wait_timeout<'a, T: Serialize + DeserializeOwned>(
         &self,
         guard: MutexGuard<'a, T>,

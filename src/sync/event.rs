@@ -140,6 +140,7 @@ impl Event {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_wait(&self) -> Result<(), Error> {
         Self::answered(self.handle.ask(Ask::Wait { wait: Wait::Ever }.body()).wait()).map(drop)
     }
@@ -153,6 +154,7 @@ impl Event {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_wait_timeout(&self, limit: Duration) -> Result<(), Error> {
         Self::answered(self.handle.ask(Ask::Wait { wait: Wait::Limit(limit) }.body()).wait())
             .map(drop)

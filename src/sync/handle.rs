@@ -458,6 +458,7 @@ impl Asking {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub(crate) fn wait(self) -> Result<Body, Error> {
         wait::block_on(self)
     }

@@ -102,6 +102,7 @@ impl<K: DeserializeOwned, V: DeserializeOwned> MapWatch<K, V> {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_changed(&mut self) -> Result<MapChange<K, V>, Error> {
         wait::block_on(self.changed())
     }

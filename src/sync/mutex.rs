@@ -268,6 +268,7 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
     /// # Panics
     ///
     /// Within an async context, as tokio's blocking calls do: there, `.await` [`lock`](Self::lock).
+    #[track_caller]
     pub fn blocking_lock(&self) -> Result<MutexGuard<'_, T>, Error> {
         wait::block_on(self.lock())
     }
@@ -281,6 +282,7 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
     /// # Panics
     ///
     /// As [`blocking_lock`](Self::blocking_lock).
+    #[track_caller]
     pub fn blocking_lock_timeout(&self, limit: Duration) -> Result<MutexGuard<'_, T>, Error> {
         wait::block_on(self.lock_timeout(limit))
     }
@@ -340,6 +342,7 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
     /// # Panics
     ///
     /// As [`blocking_lock`](Self::blocking_lock).
+    #[track_caller]
     pub fn blocking_get(&self) -> Result<T, Error> {
         wait::block_on(self.get())
     }

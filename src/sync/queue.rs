@@ -300,6 +300,7 @@ macro_rules! common {
             /// # Panics
             ///
             /// Within an async context.
+            #[track_caller]
             pub fn blocking_join(&self) -> Result<(), Error> {
                 done(self.handle.ask(Ask::Join { wait: Wait::Ever }.body()).wait())
             }
@@ -376,6 +377,7 @@ macro_rules! sending {
             /// # Panics
             ///
             /// Within an async context.
+            #[track_caller]
             pub fn blocking_send(&self, item: T) -> Result<(), SendError<T>> {
                 refuse_in_async_context();
                 match send(&self.handle, &item, Wait::Ever) {
@@ -394,6 +396,7 @@ macro_rules! sending {
             /// # Panics
             ///
             /// Within an async context.
+            #[track_caller]
             pub fn blocking_send_timeout(&self, item: T, limit: Duration) -> Result<(), SendError<T>> {
                 refuse_in_async_context();
                 match send(&self.handle, &item, Wait::Limit(limit)) {
@@ -427,7 +430,9 @@ macro_rules! sending {
             /// # Panics
             ///
             /// Within an async context.
+            #[track_caller]
             pub fn blocking_send_many(&self, items: Vec<T>) -> Result<(), SendError<Vec<T>>> {
+                refuse_in_async_context();
                 now(send_all(&self.handle, items, async |asking| asking.wait()))
             }
 
@@ -503,6 +508,7 @@ macro_rules! receiving {
             /// # Panics
             ///
             /// Within an async context.
+            #[track_caller]
             pub fn blocking_recv(&self) -> Result<Option<T>, Error> {
                 refuse_in_async_context();
                 match self.handle.take_at_once() {
@@ -520,6 +526,7 @@ macro_rules! receiving {
             /// # Panics
             ///
             /// Within an async context.
+            #[track_caller]
             pub fn blocking_recv_timeout(&self, limit: Duration) -> Result<Option<T>, Error> {
                 refuse_in_async_context();
                 match self.handle.take_at_once() {
@@ -555,6 +562,7 @@ macro_rules! receiving {
             /// # Panics
             ///
             /// Within an async context.
+            #[track_caller]
             pub fn blocking_recv_many(&self, max: usize) -> Result<Vec<T>, Error> {
                 refuse_in_async_context();
                 match take_many(&self.handle, max)? {
@@ -629,7 +637,9 @@ macro_rules! receiving {
             /// # Panics
             ///
             /// Within an async context.
+            #[track_caller]
             pub fn blocking_lease(&self) -> Result<Option<Delivery<T>>, Error> {
+                refuse_in_async_context();
                 now(leased(self.handle.clone(), lease(&self.handle, Wait::Ever, None), async |asking| asking.wait()))
             }
 
@@ -642,7 +652,9 @@ macro_rules! receiving {
             /// # Panics
             ///
             /// Within an async context.
+            #[track_caller]
             pub fn blocking_lease_for(&self, limit: Duration) -> Result<Option<Delivery<T>>, Error> {
+                refuse_in_async_context();
                 now(leased(self.handle.clone(), lease(&self.handle, Wait::Ever, Some(limit)), async |asking| asking.wait()))
             }
 

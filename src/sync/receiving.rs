@@ -38,6 +38,7 @@ impl Receiving {
     }
 
     /// As [`Asking::wait`].
+    #[track_caller]
     pub(super) fn wait(self) -> Result<Body, Error> {
         wait::block_on(self)
     }

@@ -275,6 +275,7 @@ impl<O: Served> Registered<O> {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_call(&self, call: O::Call) -> Result<O::Reply, Error> {
         self.finish(self.start(&call, Wait::Ever)?.wait())
     }

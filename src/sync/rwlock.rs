@@ -244,6 +244,7 @@ impl<T: DeserializeOwned> RwLock<T> {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_read(&self) -> Result<RwLockReadGuard<T>, Error> {
         wait::block_on(self.read())
     }
@@ -257,6 +258,7 @@ impl<T: DeserializeOwned> RwLock<T> {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_read_timeout(&self, limit: Duration) -> Result<RwLockReadGuard<T>, Error> {
         wait::block_on(self.read_timeout(limit))
     }
@@ -343,6 +345,7 @@ impl<T: Serialize + DeserializeOwned> RwLock<T> {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_write(&self) -> Result<RwLockWriteGuard<T>, Error> {
         wait::block_on(self.write())
     }
@@ -356,6 +359,7 @@ impl<T: Serialize + DeserializeOwned> RwLock<T> {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_write_timeout(&self, limit: Duration) -> Result<RwLockWriteGuard<T>, Error> {
         wait::block_on(self.write_timeout(limit))
     }

@@ -128,6 +128,7 @@ impl Semaphore {
         self.acquired(permits, ticket, asking.await)?.ok_or_else(|| Why::TimedOut.into())
     }
 
+    #[track_caller]
     fn block(&self, permits: u32, wait: Wait) -> Result<SemaphorePermit, Error> {
         let asking = self.ask(permits, wait);
         let ticket = asking.ticket();
@@ -228,6 +229,7 @@ impl Semaphore {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_acquire(&self) -> Result<SemaphorePermit, Error> {
         self.block(1, Wait::Ever)
     }
@@ -241,6 +243,7 @@ impl Semaphore {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_acquire_many(&self, permits: u32) -> Result<SemaphorePermit, Error> {
         self.block(permits, Wait::Ever)
     }
@@ -254,6 +257,7 @@ impl Semaphore {
     /// # Panics
     ///
     /// Within an async context.
+    #[track_caller]
     pub fn blocking_acquire_timeout(&self, limit: Duration) -> Result<SemaphorePermit, Error> {
         self.block(1, Wait::Limit(limit))
     }

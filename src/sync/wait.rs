@@ -70,6 +70,7 @@ pub(super) fn will_read(remote: &Arc<Remote>) -> bool {
 /// # Panics
 ///
 /// Within an async context, as tokio's blocking calls do.
+#[track_caller]
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     refuse_in_async_context();
     holding::blocking(|| park_on(future))
