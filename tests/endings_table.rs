@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use tempfile::tempdir;
 
 /// How it ends, and whether the application goes on after that.
-const ENDINGS: [(&str, bool); 16] = [
+const ENDINGS: [(&str, bool); 17] = [
     ("return", false),
     ("panic", false),
     ("exit", false),
@@ -34,6 +34,7 @@ const ENDINGS: [(&str, bool); 16] = [
     ("SIGHUP", false),
     ("SIGKILL", false),
     ("another program in its place", false),
+    ("this program again in its place", false),
     ("a copy that goes on, and its own end", false),
     ("a copy that ends", true),
     ("shutdown_within", true),
@@ -96,9 +97,15 @@ fn time_until_all_are_gone(how: &str, goes_on: bool) -> Duration {
         "SIGKILL" => signal(application.0.id(), Signal::SIGKILL),
         _ => std::fs::write(dir.path().join("go"), "").unwrap(),
     }
-    let all_are_gone = || {
-        wait_until(format!("{how}: all are gone"), || all.iter().all(|process| process.has_ended()))
+    // Zombies of the application are left behind; those of another process are that one's affair.
+    // Another program, which knows nothing of workers, keeps those that it was given.
+    let own = application.0.id();
+    let is_gone = |process: &Seen| {
+        let left_here = processes::parent(process.pid) == Some(own);
+        process.is_gone()
+            || process.has_ended() && (!left_here || how == "another program in its place")
     };
+    let all_are_gone = || wait_until(format!("{how}: all are gone"), || all.iter().all(is_gone));
     if how == "a copy that ends" {
         wait_until("the copy has ended", || dir.path().join("copy").exists());
         assert!(!all.iter().any(|process| process.has_ended()), "they are the original's");
@@ -112,7 +119,7 @@ fn time_until_all_are_gone(how: &str, goes_on: bool) -> Duration {
     let took = start.elapsed();
     if goes_on {
         assert!(application.0.try_wait().unwrap().is_none(), "{how}: the application goes on");
-    } else if how != "another program in its place" {
+    } else if !how.ends_with("in its place") {
         application.0.wait().unwrap();
     }
     std::fs::write(dir.path().join("bye"), "").unwrap();
@@ -149,6 +156,14 @@ fn own_process_that_ends_somehow() {
         "exit" => std::process::exit(0),
         "abort" => std::process::abort(),
         "another program in its place" => drop(execv(c"/bin/sleep", &[c"sleep", c"1000"])),
+        "this program again in its place" => {
+            let mut again = own_process(
+                &std::env::current_exe().unwrap(),
+                "own_process_that_took_the_place_of_another",
+                &dir,
+            );
+            panic!("{}", std::os::unix::process::CommandExt::exec(&mut again));
+        }
         "a copy that goes on, and its own end" => {
             // As daemon(3) does it.
             // SAFETY: the copy looks at files, and ends.
@@ -199,6 +214,16 @@ fn own_process_that_ends_somehow() {
         }
         other => panic!("{other} is no way to end"),
     }
+}
+
+/// What was there before its `main` were the workers of the program that ran in this process.
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_that_took_the_place_of_another() {
+    let Some(dir) = own_dir() else { return };
+    let pool = Pool::builder().workers(1).build().unwrap();
+    assert_eq!(pool.spawn(|n: u32| n + 1, 1).blocking_join().unwrap(), 2);
+    wait_for_bye(&dir);
 }
 
 /// Ends a process that has been forked, or has forked, without what is done at an exit.

@@ -28,7 +28,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -256,6 +256,31 @@ pub(crate) struct Orphan {
 }
 
 impl Orphan {
+    /// Takes over a child that the program has left which ran in this process before. Nobody else
+    /// knows of it; what it has left of its group, if it led one, is not ours to kill.
+    ///
+    /// `None` if there is no such child, or no descriptor for it.
+    pub(super) fn inherited(pid: u32) -> Option<Self> {
+        let pidfd = sys::pidfd_open(pid).ok()?;
+        // Before `main` a standard stream may be closed, and this must not become one.
+        if pidfd.as_raw_fd() <= 2 {
+            return None;
+        }
+        match sys::wait_pidfd(pidfd.as_fd(), Reap::Peek) {
+            Ok(Waited::StillRunning | Waited::Exited(..)) => {}
+            Ok(Waited::NoChild) | Err(_) => return None,
+        }
+        let (exit, reaping) = (OnceLock::new(), Mutex::new(()));
+        Some(Self { process: Process { pid, group: false, pidfd, exit, reaping } })
+    }
+
+    /// Reaps it now if it has ended, else when it has.
+    pub(super) fn reap_or_hand_over(self) {
+        if self.try_reap().is_none() {
+            hand_over(self);
+        }
+    }
+
     /// Its number: for people to read.
     #[cfg(test)]
     pub(crate) fn pid(&self) -> u32 {

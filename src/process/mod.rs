@@ -8,6 +8,7 @@
 //! | `peer_fd` | descriptors of other processes, whose closing may block |
 //! | `thread` | threads of the library's own |
 //! | `fork` | whether this process is a forked copy |
+//! | `inherited` | workers left from the program that ran in this process before an exec |
 //! | `memory` | the sealed memory that the application shares with one worker |
 //! | `worker_memory` | what stands where in that memory |
 //! | `death_note` | what a dying worker can still say, in that memory |
@@ -24,6 +25,7 @@
 mod child;
 mod death_note;
 pub(crate) mod fork;
+pub(crate) mod inherited;
 mod memory;
 pub(crate) mod oom_kills;
 mod peer_fd;

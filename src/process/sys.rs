@@ -182,6 +182,11 @@ pub(crate) fn wait_pidfd(pidfd: BorrowedFd<'_>, reap: Reap) -> io::Result<Waited
     wait(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, reap)
 }
 
+/// The same for any child, of which one is told.
+pub(crate) fn wait_any(reap: Reap) -> io::Result<Waited> {
+    wait(libc::P_ALL, 0, reap)
+}
+
 /// The same by number, for a child that has no pidfd because none could be opened.
 pub(crate) fn wait_pid(pid: u32, reap: Reap) -> io::Result<Waited> {
     wait(libc::P_PID, pid, reap)

@@ -11,6 +11,7 @@
 //! lifeline has killed the group, but a real-time signal whose handler kills the group.
 
 use super::raw;
+use crate::process::inherited;
 use nix::libc;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -37,14 +38,10 @@ fn leads_group() -> bool {
 
 /// Dies when the thread that started us ends.
 pub(super) fn arm_parent_death() -> io::Result<()> {
-    let signal = if leads_group() {
-        let signal = libc::SIGRTMAX() - 1;
-        raw::kill_group_on(signal)?;
-        signal
-    } else {
-        libc::SIGKILL
-    };
-    raw::set_parent_death_signal(signal)
+    let group = leads_group();
+    // In both cases, since it is also what a worker is known by (`process/inherited.rs`).
+    raw::kill_on(inherited::mark(), group)?;
+    raw::set_parent_death_signal(if group { inherited::mark() } else { libc::SIGKILL })
 }
 
 /// Goes on from now on, whatever becomes of the application.

@@ -39,16 +39,21 @@ pub(super) fn set_parent_death_signal(signal: c_int) -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong) })
 }
 
-/// From now on, this signal kills our process group.
-pub(super) fn kill_group_on(signal: c_int) -> io::Result<()> {
+/// From now on, this signal kills our process group, or this process alone.
+pub(super) fn kill_on(signal: c_int, group: bool) -> io::Result<()> {
     extern "C" fn kill_group(_: c_int) {
         // SAFETY: kill(2) is async-signal-safe; 0 is our own group.
         unsafe { libc::kill(0, libc::SIGKILL) };
     }
+    extern "C" fn kill_process(_: c_int) {
+        // SAFETY: both calls are async-signal-safe.
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    }
+    let handler: extern "C" fn(c_int) = if group { kill_group } else { kill_process };
     // SAFETY: the handler is async-signal-safe, and the rest of the struct valid as zeros.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = kill_group as *const () as usize;
+        action.sa_sigaction = handler as *const () as usize;
         action.sa_flags = libc::SA_RESTART;
         check(libc::sigaction(signal, &raw const action, ptr::null_mut()))
     }

@@ -1,13 +1,14 @@
 //! How a fresh start of the program becomes a worker: the crate's constructor.
 //!
 //! It stands in `.init_array`, so the C library calls it before `main`. In any other process it
-//! looks at one variable and returns. In a worker it never returns: the program's `main` does not
+//! looks at one variable and at the children that the process has from the program that ran in it
+//! before an exec, and returns. In a worker it never returns: the program's `main` does not
 //! run.
 
 #![expect(unsafe_code, reason = "a constructor, and the constructors behind it")]
 
 use super::{detach, parent, raw, serve};
-use crate::process::{is_secure, sys};
+use crate::process::{inherited, is_secure, sys};
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
 #[cfg(target_env = "gnu")]
@@ -104,7 +105,7 @@ fn start(call: impl Fn(Constructor) + std::panic::UnwindSafe) {
     {
         Some("") => false,
         Some(DETACH) => true,
-        _ => return,
+        _ => return inherited::reap(),
     };
     drop(marker);
     // From here on `main` must not run: it would do again what it has done in the application.

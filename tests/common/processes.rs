@@ -79,6 +79,11 @@ impl Seen {
     }
 }
 
+/// The parent of a process, which may be a zombie.
+pub(crate) fn parent(of: u32) -> Option<u32> {
+    stat(of)?[1].parse().ok()
+}
+
 /// The state letter of a process: `None` when there is no such process, `Z` a zombie, `T` stopped.
 pub(crate) fn state(pid: u32) -> Option<char> {
     stat(pid)?[0].chars().next()
