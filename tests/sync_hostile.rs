@@ -18,7 +18,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockaddrLike, SockaddrStorage, getsockname, sendmsg,
     setsockopt, sockopt,
 };
-use processes::{soon, until};
+use processes::{in_own_process, own_dir, soon, until};
 use procpool::{Array, Channel, ErrorKind, Map, Mutex, Pool, Queue, Value};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -463,4 +463,62 @@ async fn a_descriptor_whose_close_blocks_holds_up_neither_the_runtime_nor_the_su
         assert!(soon(pool.spawn(load, &value)).await.unwrap(), "{how:?}");
         soon(pool.shutdown()).await;
     }
+}
+
+// ---- clients of a client
+
+/// Introduces as many clients as it can, and keeps them.
+fn introduce_many(value: Value<u64>) -> usize {
+    value.load().unwrap();
+    let manager = manager_socket();
+    let mut ours = Vec::new();
+    for number in 0..1000u16 {
+        let Ok((mine, theirs)) = std::os::unix::net::UnixStream::pair() else { break };
+        let [high, low] = number.to_be_bytes();
+        let message = frame(&[0x93, 11, 0xcd, high, low, 0]);
+        send_fds(manager, &message, &[theirs.as_raw_fd()]).unwrap();
+        drop(theirs);
+        // WELCOME, or REFUSED and the end.
+        let mut answer = [0; 64];
+        let len = std::io::Read::read(&mut &mine, &mut answer).unwrap();
+        assert!(len > 6, "it is told");
+        if answer[5] != 32 {
+            break;
+        }
+        ours.push(mine);
+    }
+    let many = ours.len();
+    std::mem::forget(ours);
+    many
+}
+
+#[test]
+fn clients_that_a_worker_introduces_leave_descriptors_to_the_application() {
+    in_own_process("own_process_with_few_descriptors");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_with_few_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if own_dir().is_none() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let pool = pool(2);
+        soon(pool.ready()).await.unwrap();
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 160, hard).unwrap();
+        let value = pool.manager().value(1u64).unwrap();
+        let many = soon(pool.spawn(introduce_many, &value)).await.unwrap();
+        assert!((20..120).contains(&many), "{many}");
+        // A quarter is left: for files, another pool, and what its calls name.
+        let files: Vec<_> = (0..20).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        drop(files);
+        let other = Pool::builder().workers(1).build().unwrap();
+        let load = |value: Value<u64>| value.load().unwrap();
+        assert_eq!(soon(other.spawn(load, &value)).await.unwrap(), 1);
+        assert_eq!(soon(pool.spawn(load, &value)).await.unwrap(), 1);
+    });
 }

@@ -70,6 +70,10 @@ pub enum ErrorKind {
     ManagerFull,
     /// This process has too many requests under way.
     TooManyRequests,
+    /// The manager takes no further client from the worker that started this process: a worker may
+    /// make at most 256 processes of its own clients of one manager, fewer when the application
+    /// runs out of descriptors.
+    TooManyClients,
     /// The locks that processes hold and wait for form a ring.
     Deadlock,
     /// A value could not be encoded.
@@ -177,6 +181,7 @@ pub(crate) enum Why {
     NoSuchObject,
     ManagerFull,
     TooManyRequests,
+    TooManyClients,
     Deadlock {
         ring: String,
     },
@@ -279,6 +284,7 @@ impl Error {
             Why::NoSuchObject => ErrorKind::NoSuchObject,
             Why::ManagerFull => ErrorKind::ManagerFull,
             Why::TooManyRequests => ErrorKind::TooManyRequests,
+            Why::TooManyClients => ErrorKind::TooManyClients,
             Why::Deadlock { .. } => ErrorKind::Deadlock,
             Why::Encode(_) => ErrorKind::Encode,
             Why::Decode(_) => ErrorKind::Decode,
@@ -535,6 +541,9 @@ impl fmt::Display for Error {
             Why::NoSuchObject => f.write_str("there is no such shared object, or this process has no reference to it"),
             Why::ManagerFull => f.write_str("the manager's objects hold as many bytes as they may"),
             Why::TooManyRequests => f.write_str("this process has too many requests to shared objects under way"),
+            Why::TooManyClients => f.write_str(
+                "the manager takes no further process from the worker that this one descends from",
+            ),
             Why::Deadlock { ring } => write!(f, "deadlock: {ring}"),
             Why::Encode(reason) => write!(f, "encode the value for a shared object: {reason}"),
             Why::Decode(reason) => write!(f, "decode the value of a shared object: {reason}"),

@@ -36,7 +36,8 @@ enum Slot {
 
 #[derive(Debug, Default)]
 struct Inside {
-    closed: bool,
+    /// Why nothing will come any more.
+    closed: Option<Refusal>,
     slots: HashMap<u64, Slot>,
     next: u64,
 }
@@ -57,8 +58,8 @@ impl Mail {
     /// A new ticket, under which something may arrive from now on.
     pub(crate) fn open(&self) -> Result<u64, Refusal> {
         let mut inside = self.lock();
-        if inside.closed {
-            return Err(Refusal::Closed);
+        if let Some(why) = inside.closed {
+            return Err(why);
         }
         inside.next += 1;
         let ticket = inside.next;
@@ -132,15 +133,20 @@ impl Mail {
 
     /// Nothing will come any more: everyone is told.
     pub(crate) fn close(&self) {
+        self.close_with(Refusal::Closed);
+    }
+
+    /// As [`close`](Self::close), for this reason. The first reason counts.
+    pub(crate) fn close_with(&self, why: Refusal) {
         let mut inside = self.lock();
-        inside.closed = true;
+        let why = *inside.closed.get_or_insert(why);
         self.closed.store(true, Ordering::Release);
         let mut wake = Vec::new();
         for slot in inside.slots.values_mut() {
             // What has come stays: it was on its way before the end.
             if let Slot::Waiting(waker) = slot {
                 wake.extend(waker.take());
-                *slot = Slot::Come(Arrived::Refused(Refusal::Closed));
+                *slot = Slot::Come(Arrived::Refused(why));
             }
         }
         drop(inside);

@@ -102,9 +102,11 @@ pub(crate) enum Refusal {
     NoMemory,
     /// The answer exceeds what one message may carry.
     TooLarge,
+    /// Under ticket 0: the client is one too many, and its connection ends.
+    TooManyClients,
 }
 
-pub(super) const REFUSALS: [Refusal; 8] = [
+pub(super) const REFUSALS: [Refusal; 9] = [
     Refusal::Closed,
     Refusal::NotYours,
     Refusal::Full,
@@ -113,6 +115,7 @@ pub(super) const REFUSALS: [Refusal; 8] = [
     Refusal::Broken,
     Refusal::NoMemory,
     Refusal::TooLarge,
+    Refusal::TooManyClients,
 ];
 
 /// From a client.

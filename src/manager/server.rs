@@ -21,7 +21,7 @@ use super::lock::served::Lock;
 use super::lock::word::words_for;
 use super::mail::{Arrived, Mail, shielded};
 use super::message::{self, FRAME_MAX, Kind, Name, Refusal, ToClient, ToManager};
-use super::object::{Answer, Body, Caller, Client, Held, Part};
+use super::object::{Answer, Body, Caller, Client, Held, NO_ANSWER, Part};
 use super::outgoing::{Fd, Outgoing, write_out};
 use super::post::Post;
 use super::rings::Wait;
@@ -30,9 +30,11 @@ use super::state::{Action, BYTES_MAX, LOCAL, State, What};
 use super::{held, object};
 use crate::error::{Error, Why};
 use crate::process::{PeerFd, PeerSocket, SharedMemory, fork, steward, sys};
-use crate::wire::frame::FrameBuffer;
+use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::packet::Packet;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::socket::MsgFlags;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::HashMap;
 use std::io;
@@ -46,8 +48,12 @@ use std::time::{Duration, Instant};
 const BACKLOG_MAX: u64 = 4 << 20;
 /// Readings of one client's socket in one go, at most, so that nobody else waits for long.
 const READINGS: u32 = 16;
-/// Clients that one client has introduced, at most.
-const INTRODUCED_MAX: usize = 1024;
+/// Clients that descend from one client of the application's own, by introductions of introduced
+/// clients, at most.
+const DESCENDANTS_MAX: usize = 256;
+/// An introduced client is refused when no more than the soft limit of descriptors by this number
+/// is left to the application.
+const DESCRIPTORS_KEPT: u64 = 4;
 /// The steward looks so often, at least, whether a busy manager is turned as it should be: so long,
 /// and a millisecond, workers may have to wait for a runtime that has begun to stand still.
 const REST_MAX: Duration = Duration::from_millis(4);
@@ -119,6 +125,9 @@ struct Inside {
     /// Clients that other clients have introduced, as those call them; and by whom each was.
     introduced: HashMap<(Client, u64), Client>,
     introducers: HashMap<Client, Client>,
+    /// Of each introduced client, the client of the application's own from which it descends: until
+    /// it has ended, and its introducer wants nothing of it any more.
+    descended: HashMap<Client, Client>,
     /// What the timer is set to, or is about to be.
     deadline: Option<Instant>,
     /// Counts the times that it changed.
@@ -142,6 +151,13 @@ struct Reader {
     socket: Arc<PeerSocket>,
     buffer: FrameBuffer,
     descriptors: Vec<PeerFd>,
+}
+
+/// What came of a reading.
+struct Received {
+    /// A short read: there was no more. (A read ends where descriptors lie.)
+    all: bool,
+    has_ended: bool,
 }
 
 /// What a client wants that needs system calls.
@@ -184,6 +200,7 @@ impl Server {
                 links: HashMap::new(),
                 introduced: HashMap::new(),
                 introducers: HashMap::new(),
+                descended: HashMap::new(),
                 deadline: None,
                 deadlines: 0,
             }),
@@ -364,15 +381,20 @@ impl Server {
     /// if another process holds the socket.
     pub(crate) fn connect(&self, pidfd: Option<OwnedFd>) -> io::Result<(Client, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair()?;
-        Ok((self.adopt(ours.into(), pidfd.map(PeerFd::from))?, theirs.into()))
+        Ok((self.adopt(ours.into(), pidfd.map(PeerFd::from), false)?, theirs.into()))
     }
 
-    /// As [`connect`](Self::connect), with a socket that somebody else has made.
-    fn adopt(&self, socket: PeerSocket, pidfd: Option<PeerFd>) -> io::Result<Client> {
+    /// As [`connect`](Self::connect), with a socket that another process has made.
+    fn adopt(
+        &self,
+        socket: PeerSocket,
+        pidfd: Option<PeerFd>,
+        introduced: bool,
+    ) -> io::Result<Client> {
         let socket = Arc::new(socket);
         let full =
             || io::Error::other("the manager has as many clients as it can have, or is closed");
-        let client = self.apply(|state, _| state.seat()).ok_or_else(full)?;
+        let client = self.apply(|state, _| state.seat(introduced)).ok_or_else(full)?;
         let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
         let reader = Reader {
             socket: Arc::clone(&socket),
@@ -810,23 +832,10 @@ impl Server {
         let mut more = false;
         for reading in 0..READINGS {
             more = false;
-            let space = reader.buffer.space();
-            let room = space.len();
-            match sys::recv_with_fds(reader.socket.as_fd(), space) {
-                Ok(received) => {
-                    // A short read: there was no more. (It is cut where descriptors lie.)
-                    let all = received.bytes < room && received.fds.is_empty();
-                    reader.buffer.filled(received.bytes);
-                    reader.descriptors.extend(received.fds);
-                    end = received.bytes == 0
-                        || received.truncated
-                        || reader.descriptors.len() > DESCRIPTORS_MAX;
-                    // What its introducer has lent it may still be in his socket, but not later
-                    // than its own words.
-                    let introducer = self.lock().introducers.get(&client).copied();
-                    if let Some(introducer) = introducer {
-                        self.read(introducer, true);
-                    }
+            match reader.receive(false) {
+                Ok(Received { all, has_ended }) => {
+                    end = has_ended || reader.descriptors.len() > DESCRIPTORS_MAX;
+                    self.read_introducers(client);
                     if end || self.frames(client, &mut reader).is_err() {
                         end = true;
                         break;
@@ -859,6 +868,53 @@ impl Server {
             return false;
         }
         more
+    }
+
+    /// Reads what the introducers of a client have written. A client may use at once what its
+    /// introducer has lent it, and that word may still lie in the introducer's socket: but it was
+    /// written before the client's own words, which have just been read. The same holds for the
+    /// introducer of that one. So they are read from the nearest to the farthest, and obeyed from
+    /// the farthest to the nearest.
+    fn read_introducers(&self, client: Client) {
+        let mut line = Vec::new();
+        let inside = self.lock();
+        let mut at = client;
+        while let Some(by) = inside.introducers.get(&at).copied() {
+            line.push(by);
+            at = by;
+        }
+        drop(inside);
+        let mut read = Vec::new();
+        for by in line {
+            let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(mut reader) = driver.readers.remove(&by) else { continue };
+            drop(driver);
+            // A socket's buffer holds no more than so many readings.
+            let mut has_ended = false;
+            for _ in 0..READINGS {
+                match reader.receive(true) {
+                    Ok(received) if !received.has_ended => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Ok(_) | Err(_) => {
+                        has_ended = true;
+                        break;
+                    }
+                }
+            }
+            read.push((by, reader, has_ended));
+        }
+        for (by, mut reader, has_ended) in read.into_iter().rev() {
+            if self.frames(by, &mut reader).is_err()
+                || has_ended
+                || reader.descriptors.len() > DESCRIPTORS_MAX
+            {
+                drop(reader);
+                self.end(by);
+            } else {
+                let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+                driver.readers.insert(by, reader);
+            }
+        }
     }
 
     /// Does what the whole frames say.
@@ -937,17 +993,6 @@ impl Server {
         }
         let mut descriptors = descriptors.drain(..due);
         let (socket, pidfd) = (descriptors.next(), descriptors.next());
-        let mut inside = self.lock();
-        if inside.introduced.keys().filter(|(introducer, _)| *introducer == by).count()
-            >= INTRODUCED_MAX
-        {
-            return Err(object::Bad("too many clients of a client".into()));
-        }
-        // The first client of this number would never be dismissed, and its results stay for ever.
-        if inside.introduced.contains_key(&(by, number)) {
-            return Err(object::Bad("a client's number that is in use".into()));
-        }
-        drop(inside);
         let socket = socket.and_then(|socket| PeerSocket::accept(socket).ok());
         let Some(socket) =
             socket.filter(|_| pidfd.as_ref().is_none_or(|fd| sys::is_pidfd(fd.as_fd())))
@@ -956,11 +1001,24 @@ impl Server {
                 "a client whose descriptors are not a socket and a process".into(),
             ));
         };
+        let inside = self.lock();
+        // The first client of this number would never be dismissed, and its results stay for ever.
+        if inside.introduced.contains_key(&(by, number)) {
+            return Err(object::Bad("a client's number that is in use".into()));
+        }
+        let first = inside.descended.get(&by).copied().unwrap_or(by);
+        let descendants = inside.descended.values().filter(|of| **of == first).count();
+        drop(inside);
+        if descendants >= DESCENDANTS_MAX || are_scarce(socket.as_fd()) {
+            refuse(&socket);
+            return Ok(());
+        }
         // If it cannot be watched, it is gone at once.
-        let Ok(client) = self.adopt(socket, pidfd) else { return Ok(()) };
-        inside = self.lock();
+        let Ok(client) = self.adopt(socket, pidfd, true) else { return Ok(()) };
+        let mut inside = self.lock();
         inside.introduced.insert((by, number), client);
         inside.introducers.insert(client, by);
+        inside.descended.insert(client, first);
         Ok(())
     }
 
@@ -970,7 +1028,6 @@ impl Server {
         let mut inside = self.lock();
         let now = Instant::now();
         let link = inside.links.remove(&client);
-        inside.introducers.remove(&client);
         inside.state.client_gone(client, now);
         // Nobody takes the results of those that it has introduced.
         let its_own: Vec<_> = inside
@@ -980,8 +1037,10 @@ impl Server {
             .collect();
         for own in its_own {
             inside.introducers.remove(&own);
+            inside.forget(own);
             inside.state.dismiss(own, now);
         }
+        inside.forget(client);
         let todo = self.sort(&mut inside, now);
         drop(inside);
         if let Some(Link { socket, pidfd, mut out }) = link {
@@ -1004,6 +1063,37 @@ impl Server {
     }
 }
 
+impl Reader {
+    /// Reads once; with `more`, without frames having been taken since the last time.
+    fn receive(&mut self, more: bool) -> io::Result<Received> {
+        let space = if more { self.buffer.more_space() } else { self.buffer.space() };
+        let room = space.len();
+        let received = sys::recv_with_fds(self.socket.as_fd(), space)?;
+        let all = received.bytes < room && received.fds.is_empty();
+        self.buffer.filled(received.bytes);
+        self.descriptors.extend(received.fds);
+        Ok(Received { all, has_ended: received.bytes == 0 || received.truncated })
+    }
+}
+
+/// Whether few descriptors are left to the application, as far as this new one tells: the kernel
+/// gives the lowest number that is free (open(2)).
+fn are_scarce(newest: BorrowedFd<'_>) -> bool {
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
+    newest.as_raw_fd() as u64 >= soft - soft / DESCRIPTORS_KEPT
+}
+
+/// Tells a client that was introduced that it is one too many. If it cannot be told, it sees the
+/// end of its socket.
+fn refuse(socket: &PeerSocket) {
+    let mut bytes = Vec::new();
+    let start = frame::begin(&mut bytes);
+    ToClient::Refused { ticket: NO_ANSWER, why: Refusal::TooManyClients }.write(&mut bytes);
+    frame::finish(&mut bytes, start);
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let _ = nix::sys::socket::send(socket.as_fd().as_raw_fd(), &bytes, flags);
+}
+
 /// Why an object cannot be made.
 fn refused(why: Refusal) -> Error {
     match why {
@@ -1013,6 +1103,14 @@ fn refused(why: Refusal) -> Error {
 }
 
 impl Inside {
+    /// A client that has ended, and of which its introducer wants nothing any more, counts no
+    /// longer.
+    fn forget(&mut self, client: Client) {
+        if !self.links.contains_key(&client) && !self.introducers.contains_key(&client) {
+            self.descended.remove(&client);
+        }
+    }
+
     /// Does what a client's message says. An error means that it does not keep to the protocol.
     fn obey(
         &mut self,
@@ -1020,7 +1118,15 @@ impl Inside {
         message: ToManager<'_>,
         now: Instant,
     ) -> Result<(), object::Bad> {
-        let Self { state, introduced, introducers, .. } = self;
+        if let ToManager::Dismiss { client: number } = message {
+            if let Some(own) = self.introduced.remove(&(client, number)) {
+                self.introducers.remove(&own);
+                self.forget(own);
+                self.state.dismiss(own, now);
+            }
+            return Ok(());
+        }
+        let Self { state, introduced, .. } = self;
         match message {
             ToManager::Request { object, ticket, names, head, tail } => {
                 let caller = Caller { client, ticket };
@@ -1063,7 +1169,7 @@ impl Inside {
             }
             ToManager::Fetch { object, ticket } => state.fetch(Caller { client, ticket }, object),
             ToManager::Map { ticket, segment } => state.map(Caller { client, ticket }, segment),
-            ToManager::Introduce { .. } | ToManager::Lane { .. } => {
+            ToManager::Introduce { .. } | ToManager::Lane { .. } | ToManager::Dismiss { .. } => {
                 return Err(object::Bad("what is done apart".into()));
             }
             ToManager::Lend { client: number, names } => {
@@ -1080,12 +1186,6 @@ impl Inside {
                     for name in names {
                         state.take(client, *from, name.object, name.part, now);
                     }
-                }
-            }
-            ToManager::Dismiss { client: number } => {
-                if let Some(own) = introduced.remove(&(client, number)) {
-                    introducers.remove(&own);
-                    state.dismiss(own, now);
                 }
             }
         }

@@ -33,6 +33,8 @@ const OPEN_MAX: usize = 1 << 16;
 /// Clients at a time: as many seats as a lock's word can name, less those with a meaning of their
 /// own.
 const SEATS: u32 = 4096;
+/// Seats that are kept for clients of the application's own.
+const SEATS_KEPT: u32 = 1024;
 /// What all objects may hold, in bytes, unless the manager is told otherwise.
 pub(crate) const BYTES_MAX: usize = 1 << 30;
 /// What an object costs beside its content, in bytes, roughly.
@@ -182,13 +184,15 @@ impl State {
 
     // ---- clients
 
-    /// Gives a new client a seat; `None` if all are taken.
-    pub(crate) fn seat(&mut self) -> Option<Client> {
+    /// Gives a new client a seat; `None` if all are taken. One that was `introduced` by another
+    /// client gets none of those that are kept for the application's own.
+    pub(crate) fn seat(&mut self, introduced: bool) -> Option<Client> {
         if self.closed {
             return None;
         }
         let index = self.seats.iter().position(|(_, taken)| !taken).unwrap_or(self.seats.len());
-        if index as u32 + LOCAL.seat >= SEATS {
+        let kept = if introduced { SEATS_KEPT } else { 0 };
+        if index as u32 + LOCAL.seat >= SEATS - kept {
             return None;
         }
         if index == self.seats.len() {

@@ -541,6 +541,7 @@ pub(crate) fn error(why: Refusal) -> Error {
         Refusal::NotYours => Why::NoSuchObject,
         Refusal::Full => Why::ManagerFull,
         Refusal::TooMany => Why::TooManyRequests,
+        Refusal::TooManyClients => Why::TooManyClients,
         Refusal::TimedOut => Why::TimedOut,
         Refusal::Broken => Why::ObjectBroken,
         Refusal::TooLarge => Why::TooLarge { limit: VALUE_MAX },

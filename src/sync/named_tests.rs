@@ -240,3 +240,52 @@ fn client_adds_a_thousand() {
         value.fetch_add(1).expect("add");
     }
 }
+
+/// A client that this one introduces, and how it calls it. It is lent the object.
+fn introduce(by: &Arc<Connection>, object: &Handle) -> (u64, Arc<Connection>) {
+    let (number, socket) = by.introduce(None).expect("a socket pair");
+    by.lend(number, object.name());
+    (number, Connection::remote(by.manager(), socket))
+}
+
+fn get(by: &Arc<Connection>, object: &Handle) -> Result<u64, ErrorKind> {
+    // Beside the reference that it was lent, which it keeps.
+    let name = by.acquire(object.name(), object.name().part).expect("it is elsewhere");
+    let mutex: Mutex<u64> = Mutex::of(Handle::of(by, name));
+    block_on(mutex.get()).map_err(|error| error.kind())
+}
+
+#[test]
+fn the_clients_that_descend_from_a_worker_are_counted_however_deep_and_one_too_many_is_told() {
+    let manager = Manager::new().expect("a manager");
+    let mutex = manager.mutex(5u64).expect("a mutex");
+    let worker = Elsewhere::new(manager.connection());
+    let there = worker.handle(mutex.handle());
+    // Each one introduces the next one.
+    let mut chain = vec![(0, Arc::clone(there.connection()))];
+    for _ in 0..256 {
+        let next = introduce(&chain.last().expect("the first").1, &there);
+        chain.push(next);
+    }
+    // What was written by all of them is read before the last one's words.
+    assert_eq!(get(&chain[256].1, &there), Ok(5));
+    for by in [0, 1, 100, 255] {
+        let (_, refused) = introduce(&chain[by].1, &there);
+        assert_eq!(get(&refused, &there), Err(ErrorKind::TooManyClients), "by {by}");
+        assert_eq!(get(&chain[by].1, &there), Ok(5), "its introducer goes on");
+    }
+    // Another worker has clients of its own.
+    let other = Elsewhere::new(manager.connection());
+    let there_too = other.handle(mutex.handle());
+    let (_, of_other) = introduce(there_too.connection(), &there_too);
+    assert_eq!(get(&of_other, &there_too), Ok(5));
+    // One that has ended counts until its introducer wants nothing of it any more.
+    let (number, last) = chain.pop().expect("the last");
+    drop(last);
+    let by = Arc::clone(&chain[255].1);
+    let server = Arc::clone(manager.connection().server().expect("local"));
+    wait_until("the last has ended", || server.clients() == 2 + 255 + 1);
+    assert_eq!(get(&introduce(&by, &there).1, &there), Err(ErrorKind::TooManyClients));
+    by.dismiss(number);
+    assert_eq!(get(&introduce(&by, &there).1, &there), Ok(5));
+}

@@ -26,7 +26,7 @@ use super::wait;
 use crate::error::Error;
 use crate::manager::mail::{Arrived, Mail, shielded};
 use crate::manager::message::{FRAME_MAX, Refusal, ToClient, ToManager};
-use crate::manager::object::Body;
+use crate::manager::object::{Body, NO_ANSWER};
 use crate::manager::outgoing::{Fd, Outgoing, Past, write_out};
 use crate::process::thread::OwnThread;
 use crate::process::{self, PeerFd, SharedMemory, fork, sys};
@@ -577,6 +577,7 @@ impl Remote {
                     Body { head: Packet::copy_from(head), tail: Packet::copy_from(tail), held };
                 (ticket, Arrived::Answer { body, offer })
             }
+            ToClient::Refused { ticket: NO_ANSWER, why } => return self.mail.close_with(why),
             ToClient::Refused { ticket, why } => (ticket, Arrived::Refused(why)),
             ToClient::Deadlock { ticket, ring } => {
                 (ticket, Arrived::Deadlock(String::from_utf8_lossy(ring).into_owned()))

@@ -94,6 +94,15 @@ impl FrameBuffer {
         &mut self.bytes[self.end..]
     }
 
+    /// As [`space`](Self::space), for a reader that reads several times before it takes frames: the
+    /// buffer grows with what has been read.
+    pub(crate) fn more_space(&mut self) -> &mut [u8] {
+        if self.start < self.end && self.end == self.bytes.len() {
+            self.bytes.resize((self.bytes.len() * 2).max(CAPACITY_MIN), 0);
+        }
+        self.space()
+    }
+
     /// So many bytes were read into [`FrameBuffer::space`].
     pub(crate) fn filled(&mut self, len: usize) {
         self.end += len;
