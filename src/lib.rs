@@ -106,8 +106,8 @@ mod worker;
 pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
 pub use limits::Limits;
 pub use pool::{
-    AbortHandle, Builder, Call, CutOff, Ending, Events, Function, JoinHandle, Named, Output,
-    OutputLine, Pool, Results, Stats, TryResults, WorkerCount, WorkerEnd, WorkerEvent,
+    AbortHandle, Builder, Call, CutOff, Ending, Events, Function, ItemResults, JoinHandle, Named,
+    Output, OutputLine, Pool, Results, Stats, TryResults, WorkerCount, WorkerEnd, WorkerEvent,
 };
 pub use single::{
     ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder,

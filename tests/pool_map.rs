@@ -64,6 +64,43 @@ async fn results_come_in_the_order_of_the_input() {
 }
 
 #[tokio::test]
+async fn results_come_with_the_place_of_their_item_in_any_order_and_whatever_befell_it() {
+    let scene = Scene::new(2);
+    let work = |n: u64| {
+        if n % 100 == 50 {
+            std::process::abort();
+        }
+        n + 1000
+    };
+    for is_unordered in [false, true] {
+        let results = scene.pool.map(work, 0..300);
+        let results = if is_unordered { results.unordered() } else { results };
+        let all: Vec<_> = within("results", results.enumerate_items().collect()).await;
+        let mut seen = Vec::new();
+        for (item, result) in all {
+            match result {
+                Ok(value) => assert_eq!(value, item + 1000),
+                Err(error) => assert_eq!((item % 100, error.item()), (50, Some(item)), "{error}"),
+            }
+            seen.push(item);
+        }
+        if is_unordered {
+            seen.sort_unstable();
+        }
+        assert_eq!(seen, (0..300).collect::<Vec<_>>());
+    }
+    // What the source had yet to give when the pool was closed.
+    let mut results = scene.pool.map(square, 0..).buffered(1).enumerate_items();
+    assert_eq!(within("a result", results.next()).await.unwrap().0, 0);
+    scene.pool.shutdown().await;
+    let rest: Vec<_> = within("the end", results.collect()).await;
+    for (item, (place, _)) in (1..).zip(&rest) {
+        assert_eq!(*place, item);
+    }
+    assert!(rest.last().unwrap().1.as_ref().unwrap_err().is_pool_closed());
+}
+
+#[tokio::test]
 async fn tuples_are_spread_over_the_arguments() {
     let scene = Scene::new(2);
     let repeat = |text: String, times: usize| text.repeat(times);

@@ -560,6 +560,15 @@ async fn every_public_async_call_takes_part_in_the_cooperative_budget() {
     })
     .await;
     let all_done = done(many);
+    let mut items = pool.map(|n: u32| n, source.clone()).buffered(many as usize).enumerate_items();
+    assert_eq!(soon(items.next()).await.unwrap().1.unwrap(), 0);
+    all_done.await;
+    soon(pool.spawn(|| (), ())).await.unwrap();
+    yields("pool/results.rs: Stream for ItemResults", async || {
+        items.next().await.unwrap().1.unwrap();
+    })
+    .await;
+    let all_done = done(many);
     let source = futures::stream::iter(source.map(Ok::<_, ()>));
     let mut results = pool.try_map_stream(|n: u32| n, source).buffered(many as usize);
     soon(results.next()).await.unwrap().unwrap().unwrap();

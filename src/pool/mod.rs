@@ -92,7 +92,7 @@ pub use events::{Events, WorkerEvent};
 pub use join::{AbortHandle, JoinHandle};
 pub use named::Named;
 pub use output::{Output, OutputLine};
-pub use results::{Results, TryResults};
+pub use results::{ItemResults, Results, TryResults};
 pub use size::WorkerCount;
 pub use stats::{Stats, WorkerEnd};
 

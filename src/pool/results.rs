@@ -58,6 +58,16 @@ pub struct Results<S, Args, R> {
     args: PhantomData<fn() -> Args>,
 }
 
+/// The results of a map, each with the place of its item in the input:
+/// [`Results::enumerate_items`].
+///
+/// # Cancel safety
+///
+/// `next()` loses nothing when it is dropped.
+#[must_use = "streams do nothing unless polled"]
+#[derive(Debug)]
+pub struct ItemResults<S, Args, R>(Results<S, Args, R>);
+
 /// The results of [`Pool::try_map_stream`](crate::Pool::try_map_stream): as [`Results`], over a
 /// source that can fail.
 ///
@@ -96,6 +106,8 @@ struct Sink<R> {
     waiting: VecDeque<Option<Outcome>>,
     arrived: VecDeque<(u64, Outcome)>,
     gathered: Gathered,
+    /// The place of the item whose result was given out last.
+    given: u64,
     /// Items that have come back so far.
     came: usize,
     /// An item's outcome was that the pool is closed.
@@ -157,6 +169,27 @@ impl<S, Args, R> Results<S, Args, R> {
     }
 
     options!();
+
+    /// Gives each result together with the place of its item in the input, counted from 0. So
+    /// [`unordered`](Self::unordered) results can be told apart.
+    ///
+    /// ```
+    /// # use futures::StreamExt;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), procpool::TaskError> {
+    /// # let pool = procpool::Pool::builder().workers(2).build().unwrap();
+    /// let words = ["a", "bcd"];
+    /// let mut lengths = pool.map(|s: String| s.len(), words).unordered().enumerate_items();
+    /// while let Some((item, length)) = lengths.next().await {
+    ///     assert_eq!(length?, words[item as usize].len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "enumerate")]
+    pub fn enumerate_items(self) -> ItemResults<S, Args, R> {
+        ItemResults(self)
+    }
 }
 
 impl<S, E, Args, R> TryResults<S, E, Args, R> {
@@ -180,6 +213,20 @@ where
             sink.hand_in(&item);
             true
         })
+    }
+}
+
+impl<S, Args, R> Stream for ItemResults<S, Args, R>
+where
+    S: Stream,
+    S::Item: ArgsFor<Args>,
+    R: DeserializeOwned,
+{
+    type Item = (u64, Result<R, TaskError>);
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let polled = Pin::new(&mut self.0).poll_next(cx);
+        polled.map(|result| result.map(|result| (self.0.flow.sink.given, result)))
     }
 }
 
@@ -368,6 +415,7 @@ impl<R> Sink<R> {
             waiting: VecDeque::new(),
             arrived: VecDeque::new(),
             gathered: Gathered::default(),
+            given: 0,
             came: 0,
             told_closed: false,
             closing: None,
@@ -479,6 +527,7 @@ impl<R: DeserializeOwned> Sink<R> {
     fn refused(&mut self) -> Result<R, TaskError> {
         let what = if Engine::is_forked_copy() { What::Forked } else { What::PoolClosed };
         self.told_closed = true;
+        self.given = self.next_in;
         Err(TaskError::new(what, self.task.function).of_item(self.next_in))
     }
 
@@ -519,6 +568,7 @@ impl<R: DeserializeOwned> Sink<R> {
             if Engine::is_forked_copy() {
                 // Their results come to the original process.
                 self.waiting.pop_front();
+                self.given = self.next_out;
                 self.next_out += 1;
                 self.in_flight -= 1;
                 self.told_closed = true;
@@ -534,6 +584,7 @@ impl<R: DeserializeOwned> Sink<R> {
 
     fn give(&mut self, place: u64, outcome: Outcome) -> Result<R, TaskError> {
         self.in_flight -= 1;
+        self.given = place;
         self.came += 1;
         self.told_closed |= outcome.as_ref().is_err_and(|e| e.is_pool_closed() || e.is_forked());
         let function = self.task.function;
