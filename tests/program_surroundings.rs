@@ -144,10 +144,9 @@ fn needs_namespaces_without_proc_build_says_so_and_a_pool_that_had_it_says_so_pe
     let Some(mut command) = unshare(&["--mount"]) else { return };
     command.args(["sh", "-c", r#"mount -t tmpfs none /proc && exec "$0" build"#]).arg(program());
     let printed = fixtures::finish(&mut command).printed();
-    assert_eq!(
-        printed,
-        "main\nSpawn: finding the program\ncannot start /proc/self/exe: /proc is not mounted\n"
-    );
+    let said =
+        "Spawn: finding the program: cannot start /proc/self/exe: /proc is not mounted: No such";
+    assert!(printed.starts_with(&format!("main\n{said}")), "{printed}");
 
     let Some(mut command) = unshare(&["--mount"]) else { return };
     let printed = fixtures::finish(command.arg(program()).arg("hidden")).printed();

@@ -467,6 +467,31 @@ async fn ready_waits_for_the_replacement_of_a_worker_that_dies_meanwhile() {
 
 // ---- starts that fail
 
+/// Without a look at its sources.
+#[tokio::test]
+async fn a_failed_start_says_in_its_text_what_was_to_be_started_and_why_it_was_not() {
+    let missing = "/no/such/program";
+    let long = "x".repeat(1 << 20); // more than one variable may take (execve(2))
+    let programs = [
+        (Pool::builder().program(missing, [""; 0]), missing, "No such file or directory"),
+        (Pool::builder().env("LONG", &long), "worker_start", "Argument list too long"),
+        (Pool::builder().current_dir("/no/such/place"), "/no/such/place", "No such file"),
+        (Pool::builder().env("A=B", "x"), "A=B", "name contains '='"),
+    ];
+    for (builder, what, why) in programs {
+        let pool = builder.workers(1).build().unwrap();
+        let start = soon(pool.ready()).await.unwrap_err().to_string();
+        assert!(start.contains(what) && start.contains(why), "{start}");
+        if what != missing {
+            let task = soon(pool.spawn(pid, ())).await.unwrap_err().to_string();
+            assert!(task.contains(what) && task.contains(why), "{task}");
+        }
+    }
+    let process = procpool::Process::builder().env("LONG", &long).spawn(pid, ()).unwrap_err();
+    let process = process.to_string();
+    assert!(process.contains("worker_start") && process.contains("too long"), "{process}");
+}
+
 #[tokio::test]
 async fn a_directory_that_is_not_there_is_named_and_the_pool_recovers_with_it() {
     let dir = tempdir().unwrap();
@@ -520,7 +545,7 @@ async fn own_process_without_descriptors() {
 
         let error = soon(pool.ready()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Spawn, "{left}: {error:?}");
-        assert!(says(&error, "Too many open files"), "{left}: {error:?}");
+        assert!(error.to_string().contains("Too many open files"), "{left}: {error:?}");
         assert!(!running.is_finished());
         if left == 0 {
             // A task that waits for a worker is given up as well, or waits for the one that runs;
@@ -540,15 +565,6 @@ async fn own_process_without_descriptors() {
         soon(pool.shutdown()).await;
         assert_eq!(children(pid()), [0; 0]);
     }
-}
-
-/// An error of the system, in whatever step of the start it was met.
-fn says(error: &(dyn Error + 'static), text: &str) -> bool {
-    // `source` of an `io::Error` passes over the error that it holds.
-    let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.to_string().contains(text)
-        || held.is_some_and(|held| says(held, text))
-        || error.source().is_some_and(|source| says(source, text))
 }
 
 /// Who tries again and again without a pause uses all the processor time that he is given.
@@ -586,7 +602,7 @@ async fn own_process_without_processes() {
     assert!(soon(pool.spawn(die, Signal::SIGKILL as i32)).await.unwrap_err().is_worker_died());
     let error = soon(pool.ready()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Spawn);
-    assert!(says(&error, "Resource temporarily unavailable"), "{error:?}");
+    assert!(error.to_string().contains("Resource temporarily unavailable"), "{error:?}");
     let waiting = pool.spawn(pid, ());
     does_not_turn().await;
     waiting.abort();

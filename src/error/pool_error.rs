@@ -514,7 +514,7 @@ impl fmt::Display for Error {
             ),
             Why::TooDeep { limit } => write!(f, "pools within workers are nested deeper than {limit}"),
             Why::Forked => f.write_str("the call was made in a forked copy of the application"),
-            Why::Spawn { step, .. } => f.write_str(step),
+            Why::Spawn { step, source } => write!(f, "{step}: {source}"),
             Why::DiedAtStart { pid, status, stderr } => {
                 write!(f, "worker process {pid} ended before it said hello ({}){}", Ending(*status), Wrote(stderr))
             }
@@ -549,7 +549,7 @@ impl fmt::Display for Error {
             Why::Decode(reason) => write!(f, "decode the value of a shared object: {reason}"),
             Why::TooLarge { limit } => write!(f, "the value exceeds {limit} bytes, the most that a shared object's may take"),
             Why::ForeignHandle => f.write_str("a handle cannot be put into a shared object of another manager"),
-            Why::Memory { step, .. } => f.write_str(step),
+            Why::Memory { step, source } => write!(f, "{step}: {source}"),
             Why::Closed => f.write_str("it is closed"),
             Why::Full => f.write_str("the queue is full"),
             Why::Empty => f.write_str("the queue is empty"),
@@ -560,7 +560,9 @@ impl fmt::Display for Error {
             Why::OutOfRange { len } => write!(f, "the list has {len} elements, and none at that place"),
             Why::ArgumentEncode { function, reason } => write!(f, "an argument of {function} cannot be encoded: {reason}"),
             Why::ArgumentTooLarge { function, limit } => write!(f, "the arguments of {function} are larger than {limit} bytes"),
-            Why::Signal { pid, signal, .. } => write!(f, "cannot send signal {signal} to process {pid}"),
+            Why::Signal { pid, signal, source } => {
+                write!(f, "cannot send signal {signal} to process {pid}: {source}")
+            }
             Why::StatusUnknown { pid } => write!(f, "process {pid} has ended, and was reaped by something else: its status is unknown"),
         }
     }

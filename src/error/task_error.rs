@@ -611,10 +611,9 @@ impl fmt::Display for TaskError {
                 "the pool's queue of {limit} tasks is full, task {function} was not taken"
             ),
             What::PoolClosed => write!(f, "the pool was closed before task {function} ended"),
-            What::StartFailed(cause) if cause.is_init_failed() => {
-                write!(f, "no worker for task {function}: its init failed")
+            What::StartFailed(cause) => {
+                write!(f, "no worker for task {function} could be started: {cause}")
             }
-            What::StartFailed(_) => write!(f, "no worker for task {function} could be started"),
             What::BadFrame { pid, reason } => write!(
                 f,
                 "worker process {pid} broke the protocol while it ran task {function}: {}",

@@ -83,8 +83,8 @@ impl fmt::Display for AdoptError {
                 f,
                 "process {pid} ended at once and was reaped by the host program, exit status unknown"
             ),
-            Self::Unowned { pid, .. } => {
-                write!(f, "cannot watch process {pid} through a pidfd, so it was killed")
+            Self::Unowned { pid, error } => {
+                write!(f, "cannot watch process {pid} through a pidfd, so it was killed: {error}")
             }
         }
     }

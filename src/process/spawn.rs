@@ -80,15 +80,16 @@ impl fmt::Display for SpawnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot start {}", self.program.display())?;
         match &self.step {
-            SpawnStep::ForkedCopy | SpawnStep::Start | SpawnStep::Adopt => Ok(()),
+            SpawnStep::ForkedCopy | SpawnStep::Start | SpawnStep::Adopt => {}
             SpawnStep::Environment(name) => {
-                write!(f, ": environment variable {name:?} cannot be set")
+                write!(f, ": environment variable {name:?} cannot be set")?;
             }
-            SpawnStep::NoProc => f.write_str(": /proc is not mounted"),
+            SpawnStep::NoProc => f.write_str(": /proc is not mounted")?,
             SpawnStep::CurrentDir(path) => {
-                write!(f, ": cannot use {} as current directory", path.display())
+                write!(f, ": cannot use {} as current directory", path.display())?;
             }
         }
+        write!(f, ": {}", self.source)
     }
 }
 
