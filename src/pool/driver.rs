@@ -211,6 +211,10 @@ struct Reader {
     intake: Intake,
     /// It has rung, and does not until we sleep again.
     rang: bool,
+    /// How often it has rung, and how many replies it has committed to its outbox. It rings after a
+    /// reply, and once at most, so it cannot have rung more often than there were replies.
+    bells: u64,
+    boxed: u64,
     /// Nothing more comes by the socket, or nothing more is wanted.
     closed: bool,
     /// It broke the protocol: its outbox is not read either.
@@ -411,6 +415,8 @@ impl Engine {
                     memory: Arc::clone(&process.memory),
                     intake: Intake::default(),
                     rang: false,
+                    bells: 0,
+                    boxed: 0,
                     closed: false,
                     silenced: false,
                     stalled: 0,
@@ -573,11 +579,18 @@ impl Engine {
             .filter(|reader| !reader.silenced && reader.stage == Stage::Ready)?;
         driver.taken.clear();
         let result = match reader.intake.take(&reader.memory.ring(), &mut driver.taken) {
-            Ok(false) => return Some(0),
+            Ok(false) if reader.bells <= reader.boxed => return Some(0),
+            Ok(false) => Ok(()),
             Ok(true) => take_replies(&driver.taken, self.config.frame_limit, &mut driver.replies),
             Err(bad) => Err(Bad(bad.to_string())),
         };
         let count = driver.replies.len();
+        reader.boxed += count as u64;
+        // Each bell was read before the outbox, which then held what it rang for.
+        let result = result.and_then(|()| match reader.bells <= reader.boxed {
+            true => Ok(()),
+            false => Err(Bad("it rang though there was nothing in its outbox".into())),
+        });
         let broken = self.replied(
             key,
             reader.pid,
@@ -1115,6 +1128,7 @@ fn take_frames(
             (Stage::Ready, kind::BELL) => {
                 message.end()?;
                 reader.rang = true;
+                reader.bells += 1;
             }
             (Stage::Hello, kind::HELLO) => {
                 let hello = message.map()?;

@@ -729,6 +729,34 @@ async fn half_an_answer_and_silence_can_be_aborted() {
     );
 }
 
+#[tokio::test]
+async fn a_worker_that_rings_for_nothing_breaks_the_protocol() {
+    let pool = played(|n, player| {
+        player.become_ready();
+        let id = player.call();
+        if n == 0 {
+            let bells = framed(message::bell).repeat(1000);
+            let _ = player.socket.write_all(&bells);
+            return player.wait();
+        }
+        let answer = framed(|out| {
+            message::done(out, id);
+            out.push(42);
+        });
+        assert!(player.memory.ring().put(&answer));
+        player.memory.claims().finish(Claim { slot: 0, id });
+        player.say(message::bell);
+        player.wait();
+    });
+    let pool = pool.build().unwrap();
+    let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs");
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), TaskErrorKind::BadFrame);
+    assert!(error.to_string().contains("it rang"), "{error}");
+    let answer = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs");
+    assert_eq!(answer.unwrap(), 42);
+}
+
 /// A bell behind it is taken for its next bytes.
 #[tokio::test]
 async fn half_a_frame_hides_no_answer_and_its_worker_is_ended() {
