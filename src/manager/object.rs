@@ -1,7 +1,8 @@
 //! One shared object, as the manager serves it: requests in, answers out.
 //!
-//! An [`Object`] is a plain struct: no I/O, no clock (`now` is an argument), no thread, no user
-//! code; what its users have encoded it keeps and hands on without looking at it. The manager
+//! An [`Object`] is a plain struct: no I/O, no clock (`now` is an argument; only what orders the
+//! items of several [lanes](super::lane) reads the clock by which clients mark them), no thread, no
+//! user code; what its users have encoded it keeps and hands on without looking at it. The manager
 //! around it has the connections, the frames and the references; it calls the methods one at a time
 //! and does what comes out, in that order.
 //!
@@ -223,6 +224,13 @@ pub(crate) trait Object: Send {
     /// whom it can say more. Nothing is asked afterwards.
     fn close(&mut self, now: Instant, answers: &mut Vec<Answer>) {
         let _ = (now, answers);
+    }
+
+    /// Which part a client must hold to send this request; `None` if any part will do. A client that
+    /// holds the whole may send any.
+    fn part_for(&self, head: &[u8]) -> Option<Part> {
+        let _ = head;
+        None
     }
 
     /// What it holds, in bytes, roughly.

@@ -12,7 +12,7 @@ use crate::error::{Error, Why};
 use crate::process::{MemoryError, SharedMemory};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Words of a segment that many share: 64 KiB.
@@ -68,6 +68,8 @@ impl Allocated {
 
 impl Drop for Allocated {
     fn drop(&mut self) {
+        // The next object that lies here may be lent to processes that were not lent this one.
+        self.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
         self.segments.free(self.place);
     }
 }
@@ -193,7 +195,18 @@ impl Inside {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::Ordering;
+
+    #[test]
+    fn what_was_in_a_part_is_cleared_before_it_is_given_away_again() {
+        let segments = Arc::new(Segments::default());
+        let first = segments.allocate(16).expect("room");
+        first.words().iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
+        let (place, memory) = (first.place(), Arc::clone(&first.memory));
+        drop(first);
+        assert!(memory.words().iter().all(|word| word.load(Ordering::Relaxed) == 0));
+        let again = segments.allocate(16).expect("room");
+        assert_eq!(again.place(), place, "the same part");
+    }
 
     #[test]
     fn parts_do_not_overlap_and_are_used_again() {

@@ -40,6 +40,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -709,17 +710,7 @@ impl Server {
 
     /// Turns, unless somebody is at it; who then goes round once more.
     fn turn_now(&self) {
-        let mut wanted = self.wanted.fetch_add(1, Ordering::AcqRel) + 1;
-        if wanted > 1 {
-            return;
-        }
-        loop {
-            self.turn_once();
-            match self.wanted.compare_exchange(wanted, 0, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return,
-                Err(more) => wanted = more,
-            }
-        }
+        steward::take_turns(&self.wanted, || self.turn_once());
     }
 
     /// How many turns have been asked for since who is at it began.
@@ -768,28 +759,38 @@ impl Server {
         self.more.store(n == events.len(), Ordering::Relaxed);
         for event in &events[..n] {
             let client = client_of(event.data());
-            match event.data() & 3 {
-                TIMER => self.time_has_passed(),
-                ENDED => {
-                    // All that it wrote is there by now.
-                    for _ in 0..READINGS {
-                        if !self.read(client, true) {
-                            break;
-                        }
-                    }
-                    self.end(client);
-                }
-                _ => {
-                    if event.events().contains(EpollFlags::EPOLLOUT) {
-                        self.has_room(client);
-                    }
-                    // With an end there is something to read, too; without, READ has asked for it.
-                    if event.events().intersects(READ | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR)
-                    {
-                        self.read(client, false);
-                    }
+            if event.data() & 3 == TIMER {
+                self.time_has_passed();
+                continue;
+            }
+            // A panic here is a bug of this crate. It ends the connection of the client whose
+            // message brought it up, for what that client had written is lost, and nothing else:
+            // the panic hook has reported it.
+            let served = catch_unwind(AssertUnwindSafe(|| self.serve(client, event)));
+            if served.is_err() {
+                self.end(client);
+            }
+        }
+    }
+
+    /// Does what an event of a client asks for.
+    fn serve(&self, client: Client, event: &EpollEvent) {
+        if event.data() & 3 == ENDED {
+            // All that it wrote is there by now.
+            for _ in 0..READINGS {
+                if !self.read(client, true) {
+                    break;
                 }
             }
+            self.end(client);
+            return;
+        }
+        if event.events().contains(EpollFlags::EPOLLOUT) {
+            self.has_room(client);
+        }
+        // With an end there is something to read, too; without, READ has asked for it.
+        if event.events().intersects(READ | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+            self.read(client, false);
         }
     }
 
@@ -1175,7 +1176,7 @@ impl Inside {
             ToManager::Lend { client: number, names } => {
                 if let Some(to) = introduced.get(&(client, number)) {
                     for name in names {
-                        if state.has(client, name.object) {
+                        if state.covers(client, name.object, name.part) {
                             state.lend(*to, name.object, name.part, now);
                         }
                     }

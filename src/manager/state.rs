@@ -266,6 +266,19 @@ impl State {
             || self.clients.get(&client).is_some_and(|state| state.references.contains_key(&object))
     }
 
+    /// Whether a client has a reference to an object in this part, or to the whole of it.
+    pub(crate) fn covers(&self, client: Client, object: u64, part: Part) -> bool {
+        let covered = |parts: &Parts| {
+            parts[Part::WHOLE.0 as usize] > 0 || parts.get(part.0 as usize).is_some_and(|n| *n > 0)
+        };
+        client == LOCAL
+            || self
+                .clients
+                .get(&client)
+                .and_then(|state| state.references.get(&object))
+                .is_some_and(covered)
+    }
+
     fn count(&mut self, object: u64, part: Part, count: u64, now: Instant) {
         let Some(entry) = self.objects.get_mut(&object) else { return };
         let counted = &mut entry.counts[part.0 as usize];
@@ -327,7 +340,7 @@ impl State {
         part: Part,
         now: Instant,
     ) -> Option<Name> {
-        if self.has(client, object) { self.lend(client, object, part, now) } else { None }
+        if self.covers(client, object, part) { self.lend(client, object, part, now) } else { None }
     }
 
     /// A client has dropped some references. Those that it did not have are passed over.
@@ -364,10 +377,9 @@ impl State {
         if names.is_empty() {
             return Ok(None);
         }
-        if !names
-            .iter()
-            .all(|name| self.objects.contains_key(&name.object) && self.has(client, name.object))
-        {
+        if !names.iter().all(|name| {
+            self.objects.contains_key(&name.object) && self.covers(client, name.object, name.part)
+        }) {
             return Err(Refusal::NotYours);
         }
         for name in names {
@@ -384,7 +396,9 @@ impl State {
     /// A client has put some of its references into a result.
     pub(crate) fn parcel(&mut self, client: Client, names: &[Name], now: Instant) {
         for name in names {
-            if !self.has(client, name.object) || !self.objects.contains_key(&name.object) {
+            if !self.covers(client, name.object, name.part)
+                || !self.objects.contains_key(&name.object)
+            {
                 continue;
             }
             let Some(state) = self.clients.get_mut(&client) else { return };
@@ -411,7 +425,7 @@ impl State {
         part: Part,
         now: Instant,
     ) -> Option<Name> {
-        let has = self.has(from, object) && from != LOCAL;
+        let has = self.covers(from, object, part) && from != LOCAL;
         let state = self.clients.get_mut(&from)?;
         let parcels = state.parcels.entry((object, part)).or_default();
         let known = *parcels > 0;
@@ -481,6 +495,22 @@ impl State {
         self.lend(LOCAL, number, part, now)
     }
 
+    /// Whether a client has the part of an object that a request needs.
+    fn may_ask(&self, client: Client, object: u64, head: &[u8]) -> bool {
+        let Some(entry) = self.objects.get(&object) else { return false };
+        if self.covers(client, object, Part::WHOLE) {
+            return true;
+        }
+        let part = match &entry.what {
+            What::Served(object) => object.part_for(head),
+            What::Lock(_) | What::Cells(..) => None,
+        };
+        match part {
+            Some(part) => self.covers(client, object, part),
+            None => self.has(client, object),
+        }
+    }
+
     pub(crate) fn request(
         &mut self,
         caller: Caller,
@@ -490,7 +520,7 @@ impl State {
     ) -> Result<(), Bad> {
         let refusal = if self.closed {
             Some(Refusal::Closed)
-        } else if !self.objects.contains_key(&object) || !self.has(caller.client, object) {
+        } else if !self.may_ask(caller.client, object, &body.head) {
             Some(Refusal::NotYours)
         } else if !body.tail.is_empty() && self.bytes + body.tail.len() > self.bytes_max {
             Some(Refusal::Full)
@@ -528,8 +558,12 @@ impl State {
         fd: OwnedFd,
         now: Instant,
     ) {
+        let part = match way {
+            Way::In => Part::SENDER,
+            Way::Out => Part::RECEIVER,
+        };
         let made = !self.closed
-            && self.has(caller.client, object)
+            && self.covers(caller.client, object, part)
             && self
                 .served(object, now, |object, answers| {
                     object.lane(caller, way, memory, now, answers)
@@ -728,13 +762,12 @@ impl State {
         object: u64,
         call: impl FnOnce(&mut Lock, &dyn Fn(Owner) -> bool, &mut Vec<Told>) -> R,
     ) -> Option<R> {
-        let seats = std::mem::take(&mut self.seats);
-        let is_client = |owner: Owner| is_client(&seats, owner);
-        let result = self.with(object, |what, _, told| match what {
+        let apart = SeatsApart::of(self);
+        let is_client = |owner: Owner| is_client(&apart.seats, owner);
+        let result = apart.state.with(object, |what, _, told| match what {
             What::Lock(lock) => Some(call(lock, &is_client, told)),
             _ => None,
         });
-        self.seats = seats;
         result.flatten()
     }
 
@@ -750,13 +783,13 @@ impl State {
             .map(|(_, object)| *object)
             .collect();
         for object in due {
-            let seats = std::mem::take(&mut self.seats);
-            self.with(object, |what, answers, told| match what {
+            let apart = SeatsApart::of(self);
+            let seats = &apart.seats;
+            apart.state.with(object, |what, answers, told| match what {
                 What::Served(object) => object.tick(now, answers),
-                What::Lock(lock) => lock.tick(now, |owner| is_client(&seats, owner), told),
+                What::Lock(lock) => lock.tick(now, |owner| is_client(seats, owner), told),
                 What::Cells(..) => {}
             });
-            self.seats = seats;
         }
     }
 
@@ -834,6 +867,26 @@ impl State {
             Told::Refused(caller, why) => Action::Refuse(caller, why),
         }));
         Some(result)
+    }
+}
+
+/// The seats, while the rules of an object are called. They go back also after a panic: else every
+/// owner of a lock would count as gone, and seats would be given twice.
+struct SeatsApart<'a> {
+    state: &'a mut State,
+    seats: Vec<(u32, bool)>,
+}
+
+impl<'a> SeatsApart<'a> {
+    fn of(state: &'a mut State) -> Self {
+        let seats = std::mem::take(&mut state.seats);
+        Self { state, seats }
+    }
+}
+
+impl Drop for SeatsApart<'_> {
+    fn drop(&mut self) {
+        self.state.seats = std::mem::take(&mut self.seats);
     }
 }
 

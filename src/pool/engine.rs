@@ -868,7 +868,7 @@ impl Engine {
 
     /// Turns, unless somebody is at it; who then goes round once more.
     fn turn_now(&self) {
-        take_turns(&self.wanted, || {
+        steward::take_turns(&self.wanted, || {
             self.turn_once(&mut self.driver.lock().unwrap_or_else(PoisonError::into_inner))
         });
     }
@@ -1015,33 +1015,6 @@ impl Todo {
     }
 }
 
-/// Takes a turn for each that is wanted, unless somebody is at it.
-fn take_turns(wanted: &AtomicU32, mut turn: impl FnMut()) {
-    /// A turn that panics must not keep everybody else from turning, for good.
-    struct AtIt<'a>(&'a AtomicU32);
-
-    impl Drop for AtIt<'_> {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                self.0.store(0, Ordering::Release);
-            }
-        }
-    }
-
-    let mut count = wanted.fetch_add(1, Ordering::AcqRel) + 1;
-    if count > 1 {
-        return;
-    }
-    let _at_it = AtIt(wanted);
-    loop {
-        turn();
-        match wanted.compare_exchange(count, 0, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => return,
-            Err(more) => count = more,
-        }
-    }
-}
-
 /// What a fate is to the one who waits.
 fn why(fate: Fate, function: &'static str) -> TaskError {
     let what = match fate {
@@ -1059,33 +1032,5 @@ pub(super) fn timed_out(limit: Limit) -> What {
     match limit {
         Limit::Timeout(limit) => What::TimedOut { limit, whole: false },
         Limit::Deadline(limit) => What::TimedOut { limit, whole: true },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn after_a_turn_that_panics_others_turn() {
-        let wanted = AtomicU32::new(0);
-        let turn = || take_turns(&wanted, || panic!("a bug"));
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(turn)).expect_err("it panics");
-        let mut turns = 0;
-        take_turns(&wanted, || turns += 1);
-        assert_eq!((turns, wanted.load(Ordering::Relaxed)), (1, 0));
-    }
-
-    #[test]
-    fn a_turn_that_is_wanted_meanwhile_is_taken_by_who_is_at_it() {
-        let wanted = AtomicU32::new(0);
-        let mut turns = 0;
-        take_turns(&wanted, || {
-            turns += 1;
-            if turns == 1 {
-                take_turns(&wanted, || unreachable!("somebody is at it"));
-            }
-        });
-        assert_eq!((turns, wanted.load(Ordering::Relaxed)), (2, 0));
     }
 }

@@ -35,7 +35,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -411,6 +411,34 @@ impl Watches {
     }
 }
 
+/// Drives something once for each call, unless another thread is at it, which then drives it once
+/// more. After a panic, the next caller drives it.
+pub(crate) fn take_turns(wanted: &AtomicU32, mut turn: impl FnMut()) {
+    /// A turn that panics must not keep all other threads from turning, for good.
+    struct AtIt<'a>(&'a AtomicU32);
+
+    impl Drop for AtIt<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                self.0.store(0, Ordering::Release);
+            }
+        }
+    }
+
+    let mut count = wanted.fetch_add(1, Ordering::AcqRel) + 1;
+    if count > 1 {
+        return;
+    }
+    let _at_it = AtIt(wanted);
+    loop {
+        turn();
+        match wanted.compare_exchange(count, 0, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return,
+            Err(more) => count = more,
+        }
+    }
+}
+
 /// A waker that panics (the only code here that is not ours) must not take the steward along.
 fn shielded<R>(job: impl FnOnce() -> R) -> Option<R> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).ok()
@@ -422,4 +450,32 @@ const ONCE: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLONESHOT);
 fn is_readable(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
     nix::poll::poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_turn_that_panics_others_turn() {
+        let wanted = AtomicU32::new(0);
+        let turn = || take_turns(&wanted, || panic!("a bug"));
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(turn)).expect_err("it panics");
+        let mut turns = 0;
+        take_turns(&wanted, || turns += 1);
+        assert_eq!((turns, wanted.load(Ordering::Relaxed)), (1, 0));
+    }
+
+    #[test]
+    fn a_turn_that_is_wanted_meanwhile_is_taken_by_who_is_at_it() {
+        let wanted = AtomicU32::new(0);
+        let mut turns = 0;
+        take_turns(&wanted, || {
+            turns += 1;
+            if turns == 1 {
+                take_turns(&wanted, || unreachable!("somebody is at it"));
+            }
+        });
+        assert_eq!((turns, wanted.load(Ordering::Relaxed)), (2, 0));
+    }
 }

@@ -84,14 +84,20 @@ pub struct Queue<T> {
     marker: PhantomData<fn() -> T>,
 }
 
-/// The sending half of a [`Queue`]. When the last one is gone, in all processes, and no whole
+/// The sending half of a [`Queue`]. A process that was given no other half cannot receive: the
+/// manager refuses it.
+///
+/// When the last one is gone, in all processes, and no whole
 /// handle is left, the queue closes.
 pub struct QueueSender<T> {
     handle: Handle,
     marker: PhantomData<fn() -> T>,
 }
 
-/// The receiving half of a [`Queue`]. When the last one is gone, in all processes, and no whole
+/// The receiving half of a [`Queue`]. A process that was given no other half cannot send: the
+/// manager refuses it.
+///
+/// When the last one is gone, in all processes, and no whole
 /// handle is left, nothing can be sent any more, and what was inside is dropped.
 pub struct QueueReceiver<T> {
     handle: Handle,

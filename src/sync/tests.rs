@@ -59,6 +59,7 @@ impl Object for Place {
                 self.waiting.push_back(caller);
                 self.give(answers);
             }
+            b"panic" => panic!("a bug, as a test"),
             b"peek" => answers.push(Answer::new(caller, self.content.clone().unwrap_or_default())),
             other => return Err(Bad(format!("{other:?}"))),
         }
@@ -319,4 +320,52 @@ fn a_message_that_breaks_the_protocol_ends_that_client_alone() {
     assert_eq!(log.lock().expect("log")[..], ["Died"]);
     good.put(&1u8).expect("put");
     assert_eq!(place.peek::<u8>().expect("peek"), 1);
+}
+
+#[test]
+fn a_panic_in_the_rules_ends_the_client_that_brought_it_up_and_the_manager_is_driven_on() {
+    let connection = Connection::start().expect("start");
+    let (place, _) = PlaceHandle::new(&connection);
+    let (_bad, brings_it_up) = elsewhere(&connection, &place);
+    let (_good, other) = elsewhere(&connection, &place);
+    other.put(&1u8).expect("put");
+    let ask = Body::new(Packet::copy_from(b"panic"));
+    let failed = block_on(brings_it_up.handle.ask(ask)).expect_err("its connection has ended");
+    assert_eq!(failed.kind(), ErrorKind::ManagerClosed);
+    for n in 0..10u8 {
+        other.put(&n).expect("it is served on");
+        assert_eq!(place.peek::<u8>().expect("so is the application"), n);
+    }
+    let (_new, late) = elsewhere(&connection, &place);
+    assert_eq!(late.peek::<u8>().expect("so is one that comes later"), 9);
+}
+
+#[test]
+fn a_client_that_holds_one_half_of_a_queue_can_use_neither_the_other_half_nor_take_it() {
+    use crate::manager::objects::code::{Message, Wait};
+    use crate::manager::objects::queue::{Ask, Queue};
+    let connection = Connection::start().expect("start");
+    let made = || Box::new(Queue::new(None)) as Box<dyn Object>;
+    let whole = Handle::create(&connection, kinds::QUEUE, Part::WHOLE, None, made).expect("made");
+    let send = || Ask::Send { wait: Wait::No };
+    let receive = || Ask::Recv { wait: Wait::No, max: 9 };
+    let lease = || Ask::Lease { wait: Wait::No, limit: None };
+    let value = || whole.encode(&1u8).expect("encode").0;
+    let asked = |by: &Handle, ask: Ask| {
+        block_on(by.ask(Body::with_value(ask.packet(), value(), None))).map_err(|e| e.kind())
+    };
+    for (part, other) in [(Part::SENDER, Part::RECEIVER), (Part::RECEIVER, Part::SENDER)] {
+        let process = Elsewhere::new(&connection);
+        let half = process.handle(&whole.part(part).expect("a half"));
+        assert_eq!(asked(&half, send()).is_ok(), part == Part::SENDER);
+        assert_eq!(asked(&half, receive()).is_ok(), part == Part::RECEIVER);
+        assert_eq!(asked(&half, lease()).is_ok(), part == Part::RECEIVER);
+        assert!(asked(&half, Ask::Status).is_ok(), "both may ask for that");
+        // What it says that it has beside that, it does not get.
+        for more in [other, Part::WHOLE] {
+            let forged = half.part(more).expect("its own word");
+            let forbidden = if part == Part::SENDER { receive() } else { send() };
+            assert_eq!(asked(&forged, forbidden).err(), Some(ErrorKind::NoSuchObject));
+        }
+    }
 }

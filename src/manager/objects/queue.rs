@@ -594,6 +594,20 @@ impl Object for Queue {
         Ok(())
     }
 
+    fn part_for(&self, head: &[u8]) -> Option<Part> {
+        match Ask::read(head).ok()? {
+            Ask::Send { .. } | Ask::SendMany { .. } => Some(Part::SENDER),
+            Ask::Recv { .. }
+            | Ask::RecvByLane { .. }
+            | Ask::Lease { .. }
+            | Ask::Acknowledge { .. }
+            | Ask::Reject { .. }
+            | Ask::Extend { .. }
+            | Ask::Taken { .. } => Some(Part::RECEIVER),
+            Ask::Join { .. } | Ask::Close | Ask::Status | Ask::Rang => None,
+        }
+    }
+
     fn taken(&mut self, caller: Caller, now: Instant, answers: &mut Vec<Answer>) {
         self.take(caller, usize::MAX);
         self.turn(now, answers);
