@@ -1,6 +1,6 @@
 //! The workloads of `docs/performance.md`, measured. What each is, and is not: `benches/README.md`.
 //!
-//!     cargo bench --bench workloads -- [--rounds N] [--quick] [--multi-thread] [W1 W1@1cpu W2 …]
+//!     cargo bench --bench workloads -- [--rounds N] [--quick] [--multi-thread] [--low-latency] [W1 W1@1cpu W2 …]
 //!
 //! Each workload runs in a process of its own, so that none inherits another's threads, heap or
 //! processor affinity. One figure is one line of JSON.
@@ -52,7 +52,7 @@ const WORKLOADS: [Workload; 13] = [
 /// The first argument of a process that measures one workload, named by the second.
 const MEASURE: &str = "--measure";
 
-const USAGE: &str = "[--rounds N] [--quick] [--multi-thread] [WORKLOAD …]";
+const USAGE: &str = "[--rounds N] [--quick] [--multi-thread] [--low-latency] [WORKLOAD …]";
 
 /// How to measure.
 #[derive(Debug, Default)]
@@ -61,6 +61,8 @@ struct Options {
     quick: bool,
     /// The parent's runtime has two threads, not one.
     multi_thread: bool,
+    /// Pools wake for each result (W2, W3, W9 to W12).
+    low_latency: bool,
 }
 
 impl Options {
@@ -74,6 +76,7 @@ impl Options {
             .then_some("--quick")
             .into_iter()
             .chain(self.multi_thread.then_some("--multi-thread"))
+            .chain(self.low_latency.then_some("--low-latency"))
     }
 }
 
@@ -95,6 +98,7 @@ fn main() -> Result<ExitCode> {
             "--bench" => by_cargo_bench = true,
             "--quick" => options.quick = true,
             "--multi-thread" => options.multi_thread = true,
+            "--low-latency" => options.low_latency = true,
             "--rounds" => rounds = rest.next().ok_or(USAGE)?.parse()?,
             MEASURE => measure = true,
             name if WORKLOADS.iter().any(|(known, _)| *known == name) => names.push(arg),

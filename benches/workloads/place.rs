@@ -5,6 +5,11 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use tokio::runtime::{Builder, Runtime};
 
+/// The options of a pool whose workers the workload does not say more about.
+pub(crate) fn pool(options: &Options) -> procpool::Builder {
+    procpool::Pool::builder().low_latency(options.low_latency)
+}
+
 pub(crate) fn runtime(options: &Options) -> Result<Runtime> {
     let mut builder = if options.multi_thread {
         Builder::new_multi_thread()

@@ -8,23 +8,25 @@ use std::time::{Duration, Instant};
 pub(crate) struct Report {
     workload: &'static str,
     runtime: &'static str,
+    low_latency: bool,
     quick: bool,
 }
 
 impl Report {
     pub(crate) fn new(workload: &'static str, options: &Options) -> Self {
         let runtime = if options.multi_thread { "multi_thread(2)" } else { "current_thread" };
-        Self { workload, runtime, quick: options.quick }
+        Self { workload, runtime, low_latency: options.low_latency, quick: options.quick }
     }
 
     /// Prints one figure. The note gets the runtime's flavour and, if it is one, that this is no
     /// measurement.
     pub(crate) fn figure(&self, metric: &str, value: f64, unit: &str, note: &str) {
         let (version, workload, runtime) = (env!("CARGO_PKG_VERSION"), self.workload, self.runtime);
+        let latency = if self.low_latency { ", low_latency" } else { "" };
         let quick = if self.quick { ", quick: not a measurement" } else { "" };
         println!(
             "{{\"peer\": \"procpool\", \"version\": {version:?}, \"workload\": {workload:?}, \"metric\": {metric:?}, \
-             \"value\": {value:.4}, \"unit\": {unit:?}, \"note\": \"{note}, {runtime}{quick}\"}}"
+             \"value\": {value:.4}, \"unit\": {unit:?}, \"note\": \"{note}, {runtime}{latency}{quick}\"}}"
         );
     }
 

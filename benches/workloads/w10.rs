@@ -4,7 +4,6 @@ use crate::cost::{Cost, Meter, own_cpu};
 use crate::report::{Report, seconds_since};
 use crate::{Options, Result, place, tasks};
 use futures::StreamExt;
-use procpool::Pool;
 use std::time::{Duration, Instant};
 
 const ITEMS: usize = 20_000;
@@ -13,7 +12,7 @@ const TURNS: u64 = 5;
 
 pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     let count = options.laps(ITEMS) as u64;
-    let (alone, pooled, work, cost) = place::runtime(options)?.block_on(measure(count))?;
+    let (alone, pooled, work, cost) = place::runtime(options)?.block_on(measure(options, count))?;
     let note = format!("n={count} in {TURNS} turns");
     report.figure("sequential", alone, "s", &format!("{note}, a loop in the parent"));
     report.figure("speed-up default", alone / pooled, "x", &format!("{note}, 2 workers, map"));
@@ -21,8 +20,8 @@ pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     Ok(())
 }
 
-async fn measure(count: u64) -> Result<(f64, f64, Duration, Cost)> {
-    let pool = Pool::builder().workers(2).build()?;
+async fn measure(options: &Options, count: u64) -> Result<(f64, f64, Duration, Cost)> {
+    let pool = place::pool(options).workers(2).build()?;
     pool.ready().await?;
     let (mut alone, mut pooled, mut work) = (0.0, 0.0, Duration::ZERO);
     let mut meter = Meter::new()?;

@@ -15,7 +15,7 @@ const TASKS: usize = 10_000;
 
 pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     let laps = [options.laps(IDLE_LAPS), options.laps(TASKS)];
-    let (idle, stream, cost) = place::runtime(options)?.block_on(measure(laps))?;
+    let (idle, stream, cost) = place::runtime(options)?.block_on(measure(options, laps))?;
     let what = format!("{WORKERS} workers, tasks of {TASK_MICROS} us");
     report.latencies("idle ", idle, &format!("{what}, one every 5 ms"));
     let note = format!("{what}, one every {} us", INTERVAL.as_micros());
@@ -25,8 +25,11 @@ pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     Ok(())
 }
 
-async fn measure([idle_laps, count]: [usize; 2]) -> Result<(Vec<Duration>, Vec<Duration>, Cost)> {
-    let pool = Pool::builder().workers(WORKERS as usize).build()?;
+async fn measure(
+    options: &Options,
+    [idle_laps, count]: [usize; 2],
+) -> Result<(Vec<Duration>, Vec<Duration>, Cost)> {
+    let pool = place::pool(options).workers(WORKERS as usize).build()?;
     pool.ready().await?;
     let mut meter = Meter::new()?;
     let idle = stream(&pool, idle_laps, Duration::from_millis(5)).await?;

@@ -4,7 +4,6 @@ use crate::cost::{Cost, Meter};
 use crate::report::{Report, seconds_since};
 use crate::{Options, Result, place, tasks};
 use futures::StreamExt;
-use procpool::Pool;
 use std::time::{Duration, Instant};
 
 const WORKERS: usize = 64;
@@ -12,15 +11,15 @@ const TASKS: usize = 100_000;
 
 pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     let count = options.laps(TASKS);
-    let (took, cost) = place::runtime(options)?.block_on(measure(count))?;
+    let (took, cost) = place::runtime(options)?.block_on(measure(options, count))?;
     let note = format!("n={count}, {WORKERS} workers, tasks that sleep for 1 ms, map");
     report.figure("tasks", count as f64 / took, "tasks/s", &note);
     report.cost("", count, cost, Duration::ZERO, &note);
     Ok(())
 }
 
-async fn measure(count: usize) -> Result<(f64, Cost)> {
-    let pool = Pool::builder().workers(WORKERS).build()?;
+async fn measure(options: &Options, count: usize) -> Result<(f64, Cost)> {
+    let pool = place::pool(options).workers(WORKERS).build()?;
     pool.ready().await?;
     let mut meter = Meter::new()?;
     meter.start()?;

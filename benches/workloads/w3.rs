@@ -4,7 +4,6 @@ use crate::cost::{Cost, Meter};
 use crate::report::{Report, seconds_since};
 use crate::{Options, Result, place, tasks};
 use futures::StreamExt;
-use procpool::Pool;
 use std::time::{Duration, Instant};
 
 const ITEMS: usize = 1_000_000;
@@ -14,7 +13,7 @@ pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     let count = options.laps(ITEMS);
     let chunk = count / ARRAYS;
     let [(single, single_cost), (arrays, arrays_cost)] =
-        place::runtime(options)?.block_on(measure(count))?;
+        place::runtime(options)?.block_on(measure(options, count))?;
     let note = format!("n={count}, 2 workers, a task and an error of its own for each item");
     report.figure("items", count as f64 / single, "items/s", &note);
     report.cost("", count, single_cost, Duration::ZERO, &note);
@@ -30,9 +29,9 @@ pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     Ok(())
 }
 
-async fn measure(count: usize) -> Result<[(f64, Cost); 2]> {
+async fn measure(options: &Options, count: usize) -> Result<[(f64, Cost); 2]> {
     let chunk = count / ARRAYS;
-    let pool = Pool::builder().workers(2).build()?;
+    let pool = place::pool(options).workers(2).build()?;
     pool.ready().await?;
 
     let mut meter = Meter::new()?;

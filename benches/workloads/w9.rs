@@ -5,7 +5,6 @@ use crate::cost::{Cost, Meter};
 use crate::report::{Report, seconds_since};
 use crate::{Options, Result, place, tasks};
 use futures::StreamExt;
-use procpool::Pool;
 use std::time::{Duration, Instant};
 
 const WORKERS: usize = 2;
@@ -15,7 +14,7 @@ const LONG: (usize, u64) = (10, 100_000);
 pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     let work = work(options);
     let sum: f64 = seconds(work.iter().sum());
-    let (took, cost) = place::runtime(options)?.block_on(measure(&work))?;
+    let (took, cost) = place::runtime(options)?.block_on(measure(options, &work))?;
     let note = format!(
         "n={}, {WORKERS} workers, microseconds of CPU time: {} x {}, {} x {}",
         work.len(),
@@ -64,8 +63,8 @@ fn greedy(work: &[u64]) -> f64 {
     seconds(free_at.into_iter().max().unwrap_or_default())
 }
 
-async fn measure(work: &[u64]) -> Result<(f64, Cost)> {
-    let pool = Pool::builder().workers(WORKERS).build()?;
+async fn measure(options: &Options, work: &[u64]) -> Result<(f64, Cost)> {
+    let pool = place::pool(options).workers(WORKERS).build()?;
     pool.ready().await?;
     let mut meter = Meter::new()?;
     meter.start()?;

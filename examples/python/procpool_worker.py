@@ -190,7 +190,7 @@ def refuse(why):
 
 
 def _take_socket():
-    if os.environ.pop("PROCPOOL_WORKER", None) != "protocol-1":
+    if os.environ.pop("PROCPOOL_WORKER", None) != "protocol-2":
         refuse("it was not started by a pool")
     try:
         connection = socket.socket(fileno=os.dup(0))  # close-on-exec, as all descriptors that Python makes
@@ -299,7 +299,7 @@ def serve(init=None):
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pool = _Pool(connection)
     _ours, theirs = _arm_lifeline()
-    pool.send(HELLO, {"protocol": 1, "version": "python"}, descriptors=[theirs.fileno()])
+    pool.send(HELLO, {"protocol": 2, "version": "python"}, descriptors=[theirs.fileno()])
     theirs.close()  # from here on the application's copy is the only one
 
     body, descriptors = pool.receive_welcome()

@@ -60,6 +60,7 @@ pub struct Builder {
     limits: Limits,
     stdout: Output,
     stderr: Output,
+    low_latency: bool,
     queue_limit: Option<usize>,
     frame_limit: usize,
     start_timeout: Option<Duration>,
@@ -92,6 +93,7 @@ impl Default for Builder {
             limits: Limits::new(),
             stdout: Output::inherit(),
             stderr: Output::inherit(),
+            low_latency: false,
             queue_limit: None,
             frame_limit: frame::BODY_MAX_DEFAULT,
             start_timeout: None,
@@ -310,6 +312,21 @@ impl Builder {
     /// system refuses it, in a sandbox) ends, and its start has failed.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// Sets whether each result reaches the application at once, at the expense of throughput.
+    /// Default: `false`.
+    ///
+    /// By default a worker with many short tasks in hand wakes the pool once for many results, or
+    /// after 1 ms. So a result may wait that long, but only behind a worker that has at least four
+    /// tasks in hand, and that has some 3 ms of work in store; a task that is awaited before the next
+    /// one is handed in never waits. With `true` a worker wakes the pool for each result, and has
+    /// some 300 microseconds of work in store, so what is handed in later begins earlier. That costs
+    /// several microseconds of CPU time and up to one context switch for each result; see
+    /// `docs/performance.md`.
+    pub fn low_latency(mut self, low_latency: bool) -> Self {
+        self.low_latency = low_latency;
         self
     }
 
@@ -578,6 +595,7 @@ impl Builder {
                 concurrency: self.concurrency,
                 hello_limit: HELLO_LIMIT,
                 start_limit: self.start_timeout,
+                low_latency: self.low_latency,
                 policy,
             },
             surroundings: self.surroundings,

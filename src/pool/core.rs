@@ -15,9 +15,10 @@
 //!    other. It changes sides when it is empty.
 //! 3. A task goes to an idle worker if there is one; else to the worker with the fewest tasks in
 //!    flight whose window has room; else it waits.
-//! 4. The window of sync tasks follows the measured service time: [`WINDOW_WORK`] of work, at least
-//!    two tasks while tasks are shorter than [`LONG`], one when they are longer, not yet known, or
-//!    when the running one has lasted longer. Async tasks are bounded by `concurrency` instead.
+//! 4. The window of sync tasks follows the measured service time: [`WINDOW_WORK`] of work
+//!    ([`WINDOW_WORK_LOW_LATENCY`] in a pool of low latency), at least two tasks while tasks are
+//!    shorter than [`LONG`], one when they are longer, not yet known, or when the running one has
+//!    lasted longer. Async tasks are bounded by `concurrency` instead.
 //! 5. A large sync task is sent to an idle worker only: its bytes wait behind nobody.
 //! 6. Workers are started when a task finds none idle, as long as a place is vacant (rule 15);
 //!    after failed starts not before a back-off has passed, unless all are asked for
@@ -74,6 +75,11 @@
 //!     tasks, and is a run of its own from then on: so nothing but the one item that runs stays
 //!     with a worker that is late, is killed or dies. Where nobody can say what has begun, all of
 //!     it has. Of one that nobody lives to begin, the first item dies (rule 7).
+//! 25. **Interrupt moderation.** A worker with much work in hand rings when it has done half of it
+//!     ([`Core::arm`]), never later than when it has done all of it. If what it has in hand shrinks
+//!     below that without a reply, its doorbell is armed anew ([`Core::take_rearm`]). The driver
+//!     looks by itself when a third should be done, and after [`MODERATION`] at the latest; a
+//!     worker that has answered nothing by then rings for its next reply.
 //!
 //! Rules 15 to 22, of who is on the staff, are in `core_staff.rs`. How tasks are stopped (rules 8
 //! and 11) is in `core_stop.rs`, what becomes of workers that stand still (rule 23) in
@@ -91,9 +97,22 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How much work a worker should have in flight, so that it never waits for the pool: some wake-ups
-/// of another processor, which were measured at 45 µs each.
-const WINDOW_WORK: Duration = Duration::from_micros(300);
+/// How much work a worker should have in flight, so that it never waits for the pool: what it does
+/// between two wake-ups of the pool ([`Core::arm`]), and twice that in reserve. What a worker has
+/// not begun can be taken back at any moment, so a large window costs no fairness.
+const WINDOW_WORK: Duration = Duration::from_millis(3);
+/// The same for [`Rules::low_latency`]: some wake-ups of another processor, which were measured at
+/// 45 µs each.
+const WINDOW_WORK_LOW_LATENCY: Duration = Duration::from_micros(300);
+/// How long a reply waits at most for the wake-up that takes many (rule 25); and at least, for
+/// looking more often costs more than it brings.
+const MODERATION: Duration = Duration::from_millis(1);
+const MODERATION_MIN: Duration = Duration::from_micros(100);
+/// More tasks than this in flight gain nothing from a larger window: one wake-up for half of them
+/// costs each of them little, and what is in flight should stay within the nearer caches.
+const WINDOW_MANY: u128 = 256;
+/// So many replies of an async worker in one look mean that more are coming at once.
+const BURST: usize = 4;
 /// A task as long as this gains nothing from standing ready behind another one.
 const LONG: Duration = Duration::from_millis(3);
 /// Tasks in flight in one worker, at most: what one reading of its socket takes in.
@@ -142,8 +161,17 @@ pub(crate) struct Rules {
     pub(crate) hello_limit: Duration,
     /// A start must have led to a ready worker by then, `init` included.
     pub(crate) start_limit: Option<Duration>,
+    /// Workers ring for every reply, and have little work in hand.
+    pub(crate) low_latency: bool,
     /// Who is on the staff, and for how long.
     pub(crate) policy: Policy,
+}
+
+impl Rules {
+    /// How much work a worker should have in flight.
+    fn window_work(&self) -> Duration {
+        if self.low_latency { WINDOW_WORK_LOW_LATENCY } else { WINDOW_WORK }
+    }
 }
 
 /// What is to be done, in this order.
@@ -417,6 +445,9 @@ struct Worker<M> {
     in_flight: VecDeque<Flight>,
     /// How many those are, each item of a run counted.
     load: usize,
+    /// It rings after so many further replies; at most `load`, but for a moment after that has
+    /// shrunk. See [`Core::arm`].
+    armed: usize,
     /// Slots that were used and are free, the last freed last; and how many were ever used.
     free_slots: Vec<u16>,
     slots_used: u32,
@@ -452,21 +483,26 @@ struct Worker<M> {
 }
 
 impl<M: Memory> Worker<M> {
-    fn window(&self) -> usize {
+    fn window(&self, work: Duration) -> usize {
         match self.service {
             _ if self.memory.is_none() => 1, // rule 14
             None => 1,
             Some(service) if service >= LONG => 1,
-            Some(service) => (WINDOW_WORK.as_nanos() / service.as_nanos().max(1))
-                .clamp(2, u128::from(WINDOW_MAX)) as usize,
+            Some(service) => {
+                let fit = |work: Duration| work.as_nanos() / service.as_nanos().max(1);
+                fit(work)
+                    .min(WINDOW_MANY)
+                    .max(fit(WINDOW_WORK_LOW_LATENCY))
+                    .clamp(2, u128::from(WINDOW_MAX)) as usize
+            }
         }
     }
 
     /// Rule 4, but for the time that the running task has lasted.
-    fn may_take_more(&self, concurrency: usize) -> bool {
+    fn may_take_more(&self, rules: &Rules) -> bool {
         let limit = match self.mode {
-            Mode::Sync => self.window(),
-            Mode::Async => concurrency,
+            Mode::Sync => self.window(rules.window_work()),
+            Mode::Async => rules.concurrency,
         };
         self.state == State::Ready
             && !self.alone
@@ -613,6 +649,8 @@ pub(crate) struct Core<T, M> {
     behind: usize,
     /// The next deadline has changed without an action that would tell.
     deadline_moved: bool,
+    /// A worker rings after more replies than it has in hand: its doorbell is to be armed anew.
+    rearm: bool,
     /// Those that are on duty as soon as they are ready.
     starting: usize,
     failure: Option<Failure>,
@@ -637,6 +675,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
             roomy: [BTreeSet::new(), BTreeSet::new()],
             behind: 0,
             deadline_moved: false,
+            rearm: false,
             starting: 0,
             failure: None,
             staff: staff::Staff::default(),
@@ -696,9 +735,37 @@ impl<T: Carried, M: Memory> Core<T, M> {
         self.tasks.get_mut(key).map(|task| &mut task.cargo)
     }
 
-    /// How many tasks a worker has in hand.
-    pub(crate) fn in_hand(&self, key: WorkerKey) -> usize {
-        self.workers.get(key).map_or(0, |worker| worker.load)
+    /// Returns after how many further replies a worker should ring, of which so many have just been
+    /// taken in, and when the driver is to look by itself if that is more than one. `room` is how
+    /// many replies its memory surely holds.
+    ///
+    /// That is half of what it has in hand: so it never waits for the pool, and the pool wakes once
+    /// for half a window. It is 1 if little is in hand, if nothing came since the doorbell was armed
+    /// last (its task is long), and if the worker has a grace to answer in. Of async tasks nobody
+    /// knows how many end soon: as many as have just ended, if those were many.
+    ///
+    /// The driver looks when a third should be done: a timer wakes it where it ran last, and costs
+    /// the worker no system call. So the doorbell rings only if the driver is late.
+    pub(crate) fn arm(&mut self, key: WorkerKey, came: usize, room: usize) -> (usize, Duration) {
+        let Some(worker) = self.workers.get_mut(key) else { return (1, MODERATION) };
+        let soon = match worker.mode {
+            _ if self.rules.low_latency || !worker.asked.is_empty() || came == 0 => 1,
+            Mode::Sync => worker.load / 2,
+            Mode::Async if came >= BURST => came.min(worker.load / 2),
+            Mode::Async => 1,
+        };
+        worker.armed = soon.min(room).max(1);
+        let third = match (worker.mode, worker.service) {
+            (Mode::Sync, Some(service)) => service.saturating_mul(worker.load as u32 / 3),
+            _ => MODERATION_MIN,
+        };
+        (worker.armed, third.clamp(MODERATION_MIN, MODERATION))
+    }
+
+    /// Returns whether a doorbell is to be armed anew, though no reply has come: the driver must be
+    /// woken for that.
+    pub(crate) fn take_rearm(&mut self) -> bool {
+        std::mem::take(&mut self.rearm)
     }
 
     /// Whether a worker is still to run what it was sent with this claim.
@@ -784,6 +851,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
             let sample = now.saturating_duration_since(worker.busy_since) / replies;
             worker.service = Some(worker.service.map_or(sample, |old| (old * 3 + sample) / 4));
         }
+        worker.armed = worker.armed.saturating_sub(replies as usize);
         worker.busy_since = now;
         worker.fruitless = None;
         worker.deaf_since = None;
@@ -1132,7 +1200,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
             .workers
             .iter()
             .map(|(_, worker)| match mode {
-                Mode::Sync => worker.window(),
+                Mode::Sync => worker.window(self.rules.window_work()),
                 Mode::Async => self.rules.concurrency,
             })
             .sum();
@@ -1341,13 +1409,16 @@ impl<T: Carried, M: Memory> Core<T, M> {
     /// Enters a worker in `roomy` as it is now, or takes it out.
     fn list(&mut self, key: WorkerKey) {
         let Some(worker) = self.workers.get_mut(key) else { return };
-        let entry =
-            worker.may_take_more(self.rules.concurrency).then_some((worker.mode, worker.load));
+        let entry = worker.may_take_more(&self.rules).then_some((worker.mode, worker.load));
         if let Some((mode, load)) = std::mem::replace(&mut worker.listed, entry) {
             self.roomy[mode as usize].remove(&(load, key));
         }
         if let Some((mode, load)) = entry {
             self.roomy[mode as usize].insert((load, key));
+        }
+        if worker.armed > worker.load.max(1) {
+            worker.armed = 0; // told once
+            self.rearm = true;
         }
         let behind = worker.behind();
         self.behind = self.behind + behind - std::mem::replace(&mut worker.counted_behind, behind);
@@ -1449,6 +1520,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
             started: now,
             in_flight: VecDeque::new(),
             load: 0,
+            armed: 1,
             free_slots: Vec::new(),
             slots_used: 0,
             mode: Mode::Sync,

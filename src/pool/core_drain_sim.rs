@@ -99,6 +99,7 @@ impl World {
             concurrency: 1 + rng.below(8) as usize,
             hello_limit: Duration::from_secs(10),
             start_limit: None,
+            low_latency: false,
             policy,
         };
         let mut world = Self {

@@ -87,6 +87,7 @@ impl World {
             concurrency: 1,
             hello_limit: long,
             start_limit: None,
+            low_latency: false,
             policy,
         };
         Self {

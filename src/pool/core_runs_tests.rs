@@ -38,6 +38,7 @@ impl Bench {
             concurrency: 1,
             hello_limit: Duration::from_secs(30),
             start_limit: None,
+            low_latency: false,
             policy: Policy::default(),
         };
         let core = Core::new(rules, Clock { moment: now, nanos: 0 });

@@ -100,8 +100,9 @@ struct Plan {
     /// How long a sync task lasts, for all that the rules know: it gives the window (rule 4).
     service: Duration,
     concurrency: usize,
-    /// The pool may nap instead of sleeping.
-    naps: bool,
+    /// A worker may ring after any number of replies that the rules could ask for; and the time
+    /// after which the driver looks by itself may pass.
+    moderates: bool,
     /// The socket of one that died may be held by another process.
     held: bool,
     /// Tasks may come at any time; else all are there when workers are ready.
@@ -122,7 +123,7 @@ impl Plan {
             jumps: 0,
             service: Duration::ZERO,
             concurrency: 3,
-            naps: false,
+            moderates: false,
             held: false,
             later: false,
             drain: false,
@@ -157,6 +158,12 @@ enum Flaw {
     NoSecondLook,
     /// The pool does not say that it sleeps.
     SaysNothing,
+    /// A worker is to ring after more replies than it has tasks in hand.
+    RingsTooLate,
+    /// What is taken back wakes no driver.
+    TakesBackSilently,
+    /// A reply by the socket does not have the doorbell armed anew.
+    ForgetsTheSocket,
     /// A worker marks its task as done by a plain store.
     PlainFinish,
     /// A worker marks its task as done before the reply is committed.
@@ -432,8 +439,9 @@ struct Hand {
     words: [AtomicU64; TASKS_MAX],
     starts: [AtomicU64; TASKS_MAX],
     tail: AtomicU64,
+    replies: AtomicU64,
     head: AtomicU64,
-    asleep: AtomicU64,
+    ring_at: AtomicU64,
     ring: [AtomicU64; RING_WORDS],
     process: RefCell<Process>,
     facts: Rc<Facts>,
@@ -486,8 +494,9 @@ impl Hand {
             words: std::array::from_fn(|_| word()),
             starts: std::array::from_fn(|_| word()),
             tail: word(),
+            replies: word(),
             head: word(),
-            asleep: word(),
+            ring_at: AtomicU64::new(u64::MAX),
             ring: std::array::from_fn(|_| word()),
             process: RefCell::new(process),
             facts,
@@ -500,8 +509,9 @@ impl Hand {
             words: copies(&self.words),
             starts: copies(&self.starts),
             tail: copy(&self.tail),
+            replies: copy(&self.replies),
             head: copy(&self.head),
-            asleep: copy(&self.asleep),
+            ring_at: copy(&self.ring_at),
             ring: copies(&self.ring),
             process: self.process.clone(),
             facts: Rc::clone(facts),
@@ -515,7 +525,13 @@ impl Hand {
     }
 
     fn ring(&self) -> Ring<'_> {
-        Ring { tail: &self.tail, head: &self.head, asleep: &self.asleep, words: &self.ring }
+        Ring {
+            tail: &self.tail,
+            replies: &self.replies,
+            head: &self.head,
+            ring_at: &self.ring_at,
+            words: &self.ring,
+        }
     }
 
     fn is_dead(&self) -> bool {
@@ -825,16 +841,27 @@ enum Op {
     /// These were answered.
     Replied(WorkerKey, Vec<u64>),
     HungUp(WorkerKey),
-    /// Takes in what lies in the outbox; `true`: and then sleeps or naps.
-    Empty(WorkerKey, bool),
-    /// So many replies were there.
-    Sleep(WorkerKey, usize),
-    SecondLook(WorkerKey),
-    /// Those workers are still to be looked at; those do not ring.
-    Look(VecDeque<WorkerKey>, Vec<WorkerKey>),
+    /// Takes in what lies in the outbox.
+    Empty(WorkerKey, Then),
+    /// Works out after how many replies the worker rings: so many were there.
+    Arm(WorkerKey, usize),
+    /// And tells it, having worked that out.
+    Tell(WorkerKey, usize),
+    SecondLook(WorkerKey, usize),
+    /// Those workers are still to be looked at, and to be armed anew if that is due.
+    Look(VecDeque<(WorkerKey, bool)>),
     Exited(WorkerKey),
     /// What was overdue by then has been taken in.
     Tick(Option<Instant>),
+}
+
+/// What follows a look into an outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Nothing,
+    /// The doorbell is armed if something was there.
+    ArmIfAny,
+    Arm,
 }
 
 /// The pool's side of one worker.
@@ -859,8 +886,12 @@ struct World {
     ops: Vec<Op>,
     /// Something was handled since the last look into the outboxes.
     turning: bool,
-    awake: Vec<WorkerKey>,
-    napping: bool,
+    due: Vec<WorkerKey>,
+    /// Workers that ring after more than one reply; and their doorbells are to be armed anew.
+    moderated: Vec<WorkerKey>,
+    rearm: bool,
+    /// The driver has been woken for that.
+    woken: bool,
     began: Instant,
     now: Instant,
     loss: Arc<Loss>,
@@ -897,7 +928,8 @@ impl Clone for World {
             readers,
             stillborn: self.stillborn.clone(),
             ops: self.ops.clone(),
-            awake: self.awake.clone(),
+            due: self.due.clone(),
+            moderated: self.moderated.clone(),
             loss: Arc::clone(&self.loss),
             suspects: Vec::new(),
             freed: self.freed.clone(),
@@ -918,7 +950,10 @@ enum Step {
     Socket(usize),
     Ended(usize),
     Timer,
-    Napped,
+    /// The driver was woken to arm doorbells.
+    Woken,
+    /// The driver looks by itself.
+    TimeIsUp,
     Ready(WorkerKey),
     Stillborn(WorkerKey),
     Look,
@@ -935,7 +970,12 @@ impl Step {
     fn is_optional(self) -> bool {
         matches!(
             self,
-            Self::Crash(_) | Self::BrokenPipe(_) | Self::Abort(_) | Self::Drain | Self::Jump
+            Self::Crash(_)
+                | Self::BrokenPipe(_)
+                | Self::Abort(_)
+                | Self::Drain
+                | Self::Jump
+                | Self::TimeIsUp
         )
     }
 }
@@ -953,6 +993,7 @@ impl World {
             concurrency: plan.concurrency,
             hello_limit: never,
             start_limit: None,
+            low_latency: false,
             policy,
         };
         let mut world = Self {
@@ -962,8 +1003,10 @@ impl World {
             stillborn: Vec::new(),
             ops: Vec::new(),
             turning: false,
-            awake: Vec::new(),
-            napping: false,
+            due: Vec::new(),
+            moderated: Vec::new(),
+            rearm: false,
+            woken: false,
             began: now,
             now,
             loss: Arc::new(Loss {
@@ -1027,7 +1070,8 @@ impl World {
             steps.extend(
                 self.core.next_deadline().is_some_and(|by| by <= self.now).then_some(Step::Timer),
             );
-            steps.extend(self.napping.then_some(Step::Napped));
+            steps.extend(self.woken.then_some(Step::Woken));
+            steps.extend((!self.moderated.is_empty()).then_some(Step::TimeIsUp));
             steps.extend(self.turning.then_some(Step::Look));
             let starting = self
                 .core
@@ -1082,8 +1126,11 @@ impl World {
             Step::Ended(at) => {
                 let key = self.readers[at].key;
                 self.enter(|core, _, _| core.ending(key));
-                let (read, empty, exited) =
-                    (Op::Read(key, Until::WhatItSent), Op::Empty(key, false), Op::Exited(key));
+                let (read, empty, exited) = (
+                    Op::Read(key, Until::WhatItSent),
+                    Op::Empty(key, Then::Nothing),
+                    Op::Exited(key),
+                );
                 self.ops.extend(if self.has(Flaw::WordsFirst) {
                     [read, empty, exited]
                 } else {
@@ -1095,7 +1142,8 @@ impl World {
                 self.ops.push(Op::Tick(None));
                 self.turning = true;
             }
-            Step::Napped => (self.napping, self.turning) = (false, true),
+            Step::Woken => (self.woken, self.rearm, self.turning) = (false, true, true),
+            Step::TimeIsUp => (self.rearm, self.turning) = (true, true),
             Step::Ready(key) => {
                 self.ready(key);
                 self.turning = true;
@@ -1107,7 +1155,10 @@ impl World {
                 self.free(key);
             }
             Step::Look => {
-                self.ops.push(Op::Look(std::mem::take(&mut self.awake).into(), Vec::new()));
+                let due = std::mem::take(&mut self.due).into_iter().map(|key| (key, true));
+                let rearm = std::mem::take(&mut self.rearm);
+                let moderated = self.moderated.iter().map(|key| (*key, rearm));
+                self.ops.push(Op::Look(due.chain(moderated).collect()));
                 self.turning = false;
                 self.one_op();
                 self.op();
@@ -1150,7 +1201,7 @@ impl World {
             broken_pipe: false,
         };
         if !self.has(Flaw::SaysNothing) {
-            reader.intake.sleep(&hand.ring());
+            reader.intake.arm(&hand.ring(), 1);
         }
         self.readers.push(reader);
         let service = self.plan.service;
@@ -1214,6 +1265,10 @@ impl World {
         let mut actions = Vec::new();
         news(&mut self.core, self.now, &mut actions);
         self.core.deadline_moved();
+        if self.core.take_rearm() && !self.has(Flaw::TakesBackSilently) {
+            note("a doorbell that is armed anew", true);
+            self.woken = true;
+        }
         for key in self.core.workers.keys() {
             if let Some(worker) = self.core.workers.get_mut(key) {
                 // The clock stands still, so what was measured means nothing.
@@ -1374,9 +1429,12 @@ impl World {
                 let until = self.now + Duration::from_secs(2);
                 self.enter(|core, _, _| core.hung_up(key, until));
             }
-            Op::Empty(key, then_sleep) => {
+            Op::Empty(key, then) => {
                 let Some(at) = self.place(key) else { return };
                 let reader = &mut self.readers[at];
+                if then != Then::Nothing && !reader.intake.is_up_to_date(&reader.hand.ring()) {
+                    reader.intake.wake(&reader.hand.ring());
+                }
                 let (mut taken, mut replies) = (Vec::new(), Vec::new());
                 let result = reader.intake.take(&reader.hand.ring(), &mut taken);
                 self.facts.ensure(result.is_ok(), || format!("{result:?}"));
@@ -1386,42 +1444,51 @@ impl World {
                     !replies.is_empty() && reader.hand.is_dead(),
                 );
                 self.facts.ensure(result.is_ok(), || format!("{result:?}"));
-                if then_sleep {
-                    self.ops.push(Op::Sleep(key, replies.len()));
+                reader.intake.took(replies.len());
+                if then == Then::Arm || (then == Then::ArmIfAny && !replies.is_empty()) {
+                    self.ops.push(Op::Arm(key, replies.len()));
                 }
                 self.replied(key, replies.into_iter().map(|(id, _)| id).collect());
             }
-            Op::Sleep(key, replies) => {
-                let Some(at) = self.place(key) else { return };
-                let Reader { hand, intake, .. } = &self.readers[at];
-                if self.plan.naps && replies > 0 && choose(2) == 1 {
-                    say(|| "    it naps".into());
-                    note("a nap", true);
-                    intake.wake(&hand.ring());
-                    if let Some(Op::Look(_, awake)) = self.ops.last_mut() {
-                        awake.push(key);
-                    }
-                } else {
-                    intake.doze(&hand.ring());
-                    self.ops.push(Op::SecondLook(key));
+            Op::Arm(key, came) => {
+                let (mut replies, _) = self.core.arm(key, came, usize::MAX);
+                let in_hand = self.core.workers.get(key).map_or(0, |worker| worker.load);
+                if self.plan.moderates {
+                    replies = 1 + choose(in_hand);
                 }
+                if self.has(Flaw::RingsTooLate) {
+                    replies = in_hand + 1;
+                }
+                if let Some(worker) = self.core.workers.get_mut(key) {
+                    worker.armed = replies;
+                }
+                self.moderated.retain(|other| *other != key);
+                if replies > 1 {
+                    note("a worker that rings late", true);
+                    self.moderated.push(key);
+                }
+                self.ops.push(Op::Tell(key, replies));
             }
-            Op::SecondLook(key) => {
+            Op::Tell(key, replies) => {
                 let Some(at) = self.place(key) else { return };
                 let Reader { hand, intake, .. } = &self.readers[at];
-                if !self.has(Flaw::NoSecondLook) && !intake.is_up_to_date(&hand.ring()) {
+                intake.set_ring_at(&hand.ring(), replies);
+                self.ops.push(Op::SecondLook(key, replies));
+            }
+            Op::SecondLook(key, replies) => {
+                let Some(at) = self.place(key) else { return };
+                let Reader { hand, intake, .. } = &self.readers[at];
+                if !self.has(Flaw::NoSecondLook) && !intake.may_sleep(&hand.ring(), replies) {
                     note("a second look that found something", true);
-                    self.ops.push(Op::Empty(key, true));
+                    self.ops.push(Op::Empty(key, Then::Arm));
                 }
             }
-            Op::Look(mut keys, mut awake) => match keys.pop_front() {
-                Some(key) => self.ops.extend([Op::Look(keys, awake), Op::Empty(key, true)]),
-                None => {
-                    self.napping |= !awake.is_empty();
-                    awake.append(&mut self.awake);
-                    self.awake = awake;
+            Op::Look(mut keys) => {
+                if let Some((key, rearm)) = keys.pop_front() {
+                    let then = if rearm { Then::Arm } else { Then::ArmIfAny };
+                    self.ops.extend([Op::Look(keys), Op::Empty(key, then)]);
                 }
-            },
+            }
             Op::Exited(key) => self.exited(key),
             Op::Tick(then) => {
                 let overdue = self.core.overdue(then, self.now);
@@ -1429,7 +1496,10 @@ impl World {
                 if !overdue.is_empty() && !self.has(Flaw::TimeFirst) {
                     self.ops.push(Op::Tick(Some(self.now)));
                     for key in overdue {
-                        self.ops.extend([Op::Empty(key, false), Op::Read(key, Until::OthersWait)]);
+                        self.ops.extend([
+                            Op::Empty(key, Then::Nothing),
+                            Op::Read(key, Until::OthersWait),
+                        ]);
                     }
                     return;
                 }
@@ -1465,8 +1535,12 @@ impl World {
         if until == Until::End {
             self.ops.push(Op::Read(key, until));
         }
-        if came.contains(&ToPool::Bell) && !self.awake.contains(&key) {
-            self.awake.push(key);
+        let counts = |came: &ToPool| match came {
+            ToPool::Bell => true,
+            ToPool::Reply(_) => !self.has(Flaw::ForgetsTheSocket),
+        };
+        if came.iter().any(counts) && !self.due.contains(&key) {
+            self.due.push(key);
         }
         let ids = came.into_iter().filter_map(|came| match came {
             ToPool::Reply(id) => Some(id),
@@ -1681,7 +1755,8 @@ impl World {
             self.jumps,
         ]);
         out.extend([u8::from(self.turning)
-            | u8::from(self.napping) << 1
+            | u8::from(self.rearm) << 1
+            | u8::from(self.woken) << 4
             | u8::from(self.drained) << 2
             | u8::from(self.ended) << 3]);
         out.extend(time(self.now).to_le_bytes());
@@ -1746,6 +1821,7 @@ impl World {
             out.extend([
                 worker.mode as u8 | u8::from(worker.used) << 1 | u8::from(worker.alone) << 2,
                 worker.slots_used as u8,
+                worker.armed as u8,
             ]);
             out.extend(time(worker.busy_since).to_le_bytes());
             out.extend(when(worker.end_by));
@@ -1816,7 +1892,12 @@ impl World {
                     hand.ring[at as usize / 8 % RING_WORDS].load(Ordering::Relaxed).to_le_bytes(),
                 );
             }
-            out.extend([0xf6, hand.asleep.load(Ordering::Relaxed) as u8]);
+            // How far off the next ring is, and how many replies lie there.
+            let (replies, ring_at) =
+                (hand.replies.load(Ordering::Relaxed), hand.ring_at.load(Ordering::Relaxed));
+            let taken = reader.intake.taken();
+            let ring_at = if ring_at == u64::MAX { 0xff } else { (ring_at - taken) as u8 };
+            out.extend([0xf6, ring_at, (replies - taken) as u8]);
             let flags = [process.unsent, process.edge, process.closed, process.kill]
                 .iter()
                 .fold(0, |flags, flag| flags << 1 | u8::from(*flag));
@@ -1857,7 +1938,9 @@ impl World {
             }));
         }
         out.push(0xf9);
-        out.extend(self.awake.iter().map(|at| key(*at)));
+        out.extend(self.due.iter().map(|at| key(*at)));
+        out.push(0xf9);
+        out.extend(self.moderated.iter().map(|at| key(*at)));
         for op in &self.ops {
             out.push(0xfa);
             match op {
@@ -1867,14 +1950,13 @@ impl World {
                     out.extend(ids.iter().map(|id| *id as u8));
                 }
                 Op::HungUp(at) => out.extend([2, key(*at)]),
-                Op::Empty(at, then_sleep) => out.extend([3, key(*at), u8::from(*then_sleep)]),
-                Op::Sleep(at, replies) => out.extend([4, key(*at), *replies as u8]),
-                Op::SecondLook(at) => out.extend([5, key(*at)]),
-                Op::Look(rest, awake) => {
+                Op::Empty(at, then) => out.extend([3, key(*at), *then as u8]),
+                Op::Arm(at, came) => out.extend([4, key(*at), *came as u8]),
+                Op::Tell(at, replies) => out.extend([9, key(*at), *replies as u8]),
+                Op::SecondLook(at, replies) => out.extend([5, key(*at), *replies as u8]),
+                Op::Look(rest) => {
                     out.push(6);
-                    out.extend(rest.iter().map(|at| key(*at)));
-                    out.push(0xfb);
-                    out.extend(awake.iter().map(|at| key(*at)));
+                    out.extend(rest.iter().flat_map(|(at, rearm)| [key(*at), u8::from(*rearm)]));
                 }
                 Op::Exited(at) => out.extend([7, key(*at)]),
                 Op::Tick(then) => {
@@ -2016,9 +2098,12 @@ fn one_worker_and_its_successors() {
             "a second look that found something",
         ],
     );
-    let plan =
-        Plan { crashes: 1, naps: true, ..Plan::new(1, &[SYNC_ANY, SYNC_ANY, SYNC_ANY, SYNC_ANY]) };
-    clean(plan, &["lost", "a nap"]);
+    let plan = Plan {
+        crashes: 1,
+        moderates: true,
+        ..Plan::new(1, &[SYNC_ANY, SYNC_ANY, SYNC_ANY, SYNC_ANY])
+    };
+    clean(plan, &["lost", "a worker that rings late"]);
 }
 
 #[test]
@@ -2057,8 +2142,8 @@ fn tasks_are_stopped() {
 
 #[test]
 fn async_neighbours() {
-    let plan = Plan { crashes: 1, aborts: 1, naps: true, ..Plan::new(1, &[ASYNC, ASYNC_ANY]) };
-    clean(plan, &["an async task is dropped", "lost", "a nap"]);
+    let plan = Plan { crashes: 1, aborts: 1, ..Plan::new(1, &[ASYNC, ASYNC_ANY]) };
+    clean(plan, &["an async task is dropped", "lost"]);
     let plan = Plan { aborts: 1, jumps: 1, ..Plan::new(1, &[ASYNC, ASYNC_ANY]) };
     clean(plan, &["a grace that is over", "lost"]);
     clean(Plan { crashes: 1, aborts: 1, later: true, ..Plan::new(1, &[SYNC, ASYNC]) }, &["lost"]);
@@ -2202,7 +2287,7 @@ fn long_search() {
             crashes: 1,
             aborts: 1,
             jumps: 1,
-            naps: true,
+            moderates: true,
             held: true,
             ..Plan::new(1, &[ASYNC_ANY, ASYNC, ASYNC])
         },
@@ -2213,7 +2298,7 @@ fn long_search() {
             crashes: 1,
             aborts: 2,
             jumps: 1,
-            naps: true,
+            moderates: true,
             later: true,
             ..Plan::new(1, &[SYNC_ANY, SYNC_ANY, SYNC])
         },
@@ -2265,8 +2350,46 @@ fn a_sleep_that_nobody_is_told_of_is_found() {
 }
 
 #[test]
+fn doorbells_that_are_rung_late() {
+    let plan =
+        Plan { crashes: 1, moderates: true, later: true, ..Plan::new(1, &[SYNC, SYNC_ANY, SYNC]) };
+    clean(plan, &["a worker that rings late", "a second look that found something"]);
+    let plan =
+        Plan { aborts: 1, moderates: true, later: true, ..Plan::new(1, &[SYNC, SYNC, SYNC]) };
+    clean(plan, &["a worker that rings late", "a doorbell that is armed anew"]);
+    let plan = Plan { moderates: true, ..Plan::new(1, &[ASYNC, ASYNC_ANY, ASYNC]) };
+    clean(plan, &["a worker that rings late"]);
+    let plan = Plan { moderates: true, aborts: 1, runs: vec![3], ..Plan::new(1, &[SYNC; 4]) };
+    clean(plan, &["a worker that rings late", "a run that was cut"]);
+}
+
+#[test]
+fn a_doorbell_that_is_armed_for_more_than_is_in_hand_is_found() {
+    found(Flaw::RingsTooLate, "waits for ever", Plan::new(1, &[SYNC, SYNC]));
+}
+
+#[test]
+fn a_late_doorbell_without_a_second_look_is_found() {
+    let plan = Plan { moderates: true, ..Plan::new(1, &[SYNC, SYNC, SYNC]) };
+    found(Flaw::NoSecondLook, "waits for ever", plan);
+}
+
+#[test]
+fn what_is_taken_back_without_arming_the_doorbell_anew_is_found() {
+    let plan = Plan { aborts: 1, moderates: true, ..Plan::new(1, &[SYNC, SYNC, SYNC]) };
+    found(Flaw::TakesBackSilently, "waits for ever", plan);
+}
+
+#[test]
+fn a_reply_by_the_socket_without_arming_the_doorbell_anew_is_found() {
+    let plan = Plan { moderates: true, ..Plan::new(1, &[SYNC, SYNC_ANY, SYNC]) };
+    found(Flaw::ForgetsTheSocket, "waits for ever", plan);
+}
+
+#[test]
 fn a_bell_that_is_thought_of_too_early_is_found() {
-    found(Flaw::RingsEarly, "waits for ever", Plan::new(1, &[SYNC, SYNC]));
+    let plan = Plan { moderates: true, ..Plan::new(1, &[SYNC, SYNC, SYNC]) };
+    found(Flaw::RingsEarly, "waits for ever", plan);
 }
 
 #[test]

@@ -190,6 +190,7 @@ impl Plan {
             hello_limit: Duration::from_millis(50 + rng.below(200)),
             start_limit: limit,
             // It knows nothing of the budget.
+            low_latency: false,
             policy: Policy {
                 restarts: Some(u32::MAX),
                 start_attempts: 1 + rng.below(4) as u32,
@@ -1810,7 +1811,8 @@ impl World {
         let Some(first) = hand.in_flight.front() else { return true };
         let window = match hand.service {
             Some(service) if service < LONG => {
-                let fits = WINDOW_WORK.as_nanos() / service.as_nanos().max(1);
+                let fits = |work: Duration| work.as_nanos() / service.as_nanos().max(1);
+                let fits = fits(WINDOW_WORK).min(WINDOW_MANY).max(fits(WINDOW_WORK_LOW_LATENCY));
                 fits.max(2).min(u128::from(WINDOW_MAX)) as usize
             }
             _ => 1,

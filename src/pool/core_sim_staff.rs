@@ -70,6 +70,7 @@ impl StaffPlan {
                 concurrency: 1 + rng.below(6) as usize,
                 hello_limit: Duration::from_millis(100 + rng.below(200)),
                 start_limit: limit,
+                low_latency: false,
                 policy,
             },
             tasks: 1 + rng.below(tasks),

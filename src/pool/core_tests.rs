@@ -18,7 +18,8 @@ impl Bench {
 
     pub(super) fn with_policy(workers: usize, policy: Policy) -> Self {
         let (hello_limit, start_limit) = (Duration::from_secs(30), Some(Duration::from_secs(60)));
-        let rules = Rules { workers, concurrency: 3, hello_limit, start_limit, policy };
+        let rules =
+            Rules { workers, concurrency: 3, hello_limit, start_limit, low_latency: false, policy };
         let now = Instant::now();
         Self { core: Core::new(rules, Clock { moment: now, nanos: 0 }), now, start: now, next: 0 }
     }
@@ -274,9 +275,15 @@ fn rule_3_holds_for_what_comes_back_as_well() {
 
 #[test]
 fn rule_4_the_window_follows_the_service_time() {
-    for (service, window) in
-        [(MS / 1000, 300), (MS / 10, 3), (MS, 2), (LONG, 1), (Duration::ZERO, 1024)]
-    {
+    for (service, window) in [
+        (MS / 1000, 300),
+        (MS / 100, 256),
+        (MS / 10, 30),
+        (MS, 3),
+        (2 * MS, 2),
+        (LONG, 1),
+        (Duration::ZERO, 1024),
+    ] {
         let (mut bench, w) = Bench::ready(1);
         bench.teach(w[0], service);
         let sent = (0..2000).filter(|_| !bench.task(Mode::Sync).1.is_empty()).count();
@@ -290,6 +297,72 @@ fn rule_4_the_window_follows_the_service_time() {
     assert_eq!(bench.task(Mode::Sync).1, [""; 0]); // the running one has lasted long
     bench.pass(LONG);
     assert_eq!(bench.reply(w[0], &[1]), ["send 0 2"]);
+}
+
+#[test]
+fn rule_25_a_worker_rings_when_half_of_what_it_has_in_hand_is_done() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 100);
+    let keys: Vec<_> = (0..10).map(|_| bench.task(Mode::Sync).0).collect();
+    assert_eq!(bench.core.arm(w[0], 1, 100).0, 5);
+    assert_eq!(bench.core.arm(w[0], 1, 4).0, 4, "there is room for no more");
+    assert_eq!(bench.core.arm(w[0], 0, 100).0, 1, "nothing came");
+    assert_eq!(bench.core.arm(w[0], 1, 100).0, 5);
+    bench.begin(w[0], &[1]);
+    for key in &keys[5..] {
+        bench.abort(*key);
+    }
+    assert!(!bench.core.take_rearm(), "five are left");
+    bench.abort(keys[4]);
+    assert!(bench.core.take_rearm(), "four are left");
+    bench.abort(keys[3]);
+    assert!(!bench.core.take_rearm(), "it has been told");
+    assert_eq!(bench.core.arm(w[0], 1, 100).0, 1, "little is in hand");
+    bench.abort(keys[0]);
+    assert_eq!(bench.core.arm(w[0], 1, 100).0, 1, "a reply is awaited urgently");
+}
+
+#[test]
+fn rule_25_the_driver_looks_when_a_third_should_be_done() {
+    for (service, within) in [
+        (Duration::from_micros(2), MODERATION_MIN),
+        (Duration::from_micros(60), Duration::from_micros(180)),
+        (Duration::from_micros(400), MODERATION),
+    ] {
+        let (mut bench, w) = Bench::ready(1);
+        bench.teach(w[0], service);
+        bench.task(Mode::Sync);
+        for _ in 0..8 {
+            bench.task(Mode::Sync);
+        }
+        let in_hand = bench.core.workers.get(w[0]).unwrap().load;
+        let within = within.min(service * (in_hand as u32 / 3)).max(MODERATION_MIN);
+        assert_eq!(bench.core.arm(w[0], 1, 100).1, within, "{service:?} {in_hand}");
+    }
+}
+
+#[test]
+fn rule_25_replies_leave_the_doorbell_armed() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.teach(w[0], MS / 100);
+    for _ in 0..8 {
+        bench.task(Mode::Sync);
+    }
+    assert_eq!(bench.core.arm(w[0], 1, 100).0, 4);
+    bench.begin(w[0], &[1, 2, 3, 4, 5, 6, 7, 8]);
+    bench.reply(w[0], &[1, 2, 3]);
+    bench.reply(w[0], &[4, 5, 6, 7, 8]);
+    assert!(!bench.core.take_rearm());
+}
+
+#[test]
+fn rule_25_async_tasks_that_ended_at_once_are_followed_by_as_many() {
+    let (mut bench, w) = Bench::ready(1);
+    for _ in 0..3 {
+        bench.task(Mode::Async);
+    }
+    assert_eq!(bench.core.arm(w[0], 1, 100).0, 1);
+    assert_eq!(bench.core.arm(w[0], BURST, 100).0, 1, "little is in hand");
 }
 
 #[test]
@@ -558,7 +631,7 @@ fn rule_8_a_task_that_is_done_is_not_killed_unless_its_reply_does_not_come() {
     bench.begin(w[0], &[1]);
     bench.finish(w[0], &[1]);
     assert_eq!(bench.abort(key), [""; 0]);
-    assert_eq!(bench.core.in_hand(w[0]), 2, "the others stay");
+    assert_eq!(bench.core.workers.get(w[0]).unwrap().load, 2, "the others stay");
     assert_eq!(bench.deadline(), Some(bench.now + ABORT_GRACE));
     bench.pass(ABORT_GRACE);
     assert_eq!(bench.tick(), ["kill 0"]);

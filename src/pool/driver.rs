@@ -51,13 +51,8 @@ const STALL_LOOKS: u32 = 5;
 const READINGS: u32 = 16;
 /// A process that has not yet said hello is trusted with no more than this, in bytes.
 const HELLO_MAX: usize = 64 << 10;
-/// So many replies in one look, from a worker that has as many still to give, mean that more are
-/// coming at once.
-const BUSY: usize = 4;
-/// How long the pool then naps, instead of having each further reply ring. It is what a result may
-/// have to wait in a stream of results, and must be less than the work that workers have in hand
-/// (`WINDOW_WORK` in `core.rs`), so that none runs dry.
-const NAP: Duration = Duration::from_micros(100);
+/// Looks into one worker's outbox in one turn, at most, so that others have theirs.
+const LOOKS: u32 = 4;
 
 // ---- the epoll set
 
@@ -65,7 +60,7 @@ const NAP: Duration = Duration::from_micros(100);
 const SOCKET: u64 = 0;
 const ENDED: u64 = 1;
 const TIMER: u64 = 2;
-const NAPPED: u64 = 3;
+const MODERATED: u64 = 3;
 
 /// Keys hold a place below 2^30 (there are never so many workers), which leaves two bits.
 fn token(key: WorkerKey, what: u64) -> u64 {
@@ -86,9 +81,13 @@ const CLOSED: EpollFlags =
     EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
 const READ_WRITE: EpollFlags = READ.union(EpollFlags::EPOLLOUT);
 
-pub(super) fn register_timers(epoll: &Epoll, timer: &TimerFd, nap: &TimerFd) -> nix::Result<()> {
+pub(super) fn register_timers(
+    epoll: &Epoll,
+    timer: &TimerFd,
+    moderation: &TimerFd,
+) -> nix::Result<()> {
     epoll.add(timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER | !3))?;
-    epoll.add(nap, EpollEvent::new(EpollFlags::EPOLLIN, NAPPED | !3))
+    epoll.add(moderation, EpollEvent::new(EpollFlags::EPOLLIN, MODERATED | !3))
 }
 
 /// Tells tokens from the pool's timer: no worker has such a key either.
@@ -149,8 +148,12 @@ pub(super) struct Driver {
     replies: Vec<(u64, Result<Value, Failed>)>,
     settled: Vec<Settled>,
     answered: Vec<Answered>,
-    /// Workers that do not ring, because we look by ourselves.
-    awake: Vec<WorkerKey>,
+    /// Workers that have rung, or answered by the socket: their doorbells are to be armed anew.
+    due: Vec<WorkerKey>,
+    /// Workers that ring after more than one reply.
+    moderated: Vec<WorkerKey>,
+    /// Then the driver looks by itself, for the sake of these.
+    look_in: Option<Duration>,
     /// What was taken out of an outbox.
     taken: Vec<u8>,
     /// Workers that have ended and cannot be reaped yet.
@@ -209,12 +212,18 @@ struct Reader {
     stage: Stage,
     memory: Arc<WorkerMemory>,
     intake: Intake,
-    /// It has rung, and does not until we sleep again.
+    /// It has rung, and does not until its doorbell is armed.
     rang: bool,
     /// How often it has rung, and how many replies it has committed to its outbox. It rings after a
     /// reply, and once at most, so it cannot have rung more often than there were replies.
     bells: u64,
     boxed: u64,
+    /// It rings after more than one reply.
+    is_moderated: bool,
+    look_in: Duration,
+    /// It stands in `Driver::due`; in `Driver::moderated`.
+    is_due: bool,
+    is_listed: bool,
     /// Nothing more comes by the socket, or nothing more is wanted.
     closed: bool,
     /// It broke the protocol: its outbox is not read either.
@@ -232,16 +241,17 @@ impl Engine {
     pub(super) fn turn_once(&self, driver: &mut Driver) {
         let mut events = [EpollEvent::empty(); 64];
         loop {
-            let mut napped = false;
+            let (mut time_is_up, mut rearm) = (false, false);
             let n = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
             for event in &events[..n] {
                 let (key, what) = (key_of(event.data()), event.data() & 3);
                 match what {
                     TIMER if event.data() == TOKENS => {
-                        self.tokens.cancelled().into_iter().for_each(|task| self.abort(task))
+                        self.tokens.cancelled().into_iter().for_each(|task| self.abort(task));
+                        rearm = true;
                     }
                     TIMER => self.time_has_passed(driver),
-                    NAPPED => napped = true,
+                    MODERATED => time_is_up = true,
                     ENDED => self.process_ended(driver, key),
                     _ => {
                         if event.events().contains(EpollFlags::EPOLLOUT) {
@@ -256,17 +266,23 @@ impl Engine {
                     }
                 }
             }
-            if napped {
-                let _ = nix::unistd::read(self.nap.as_fd(), &mut [0; 8]);
+            if time_is_up {
+                let _ = nix::unistd::read(self.moderation.as_fd(), &mut [0; 8]);
                 for key in std::mem::take(&mut driver.unreaped) {
                     self.process_ended(driver, key);
                 }
             }
-            self.look_into_outboxes(driver);
-            if !driver.unreaped.is_empty() && driver.awake.is_empty() {
+            self.look_into_outboxes(driver, time_is_up || rearm);
+            let look_again = match () {
+                () if driver.look_in.is_some() => driver.look_in,
+                () if !driver.unreaped.is_empty() => Some(steward::TRACED),
+                () => None,
+            };
+            if let Some(after) = look_again {
+                // It fails for no reason that is not a bug of ours.
                 let _ = self
-                    .nap
-                    .set(Expiration::OneShot(steward::TRACED.into()), TimerSetTimeFlags::empty());
+                    .moderation
+                    .set(Expiration::OneShot(after.into()), TimerSetTimeFlags::empty());
             }
             if n < events.len() {
                 return;
@@ -417,6 +433,10 @@ impl Engine {
                     rang: false,
                     bells: 0,
                     boxed: 0,
+                    is_moderated: false,
+                    look_in: Duration::MAX,
+                    is_due: false,
+                    is_listed: false,
                     closed: false,
                     silenced: false,
                     stalled: 0,
@@ -467,11 +487,13 @@ impl Engine {
                     if is_cut && driver.stall_at.is_none() {
                         driver.stall_at = Some(self.look_for_stalls_at(Instant::now()));
                     }
-                    // A bell may be taken for a part of a frame that does not go on, so the outbox
-                    // is looked into as well.
-                    if (std::mem::take(&mut reader.rang) || is_cut) && !driver.awake.contains(&key)
+                    // A reply by the socket is one less in hand, and none in the ring. And a bell
+                    // may be taken for a part of a frame that does not go on.
+                    let rang = std::mem::take(&mut reader.rang);
+                    if (rang || is_cut || !driver.replies.is_empty())
+                        && !std::mem::replace(&mut reader.is_due, true)
                     {
-                        driver.awake.push(key);
+                        driver.due.push(key);
                     }
                     let broken = self.replied(
                         key,
@@ -544,30 +566,72 @@ impl Engine {
         }
     }
 
-    /// Takes in what lies in the outboxes of workers that have rung; then sleeps, or naps where
-    /// more is coming at once.
-    fn look_into_outboxes(&self, driver: &mut Driver) {
-        let mut awake = std::mem::take(&mut driver.awake);
-        awake.retain(|key| {
-            loop {
-                let Some(replies) = self.empty_outbox(driver, *key) else { return false };
-                let Some(reader) = driver.readers.get(key) else { return false };
-                let ring = reader.memory.ring();
-                if replies >= BUSY && self.lock().core.in_hand(*key) >= BUSY {
-                    reader.intake.wake(&ring);
-                    return true;
-                }
-                if reader.intake.sleep(&ring) {
-                    return false;
-                }
+    /// Takes in what lies in the outboxes of workers that have rung or ring late, and arms their
+    /// doorbells. With `rearm` those of workers that have answered nothing as well.
+    fn look_into_outboxes(&self, driver: &mut Driver, rearm: bool) {
+        let mut due = std::mem::take(&mut driver.due);
+        for key in due.drain(..) {
+            if let Some(reader) = driver.readers.get_mut(&key) {
+                reader.is_due = false;
+                self.look_into_outbox(driver, key, true);
             }
-        });
-        if !awake.is_empty() {
-            // It fails for no reason that is not a bug of ours.
-            let _ = self.nap.set(Expiration::OneShot(NAP.into()), TimerSetTimeFlags::empty());
         }
-        awake.append(&mut driver.awake);
-        driver.awake = awake;
+        due.append(&mut driver.due); // usually nothing; it keeps its memory
+        driver.due = due;
+        // The pool is awake anyway: so what others have committed needs no wake-up of its own.
+        let mut moderated = std::mem::take(&mut driver.moderated);
+        driver.look_in = None;
+        moderated.retain(|key| {
+            self.look_into_outbox(driver, *key, rearm);
+            let Some(reader) = driver.readers.get_mut(key) else { return false };
+            reader.is_listed = reader.is_moderated;
+            if reader.is_listed {
+                driver.look_in = driver.look_in.into_iter().chain([reader.look_in]).min();
+            }
+            reader.is_listed
+        });
+        driver.moderated = moderated; // all that was looked at stood there
+        if !driver.due.is_empty() {
+            self.tokens.wake_driver();
+        }
+    }
+
+    /// Takes in what a worker has committed, and arms its doorbell; if nothing has come, only with
+    /// `rearm`.
+    fn look_into_outbox(&self, driver: &mut Driver, key: WorkerKey, mut rearm: bool) {
+        for _ in 0..LOOKS {
+            if let Some(reader) = driver.readers.get(&key)
+                && !reader.intake.is_up_to_date(&reader.memory.ring())
+            {
+                reader.intake.wake(&reader.memory.ring());
+            }
+            let came = self.empty_outbox(driver, key);
+            if came == Some(0) && !rearm {
+                return;
+            }
+            let Some(reader) = driver.readers.get_mut(&key) else { return };
+            reader.is_moderated = false;
+            let Some(came) = came else { return };
+            // Replies that find the ring full would go by the socket, one by one.
+            let ring_bytes = reader.memory.ring_bytes() as usize;
+            let room = if came > 0 { ring_bytes / 2 * came / driver.taken.len() } else { 1 };
+            let (replies, look_in) = self.lock().core.arm(key, came, room);
+            reader.look_in = look_in;
+            reader.is_moderated = replies > 1;
+            if reader.is_moderated && !std::mem::replace(&mut reader.is_listed, true) {
+                driver.moderated.push(key);
+            }
+            if reader.intake.arm(&reader.memory.ring(), replies) {
+                return;
+            }
+            rearm = true;
+        }
+        // It answers faster than its replies are taken in. Others have their turn.
+        if let Some(reader) = driver.readers.get_mut(&key)
+            && !std::mem::replace(&mut reader.is_due, true)
+        {
+            driver.due.push(key);
+        }
     }
 
     /// Takes in what a worker has committed to its outbox, and says how many replies that were;
@@ -585,6 +649,7 @@ impl Engine {
             Err(bad) => Err(Bad(bad.to_string())),
         };
         let count = driver.replies.len();
+        reader.intake.took(count);
         reader.boxed += count as u64;
         // Each bell was read before the outbox, which then held what it rang for.
         let result = result.and_then(|()| match reader.bells <= reader.boxed {
@@ -792,8 +857,8 @@ impl Engine {
             .and_then(|link| link.process.as_ref())
             .map(|process| Arc::clone(&process.memory));
         let Some(memory) = memory else { return Ok(()) };
-        // Nobody looks by himself yet: the first reply is to ring.
-        Intake::default().sleep(&memory.ring());
+        // The first reply is to ring.
+        Intake::default().arm(&memory.ring(), 1);
         let mut out = Vec::new();
         let start = frame::begin(&mut out);
         let welcome = Welcome {
@@ -1235,7 +1300,7 @@ mod tests {
     fn tokens_give_back_their_keys() {
         for number in [0, 1, 5 << 32 | 3, u64::from(u32::MAX) << 32 | 0x3fff_ffff] {
             let key = WorkerKey::from_u64(number);
-            for what in [SOCKET, ENDED, TIMER, NAPPED] {
+            for what in [SOCKET, ENDED, TIMER, MODERATED] {
                 let token = token(key, what);
                 assert_eq!((key_of(token), token & 3), (key, what));
             }

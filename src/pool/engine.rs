@@ -61,8 +61,8 @@ pub(crate) struct Engine {
     /// All descriptors of the pool.
     pub(super) epoll: Epoll,
     pub(super) timer: TimerFd,
-    /// Ends a nap of the driver.
-    pub(super) nap: TimerFd,
+    /// Bounds the time for which replies wait, see `driver.rs`.
+    pub(super) moderation: TimerFd,
     pub(super) tokens: Arc<Tokens>,
     /// Held by whoever turns; nobody waits for it, see [`Engine::turn_now`].
     driver: Mutex<Driver>,
@@ -117,6 +117,8 @@ struct Todo {
     deadline: Option<Deadline>,
     /// Those who wait for workers should look again.
     staff_changed: bool,
+    /// The driver must arm doorbells anew.
+    rearm: bool,
 }
 
 /// What the timer is to be set to.
@@ -145,8 +147,8 @@ impl Engine {
             )
             .map_err(step("making a timer of the pool"))
         };
-        let (timer, nap) = (timer()?, timer()?);
-        driver::register_timers(&epoll, &timer, &nap)
+        let (timer, moderation) = (timer()?, timer()?);
+        driver::register_timers(&epoll, &timer, &moderation)
             .map_err(step("registering the pool's timers"))?;
         let capture = Capture::start(&config.stdout, &config.stderr);
         let capture = capture
@@ -167,7 +169,7 @@ impl Engine {
             capture,
             epoll,
             timer,
-            nap,
+            moderation,
             tokens: Arc::new(tokens),
             driver: Mutex::new(Driver::default()),
             wanted: AtomicU32::new(0),
@@ -717,6 +719,9 @@ impl Engine {
         if todo.staff_changed {
             self.tell_start(None);
         }
+        if todo.rearm {
+            self.tokens.wake_driver();
+        }
     }
 
     /// Looks how much memory a worker has.
@@ -995,6 +1000,7 @@ impl State {
         }
         self.actions = actions; // keeps its memory
         todo.staff_changed = self.core.staff_changed();
+        todo.rearm = self.core.take_rearm();
         if self.core.deadline_moved() || timed {
             self.deadlines += 1;
             todo.deadline = Some(Deadline { number: self.deadlines, at: self.next_deadline() });

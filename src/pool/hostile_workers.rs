@@ -266,7 +266,7 @@ impl Hostile {
             // Positions that cannot be, or that could.
             2 => ring.tail.store(strange(rng), Ordering::Release),
             3 => ring.head.store(strange(rng), Ordering::Release),
-            4 => ring.asleep.store(strange(rng), Ordering::Release),
+            4 => rng.pick(&[ring.ring_at, ring.replies]).store(strange(rng), Ordering::Release),
             // Holes.
             5 => {
                 let bytes = words.len() as i64 * 8;

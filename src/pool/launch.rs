@@ -15,7 +15,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 /// What the variable holds for a worker that is another program: the version of the protocol.
-const PROTOCOL_MARKER: &str = "protocol-1";
+const PROTOCOL_MARKER: &str = "protocol-2";
 
 /// A process that has just been started.
 #[derive(Debug)]

@@ -149,8 +149,9 @@ macro_rules! options {
         /// At most `items` are in flight: pulled from the source and not yet taken as results.
         ///
         /// Default: three times what each worker should have in hand. That follows how long the
-        /// tasks take: of sync ones it is some 300 microseconds of work per worker, at least one
-        /// task; of async ones [`concurrency`](crate::Builder::concurrency).
+        /// tasks take: of sync ones it is some 3 ms of work per worker (0.3 ms with
+        /// [`low_latency`](crate::Builder::low_latency)), at least one task; of async ones
+        /// [`concurrency`](crate::Builder::concurrency).
         ///
         /// # Panics
         ///

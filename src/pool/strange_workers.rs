@@ -623,6 +623,63 @@ async fn a_reply_counts_more_than_a_word() {
     }
 }
 
+async fn echo_async(n: u8) -> u8 {
+    n
+}
+
+/// A worker with much in hand that answers little. What it answers comes in time though it does not
+/// ring, and from then on it is to ring for each reply and the pool sleeps.
+#[tokio::test]
+async fn a_worker_that_rings_late_and_becomes_slow_is_not_looked_at_for_ever() {
+    const TASKS: u8 = 32;
+    const AT_ONCE: u64 = 8;
+    let (told, slow) = tokio::sync::oneshot::channel();
+    let told = std::sync::Mutex::new(Some(told));
+    let pool = played(move |_, player| {
+        player.become_ready();
+        let claims: Vec<_> = (0..TASKS).map(|_| player.unclaimed()).collect();
+        let memory = Arc::clone(&player.memory);
+        let ring = memory.ring();
+        let put = |at: u64| {
+            let claim = claims[at as usize];
+            assert!(memory.claims().begin(claim));
+            assert!(ring.put(&framed(|out| {
+                message::done(out, claim.id);
+                out.push(at as u8);
+            })));
+            memory.claims().finish(claim);
+        };
+        let armed = |what: &dyn Fn(u64) -> bool| {
+            let end = std::time::Instant::now() + HANG;
+            while !what(ring.ring_at.load(Ordering::Acquire)) {
+                assert!(std::time::Instant::now() < end, "the doorbell is not armed");
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        };
+        (0..AT_ONCE).for_each(put);
+        assert!(ring.wants_bell());
+        player.socket.write_all(&framed(message::bell)).unwrap();
+        // For as many as came at once, unless a millisecond has passed since.
+        armed(&|at| (AT_ONCE + 1..=2 * AT_ONCE).contains(&at));
+        put(AT_ONCE);
+        if ring.wants_bell() {
+            player.socket.write_all(&framed(message::bell)).unwrap();
+        }
+        armed(&|at| at == AT_ONCE + 2);
+        told.lock().unwrap().take().unwrap().send(()).unwrap();
+        player.wait();
+    })
+    .build()
+    .unwrap();
+    let mut handles: Vec<_> = (0..TASKS).map(|n| pool.spawn(echo_async, n)).collect();
+    for (n, handle) in handles.drain(..=AT_ONCE as usize).enumerate() {
+        let answer = tokio::time::timeout(HANG, handle).await.expect("it hangs").unwrap();
+        assert_eq!(usize::from(answer), n);
+    }
+    tokio::time::timeout(HANG, slow).await.expect("it hangs").unwrap();
+    assert!(pool.engine().moderation.get().unwrap().is_none(), "a timer runs");
+}
+
 /// What ends the process before anything was begun moves the task, but not for ever.
 #[tokio::test]
 async fn a_frame_that_kills_whoever_reads_it_costs_its_own_task_and_not_the_pool() {

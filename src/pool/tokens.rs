@@ -63,7 +63,13 @@ impl Tokens {
         Ok(Self { bell, inside: Mutex::default() })
     }
 
-    /// Readable when a token may have been cancelled.
+    /// Wakes the driver for another reason than a token.
+    pub(crate) fn wake_driver(&self) {
+        // It can only fail when the counter is full, and then it is readable.
+        let _ = self.bell.write(1);
+    }
+
+    /// Readable when a token may have been cancelled, or the driver is to be woken.
     pub(crate) fn bell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }

@@ -4,7 +4,9 @@
 //!
 //! ```text
 //! 0 .. 256             the death note
-//! 256 | 264 | 272      the outbox's tail, its head, whether the pool is asleep; each in a cache line of its own
+//! 256, 257             the outbox's tail, and how many replies were committed to it
+//! 264 | 272            the outbox's head; the number of replies at which the worker rings
+//!                      (each of these three in a cache line of its own)
 //! 288 .. + slots       the claims: a word for each task in hand
 //!      .. + slots      when each of them began
 //!      .. + ring       the outbox's ring
@@ -21,13 +23,15 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const TAIL: usize = NOTE_WORDS;
+const REPLIES: usize = TAIL + 1;
 const HEAD: usize = TAIL + 8;
-const ASLEEP: usize = HEAD + 8;
-const CLAIMS: usize = ASLEEP + 16;
+const RING_AT: usize = HEAD + 8;
+const CLAIMS: usize = RING_AT + 16;
 const WORD: usize = size_of::<u64>();
 
 /// How large the ring of replies is, in bytes; a reply of up to a quarter of it fits in. It must
-/// hold what a worker answers while the pool takes a nap, and should stay within the nearer caches.
+/// hold what a worker answers between two wake-ups of the pool, and should stay within the nearer
+/// caches.
 const RING_BYTES: usize = 64 << 10;
 
 /// The memory of one worker, as either side has it.
@@ -97,8 +101,9 @@ impl WorkerMemory {
         let words = self.memory.words();
         Ring {
             tail: &words[TAIL],
+            replies: &words[REPLIES],
             head: &words[HEAD],
-            asleep: &words[ASLEEP],
+            ring_at: &words[RING_AT],
             words: &words[CLAIMS + 2 * self.slots..],
         }
     }

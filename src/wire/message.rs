@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The version of the protocol; a worker of another one is refused.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// The kinds of message. Numbers are never used twice; 16 to 31 are kept for what a running task
 /// may send one day (items, progress, log records).

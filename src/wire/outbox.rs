@@ -8,33 +8,45 @@
 //! ```text
 //! positions   count bytes, never wrap, and are multiples of 8; a frame is padded to that
 //! tail        where the next frame goes; the worker's      (committed: all before it)
+//! replies     how many frames have been committed; the worker's
 //! head        what the pool has taken; the pool's
-//! asleep      1 while the pool would not look by itself
+//! ring_at     the number of replies at which the worker rings; never, while the pool is awake
 //!
-//! worker      copy the frame in; tail := …   (put)
-//!             if asleep was 1: 0, and ring the bell, a frame of two bytes on the socket   (wants_bell)
-//! pool        on the bell, on the worker's end, or when it looks anyway: take all to the tail   (take)
-//!             before it sleeps: asleep := 1, and one more look at the tail   (sleep)
+//! worker      copy the frame in; tail := …; replies += 1   (put)
+//!             if replies >= ring_at: ring_at := never, and ring the doorbell,
+//!             a frame of two bytes on the socket   (wants_bell)
+//! pool        on the doorbell, on the worker's end, or when it looks anyway:
+//!             ring_at := never; take all to the tail   (wake, take, took)
+//!             before it sleeps: ring_at := replies taken + k, and a second look   (arm)
 //! ```
 //!
-//! Between the worker's store of the tail and its look at `asleep`, and between the pool's store of
-//! `asleep` and its look at the tail, stands a full fence each: so one of the two sees the other's
-//! store, and no reply waits unnoticed.
+//! **Interrupt moderation.** With `k` = 1 the worker rings for each reply that it commits while the
+//! pool sleeps. With a larger `k` it goes on working, and the pool takes many replies with one
+//! wake-up. `k` is never above the number of tasks that the worker has in hand, so a worker that
+//! has done all of them has rung. If that number shrinks without a reply in the ring (a task is
+//! taken back, or answered by the socket), the pool wakes and arms the doorbell anew.
 //!
-//! The worker is not trusted. The pool keeps its head in private memory, reads the tail once,
-//! checks it, and copies before it looks; places are reached as whole words by atomics. A tail that
-//! cannot be is an error ([`BadTail`]).
+//! A full fence stands between the worker's store of `replies` and its look at `ring_at`, and
+//! between the pool's store of `ring_at` and its look at `replies`. So one of the two sees the
+//! other's store, and no reply that is due waits unnoticed. `pool/core_search.rs` searches this.
+//!
+//! The worker is not trusted. The pool keeps its positions in private memory, reads each of the
+//! worker's words once, checks it, and copies before it looks; places are reached as whole words by
+//! atomics. A tail that cannot be is an error ([`BadTail`]).
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 const WORD: usize = size_of::<u64>();
+/// As `ring_at`: the pool is awake.
+const NEVER: u64 = u64::MAX;
 
 /// The words of the ring and of its positions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ring<'a> {
     pub(crate) tail: &'a AtomicU64,
+    pub(crate) replies: &'a AtomicU64,
     pub(crate) head: &'a AtomicU64,
-    pub(crate) asleep: &'a AtomicU64,
+    pub(crate) ring_at: &'a AtomicU64,
     /// A power of two of them.
     pub(crate) words: &'a [AtomicU64],
 }
@@ -72,13 +84,24 @@ impl Ring<'_> {
             self.words[self.place(position)].store(u64::from_ne_bytes(word), Ordering::Relaxed);
         }
         self.tail.store(tail.wrapping_add(len), Ordering::Release);
+        // After the tail: a pool that sees the count sees the frame.
+        let replies = self.replies.load(Ordering::Relaxed);
+        self.replies.store(replies.wrapping_add(1), Ordering::Release);
         true
     }
 
-    /// Whether the pool sleeps and must be told of what was committed. It is told once.
+    /// Returns whether the pool sleeps and enough has been committed to wake it. The pool is told
+    /// once.
     pub(crate) fn wants_bell(&self) -> bool {
         fence(Ordering::SeqCst);
-        self.asleep.load(Ordering::Relaxed) != 0 && self.asleep.swap(0, Ordering::AcqRel) != 0
+        let ring_at = self.ring_at.load(Ordering::Relaxed);
+        // If the exchange fails, the pool is awake, or has armed the doorbell anew and looks itself.
+        self.replies.load(Ordering::Relaxed) >= ring_at
+            && ring_at != NEVER
+            && self
+                .ring_at
+                .compare_exchange(ring_at, NEVER, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
     }
 }
 
@@ -100,6 +123,8 @@ impl std::fmt::Display for BadTail {
 pub(crate) struct Intake {
     /// Kept here: what stands in the memory is for the worker only.
     head: u64,
+    /// How many replies have been taken.
+    taken: u64,
 }
 
 impl Intake {
@@ -126,28 +151,46 @@ impl Intake {
         Ok(true)
     }
 
-    /// The pool will look no more by itself. `false`: something has come meanwhile, so it must look
-    /// again.
-    pub(crate) fn sleep(&self, ring: &Ring<'_>) -> bool {
-        self.doze(ring);
-        self.is_up_to_date(ring)
+    /// Counts the replies that lay in what [`take`](Self::take) has given.
+    pub(crate) fn took(&mut self, replies: usize) {
+        self.taken += replies as u64;
     }
 
-    /// The first half of [`sleep`](Self::sleep): from here on the worker rings.
-    pub(crate) fn doze(&self, ring: &Ring<'_>) {
-        ring.asleep.store(1, Ordering::Relaxed);
+    #[cfg(test)]
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Asks the worker to ring when it has committed so many further replies. Returns `false` if
+    /// that many have come meanwhile: then the pool must look again. See the module's
+    /// documentation for what `replies` may be.
+    pub(crate) fn arm(&self, ring: &Ring<'_>, replies: usize) -> bool {
+        self.set_ring_at(ring, replies);
+        self.may_sleep(ring, replies)
+    }
+
+    /// The first half of [`arm`](Self::arm): from here on the worker rings.
+    pub(crate) fn set_ring_at(&self, ring: &Ring<'_>, replies: usize) {
+        ring.ring_at.store(self.taken + replies as u64, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
-    /// The second: nothing was committed since the last [`take`](Self::take).
+    /// The second half of [`arm`](Self::arm): the second look.
+    pub(crate) fn may_sleep(&self, ring: &Ring<'_>, replies: usize) -> bool {
+        // A count without a frame can only be a lie, which must not keep the pool awake.
+        ring.replies.load(Ordering::Acquire) < self.taken + replies as u64
+            || self.is_up_to_date(ring)
+    }
+
+    /// Returns whether nothing was committed since the last [`take`](Self::take).
     pub(crate) fn is_up_to_date(&self, ring: &Ring<'_>) -> bool {
         ring.tail.load(Ordering::Acquire) == self.head
     }
 
-    /// The pool looks by itself again: the worker need not ring. (If it just has, the bell is only
-    /// a look for nothing.)
+    /// Tells the worker that the pool looks by itself. (If the worker has just rung, the pool looks
+    /// once for nothing.)
     pub(crate) fn wake(&self, ring: &Ring<'_>) {
-        ring.asleep.store(0, Ordering::Relaxed);
+        ring.ring_at.store(NEVER, Ordering::Relaxed);
     }
 }
 
@@ -158,8 +201,9 @@ mod tests {
 
     struct Memory {
         tail: AtomicU64,
+        replies: AtomicU64,
         head: AtomicU64,
-        asleep: AtomicU64,
+        ring_at: AtomicU64,
         words: Vec<AtomicU64>,
     }
 
@@ -168,14 +212,21 @@ mod tests {
             let word = || AtomicU64::new(0);
             Self {
                 tail: word(),
+                replies: word(),
                 head: word(),
-                asleep: word(),
+                ring_at: AtomicU64::new(NEVER),
                 words: (0..words).map(|_| word()).collect(),
             }
         }
 
         fn ring(&self) -> Ring<'_> {
-            Ring { tail: &self.tail, head: &self.head, asleep: &self.asleep, words: &self.words }
+            Ring {
+                tail: &self.tail,
+                replies: &self.replies,
+                head: &self.head,
+                ring_at: &self.ring_at,
+                words: &self.words,
+            }
         }
     }
 
@@ -249,28 +300,43 @@ mod tests {
     }
 
     #[test]
-    fn the_bell_is_wanted_once_by_a_pool_that_sleeps() {
+    fn the_worker_rings_once_when_enough_is_committed() {
         let memory = Memory::new(64);
         let (ring, mut intake, mut bytes) = (memory.ring(), Intake::default(), Vec::new());
-        assert!(!ring.wants_bell());
-        assert!(intake.sleep(&ring));
         assert!(ring.put(&framed(&[1])));
+        assert!(!ring.wants_bell(), "the pool is awake");
+        assert!(!intake.arm(&ring, 1), "a reply has come");
+        assert!(intake.arm(&ring, 3));
+        assert!(ring.put(&framed(&[2])));
+        assert!(!ring.wants_bell(), "two of three");
+        assert!(ring.put(&framed(&[3])));
         assert!(ring.wants_bell());
         assert!(!ring.wants_bell());
-        assert!(!intake.sleep(&ring), "something has come");
-        intake.wake(&ring);
-        assert!(!ring.wants_bell());
         assert_eq!(intake.take(&ring, &mut bytes), Ok(true));
-        assert!(intake.sleep(&ring));
+        intake.took(3);
+        assert!(intake.arm(&ring, 1));
+        assert!(ring.put(&framed(&[4])));
+        intake.wake(&ring);
+        assert!(!ring.wants_bell(), "the pool is awake");
     }
 
-    /// Two threads, as the two processes: nothing is lost, doubled or torn, and nobody sleeps on a
-    /// reply.
     #[test]
-    fn a_sleeper_is_always_woken() {
+    fn a_count_of_replies_that_is_a_lie_keeps_nothing_awake() {
+        let memory = Memory::new(64);
+        let (ring, intake) = (memory.ring(), Intake::default());
+        for lie in [1, u64::MAX] {
+            ring.replies.store(lie, Ordering::Relaxed);
+            assert!(intake.arm(&ring, 1));
+        }
+    }
+
+    /// Two threads stand for the two processes: no reply is lost, doubled or torn, and the pool
+    /// never sleeps on a reply that is due.
+    #[test]
+    fn a_pool_that_sleeps_is_always_woken() {
         const FRAMES: u64 = 20_000;
         let memory = Memory::new(64);
-        let (bell, heard) = std::sync::mpsc::channel();
+        let (doorbell, heard) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let ring = memory.ring();
@@ -279,7 +345,7 @@ mod tests {
                         std::thread::yield_now();
                     }
                     if ring.wants_bell() {
-                        bell.send(()).expect("the pool is there");
+                        doorbell.send(()).expect("the pool is there");
                     }
                 }
             });
@@ -290,9 +356,12 @@ mod tests {
                 for body in bodies(&bytes) {
                     assert_eq!(body, next.to_le_bytes());
                     next += 1;
+                    intake.took(1);
                 }
-                if next < FRAMES && intake.sleep(&ring) {
-                    heard.recv_timeout(std::time::Duration::from_secs(30)).expect("a bell");
+                // The ring holds 32 of these frames.
+                let replies = (1 + next as usize % 7).min((FRAMES - next) as usize);
+                if next < FRAMES && intake.arm(&ring, replies) {
+                    heard.recv_timeout(std::time::Duration::from_secs(30)).expect("a doorbell");
                 }
             }
         });
