@@ -462,7 +462,8 @@ impl<'de> Decoder<'de> {
         }
     }
 
-    /// The way of small numbers, which are most of them; all others go the long way.
+    /// Reads an integer. The forms in which this crate writes unsigned ones are told apart by one
+    /// match on a slice that is long enough; everything else goes the long way.
     #[inline]
     fn integer<V: Visitor<'de>>(&mut self, visitor: V) -> Result<V::Value> {
         match *self.rest {
@@ -470,6 +471,21 @@ impl<'de> Decoder<'de> {
                 self.begun = self.rest.len();
                 self.rest = rest;
                 visitor.visit_u8(byte)
+            }
+            [0xcc, a, ref rest @ ..] => {
+                self.begun = self.rest.len();
+                self.rest = rest;
+                visitor.visit_u8(a)
+            }
+            [0xcd, a, b, ref rest @ ..] => {
+                self.begun = self.rest.len();
+                self.rest = rest;
+                visitor.visit_u16(u16::from_be_bytes([a, b]))
+            }
+            [0xce, a, b, c, d, ref rest @ ..] => {
+                self.begun = self.rest.len();
+                self.rest = rest;
+                visitor.visit_u32(u32::from_be_bytes([a, b, c, d]))
             }
             [0xcf, a, b, c, d, e, f, g, h, ref rest @ ..] => {
                 self.begun = self.rest.len();

@@ -306,6 +306,15 @@ impl List {
         Ok(())
     }
 
+    /// Makes room for the least that the elements take, so that the output grows once and not at
+    /// every doubling.
+    fn open_array(output: &mut Output<'_>, declared: usize) -> Result {
+        output.header(Kind::Array, declared)?;
+        let room = output.limit.saturating_sub(output.bytes.len());
+        output.bytes.reserve(declared.min(room).min(RESERVE_MAX));
+        Ok(())
+    }
+
     /// An element comes that is no `u8`.
     #[inline]
     fn array(&mut self, output: &mut Output<'_>) -> Result {
@@ -313,7 +322,7 @@ impl List {
             Form::Array => Ok(()),
             Form::Open => {
                 self.form = Form::Array;
-                output.header(Kind::Array, self.declared)
+                Self::open_array(output, self.declared)
             }
             Form::Bytes => {
                 self.form = Form::Array;
