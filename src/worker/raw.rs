@@ -102,8 +102,8 @@ static BEFORE: [AtomicPtr<libc::sigaction>; FAULTS.len()] =
 /// Notes a stack overflow of the calling thread in `memory`, and lets it do what it did before.
 ///
 /// The kernel itself puts the default action back when it calls the handler (`SA_RESETHAND`): in a
-/// worker that has forbidden itself sigaction(2) (seccomp), the handler could not do so, and would be
-/// called for the same access for ever.
+/// worker that has forbidden itself sigaction(2) (seccomp), the handler could not do so, and would
+/// be called for the same access for ever.
 pub(super) fn note_stack_overflow(memory: &'static WorkerMemory) -> io::Result<()> {
     STACK_END.store(own_stack_end()?, Ordering::Relaxed);
     MEMORY.store(ptr::from_ref(memory).cast_mut(), Ordering::Release);
@@ -165,8 +165,8 @@ extern "C" fn on_abort(signal: c_int) {
     }
 }
 
-/// The signals that mean the application: a service manager, a terminal or an operator sends them to
-/// all processes of it, and the application decides what its workers still do.
+/// The signals that mean the application: a service manager, a terminal or an operator sends them
+/// to all processes of it, and the application decides what its workers still do.
 const FOR_THE_APPLICATION: [c_int; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
 
 /// Which of these came while [`note_signal`] was their action; the signal's number is the bit's.
@@ -178,8 +178,8 @@ extern "C" fn note_signal(signal: c_int) {
     CAME.fetch_or(1 << signal, Ordering::Relaxed);
 }
 
-/// Leaves the signals that mean the application to the application. An action other than the default
-/// stays: `nohup`, a handler of a library's constructor.
+/// Leaves the signals that mean the application to the application. An action other than the
+/// default stays: `nohup`, a handler of a library's constructor.
 pub(super) fn leave_signals_to_the_application() -> io::Result<()> {
     for signal in FOR_THE_APPLICATION {
         replace_action(signal, libc::SIG_DFL, note_signal as *const () as usize)?;

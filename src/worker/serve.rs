@@ -758,8 +758,9 @@ impl Worker {
         frame::finish(&mut self.out, start);
     }
 
-    /// The runtime; makes it if there is none. That may fail for ever (`init` has forbidden a system
-    /// call) or for a while (all descriptors are in use), so it costs only what wanted a runtime.
+    /// The runtime; makes it if there is none. That may fail for ever (`init` has forbidden a
+    /// system call) or for a while (all descriptors are in use), so it costs only what wanted a
+    /// runtime.
     fn runtime(&mut self) -> Result<Watching, String> {
         if let Some(runtime) = self.runtime.take() {
             return Ok(runtime);
