@@ -436,6 +436,7 @@ impl Case {
         let dir = tempfile::tempdir().unwrap();
         let once = dir.path().join("once");
         let mut builder = Pool::builder()
+            .start_attempts(1) // the first start has the fault, and is to be told
             .workers(workers)
             // With a backtrace, std hides what it aborts for.
             .env("RUST_BACKTRACE", "0")

@@ -871,6 +871,7 @@ async fn a_start_that_the_system_refuses_is_told_to_its_tasks_and_the_pool_recov
             Ok(launched)
         }
     })
+    .start_attempts(1)
     .build()
     .unwrap();
     let error =
