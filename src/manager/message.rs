@@ -7,6 +7,7 @@
 
 use super::lane::Way;
 use super::object::{Bad, Part};
+use crate::error::{Error, Why};
 
 /// Bytes of a value in a shared object, encoded: the most.
 pub(crate) const VALUE_MAX: usize = 16 << 20;
@@ -549,6 +550,25 @@ impl<'a> ToClient<'a> {
         };
         r.end(message)
     }
+}
+
+/// What a refusal is to a user.
+pub(crate) fn error(why: Refusal) -> Error {
+    match why {
+        Refusal::Closed => Why::ManagerClosed,
+        Refusal::NotYours => Why::NoSuchObject,
+        Refusal::Full => Why::ManagerFull,
+        Refusal::TooMany => Why::TooManyRequests,
+        Refusal::TooManyClients => Why::TooManyClients,
+        Refusal::TimedOut => Why::TimedOut,
+        Refusal::Broken => Why::ObjectBroken,
+        Refusal::TooLarge => Why::TooLarge { limit: VALUE_MAX },
+        Refusal::NoMemory => Why::Memory {
+            step: "getting the memory of a shared object",
+            source: std::io::Error::from(std::io::ErrorKind::OutOfMemory),
+        },
+    }
+    .into()
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use super::lane::{self, Way};
 use super::lock::served::Lock;
 use super::lock::word::words_for;
 use super::mail::{Arrived, Mail, shielded};
-use super::message::{self, FRAME_MAX, Kind, Name, Refusal, ToClient, ToManager};
+use super::message::{self, FRAME_MAX, Kind, Name, Refusal, ToClient, ToManager, error};
 use super::object::{Answer, Body, Caller, Client, Held, NO_ANSWER, Part};
 use super::outgoing::{Fd, Outgoing, write_out};
 use super::post::Post;
@@ -271,7 +271,7 @@ impl Server {
             if words > LEAST { self.segments.allocate(LEAST) } else { Err(error) }
         })?;
         let lock = What::Lock(Box::new(Lock::new(memory, value, held)));
-        self.create(kind, lock, name, Part::WHOLE).map_err(refused)
+        self.create(kind, lock, name, Part::WHOLE).map_err(error)
     }
 
     /// Makes atomics with these values.
@@ -289,7 +289,7 @@ impl Server {
         for (word, value) in memory.words().iter().zip(values) {
             word.store(value, Ordering::Relaxed);
         }
-        self.create(kind, What::Cells(memory, len), name, Part::WHOLE).map_err(refused)
+        self.create(kind, What::Cells(memory, len), name, Part::WHOLE).map_err(error)
     }
 
     /// A segment of the memory, as the application itself has it.
@@ -1093,14 +1093,6 @@ fn refuse(socket: &PeerSocket) {
     frame::finish(&mut bytes, start);
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     let _ = nix::sys::socket::send(socket.as_fd().as_raw_fd(), &bytes, flags);
-}
-
-/// Why an object cannot be made.
-fn refused(why: Refusal) -> Error {
-    match why {
-        Refusal::Full => Why::ManagerFull.into(),
-        _ => Why::ManagerClosed.into(),
-    }
 }
 
 impl Inside {

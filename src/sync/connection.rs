@@ -13,7 +13,8 @@ use crate::error::{Error, Why};
 use crate::manager::lane::Way;
 use crate::manager::lock::served::owner_of;
 use crate::manager::mail::{Arrived, Mail};
-use crate::manager::message::{Name, Place, Refusal, ToManager, VALUE_MAX};
+pub(crate) use crate::manager::message::error;
+use crate::manager::message::{Name, Place, Refusal, ToManager};
 use crate::manager::object::{Body, Client, Held, NO_ANSWER, Part};
 use crate::manager::outgoing::Fd;
 use crate::manager::segments::SHARED_MAX;
@@ -534,21 +535,8 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// What a refusal is to a user.
-pub(crate) fn error(why: Refusal) -> Error {
-    match why {
-        Refusal::Closed => Why::ManagerClosed,
-        Refusal::NotYours => Why::NoSuchObject,
-        Refusal::Full => Why::ManagerFull,
-        Refusal::TooMany => Why::TooManyRequests,
-        Refusal::TooManyClients => Why::TooManyClients,
-        Refusal::TimedOut => Why::TimedOut,
-        Refusal::Broken => Why::ObjectBroken,
-        Refusal::TooLarge => Why::TooLarge { limit: VALUE_MAX },
-        Refusal::NoMemory => Why::Memory {
-            step: "getting the memory of a shared object",
-            source: std::io::Error::from(std::io::ErrorKind::OutOfMemory),
-        },
-    }
-    .into()
+/// An answer that does not fit its question.
+#[cold]
+pub(crate) fn unexpected() -> Error {
+    Why::Decode("the manager's answer does not fit the question".into()).into()
 }

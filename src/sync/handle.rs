@@ -28,13 +28,13 @@
 //! In a forked copy of the process every call is an error, and drops do nothing.
 
 use super::cell::Cell;
-use super::connection::{Connection, error};
+use super::connection::{Connection, error, unexpected};
 use super::queue_lanes::Lanes;
 use super::wait;
 use crate::coop::BudgetUnit;
 use crate::error::{Error, Why};
 use crate::manager::mail::Arrived;
-use crate::manager::message::{self, Kind, Name, Place, Refusal, VALUE_MAX};
+use crate::manager::message::{self, Kind, Name, Place, VALUE_MAX};
 use crate::manager::object::{Body, Held, Object, Part};
 use crate::manager::state::What;
 use crate::process::{PeerFd, fork};
@@ -205,11 +205,15 @@ impl Handle {
         if fork::is_forked_copy() {
             return Err(Why::Forked.into());
         }
-        let name = self
-            .connection()
-            .acquire(self.name(), part)
-            .ok_or_else(|| Error::from(Why::ManagerClosed))?;
+        let name =
+            self.connection().acquire(self.name(), part).ok_or_else(|| Error::from(self.gone()))?;
         Ok(Self::of(self.connection(), name))
+    }
+
+    /// Why a reference cannot be had.
+    fn gone(&self) -> Why {
+        let is_closed = self.connection().mail().is_closed();
+        if is_closed { Why::ManagerClosed } else { Why::NoSuchObject }
     }
 
     // ---- memory
@@ -259,7 +263,7 @@ impl Handle {
             }
             Arrived::Refused(why) => Err(error(why)),
             Arrived::Answer { .. } | Arrived::Granted(_) | Arrived::Deadlock(_) => {
-                Err(Why::ManagerClosed.into())
+                Err(unexpected())
             }
         }
     }
@@ -443,7 +447,7 @@ impl Asking {
                 Arrived::Answer { body, .. } => Ok((ticket, body)),
                 Arrived::Refused(why) => Err(error(why)),
                 Arrived::Granted(_) | Arrived::Mapped(_) | Arrived::Deadlock(_) => {
-                    Err(error(Refusal::Closed))
+                    Err(unexpected())
                 }
             });
         }
@@ -500,7 +504,7 @@ impl Future for Asking {
                             Arrived::Answer { body, .. } => Ok(body),
                             Arrived::Refused(why) => Err(error(why)),
                             Arrived::Granted(_) | Arrived::Mapped(_) | Arrived::Deadlock(_) => {
-                                Err(error(Refusal::Closed))
+                                Err(unexpected())
                             }
                         });
                     }

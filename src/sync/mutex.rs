@@ -4,14 +4,14 @@
 //! into a `T` and back, and when a guard commits and when it rolls back.
 
 use super::cell::Cell;
-use super::connection::error;
+use super::connection::{error, unexpected};
 use super::handle::{Handle, Opened, encode, handle_travels, kinds};
 use super::holding;
 use super::manager::Manager;
 use super::stopping;
 use super::wait;
 use crate::coop::take_unit;
-use crate::error::{Error, Why};
+use crate::error::{Error, ErrorKind, Why};
 use crate::manager::lock::word::{self, Attempt, Release, Released, Stored, Word, always};
 use crate::manager::mail::Arrived;
 use crate::manager::message::{Refusal, VALUE_MAX};
@@ -323,7 +323,7 @@ impl<T: Serialize + DeserializeOwned> Mutex<T> {
                         return self.handle.decode(&body);
                     }
                 }
-                Stored::Broken => return Err(Why::ObjectBroken.into()),
+                Stored::Broken => return Err(broken(&self.handle)),
             }
         }
         // It changes faster than it can be read.
@@ -423,7 +423,7 @@ async fn acquire(handle: &Handle, limit: Option<Duration>) -> Result<Locked<'_>,
                 Poll::Ready(Arrived::Deadlock(ring)) => {
                     return Poll::Ready(Err(Why::Deadlock { ring }.into()));
                 }
-                Poll::Ready(_) => return Poll::Ready(Err(error(Refusal::Closed))),
+                Poll::Ready(_) => return Poll::Ready(Err(unexpected())),
             }
         }
     })
@@ -479,8 +479,10 @@ fn broken(handle: &Handle) -> Error {
             Some(Duration::from_millis(1)),
             &[],
         );
-        match wait::park_on(poll_fn(|cx| handle.connection().poll(ticket.number, cx))) {
-            Arrived::Refused(why) => Err(error(why)),
+        let arrived = wait::park_on(poll_fn(|cx| handle.connection().poll(ticket.number, cx)));
+        handle.cancel(ticket.number); // what the word says may be no reason to refuse
+        match arrived {
+            Arrived::Refused(Refusal::Closed) => Err(error(Refusal::Closed)),
             _ => Ok(()),
         }
     });
@@ -494,9 +496,7 @@ async fn fetch(handle: &Handle) -> Result<Body, Error> {
     match poll_fn(|cx| handle.connection().poll(ticket.number, cx)).await {
         Arrived::Answer { body, .. } => Ok(body),
         Arrived::Refused(why) => Err(error(why)),
-        Arrived::Granted(_) | Arrived::Mapped(_) | Arrived::Deadlock(_) => {
-            Err(error(Refusal::Closed))
-        }
+        Arrived::Granted(_) | Arrived::Mapped(_) | Arrived::Deadlock(_) => Err(unexpected()),
     }
 }
 
@@ -600,7 +600,7 @@ impl<T: Serialize + DeserializeOwned> Core<T> {
         let len = match always(word::stored(memory, word)) {
             Stored::Here(len) => len,
             Stored::Outside => return Ok(Err(locked)),
-            Stored::Broken => return Err(Why::ObjectBroken.into()),
+            Stored::Broken => return Err(broken(locked.handle)),
         };
         let words = len.div_ceil(8);
         let decoded = if words <= SMALL {
@@ -765,7 +765,12 @@ macro_rules! guard {
             /// value is then what was committed before.
             pub fn commit(mut self) -> Result<(), Error> {
                 let Self { core, lock } = &mut self;
-                core.end(lock, false, false)
+                let committed = core.end(lock, false, false);
+                // The end of a manager is seen in the lock first.
+                committed.map_err(|error| match error.kind() {
+                    ErrorKind::ObjectBroken => broken(lock),
+                    _ => error,
+                })
             }
 
             /// Throws away what was changed, and releases the lock.

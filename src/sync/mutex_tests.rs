@@ -807,7 +807,7 @@ fn those_that_are_stopped_hold_up_each_other_waiter_once_at_most_and_go_on_when_
     assert_eq!((server.late(object), server.waiting(object)), (2, 2));
     drop(guard);
     // Nobody is in the line: it is as if nobody waited.
-    let fencing_number = |guard: crate::MutexGuard<'_, u64>| guard.fencing_number();
+    let fencing_number = |guard: MutexGuard<'_, u64>| guard.fencing_number();
     for expected in [102, 103] {
         assert_eq!(mutex.try_lock().expect("whole").map(fencing_number), Some(expected));
     }
