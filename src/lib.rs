@@ -64,6 +64,10 @@
 
 mod coop;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+#[allow(missing_docs, missing_debug_implementations, reason = "not for users")]
+pub mod fuzzing;
 pub mod guide;
 mod limits;
 #[cfg(all(

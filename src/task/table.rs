@@ -501,3 +501,32 @@ mod platform {
         Err("this platform has no table of tasks".to_owned())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::entry::Run;
+
+    /// Runs a task as a worker does that has found its entry. It needs no table, so Miri can run
+    /// it, which looks at the value that is made from nothing.
+    fn run<F: Task<Args, M>, Args, M>(_: F, arguments: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        match F::__entry::<Contented>().run {
+            Run::Sync(run) => drop(run(arguments, &mut out, 100).expect("it runs")),
+            other => panic!("not a sync function: {other:?}"),
+        }
+        out
+    }
+
+    #[test]
+    fn functions_and_closures_run_from_their_type_alone() {
+        fn add(a: u8, b: u8) -> u8 {
+            a + b
+        }
+        assert_eq!(run(add, &[1, 2]), [3]);
+        assert_eq!(run(u8::saturating_sub, &[1, 2]), [0]);
+        assert_eq!(run(|a: u8| a + 1, &[1]), [2]);
+        assert_eq!(run(crate::task!(|a: u8| a + 1), &[2]), [3]);
+        assert_eq!(run(|| (), &[]), [0xc0]);
+    }
+}
