@@ -286,7 +286,7 @@ async fn a_process_that_closes_its_socket_and_lives_is_no_worker() {
 async fn another_version_protocol_or_build_is_refused_with_the_reason() {
     type Change = fn(&mut Hello);
     let changes: [(Change, &str); 3] = [
-        (|hello| hello.protocol += 1, "version 2 of the protocol"),
+        (|hello| hello.protocol += 1, "version 3 of the protocol"),
         (|hello| hello.version = "0.0.1".into(), "version 0.0.1 of this crate"),
         (|hello| hello.fingerprint = Some(1), "another build"),
     ];
