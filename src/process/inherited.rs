@@ -47,7 +47,7 @@ fn is_worker(pid: &str) -> bool {
     let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
     caught
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .is_some_and(|mask| catches_the_mark_alone(mask))
+        .is_some_and(catches_the_mark_alone)
 }
 
 /// Whether this is the mask of a worker: bit 0 is signal 1.

@@ -181,10 +181,10 @@ impl ProcessBuilder {
     ///   ends is left alone then. The streams that it has inherited it keeps open: whoever reads
     ///   the application's output to its end waits for it, too, unless it is given others.
     ///
-    ///   The application's exit does not wait for it to end; it waits only (by an exit handler,
-    /// some milliseconds after   the start at most) until the process has all that it needs. An
-    /// application that is *killed* before that takes   the process along; [`Process::started`]
-    /// tells when that is over.
+    ///   The application's exit does not wait for it to end; it waits only (by an exit handler, some
+    ///   milliseconds after the start at most) until the process has all that it needs. An
+    ///   application that is *killed* before that takes the process along; [`Process::started`]
+    ///   tells when that is over.
     ///
     /// These are Python's words, with one difference: there a process that is not a daemon is
     /// waited for at exit. Here that is said in the program, by awaiting it. For a daemon of
