@@ -12,7 +12,7 @@ use crate::error::{Error, Why};
 use crate::process::{MemoryError, SharedMemory};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Words of a segment that many share: 64 KiB.
@@ -27,6 +27,8 @@ pub(crate) const SHARED_MAX: usize = 2048;
 pub(crate) struct Segments {
     /// Held only to look for room, and to give it back.
     inside: Mutex<Inside>,
+    /// Nothing is given away any more, so what is given back need not be cleared.
+    closed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -69,12 +71,20 @@ impl Allocated {
 impl Drop for Allocated {
     fn drop(&mut self) {
         // The next object that lies here may be lent to processes that were not lent this one.
-        self.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        // (Of a closed manager the handles are still there, and read there that it is closed.)
+        if !self.segments.closed.load(Ordering::Acquire) {
+            self.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        }
         self.segments.free(self.place);
     }
 }
 
 impl Segments {
+    /// The manager closes, with all its objects.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
     /// Gives a part of at least so many words. What is in it is arbitrary.
     ///
     /// # Errors

@@ -448,6 +448,7 @@ impl Server {
 
     /// Ends it: everyone who waits is told, and every later call as well.
     pub(crate) fn close(&self) {
+        self.segments.close();
         self.apply(|state, now| state.close(now));
         self.mail.close();
         self.ended.store(true, Ordering::Release);
