@@ -19,7 +19,7 @@ use nix::sys::socket::{
     setsockopt, sockopt,
 };
 use processes::{in_own_process, own_dir, soon, until};
-use procpool::{Array, Channel, ErrorKind, Map, Mutex, Pool, Queue, Value};
+use procpool::{Array, Channel, ErrorKind, Map, Mutex, Pool, Queue, RwLock, Semaphore, Value};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io::{IoSlice, Write};
@@ -521,4 +521,174 @@ fn own_process_with_few_descriptors() {
         assert_eq!(soon(other.spawn(load, &value)).await.unwrap(), 1);
         assert_eq!(soon(pool.spawn(load, &value)).await.unwrap(), 1);
     });
+}
+
+// ---- memory of the application
+
+fn uint(out: &mut Vec<u8>, number: u64) {
+    out.push(0xcf);
+    out.extend(number.to_be_bytes());
+}
+
+/// `REQUEST`, to an object, with a head and a tail.
+fn request(object: u64, ticket: u64, head: &[u8], tail: &[u8]) -> Vec<u8> {
+    let mut body = vec![0x96, 1];
+    uint(&mut body, object);
+    uint(&mut body, ticket);
+    body.push(0x90);
+    for part in [head, tail] {
+        body.push(0xc6);
+        body.extend((part.len() as u32).to_be_bytes());
+        body.extend(part);
+    }
+    frame(&body)
+}
+
+/// Sends until the other end has all, or has closed, or has not read for a second.
+fn send_all(socket: RawFd, mut bytes: &[u8]) -> bool {
+    let mut refused = 0;
+    while !bytes.is_empty() {
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        match nix::sys::socket::send(socket, bytes, flags) {
+            Ok(sent) => (bytes, refused) = (&bytes[sent..], 0),
+            Err(nix::errno::Errno::EAGAIN) if refused < 1000 => {
+                refused += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// What sets a key of a map.
+fn set(map: u64, key: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut head = vec![11];
+    head.extend((key.len() as u32).to_le_bytes());
+    head.extend(key);
+    head.extend(0u64.to_le_bytes());
+    request(map, 0, &head, value)
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum Flood {
+    /// Snapshots of a large map, none of which is read.
+    Snapshots,
+    /// Long keys without values.
+    Keys,
+    /// Changes of a large value, told to many watches at once.
+    Watches,
+    /// Permits of 0 of a semaphore, each under a ticket of its own.
+    Permits,
+    /// Read locks.
+    Reads,
+    /// Names of a result.
+    Names,
+}
+
+/// Tries to make the application take memory. The objects are the first three of their manager.
+fn flood(how: Flood, _objects: (Map<u8, u8>, Semaphore, RwLock<u8>)) {
+    const MAP: u64 = 1;
+    const SEMAPHORE: u64 = 2;
+    const RW_LOCK: u64 = 3;
+    let manager = manager_socket();
+    let many = |of: u64, each: &dyn Fn(u64) -> Vec<u8>| -> Vec<u8> {
+        (0..of).flat_map(|n| each(1 << 40 | n)).collect()
+    };
+    match how {
+        Flood::Snapshots => {
+            send_all(manager, &set(MAP, &[5], &vec![1; 15 << 20]));
+            let snapshots = many(2000, &|ticket| request(MAP, ticket, &[7, 1], &[]));
+            send_all(manager, &snapshots);
+        }
+        Flood::Keys => {
+            for n in 0..200u64 {
+                let mut key = vec![7; 15 << 20];
+                key[..8].copy_from_slice(&n.to_le_bytes());
+                if !send_all(manager, &set(MAP, &key, &[])) {
+                    break;
+                }
+            }
+        }
+        Flood::Watches => {
+            let watch = many(10_000, &|ticket| request(MAP, ticket, &[9, 0], &[]));
+            send_all(manager, &watch);
+            let next = |ticket: u64| {
+                let mut head = vec![10];
+                head.extend(ticket.to_le_bytes());
+                head.extend([0; 8]);
+                head.push(2); // for ever
+                request(MAP, 1 << 41 | ticket, &head, &[])
+            };
+            send_all(manager, &many(10_000, &next));
+            send_all(manager, &set(MAP, &[5], &vec![1; 15 << 20]));
+        }
+        Flood::Permits | Flood::Reads => {
+            // What is answered is read, or the manager would stop reading.
+            std::thread::spawn(move || {
+                let mut answers = vec![0; 1 << 16];
+                let flags = MsgFlags::empty();
+                while nix::sys::socket::recv(manager, &mut answers, flags).is_ok_and(|n| n > 0) {}
+            });
+            let ask = |ticket| match how {
+                Flood::Permits => request(SEMAPHORE, ticket, &[1, 0, 0, 0, 0, 0], &[]),
+                _ => request(RW_LOCK, ticket, &[1, 0, 1, 0, 0, 0, 0, 0, 0, 0], &[]),
+            };
+            for n in 0..3 {
+                send_all(manager, &many(50_000, &|ticket| ask(ticket | n << 30)));
+            }
+        }
+        Flood::Names => {
+            let count = (64u32 << 20) / 6;
+            let mut body = vec![0x94, 8];
+            uint(&mut body, procpool::task_id().unwrap());
+            body.push(0xdd);
+            body.extend(count.to_be_bytes());
+            for _ in 0..count {
+                body.extend([0x95, 0, 0, 0, 0, 0xc0]);
+            }
+            body.push(0xc0);
+            send_all(pool_socket(), &frame(&body));
+        }
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    std::process::abort();
+}
+
+/// The most memory that this process has had, in MiB (proc_pid_status(5)).
+fn most_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+#[test]
+fn a_worker_that_was_lent_some_objects_takes_little_memory_of_the_application() {
+    in_own_process("own_process_flooded");
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_flooded() {
+    use Flood::*;
+    if own_dir().is_none() {
+        return;
+    }
+    // 256 MiB of answers wait at most, about as much is made at once, and the allocator keeps some.
+    const MOST: u64 = 900;
+    for how in [Snapshots, Keys, Watches, Permits, Reads, Names] {
+        let pool = pool(1);
+        let manager = pool.manager();
+        let map = manager.map().unwrap();
+        let (semaphore, lock) = (manager.semaphore(5).unwrap(), manager.rwlock(1u8).unwrap());
+        let objects = (map.clone(), semaphore.clone(), lock);
+        soon(pool.spawn(flood, (how, objects))).await.unwrap_err();
+        let most = most_memory();
+        println!("{how:?}: {most} MiB");
+        assert!(most < MOST, "{how:?}: {most} MiB");
+        // The manager serves others.
+        let use_it = |semaphore: Semaphore| drop(semaphore.blocking_acquire().unwrap());
+        soon(pool.spawn(use_it, &semaphore)).await.unwrap();
+        assert!(soon(map.len()).await.is_ok());
+    }
 }

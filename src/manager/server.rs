@@ -32,6 +32,7 @@ use crate::error::{Error, Why};
 use crate::process::{PeerFd, PeerSocket, SharedMemory, fork, steward, sys};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::packet::Packet;
+use crate::wire::value::names;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::MsgFlags;
@@ -47,6 +48,11 @@ use std::time::{Duration, Instant};
 
 /// A client that does not read its answers is not listened to any more, from so many bytes on.
 const BACKLOG_MAX: u64 = 4 << 20;
+/// A client that leaves more bytes of answers unread than this is cut off: what it waits for may be
+/// answered at once, though it has stopped reading.
+const ANSWERS_MAX: u64 = 256 << 20;
+/// Answers, in bytes, after which the lock is released and the backlog is looked at.
+const ANSWERED_MAX: usize = 256 << 10;
 /// Readings of one client's socket in one go, at most, so that nobody else waits for long.
 const READINGS: u32 = 16;
 /// Clients that descend from one client of the application's own, by introductions of introduced
@@ -152,6 +158,8 @@ struct Reader {
     socket: Arc<PeerSocket>,
     buffer: FrameBuffer,
     descriptors: Vec<PeerFd>,
+    /// Whole frames may be left in the buffer: the client does not read its answers.
+    paused: bool,
 }
 
 /// What came of a reading.
@@ -172,6 +180,8 @@ enum Apart {
 struct Todo {
     local: Vec<(u64, Arrived)>,
     flush: Vec<Client>,
+    /// Clients that have too many answers unread.
+    cut: Vec<Arc<PeerSocket>>,
     deadline: Option<(Option<Instant>, u64)>,
     remains: Vec<What>,
     /// What clients have been sent: the values' references are dropped without the lock.
@@ -401,6 +411,7 @@ impl Server {
             socket: Arc::clone(&socket),
             buffer: FrameBuffer::new(FRAME_MAX),
             descriptors: Vec::new(),
+            paused: false,
         };
         driver.readers.insert(client, reader);
         drop(driver);
@@ -527,6 +538,14 @@ impl Server {
                 }
                 Action::Answer(Answer { to, body, offer, descriptor: None }) => {
                     let Some(link) = links.get_mut(&to.client) else { continue };
+                    if link.out.backlog() + (body.head.len() + body.tail.len()) as u64 > ANSWERS_MAX
+                    {
+                        let waiting = link.out.kill();
+                        debug_assert!(waiting.is_empty(), "the manager waits for no client");
+                        todo.cut.push(Arc::clone(&link.socket));
+                        todo.sent.push(body);
+                        continue;
+                    }
                     let names = held::names(&body.held);
                     if !message::fits(body.head.len(), body.tail.len(), names.len()) {
                         let refused =
@@ -596,6 +615,7 @@ impl Server {
                 }
             }
         }
+        todo.flush.dedup();
         debug_assert!(state.actions.is_empty(), "lending answers nobody");
         state.actions = actions; // keeps its memory
         todo.remains = std::mem::take(&mut state.remains);
@@ -608,7 +628,7 @@ impl Server {
         todo
     }
 
-    fn perform(&self, mut todo: Todo) {
+    fn perform(&self, todo: Todo) {
         if !todo.local.is_empty() {
             self.delivered.fetch_add(1, Ordering::Relaxed);
         }
@@ -617,9 +637,13 @@ impl Server {
             .into_iter()
             .filter_map(|(ticket, arrived)| self.mail.deliver(ticket, arrived))
             .collect();
-        todo.flush.dedup();
         for client in todo.flush {
             self.flush(client);
+        }
+        for socket in todo.cut {
+            // Whoever drives the manager sees the end of it.
+            let _ =
+                nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
         }
         if let Some((at, number)) = todo.deadline {
             self.set_timer(at, number);
@@ -777,6 +801,11 @@ impl Server {
     /// Does what an event of a client asks for.
     fn serve(&self, client: Client, event: &EpollEvent) {
         if event.data() & 3 == ENDED {
+            // No answer is read any more.
+            let mut inside = self.lock();
+            let wake = inside.links.get_mut(&client).map(|link| link.out.kill());
+            drop(inside);
+            wake.into_iter().flatten().for_each(|waker| shielded(|| waker.wake()));
             // All that it wrote is there by now.
             for _ in 0..READINGS {
                 if !self.read(client, true) {
@@ -820,6 +849,20 @@ impl Server {
         drop(inside);
         self.write(client, &socket);
         self.watch(client);
+        let driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+        let paused = driver.readers.get(&client).is_some_and(|reader| reader.paused);
+        drop(driver);
+        if paused && !self.is_stuck(client) {
+            self.read(client, false);
+        }
+    }
+
+    /// Whether a client does not read its answers. If so, the event that there is room again
+    /// comes.
+    fn is_stuck(&self, client: Client) -> bool {
+        let inside = self.lock();
+        let link = inside.links.get(&client);
+        link.is_some_and(|link| link.out.is_blocked() && link.out.backlog() > BACKLOG_MAX)
     }
 
     /// Reads what a client has written, `even` if it does not read its answers. Gives whether there
@@ -832,13 +875,19 @@ impl Server {
         };
         let mut end = false;
         let mut more = false;
+        if std::mem::take(&mut reader.paused) {
+            end = self.frames(client, &mut reader, even).is_err();
+        }
         for reading in 0..READINGS {
+            if end || reader.paused {
+                break;
+            }
             more = false;
             match reader.receive(false) {
                 Ok(Received { all, has_ended }) => {
                     end = has_ended || reader.descriptors.len() > DESCRIPTORS_MAX;
                     self.read_introducers(client);
-                    if end || self.frames(client, &mut reader).is_err() {
+                    if end || self.frames(client, &mut reader, even).is_err() {
                         end = true;
                         break;
                     }
@@ -906,7 +955,8 @@ impl Server {
             read.push((by, reader, has_ended));
         }
         for (by, mut reader, has_ended) in read.into_iter().rev() {
-            if self.frames(by, &mut reader).is_err()
+            reader.paused = false;
+            if self.frames(by, &mut reader, true).is_err()
                 || has_ended
                 || reader.descriptors.len() > DESCRIPTORS_MAX
             {
@@ -919,15 +969,21 @@ impl Server {
         }
     }
 
-    /// Does what the whole frames say.
-    fn frames(&self, client: Client, reader: &mut Reader) -> Result<(), object::Bad> {
+    /// Does what the whole frames say, until the client does not read its answers; `even` then.
+    fn frames(&self, client: Client, reader: &mut Reader, even: bool) -> Result<(), object::Bad> {
         loop {
+            if !even && self.is_stuck(client) {
+                reader.paused = true;
+                return Ok(());
+            }
             let mut inside = self.lock();
             let now = Instant::now();
             // Some at a time, so that others get the lock as well.
-            let (mut some, mut apart) = (0, None);
+            let (mut some, mut apart, mut answered, mut seen) = (0, None, 0, 0);
             let result = loop {
-                if some == 64 {
+                answered += inside.state.actions[seen..].iter().map(Action::bytes).sum::<usize>();
+                seen = inside.state.actions.len();
+                if some == 64 || answered > ANSWERED_MAX {
                     break Ok(true);
                 }
                 some += 1;
@@ -1096,6 +1152,15 @@ fn refuse(socket: &PeerSocket) {
     let _ = nix::sys::socket::send(socket.as_fd().as_raw_fd(), &bytes, flags);
 }
 
+/// Each handle takes [`names::LEN`] bytes of the value that contains it, so what a value names
+/// takes no more memory than the value.
+fn check_names(count: usize, value: &[u8]) -> Result<(), object::Bad> {
+    if count * names::LEN > value.len() {
+        return Err(object::Bad("more names than the value can contain".into()));
+    }
+    Ok(())
+}
+
 impl Inside {
     /// A client that has ended, and of which its introducer wants nothing any more, counts no
     /// longer.
@@ -1123,6 +1188,7 @@ impl Inside {
         let Self { state, introduced, .. } = self;
         match message {
             ToManager::Request { object, ticket, names, head, tail } => {
+                check_names(names.len(), tail)?;
                 let caller = Caller { client, ticket };
                 match state.hold(client, &names, now) {
                     Ok(held) => {
@@ -1156,6 +1222,7 @@ impl Inside {
             }
             ToManager::Rang { object } => state.rang(client, object, now),
             ToManager::Commit { object, unmark, names, value } => {
+                check_names(names.len(), value)?;
                 let held = state
                     .hold(client, &names, now)
                     .map_err(|_| object::Bad("a value with a handle that is not its own".into()))?;

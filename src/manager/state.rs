@@ -37,6 +37,9 @@ const SEATS: u32 = 4096;
 const SEATS_KEPT: u32 = 1024;
 /// What all objects may hold, in bytes, unless the manager is told otherwise.
 pub(crate) const BYTES_MAX: usize = 1 << 30;
+/// A request's own message, in bytes, that may come even if the manager is full: it may be one that
+/// takes something out.
+const HEAD_BYTES: usize = 256;
 /// What an object costs beside its content, in bytes, roughly.
 const OBJECT_BYTES: usize = 512;
 
@@ -56,6 +59,16 @@ pub(crate) enum Action {
     Lane(Caller, OwnedFd),
     /// It waits for a lock in a ring, which is described.
     Deadlock(Caller, String),
+}
+
+impl Action {
+    /// What it adds to what a client has to read, in bytes, roughly.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Answer(answer) => answer.body.head.len() + answer.body.tail.len(),
+            _ => 0,
+        }
+    }
 }
 
 type Parts = [u64; Part::COUNT as usize];
@@ -511,6 +524,13 @@ impl State {
         }
     }
 
+    /// Whether what a request brings may not be kept. A key stands in the head; it is kept twice.
+    fn would_be_full(&self, body: &Body) -> bool {
+        let brings = if body.head.len() > HEAD_BYTES { 2 * body.head.len() } else { 0 };
+        let brings = brings + body.tail.len();
+        brings > 0 && self.bytes + brings > self.bytes_max
+    }
+
     pub(crate) fn request(
         &mut self,
         caller: Caller,
@@ -522,7 +542,7 @@ impl State {
             Some(Refusal::Closed)
         } else if !self.may_ask(caller.client, object, &body.head) {
             Some(Refusal::NotYours)
-        } else if !body.tail.is_empty() && self.bytes + body.tail.len() > self.bytes_max {
+        } else if self.would_be_full(&body) {
             Some(Refusal::Full)
         } else {
             let state = self

@@ -464,8 +464,8 @@ impl<T: DeserializeOwned> List<T> {
     /// # Errors
     ///
     /// [`Decode`](crate::ErrorKind::Decode), when one is not a `T`;
-    /// [`TooManyRequests`](crate::ErrorKind::TooManyRequests), when 256 snapshots of this list are
-    /// being fetched;
+    /// [`TooManyRequests`](crate::ErrorKind::TooManyRequests), when this process is
+    /// fetching 256 snapshots of this list, or another one would exceed the manager's memory;
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety

@@ -634,8 +634,8 @@ impl<K: DeserializeOwned, V: DeserializeOwned> Map<K, V> {
     /// # Errors
     ///
     /// [`Decode`](crate::ErrorKind::Decode), when one is not of these types;
-    /// [`TooManyRequests`](crate::ErrorKind::TooManyRequests), when 256 snapshots of this map are
-    /// being fetched;
+    /// [`TooManyRequests`](crate::ErrorKind::TooManyRequests), when this process is
+    /// fetching 256 snapshots of this map, or another one would exceed the manager's memory;
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety

@@ -14,7 +14,7 @@
 use super::connection::Connection;
 use super::handle::Inner;
 use crate::error::{Error, Why};
-use crate::manager::message::{Kind, Name, Place};
+use crate::manager::message::{Kind, NAMES_MAX, Name, Place};
 use crate::manager::object::{Client, Part};
 use crate::wire::value::names::Thing;
 use crate::wire::value::{self, DecodeError, EncodeError, Reader};
@@ -43,6 +43,10 @@ pub(crate) fn write_names(
     out: &mut Vec<u8>,
     limit: usize,
 ) -> Result<(), EncodeError> {
+    if things.len() > NAMES_MAX {
+        let text = format!("more than {NAMES_MAX} handles of shared objects");
+        return Err(EncodeError::Message(text));
+    }
     let names: Vec<_> =
         inners(things).map(|inner| written(inner.connection().manager(), inner.name())).collect();
     value::encode(&names, out, limit)
@@ -69,6 +73,12 @@ pub(crate) struct Named(Vec<(u64, Name)>);
 impl Named {
     /// Reads them from the beginning of `bytes`; gives where they end.
     pub(crate) fn read(bytes: &[u8]) -> Result<(Self, usize), DecodeError> {
+        // Decoded, a name takes many times its bytes.
+        let count = rmp::decode::read_array_len(&mut &bytes[..]).unwrap_or(0);
+        if count as usize > NAMES_MAX {
+            let text = format!("more than {NAMES_MAX} names").into();
+            return Err(DecodeError::Message { at: Some(0), text });
+        }
         let mut reader = Reader::new(bytes);
         let names: Vec<Written> = reader.next()?;
         let end = bytes.len() - reader.rest().len();

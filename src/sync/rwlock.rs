@@ -623,6 +623,7 @@ fn strange(reply: &Reply) -> Error {
     match reply {
         Reply::None | Reply::TimedOut => Why::TimedOut,
         Reply::NotHeld => Why::NotHeld,
+        Reply::Busy => Why::TooManyRequests,
         other => Why::Decode(format!("the lock has answered {other:?}")),
     }
     .into()

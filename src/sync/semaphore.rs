@@ -389,6 +389,7 @@ fn strange(reply: &Reply) -> Error {
         Reply::Closed => Why::Closed,
         Reply::AboveLimit { limit } => Why::AboveLimit { limit: *limit },
         Reply::NotHeld => Why::NotHeld,
+        Reply::Busy => Why::TooManyRequests,
         other => Why::Decode(format!("the semaphore has answered {other:?}")),
     }
     .into()

@@ -11,7 +11,7 @@
 //!    notified.
 
 use super::code::{Message, Wait, messages};
-use super::line::of_client;
+use super::line::{KEPT_MAX, of_client};
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Object};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -148,6 +148,9 @@ impl Object for Condvar {
             return Err(Bad(format!("ticket {} is used twice", caller.ticket)));
         }
         match Ask::read(&body.head)? {
+            Ask::Enrol if self.places.len() >= KEPT_MAX => {
+                return Err(Bad("too many enrolled at a condition variable".into()));
+            }
             Ask::Enrol => {
                 self.places
                     .insert(caller, Place { order: self.next, word: Word::None, waits: None });

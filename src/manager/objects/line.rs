@@ -7,6 +7,9 @@ use std::time::Instant;
 /// What one waiting caller costs, in bytes, roughly: its entries in the three trees.
 pub(crate) const WAITER_BYTES: usize = 160;
 
+/// Callers that wait for one object, or keep something of it under their tickets, at most.
+pub(crate) const KEPT_MAX: usize = 1 << 17;
+
 /// First come, first served. `T` is what each waits with.
 #[derive(Debug)]
 pub(crate) struct Line<T> {

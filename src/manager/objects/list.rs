@@ -79,11 +79,13 @@ pub(crate) struct List {
     version: u64,
     bytes: usize,
     snapshots: Snapshots,
+    /// Bytes that the manager has left.
+    left: usize,
 }
 
 impl List {
     pub(crate) fn new() -> Self {
-        Self::default()
+        Self { left: usize::MAX, ..Self::default() }
     }
 
     fn element(&mut self, value: Packet, held: Held) -> Element {
@@ -124,6 +126,13 @@ impl List {
 
     fn answer(&mut self, caller: Caller, body: Body) -> Result<Body, Bad> {
         Ok(match Ask::read(&body.head)? {
+            // No user's value is empty, so no honest client is told this. What has a value is
+            // counted before it comes here.
+            Ask::Push | Ask::Insert { .. } | Ask::Set { .. }
+                if body.tail.is_empty() && self.left < 4 * ELEMENT_BYTES =>
+            {
+                return Err(Bad("an element without a value".into()));
+            }
             Ask::Push => {
                 let element = self.element(body.tail, body.held);
                 self.elements.push_back(element);
@@ -183,10 +192,11 @@ impl List {
                 self.done()
             }
             Ask::Snapshot { from, to } => {
-                if self.snapshots.is_full() {
+                let to = to.min(self.elements.len() as u64);
+                let count = (to - from.min(to)) as usize;
+                if self.snapshots.is_full(caller.client, count, self.left) {
                     return Ok(Reply::Busy.body());
                 }
-                let to = to.min(self.elements.len() as u64);
                 let elements = self.elements.range(from.min(to) as usize..to as usize);
                 let items = elements.map(|element| Item {
                     key: None,
@@ -253,6 +263,10 @@ impl Object for List {
 
     fn bytes(&self) -> usize {
         self.bytes + self.snapshots.bytes()
+    }
+
+    fn left(&mut self, bytes: usize) {
+        self.left = bytes;
     }
 }
 

@@ -20,7 +20,9 @@ use super::snapshot::{Item, Piece, Snapshots};
 use super::when::When;
 use crate::manager::held::join;
 use crate::manager::lane::{self, Way};
+use crate::manager::message::KEY_MAX;
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Held, Object};
+use crate::manager::state::LOCAL;
 use crate::process::SharedMemory;
 use crate::wire::packet::Packet;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -85,6 +87,8 @@ messages!(
 
 /// What an entry costs beside its key and its value, in bytes, roughly.
 const ENTRY_BYTES: usize = 240;
+/// Watches of one client other than the application, at most: each may be answered with a value of its own at once.
+const WATCHES_MAX: usize = 16;
 /// Changes kept for watchers, at most.
 const LOG_MAX: usize = 4096;
 /// Their keys and values, in bytes, at most (but always one).
@@ -264,7 +268,7 @@ impl Map {
     }
 
     fn snapshot(&mut self, caller: Caller, values: bool) -> Body {
-        if self.snapshots.is_full() {
+        if self.snapshots.is_full(caller.client, self.order.len(), self.left) {
             return Reply::Busy.body();
         }
         let entry = |key| values.then(|| &self.entries[key]);
@@ -369,6 +373,16 @@ impl Map {
                 }
                 None => Reply::Absent.body(),
             },
+            Ask::Insert { key, .. } | Ask::Set { key, .. } if key.len() > KEY_MAX => {
+                return Err(Bad("a key that is too long".into()));
+            }
+            // No user's value is empty, so no honest client is told this. What has a value is
+            // counted before it comes here.
+            Ask::Insert { .. } | Ask::Set { .. }
+                if body.tail.is_empty() && self.left < 4 * ENTRY_BYTES =>
+            {
+                return Err(Bad("a key without a value".into()));
+            }
             Ask::Insert { key, when } => match self.check(&key, &when) {
                 Ok(()) => self.insert(key, body.tail, body.held),
                 Err(refused) => refused,
@@ -409,6 +423,12 @@ impl Map {
                 }
                 Reply::Len { len: self.entries.len() as u64 }.body()
             }
+            Ask::Watch { .. }
+                if caller.client != LOCAL
+                    && of_client(&self.watches, caller.client).count() >= WATCHES_MAX =>
+            {
+                Reply::Busy.body()
+            }
             Ask::Watch { key } => {
                 let position = self.log.end();
                 self.watches.insert(caller, Watch { key, after: position });
@@ -416,6 +436,9 @@ impl Map {
             }
             Ask::Next { watch, after, wait } => {
                 let watch = Caller { client: caller.client, ticket: watch };
+                if self.line.iter().any(|(_, (of, _))| *of == watch) {
+                    return Err(Bad("a watch that is waited at already".into()));
+                }
                 let end = self.log.end();
                 match self.watches.get_mut(&watch) {
                     Some(known) => known.after = after.clamp(known.after, end),

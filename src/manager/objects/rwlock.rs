@@ -12,7 +12,7 @@
 //! 5. A caller that says which version it has is not sent the same one again.
 
 use super::code::{Message, Wait, messages};
-use super::line::{Line, WAITER_BYTES, of_client};
+use super::line::{KEPT_MAX, Line, WAITER_BYTES, of_client};
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Held, Object};
 use crate::wire::packet::Packet;
 use std::collections::BTreeMap;
@@ -42,6 +42,8 @@ messages!(
         3 TimedOut,
         4 Released { version: u64 },
         5 NotHeld,
+        /// Too many read.
+        6 Busy,
     }
 );
 
@@ -137,6 +139,10 @@ impl Object for RwLock {
             return Err(Bad(format!("ticket {} is used twice", caller.ticket)));
         }
         match Ask::read(&body.head)? {
+            Ask::Read { .. } if self.readers.len() + self.line.len() >= KEPT_MAX => {
+                answers.push(Answer::new(caller, Reply::Busy.body()));
+                return Ok(());
+            }
             Ask::Read { wait, have } => {
                 self.line.push(caller, wait.until(now), Want { write: false, have, wait })
             }

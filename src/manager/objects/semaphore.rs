@@ -10,7 +10,7 @@
 //!    holds.
 
 use super::code::{Message, Wait, messages};
-use super::line::{Line, WAITER_BYTES, of_client};
+use super::line::{KEPT_MAX, Line, WAITER_BYTES, of_client};
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Object};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -40,6 +40,8 @@ messages!(
         5 AboveLimit { limit: u64 },
         6 NotHeld,
         7 Status { available: u64, held: u64, limit: Option<u64>, closed: bool },
+        /// Too many have permits.
+        8 Busy,
     }
 );
 
@@ -133,6 +135,7 @@ impl Object for Semaphore {
             Ask::Acquire { permits, .. } if u64::from(permits) > self.limit() => {
                 Reply::AboveLimit { limit: self.limit() }
             }
+            Ask::Acquire { .. } if self.holders.len() + self.line.len() >= KEPT_MAX => Reply::Busy,
             Ask::Acquire { permits, wait } => {
                 self.line.push(caller, wait.until(now), (permits, wait));
                 self.expire(now, answers);
@@ -202,6 +205,27 @@ impl Object for Semaphore {
 
     fn bytes(&self) -> usize {
         self.line.len() * WAITER_BYTES + self.holders.len() * 48
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permits_of_nothing_are_kept_up_to_a_number() {
+        let (mut semaphore, mut answers) = (Semaphore::new(1, false), Vec::new());
+        let client = Client { seat: 3, generation: 0 };
+        let ask = Ask::Acquire { permits: 0, wait: Wait::No };
+        for ticket in 1..=KEPT_MAX as u64 + 1 {
+            answers.clear();
+            let caller = Caller { client, ticket };
+            let asked = semaphore.request(caller, ask.body(), Instant::now(), &mut answers);
+            asked.unwrap_or_else(|bad| panic!("{bad}"));
+        }
+        assert_eq!(Reply::read(&answers[0].body.head), Ok(Reply::Busy));
+        semaphore.gone(client, Gone::Died, Instant::now(), &mut answers);
+        assert_eq!(semaphore.bytes(), 0);
     }
 }
 

@@ -9,6 +9,7 @@
 //! here ([`Snapshots::dropped`]).
 
 use super::code::Pack;
+use super::line::of_client;
 use crate::manager::held::{self, join};
 use crate::manager::object::{Caller, Client, Held};
 use crate::wire::packet::Packet;
@@ -20,7 +21,7 @@ const PIECE_BYTES: usize = 512 << 10;
 const PIECE_NAMES: usize = 1 << 12;
 /// What an entry costs that is not yet fetched, in bytes.
 const WAITING_BYTES: usize = size_of::<Item>();
-/// Snapshots of one object that are not yet fetched to the end, at most.
+/// Snapshots of one object that one client has not yet fetched to the end, at most.
 const OPEN_MAX: usize = 256;
 
 /// What stands together in one piece: a value, or a key with its value.
@@ -58,9 +59,12 @@ impl Snapshots {
         self.open.contains_key(&caller)
     }
 
-    /// Returns whether no further snapshot may be taken now.
-    pub(super) fn is_full(&self) -> bool {
-        self.open.len() >= OPEN_MAX
+    /// Returns whether a client may take no further snapshot now, of so many entries, while the
+    /// manager has so many bytes left. One at a time may always be taken: an object that has filled
+    /// the manager can be looked at.
+    pub(super) fn is_full(&self, client: Client, entries: usize, left: usize) -> bool {
+        of_client(&self.open, client).count() >= OPEN_MAX
+            || !self.open.is_empty() && entries * WAITING_BYTES > left
     }
 
     /// Takes a snapshot, and returns its first piece.
@@ -98,7 +102,7 @@ impl Snapshots {
 
     /// A client has ended, or has dropped its last reference.
     pub(super) fn forget_client(&mut self, client: Client) {
-        for caller in super::line::of_client(&self.open, client).collect::<Vec<_>>() {
+        for caller in of_client(&self.open, client).collect::<Vec<_>>() {
             self.forget(caller);
         }
     }
@@ -183,17 +187,20 @@ mod tests {
         snapshots.dropped(7);
         assert_eq!(snapshots.bytes(), 0, "there is no snapshot");
         for ticket in 1..=OPEN_MAX as u64 {
-            assert!(!snapshots.is_full());
-            let client = if ticket % 2 == 0 { CLIENT } else { OTHER };
-            assert!(snapshots.take(caller(client, ticket), items(2, PIECE_BYTES)).more);
+            assert!(!snapshots.is_full(CLIENT, 2, 1000));
+            for client in [CLIENT, OTHER] {
+                assert!(snapshots.take(caller(client, ticket), items(2, PIECE_BYTES)).more);
+            }
         }
-        assert!(snapshots.is_full() && snapshots.contains(caller(CLIENT, 2)));
+        assert!(snapshots.is_full(CLIENT, 0, 0) && snapshots.is_full(OTHER, 2, 0));
+        assert!(snapshots.contains(caller(CLIENT, 2)));
         snapshots.dropped(1000);
-        assert_eq!(snapshots.bytes(), OPEN_MAX * WAITING_BYTES + 1000);
+        assert_eq!(snapshots.bytes(), 2 * OPEN_MAX * WAITING_BYTES + 1000);
         snapshots.forget(caller(CLIENT, 2));
         snapshots.forget_client(OTHER);
-        assert_eq!(snapshots.bytes(), (OPEN_MAX / 2 - 1) * WAITING_BYTES + 1000);
+        assert_eq!(snapshots.bytes(), (OPEN_MAX - 1) * WAITING_BYTES + 1000);
         snapshots.forget_client(CLIENT);
         assert_eq!(snapshots.bytes(), 0);
+        assert!(!snapshots.is_full(CLIENT, 1 << 20, 0), "one may always be taken");
     }
 }

@@ -68,7 +68,7 @@ pub(crate) struct Who {
 }
 
 /// Bytes of an encoded [`Who`].
-const LEN: usize = 17;
+pub(crate) const LEN: usize = 17;
 
 // Without destructors, so that values can be encoded and decoded as late as in the destructor of
 // another thread-local variable. Nothing leaks: each is `None` whenever no call is under way.
