@@ -1,17 +1,23 @@
-//! What a manager knows: its clients, its objects, and who has references to which.
+//! The state of a manager: its clients, its objects, and which client has references to which
+//! objects.
 //!
 //! A plain struct without I/O and clock: messages go in by methods, [`Action`]s come out, `now` is
-//! an argument. The objects' own rules are theirs ([`Object`]); here stand those that they share:
+//! an argument. Each kind of object has rules of its own ([`Object`]). The rules that they share,
+//! by number:
 //!
-//! 1. A client may name only what it has a reference to. (The application itself is trusted.)
-//! 2. References are counted by object, part and client, and those of values kept in other objects
-//!    by object and part. An object lives as long as any is left.
-//! 3. All references of a client end with it; what it had put into the results of tasks
-//!    ([`State::parcel`]) stays until these are taken or given up.
-//! 4. A request whose value would pass the manager's bound, and one too many of a client, are
-//!    refused.
-//! 5. Nobody is told of an object that has gone in the same call: what is left of it is dropped by
-//!    the caller, who holds no lock then.
+//! 1. **Access.** A client may name only objects to which it has a reference. (The application
+//!    itself is trusted.)
+//! 2. **Reference counts.** References are counted by object, part and client. Those in values that
+//!    are kept in other objects are counted by object and part. An object lives as long as any
+//!    reference is left.
+//! 3. **End of a client.** All references of a client end with it. What it had put into the results
+//!    of tasks (an ownership transfer, [`State::parcel`]) stays until these results are taken or
+//!    given up.
+//! 4. **Limits.** A request is refused if its value would exceed the manager's bound, or if its
+//!    client has too many requests open.
+//! 5. **Removed objects.** Nothing of an object that is removed is dropped within the same call,
+//!    since its values release the references that they hold when they are dropped. What is left of
+//!    the object is in [`State::remains`], which the caller drops when it holds no lock.
 
 use super::held::HeldNames;
 use super::lane::Way;

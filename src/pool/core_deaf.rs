@@ -1,4 +1,5 @@
-//! Workers that stand still and begin nothing of what they are given: rule 23.
+//! Unresponsive workers, which begin nothing of what they are given: rule 23. In the code they are
+//! *deaf*.
 
 use super::{Action, Carried, Core, DEAF, Flight, Memory, Mode, Progress, State, TaskKey, Worker};
 use crate::pool::stats::WorkerEnd;

@@ -1,13 +1,16 @@
-//! The rules of a pool's end. There are three ways, and a later one overtakes an earlier one:
+//! The rules of a pool's shutdown. There are three ways, and a later one overrides an earlier one:
 //!
-//! ```text
-//! drain     takes nothing more; what is here runs to its end
-//! drain_by  the same, but at the limit it is cut short: what has not begun is settled, and what runs is stopped as by an
-//!           abort (rule 8), with the same grace; who has nothing left to do is retired, and has a second for it in any case
-//! kill      every worker is killed; what has not begun is settled at once, what runs when its process has ended
-//! ```
+//! * **`drain`**: new tasks are refused. The tasks that are there run to their end.
+//! * **`drain_by`**: as `drain`, with a time limit. When that has passed:
+//!   * a task that has not begun is settled as closed;
+//!   * a running task is stopped as by an abort (rule 8), with the same grace;
+//!   * a worker without tasks is retired, and has [`ABORT_GRACE`](super::ABORT_GRACE) to exit, or
+//!     the pool's exit limit if that is shorter;
+//!   * a worker that is still starting is killed.
+//! * **`kill`**: every worker is killed. A task that has not begun is settled at once, a running
+//!   task when its process has ended.
 //!
-//! What was cut off is written down ([`CutOff`]); a task that answered in time is not.
+//! The tasks that were cut off are recorded in [`CutOff`]. A task that answered in time is not.
 
 use super::{Action, Carried, Core, Fate, Memory, Phase, State, Stop};
 use crate::pool::ending::CutOff;

@@ -1,4 +1,4 @@
-//! How runs are parted: rule 24.
+//! How batches are split: rule 24. In the code, a batch is a *run*.
 
 #[cfg(test)]
 use super::Run;

@@ -1,37 +1,45 @@
-//! The rules of who is on the staff: how many workers there are, which of them are given tasks, and
-//! when each of them goes.
+//! The rules of the worker set: how many workers there are, which of them are given tasks, and when
+//! each of them leaves.
 //!
-//! 15. At most `workers` are on duty, and only they are given tasks. Each of them has a *place*;
-//!     beside them there may be *spares*, which are ready and wait. A worker has its place until
-//!     its process has ended, or until another one takes it.
-//! 16. A worker that is to go though it could serve on (it is too old, has too much memory, is
-//!     recycled by hand) serves until a spare is ready. That takes its place; then the old one
-//!     departs: it gives back what it has not begun, is given nothing more, and leaves when it is
-//!     empty. For a quarter of the workers, at least for one, this is under way at a time.
-//! 17. One that was given the last task it may run (`max_tasks`) departs at once, keeps its place,
-//!     and leaves when it is empty and replaced. It cannot serve meanwhile, so its replacement is
-//!     ordered at once, whatever else is under way.
-//! 18. A task that finds nobody idle gets a spare, if one is ready and a place is vacant; the place
-//!     of a worker that is being killed counts as vacant for a spare. So what goes is replaced
-//!     without a start. Then another spare is ordered. A spare that nobody needs any more, ready or
-//!     not, takes a vacant place, or leaves.
-//! 19. Who is idle for longer than the idle limit leaves, as long as more than the minimum are
-//!     there. Workers start only as tasks need them, the minimum too, unless all are asked for
-//!     (rule 6).
-//! 20. When there are to be fewer workers, those who lose their places are, in this order: who
-//!     leaves anyhow, who is not ready yet (it becomes a spare), who is idle, who has the least to
-//!     do. They depart without a replacement.
-//! 21. A worker that gets ready, is given no task and ends by itself costs nobody anything, so
-//!     nobody would be told, and it would be replaced for ever. Such deaths are counted: more than
-//!     the budget in its period, and the pool *halts*. It starts nobody; when nobody is left who
-//!     serves, every task fails with the cause. Any answer to a task, or [`Core::revive`], ends
-//!     that. Other deaths do not count: one with a task in hand is bounded by the tasks that are
-//!     handed in (rule 7) and told by their errors; a failed start has rule 9. After such a death
-//!     no spare is started for a moment.
-//! 22. A process that has not ended [`KILL_LIMIT`] after its kill is one that the kernel cannot
-//!     end. It is given up: what it had begun is settled as unkillable, what it had not runs
-//!     elsewhere, its place is vacant, and the pool's end does not wait for it. It stays in the
-//!     books until it has ended.
+//! In the code, the worker set is the [`Staff`], a worker slot is a *place*, and a standby is a
+//! *spare*.
+//!
+//! 15. **Worker slots.** At most `workers` workers hold a worker slot, and only they are given
+//!     tasks. Beside them there may be *standbys*: workers that are ready and wait for a slot. A
+//!     worker holds its slot until it is retired, its process has ended, it is abandoned (rule 22),
+//!     or the slot is taken from it (rules 16, 18 and 20).
+//! 16. **Replacement without interruption.** A worker that is to go although it could serve on (it
+//!     is too old, has too much memory, or is recycled by hand) serves until a standby is ready.
+//!     The standby takes its slot. Then the old worker departs: what it has not begun is revoked,
+//!     it is given no more tasks, and it leaves when it has none in flight. Standbys are ordered
+//!     for a quarter of the workers at a time, rounded up.
+//! 17. **Task limit.** A worker that was given the last task that it may run (`max_tasks`) departs
+//!     at once. It keeps its slot, and leaves when it has no task in flight and has been replaced;
+//!     in a pool that drains, also when no task is queued. It cannot serve meanwhile, so its
+//!     replacement is ordered at once, whatever other replacements are under way.
+//! 18. **Standbys fill vacancies.** A task that finds no idle worker gets a standby, if one is
+//!     ready and a slot is vacant. For a standby, the slot of a worker that is being killed, or
+//!     that has closed its side, counts as vacant. So a worker that goes is replaced without
+//!     waiting for a start. Then another standby is ordered. A standby that is no longer needed,
+//!     ready or still starting, takes a vacant slot or leaves.
+//! 19. **Idle limit.** A worker that is idle for longer than the idle limit leaves, as long as more
+//!     than the minimum number of workers are ready. Workers are started only when tasks need them,
+//!     the minimum too, unless all are requested (rule 6).
+//! 20. **Shrinking.** When the number of workers is reduced, workers lose their slots in this
+//!     order: those that leave anyway; those that are not ready yet (they become standbys); idle
+//!     ones; those with the fewest tasks in flight. They depart without a replacement.
+//! 21. **Restart budget.** A worker that becomes ready, is given no task and ends by itself costs
+//!     no task. So no error would report it, and it would be replaced for ever. Such deaths are
+//!     counted. If there are more of them within a period than the budget allows, the pool *halts*:
+//!     it starts no worker, and when no worker is left that serves, every task fails with the
+//!     cause. Any reply to a task, or [`Core::revive`], ends the halt. Other deaths do not count.
+//!     Those of workers that were given tasks are bounded by the number of tasks that are submitted
+//!     (rule 7), and reported by their errors. Failed starts have rule 9. After a death that
+//!     counts, no standby is started for a pause of at most [`PAUSE_MAX`].
+//! 22. **Abandoned processes.** A process that has not ended [`KILL_LIMIT`] after its kill is one
+//!     that the kernel cannot end. It is abandoned: what it had begun ends as unkillable, what it
+//!     had not begun runs elsewhere, its slot is vacant, and the end of the pool does not wait for
+//!     it. Its entry stays until the process has ended.
 
 use super::{
     Action, BACKOFF_MIN, Carried, Core, Failure, Fate, Memory, Phase, Progress, State, Task,

@@ -1,4 +1,4 @@
-//! How tasks are stopped, and when their time is over: rules 8 and 11.
+//! Stopping tasks, and time limits: rules 8 and 11.
 
 use super::{
     ABORT_GRACE, Action, Carried, Core, Flight, Limit, Memory, Mode, Progress, State, Stop, Task,

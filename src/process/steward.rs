@@ -1,29 +1,31 @@
-//! The steward: one thread for the whole application, which does what must not wait for a runtime.
+//! The supervisor thread (the *steward* in the code): one thread for the whole application, for
+//! work that must not wait for a runtime.
 //!
-//! * It starts processes, so that no runtime waits for an `exec`, and so that the parent-death
-//!   signal, which follows the *thread* that spawned (prctl(2)), follows one that stays.
-//! * It reaps children whose owner has gone.
-//! * It turns what a runtime should turn but does not, and what has no runtime (see [`Turn`]).
+//! * It starts processes. So no runtime waits for an `exec`, and the parent-death signal, which is
+//!   bound to the *thread* that spawned the child (prctl(2)), is bound to a thread that stays.
+//! * It reaps children whose owner has been dropped.
+//! * It drives what a runtime should drive but does not, and what has no runtime (see [`Turn`]).
 //!
-//! No user code runs here, except wakers (and the panic hook, should one of them panic). It is
-//! started with the first pool or process and stays; in a forked copy of the application it does
-//! not exist, and nothing is asked of it.
+//! No user code runs on this thread, except wakers (and the panic hook, if a waker panics). The
+//! thread is started with the first pool or process, and stays. In a forked copy of the application
+//! it does not exist, and nothing is asked of it.
 //!
-//! Who turns what has a runtime:
+//! **Taking over from a runtime.** What a runtime should drive is checked when it is ready:
 //!
 //! ```text
-//! Armed ──(something is ready)──▶ Checking ──(1 ms later: turned meanwhile)──▶ Resting ──▶ Armed
-//!                                    │                                          1 ms .. 64 ms, doubling
-//!                                    └─(not turned)─▶ TakenOver ──(its runtime turned it)──▶ Armed
+//! Armed ──(it is ready)──▶ Checking ──(1 ms later: driven meanwhile)──▶ Resting ──▶ Armed
+//!                             │                                        1 ms to 64 ms, doubling
+//!                             └─(not driven)─▶ TakenOver ──(its runtime drives it again)──▶ Armed
 //! ```
 //!
-//! A call from outside that runtime ends the rest ([`attend`]), so that it waits a millisecond or
-//! so (up to a rest more, if it comes just before one begins); a pool in which nothing happens
-//! costs nothing, and a busy one some wake-ups a second.
+//! A call from outside that runtime ends the rest ([`attend`]), so the call waits for about a
+//! millisecond. If it comes just before a rest begins, it may wait for one rest more. A pool in
+//! which nothing happens costs nothing, and a busy one costs some wake-ups a second.
 //!
-//! A manager has no runtime of its own: one that waits for it takes the post, and loses it when the
-//! steward has to take over ([`Turn::taken_over`]). Then the steward turns it as it does whatever
-//! is alone, until another takes the post.
+//! **Managers.** A manager has no runtime of its own. A caller that waits for it takes its driver
+//! slot, and loses the slot when the supervisor thread has to take over ([`Turn::taken_over`]).
+//! Then the supervisor thread drives the manager, as it drives everything that has no runtime,
+//! until another caller takes the slot.
 
 use super::child::Orphan;
 use super::fork;

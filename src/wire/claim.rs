@@ -1,8 +1,9 @@
 //! Claims: one word for each task that a worker has in hand, in the memory that it shares with the
 //! pool.
 //!
-//! A word says whose the task is. It changes by single instructions, so at every moment, also that
-//! of a death, either the pool may take the task back or the worker has begun it, never both:
+//! **Ownership.** The word says whether the task belongs to the pool or to the worker. It changes
+//! by single atomic instructions. So at every moment, also at the moment of a death, either the
+//! pool can revoke the task or the worker has begun it, never both:
 //!
 //! ```text
 //!            offer (pool)           begin (worker)          finish (worker)
@@ -13,27 +14,31 @@
 //!                        REVOKED
 //! ```
 //!
-//! The word holds the task's number as well, which is never given twice in a pool. So a slot can be
-//! used again at once: what a frame of an earlier task or a late look finds there is another task's
-//! word, and nothing is mistaken.
+//! **Reuse of slots.** The word also holds the task's number, which is never given twice in a pool.
+//! So a slot can be reused at once: the frame of an earlier task, or a late check of it, finds a
+//! word with another number, and nothing is mistaken.
 //!
-//! A *run* of many items is one task with one such word, which says whether it has begun, and its
-//! first item with it. How far it has come then is said by the second word of its slot, which a
-//! task with a time limit uses for its start: a *limit*, and how many items have *begun*. Before
-//! each further item the worker counts those up by compare-and-swap, as far as the limit; the pool
-//! takes back what has not begun by moving the limit down to them. The worker sets that word up
-//! before it begins the run. So nobody but the worker that has it writes there before it is known
-//! to have begun, whatever has used the slot before.
+//! **Batches.** A batch of many items (a *run* in the code) is one task with one claim. The claim
+//! says whether the batch has begun, and its first item with it. The second word of the slot says
+//! how far the batch has come: a *limit*, and how many items have *begun*. (A single task with a
+//! time limit notes its start there.)
+//!
+//! * The worker sets that word up before it begins the batch. So until the batch is known to have
+//!   begun, only the worker that has it writes there, whatever has used the slot before.
+//! * Before each further item, the worker increments *begun* by compare-and-swap, as long as it is
+//!   below the limit.
+//! * The pool revokes the items that have not begun, by lowering the limit to *begun* or more.
 //!
 //! ```text
 //! set up (worker)   limit n, begun 1           then `begin`
 //! next (worker)     begun + 1                  as long as it is below the limit
-//! cut (pool)        limit: begun, or more      only of a run that is STARTED
+//! cut (pool)        limit: begun, or more      only of a batch that is STARTED
 //! ```
 //!
-//! The other side is not trusted: a worker may write anything at any time. What is read here is a
-//! hint about *its own* tasks, and each value is copied once before it is judged. A word that fits
-//! no state of the task counts as begun ([`Progress::Unknown`]): the worker has touched it.
+//! **The worker is not trusted.** It may write anything at any time. What the pool reads here is a
+//! hint about that worker's *own* tasks, and each value is copied once before it is checked. A word
+//! that fits no state of the task counts as begun ([`Progress::Unknown`]): the worker has touched
+//! it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,7 +1,7 @@
-//! Frames: a length of four bytes, little endian, and as many bytes of body.
+//! Frames: a length of four bytes, little endian, followed by a body of that many bytes.
 //!
-//! The length is checked against the limit before anything is allocated for the body, and memory
-//! grows only as bytes arrive: a length without a body costs nothing.
+//! The length is checked against the limit before memory is allocated for the body, and the buffer
+//! grows only as bytes arrive. So a length without a body costs no memory.
 
 use super::packet::Packet;
 use bytes::Bytes;

@@ -1,7 +1,8 @@
-//! The messages: one MessagePack array a frame, its first element says which.
+//! Messages: one MessagePack array in each frame, whose first element is the kind of message.
 //!
-//! Calls and results stand in the frame in place, and are written and read by hand, for they are
-//! most of the traffic; everything else is a map with names, so that fields can be added.
+//! Calls and results are most of the traffic. Their values are encoded in place in the frame, and
+//! they are read and written by hand. All other payloads are plain MessagePack with named fields,
+//! so that fields can be added.
 
 use super::value::Reader;
 use crate::error::text;

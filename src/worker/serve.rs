@@ -1,16 +1,20 @@
-//! The life of a worker: hello, `init`, and tasks until the pool closes its side.
+//! The life of a worker: HELLO, `init`, then tasks until the pool closes its side of the socket.
 //!
-//! Sync tasks run on the main thread outside of any runtime. The first async task makes a
-//! current-thread runtime, in which async tasks run side by side; the pool never sends a sync one
-//! meanwhile. From then on the worker waits within that runtime, so that what a task left there
-//! goes on.
+//! **Runtime.** Sync tasks run on the main thread, outside of any runtime. The first async task
+//! creates a current-thread runtime, in which async tasks run concurrently; the pool sends no sync
+//! task meanwhile. From then on the worker waits for messages within that runtime, so that what a
+//! task has spawned there makes progress.
 //!
-//! Each task is claimed before it begins: one that the pool has taken back is passed over. Each
-//! reply is committed before the next sync task begins, to the outbox if it is small, else to the
-//! socket, and only then the task is marked as done. So if the process dies, the pool knows of each
-//! task whether it had begun and whether it had been answered. The items of a run are tasks in all
-//! this, only that one claim begins the run and its first item, and each further one is counted
-//! (`wire/claim.rs`).
+//! **Claims and replies.** If the process dies, the pool knows for each task whether it had begun
+//! and whether it had been answered:
+//!
+//! * A task is claimed before it begins. A task that the pool has revoked is skipped.
+//! * Its reply is committed before the next sync task begins: to the outbox if it fits there, else
+//!   to the socket.
+//! * Only then is the task marked as done.
+//!
+//! The same holds for the items of a batch (a *run* in the code), with one difference: one claim
+//! begins the batch and its first item, and each further item is counted (`wire/claim.rs`).
 
 use super::inbox::{Inbox, Next};
 use super::limits::{self, TaskClock};

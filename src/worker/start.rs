@@ -1,9 +1,9 @@
-//! How a fresh start of the program becomes a worker: the crate's constructor.
+//! The crate's constructor: how a fresh start of the program becomes a worker.
 //!
-//! It stands in `.init_array`, so the C library calls it before `main`. In any other process it
-//! looks at one variable and at the children that the process has from the program that ran in it
-//! before an exec, and returns. In a worker it never returns: the program's `main` does not
-//! run.
+//! The constructor stands in `.init_array`, so the C library calls it before `main`. In a worker it
+//! never returns: the program's `main` does not run. In any other process it reads one environment
+//! variable, looks at the children that the process has from the program that ran in it before an
+//! exec, and returns.
 
 #![expect(unsafe_code, reason = "a constructor, and the constructors behind it")]
 

@@ -1,9 +1,9 @@
-//! The values of a lock that have no room in its place: the manager has them, in the place of the
-//! buffer that they stand for.
+//! The out-of-line values of a lock, which do not go into their buffer: the manager keeps each of
+//! them in the place of the buffer that it stands for.
 //!
-//! Rule: there is one if and only if the word's buffer says so, as soon as a commit is done. (In
-//! the other buffer's length it may still stand that its value is here. Nobody reads that one: it
-//! was replaced.)
+//! **Invariant.** As soon as a commit is done, the manager keeps a value for the current buffer if
+//! and only if that buffer's length says so. (The length of the other buffer may still say that the
+//! manager keeps its value. That length is not read: its value was replaced.)
 
 use super::word::Word;
 

@@ -1,12 +1,12 @@
-//! A lock over processes, with a value in shared memory: one word says everything, and changes by
-//! one atomic operation.
+//! A lock between processes, with a value in shared memory: one word holds its state, and changes
+//! by one atomic operation.
 //!
-//! * `word.rs`: the word and its value, and what a client does with them;
-//! * `waiters.rs`: what the manager does: who waits, and who is next;
-//! * `kept.rs`: the values that have no room in their place;
-//! * `served.rs`: that, with limits and late grants;
-//! * `search.rs`: every interleaving of a few processes that do this, die, give up and are late,
-//!   over these very functions.
+//! * `word.rs`: the word and the value, and what a client does with them;
+//! * `waiters.rs`: the manager's side: the wait queue, and which waiter is next;
+//! * `kept.rs`: the out-of-line values, which do not go into their buffer;
+//! * `served.rs`: the manager's side with time limits and late grants;
+//! * `search.rs`: an exhaustive search over the interleavings of a few processes that use these
+//!   functions, die, cancel and are late.
 //!
 //! `docs/architecture.md` has the states and the races.
 

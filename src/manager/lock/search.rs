@@ -1,28 +1,35 @@
-//! Every interleaving of a few processes that lock, wait, give up, are late, roll back and die,
-//! over the very functions that the lock uses.
+//! An exhaustive search over the interleavings of a few processes that lock, wait, cancel, are
+//! late, roll back and die. It runs the very functions that the lock uses.
 //!
-//! A step runs one of these functions up to and with its next operation on the lock's word; a step
-//! on what only its holder touches (the buffer that is not the value) goes with the one before,
-//! unless somebody reads without the lock (`Setup::reader`): then every operation is a step. A
-//! process may die between any two operations, also where there is no step. How a function is
-//! stopped in its midst: the memory gives an error there, and the next time the function is
-//! run again from its beginning, with what it has been given so far (`log`). What the functions do
-//! is all in their code and in that, so this is exact. The manager's functions are stopped in the
-//! same way: clients step in between.
+//! **Steps.** A step runs one of these functions up to and including its next operation on the
+//! lock's word. An operation on what only the holder touches (the buffer that is not the value)
+//! belongs to the step before it, unless a process reads without the lock (`Setup::reader`): then
+//! every operation is a step. A process may die between any two operations, also where there is no
+//! step.
 //!
-//! The value is a counter, in two words that belong together: what is read must be what was
-//! committed last, whole. It may also be one that has no room in its place (`Setup::larges`): then
-//! it is committed by a message, the manager keeps it and gives it to whoever reads. A commit by
-//! message may find the manager full (`Setup::fulls`): then it is a roll-back.
+//! **Stopping a function.** The memory returns an error where the function is to stop. The next
+//! time, the function runs again from its beginning, and is given the results that it was given
+//! before (`log`). What a function does depends on nothing but its code and these results, so this
+//! is exact. The manager's functions are stopped in the same way: clients step in between.
 //!
-//! A process may be stopped between any two steps (`Setup::stops`), for ever or for a while. Then
-//! the manager's timer is a step that must happen: a grant that it does not accept is taken back if
-//! others wait, and a lock that it has left to the manager without saying so is looked at.
+//! **The value.** It is a counter, in two words that belong together: what is read must be what was
+//! committed last, whole. It may also be out of line (`Setup::larges`): then it is committed by a
+//! message, and the manager keeps it and gives it to readers. A commit by message may find the
+//! manager full (`Setup::fulls`): then it is a roll-back.
 //!
-//! Checked in every state: at most one holder, and he owns the word; what a holder finds was
-//! committed last, and whether somebody ended without releasing is told; nobody alive waits for
-//! ever (no step left, somebody not done), unless for one that was stopped while it holds the lock;
-//! at the end the lock is free and the value right.
+//! **Stopped processes.** A process may be stopped between any two steps (`Setup::stops`), for ever
+//! or for a while. Then the manager's timer is a step that must happen: a grant that the process
+//! does not accept is revoked if others wait, and a lock that it has left to the manager without
+//! saying so is checked.
+//!
+//! **Checked in every state**:
+//!
+//! * at most one process holds the lock, and it owns the word;
+//! * a holder finds what was committed last, and is told whether a holder has ended without
+//!   releasing;
+//! * no living process waits for ever (no step is left, and a process is not done), unless for one
+//!   that was stopped while it holds the lock;
+//! * at the end the lock is free and the value is right.
 
 use super::kept::Kept;
 use super::waiters::{Broken, Grant, Waiters, Waiting};

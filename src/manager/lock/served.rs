@@ -1,9 +1,10 @@
-//! A lock as the manager serves it: its waiters over its memory, their limits, late grants, and
-//! values that have no room.
+//! A lock as the manager serves it: the wait queue over its memory, time limits, late grants, and
+//! out-of-line values.
 //!
-//! Besides what clients tell, it is looked at from time to time while somebody waits: a process may
-//! have been stopped between leaving the lock to the manager and saying so, or may not want to say
-//! so. The pause between two looks doubles from [`LATE`] to a second.
+//! **Periodic checks.** The lock is checked when a client sends a message, and from time to time
+//! while a caller waits: a process may have been stopped between leaving the lock to the manager
+//! and saying so, or may never say so. The pause between two checks doubles from [`LATE`] to a
+//! second.
 
 use super::kept::Kept;
 use super::waiters::{Broken, Grant, Waiters, Waiting};

@@ -1,18 +1,22 @@
-//! The manager's side of a lock: who waits, in what order, and to whom it was granted.
+//! The manager's side of a lock: which callers wait, in what order, and to which one it was
+//! granted.
 //!
-//! One rule: a word that is nobody's goes to the head of the queue; else it is told that somebody
-//! waits ([`Waiters::pump`]). It is applied after everything that happens: somebody parks or gives
-//! up, the lock was left to the manager, its holder died, a grant was not accepted in time.
+//! **The one rule** ([`Waiters::pump`]). If no process owns the word, the lock is granted to the
+//! head of the wait queue. If a process does, the bit is set that says that a caller waits. The
+//! rule is applied after every event: a caller parks or cancels, the lock was left to the manager,
+//! its holder died, a grant was not accepted in time.
 //!
-//! Who does not accept in time stands out of the line from then on: he is asked no more, and nobody
-//! waits for him. As soon as he finds that his grant was taken back he says so, and is at his place
-//! again, before all that came later. So one that is stopped holds up the others once, and one that
-//! is only slow loses nothing but time: see [`Waiters::lapses`].
+//! **Late callers.** A caller that does not accept its grant in time leaves the wait queue: it is
+//! granted nothing more, and no caller waits for it. As soon as it finds that its grant was revoked
+//! it says so, and is at its position again, before all that came later. So a process that is
+//! stopped delays the others once, and a process that is only slow loses nothing but time: see
+//! [`Waiters::lapses`].
 //!
-//! While a process owns the word the manager changes nothing in it but the bit that somebody waits,
-//! by one unconditional operation; while nobody does, nobody else changes it, for a free word with
-//! that bit is not taken. So the manager's compare-and-swaps fail only if somebody writes what he
-//! must not: then the lock is broken.
+//! **Who changes the word.** While a process holds the lock, the manager changes only the waiters
+//! bit, by one unconditional operation. While no process owns the word, only the manager changes
+//! it, since no client takes a free word with that bit. A grant is revoked by a compare-and-swap,
+//! which fails if the process has accepted it before. Any other compare-and-swap of the manager
+//! fails only if a process writes what it must not: then the lock is broken.
 
 use super::word::{self, Memory, Owner, Word};
 use std::collections::VecDeque;

@@ -1,20 +1,24 @@
-//! The word of a lock, its value's two buffers, and what a client does with them.
+//! The word of a lock, the two buffers of its value, and what a client does with them.
 //!
 //! ```text
 //! word 0     version 39 | buffer 1 | broken 1 | recovered 1 | waiters 1 | granted 1 | generation 8 | seat 12
-//! word 1     the last fencing number that was given
+//! word 1     the last fencing token that was given
 //! word 2, 3  length in bytes of what is in buffer 0, in buffer 1; or that the manager keeps it
 //! word 4..   buffer 0, then buffer 1, equally long
 //! ```
 //!
-//! The value is what stands in the buffer that the word names. Whoever holds the lock writes into
-//! the other one, and then changes the word: that releases the lock, names the other buffer and
-//! counts the version up, all in one compare-and-swap. So there is nothing to be repaired after a
-//! death at any instruction.
+//! The *seat* is the client slot of the owner.
 //!
-//! All functions are generic over the [`Memory`], so that the search (`search.rs`) can stop them
-//! between any two of its operations. Nothing that is read is believed: any process that has the
-//! memory may write anything at any time.
+//! **Commit.** The value is what is in the buffer that the word names. The holder of the lock
+//! writes into the other buffer, and then changes the word. That one compare-and-swap releases the
+//! lock, names the other buffer and increments the version. So a death at any instruction leaves
+//! nothing to repair.
+//!
+//! **Exhaustive search.** All functions are generic over the [`Memory`], so that the search
+//! (`search.rs`) can stop them between any two of its operations.
+//!
+//! **No process is trusted.** Any process that has the memory may write anything at any time, so
+//! nothing that is read is believed.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering, fence};

@@ -2,16 +2,16 @@
 //!
 //! The rules, by number:
 //!
-//! 1. A round is passed when as many wait as there are parties: all of them at once, each is told
-//!    its place (from 0, in the order of coming), and the one at place 0 is the leader. Who comes
-//!    then waits for the next round.
-//! 2. The barrier breaks when a party dies that waits or was in the last round, when one that waits
-//!    runs out of time, and when it is aborted. All who wait are told, and everybody who comes,
-//!    until it is reset.
-//! 3. A reset begins a new round. Who waits is told that it is broken, for the round will not be
-//!    passed.
-//! 4. A party that gives up waiting, or leaves for good, is simply not there: it does not count,
-//!    and may come again.
+//! 1. **Passing a round.** When as many parties wait as the barrier has, they all pass the round.
+//!    Each is told its place (from 0, in order of arrival), and the party at place 0 is the leader.
+//!    A party that arrives later waits for the next round.
+//! 2. **Breaking.** The barrier breaks when a party dies that waits or was in the last round, when
+//!    the time limit of a waiting party passes, and when it is aborted. All waiting parties are
+//!    told, and so is every party that arrives, until the barrier is reset.
+//! 3. **Reset.** A reset begins a new round. Parties that wait are told that the barrier is broken,
+//!    since their round will not be passed.
+//! 4. **Leaving.** A party that cancels its wait, or leaves for good, does not count. It may come
+//!    again.
 
 use super::code::{Message, Wait, messages};
 use super::line::{Line, WAITER_BYTES};

@@ -1,9 +1,9 @@
-//! One end of a channel, until somebody uses it: two sockets that are handed over once, to whoever
-//! asks first.
+//! One end of a channel before its first use: two sockets, which are handed over once, to the
+//! client that asks first.
 //!
-//! So an end can be sent to another process, and it is there, and nowhere else, that it is open
-//! from then on. A message brings one descriptor: who has got the first asks for the second, and
-//! nobody else does.
+//! So an end can be sent to another process. It is open in that process from then on, and nowhere
+//! else. A message carries one descriptor, so the client that has got the first socket asks for the
+//! second one; no other client gets it.
 
 use super::code::{Message, messages};
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Descriptor, Gone, Object};

@@ -1,8 +1,9 @@
-//! How requests and answers are written: one byte that says which, then the fields in their order.
+//! The encoding of requests and answers: one byte for the kind of message, then the fields in
+//! order.
 //!
-//! Numbers are little endian and of fixed length, an option is a byte and what it holds, bytes
-//! stand behind their length (four bytes). Users' values are not among them: they stand in the
-//! body's tail, encoded by `wire::value`.
+//! Numbers are little endian and of fixed length, an option is a byte and its content, and bytes
+//! follow their length (four bytes). Users' values are not among the fields: they are in the tail
+//! of the body, encoded by `wire::value`.
 
 use crate::manager::object::{Bad, Body};
 #[cfg(test)]

@@ -1,14 +1,16 @@
-//! A condition variable's waiting room; the mutex is elsewhere.
+//! The wait queue of a condition variable. The mutex is another object.
 //!
 //! The rules, by number:
 //!
-//! 1. Whoever will wait enrols first, still holding the mutex, and has the answer before it lets
-//!    go. So no notification that comes after the mutex was let go is missed.
-//! 2. A notification goes to the one who enrolled first and was not notified yet; without anybody
-//!    it is lost, as with std.
-//! 3. A notification of one is handed over (it is an offer): when its receiver gives up or dies
-//!    before it is taken, it goes to the next. One whose time is up before it was notified was not
-//!    notified.
+//! 1. **Registration.** A waiter registers (*enrols*) while it still holds the mutex, and has the
+//!    answer before it releases the mutex. So it misses no notification that comes after the
+//!    release.
+//! 2. **Order.** A notification goes to the waiter that registered first, among those that are not
+//!    notified yet. If there is none, the notification is lost, as with std.
+//! 3. **Passing on.** A notification of one waiter is a pending delivery (an *offer*, see
+//!    [`object`](crate::manager::object)): if the waiter cancels or dies before it has acknowledged
+//!    the notification, the next waiter gets it. A waiter whose time limit passes before it is
+//!    notified takes no notification.
 
 use super::code::{Message, Wait, messages};
 use super::line::{KEPT_MAX, of_client};

@@ -1,8 +1,11 @@
 //! An event: a flag that can be waited for.
 //!
-//! The rules: who waits while it is set, or when it is set, is told so at once; all who wait are.
-//! Setting twice is setting once. Whoever was told stays told, also when it is cleared in the next
-//! moment.
+//! The rules, by number:
+//!
+//! 1. **Waiting.** A waiter is answered at once if the flag is set, else when it is set. Setting
+//!    the flag answers all waiters.
+//! 2. **Setting.** Setting a flag that is set changes nothing.
+//! 3. **Clearing.** Clearing the flag withdraws no answer that was given before.
 
 use super::code::{Message, Wait, messages};
 use super::line::{Line, WAITER_BYTES};

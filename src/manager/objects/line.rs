@@ -1,4 +1,4 @@
-//! Callers that wait in line, each perhaps for a limited time.
+//! A wait queue: callers in order of arrival, each with an optional time limit.
 
 use crate::manager::object::{Caller, Client};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-//! A list of values. Each request is one step; nobody sees half of one.
+//! A list of values. Each request is atomic: no client sees a part of its effect.
 
 use super::code::{Message, messages, unpack};
 use super::snapshot::{Item, Piece, Snapshots};

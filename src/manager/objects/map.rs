@@ -1,17 +1,20 @@
-//! A map from keys to values, both encoded: two keys are the same when their encodings are.
+//! A map from keys to values, both encoded. Two keys are equal when their encodings are.
 //!
 //! The rules, by number:
 //!
-//! 1. Each request is one step; nobody sees half of one. Entries stand in the order of their first
-//!    insertion, as in Python's `dict`.
-//! 2. Every value has a version, and no two have the same. A request that names one is refused when
-//!    it is no longer there, and told what is: so a caller can read, think, and write in one step,
-//!    again and again until it was not disturbed.
-//! 3. Who watches is told every change since it began, in order, in answers to its own requests:
-//!    nothing is lost when one of those is given up. The changes not yet fetched are kept up to
-//!    [`LOG_MAX`] and [`LOG_BYTES`]; who is further behind is told so, and goes on from now.
-//! 4. A client that reads or writes often has a [`lane`] for it, in which it sees whether others
-//!    have changed something, and into which it may put what it sets: see `map_lanes.rs`.
+//! 1. **Atomicity and order.** Each request is atomic: no client sees a part of its effect. Entries
+//!    are in the order of their first insertion, as in Python's `dict`.
+//! 2. **Versions.** Every value has a version, and no two values have the same one. A request that
+//!    names a version is refused if the value with this version is no longer there, and is told
+//!    what is there instead. So a client can read, compute and write in one atomic step
+//!    (compare-and-swap), by trying again until no other client has interfered.
+//! 3. **Watching.** A watcher is told every change since it began to watch, in order, in answers to
+//!    its own requests. No change is lost when such a request is cancelled. The changes that are
+//!    not fetched yet are kept, up to [`LOG_MAX`] of them and [`LOG_BYTES`] bytes. A watcher that
+//!    lags further behind is told so, and continues with the oldest change that is kept.
+//! 4. **Shared-memory rings.** A client that reads or writes often has a [`lane`] for it. By this
+//!    ring it sees whether other clients have changed something, and it may put entries that it
+//!    sets into the ring: see `map_lanes.rs`.
 
 use self::lanes::{LANE_BYTES, LANES_MAX, Lane};
 use super::code::{Message, Pack, Wait, messages, unpack};

@@ -1,34 +1,38 @@
-//! What a map does with its lanes: by them clients read and write without a message for each.
+//! The shared-memory rings of a map (*lanes* in the code), by which clients read and write without
+//! a message for each operation.
 //!
-//! A lane is an inlet, into which its client puts what it sets, and a mirror, in which it sees
-//! whether somebody else has changed something since it read. Both at once would be wrong for two
-//! clients: what the one may put into its lane at any moment the other cannot be told of in time.
-//! So at any moment a map is
+//! A lane is a producer ring (an *inlet*), into which its client puts the entries that it sets, and
+//! a version word (a *mirror*), by which its client sees whether another client has changed
+//! something since it read. Two clients cannot have both at once: the one may put an entry into its
+//! ring at any moment, and the other could not be told of that in time. So at any moment a map is
+//! in one of two modes:
 //!
-//! * *read*: nothing is granted in any inlet, and every mirror is shown; who wants to set something
-//!   sends a message;
-//! * or *written*: clients put items into their inlets, and whoever reads asks, for every mirror is
-//!   blind. But if there is only one who writes, its own mirror is shown: nobody else's change can
-//!   pass it by.
+//! * **Reader mode**: no credit is granted in any producer ring, and every version word is valid
+//!   (*shown*). A client that sets an entry sends a message.
+//! * **Writer mode**: clients put entries into their producer rings. Every version word is
+//!   invalidated (*blind*), so a client that reads sends a message. But if there is only one
+//!   writer, its own version word is valid: no other client can change the map without a message.
 //!
 //! The rules, by number:
 //!
-//! 1. Before the map is looked at, for whatever reason, the inlets are emptied, up to this moment
-//!    and in the order of the times at which items were put in. So an item is there from when it
-//!    was put in.
-//! 2. From *read* to *written*: first the others' mirrors are blind, then something is granted.
-//!    Back: first everything is revoked, then what has come by then is taken in, then the mirrors
-//!    are shown.
-//! 3. A mirror shows how many changes there were but for those that came by its own lane: these its
-//!    client knows. So it shows the same again only if nobody else has changed anything.
-//! 4. While a message changes something, the mirror of the only one who writes is blind, from
-//!    before the inlets are emptied. Else it could put in an item that comes after that change, and
-//!    read on what was there before it.
-//! 5. What has come by the lane of a client that ends is there.
+//! 1. **Draining first.** Before the map is read or changed, for whatever reason, the producer
+//!    rings are drained, up to this moment and in the order of the times at which items were put
+//!    in. So an item takes effect at the moment at which it was put in.
+//! 2. **Changing the mode.** From reader mode to writer mode, first the other clients' version
+//!    words are invalidated, then credit is granted. On the way back, first all credit is revoked,
+//!    then what has come by then is taken in, then the version words are made valid.
+//! 3. **The version word.** It counts the changes, except those that came by the client's own ring,
+//!    which the client knows. So it has an earlier value again only if no other client has changed
+//!    anything.
+//! 4. **Changes by message.** While a message changes something, the version word of the only
+//!    writer is invalidated, from before the rings are drained. Otherwise the writer could put in
+//!    an item that comes after that change, and go on reading what was there before the change.
+//! 5. **End of a client.** What has come by the ring of a client that ends is in the map.
 //!
-//! A client that sets by message [some times](SETS), while nobody else reads by message, writes.
-//! (Who reads by its mirror has to ask after each such change; so that is seen.) When its lane had
-//! nothing [some times](READS) for those who read by message, it does so no longer.
+//! **Choosing the mode.** A client becomes a writer when it has set entries by message [`SETS`]
+//! times while no other client has read by message. (A client that reads by its version word has to
+//! ask after each such change; so its reads are noticed.) A client is no longer a writer when its
+//! ring had nothing for [`READS`] reads by message in a row.
 
 use super::{Ask, Caller, ENTRY_BYTES, Map, Packet};
 use crate::manager::lane::{self, Inlet, Mirror, SLOTS};

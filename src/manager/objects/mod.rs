@@ -1,4 +1,4 @@
-//! The shared objects' rules, one kind a file: requests in, answers out (see
+//! The rules of the shared objects, one kind in each file: requests in, answers out (see
 //! [`object`](super::object)).
 
 pub(crate) mod barrier;

@@ -2,34 +2,42 @@
 //!
 //! The rules, by number:
 //!
-//! 1. Items leave in the order in which they came in; so each producer's keep theirs. Producers
-//!    that wait for room come in in the order in which they asked, and nobody passes them.
-//! 2. An item that `recv` takes is an offer until its caller says that it is taken (see
-//!    [`object`](crate::manager::object)). What was not taken goes back to where it was, before
-//!    everything that came in later.
-//! 3. A leased item stays the queue's until it is acknowledged. It goes back to its place when it
-//!    is rejected, when its lease has run out, when its holder has died, and when the answer was
-//!    cancelled before anybody saw it. Each delivery is counted, but for the last kind.
-//! 4. The bound counts what is ready or on offer. What is leased is not counted, so that a consumer
-//!    that sends to its own queue before it acknowledges cannot block itself; an item that comes
-//!    back from a lease may pass the bound.
-//! 5. A closed queue takes nothing more; those who wait for room are told. Consumers get what is
-//!    left, then they are told: not before the last lease has ended, for its item may come back.
-//! 6. With its last sender a queue closes; with its last receiver it closes, and what is in it is
-//!    dropped.
-//! 7. `join` waits until nothing is left: ready, on offer or leased.
-//! 8. A client that sends or receives often has a [`lane`] for it. What stands in an inlet is in
-//!    the queue from the moment at which it was put in; so before anything is decided, the inlets
-//!    are emptied, in the order of the times at which items were put in. What was granted and not
-//!    used takes room; nothing is granted while somebody waits for room, and what was granted is
-//!    revoked first. What stands in an outlet is on offer; it is reclaimed before anybody else is
-//!    served, so nobody waits for what another has and has not taken.
-//!    Items are put ahead into one outlet at a time, which is that of the consumer that was served
-//!    last. If two consumers had items ahead, the one with the later items could take them, and
-//!    then be given those that were reclaimed from the other one: out of their order.
-//! 9. One who waits may be given his item through his outlet: it is *promised*, which is an offer
-//!    as any other (rule 2), and not reclaimed. He takes it as he takes whatever is there, and says
-//!    nothing of it. One item of an outlet is promised at a time, and it is the first there.
+//! 1. **Order.** Items leave in the order in which they came in, so the items of each producer keep
+//!    their order. Producers that wait for room are served in the order in which they asked, and no
+//!    producer overtakes them.
+//! 2. **Receiving.** An item that `recv` takes is a pending delivery (an *offer*, see
+//!    [`object`](crate::manager::object)) until its caller has acknowledged it. An item that is not
+//!    acknowledged returns to its position, before all that came in later.
+//! 3. **Leases.** A leased item belongs to the queue until it is acknowledged. It returns to its
+//!    position when it is rejected, when its lease has expired, when its holder has died, and when
+//!    the answer was cancelled before the consumer saw it. Each delivery is counted, except in the
+//!    last case.
+//! 4. **Bound.** The bound counts items that are ready or pending. Leased items are not counted, so
+//!    a consumer that sends to its own queue before it acknowledges cannot block itself. An item
+//!    that returns from a lease may exceed the bound.
+//! 5. **Closing.** A closed queue takes no more items, and producers that wait for room are told.
+//!    Consumers get what is left. Then they are told, but not before the last lease has ended,
+//!    since its item may return.
+//! 6. **Last handles.** When its last sender is dropped, a queue closes. When its last receiver is
+//!    dropped, it closes, and its items are dropped.
+//! 7. **Join.** `join` waits until no item is left: ready, pending or leased.
+//! 8. **Shared-memory rings.** A client that sends or receives often has a [`lane`] for it.
+//!    * *Producer rings* (inlets): an item is in the queue from the moment at which it was put into
+//!      the ring. So before anything is decided, the producer rings are drained, in the order of
+//!      the times at which items were put in.
+//!    * *Credit*: credit that was granted and is not used takes room. None is granted while a
+//!      producer waits for room, and what was granted before is revoked first.
+//!    * *Consumer rings* (outlets): their items are pending. They are reclaimed before another
+//!      consumer is served, so no consumer waits for items that another one has and has not taken.
+//!    * *Prefetching*: items are prefetched (*put ahead*) into one consumer ring at a time, that of
+//!      the consumer that was served last. If two consumers had prefetched items, the one with the
+//!      later items could take them, and then be given those that were reclaimed from the other
+//!      one, out of their order.
+//! 9. **Reservations.** A consumer that waits may be given its item through its consumer ring. The
+//!    item is *reserved* for it (a *promise* in the code): it is pending as any other (rule 2), but
+//!    is not reclaimed. The consumer takes it as any item in the ring, and sends no
+//!    acknowledgement. One item of a consumer ring is reserved at a time, and it is the first one
+//!    there.
 
 use super::code::{Message, Pack, Wait, messages, unpack};
 use super::line::{Line, WAITER_BYTES, of_client};

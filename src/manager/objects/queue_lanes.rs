@@ -1,4 +1,4 @@
-//! What a queue does with its lanes: rules 8 and 9 of `queue.rs`.
+//! The shared-memory rings of a queue (*lanes* in the code): rules 8 and 9 of `queue.rs`.
 
 use super::{
     AHEAD_MAX, Answer, Caller, GRANT_MIN, Inlet, Item, LANE_BYTES, Message, Outlet, Packet, Queue,

@@ -1,13 +1,14 @@
-//! An object of the user's, which is served elsewhere: calls go in by one door, and whoever serves
-//! takes them out by another, one at a time.
+//! An object of the user's own (an actor), which one client serves: other clients' calls come in,
+//! and the server takes them one at a time.
 //!
 //! The rules, by number:
 //!
-//! 1. Calls are served in order. One that is given up, or whose client is gone, before it was begun
-//!    is never begun; later its result is dropped.
-//! 2. Whoever serves asks for the next call when it has answered the last one.
-//! 3. The limit of a call counts waiting and running. What had not begun by then never does.
-//! 4. When nobody can call any more, whoever serves is told that it is over.
+//! 1. **Order.** Calls are served in order. A call that is cancelled, or whose client ends, before
+//!    the call has begun never begins. If this happens later, the result of the call is dropped.
+//! 2. **One at a time.** The server asks for the next call when it has answered the last one.
+//! 3. **Time limits.** The limit of a call covers waiting and running. A call that has not begun by
+//!    then never begins.
+//! 4. **End.** When no client can call any more, the server is told that it is over.
 
 use super::code::{Message, Wait, messages};
 use super::line::{Line, WAITER_BYTES};

@@ -1,15 +1,18 @@
-//! A value that many may read, or one may change.
+//! A read-write lock with a value: many clients may read it, or one may change it.
 //!
 //! The rules, by number:
 //!
-//! 1. Many readers or one writer. A lock belongs to its caller's ticket, from the answer on.
-//! 2. Who waits is served in order: readers that come after a waiting writer wait behind it, so
-//!    that neither starves.
-//! 3. The value changes by a writer's commit only, which ends its lock (or makes it a reader's).
-//!    When its ticket is cancelled instead, or its client is gone, the value is what it was.
-//! 4. When a writer dies, or says that it did not end well, the value is marked as recovered;
-//!    everybody is told, until a writer takes the mark away.
-//! 5. A caller that says which version it has is not sent the same one again.
+//! 1. **Exclusion.** There are many readers or one writer. A lock belongs to the request id
+//!    (*ticket*) of its caller, from the answer on.
+//! 2. **Order.** Callers that wait are served in order. Readers that come after a waiting writer
+//!    wait behind it, so that neither starves.
+//! 3. **Commits.** Only a writer's commit changes the value. It ends the writer's lock, or makes it
+//!    a reader's. When the lock's request is cancelled instead, or its client ends, the value is
+//!    what it was.
+//! 4. **Recovery mark.** When a writer dies, or says that it did not end well, the value is marked
+//!    as recovered. Every client that is given the value is told, until a writer removes the mark.
+//! 5. **Cached values.** A caller that says which version it has is not sent the same version
+//!    again.
 
 use super::code::{Message, Wait, messages};
 use super::line::{KEPT_MAX, Line, WAITER_BYTES, of_client};

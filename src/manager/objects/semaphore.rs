@@ -1,13 +1,15 @@
-//! A semaphore: permits, taken by many, given back by those who have them or by their death.
+//! A semaphore: permits that clients acquire, and that return when their holder gives them back or
+//! dies.
 //!
 //! The rules, by number:
 //!
-//! 1. Permits are the caller's under its ticket, from the answer on; they come back when that is
-//!    cancelled, and with the death of the client. A permit that is forgotten does not come back.
-//! 2. Who waits is served in order, and nobody passes: one who waits for many permits gets them,
-//!    however many take few.
-//! 3. A bounded semaphore never has more permits than its limit, counting those that somebody
-//!    holds.
+//! 1. **Ownership.** Permits belong to the request id (*ticket*) of their caller, from the answer
+//!    on. They return when they are released, when the request is cancelled, and when the client
+//!    dies. A permit that is forgotten does not return.
+//! 2. **Order.** Callers that wait are served in order, without overtaking. A caller that waits for
+//!    many permits gets them, however many callers want few.
+//! 3. **Limit.** A bounded semaphore never has more permits than its limit, including those that
+//!    are held.
 
 use super::code::{Message, Wait, messages};
 use super::line::{KEPT_MAX, Line, WAITER_BYTES, of_client};

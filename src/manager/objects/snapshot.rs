@@ -1,12 +1,13 @@
 //! Snapshots, which are answered in pieces.
 //!
-//! A snapshot is what an object contains at one moment. Taking it copies no value, since values are
-//! shared; each request then takes one piece, so no answer exceeds the limit of a frame, and the
-//! manager serves other clients between two pieces. What is not yet fetched stays under the ticket
-//! of the first request until it is fetched or cancelled, or until the client ends.
+//! **Pieces.** A snapshot is what an object contains at one moment. Taking it copies no value,
+//! since values are shared. Each request then takes one piece, so no answer exceeds the limit of a
+//! frame, and the manager serves other clients between two pieces. What is not yet fetched is kept
+//! under the request id (*ticket*) of the first request, until it is fetched or cancelled, or until
+//! the client ends.
 //!
-//! Values that the object has dropped meanwhile are kept alive by snapshots, so they are counted
-//! here ([`Snapshots::dropped`]).
+//! **Memory.** Snapshots keep values alive that the object has dropped meanwhile, so these are
+//! counted here ([`Snapshots::dropped`]).
 
 use super::code::Pack;
 use super::line::of_client;

@@ -1,4 +1,5 @@
-//! On what condition a value is changed: what makes a read, a thought and a write one step.
+//! The condition on which a value is changed. It makes reading, computing and writing one atomic
+//! step, as a compare-and-swap does.
 
 use super::code::Field;
 use crate::manager::object::Bad;
