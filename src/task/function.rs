@@ -116,7 +116,7 @@ pub trait Task<Args, Marker>: Copy + Send + Sync + 'static {
 /// Checks at compile time that a task captures nothing, not even a value of no size.
 ///
 /// The macro takes a function or a closure and returns it unchanged. It costs nothing at run time.
-/// It works for everything that takes a [`Task`](crate::Task), an [`Init`](crate::Init) function or
+/// It works for everything that takes a [`Task`], an [`Init`](crate::Init) function or
 /// the predicate of [`Call::retry_if`](crate::Call::retry_if).
 ///
 /// The expression is evaluated by the compiler, as that of a `const`. Therefore it cannot mention a

@@ -7,9 +7,9 @@
 //! its holder died, a grant was not accepted in time.
 //!
 //! **Late callers.** A caller that does not accept its grant in time leaves the wait queue: it is
-//! granted nothing more, and no caller waits for it. As soon as it finds that its grant was revoked
-//! it says so, and is at its position again, before all that came later. So a process that is
-//! stopped delays the others once, and a process that is only slow loses nothing but time: see
+//! granted nothing more, and no other caller waits for it. As soon as it finds that its grant was
+//! revoked it says so, and is at its position again, before all that came later. So a process that
+//! is stopped delays the others once, and a process that is only slow loses nothing but time: see
 //! [`Waiters::lapses`].
 //!
 //! **Who changes the word.** While a process holds the lock, the manager changes only the waiters
