@@ -13,8 +13,8 @@
 //! 3. **End of a client.** All references of a client end with it. What it had put into the results
 //!    of tasks (an ownership transfer, [`State::parcel`]) stays until these results are taken or
 //!    given up.
-//! 4. **Limits.** A request is refused if its value would exceed the manager's bound, or if its
-//!    client has too many requests open.
+//! 4. **Limits.** A request is refused if what it brings (a value, or a long key) would exceed the
+//!    manager's bound, or if its client has too many requests open.
 //! 5. **Removed objects.** Nothing of an object that is removed is dropped within the same call,
 //!    since its values release the references that they hold when they are dropped. What is left of
 //!    the object is in [`State::remains`], which the caller drops when it holds no lock.

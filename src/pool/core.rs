@@ -1,90 +1,110 @@
 //! The rules of a pool: which task goes to which worker, when a worker is started, stopped or
-//! given up, and what becomes of the tasks of a worker that died.
+//! abandoned, and what becomes of the tasks of a worker that died.
 //!
 //! A plain struct: events go in by methods, [`Action`]s come out, `now` is an argument. It knows no
 //! process, no socket and no clock, and is tested by simulation (`core_sim.rs`) and by an
-//! exhaustive search (`core_search.rs`). What a task carries (`T`) is not looked at, but for how a
-//! run stands ([`Carried`]). The one thing outside that it looks at and changes is the claims of
-//! each worker ([`Memory`]): single words, never waited for.
+//! exhaustive search (`core_search.rs`). It does not look at what a task carries (`T`), except for
+//! the state of a batch ([`Carried`]). The one thing outside that it reads and changes is the
+//! claims of each worker ([`Memory`]): single words, for which it never waits.
 //!
-//! The rules, by number:
+//! In the code, a batch is a *run*, a poison task is a *suspect*, and an unresponsive worker is
+//! *deaf*. The rules, by number:
 //!
-//! 1. There is one queue, and it is served in order. A task that cannot be placed holds back those
-//!    behind it, so that neither sync nor async tasks starve.
-//! 2. A worker has in flight either sync tasks or async ones, never both: they would freeze each
-//!    other. It changes sides when it is empty.
-//! 3. A task goes to an idle worker if there is one; else to the worker with the fewest tasks in
-//!    flight whose window has room; else it waits.
-//! 4. The window of sync tasks follows the measured service time: [`WINDOW_WORK`] of work
-//!    ([`WINDOW_WORK_LOW_LATENCY`] in a pool of low latency), at least two tasks while tasks are
-//!    shorter than [`LONG`], one when they are longer, not yet known, or when the running one has
-//!    lasted longer. Async tasks are bounded by `concurrency` instead.
-//! 5. A large sync task is sent to an idle worker only: its bytes wait behind nobody.
-//! 6. Workers are started when a task finds none idle, as long as a place is vacant (rule 15);
-//!    after failed starts not before a back-off has passed, unless all are asked for
-//!    ([`Core::start_all`]).
-//! 7. A worker that dies costs what it had begun and not answered, as the claims say. What it had
-//!    not begun goes back to the head of the queue, in order, as often as that happens; but when
-//!    nothing at all was begun, the first one may be what killed it (a frame that cannot even be
-//!    read): after [`MOVES_MAX`] such deaths a task is sent to an idle worker and nothing behind
-//!    it, and the next such death is its own.
-//! 8. To stop a task: what is not begun is taken back and never begins. A running async task is
-//!    dropped at an await point ([`Action::Cancel`]). One with a grace, sync or async, is asked
-//!    first, by its word (and, for an async one, by [`Action::Ask`], for its worker sleeps); when
-//!    the grace is over it is stopped as if it had none (an async one has as long again to be
-//!    dropped, if that is less than [`ABORT_GRACE`]). For a running sync task its worker is doomed
-//!    first (given nothing more, and all that it has not begun taken back), then the task is looked
-//!    at once more, and only then the worker killed: so a kill never hits another task. A task that
-//!    is seen done, or was asked, must have been answered in [`ABORT_GRACE`], else its worker is
-//!    killed, again after another look at it; and what was answered until then is taken in before
-//!    ([`Core::overdue`]). The task is settled when the process has ended, or by the reply that
-//!    came first.
-//! 9. Starts that fail in a row are counted: of those that were under way together, one counts. If
-//!    as many as the pool attempts have failed and no worker is left, or [`STARTS_MAX`] if that is
-//!    more and no worker is ready, everything queued fails with the cause. So does what is
-//!    submitted then, while no worker is left and the back-off has not passed. A worker that gets
-//!    ready ends the row. A task whose retries are for failed starts is tried again instead (rule
-//!    12).
-//! 10. Nobody is idle while tasks stand behind another one in a worker: if that is worth it by the
-//!     measured service time, or the one in front has lasted for [`LONG`], they are taken back and
-//!     go to whoever is free.
-//! 11. A time limit counts from the moment at which the task began, as its worker has noted it (but
-//!     never from later than the pool saw it begun). A task that has not begun is looked at again
-//!     after as long as its limit, for it cannot be over before. A limit for the whole, with queue
-//!     and retries, is a deadline. When either is over the task is stopped as if aborted (rule 8),
-//!     and is told why.
-//! 12. A task that failed in a way that its retries are for goes to the end of the queue, at once
-//!     or after its back-off. Each failure is kept for the error that it may come to.
-//! 13. An isolated task, like a suspect one, is sent to an idle worker and nothing beside it; to
-//!     stop it is always a kill. What dies only because its worker was killed for another task's
-//!     sake runs again if it is idempotent, uncounted.
-//! 14. A worker without such memory (of another program) has one sync task in hand at a time, which
-//!     counts as begun.
-//! 23. A worker that has not begun a task within [`DEAF`] or two of those, though nothing stands
-//!     before it, stands still: what it has not begun is taken back as soon as another can have it,
-//!     and it is given something only when nobody else can take it, until it answers. As long as
-//!     nobody can, a worker more is started if a place is vacant. And when it has begun nothing of
-//!     what it has in hand for as long as the time limit of one of those tasks (one run's, or the
-//!     whole's), it is killed: nothing has run, so that costs nobody anything. (Without a limit it
-//!     is waited for: somebody may have stopped it to look into it. So is a worker that has not
-//!     begun a large task: that takes its time to arrive.) A drain sends nobody away who could take
-//!     what is taken back.
-//! 24. A task may be a *run*: so many items, each with a number, an answer and an end of its own,
-//!     which one worker does one after another. Where tasks in hand are counted, its items are.
-//!     What has not begun of one that has is taken back wherever rules 7, 8, 10 and 13 take back
-//!     tasks, and is a run of its own from then on: so nothing but the one item that runs stays
-//!     with a worker that is late, is killed or dies. Where nobody can say what has begun, all of
-//!     it has. Of one that nobody lives to begin, the first item dies (rule 7).
+//! 1. **One queue.** There is one queue, and it is served in order. A task that cannot be placed
+//!    holds back those behind it, so that neither sync nor async tasks starve.
+//! 2. **One mode at a time.** A worker has either sync tasks or async tasks in flight, never both:
+//!    they would block each other. It changes its mode when it has none in flight.
+//! 3. **Placement.** A task goes to an idle worker if there is one; else to the worker with the
+//!    fewest tasks in flight whose window has room; else it waits in the queue.
+//! 4. **Window.** The window of sync tasks follows the measured service time:
+//!    * [`WINDOW_WORK`] of work ([`WINDOW_WORK_LOW_LATENCY`] in a pool of low latency), at least
+//!      two tasks, while tasks are shorter than [`LONG`];
+//!    * one task, while tasks are longer, while the service time is not known yet, and while the
+//!      running task has lasted for [`LONG`].
+//!
+//!    Async tasks are bounded by `concurrency` instead.
+//! 5. **Large tasks.** A large sync task is sent to an idle worker only, so that its bytes do not
+//!    wait behind another task.
+//! 6. **Starts.** A worker is started when a task finds no idle worker, as long as a worker slot is
+//!    vacant (rule 15). After failed starts, a back-off must have passed first, unless all workers
+//!    are requested ([`Core::start_all`]).
+//! 7. **Death of a worker.** A worker that dies costs the tasks that it had begun and not answered,
+//!    as the claims say. What it had not begun returns to the head of the queue, in order, as often
+//!    as that happens. But if it had begun nothing at all, the first of its tasks (of async tasks,
+//!    each) may be what killed it: a frame that cannot even be read, say. After [`MOVES_MAX`] such
+//!    deaths a task is a *poison task*. It is sent to an idle worker with no task behind it, and
+//!    the next such death is its own.
+//! 8. **Stopping a task.** How a task is stopped depends on its state:
+//!    * *Not begun*: it is revoked, and never begins.
+//!    * *Running, async*: it is dropped at an await point ([`Action::Cancel`]).
+//!    * *Running, with a grace*, sync or async: it is asked first, by its claim (and, if it is
+//!      async, by [`Action::Ask`], since its worker may be asleep). When the grace is over, it is
+//!      stopped as if it had none. An async task then has as long again to be dropped, at most
+//!      [`ABORT_GRACE`].
+//!    * *Running, sync*: first its worker is given no more tasks, and what the worker has not begun
+//!      is revoked. Then the task is checked once more. Only then is the worker killed. So a kill
+//!      never hits another task.
+//!
+//!    A task that is seen done, or is to be dropped, must be answered within [`ABORT_GRACE`].
+//!    Otherwise its worker is killed, after another check of the task. What was answered until then
+//!    is taken in first ([`Core::overdue`]). A task is settled when its process has ended, or by
+//!    the reply, whichever comes first.
+//! 9. **Failed starts.** Starts that fail in a row are counted. Of those that were under way
+//!    together, one counts. If as many have failed as the pool attempts and no worker is left, all
+//!    queued tasks fail with the cause. So they do if [`STARTS_MAX`] have failed, or as many as the
+//!    pool attempts if that is more, and no worker is ready. A task that is submitted then fails,
+//!    too, while no worker is left and the back-off has not passed. A worker that becomes ready
+//!    ends the series. A task whose retries are for failed starts is tried again instead (rule 12).
+//! 10. **Work stealing.** If a worker is idle while tasks are queued behind a running task
+//!     elsewhere, those tasks are revoked and given to the idle worker, provided that the measured
+//!     service time makes it worthwhile or the running task has lasted for [`LONG`].
+//! 11. **Time limits.** A time limit counts from the moment at which the task began, as its worker
+//!     has noted it, but at the latest from the moment at which the pool saw it begun. A task that
+//!     has not begun is checked again after as long as its limit, since the limit cannot have
+//!     passed before. A limit for the whole, with queueing and retries, is a deadline. When either
+//!     has passed, the task is stopped as if it were aborted (rule 8), and its error says why.
+//! 12. **Retries.** A task that failed in a way that its retries are for goes to the end of the
+//!     queue, at once or after its back-off. Each failure is kept for the error that it may come
+//!     to.
+//! 13. **Isolated tasks.** An isolated task, like a poison task, is sent to an idle worker, and no
+//!     other task is beside it. An isolated task is always stopped by a kill. A task that dies only
+//!     because its worker was killed to stop another task runs again if it is idempotent; that is
+//!     not counted as a try.
+//! 14. **Workers without claims.** A worker without such memory (of another program) has one sync
+//!     task in hand at a time, which counts as begun.
+//! 23. **Unresponsive workers.** It is checked every [`DEAF`] whether workers begin what they are
+//!     given. A worker is unresponsive if two checks have found a task that had not begun though
+//!     nothing was before it. Until it answers:
+//!     * What it has not begun is revoked as soon as another worker can have it.
+//!     * It is given a task only if no other worker can take the task.
+//!     * As long as no other worker can, workers are started for what it has not begun, if worker
+//!       slots are vacant.
+//!     * If it has begun nothing of what it has in hand for as long as the time limit of one of
+//!       those tasks (that of one try, or that of the whole), it is killed. Nothing has run, so
+//!       that costs no task.
+//!
+//!     Without a limit, the worker is waited for: it may have been stopped to be looked into. So is
+//!     a worker that has not begun a large task, which takes its time to arrive. A pool that drains
+//!     retires no worker that could take what is revoked.
+//! 24. **Batches.** A task may be a *batch*: a number of items, each with a number, a reply and an
+//!     outcome of its own, which one worker runs one after another.
+//!     * Where tasks in hand are counted, the items of a batch are.
+//!     * The items that have not begun, of a batch that has, are revoked wherever rules 7, 8, 10
+//!       and 13 revoke tasks. They are a batch of their own from then on. So only the one item that
+//!       runs stays with a worker that is late, is killed or dies.
+//!     * If it is not known which items have begun, all of them count as begun.
+//!     * If a batch has not begun and the death of its worker is its own (rule 7), that costs its
+//!       first item only.
 //! 25. **Interrupt moderation.** A worker with much work in hand rings when it has done half of it
 //!     ([`Core::arm`]), never later than when it has done all of it. If what it has in hand shrinks
 //!     below that without a reply, its doorbell is armed anew ([`Core::take_rearm`]). The driver
-//!     looks by itself when a third should be done, and after [`MODERATION`] at the latest; a
-//!     worker that has answered nothing by then rings for its next reply.
+//!     task checks for replies without the doorbell when a third should be done, and after
+//!     [`MODERATION`] at the latest. A worker that has answered nothing by then rings for its next
+//!     reply.
 //!
-//! Rules 15 to 22, of who is on the staff, are in `core_staff.rs`. How tasks are stopped (rules 8
-//! and 11) is in `core_stop.rs`, what becomes of workers that stand still (rule 23) in
-//! `core_deaf.rs`, how a pool ends in `core_ending.rs`, how runs are parted (rule 24) in
-//! `core_runs.rs`.
+//! Rules 15 to 22, of the worker set, are in `core_staff.rs`. How tasks are stopped (rules 8 and
+//! 11) is in `core_stop.rs`, what becomes of unresponsive workers (rule 23) in `core_deaf.rs`, how
+//! a pool ends in `core_ending.rs`, and how batches are split (rule 24) in `core_runs.rs`.
 
 use super::loss::Loss;
 use super::options::{Options, Retry};

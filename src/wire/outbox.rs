@@ -1,9 +1,8 @@
-//! The outbox: a ring of bytes in the memory that a worker shares with the pool, through which its
-//! small replies travel.
+//! The outbox: a reply ring in the memory that a worker shares with the pool, for small replies.
 //!
-//! A reply written to a socket costs a system call, and one kept back to go with others would be
-//! lost with its process. Through the ring it costs neither: it is committed by one store, and what
-//! was committed is read though the process has died since.
+//! A reply that is written to a socket costs a system call, and one that is held back to be sent
+//! with others would be lost with its process. By the ring, a reply costs neither: it is committed
+//! by one store, and what was committed is read even if the process has died since.
 //!
 //! ```text
 //! positions   count bytes, never wrap, and are multiples of 8; a frame is padded to that
@@ -15,24 +14,25 @@
 //! worker      copy the frame in; tail := …; replies += 1   (put)
 //!             if replies >= ring_at: ring_at := never, and ring the doorbell,
 //!             a frame of two bytes on the socket   (wants_bell)
-//! pool        on the doorbell, on the worker's end, or when it looks anyway:
+//! pool        on the doorbell, on the worker's end, or when it checks anyway:
 //!             ring_at := never; take all to the tail   (wake, take, took)
-//!             before it sleeps: ring_at := replies taken + k, and a second look   (arm)
+//!             before it sleeps: ring_at := replies taken + k, and a second check   (arm)
 //! ```
 //!
 //! **Interrupt moderation.** With `k` = 1 the worker rings for each reply that it commits while the
 //! pool sleeps. With a larger `k` it goes on working, and the pool takes many replies with one
 //! wake-up. `k` is never above the number of tasks that the worker has in hand, so a worker that
 //! has done all of them has rung. If that number shrinks without a reply in the ring (a task is
-//! taken back, or answered by the socket), the pool wakes and arms the doorbell anew.
+//! revoked, or answered by the socket), the pool wakes and arms the doorbell anew.
 //!
-//! A full fence stands between the worker's store of `replies` and its look at `ring_at`, and
-//! between the pool's store of `ring_at` and its look at `replies`. So one of the two sees the
-//! other's store, and no reply that is due waits unnoticed. `pool/core_search.rs` searches this.
+//! **Memory ordering.** A full fence is between the worker's store of `replies` and its load of
+//! `ring_at`, and between the pool's store of `ring_at` and its load of `replies`. So at least one
+//! side sees the other's store, and no reply that is due waits unnoticed. `pool/core_search.rs`
+//! checks this exhaustively.
 //!
-//! The worker is not trusted. The pool keeps its positions in private memory, reads each of the
-//! worker's words once, checks it, and copies before it looks; places are reached as whole words by
-//! atomics. A tail that cannot be is an error ([`BadTail`]).
+//! **The worker is not trusted.** The pool keeps its positions in private memory. It reads each of
+//! the worker's words once, checks it, and copies the data before it looks at them. Memory is
+//! accessed as whole words, by atomics. An impossible tail is an error ([`BadTail`]).
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
