@@ -375,6 +375,94 @@ async fn a_process_of_its_own_gets_handles_and_gives_them_back() {
     until("all references are gone", || manager.objects() == 0).await;
 }
 
+/// What a start function keeps for the tasks of its worker.
+struct Kept {
+    total: Mutex<u64>,
+    starts: Value<u32>,
+}
+
+async fn shared_by_start_and_end(start_is_async: bool) {
+    fn keep(total: Mutex<u64>, starts: Value<u32>) -> Result<Kept, procpool::Error> {
+        *total.blocking_lock()? += 100;
+        starts.fetch_add(1)?;
+        Ok(Kept { total, starts })
+    }
+    async fn keep_async(total: Mutex<u64>, starts: Value<u32>) -> Result<Kept, procpool::Error> {
+        *total.lock().await? += 100;
+        starts.fetch_add(1)?;
+        Ok(Kept { total, starts })
+    }
+    let use_it = || -> u32 {
+        let kept = procpool::state::<Kept>().unwrap();
+        *kept.total.blocking_lock().unwrap() += 1;
+        kept.starts.load().unwrap()
+    };
+    let at_the_end = |total: Mutex<u64>| *total.blocking_lock().unwrap() += 1000;
+
+    let manager = Manager::new().unwrap();
+    let (total, starts) = (manager.mutex(0u64).unwrap(), manager.value(0u32).unwrap());
+    let builder = Pool::builder().workers(2).exit(at_the_end, &total);
+    let args = (total.clone(), starts.clone());
+    let pool = match start_is_async {
+        false => builder.init(keep, args),
+        true => builder.init(keep_async, args),
+    };
+    let pool = pool.build().unwrap();
+    soon(pool.ready()).await.unwrap();
+    assert_eq!((total.get().await.unwrap(), starts.load().unwrap()), (200, 2));
+    assert_eq!(soon(pool.spawn(use_it, ())).await.unwrap(), 2);
+    // Those that take their place get references as well.
+    soon(pool.recycle()).await.unwrap();
+    assert_eq!(starts.load().unwrap(), 4);
+    soon(pool.shutdown()).await;
+    assert_eq!(total.get().await.unwrap(), 4 * 100 + 1 + 4 * 1000);
+    drop((pool, total, starts));
+    until("all references are gone", || manager.objects() == 0).await;
+}
+
+#[tokio::test]
+async fn a_start_function_and_an_end_function_are_given_handles() {
+    shared_by_start_and_end(false).await;
+}
+
+#[tokio::test]
+async fn an_async_start_function_is_given_handles() {
+    shared_by_start_and_end(true).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_in_its_start_gives_back_what_it_held_there() {
+    let once = |total: Mutex<u64>, tries: Value<u32>| -> Result<(), procpool::Error> {
+        let mut guard = total.blocking_lock()?;
+        *guard += 1;
+        if tries.fetch_add(1)? == 0 {
+            std::process::abort();
+        }
+        Ok(())
+    };
+    let manager = Manager::new().unwrap();
+    let (total, tries) = (manager.mutex(0u64).unwrap(), manager.value(0u32).unwrap());
+    let builder = Pool::builder().workers(1).init(once, (total.clone(), tries.clone()));
+    let pool = builder.build().unwrap();
+    assert_eq!(soon(pool.spawn(|| 7, ())).await.unwrap(), 7);
+    assert_eq!((total.get().await.unwrap(), tries.load().unwrap()), (1, 2));
+}
+
+#[tokio::test]
+async fn a_start_function_whose_manager_is_closed_says_so() {
+    let count = |starts: Mutex<u32>| -> Result<(), procpool::Error> {
+        *starts.blocking_lock()? += 1;
+        Ok(())
+    };
+    let manager = Manager::new().unwrap();
+    let starts = manager.mutex(0u32).unwrap();
+    let pool = Pool::builder().workers(1).init(count, &starts).build().unwrap();
+    manager.close();
+    let error = soon(pool.spawn(|| (), ())).await.unwrap_err();
+    assert!(error.is_init_failed(), "{error}");
+    assert!(error.to_string().contains("manager"), "{error}");
+}
+
 /// As another executor does it: blocks the thread until the future is ready.
 fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(std::thread::Thread);

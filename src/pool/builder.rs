@@ -6,13 +6,15 @@ use super::engine::Engine;
 use super::options::Options;
 use super::output::Output;
 use super::size::{self, WorkerCount};
-use super::spec::{Config, Surroundings};
+use super::spec::{Config, Hook, Surroundings};
 use crate::error::{Error, Why};
 use crate::limits::Limits;
 use crate::sync::Manager;
+use crate::sync::named::{for_call, write_names};
 use crate::task::{ArgsFor, Init, Task, ZeroSized, encode_args, index_of, index_of_init};
 use crate::wire::claim::SLOTS_MAX;
 use crate::wire::packet::Packet;
+use crate::wire::value::names;
 use crate::wire::{frame, message};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
@@ -65,8 +67,8 @@ pub struct Builder {
     frame_limit: usize,
     start_timeout: Option<Duration>,
     timeout: Option<Duration>,
-    init: Option<Result<Packet, String>>,
-    exit: Option<Result<Packet, String>>,
+    init: Option<Result<Hook, String>>,
+    exit: Option<Result<Hook, String>>,
     manager: Option<Manager>,
     program: Option<(OsString, Vec<OsString>)>,
     #[cfg(test)]
@@ -386,21 +388,41 @@ impl Builder {
     /// ([`TaskErrorKind::InitFailed`](crate::TaskErrorKind::InitFailed)).
     ///
     /// The arguments are encoded now. That they cannot be encoded is an error of
-    /// [`build`](Self::build).
+    /// [`build`](Self::build). Handles of shared objects may be among them, of a manager that was
+    /// made before the pool ([`manager`](Self::manager)): every worker gets references of its own.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use procpool::{Error, Manager, Pool, Queue};
+    ///
+    /// fn open_log(log: Queue<String>) -> Result<Queue<String>, Error> {
+    ///     log.blocking_send("started".into())?;
+    ///     Ok(log) // stays in the worker
+    /// }
+    /// async fn work(n: u64) -> u64 {
+    ///     let log = procpool::state::<Queue<String>>().unwrap();
+    ///     log.send(format!("task {n}")).await.unwrap();
+    ///     n * 2
+    /// }
+    ///
+    /// let manager = Manager::new()?;
+    /// let log = manager.queue(100)?;
+    /// let pool = Pool::builder().workers(1).manager(&manager).init(open_log, &log).build()?;
+    /// assert_eq!(pool.spawn(work, 4).await?, 8);
+    /// assert_eq!(log.recv().await?.as_deref(), Some("started"));
+    /// assert_eq!(log.recv().await?.as_deref(), Some("task 4"));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn init<F, Args, Marker, P>(mut self, _function: F, args: P) -> Self
     where
         F: Init<Args, Marker>,
         P: ArgsFor<Args>,
     {
         let () = ZeroSized::<F>::PROVEN;
-        let mut out = Vec::new();
-        let start = frame::begin(&mut out);
-        message::init(&mut out, index_of_init::<F, Args, Marker>().0, F::__ARITY);
-        let encoded = encode_args(&args, &mut out, frame::BODY_MAX_DEFAULT);
-        self.init = Some(encoded.map_err(|e| e.to_string()).map(|()| {
-            frame::finish(&mut out, start);
-            Packet::from(&mut out)
-        }));
+        let index = index_of_init::<F, Args, Marker>().0;
+        self.init = Some(encode_hook(|out| message::init(out, index, F::__ARITY + 1), &args));
         self
     }
 
@@ -442,14 +464,8 @@ impl Builder {
         P: ArgsFor<Args>,
     {
         let () = ZeroSized::<F>::PROVEN;
-        let mut out = Vec::new();
-        let start = frame::begin(&mut out);
-        message::exit(&mut out, index_of::<F, Args, Marker>().0, F::__ARITY);
-        let encoded = encode_args(&args, &mut out, frame::BODY_MAX_DEFAULT);
-        self.exit = Some(encoded.map_err(|e| e.to_string()).map(|()| {
-            frame::finish(&mut out, start);
-            Packet::from(&mut out)
-        }));
+        let index = index_of::<F, Args, Marker>().0;
+        self.exit = Some(encode_hook(|out| message::exit(out, index, F::__ARITY + 1), &args));
         self
     }
 
@@ -570,8 +586,8 @@ impl Builder {
         if self.program.is_none() {
             limits.asked.oom_score.get_or_insert(OOM_SCORE);
         }
-        let hook = |option, function: Option<Result<Packet, String>>| match function {
-            Some(Ok(packet)) if packet.len() > self.frame_limit => {
+        let hook = |option, function: Option<Result<Hook, String>>| match function {
+            Some(Ok(hook)) if hook.frame.len() > self.frame_limit => {
                 Err(invalid(option, "its arguments are larger than frame_limit"))
             }
             Some(_) if self.program.is_some() => Err(invalid(
@@ -581,7 +597,7 @@ impl Builder {
             Some(Err(reason)) => {
                 Err(invalid(option, &format!("its arguments cannot be encoded: {reason}")))
             }
-            Some(Ok(packet)) => Ok(Some(packet)),
+            Some(Ok(hook)) => Ok(Some(hook)),
             None => Ok(None),
         };
         let (init, exit) = (hook("init", self.init)?, hook("exit", self.exit)?);
@@ -618,6 +634,26 @@ impl Builder {
         })?;
         Ok(Pool::of(engine, self.manager))
     }
+}
+
+/// Encodes the call of a function that every worker runs: its head, the names of the shared
+/// objects among its arguments, the arguments.
+fn encode_hook<Args, P: ArgsFor<Args>>(
+    head: impl FnOnce(&mut Vec<u8>),
+    args: &P,
+) -> Result<Hook, String> {
+    let mut values = Vec::new();
+    let limit = frame::BODY_MAX_DEFAULT;
+    let (encoded, things) = names::collecting(|| encode_args(args, &mut values, limit));
+    encoded.map_err(|e| e.to_string())?;
+    let mut out = Vec::new();
+    let start = frame::begin(&mut out);
+    head(&mut out);
+    write_names(&things, &mut out, limit).map_err(|e| e.to_string())?;
+    out.append(&mut values);
+    frame::finish(&mut out, start);
+    let things = (!things.is_empty()).then(|| Arc::new(for_call(things)));
+    Ok(Hook { frame: Packet::from(&mut out), things })
 }
 
 fn program_name() -> String {

@@ -923,7 +923,7 @@ impl Engine {
                     .init
                     .iter()
                     .chain(&self.config.exit)
-                    .for_each(|frame| link.out.push(frame));
+                    .for_each(|hook| link.out.push_hook(&hook.frame, hook.things.clone()));
             }
         });
         self.flush(key);

@@ -83,7 +83,8 @@ pub(crate) struct LargeCall {
 /// A call that names shared objects.
 #[derive(Debug)]
 pub(crate) struct Naming {
-    claim: Claim,
+    /// `None`: it is no task's, but one that every worker gets.
+    claim: Option<Claim>,
     bytes: Vec<u8>,
     /// They are lent to the worker just before the first byte is sent.
     things: Things,
@@ -115,7 +116,7 @@ impl Chunk {
     fn claim(&self) -> Option<Claim> {
         match self {
             Self::Large(call) => Some(call.claim),
-            Self::Naming(naming) if naming.things.is_some() => Some(naming.claim),
+            Self::Naming(naming) if naming.things.is_some() => naming.claim,
             _ => None,
         }
     }
@@ -192,6 +193,16 @@ impl Outgoing {
         }
     }
 
+    /// Appends the frame of a function that every worker runs. The shared objects that it names are
+    /// lent when it is sent.
+    pub(crate) fn push_hook(&mut self, frame: &Packet, things: Things) {
+        if things.is_none() {
+            return self.push(frame);
+        }
+        let naming = Naming { claim: None, bytes: frame.to_vec(), things, sockets: Vec::new() };
+        self.chunks.push_back(Chunk::Naming(Box::new(naming)));
+    }
+
     /// Appends the frame of a call, with its slot and the number of its try filled in. If it names
     /// shared objects, those are lent when it is sent.
     pub(crate) fn push_call(&mut self, frame: &Packet, claim: Claim, attempt: u8, things: Things) {
@@ -199,7 +210,7 @@ impl Outgoing {
         if things.is_some() {
             let mut bytes = frame.to_vec();
             address(&mut bytes[frame::HEAD..CALL_HEAD]);
-            let naming = Naming { claim, bytes, things, sockets: Vec::new() };
+            let naming = Naming { claim: Some(claim), bytes, things, sockets: Vec::new() };
             return self.chunks.push_back(Chunk::Naming(Box::new(naming)));
         }
         match frame {

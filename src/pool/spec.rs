@@ -5,6 +5,7 @@ use super::options::Options;
 use super::output::Output;
 use crate::wire::message::{self, Callee};
 use crate::wire::packet::Packet;
+use crate::wire::value::names::Things;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,14 +32,22 @@ pub(crate) struct Config {
     /// What each call begins with.
     pub(crate) options: Option<Arc<Options>>,
     /// The whole `INIT` frame.
-    pub(crate) init: Option<Packet>,
+    pub(crate) init: Option<Hook>,
     /// The whole `EXIT` frame.
-    pub(crate) exit: Option<Packet>,
+    pub(crate) exit: Option<Hook>,
     /// What is started instead of this program: tests play a worker themselves.
     #[cfg(test)]
     pub(crate) launcher: Option<super::launch::Launcher>,
     #[cfg(test)]
     pub(crate) run_length: Option<usize>,
+}
+
+/// A function that every worker runs at its start or its end.
+#[derive(Debug)]
+pub(crate) struct Hook {
+    pub(crate) frame: Packet,
+    /// The shared objects that its arguments name; each worker is lent them.
+    pub(crate) things: Things,
 }
 
 impl Config {

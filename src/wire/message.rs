@@ -358,13 +358,13 @@ pub(crate) fn address(body: &mut [u8], slot: u16, attempt: u8) {
     body[ATTEMPT_AT + 1] = attempt;
 }
 
-/// The `init` call, up to its arguments.
+/// The `init` call, up to the names of shared objects and its arguments: `arity` values.
 pub(crate) fn init(out: &mut Vec<u8>, task: u32, arity: u32) {
     head(out, kind::INIT, 1 + arity);
     uint(out, u64::from(task));
 }
 
-/// The call that a worker makes when it ends, up to its arguments.
+/// The call that a worker makes when it ends, up to the names and its arguments, as of `init`.
 pub(crate) fn exit(out: &mut Vec<u8>, task: u32, arity: u32) {
     head(out, kind::EXIT, 1 + arity);
     uint(out, u64::from(task));

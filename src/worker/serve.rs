@@ -227,6 +227,16 @@ struct Worker {
 struct Exit {
     run: Run,
     args: Vec<u8>,
+    things: Result<Vec<Thing>, String>,
+}
+
+/// A function that the pool has every worker run, as its frame says it.
+struct Hook {
+    run: Run,
+    /// The references that came with it.
+    things: Result<Vec<Thing>, String>,
+    /// Where the arguments are in the inbox.
+    args: Range<usize>,
 }
 
 /// Where async tasks run: on this thread, with what they leave behind.
@@ -529,24 +539,25 @@ impl Worker {
     /// Runs what the pool wants to have run when a worker ends. That it fails or panics changes
     /// nothing about the end; if it hangs, the pool kills.
     fn leave(mut self) -> Result<(), String> {
-        let Some(Exit { run, args }) = self.exit.take() else { return Ok(()) };
+        let Some(Exit { run, args, things }) = self.exit.take() else { return Ok(()) };
         Errno::clear(); // as before each task
         task::set_current(0, 0, 0, true); // no task runs
         let limit = self.limit;
-        let ran = match run {
-            Run::Sync(function) => {
-                catch_unwind(AssertUnwindSafe(|| function(&args, &mut Vec::new(), limit).map(drop)))
-            }
-            Run::Async(function) => {
+        let ran = match (run, things) {
+            (_, Err(reason)) => Ok(Err(RunError::Arguments(reason))),
+            (Run::Sync(function), Ok(things)) => catch_unwind(AssertUnwindSafe(|| {
+                with_names(things, || function(&args, &mut Vec::new(), limit)).0.map(drop)
+            })),
+            (Run::Async(function), Ok(things)) => {
                 let runtime = self.runtime()?;
                 let ran = catch_unwind(AssertUnwindSafe(|| {
-                    let future = function(&args, limit)?;
-                    runtime.block_on(future).map(drop)
+                    let future = with_names(things, || function(&args, limit)).0?;
+                    driven(|| runtime.block_on(future)).map(drop)
                 }));
                 self.runtime = Some(runtime);
                 ran
             }
-            Run::InitSync(_) | Run::InitAsync(_) => {
+            (Run::InitSync(_) | Run::InitAsync(_), _) => {
                 return Err("an exit function that is an init function".into());
             }
         };
@@ -563,14 +574,26 @@ impl Worker {
 
     /// Takes in what is to be run at the end.
     fn read_exit(&mut self) -> Result<Exit, String> {
-        let range = self.inbox.wait().map_err(lost)?.ok_or("the pool has gone")?;
+        let Hook { run, things, args } = self.read_hook(kind::EXIT)?;
+        Ok(Exit { run, args: self.inbox.bytes(args).to_vec(), things })
+    }
+
+    /// Takes in a function that was announced, after the managers that it is the first to name.
+    fn read_hook(&mut self, kind: u8) -> Result<Hook, String> {
+        let range = loop {
+            let range = self.inbox.wait().map_err(lost)?.ok_or("the pool has gone")?;
+            if !attached(&mut self.inbox, &range)? {
+                break range;
+            }
+        };
         let mut message =
             Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
-        let index = (message.kind == kind::EXIT).then(|| message.uint::<u32>().ok()).flatten();
-        let entry =
-            index.and_then(task::entry).ok_or("no exit function where one was announced")?;
-        let args = self.inbox.bytes(range.start + message.rest().1..range.end).to_vec();
-        Ok(Exit { run: entry.run, args })
+        let index = (message.kind == kind).then(|| message.uint::<u32>().ok()).flatten();
+        let entry = index.and_then(task::entry).ok_or("no function where one was announced")?;
+        let names = range.start + message.rest().1;
+        let (named, len) = Named::read(self.inbox.bytes(names..range.end))
+            .map_err(|e| format!("the names of a function's arguments: {e}"))?;
+        Ok(Hook { run: entry.run, things: named::received(named), args: names + len..range.end })
     }
 
     /// Makes a task ours, unless the pool has taken it back.
@@ -780,25 +803,24 @@ impl Worker {
 
     /// Runs the pool's `init` function. The outer error breaks the protocol.
     fn init(&mut self) -> Result<Result<(), InitFailed>, String> {
-        let range = self.inbox.wait().map_err(lost)?.ok_or("the pool has gone")?;
-        let mut message =
-            Message::new(self.inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
-        let index = (message.kind == kind::INIT).then(|| message.uint::<u32>().ok()).flatten();
-        let entry = index.and_then(task::entry).ok_or("no init where one was announced")?;
-        let args = range.start + message.rest().1..range.end;
+        let Hook { run, things, args } = self.read_hook(kind::INIT)?;
+        let things = match things {
+            Ok(things) => things,
+            Err(message) => return Ok(Err(InitFailed::Error { message })),
+        };
         // An async init may leave something behind in the runtime: it is the one that tasks will
         // use.
-        let made = match entry.run {
-            Run::InitSync(function) => {
-                catch_unwind(AssertUnwindSafe(|| function(self.inbox.bytes(args))))
-            }
+        let made = match run {
+            Run::InitSync(function) => catch_unwind(AssertUnwindSafe(|| {
+                with_names(things, || function(self.inbox.bytes(args))).0
+            })),
             Run::InitAsync(function) => {
                 let runtime = match self.runtime() {
                     Ok(runtime) => runtime,
                     Err(message) => return Ok(Err(InitFailed::Error { message })),
                 };
                 let made = catch_unwind(AssertUnwindSafe(|| {
-                    let future = function(self.inbox.bytes(args))?;
+                    let future = with_names(things, || function(self.inbox.bytes(args))).0?;
                     driven(|| runtime.block_on(future))
                 }));
                 self.runtime = Some(runtime);
