@@ -1,7 +1,8 @@
 //! The memory that a manager shares with its clients, and who has which part of it.
 //!
 //! Small objects share segments, so that a process maps a few and not one for each lock; a large
-//! one has a segment of its own, which goes with it. Every part begins on a line of the processor's
+//! one has a segment of its own, which goes with it; so has each one if that is asked for
+//! ([`Segments::separate`]), since a process can use all of a segment that it has. Every part begins on a line of the processor's
 //! cache, so that two locks do not slow each other down.
 //!
 //! The pages are taken from the kernel when a segment is made (fallocate(2)): a machine that is out
@@ -29,6 +30,7 @@ pub(crate) struct Segments {
     inside: Mutex<Inside>,
     /// Nothing is given away any more, so what is given back need not be cleared.
     closed: AtomicBool,
+    separate: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +50,8 @@ struct Segment {
     free: HashMap<usize, Vec<usize>>,
     /// Parts given away.
     used: usize,
+    /// It is one object's, and goes with it.
+    own: bool,
 }
 
 /// A part of the memory. Given back when this is dropped.
@@ -85,6 +89,11 @@ impl Segments {
         self.closed.store(true, Ordering::Release);
     }
 
+    /// Whether each part that is given from now on has a segment of its own.
+    pub(crate) fn separate(&self, on: bool) {
+        self.separate.store(on, Ordering::Relaxed);
+    }
+
     /// Gives a part of at least so many words. What is in it is arbitrary.
     ///
     /// # Errors
@@ -92,7 +101,7 @@ impl Segments {
     /// When the kernel gives no memory, or the limit on the size of files (`RLIMIT_FSIZE`) is too
     /// low for it.
     pub(crate) fn allocate(self: &Arc<Self>, words: usize) -> Result<Allocated, Error> {
-        let own = words > SHARED_MAX;
+        let own = words > SHARED_MAX || self.separate.load(Ordering::Relaxed);
         let words =
             if own { words.next_multiple_of(LINE) } else { words.max(LINE).next_power_of_two() };
         loop {
@@ -125,6 +134,7 @@ impl Segments {
                 fresh: 0,
                 free: HashMap::new(),
                 used: 0,
+                own,
             };
             inside.segments.insert(number, segment);
             if own {
@@ -135,7 +145,8 @@ impl Segments {
 
     fn find(self: &Arc<Self>, words: usize) -> Option<Allocated> {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut numbers: Vec<_> = inside.segments.keys().copied().collect();
+        let shared = inside.segments.iter().filter(|(_, segment)| !segment.own);
+        let mut numbers: Vec<_> = shared.map(|(number, _)| *number).collect();
         numbers.sort_unstable();
         numbers.into_iter().find_map(|number| inside.take(self, number, words))
     }
@@ -146,7 +157,7 @@ impl Segments {
         segment.used -= 1;
         segment.free.entry(place.len as usize).or_default().push(place.offset as usize);
         // One that is empty is kept for what comes next, and no more.
-        let own = place.len as usize > SHARED_MAX;
+        let own = segment.own;
         let remains = (segment.used == 0
             && (own || inside.segments.values().any(|other| other.used == 0 && other.fresh == 0)))
         .then(|| inside.segments.remove(&place.segment));
@@ -216,6 +227,21 @@ mod tests {
         assert!(memory.words().iter().all(|word| word.load(Ordering::Relaxed) == 0));
         let again = segments.allocate(16).expect("room");
         assert_eq!(again.place(), place, "the same part");
+    }
+
+    #[test]
+    fn parts_may_each_have_a_segment_of_their_own() {
+        let segments = Arc::new(Segments::default());
+        let shared = segments.allocate(16).expect("room");
+        segments.separate(true);
+        let own: Vec<_> = (0..3).map(|_| segments.allocate(16).expect("room")).collect();
+        segments.separate(false);
+        let again = segments.allocate(8).expect("room");
+        assert_eq!(again.place().segment, shared.place().segment);
+        let numbers: Vec<_> = own.iter().map(|part| part.place().segment).collect();
+        assert!(numbers.is_sorted_by(|a, b| a < b) && !numbers.contains(&shared.place().segment));
+        drop(own);
+        assert!(numbers.into_iter().all(|number| segments.memory(number).is_none()));
     }
 
     #[test]

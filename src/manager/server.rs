@@ -129,6 +129,8 @@ pub(crate) enum Turned {
 struct Inside {
     state: State,
     links: HashMap<Client, Link>,
+    /// [`ANSWERS_MAX`], but for tests.
+    answers_max: u64,
     /// Clients that other clients have introduced, as those call them; and by whom each was.
     introduced: HashMap<(Client, u64), Client>,
     introducers: HashMap<Client, Client>,
@@ -146,6 +148,16 @@ struct Link {
     socket: Arc<PeerSocket>,
     pidfd: Option<PeerFd>,
     out: Outgoing,
+}
+
+impl Link {
+    /// The client has broken the protocol: nothing more is written to it. Gives what is to be shut
+    /// down, without the lock.
+    fn cut(&mut self) -> Arc<PeerSocket> {
+        let waiting = self.out.kill();
+        debug_assert!(waiting.is_empty(), "the manager waits for no client");
+        Arc::clone(&self.socket)
+    }
 }
 
 #[derive(Default)]
@@ -180,7 +192,7 @@ enum Apart {
 struct Todo {
     local: Vec<(u64, Arrived)>,
     flush: Vec<Client>,
-    /// Clients that have too many answers unread.
+    /// Clients that have too many answers unread, or have broken the protocol.
     cut: Vec<Arc<PeerSocket>>,
     deadline: Option<(Option<Instant>, u64)>,
     remains: Vec<What>,
@@ -209,6 +221,7 @@ impl Server {
             inside: Mutex::new(Inside {
                 state: State::new(this.clone()),
                 links: HashMap::new(),
+                answers_max: ANSWERS_MAX,
                 introduced: HashMap::new(),
                 introducers: HashMap::new(),
                 descended: HashMap::new(),
@@ -313,6 +326,11 @@ impl Server {
         self.apply(|state, now| {
             state.park(Caller { client: LOCAL, ticket }, object, limit, wait, now)
         });
+    }
+
+    /// Whether each object that is made from now on has a segment of its own.
+    pub(crate) fn separate_memory(&self, on: bool) {
+        self.segments.separate(on);
     }
 
     /// Whether rings of waiting threads are looked for.
@@ -507,7 +525,7 @@ impl Server {
                 inside.state.unhold(object, part, now);
             }
         }
-        let Inside { state, links, deadline, deadlines, .. } = inside;
+        let Inside { state, links, answers_max, deadline, deadlines, .. } = inside;
         let mut actions = std::mem::take(&mut state.actions);
         for action in actions.drain(..) {
             match action {
@@ -538,11 +556,9 @@ impl Server {
                 }
                 Action::Answer(Answer { to, body, offer, descriptor: None }) => {
                     let Some(link) = links.get_mut(&to.client) else { continue };
-                    if link.out.backlog() + (body.head.len() + body.tail.len()) as u64 > ANSWERS_MAX
-                    {
-                        let waiting = link.out.kill();
-                        debug_assert!(waiting.is_empty(), "the manager waits for no client");
-                        todo.cut.push(Arc::clone(&link.socket));
+                    let bytes = (body.head.len() + body.tail.len()) as u64;
+                    if link.out.backlog() + bytes > *answers_max {
+                        todo.cut.push(link.cut());
                         todo.sent.push(body);
                         continue;
                     }
@@ -565,6 +581,7 @@ impl Server {
                     todo.flush.push(to.client);
                     todo.sent.push(body);
                 }
+                Action::Cut(client) => todo.cut.extend(links.get_mut(&client).map(Link::cut)),
                 Action::Deadlock(caller, ring) if caller.client == LOCAL => {
                     todo.local.push((caller.ticket, Arrived::Deadlock(ring)))
                 }
@@ -977,6 +994,12 @@ impl Server {
                 return Ok(());
             }
             let mut inside = self.lock();
+            // Whatever it was sent: also refusals and the like, and while it is read all the same
+            // (`even`).
+            let backlog = inside.links.get(&client).map_or(0, |link| link.out.backlog());
+            if backlog > inside.answers_max {
+                return Err(object::Bad("too much that it has not read".into()));
+            }
             let now = Instant::now();
             // Some at a time, so that others get the lock as well.
             let (mut some, mut apart, mut answered, mut seen) = (0, None, 0, 0);
@@ -1243,10 +1266,9 @@ impl Inside {
                 }
             }
             ToManager::Take { client: number, names } => {
-                if let Some(from) = introduced.get(&(client, number)) {
-                    for name in names {
-                        state.take(client, *from, name.object, name.part, now);
-                    }
+                let from = introduced.get(&(client, number)).copied();
+                for name in names {
+                    state.take_between(client, from, name.object, name.part, now);
                 }
             }
         }
@@ -1259,6 +1281,11 @@ impl Server {
     /// How many bytes its objects may hold.
     pub(crate) fn set_bound(&self, bytes: usize) {
         self.lock().state.set_bound(bytes);
+    }
+
+    /// How many bytes of answers a client may leave unread.
+    pub(crate) fn set_answers_bound(&self, bytes: u64) {
+        self.lock().answers_max = bytes;
     }
 
     /// How many clients there are, beside the application.

@@ -65,6 +65,8 @@ pub(crate) enum Action {
     Lane(Caller, OwnedFd),
     /// It waits for a lock in a ring, which is described.
     Deadlock(Caller, String),
+    /// This client has broken the protocol: its connection ends.
+    Cut(Client),
 }
 
 impl Action {
@@ -88,10 +90,26 @@ struct ClientState {
     /// References in results that nobody has taken yet; negative where one was taken before we had
     /// heard of it.
     parcels: HashMap<(u64, Part), i64>,
+    /// References that it believes to have and has not: clients that it has introduced had named
+    /// them in results without handing them over.
+    unfounded: HashMap<(u64, Part), u64>,
     /// It has ended; its parcels may still be taken.
     gone: bool,
     /// Nobody will take its parcels.
     dismissed: bool,
+}
+
+impl ClientState {
+    /// How many of these references that it has dropped it may have had.
+    fn without_unfounded(&mut self, object: u64, part: Part, count: u64) -> u64 {
+        let Some(unfounded) = self.unfounded.get_mut(&(object, part)) else { return count };
+        let passed_over = count.min(*unfounded);
+        *unfounded -= passed_over;
+        if *unfounded == 0 {
+            self.unfounded.remove(&(object, part));
+        }
+        count - passed_over
+    }
 }
 
 /// What an object is.
@@ -229,6 +247,7 @@ impl State {
         let Some(state) = self.clients.get_mut(&client).filter(|state| !state.gone) else { return };
         state.gone = true;
         state.open.clear();
+        state.unfounded.clear();
         let mut objects: Vec<_> = state.references.drain().collect();
         objects.sort_unstable_by_key(|(object, _)| *object);
         self.rings.gone(client);
@@ -372,6 +391,10 @@ impl State {
         now: Instant,
     ) {
         let Some(state) = self.clients.get_mut(&client) else { return };
+        let count = state.without_unfounded(object, part, count);
+        if count == 0 {
+            return;
+        }
         let Some(parts) = state.references.get_mut(&object) else { return };
         let had = &mut parts[part.0 as usize];
         let count = count.min(*had);
@@ -463,6 +486,31 @@ impl State {
             self.uncount(object, part, 1, now);
         }
         name
+    }
+
+    /// As [`take`](Self::take), by a client from one that it has introduced; `None`: there is no
+    /// such client any more. The taker has a handle already, for it waits for no answer. If nothing
+    /// was handed over, the release of that handle must not release a reference that the taker has
+    /// besides, and `from` has broken the protocol.
+    pub(crate) fn take_between(
+        &mut self,
+        to: Client,
+        from: Option<Client>,
+        object: u64,
+        part: Part,
+        now: Instant,
+    ) {
+        let taken = from.and_then(|from| self.take(to, from, object, part, now));
+        // The number of an object that is gone is never used again.
+        if taken.is_some() || !self.objects.contains_key(&object) {
+            return;
+        }
+        if let Some(state) = self.clients.get_mut(&to)
+            && state.unfounded.len() < OPEN_MAX
+        {
+            *state.unfounded.entry((object, part)).or_default() += 1;
+        }
+        self.actions.extend(from.map(Action::Cut));
     }
 
     // ---- objects

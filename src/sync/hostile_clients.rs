@@ -526,6 +526,26 @@ fn a_number_for_an_introduced_client_that_is_in_use_ends_the_connection() {
     wait_until("the manager has no object", || manager.objects() == 0);
 }
 
+/// Refusals are answers, too.
+#[test]
+fn a_client_that_leaves_refusals_unread_loses_its_connection() {
+    let manager = Manager::new().unwrap();
+    manager.connection().server().unwrap().set_answers_bound(256 << 10);
+    let (_, hostile) = hostile_client_of(&manager);
+    let mut refused = Vec::new();
+    for ticket in 1..=8192 {
+        let mut fetch = Vec::new();
+        ToManager::Fetch { object: u64::MAX, ticket }.write(&mut fetch);
+        refused.extend(framed(&fetch));
+    }
+    let mut socket = &hostile.sockets[0];
+    socket.set_write_timeout(Some(HANG)).unwrap();
+    let error = (0..64).find_map(|_| socket.write_all(&refused).err()).map(|error| error.kind());
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+    assert!(matches!(error, Some(BrokenPipe | ConnectionReset)), "{error:?}");
+    wait_for_the_end_of_all_clients(&manager);
+}
+
 /// No end of it would ever be reported, so it would stay a client for ever.
 #[test]
 fn a_listening_socket_is_no_client() {

@@ -84,6 +84,21 @@ impl Manager {
         }
     }
 
+    /// Sets whether each [`Mutex`](super::Mutex), [`Value`](super::Value) and
+    /// [`Array`](super::Array) that is made from now on has memory of its own.
+    ///
+    /// Otherwise small ones share memory by the 64 KiB, and a process that was lent one of them can
+    /// read and write the others that lie there, if it means to: the handles never do. Memory of
+    /// its own costs a descriptor in the application and a page (4 KiB) for each object, and a
+    /// mapping in each process that uses it.
+    ///
+    /// Default: off.
+    pub fn separate_memory(&self, on: bool) {
+        if let Some(server) = self.connection.server() {
+            server.separate_memory(on);
+        }
+    }
+
     /// Ends it: all objects are gone. Whoever waits for one, in any process, is told
     /// [`is_manager_closed`](Error::is_manager_closed), and so is every later call. Another one may
     /// be made.

@@ -2,6 +2,7 @@
 
 use super::connection::Connection;
 use super::handle::{Handle, kinds};
+use super::list::List;
 use super::manager::Manager;
 use super::mutex::Mutex;
 use super::named::{Leases, Named, given, parcel, received, write_names};
@@ -148,6 +149,53 @@ fn a_worker_lends_what_it_was_lent_to_workers_of_its_own() {
     drop((back, leases));
     wait_until("nobody has it any more", || manager.objects() == 0);
     drop((grandchild, worker));
+}
+
+#[test]
+fn a_name_that_was_not_handed_over_costs_a_grandchild_its_connection_and_its_worker_nothing() {
+    let manager = Manager::new().expect("a manager");
+    let value = manager.value(1u64).expect("a value");
+    let list: List<u8> = manager.list().expect("a list");
+    // The worker has both, and has lent the value alone.
+    let worker = Elsewhere::new(manager.connection());
+    let lent: Value<u64> = Value::of(worker.handle(value_handle(&value)));
+    let there: List<u8> = List::of(worker.handle(list.handle()));
+    drop(list);
+    let leases = Leases::default();
+    let sockets = leases.lend(&pack(&lent).things, None).expect("lend");
+    // Twice as many as the worker has.
+    let forged = names_of(&pack(&(there.clone(), there.clone())));
+    drop(leases.take(&forged).expect("it cannot know better"));
+    assert_eq!(block_on(there.len()).expect("its own reference is left"), 0);
+    let server = Arc::clone(manager.connection().server().expect("local"));
+    wait_until("the grandchild has lost its connection", || server.clients() == 1);
+    assert_eq!(manager.objects(), 2);
+    drop(there);
+    wait_until("it is let go", || manager.objects() == 1);
+    drop((lent, sockets, leases));
+}
+
+#[test]
+fn objects_share_no_memory_if_that_is_asked_for() {
+    let manager = Manager::new().expect("a manager");
+    let segment = |handle: &Handle| handle.name().place.expect("it lies in memory").segment;
+    let shared = [manager.value(1u64).expect("a value"), manager.value(2u64).expect("a value")];
+    assert_eq!(segment(value_handle(&shared[0])), segment(value_handle(&shared[1])));
+    manager.separate_memory(true);
+    let own = manager.value(3u64).expect("a value");
+    let mutex = manager.mutex(4u64).expect("a mutex");
+    let mut segments = vec![segment(value_handle(&shared[0])), segment(value_handle(&own))];
+    segments.push(segment(mutex.handle()));
+    segments.dedup();
+    assert_eq!(segments.len(), 3);
+    let elsewhere = Elsewhere::new(manager.connection());
+    let (own_there, mutex_there): (Value<u64>, Mutex<u64>) = (
+        Value::of(elsewhere.handle(value_handle(&own))),
+        Mutex::of(elsewhere.handle(mutex.handle())),
+    );
+    assert_eq!(own_there.fetch_add(1).expect("add"), 3);
+    *block_on(mutex_there.lock()).expect("lock") += 1;
+    assert_eq!((own.load().expect("load"), block_on(mutex.get()).expect("get")), (4, 5));
 }
 
 #[test]
