@@ -15,7 +15,7 @@ use super::driver::{self, Driver};
 use super::ending::CutOff;
 use super::events::{Events, Feeds};
 use super::launch;
-use super::link::{Link, Outgoing};
+use super::link::{Chunk, Link};
 use super::reply::{Cargo, Extra, Inlet, Outcome, Reply, Things, shielded};
 use super::run::Run;
 use super::spec::{Config, Room, TaskSpec, Ticket};
@@ -119,6 +119,8 @@ struct Todo {
     staff_changed: bool,
     /// The driver must arm doorbells anew.
     rearm: bool,
+    /// Only to be dropped, see `Outgoing`.
+    gone: Vec<Chunk>,
 }
 
 /// What the timer is to be set to.
@@ -663,6 +665,7 @@ impl Engine {
     }
 
     fn perform(&self, todo: Todo) {
+        drop(todo.gone);
         todo.rooms.into_iter().for_each(|room| shielded(|| drop(room)));
         for key in todo.flush.into_iter().chain(todo.flush_more) {
             self.flush(key);
@@ -819,17 +822,18 @@ impl Engine {
 
     /// Writes what there is for a worker. Only for whoever has set `busy`.
     pub(super) fn flush(&self, key: WorkerKey) {
-        let mut written = None;
+        let (mut written, mut gone) = (None, Vec::new());
         loop {
+            gone.clear(); // not under the lock
             let mut state = self.lock();
             let State { core, links, .. } = &mut *state;
             let Some(Link { process: Some(process), out, .. }) = links.get_mut(&key) else {
                 return;
             };
             if let Some((chunk, from, len)) = written.take() {
-                out.wrote(chunk, from, len);
+                gone.extend(out.wrote(chunk, from, len));
             }
-            let Some((chunk, from)) = out.take(|claim| core.has(key, claim)) else {
+            let Some((chunk, from)) = out.take(|claim| core.has(key, claim), &mut gone) else {
                 out.busy = false;
                 return;
             };
@@ -850,10 +854,12 @@ impl Engine {
                         if link.retired && error.kind() != std::io::ErrorKind::WouldBlock {
                             // We have closed its intake. What is left are calls that were taken
                             // back.
-                            *out = Outgoing::default();
+                            let left = std::mem::take(out);
+                            drop(state);
+                            drop(left);
                             return;
                         }
-                        out.wrote(chunk, from, 0);
+                        gone.extend(out.wrote(chunk, from, 0));
                         out.blocked = error.kind() == std::io::ErrorKind::WouldBlock;
                     }
                     drop(state);
@@ -960,7 +966,10 @@ impl State {
                     if self.core.cargo_mut(task).is_some_and(|cargo| is_large(cargo)) {
                         // What is not wanted any more takes no memory behind a full socket. (If
                         // the task itself was here before, it is sent anew.)
-                        link.out.retain(|other| other != claim && self.core.has(worker, other));
+                        link.out.retain(
+                            |other| other != claim && self.core.has(worker, other),
+                            &mut todo.gone,
+                        );
                     }
                     let Some(cargo) = self.core.cargo_mut(task) else { continue };
                     link.out.push_call(&cargo.frame, claim, attempt, cargo.things());

@@ -167,6 +167,10 @@ impl Chunk {
 
 /// Bytes that are to be written to a worker. Whoever finds no writer writes (see `Engine::flush`);
 /// nobody holds the pool's lock meanwhile.
+///
+/// A chunk must not be dropped under the pool's lock: it may hold the last reference to a shared
+/// object, whose drop runs code of the application, or a socket. So what is not needed any more is
+/// given to the caller.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
     chunks: VecDeque<Chunk>,
@@ -246,37 +250,49 @@ impl Outgoing {
     }
 
     /// Leaves out the calls that the worker is not to run any more, as far as none of their bytes
-    /// was sent.
-    pub(crate) fn retain(&mut self, is_wanted: impl Fn(Claim) -> bool) {
+    /// was sent. Those are put into `gone`.
+    pub(crate) fn retain(&mut self, is_wanted: impl Fn(Claim) -> bool, gone: &mut Vec<Chunk>) {
         let mut begun = self.offset > 0;
-        self.chunks
-            .retain(|chunk| std::mem::take(&mut begun) || chunk.claim().is_none_or(&is_wanted));
+        self.chunks.retain_mut(|chunk| {
+            let stays = std::mem::take(&mut begun) || chunk.claim().is_none_or(&is_wanted);
+            if !stays {
+                gone.push(std::mem::replace(chunk, Chunk::Gathered(Vec::new())));
+            }
+            stays
+        });
     }
 
     /// The next piece to write, and where in it to begin. What is not wanted is left out, see
     /// [`retain`](Self::retain).
-    pub(crate) fn take(&mut self, is_wanted: impl Fn(Claim) -> bool) -> Option<(Chunk, usize)> {
+    pub(crate) fn take(
+        &mut self,
+        is_wanted: impl Fn(Claim) -> bool,
+        gone: &mut Vec<Chunk>,
+    ) -> Option<(Chunk, usize)> {
         loop {
             let chunk = self.chunks.pop_front()?;
             let from = std::mem::take(&mut self.offset);
             if from > 0 || chunk.claim().is_none_or(&is_wanted) {
                 return Some((chunk, from));
             }
+            gone.push(chunk);
         }
     }
 
-    /// So much of the piece was written.
-    pub(crate) fn wrote(&mut self, chunk: Chunk, from: usize, len: usize) {
+    /// So much of the piece was written. Returns a piece that is not needed any more.
+    pub(crate) fn wrote(&mut self, chunk: Chunk, from: usize, len: usize) -> Option<Chunk> {
         if from + len < chunk.len() {
             self.offset = from + len;
             self.chunks.push_front(chunk);
-            return;
+            return None;
         }
-        if let Chunk::Gathered(mut chunk) = chunk
-            && self.spare.capacity() < chunk.capacity()
-        {
-            chunk.clear();
-            self.spare = chunk;
+        match chunk {
+            Chunk::Gathered(mut chunk) if self.spare.capacity() < chunk.capacity() => {
+                chunk.clear();
+                self.spare = chunk;
+                None
+            }
+            chunk => Some(chunk),
         }
     }
 }
@@ -295,7 +311,7 @@ mod tests {
         for step in [1, 7, 64, 65_536, 1 << 20] {
             let (mut out, mut got) = (Outgoing::default(), Vec::<u8>::new());
             frames.iter().for_each(|frame| out.push(&Packet::copy_from(frame)));
-            while let Some((chunk, from)) = out.take(|_| true) {
+            while let Some((chunk, from)) = out.take(|_| true, &mut Vec::new()) {
                 let part = chunk.bytes(from).iter().take(step).copied().collect::<Vec<_>>();
                 got.extend(&part);
                 out.wrote(chunk, from, part.len());
@@ -321,7 +337,7 @@ mod tests {
             expected.extend(bytes);
         }
         let mut got: Vec<u8> = Vec::new();
-        while let Some((chunk, from)) = out.take(|_| true) {
+        while let Some((chunk, from)) = out.take(|_| true, &mut Vec::new()) {
             let len = chunk.bytes(from).len();
             got.extend(chunk.bytes(from));
             out.wrote(chunk, from, len);
@@ -345,18 +361,45 @@ mod tests {
         };
         push(&mut out, 1);
         // A writer has it when the next ones come, and puts it back.
-        let (chunk, from) = out.take(|_| true).expect("it is there");
+        let (chunk, from) = out.take(|_| true, &mut Vec::new()).expect("it is there");
         (2..6).for_each(|id| push(&mut out, id));
-        out.retain(|claim| claim.id != 2);
+        let mut gone = Vec::new();
+        out.retain(|claim| claim.id != 2, &mut gone);
         out.wrote(chunk, from, 10);
-        out.retain(|claim| claim.id > 3);
+        out.retain(|claim| claim.id > 3, &mut gone);
         let mut sent = Vec::new();
-        while let Some((chunk, from)) = out.take(|claim| claim.id == 5) {
+        while let Some((chunk, from)) = out.take(|claim| claim.id == 5, &mut gone) {
             let len = chunk.bytes(from).len();
             sent.push((chunk.claim().map(|claim| claim.id), len));
             out.wrote(chunk, from, len);
         }
         let (head, rest) = (CALL_HEAD, 100_000 - CALL_HEAD);
         assert_eq!(sent, [(Some(1), head - 10), (Some(1), rest), (Some(5), head), (Some(5), rest)]);
+    }
+
+    /// Dropping a reference to a shared object may run code of the application, which may use the
+    /// pool: the caller does that when it has released the pool's lock.
+    #[test]
+    fn what_calls_name_that_are_left_out_is_given_to_the_caller() {
+        let mut out = Outgoing::default();
+        let object: Arc<dyn std::any::Any + Send + Sync> = Arc::new(());
+        for id in 1..4 {
+            let mut bytes = Vec::new();
+            let start = frame::begin(&mut bytes);
+            message::call(&mut bytes, id, 0, message::Callee::Index(1), 1);
+            frame::finish(&mut bytes, start);
+            let things = Some(Arc::new(vec![Arc::clone(&object)]));
+            out.push_call(&Packet::copy_from(&bytes), Claim { slot: 0, id }, 1, things);
+        }
+        let mut gone = Vec::new();
+        out.retain(|claim| claim.id != 2, &mut gone);
+        assert_eq!((gone.len(), Arc::strong_count(&object)), (1, 4));
+        let (chunk, from) = out.take(|claim| claim.id == 3, &mut gone).expect("the third");
+        assert_eq!((gone.len(), Arc::strong_count(&object)), (2, 4));
+        let len = chunk.len();
+        gone.extend(out.wrote(chunk, from, len));
+        assert_eq!((gone.len(), Arc::strong_count(&object)), (3, 4));
+        drop(gone);
+        assert_eq!(Arc::strong_count(&object), 1);
     }
 }
