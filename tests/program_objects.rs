@@ -15,8 +15,9 @@ fn in_a_plugin_a_pool_is_refused_by_the_plugins_name_and_nothing_is_started() {
     let host = fixtures::build("host", "dev").join("fixture-host");
     let printed = fixtures::run(&host, &[plugin.to_str().unwrap()]).printed();
     let lines: Vec<&str> = printed.lines().collect();
-    let [main, refused, started] = lines[..] else { panic!("{printed}") };
+    let [main, refused, left, started] = lines[..] else { panic!("{printed}") };
     assert_eq!((main, started), ("main", "threads: 1, children: \"\""));
+    assert_eq!(left, "a worker's end is left to its pool: true");
     assert!(
         refused.starts_with("NotInProgram: ") && refused.contains(plugin.to_str().unwrap()),
         "{refused}"

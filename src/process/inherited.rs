@@ -24,9 +24,12 @@ pub(crate) fn mark() -> c_int {
 
 /// Reaps workers that were inherited, or leaves them to the thread that reaps orphans. To be called
 /// before `main`, when this process has started no children.
-pub(crate) fn reap() {
+///
+/// `is_before_main` is asked only if there are children. It must be false in a shared object that
+/// is loaded later: the children may then be workers of a pool of the program.
+pub(crate) fn reap(is_before_main: impl FnOnce() -> bool) {
     // One system call in nearly every program.
-    if matches!(sys::wait_any(Reap::Peek), Ok(Waited::NoChild) | Err(_)) {
+    if matches!(sys::wait_any(Reap::Peek), Ok(Waited::NoChild) | Err(_)) || !is_before_main() {
         return;
     }
     let own = std::process::id();

@@ -9,6 +9,7 @@
 
 use super::{detach, parent, raw, serve};
 use crate::process::{inherited, is_secure, sys};
+use crate::task;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
 #[cfg(target_env = "gnu")]
@@ -105,7 +106,9 @@ fn start(call: impl Fn(Constructor) + std::panic::UnwindSafe) {
     {
         Some("") => false,
         Some(DETACH) => true,
-        _ => return inherited::reap(),
+        // In a shared object there is no pool, so no program has left workers of ours; and it may
+        // be a plugin of a program that has children.
+        _ => return inherited::reap(|| task::in_main_executable().is_ok()),
     };
     drop(marker);
     // From here on `main` must not run: it would do again what it has done in the application.
