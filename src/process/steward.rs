@@ -114,8 +114,9 @@ pub(crate) fn start() -> io::Result<()> {
         };
         watch.run(STEWARD.wait());
     })?;
-    super::child::set_orphan_sink(reap);
     let _ = STEWARD.set(Steward { orders: Mutex::new(Vec::new()), bell });
+    // Only now: those that have waited come at once, and an order before is not heard.
+    super::child::set_orphan_sink(reap);
     Ok(())
 }
 
@@ -457,6 +458,27 @@ fn is_readable(fd: BorrowedFd<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::testing::{in_own_process, is_own_process, process_state, wait_until};
+
+    #[test]
+    fn an_orphan_that_has_waited_for_the_start_is_reaped() {
+        in_own_process("process::steward::tests::own_process_orphan_before_the_start");
+    }
+
+    #[test]
+    #[ignore = "runs in a process of its own"]
+    fn own_process_orphan_before_the_start() {
+        if !is_own_process() {
+            return;
+        }
+        let child = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+        let pid = child.id();
+        // As a worker that an exec has left, and that has not ended yet.
+        Orphan::inherited(pid).expect("a child").reap_or_hand_over();
+        start().expect("start");
+        crate::process::sys::kill_process(pid, nix::libc::SIGKILL).expect("kill");
+        wait_until("it is reaped", || process_state(pid).is_none());
+    }
 
     #[test]
     fn after_a_turn_that_panics_others_turn() {
