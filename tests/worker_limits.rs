@@ -135,6 +135,36 @@ async fn an_abort_for_another_reason_is_no_want_of_memory() {
 }
 
 #[tokio::test]
+async fn an_abort_after_a_refused_request_that_was_done_without_is_no_want_of_memory() {
+    fn refused() {
+        let error = Vec::<u8>::new().try_reserve(isize::MAX as usize);
+        assert!(std::hint::black_box(error).is_err());
+        assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::ENOMEM));
+    }
+    fn refused_then_abort() -> u32 {
+        refused();
+        std::process::abort()
+    }
+    fn refused_then_raise() -> u32 {
+        refused();
+        die(Signal::SIGABRT as i32);
+        0
+    }
+    fn refused_then_abort_in_a_thread() -> u32 {
+        std::thread::spawn(refused_then_abort).join().unwrap()
+    }
+    let pool = builder().build().unwrap();
+    for error in [
+        ended_by(soon(pool.spawn(refused_then_abort, ())).await, Signal::SIGABRT),
+        ended_by(soon(pool.spawn(async || refused_then_abort(), ())).await, Signal::SIGABRT),
+        ended_by(soon(pool.spawn(refused_then_raise, ())).await, Signal::SIGABRT),
+        ended_by(soon(pool.spawn(refused_then_abort_in_a_thread, ())).await, Signal::SIGABRT),
+    ] {
+        assert!(!error.is_out_of_memory(), "{error:?}");
+    }
+}
+
+#[tokio::test]
 async fn init_is_limited_as_well() {
     fn greedy(bytes: usize) -> Result<usize, String> {
         Ok(take(bytes))

@@ -335,16 +335,19 @@ impl TaskError {
     }
 
     /// The worker ran out of memory (a [`WorkerDied`](TaskErrorKind::WorkerDied) told apart from
-    /// other aborts): it ended by SIGABRT, and the last thing that had failed in the thread
-    /// that aborted was a request for memory (`ENOMEM`). That is how a Rust program ends when
-    /// an allocation fails, and a C++ program when nobody catches `std::bad_alloc`; an allocation
-    /// fails under [`Limits::memory`](crate::Limits::memory), or when more is asked for than
-    /// the machine could ever have.
+    /// other aborts): it ended by SIGABRT, and the abort was that of std's
+    /// [`handle_alloc_error`](std::alloc::handle_alloc_error). That is how a Rust program ends when
+    /// an allocation fails: under [`Limits::memory`](crate::Limits::memory), or when more is asked
+    /// for than the machine could ever have. A request that was refused and done without
+    /// (`try_reserve`, a null pointer of `malloc`) is not told, whatever the worker ends by later.
     ///
-    /// With `RUST_BACKTRACE` set, recent versions of std print a backtrace before they abort, which
-    /// hides that error. Then it is told only if standard error is captured
-    /// ([`Output::lines`](crate::Output::lines)), by std's own message in
-    /// [`stderr_tail`](Self::stderr_tail).
+    /// In two cases it is told only if standard error is captured
+    /// ([`Output::lines`](crate::Output::lines)), by the message in
+    /// [`stderr_tail`](Self::stderr_tail):
+    ///
+    /// * With `RUST_BACKTRACE` set, recent versions of std print a backtrace before they abort,
+    ///   which hides the error of the request.
+    /// * C++ code ends by an exception `std::bad_alloc` that nothing catches.
     ///
     /// Or the kernel killed it because the machine or the cgroup had no memory left: it ended by
     /// SIGKILL, not sent by the pool, and while it lived the kernel counted such a kill in the
@@ -534,13 +537,17 @@ impl TaskError {
     }
 }
 
-/// Whether std's message of [`std::alloc::handle_alloc_error`] is among these lines.
+/// Whether the message of a program that ends for want of memory is among these lines: of std's
+/// [`std::alloc::handle_alloc_error`], or of C++ for an exception that nothing catches.
 fn tells_want_of_memory(text: &str) -> bool {
     text.lines().any(|line| {
         let bytes = line
             .strip_prefix("memory allocation of ")
             .and_then(|rest| rest.strip_suffix(" bytes failed"));
         bytes.is_some_and(|bytes| bytes.parse::<u64>().is_ok())
+            // libstdc++ and libc++
+            || line == "terminate called after throwing an instance of 'std::bad_alloc'"
+            || line.starts_with("libc++abi: terminating ") && line.contains("std::bad_alloc")
     })
 }
 
@@ -669,6 +676,26 @@ impl std::error::Error for TaskError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn want_of_memory_is_known_by_the_messages_of_std_and_of_cpp() {
+        for text in [
+            "memory allocation of 9 bytes failed",
+            "a\nmemory allocation of 9 bytes failed\nb",
+            "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  ...",
+            "libc++abi: terminating due to uncaught exception of type std::bad_alloc: ...",
+        ] {
+            assert!(tells_want_of_memory(text), "{text}");
+        }
+        for text in [
+            "",
+            "memory allocation of my own making failed",
+            "terminate called after throwing an instance of 'std::runtime_error'",
+            "caught std::bad_alloc",
+        ] {
+            assert!(!tells_want_of_memory(text), "{text}");
+        }
+    }
 
     fn panicked(text: &str) -> TaskError {
         let text = || text.to_owned();

@@ -56,8 +56,7 @@ const _: () = assert!(NOTE_WORDS == 256, "the layout above is the protocol's");
 pub(crate) enum DeathNote {
     /// A thread's stack overflowed.
     StackOverflow,
-    /// It aborted, and the last thing that had failed in the thread that did was a request for
-    /// memory.
+    /// It aborted because a request for memory had failed (std's `handle_alloc_error`).
     OutOfMemory,
     /// A panic that was not caught.
     Panic {

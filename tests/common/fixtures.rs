@@ -154,5 +154,7 @@ closure 9
 another crate's 42
 another crate's, for a type -3
 in a worker true
+out of memory true
+out of memory false
 by another crate 1102
 ";
