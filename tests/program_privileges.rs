@@ -9,6 +9,7 @@ use std::fs::{self, Permissions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 /// Anybody but root.
@@ -84,6 +85,33 @@ fn needs_root_a_start_that_raises_privileges_runs_no_main_and_its_error_says_why
         let told = line.strip_prefix(&format!("{what} DiedAtStart: "));
         assert!(told.is_some_and(|told| told.contains("raised privileges")), "{printed}");
     }
+}
+
+/// What SECURITY.md says of `PR_SET_DUMPABLE`, and of a worker of another user. Root may open
+/// everything, so the application of the first test is somebody else's.
+#[test]
+#[ignore = "needs root"]
+fn needs_root_an_application_that_is_not_dumpable_is_closed_to_workers_of_its_user() {
+    let program = fixtures::copy(&fixtures::build("program", "dev").join("fixture-program"));
+    // Another user than root can reach it.
+    let directory = program.path.parent().unwrap();
+    fs::set_permissions(directory, Permissions::from_mode(0o755)).unwrap();
+    let look = |user: u32, dumpable: &str| {
+        let mut command = Command::new(&program.path);
+        let printed = fixtures::finish(command.args(["memory", dumpable]).uid(user).gid(user));
+        let printed = printed.printed();
+        let lines: Vec<_> = printed.lines().map(str::to_owned).collect();
+        assert_eq!((lines.len(), &*lines[0]), (3, "main"), "{printed}");
+        [lines[1].clone(), lines[2].clone()]
+    };
+    const CLOSED: &str = "mem PermissionDenied, fd PermissionDenied";
+    // Of the memory Yama may decide.
+    let [open, _] = look(SOMEBODY, "1");
+    assert!(open.ends_with("fd opened"), "{open}");
+    assert_eq!(look(SOMEBODY, "0"), [CLOSED.to_owned(), format!("as nobody: {CLOSED}")]);
+    let [of_root, of_nobody] = look(0, "1");
+    assert!(of_root.ends_with("fd opened"), "{of_root}");
+    assert_eq!([&*of_nobody, &*look(0, "0")[1]], [&*format!("as nobody: {CLOSED}"); 2]);
 }
 
 /// A helper that starts programs as another user and keeps the environment (`sudo -E`) makes the
