@@ -111,7 +111,8 @@ pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
 pub use limits::Limits;
 pub use pool::{
     AbortHandle, Builder, Call, CutOff, Ending, Events, Function, ItemResults, JoinHandle, Named,
-    Output, OutputLine, Pool, Results, Stats, TryResults, WorkerCount, WorkerEnd, WorkerEvent,
+    Output, OutputLine, Pool, Results, SharedObject, Stats, TryResults, WorkerCount, WorkerEnd,
+    WorkerEvent,
 };
 pub use single::{
     ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder,

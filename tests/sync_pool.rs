@@ -8,7 +8,7 @@ mod processes;
 use futures::StreamExt;
 use nix::sys::signal::Signal;
 use processes::{soon, until};
-use procpool::{Manager, Mutex, Pool, Process, Queue, Value};
+use procpool::{Events, Manager, Mutex, Pool, Process, Queue, SharedObject, Value, WorkerEvent};
 use std::time::{Duration, Instant};
 
 fn add(total: Mutex<u64>, times: u64) -> u64 {
@@ -532,4 +532,61 @@ async fn a_task_that_blocks_its_runtime_may_send_and_receive_more_at_once_than_t
     }
     assert_eq!(soon(pool.spawn(exchanges, &(items, results.clone()))).await.unwrap(), 3 * LARGE);
     assert_eq!(results.recv().await.unwrap().unwrap().len(), LARGE);
+}
+
+/// What a pool's workers wait for, all of them, as the next event that tells it says. `None`: the
+/// pool has ended, and none told it.
+async fn blocked(events: &mut Events) -> Option<Vec<SharedObject>> {
+    while let Some(event) = soon(events.next()).await {
+        if let WorkerEvent::Blocked { objects, .. } = event {
+            return Some(objects);
+        }
+    }
+    None
+}
+
+#[tokio::test]
+async fn a_pool_whose_workers_all_wait_while_a_task_is_queued_tells_for_what() {
+    fn receive(queue: Queue<u64>) -> u64 {
+        queue.blocking_recv().unwrap().unwrap()
+    }
+    let pool = pool(3);
+    let queue = pool.manager().queue_named::<u64>("orders", 8).unwrap();
+    let total = pool.manager().mutex(0u64).unwrap();
+    let mut events = pool.events();
+    let guard = total.lock().await.unwrap();
+    let receiving = [(); 2].map(|()| pool.spawn(receive, queue.clone()));
+    let locking = pool.spawn(add, (total.clone(), 1));
+    let queued = pool.spawn(add, (total.clone(), 1));
+    let objects = blocked(&mut events).await.unwrap();
+    let objects: Vec<_> =
+        objects.iter().map(|object| (object.kind, object.name.as_deref())).collect();
+    assert_eq!(objects, [("Queue", Some("orders")), ("Mutex", None)]);
+    drop(guard);
+    assert_eq!(soon(locking).await.unwrap(), 1);
+    assert_eq!(soon(queued).await.unwrap(), 1);
+    for n in 0..2 {
+        soon(queue.send(n)).await.unwrap();
+    }
+    for received in receiving {
+        soon(received).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_pool_whose_worker_is_slow_does_not_tell_that_it_waits() {
+    /// For more than two looks; meanwhile another thread of the worker waits.
+    fn be_slow(queue: Queue<u64>) {
+        std::thread::spawn(move || queue.blocking_recv());
+        std::thread::sleep(Duration::from_millis(2500));
+    }
+    let pool = pool(1);
+    let queue = pool.manager().queue::<u64>(8).unwrap();
+    let mut events = pool.events();
+    let slow = pool.spawn(be_slow, queue.clone());
+    let queued = pool.spawn(processes::pid, ());
+    soon(slow).await.unwrap();
+    soon(queued).await.unwrap();
+    soon(pool.shutdown()).await;
+    assert_eq!(blocked(&mut events).await, None);
 }

@@ -468,6 +468,11 @@ impl Server {
         self.apply(|state, now| state.take(LOCAL, from, object, part, now))
     }
 
+    /// The objects that a client waits for now.
+    pub(crate) fn waits_of(&self, client: Client) -> Vec<(u64, Kind, Option<String>)> {
+        self.lock().state.waits_of(client)
+    }
+
     /// No more results of this client will be taken.
     pub(crate) fn dismiss(&self, client: Client) {
         self.apply(|state, now| state.dismiss(client, now));

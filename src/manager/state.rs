@@ -29,7 +29,8 @@ use super::rings::{Rings, Wait};
 use super::segments::Allocated;
 use crate::process::SharedMemory;
 use crate::wire::packet::Packet;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::hash_map::Entry::{Occupied, Vacant};
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -85,8 +86,8 @@ type Parts = [u64; Part::COUNT as usize];
 struct ClientState {
     /// References by object.
     references: HashMap<u64, Parts>,
-    /// Tickets that wait for an answer.
-    open: HashSet<u64>,
+    /// Tickets that wait for an answer, and of which object.
+    open: HashMap<u64, u64>,
     /// References in results that nobody has taken yet; negative where one was taken before we had
     /// heard of it.
     parcels: HashMap<(u64, Part), i64>,
@@ -297,6 +298,19 @@ impl State {
     }
 
     // ---- references
+
+    /// The objects that a client waits for now: their numbers, kinds and names.
+    pub(crate) fn waits_of(&self, client: Client) -> Vec<(u64, Kind, Option<String>)> {
+        let Some(state) = self.clients.get(&client) else { return Vec::new() };
+        let locks = state.references.keys().filter(|object| {
+            self.objects.get(object).is_some_and(
+                |entry| matches!(&entry.what, What::Lock(lock) if lock.has_waiter_of(client)),
+            )
+        });
+        let waits: BTreeSet<_> = state.open.values().chain(locks).collect();
+        let entries = waits.into_iter().map(|object| Some((*object, self.objects.get(object)?)));
+        entries.flatten().map(|(object, entry)| (object, entry.kind, entry.name.clone())).collect()
+    }
 
     /// Whether a client has a reference to an object.
     pub(crate) fn has(&self, client: Client, object: u64) -> bool {
@@ -607,9 +621,11 @@ impl State {
                 None // what is answered goes nowhere, for it is not open
             } else if state.open.len() >= OPEN_MAX {
                 Some(Refusal::TooMany)
-            } else if !state.open.insert(caller.ticket) {
-                return Err(Bad("a ticket that is in use".into()));
             } else {
+                match state.open.entry(caller.ticket) {
+                    Occupied(_) => return Err(Bad("a ticket that is in use".into())),
+                    Vacant(place) => drop(place.insert(object)),
+                }
                 None
             }
         };
@@ -927,7 +943,7 @@ impl State {
             // Only what is waited for: an object's mistake must not count as an answer to something
             // else.
             if let Some(client) = self.clients.get_mut(&answer.to.client)
-                && client.open.remove(&answer.to.ticket)
+                && client.open.remove(&answer.to.ticket).is_some()
             {
                 self.actions.push(Action::Answer(answer));
             }

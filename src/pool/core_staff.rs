@@ -42,7 +42,7 @@
 //!     it. Its entry stays until the process has ended.
 
 use super::{
-    Action, BACKOFF_MIN, Carried, Core, Failure, Fate, Memory, Phase, Progress, State, Task,
+    Action, BACKOFF_MIN, Carried, Core, Failure, Fate, Memory, Mode, Phase, Progress, State, Task,
     Worker, WorkerKey,
 };
 use crate::error::{Error, Why};
@@ -884,6 +884,26 @@ impl<T: Carried, M: Memory> Core<T, M> {
     /// Why a worker goes that has just ended; `None`: not by our doing.
     pub(crate) fn why_ended(&self, key: WorkerKey) -> Option<WorkerEnd> {
         self.workers.get(key)?.why
+    }
+
+    /// Whether tasks wait for a worker, or behind a sync task, and no worker is idle.
+    pub(crate) fn has_backlog(&self) -> bool {
+        (self.queued > 0 || self.behind > 0) && self.idle.is_empty()
+    }
+
+    /// The workers that have tasks in hand, if there is a [backlog](Self::has_backlog) that waits
+    /// for them alone: each of them runs a sync task, and none is being started.
+    pub(crate) fn all_at_sync_tasks(&self) -> Option<Vec<WorkerKey>> {
+        if !self.has_backlog() || self.starting > 0 {
+            return None;
+        }
+        let at_work = |worker: &Worker<M>| {
+            matches!(worker.state, State::Ready | State::Departing | State::Retiring)
+                && !worker.in_flight.is_empty()
+        };
+        let workers: Vec<_> = self.workers.iter().filter(|(_, worker)| at_work(worker)).collect();
+        let all_sync = workers.iter().all(|(_, worker)| worker.mode == Mode::Sync);
+        (all_sync && !workers.is_empty()).then(|| workers.into_iter().map(|(key, _)| key).collect())
     }
 
     /// Counts workers and open tasks.

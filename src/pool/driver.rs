@@ -7,7 +7,7 @@
 
 use super::core::{Answer, Carried, Replied, Stop, WorkerKey};
 use super::engine::{Engine, timed_out};
-use super::events::WorkerEvent;
+use super::events::{SharedObject, WorkerEvent};
 use super::launch::Launched;
 use super::link::{Link, Process};
 use super::loss::{Loss, Note};
@@ -19,6 +19,7 @@ use crate::process::{
     DeathNote, Exit, PeerFd, PeerSocket, WorkerMemory, is_stopped, oom_kills, standard, steward,
     sys,
 };
+use crate::sync::handle::kinds;
 use crate::sync::named::Named;
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
@@ -27,11 +28,12 @@ use crate::wire::packet::Packet;
 use crate::wire::value::names::Thing;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::timerfd::{Expiration, TimerFd, TimerSetTimeFlags};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Frames longer than this, in bytes, are sent to idle workers only (design 6).
@@ -297,6 +299,7 @@ impl Engine {
         let mut expirations = [0; 8];
         let _ = nix::unistd::read(self.timer.as_fd(), &mut expirations);
         self.look_for_stalls(driver);
+        self.look_for_blocked_workers();
         // A process that has ended in time is not one that the kernel cannot end, though we come to
         // see it late.
         let unended = self.lock().core.unended(Instant::now());
@@ -564,6 +567,39 @@ impl Engine {
         if is_any && driver.stall_at.is_none() {
             driver.stall_at = Some(self.look_for_stalls_at(Instant::now()));
         }
+    }
+
+    /// Tells if all workers have waited for shared objects since the last look, with tasks queued.
+    fn look_for_blocked_workers(&self) {
+        let blocked = self.apply(|state, now| {
+            if state.blocked.at.is_none_or(|at| now < at) {
+                return None;
+            }
+            state.blocked.at = None; // set again as long as there is a backlog
+            state.timed = true;
+            state.blocked.on = self.feeds.is_any_open();
+            let found = state.core.all_at_sync_tasks().map(|workers| {
+                let look = |key: WorkerKey| {
+                    let process = state.links.get(&key)?.process.as_ref()?;
+                    let count = process.memory.waits().load(Ordering::Relaxed);
+                    Some(((key, count), Arc::clone(&process.leases)))
+                };
+                workers.into_iter().filter_map(look).collect::<(Vec<_>, Vec<_>)>()
+            });
+            let (counts, leases) = found.unzip();
+            if state.blocked.look(counts) { leases } else { None }
+        });
+        let Some(leases) = blocked else { return };
+        let waits: BTreeMap<_, _> = leases
+            .iter()
+            .flat_map(|leases| leases.waits())
+            .map(|(manager, object, kind, name)| ((manager, object), (kind, name)))
+            .collect();
+        let objects = waits
+            .into_values()
+            .map(|(kind, name)| SharedObject { kind: kinds::type_name(kind), name })
+            .collect();
+        self.feeds.tell(&WorkerEvent::Blocked { objects });
     }
 
     /// Takes in what lies in the outboxes of workers that have rung or ring late, and arms their

@@ -7,6 +7,7 @@
 //!
 //! The other half, what happens at the descriptors, is in `driver.rs`.
 
+use super::blocked::{Blocked, LOOK};
 use super::capture::Capture;
 use super::core::{
     Action, Call, Carried, Clock, Core, Fate, Limit, Memory, Mode, Refused, TaskKey, WorkerKey,
@@ -103,6 +104,7 @@ pub(super) struct State {
     deadlines: u64,
     /// When the driver looks at frames that have not come whole.
     pub(super) stall_at: Option<Instant>,
+    pub(super) blocked: Blocked,
 }
 
 /// What is to be done when the lock has been released.
@@ -167,6 +169,7 @@ impl Engine {
                 timed: false,
                 deadlines: 0,
                 stall_at: None,
+                blocked: Blocked::default(),
             }),
             capture,
             epoll,
@@ -605,7 +608,9 @@ impl Engine {
         if fork::is_forked_copy() {
             return Feeds::none();
         }
-        self.feeds.subscribe(self.this.clone())
+        let events = self.feeds.subscribe(self.this.clone());
+        self.apply(|state, _| state.blocked.on = true);
+        events
     }
 
     /// Which tasks the end has cut off.
@@ -658,7 +663,7 @@ impl Engine {
         let now = Instant::now();
         let mut state = self.lock();
         let result = news(&mut state, now);
-        let todo = state.sort();
+        let todo = state.sort(now);
         drop(state);
         self.perform(todo);
         result
@@ -945,11 +950,11 @@ impl std::fmt::Debug for Engine {
 impl State {
     /// What the timer is to be set to.
     fn next_deadline(&self) -> Option<Instant> {
-        self.core.next_deadline().into_iter().chain(self.stall_at).min()
+        self.core.next_deadline().into_iter().chain(self.stall_at).chain(self.blocked.at).min()
     }
 
     /// Does what belongs under the lock, and says what is to be done outside.
-    fn sort(&mut self) -> Todo {
+    fn sort(&mut self, now: Instant) -> Todo {
         let mut todo = Todo::default();
         let mut timed = std::mem::take(&mut self.timed);
         let mut actions = std::mem::take(&mut self.actions);
@@ -1010,6 +1015,10 @@ impl State {
         self.actions = actions; // keeps its memory
         todo.staff_changed = self.core.staff_changed();
         todo.rearm = self.core.take_rearm();
+        if self.blocked.on && self.blocked.at.is_none() && self.core.has_backlog() {
+            self.blocked.at = Some(now + LOOK);
+            timed = true;
+        }
         if self.core.deadline_moved() || timed {
             self.deadlines += 1;
             todo.deadline = Some(Deadline { number: self.deadlines, at: self.next_deadline() });

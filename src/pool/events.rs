@@ -48,12 +48,33 @@ pub enum WorkerEvent {
         /// What tasks are told.
         cause: Error,
     },
+    /// Every worker has waited for a shared object for a second or more, in a sync task, while tasks
+    /// are queued. If what they wait for must come from a queued task, nothing will move: the pool
+    /// needs more workers. It is told once, until one of them goes on or is replaced.
+    ///
+    /// A wait for a [`Channel`](crate::Channel), and one in an async task, counts as work.
+    #[non_exhaustive]
+    Blocked {
+        /// What they wait for, as far as it belongs to a [`Manager`](crate::Manager) of this
+        /// process: each object once, in no order.
+        objects: Vec<SharedObject>,
+    },
     /// So many events before the next one have been lost, because they were not taken in time.
     #[non_exhaustive]
     Missed {
         /// How many.
         events: u64,
     },
+}
+
+/// A shared object, as [`WorkerEvent::Blocked`] names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SharedObject {
+    /// The type of its handles: `"Queue"`, for example.
+    pub kind: &'static str,
+    /// Its name, if it was made with one.
+    pub name: Option<String>,
 }
 
 /// The events of a pool's workers, from the call of [`Pool::events`](crate::Pool::events) on: a
@@ -133,6 +154,12 @@ impl Feeds {
                 inside.events.push_back(event.clone());
             });
         }
+    }
+
+    /// Whether somebody takes the events.
+    pub(crate) fn is_any_open(&self) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.iter().flatten().any(|feed| feed.strong_count() > 0)
     }
 
     /// Nothing more will happen.

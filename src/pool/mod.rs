@@ -9,12 +9,19 @@
 //! * `core.rs`: the rules, pure; `core_stop.rs`: those of stopping a task; `core_deaf.rs`: of
 //!   workers that stand still; `core_ending.rs`: of the end; `core_staff.rs`: those of who is
 //!   there; `slots.rs`: their table; `loss.rs`: what a death cost;
-//! * `stats.rs`, `events.rs`: what is counted and told of it;
+//! * `stats.rs`, `events.rs`: what is counted and told of it; `blocked.rs`: whether all workers
+//!   wait;
 //! * `output.rs`: where what workers print goes; `capture.rs`: how it gets there;
 //! * `tokens.rs`: the cancellation tokens that calls were given;
 //! * `engine.rs`: the rules under their lock, and the hands that do what they say;
 //! * `driver.rs`: what happens at the descriptors; `link.rs`: one worker's; `launch.rs`: its start.
 
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+))]
+mod blocked;
 mod builder;
 mod call;
 #[cfg(all(
@@ -88,7 +95,7 @@ mod unkillable_workers;
 pub use builder::Builder;
 pub use call::{Call, Function};
 pub use ending::{CutOff, Ending};
-pub use events::{Events, WorkerEvent};
+pub use events::{Events, SharedObject, WorkerEvent};
 pub use join::{AbortHandle, JoinHandle};
 pub use named::Named;
 pub use output::{Output, OutputLine};
@@ -480,7 +487,8 @@ impl Pool {
         self.engine().stats()
     }
 
-    /// What happens to the workers from now on, as a stream: which get ready, which go and why.
+    /// What happens to the workers from now on, as a stream: which get ready, which go and why, and
+    /// whether all of them wait for shared objects while tasks are queued.
     ///
     /// ```
     /// use futures::StreamExt;

@@ -6,7 +6,8 @@
 //! 0 .. 256             the death note
 //! 256, 257             the outbox's tail, and how many replies were committed to it
 //! 264 | 272            the outbox's head; the number of replies at which the worker rings
-//!                      (each of these three in a cache line of its own)
+//! 280                  whether the thread that runs tasks waits for a shared object
+//!                      (each of these four in a cache line of its own)
 //! 288 .. + slots       the claims: a word for each task in hand
 //!      .. + slots      when each of them began
 //!      .. + ring       the outbox's ring
@@ -21,12 +22,14 @@ use crate::wire::claim::{Claims, SLOTS_MAX};
 use crate::wire::outbox::Ring;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicU64;
 
 const TAIL: usize = NOTE_WORDS;
 const REPLIES: usize = TAIL + 1;
 const HEAD: usize = TAIL + 8;
 const RING_AT: usize = HEAD + 8;
-const CLAIMS: usize = RING_AT + 16;
+const WAITS: usize = RING_AT + 8;
+const CLAIMS: usize = WAITS + 8;
 const WORD: usize = size_of::<u64>();
 
 /// How large the ring of replies is, in bytes; a reply of up to a quarter of it fits in. It must
@@ -92,6 +95,12 @@ impl WorkerMemory {
         NotePage::new(self.memory.words()).expect("the layout begins with a note")
     }
 
+    /// Counts when the thread that runs tasks begins to wait for a shared object, and when it goes
+    /// on. So it is odd as long as the thread waits, and the same odd number means the same wait.
+    pub(crate) fn waits(&self) -> &AtomicU64 {
+        &self.memory.words()[WAITS]
+    }
+
     pub(crate) fn claims(&self) -> Claims<'_> {
         let (words, rest) = self.memory.words()[CLAIMS..].split_at(self.slots);
         Claims::new(words, &rest[..self.slots])
@@ -118,6 +127,7 @@ mod tests {
     use super::*;
     use crate::wire::claim::{Claim, Progress};
     use crate::wire::outbox::Intake;
+    use std::sync::atomic::Ordering;
 
     #[test]
     fn both_sides_find_the_same_things_and_none_lies_in_another() {
@@ -132,12 +142,15 @@ mod tests {
             theirs.claims().note_start(*claim, u64::MAX);
         }
         while theirs.ring().put(&[0xff; 16 << 10]) {}
+        theirs.waits().store(u64::MAX, Ordering::Relaxed);
         let mut bytes = Vec::new();
         assert_eq!(Intake::default().take(&ours.ring(), &mut bytes), Ok(true));
         assert_eq!(bytes, [0xff; RING_BYTES]);
         assert!(claims.iter().all(|claim| theirs.claims().look(*claim) == Progress::Queued));
         assert!(claims.iter().all(|claim| ours.claims().started_at(*claim) == u64::MAX));
         assert!(theirs.note().read().is_some());
+        assert_eq!(ours.waits().load(Ordering::Relaxed), u64::MAX);
+        assert_eq!(ours.ring().ring_at.load(Ordering::Relaxed), 0);
         assert_eq!(ours.claims().look(Claim { slot: 16, id: 0 }), Progress::Unknown);
     }
 

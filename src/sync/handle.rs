@@ -66,6 +66,26 @@ pub(crate) mod kinds {
     pub(crate) const REGISTERED: Kind = Kind(11);
     pub(crate) const CONDVAR: Kind = Kind(12);
     pub(crate) const CHANNEL: Kind = Kind(13);
+
+    /// The name of the type of its handles.
+    pub(crate) fn type_name(kind: Kind) -> &'static str {
+        match kind {
+            MUTEX => "Mutex",
+            VALUE => "Value",
+            ARRAY => "Array",
+            QUEUE => "Queue",
+            SEMAPHORE => "Semaphore",
+            RW_LOCK => "RwLock",
+            BARRIER => "Barrier",
+            EVENT => "Event",
+            MAP => "Map",
+            LIST => "List",
+            REGISTERED => "Registered",
+            CONDVAR => "Condvar",
+            CHANNEL => "Channel",
+            Kind(_) => "object of an unknown kind",
+        }
+    }
 }
 
 /// A counted reference to a shared object. Clones share it.

@@ -179,6 +179,24 @@ impl Leases {
         Ok(sockets)
     }
 
+    /// The objects of managers in this process that the worker waits for now: in which manager,
+    /// which object, its kind and name.
+    pub(crate) fn waits(&self) -> Vec<(u64, u64, Kind, Option<String>)> {
+        let leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut waits = Vec::new();
+        for (manager, lease) in &leases {
+            if let (Borrower::Client(client), Some(server)) =
+                (lease.worker, lease.connection.server())
+            {
+                let its_own = server.waits_of(client);
+                waits.extend(
+                    its_own.into_iter().map(|(object, kind, name)| (*manager, object, kind, name)),
+                );
+            }
+        }
+        waits
+    }
+
     /// Takes over what a worker's result names.
     ///
     /// # Errors

@@ -6,11 +6,13 @@
 use super::holding;
 use super::remote::Remote;
 use crate::park::{Parked, refuse_in_async_context};
+use crate::process::fork;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::mem::ManuallyDrop;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use tokio::task::coop::unconstrained;
@@ -31,6 +33,35 @@ thread_local! {
     /// Without a destructor: a thread may wait as late as in the destructor of another variable.
     static FROM: RefCell<ManuallyDrop<From>> =
         const { RefCell::new(ManuallyDrop::new(From::Nobody)) };
+    /// Where this thread counts the beginnings and ends of its waits, see [`count_waits`].
+    static COUNTED: Cell<Option<&'static AtomicU64>> = const { Cell::new(None) };
+}
+
+/// Has the waits of this thread, which runs tasks, counted in this word, where the pool sees them.
+pub(crate) fn count_waits(word: &'static AtomicU64) {
+    COUNTED.set(Some(word));
+}
+
+/// A wait that is counted: the word is odd until this is dropped.
+struct Counted(&'static AtomicU64);
+
+impl Counted {
+    /// `None` on a thread whose waits are not counted, and for a wait within another one.
+    fn begin() -> Option<Self> {
+        // A forked copy does not have that memory.
+        let word = COUNTED.get().filter(|_| BLOCKED.get() == 1 && !fork::is_forked_copy())?;
+        // Nobody but this thread counts there.
+        word.store(word.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        Some(Self(word))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if !fork::is_forked_copy() {
+            self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        }
+    }
 }
 
 /// Gives from whom this thread has waited so far.
@@ -96,6 +127,7 @@ pub(crate) fn park_on<F: Future>(future: F) -> F::Output {
     if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         return output;
     }
+    let _counted = Counted::begin();
     let parked = Parked::here();
     let waker = Waker::from(Arc::clone(&parked));
     let mut cx = Context::from_waker(&waker);
@@ -119,6 +151,34 @@ pub(crate) fn park_on<F: Future>(future: F) -> F::Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_thread_that_runs_tasks_each_wait_is_counted_once_and_only_if_it_blocks() {
+        static WORD: AtomicU64 = AtomicU64::new(0);
+        let wait_for_one = || {
+            let (sender, receiver) = tokio::sync::oneshot::channel();
+            // Sent by the second poll: the first one finds nothing.
+            let mut sender = Some(sender);
+            let mut receiver = Box::pin(receiver);
+            let mut polls = 0;
+            block_on(std::future::poll_fn(|cx| {
+                polls += 1;
+                let odd = WORD.load(Ordering::Relaxed) % 2;
+                park_on(async {}); // a wait within it
+                assert_eq!(WORD.load(Ordering::Relaxed) % 2, odd);
+                if polls == 2 {
+                    let _ = sender.take().map(|sender| sender.send(odd));
+                }
+                receiver.as_mut().poll(cx)
+            }))
+        };
+        assert_eq!(wait_for_one(), Ok(0), "a thread that runs no tasks");
+        count_waits(&WORD);
+        assert_eq!(wait_for_one(), Ok(1));
+        assert_eq!(WORD.load(Ordering::Relaxed), 2);
+        block_on(async {});
+        assert_eq!(WORD.load(Ordering::Relaxed), 2, "it did not block");
+    }
 
     #[test]
     fn it_waits_for_another_thread_and_refuses_in_async_context() {

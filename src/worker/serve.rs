@@ -23,7 +23,7 @@ use crate::process::{PeerFd, WorkerMemory, fork, sys};
 use crate::sync::named::{self, Named};
 use crate::sync::readiness::watch_readable;
 use crate::sync::remote::driven;
-use crate::sync::stopping;
+use crate::sync::{stopping, wait};
 use crate::task::{self, Run, RunAsync, RunError, RunSync, Verdict};
 use crate::wire::claim::{Claim, Progress};
 use crate::wire::frame;
@@ -86,6 +86,7 @@ pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String>
         runtime: None,
         exit: None,
     };
+    wait::count_waits(memory.waits());
     // A forked copy does not have that memory.
     task::set_asked(Box::new(|slot, id| {
         !fork::is_forked_copy() && memory.claims().look(Claim { slot, id }) == Progress::Asked

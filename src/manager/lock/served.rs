@@ -141,6 +141,11 @@ impl Lock {
         self.waiters.has(caller)
     }
 
+    /// Whether some thread or task of a client waits.
+    pub(crate) fn has_waiter_of(&self, client: Client) -> bool {
+        self.waiters.any(|caller| caller.client == client)
+    }
+
     /// Whose process has it, if one has.
     pub(crate) fn holder(&self) -> Option<Owner> {
         let word = always(word::look(self.memory.words()));

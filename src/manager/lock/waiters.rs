@@ -76,7 +76,12 @@ impl<C: Waiting> Waiters<C> {
 
     /// Whether he waits, in the line or out of it; one to whom it was granted does not.
     pub(crate) fn has(&self, who: C) -> bool {
-        self.queue.iter().chain(&self.late).any(|place| place.who == who)
+        self.any(|waiting| waiting == who)
+    }
+
+    /// Whether one of those waits.
+    pub(crate) fn any(&self, mut which: impl FnMut(C) -> bool) -> bool {
+        self.queue.iter().chain(&self.late).any(|place| which(place.who))
     }
 
     /// To whom it was granted last; whether he has accepted is not known here.
