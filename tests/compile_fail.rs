@@ -77,6 +77,20 @@ fn result_that_is_not_serialize() {
 }
 
 #[test]
+fn what_is_no_function_of_owned_values() {
+    fails("method", &["a method of `&self` within a closure: `|s: Shape| s.area()`"]);
+    fails("function_parameter", &["is `impl Task<(u64,), M>`, not `impl Fn(u64)`"]);
+    fails("called_function", &["it is handed over itself"]);
+    fails("shared_memory", &["instead of `Arc<Mutex<T>>` and channels", "`Manager::mutex`"]);
+}
+
+/// The compiler's own words, which the guide explains.
+#[test]
+fn argument_without_a_type() {
+    fails("argument_without_type", &["`!: ", "Deserialize"]);
+}
+
+#[test]
 fn wrong_arity() {
     for program in ["wrong_arity", "wrong_type"] {
         fails(

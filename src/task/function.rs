@@ -95,9 +95,14 @@ use super::table::conjure;
     note = "its arguments must be owned values that are `Serialize + DeserializeOwned`, not references: take `String` \
             instead of `&str`, `Vec<T>` instead of `&[T]` (the caller may still pass the reference); types of your own \
             derive serde's `Serialize` and `Deserialize`",
-    note = "its result must be `Serialize + DeserializeOwned`: `io::Error`, `anyhow::Error` and most other errors are \
-            not; return `Result<T, procpool::Failure>`, into which `?` turns any error",
+    note = "its result must be `Serialize + DeserializeOwned`: `io::Error`, `anyhow::Error`, `procpool::Error` and \
+            most other errors are not; return `Result<T, procpool::Failure>`, into which `?` turns any error",
     note = "it cannot capture variables: pass them as arguments",
+    note = "it is handed over itself, not a pointer to it, a call of it or an `async` block: `spawn(add, (1, 2))`; a \
+            method of `&self` within a closure: `|s: Shape| s.area()`; a parameter of your own function is `impl \
+            Task<(u64,), M>`, not `impl Fn(u64)`",
+    note = "memory is not shared: instead of `Arc<Mutex<T>>` and channels, pass handles of `Manager::mutex` and \
+            `Manager::queue`",
     note = "it takes at most 8 arguments; put more into a struct"
 )]
 pub trait Task<Args, Marker>: Copy + Send + Sync + 'static {
