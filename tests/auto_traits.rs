@@ -92,3 +92,13 @@ async fn what_waits_is_send(
     is_send(&(here.send(String::new()), here.recv()));
     Ok(())
 }
+
+/// A stream can be printed whatever its values are.
+#[test]
+fn streams_have_debug_output_also_where_their_values_have_none() {
+    struct Opaque;
+    fn has_debug_output<T: std::fmt::Debug>() {}
+    has_debug_output::<Results<Opaque, (Opaque,), Opaque>>();
+    has_debug_output::<TryResults<Opaque, Opaque, (Opaque,), Opaque>>();
+    has_debug_output::<procpool::ItemResults<Opaque, (Opaque,), Opaque>>();
+}

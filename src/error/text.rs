@@ -46,7 +46,10 @@ impl Display for Escaped<'_> {
 /// Control characters, and those that change the direction of the text around them.
 fn is_escaped(c: char) -> bool {
     c.is_control() && !matches!(c, '\n' | '\t')
-        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(
+            c,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
 }
 
 #[cfg(test)]
@@ -68,10 +71,10 @@ mod tests {
 
     #[test]
     fn controls_are_escaped_but_for_line_breaks_and_tabs() {
-        let text = "a\x1b[31mb\r\n\tc\u{9b}\u{7f}\u{202e}\0\u{e9}";
+        let text = "a\x1b[31mb\r\n\tc\u{9b}\u{7f}\u{202e}\u{200f}\0\u{e9}";
         assert_eq!(
             Escaped(text).to_string(),
-            "a\\u{1b}[31mb\\r\n\tc\\u{9b}\\u{7f}\\u{202e}\\u{0}\u{e9}"
+            "a\\u{1b}[31mb\\r\n\tc\\u{9b}\\u{7f}\\u{202e}\\u{200f}\\u{0}\u{e9}"
         );
     }
 }

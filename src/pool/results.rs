@@ -65,7 +65,6 @@ pub struct Results<S, Args, R> {
 ///
 /// `next()` loses nothing when it is dropped.
 #[must_use = "streams do nothing unless polled"]
-#[derive(Debug)]
 pub struct ItemResults<S, Args, R>(Results<S, Args, R>);
 
 /// The results of [`Pool::try_map_stream`](crate::Pool::try_map_stream): as [`Results`], over a
@@ -349,6 +348,12 @@ impl<S, Args, R> fmt::Debug for Results<S, Args, R> {
         f.debug_struct("Results")
             .field("in_flight", &self.flow.sink.in_flight)
             .finish_non_exhaustive()
+    }
+}
+
+impl<S, Args, R> fmt::Debug for ItemResults<S, Args, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ItemResults").field(&self.0).finish()
     }
 }
 
