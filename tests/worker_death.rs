@@ -477,9 +477,32 @@ async fn a_task_that_closes_or_shuts_the_socket_and_hangs_is_ended() {
     for how in [CLOSE, libc::SHUT_WR, libc::SHUT_RDWR] {
         let (pool, dir) = (pool(1), tempdir().unwrap());
         let hanging = pool.spawn(shut, (how, dir.path().join("log")));
-        died_by(soon(hanging).await, Signal::SIGKILL);
+        told_that_it_closed_its_socket(&soon(hanging).await.unwrap_err());
         assert!(soon(pool.spawn(pid, ())).await.is_ok());
     }
+}
+
+fn told_that_it_closed_its_socket(error: &TaskError) {
+    assert!(error.is_bad_frame() && error.to_string().contains("closed its socket"), "{error:?}");
+}
+
+/// The pool sees it when it writes: of async tasks a worker has several.
+#[tokio::test]
+async fn a_task_that_shuts_the_socket_for_reading_and_hangs_is_ended_when_something_is_sent() {
+    let shut = async |log: PathBuf| -> () {
+        for fd in 3..64 {
+            // SAFETY: a plain call; it fails on what is no socket.
+            unsafe { libc::shutdown(fd, libc::SHUT_RD) };
+        }
+        hang(log)
+    };
+    let (pool, dir) = (pool(1), tempdir().unwrap());
+    let log = dir.path().join("log");
+    let hanging = pool.spawn(shut, &log);
+    until("it hangs", || log.exists()).await;
+    let other = pool.spawn(async || pid(), ());
+    told_that_it_closed_its_socket(&soon(hanging).await.unwrap_err());
+    assert!(soon(other).await.is_ok());
 }
 
 /// The pool sees that only when it writes. The worker sees it when its task has ended.

@@ -1153,6 +1153,9 @@ impl<T: Carried, M: Memory> Core<T, M> {
             } else if worker.state == State::Doomed {
                 self.give_up(key, actions);
             } else if self.is_given_up(key, now, actions) {
+                // One that was retired, or whose task is stopped, has its reason; this one has
+                // closed its side, and goes on all the same.
+                self.blame(key, WorkerEnd::BadFrame);
                 self.condemn(key, now, actions);
             }
         }

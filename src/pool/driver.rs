@@ -708,7 +708,15 @@ impl Engine {
     }
 
     fn hung_up(&self, key: WorkerKey, stage: Stage) {
-        let grace = if stage == Stage::Ready { HANG_UP_GRACE } else { END_GRACE };
+        self.closed_its_side(key, if stage == Stage::Ready { HANG_UP_GRACE } else { END_GRACE });
+    }
+
+    /// A worker reads nothing that is sent to it now.
+    pub(super) fn reads_no_more(&self, key: WorkerKey) {
+        self.closed_its_side(key, HANG_UP_GRACE);
+    }
+
+    fn closed_its_side(&self, key: WorkerKey, grace: Duration) {
         self.apply(|state, now| {
             state.timed = true;
             if let Some(link) = state.links.get_mut(&key) {
@@ -1064,13 +1072,15 @@ impl Engine {
         };
         let stderr = process.streams.end();
         if stage == Stage::Ready {
-            let loss = Arc::new(Loss {
-                pid: exit.pid,
-                status: exit.status,
-                note,
-                bad_frame: link.bad_frame.clone(),
-                stderr,
+            // Whatever else may have ended it meanwhile has a status of its own.
+            let is_killed_for_silence = self.lock().core.why_ended(key)
+                == Some(WorkerEnd::BadFrame)
+                && (exit.status.is_none() || exit.is_by(nix::libc::SIGKILL));
+            let bad_frame = link.bad_frame.clone().or_else(|| {
+                is_killed_for_silence.then(|| "it closed its socket, and did not end".into())
             });
+            let loss =
+                Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame, stderr });
             // First, since the pool may have ended with it.
             let by_itself =
                 if loss.bad_frame.is_some() { WorkerEnd::BadFrame } else { WorkerEnd::Died };

@@ -871,9 +871,14 @@ impl Engine {
                     if error.kind() == std::io::ErrorKind::WouldBlock {
                         // It stays busy: the event that there is room again goes on from here.
                         driver::want_room(&self.epoll, socket.as_fd(), key);
+                    } else if matches!(
+                        error.kind(),
+                        std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset
+                    ) {
+                        // As a rule it is ending; if not, nothing more reaches it, but what it has
+                        // in hand may still be answered. It stays busy.
+                        self.reads_no_more(key);
                     } else {
-                        // As a rule it is ending anyway; if not, nothing more would reach it. It
-                        // stays busy.
                         self.apply(|state, now| state.core.doom(key, now, &mut state.actions));
                     }
                     return;

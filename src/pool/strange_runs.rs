@@ -121,7 +121,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             run.go_on(0..4, false);
             run.end();
         },
-        TaskErrorKind::WorkerDied,
+        TaskErrorKind::BadFrame,
         &[3],
         u64::MAX,
     ),
@@ -131,7 +131,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             run.go_on(0..3, true);
             run.end();
         },
-        TaskErrorKind::WorkerDied,
+        TaskErrorKind::BadFrame,
         &[],
         u64::MAX,
     ),
@@ -163,7 +163,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             run.answer(2);
             run.end();
         },
-        TaskErrorKind::WorkerDied,
+        TaskErrorKind::BadFrame,
         &[0, 1],
         3,
     ),
@@ -174,7 +174,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             run.overwrite((run.arguments.len() as u64) << 32 | 2);
             run.end();
         },
-        TaskErrorKind::WorkerDied,
+        TaskErrorKind::BadFrame,
         &[],
         3,
     ),
@@ -185,7 +185,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             run.player.memory.claims().offer(run.claim);
             run.end();
         },
-        TaskErrorKind::WorkerDied,
+        TaskErrorKind::BadFrame,
         &[],
         2,
     ),
@@ -196,7 +196,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             run.overwrite(u64::MAX);
             run.end();
         },
-        TaskErrorKind::WorkerDied,
+        TaskErrorKind::BadFrame,
         &[],
         1,
     ),
@@ -207,7 +207,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             run.player.memory.claims().finish(run.claim);
             run.end();
         },
-        TaskErrorKind::WorkerDied,
+        TaskErrorKind::BadFrame,
         &[],
         1,
     ),

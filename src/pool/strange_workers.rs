@@ -403,7 +403,7 @@ async fn a_worker_of_another_program_is_given_one_task_at_a_time_and_dies_of_tha
         match tokio::time::timeout(HANG, handle).await.expect("it hangs") {
             Ok(value) => assert_eq!((value, n == 150), (n as u8 & 0x7f, false)),
             Err(error) => {
-                assert_eq!((error.kind(), n), (TaskErrorKind::WorkerDied, 150), "{error}")
+                assert_eq!((error.kind(), n), (TaskErrorKind::BadFrame, 150), "{error}")
             }
         }
     }
@@ -448,12 +448,12 @@ async fn rubbish_in_the_place_of_an_answer_costs_that_task_and_the_worker() {
                 p.socket.write_all(&[9, 0, 0, 0, 0x92]).unwrap();
                 p.socket.shutdown(std::net::Shutdown::Both).unwrap();
             },
-            TaskErrorKind::WorkerDied,
+            TaskErrorKind::BadFrame,
         ),
         (
             "the end",
             |p, _| p.socket.shutdown(std::net::Shutdown::Both).unwrap(),
-            TaskErrorKind::WorkerDied,
+            TaskErrorKind::BadFrame,
         ),
     ];
     for (what, play, expected) in plays {
@@ -564,7 +564,7 @@ async fn whatever_stands_in_its_memory_costs_a_worker_at_most_its_own_task() {
                 p.memory.claims().offer(Claim { slot: 0, id: 1 << 60 });
                 p.socket.shutdown(std::net::Shutdown::Both).unwrap();
             },
-            TaskErrorKind::WorkerDied,
+            TaskErrorKind::BadFrame,
         ),
     ];
     for (what, play, expected) in plays {
@@ -699,7 +699,7 @@ async fn a_frame_that_kills_whoever_reads_it_costs_its_own_task_and_not_the_pool
         .await
         .expect("it hangs")
         .expect_err("its third death is its own");
-    assert_eq!(error.kind(), TaskErrorKind::WorkerDied);
+    assert_eq!(error.kind(), TaskErrorKind::BadFrame);
     assert_eq!(
         tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(),
         3
