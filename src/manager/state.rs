@@ -700,7 +700,10 @@ impl State {
     }
 
     pub(crate) fn cancel(&mut self, caller: Caller, object: u64, now: Instant) {
-        if let Some(state) = self.clients.get_mut(&caller.client) {
+        // Of another object it would be counted no longer, and still wait where it was made.
+        if let Some(state) = self.clients.get_mut(&caller.client)
+            && state.open.get(&caller.ticket) == Some(&object)
+        {
             state.open.remove(&caller.ticket);
         }
         self.rings.over(caller);
@@ -987,4 +990,47 @@ fn is_client(seats: &[(u32, bool)], owner: Owner) -> bool {
     index
         .and_then(|index| seats.get(index))
         .is_some_and(|(generation, taken)| *taken && owner.is(seat, *generation))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::objects::code::{Message, Wait};
+    use crate::manager::objects::event::{Ask, Event};
+
+    struct Owner;
+
+    impl super::super::held::Dropped for Owner {
+        fn dropped(&self, _: Vec<(u64, Part)>) {}
+    }
+
+    #[test]
+    fn a_request_is_counted_until_the_object_that_it_waits_for_has_let_it_go() {
+        let owner: Arc<dyn super::super::held::Dropped> = Arc::new(Owner);
+        let (mut state, now) = (State::new(Arc::downgrade(&owner)), Instant::now());
+        let client = state.seat(false).expect("a seat");
+        let mut event = || {
+            let event = What::Served(Box::new(Event::new()));
+            let made = state.create(Kind(8), event, None, Part::WHOLE, now).expect("an event");
+            state.lend(client, made.object, Part::WHOLE, now).expect("lent").object
+        };
+        let (waited_for, other) = (event(), event());
+        let caller = |ticket| Caller { client, ticket };
+        let ask = |state: &mut State, ticket| {
+            state
+                .request(caller(ticket), waited_for, Ask::Wait { wait: Wait::Ever }.body(), now)
+                .expect("it keeps to the protocol");
+            matches!(state.actions.pop(), Some(Action::Refuse(_, Refusal::TooMany)))
+        };
+        let max = OPEN_MAX as u64;
+        for ticket in 1..=max {
+            assert!(!ask(&mut state, ticket));
+            // It waits on: this is not where it waits.
+            state.cancel(caller(ticket), other, now);
+        }
+        assert!(ask(&mut state, max + 1));
+        state.cancel(caller(1), waited_for, now);
+        assert!(!ask(&mut state, max + 2));
+        assert!(ask(&mut state, max + 3));
+    }
 }
