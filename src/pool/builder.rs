@@ -440,7 +440,8 @@ impl Builder {
     /// that ends it, and the worker ends as it would have. Neither harms anybody.
     ///
     /// The arguments are encoded now. That they cannot be encoded is an error of
-    /// [`build`](Self::build).
+    /// [`build`](Self::build). Handles of shared objects may be among them, as with
+    /// [`init`](Self::init).
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
