@@ -11,6 +11,7 @@ use crate::error::{Error, What, Why};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 /// There is none.
 #[derive(Debug)]
@@ -100,6 +101,14 @@ impl Engine {
     }
 
     pub(crate) fn abort_unbegun(&self) -> usize {
+        match *self {}
+    }
+
+    pub(crate) fn takes_nothing(&self) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn closing(&self) -> WaitForCancellationFutureOwned {
         match *self {}
     }
 

@@ -7,6 +7,11 @@
 ))]
 use crate::coop::take_unit;
 use crate::park::refuse_in_async_context;
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+))]
 use crate::worker;
 
 /// The process that started this one: what Python calls `multiprocessing.parent_process()`.
