@@ -448,3 +448,21 @@ fn rule_17_who_waited_for_his_successor_leaves_when_nothing_is_queued_any_more_a
     assert_eq!(bench.reply(w[0], &[2]), ["retire 0"]);
     assert_eq!(bench.exit(w[0]), ["ended"]);
 }
+
+#[test]
+fn a_backlog_waits_for_sync_tasks_alone_if_all_workers_run_one_and_none_is_being_started() {
+    let (mut bench, w) = manned(2, Policy::default());
+    let _ = bench.task(Mode::Sync);
+    assert!(!bench.core.has_backlog(), "one is idle");
+    let _ = bench.task(Mode::Sync);
+    assert_eq!((bench.core.has_backlog(), bench.core.all_at_sync_tasks()), (false, None));
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
+    assert_eq!((bench.core.has_backlog(), bench.core.all_at_sync_tasks()), (true, Some(w)));
+    bench.does(|core, now, actions| core.resize(1, 3, now, actions));
+    assert_eq!(bench.core.all_at_sync_tasks(), None, "one is being started");
+
+    let (mut bench, _) = manned(1, Policy::default());
+    let _ = bench.task(Mode::Async);
+    assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
+    assert_eq!((bench.core.has_backlog(), bench.core.all_at_sync_tasks()), (true, None));
+}
