@@ -335,7 +335,7 @@ fn rule_25_the_driver_looks_when_a_third_should_be_done() {
         for _ in 0..8 {
             bench.task(Mode::Sync);
         }
-        let in_hand = bench.core.workers.get(w[0]).unwrap().load;
+        let in_hand = bench.core.workers.get(w[0]).expect("a worker").load;
         let within = within.min(service * (in_hand as u32 / 3)).max(MODERATION_MIN);
         assert_eq!(bench.core.arm(w[0], 1, 100).1, within, "{service:?} {in_hand}");
     }
@@ -631,7 +631,7 @@ fn rule_8_a_task_that_is_done_is_not_killed_unless_its_reply_does_not_come() {
     bench.begin(w[0], &[1]);
     bench.finish(w[0], &[1]);
     assert_eq!(bench.abort(key), [""; 0]);
-    assert_eq!(bench.core.workers.get(w[0]).unwrap().load, 2, "the others stay");
+    assert_eq!(bench.core.workers.get(w[0]).expect("a worker").load, 2, "the others stay");
     assert_eq!(bench.deadline(), Some(bench.now + ABORT_GRACE));
     bench.pass(ABORT_GRACE);
     assert_eq!(bench.tick(), ["kill 0"]);

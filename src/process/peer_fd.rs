@@ -218,8 +218,8 @@ mod tests {
         let (junk, mut refused) = (vec![0; 1 << 20], 0);
         while refused < 5 {
             match socket.write(&junk) {
-                Ok(_) => refused = 0,
-                Err(_) => {
+                Ok(written) if written > 0 => refused = 0,
+                _ => {
                     refused += 1;
                     std::thread::sleep(Duration::from_millis(2));
                 }
