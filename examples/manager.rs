@@ -5,7 +5,8 @@
 
 #![expect(clippy::print_stdout, reason = "an example shows what happens")]
 
-use procpool::{List, Manager, Map, Process, Queue, Registered, Served};
+use procpool::sync::{Actor, ActorRef, List, Map, Queue};
+use procpool::{Manager, Process};
 use serde::{Deserialize, Serialize};
 
 /// Runs in the child, as everything that is given to [`Process::spawn`].
@@ -44,7 +45,7 @@ enum Call {
     Calls,
 }
 
-impl Served for Maths {
+impl Actor for Maths {
     type Call = Call;
     type Reply = i64;
 
@@ -58,7 +59,7 @@ impl Served for Maths {
     }
 }
 
-fn calculate(maths: Registered<Maths>) -> Result<(i64, i64), procpool::Failure> {
+fn calculate(maths: ActorRef<Maths>) -> Result<(i64, i64), procpool::Failure> {
     Ok((maths.blocking_call(Call::Add(4, 3))?, maths.blocking_call(Call::Mul(7, 8))?))
 }
 

@@ -10,7 +10,8 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use procpool::{JoinHandle, Manager, Map, Pool, QueueReceiver, QueueSender, TaskError, Value};
+use procpool::sync::{Map, QueueReceiver, QueueSender, Value};
+use procpool::{JoinHandle, Manager, Pool, TaskError};
 use std::time::Duration;
 
 const PRODUCERS: u64 = 2;

@@ -7,7 +7,8 @@
 #![expect(clippy::print_stdout, reason = "an example shows what happens")]
 
 use futures::StreamExt;
-use procpool::{Mutex, Pool, Value};
+use procpool::Pool;
+use procpool::sync::{Mutex, Value};
 
 /// What the lock protects: it travels between processes as any value of serde's does.
 #[derive(serde::Serialize, serde::Deserialize)]

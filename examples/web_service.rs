@@ -91,15 +91,15 @@ async fn get_primes(State(pool): State<Pool>, Path(limit): Path<u64>) -> Result<
     if limit > 10_000_000 {
         return Err((StatusCode::BAD_REQUEST, "at most 10000000".into()));
     }
-    answer(pool.call(primes).deadline(DEADLINE).spawn(limit)).await.map(|count| count.to_string())
+    answer(pool.task(primes).deadline(DEADLINE).spawn(limit)).await.map(|count| count.to_string())
 }
 
 async fn get_crash(State(pool): State<Pool>, Path(how): Path<String>) -> Result<String, Refusal> {
-    answer(pool.call(crash).deadline(DEADLINE).spawn(how)).await
+    answer(pool.task(crash).deadline(DEADLINE).spawn(how)).await
 }
 
 async fn get_hang(State(pool): State<Pool>) -> Result<(), Refusal> {
-    answer(pool.call(hang).deadline(DEADLINE).spawn(())).await
+    answer(pool.task(hang).deadline(DEADLINE).spawn(())).await
 }
 
 #[tokio::main]

@@ -24,7 +24,7 @@
 //! Three things to know:
 //!
 //! 1. **A worker does not run `main`.** What `main` sets up is missing there;
-//!    [`Builder::init`] is the place for it.
+//!    [`Builder::on_worker_start`] is the place for it.
 //! 2. **A task captures nothing.** It is a function, or a closure without captures; values are
 //!    passed as arguments.
 //! 3. **Dropping a handle detaches its task**, as in tokio. Dropping the last [`Pool`] kills its
@@ -35,7 +35,7 @@
 //! | I want to … | look at |
 //! |---|---|
 //! | run functions in worker processes | [`Pool`], [`Pool::spawn`], [`Pool::map`] |
-//! | give one call options: limits, retries, cancellation | [`Pool::call`] |
+//! | give one call options: limits, retries, cancellation | [`Pool::task`] |
 //! | run one function in a process of its own | [`Process`] |
 //! | share a lock, a queue, a map between processes | [`Pool::manager`], [`Manager`] |
 //! | know what happened to a task | [`TaskError`] |
@@ -90,14 +90,14 @@ mod single;
     any(target_arch = "x86_64", target_arch = "aarch64"),
     not(procpool_elsewhere)
 ))]
-mod sync;
+pub mod sync;
 #[cfg(not(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64"),
     not(procpool_elsewhere)
 )))]
 #[path = "sync/elsewhere.rs"]
-mod sync;
+pub mod sync;
 mod task;
 mod wire;
 #[cfg(all(
@@ -110,31 +110,15 @@ mod worker;
 pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
 pub use limits::Limits;
 pub use pool::{
-    AbortHandle, Builder, Call, CutOff, Ending, Events, Function, ItemResults, JoinHandle, Named,
-    Output, OutputLine, Pool, Results, SharedObject, Stats, TryResults, WorkerCount, WorkerEnd,
-    WorkerEvent,
+    AbortHandle, Builder, Events, ExitReason, ItemResults, JoinHandle, NamedTask, Output,
+    OutputLine, Pool, Results, SharedObject, Shutdown, ShutdownReport, Stats, TaskBuilder,
+    TryResults, WorkerCount, WorkerEvent,
 };
 pub use single::{
-    ChildStderr, ChildStdin, ChildStdout, Detached, Detaching, Parent, Process, ProcessBuilder,
+    ChildStderr, ChildStdin, ChildStdout, Daemon, Detaching, Parent, Process, ProcessBuilder,
     Stdio, parent,
 };
 pub use sync::Manager;
-#[cfg(all(
-    target_os = "linux",
-    any(target_arch = "x86_64", target_arch = "aarch64"),
-    not(procpool_elsewhere)
-))]
-pub use sync::{Array, Atomic, Element, Mutex, MutexGuard, OwnedMutexGuard, Value};
-#[cfg(all(
-    target_os = "linux",
-    any(target_arch = "x86_64", target_arch = "aarch64"),
-    not(procpool_elsewhere)
-))]
-pub use sync::{
-    Barrier, BarrierWaitResult, Channel, Condvar, Delivery, Ends, Event, Exchanged, List, Map,
-    MapChange, MapWatch, Queue, QueueReceiver, QueueSender, QueueSink, QueueStream, Registered,
-    RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Served, channel, duplex,
-};
 pub use task::{
     ArgsFor, ArgsTuple, Cancelled, Init, Task, attempt, cancelled, is_cancelled, state, task_id,
 };

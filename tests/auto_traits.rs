@@ -1,11 +1,13 @@
 //! What may be sent to other threads, and shared with them: every handle, whatever its values are.
 
+use procpool::sync::{
+    Array, Barrier, Channel, Condvar, Delivery, Event, List, Map, MapWatch, Mutex, MutexGuard,
+    OwnedMutexGuard, Queue, QueueReceiver, QueueSender, QueueSink, QueueStream, RwLock,
+    RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Value,
+};
 use procpool::{
-    AbortHandle, Array, Barrier, Builder, Call, Channel, Condvar, Delivery, Ending, Error, Event,
-    Events, Failure, JoinHandle, List, Manager, Map, MapWatch, Mutex, MutexGuard, OwnedMutexGuard,
-    Pool, Process, ProcessBuilder, Queue, QueueReceiver, QueueSender, QueueSink, QueueStream,
-    Results, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Stats,
-    TaskError, TryResults, Value,
+    AbortHandle, Builder, Error, Events, Failure, JoinHandle, Manager, Pool, Process,
+    ProcessBuilder, Results, Shutdown, Stats, TaskBuilder, TaskError, TryResults,
 };
 use std::rc::Rc;
 use std::time::Duration;
@@ -24,10 +26,10 @@ fn every_handle_goes_anywhere_also_where_its_value_cannot() {
     goes_anywhere::<(
         Pool,
         Builder,
-        Call<'static, (), Here>,
+        TaskBuilder<'static, (), Here>,
         JoinHandle<Here>,
         AbortHandle,
-        Ending,
+        Shutdown,
         Events,
         Stats,
     )>();
@@ -88,7 +90,7 @@ async fn what_waits_is_send(
     is_send(&(semaphore.acquire(), barrier.wait(), event.wait()));
     let map = manager.map::<String, String>()?;
     is_send(&(map.get("a"), map.insert(String::new(), String::new()), map.entries()));
-    let (here, _there) = procpool::channel::<String>()?;
+    let (here, _there) = procpool::sync::channel::<String>()?;
     is_send(&(here.send(String::new()), here.recv()));
     Ok(())
 }

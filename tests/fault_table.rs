@@ -28,7 +28,8 @@ use processes::{
     until, wait_until,
 };
 use procpool::{
-    Call, JoinHandle, Limits, Output, Pool, TaskError, TaskErrorKind, WorkerEnd, WorkerEvent,
+    ExitReason, JoinHandle, Limits, Output, Pool, TaskBuilder, TaskError, TaskErrorKind,
+    WorkerEvent,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -42,7 +43,7 @@ use tempfile::TempDir;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum Fault {
-    OwnError,
+    TaskReturnedError,
     Panic,
     PanicInDrop,
     ExitZero,
@@ -88,7 +89,7 @@ const PLACES: [Place; 9] =
 enum Told {
     Value,
     /// The task's own `Err`, which is a value.
-    OwnError,
+    TaskReturnedError,
     Panicked,
     Exited(i32),
     Killed(Signal),
@@ -96,7 +97,7 @@ enum Told {
     OutOfMemory,
     ArgumentDecode,
     ResultEncode,
-    BadFrame,
+    ProtocolViolation,
     TimedOut,
     Closed,
     /// No worker, for the first process did not become one: it ended so, if it was the one that
@@ -145,7 +146,7 @@ const DIED_STARTING: Cell = Is(StartFailed(Some(By(SIGABRT))));
 #[rustfmt::skip]
 const TABLE: [(Fault, [Cell; 9]); 13] = [
     //                       Decoding                  Sync                      Async                     Encoding                  Writing                    Idle            Starting                             Init                                Draining
-    (Fault::OwnError,        [Is(Told::ArgumentDecode), Is(Told::OwnError),      Is(Told::OwnError),       Is(Told::ResultEncode),   Is(Told::OwnError),        NO_TASK,        NO_MAIN,                             Is(InitFailed(None)),               Is(Told::OwnError)]),
+    (Fault::TaskReturnedError,        [Is(Told::ArgumentDecode), Is(Told::TaskReturnedError),      Is(Told::TaskReturnedError),       Is(Told::ResultEncode),   Is(Told::TaskReturnedError),        NO_TASK,        NO_MAIN,                             Is(InitFailed(None)),               Is(Told::TaskReturnedError)]),
     (Fault::Panic,           [Is(Told::Panicked),      Is(Told::Panicked),       Is(Told::Panicked),       Is(Told::Panicked),       Is(Value),                 Is(Lives),      DIED_STARTING,                       Is(InitFailed(None)),               Is(Told::Panicked)]),
     (Fault::PanicInDrop,     [Is(Told::Panicked),      Is(Told::Panicked),       Is(Told::Panicked),       Is(Told::Panicked),       Is(Value),                 Is(Lives),      DIED_STARTING,                       Is(InitFailed(None)),               Is(Told::Panicked)]),
     (Fault::ExitZero,        [Is(Exited(0)),           Is(Exited(0)),            Is(Exited(0)),            Is(Exited(0)),            Is(Exited(0)),             Is(Replaced),   Is(StartFailed(Some(Code(0)))),      Is(InitFailed(Some(Code(0)))),      Is(Exited(0))]),
@@ -162,7 +163,7 @@ const TABLE: [(Fault, [Cell; 9]); 13] = [
     // socket open.
     (Fault::CloseDescriptor, [Is(Value),               Is(Value),                Is(Value),                Is(Value),                Is(Value),                 OneOf(&[Lives, Replaced]), Is(StartFailed(Some(Code(REFUSED)))), Is(InitFailed(Some(ROBBED))),      Is(Value)]),
     // What is written into the middle of a value is taken for a part of it; what is too long by that is seen.
-    (Fault::Rubbish,         [Is(Told::BadFrame),      Is(Told::BadFrame),       Is(Told::BadFrame),       Is(Told::BadFrame),       OneOf(&[Value, Told::BadFrame]), Is(Replaced), Is(StartFailed(None)),         Is(StartFailed(None)),              Is(Told::BadFrame)]),
+    (Fault::Rubbish,         [Is(Told::ProtocolViolation),      Is(Told::ProtocolViolation),       Is(Told::ProtocolViolation),       Is(Told::ProtocolViolation),       OneOf(&[Value, Told::ProtocolViolation]), Is(Replaced), Is(StartFailed(None)),         Is(StartFailed(None)),              Is(Told::ProtocolViolation)]),
 ];
 
 /// What is told of the two that run beside an async task: of one like any other, and of one that
@@ -174,7 +175,7 @@ fn neighbours(fault: Fault, told: Told) -> [Told; 2] {
             Code(code) => [Exited(code); 2],
             By(signal) => [Killed(signal); 2],
         },
-        (_, Value | Told::OwnError | Told::Panicked) => [Value; 2],
+        (_, Value | Told::TaskReturnedError | Told::Panicked) => [Value; 2],
         // Killed for another's sake.
         (_, Told::TimedOut) => [Killed(SIGKILL), Value],
         (_, ended) => [ended; 2],
@@ -219,7 +220,7 @@ const RUBBISH: &str = "\n\n  a line of text\n";
 /// Returns where that is possible after the fault.
 fn commit(fault: Fault) -> Result<(), String> {
     match fault {
-        Fault::OwnError => return Err("an error of its own".into()),
+        Fault::TaskReturnedError => return Err("an error of its own".into()),
         Fault::Panic => panic!("a panic"),
         Fault::PanicInDrop => drop(Bomb),
         Fault::ExitZero => std::process::exit(0),
@@ -338,7 +339,7 @@ async fn stand_by(log: PathBuf, gate: PathBuf) -> Answer {
 
 /// A large answer, in the midst of which a thread does it, and notes that it was so.
 fn write(fault: Fault, log: PathBuf) -> Answer {
-    if fault == Fault::OwnError {
+    if fault == Fault::TaskReturnedError {
         note(&log, "an error is a value like others");
         return Err("7".repeat(BYTES));
     }
@@ -448,7 +449,7 @@ impl Case {
         }
         match place {
             Starting => builder = builder.env(AT_START, format!("{fault:?} {}", once.display())),
-            Init => builder = builder.init(set_up, (fault, once)),
+            Init => builder = builder.on_worker_start(set_up, (fault, once)),
             _ => {}
         }
         if let Some(limit) = start_limit {
@@ -472,9 +473,9 @@ impl Case {
     /// Hands in the task of a column in which one task does it.
     fn spawn(&self, place: Place, limit: Option<Duration>) -> JoinHandle<Answer> {
         fn limited<'a, A, F>(
-            call: Call<'a, A, Answer, F>,
+            call: TaskBuilder<'a, A, Answer, F>,
             limit: Option<Duration>,
-        ) -> Call<'a, A, Answer, F> {
+        ) -> TaskBuilder<'a, A, Answer, F> {
             match limit {
                 Some(limit) => call.timeout(limit),
                 None => call,
@@ -482,13 +483,13 @@ impl Case {
         }
         let (pool, fault) = (&self.pool, self.fault);
         match place {
-            Decoding => limited(pool.call(take), limit).spawn(Argument(Some(fault))),
-            Sync => limited(pool.call(run), limit).spawn(fault),
-            Async => limited(pool.call(run_async), limit).grace(LIMIT).spawn(fault),
-            Encoding => limited(pool.call(give), limit).spawn(fault),
-            Writing => limited(pool.call(write), limit).spawn((fault, self.path("log"))),
+            Decoding => limited(pool.task(take), limit).spawn(Argument(Some(fault))),
+            Sync => limited(pool.task(run), limit).spawn(fault),
+            Async => limited(pool.task(run_async), limit).grace(LIMIT).spawn(fault),
+            Encoding => limited(pool.task(give), limit).spawn(fault),
+            Writing => limited(pool.task(write), limit).spawn((fault, self.path("log"))),
             Draining => {
-                limited(pool.call(drain), limit).spawn((fault, self.path("log"), self.path("gate")))
+                limited(pool.task(drain), limit).spawn((fault, self.path("log"), self.path("gate")))
             }
             Starting | Init => pool.spawn(take, Argument(None)),
             Idle => unreachable!("no task does it"),
@@ -500,7 +501,7 @@ impl Case {
         let args = || (self.path("neighbours"), self.path("gate"));
         let both = [
             self.pool.spawn(stand_by, args()),
-            self.pool.call(stand_by).idempotent(true).spawn(args()),
+            self.pool.task(stand_by).idempotent(true).spawn(args()),
         ];
         until("the neighbours run", || self.log_of("neighbours").len() == 2).await;
         both
@@ -521,7 +522,7 @@ impl Case {
 fn told(result: &Result<Answer, TaskError>) -> Told {
     let error = match result {
         Ok(Ok(_)) => return Value,
-        Ok(Err(_)) => return Told::OwnError,
+        Ok(Err(_)) => return Told::TaskReturnedError,
         Err(error) => error,
     };
     let end = error.exit_status().map(|status| match status.signal() {
@@ -543,7 +544,7 @@ fn told(result: &Result<Answer, TaskError>) -> Told {
         },
         TaskErrorKind::ArgumentDecode => Told::ArgumentDecode,
         TaskErrorKind::ResultEncode => Told::ResultEncode,
-        TaskErrorKind::BadFrame => Told::BadFrame,
+        TaskErrorKind::ProtocolViolation => Told::ProtocolViolation,
         TaskErrorKind::TimedOut => Told::TimedOut,
         TaskErrorKind::PoolClosed => Told::Closed,
         TaskErrorKind::StartFailed => StartFailed(end),
@@ -629,9 +630,12 @@ async fn observe(fault: Fault, place: Place) -> Option<Told> {
                 Fault::Panic | Fault::PanicInDrop | Fault::Hang | Fault::CloseDescriptor
             ) {
                 until("it is gone", || worker.is_gone()).await;
-                let why =
-                    if fault == Fault::Rubbish { WorkerEnd::BadFrame } else { WorkerEnd::Died };
-                let is_its_end = |event: &WorkerEvent| matches!(event, WorkerEvent::Down { pid, why: end, .. } if *pid == Some(worker.pid) && *end == why);
+                let why = if fault == Fault::Rubbish {
+                    ExitReason::ProtocolViolation
+                } else {
+                    ExitReason::Died
+                };
+                let is_its_end = |event: &WorkerEvent| matches!(event, WorkerEvent::Exited { pid, why: end, .. } if *pid == Some(worker.pid) && *end == why);
                 while !is_its_end(&soon(events.next()).await.unwrap()) {}
             }
             if soon(case.pool.spawn(pid, ())).await.unwrap() == worker.pid {
@@ -820,7 +824,7 @@ fn left() -> Left {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Self::OwnError => "own error",
+            Self::TaskReturnedError => "own error",
             Self::Panic => "panic",
             Self::PanicInDrop => "panic in drop",
             Self::ExitZero => "exit 0",

@@ -12,7 +12,8 @@ mod facts;
 
 use facts::{FUSE, Proc, gone, until, within};
 use futures::StreamExt;
-use procpool::{Builder, ErrorKind, Limits, Mutex, Named, Pool, TaskErrorKind};
+use procpool::sync::Mutex;
+use procpool::{Builder, ErrorKind, Limits, NamedTask, Pool, TaskErrorKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,13 +29,13 @@ fn builder() -> Builder {
     Pool::builder().program(python(), [tasks]).workers(2)
 }
 
-const ADD: Named<(i64, i64), i64> = Named::new("add.v1");
-const PID: Named<(), u32> = Named::new("pid.v1");
-const FAIL: Named<(String,), ()> = Named::new("fail.v1");
-const WAIT: Named<(PathBuf, PathBuf), u32> = Named::new("wait.v1");
+const ADD: NamedTask<(i64, i64), i64> = NamedTask::new("add.v1");
+const PID: NamedTask<(), u32> = NamedTask::new("pid.v1");
+const FAIL: NamedTask<(String,), ()> = NamedTask::new("fail.v1");
+const WAIT: NamedTask<(PathBuf, PathBuf), u32> = NamedTask::new("wait.v1");
 
 async fn serves(pool: &Pool) {
-    assert_eq!(within("a sum", pool.call_named(ADD).spawn((40, 2))).await.unwrap(), 42);
+    assert_eq!(within("a sum", pool.task_named(ADD).spawn((40, 2))).await.unwrap(), 42);
 }
 
 #[tokio::test]
@@ -43,9 +44,11 @@ async fn needs_python_tasks_are_called_by_name_and_mapped() {
     let pool = builder().build().unwrap();
     within("ready", pool.ready()).await.unwrap();
     serves(&pool).await;
-    within("nothing", pool.call_named(Named::<(), ()>::new("nothing.v1")).spawn(())).await.unwrap();
+    within("nothing", pool.task_named(NamedTask::<(), ()>::new("nothing.v1")).spawn(()))
+        .await
+        .unwrap();
     let sums: Vec<i64> =
-        pool.call_named(ADD).map((0..500).zip(1..)).map(Result::unwrap).collect().await;
+        pool.task_named(ADD).map((0..500).zip(1..)).map(Result::unwrap).collect().await;
     assert_eq!(sums, (0..500).map(|n| 2 * n + 1).collect::<Vec<_>>());
     within("shut down", pool.shutdown()).await;
 }
@@ -76,7 +79,7 @@ enum Shape {
 #[ignore = "needs python"]
 async fn needs_python_values_of_every_kind_come_back_as_they_were_sent() {
     let pool = builder().build().unwrap();
-    let echo = Named::<(Vec<Record>,), Vec<Record>>::new("echo.v1");
+    let echo = NamedTask::<(Vec<Record>,), Vec<Record>>::new("echo.v1");
     let record = Record {
         name: "é\0😀".into(),
         maybe: Some(None),
@@ -108,13 +111,13 @@ async fn needs_python_values_of_every_kind_come_back_as_they_were_sent() {
     };
     let other = Record { maybe: Some(Some(5)), bytes: vec![1; 70_000], ..record.clone() };
     let records = vec![record, empty, other];
-    assert_eq!(within("records", pool.call_named(echo).spawn(&records)).await.unwrap(), records);
+    assert_eq!(within("records", pool.task_named(echo).spawn(&records)).await.unwrap(), records);
 
     // As they look there.
     async fn looks<T: Serialize>(pool: &Pool, value: T, expected: &str) {
-        let describe = Named::<(T,), String>::new("describe.v1");
+        let describe = NamedTask::<(T,), String>::new("describe.v1");
         assert_eq!(
-            within("a description", pool.call_named(describe).spawn(&value)).await.unwrap(),
+            within("a description", pool.task_named(describe).spawn(&value)).await.unwrap(),
             expected
         );
     }
@@ -146,16 +149,16 @@ async fn needs_python_values_of_every_kind_come_back_as_they_were_sent() {
 #[ignore = "needs python"]
 async fn needs_python_what_goes_wrong_in_a_task_is_told_and_costs_that_task_alone() {
     let pool = builder().workers(1).frame_limit(4096).build().unwrap();
-    let before = within("a number", pool.call_named(PID).spawn(())).await.unwrap();
+    let before = within("a number", pool.task_named(PID).spawn(())).await.unwrap();
     // Its own error is a value.
-    let halve = Named::<(u32,), Result<u32, String>>::new("halve.v1");
-    assert_eq!(within("half", pool.call_named(halve).spawn(8)).await.unwrap(), Ok(4));
+    let halve = NamedTask::<(u32,), Result<u32, String>>::new("halve.v1");
+    assert_eq!(within("half", pool.task_named(halve).spawn(8)).await.unwrap(), Ok(4));
     assert_eq!(
-        within("half", pool.call_named(halve).spawn(7)).await.unwrap(),
+        within("half", pool.task_named(halve).spawn(7)).await.unwrap(),
         Err("7 is odd".into())
     );
     // An exception.
-    let error = within("an exception", pool.call_named(FAIL).spawn("not today")).await.unwrap_err();
+    let error = within("an exception", pool.task_named(FAIL).spawn("not today")).await.unwrap_err();
     assert_eq!(
         (error.kind(), error.function(), error.pid()),
         (TaskErrorKind::Panicked, "fail.v1", Some(before))
@@ -163,20 +166,20 @@ async fn needs_python_what_goes_wrong_in_a_task_is_told_and_costs_that_task_alon
     assert_eq!(error.panic_message(), Some("ValueError: not today"));
     assert!(error.panic_location().unwrap().contains("tasks.py:"), "{error}");
     assert!(error.panic_backtrace().unwrap().starts_with("Traceback"), "{error}");
-    let error = within("an exception", pool.call_named(FAIL).backtrace(false).spawn("no"))
+    let error = within("an exception", pool.task_named(FAIL).backtrace(false).spawn("no"))
         .await
         .unwrap_err();
     assert_eq!(error.panic_backtrace(), None);
     // One that is longer than a frame.
     let error =
-        within("an exception", pool.call_named(FAIL).spawn("é".repeat(1000))).await.unwrap_err();
+        within("an exception", pool.task_named(FAIL).spawn("é".repeat(1000))).await.unwrap_err();
     assert!(
         error.is_panic() && error.panic_message().unwrap().starts_with("ValueError: éé"),
         "{error}"
     );
     // Arguments that do not fit the function, or that nobody there can read.
     let error =
-        within("an exception", pool.call_named(Named::<(u8,), i64>::new("add.v1")).spawn(1))
+        within("an exception", pool.task_named(NamedTask::<(u8,), i64>::new("add.v1")).spawn(1))
             .await
             .unwrap_err();
     assert!(
@@ -185,27 +188,31 @@ async fn needs_python_what_goes_wrong_in_a_task_is_told_and_costs_that_task_alon
         "{error}"
     );
     // A result that cannot be written, one that is too large, and one of another type.
-    let error = within("an error", pool.call_named(Named::<(), ()>::new("no value.v1")).spawn(()))
-        .await
-        .unwrap_err();
-    assert_eq!(error.kind(), TaskErrorKind::ResultEncode);
     let error =
-        within("an error", pool.call_named(Named::<(u32,), Vec<u8>>::new("large.v1")).spawn(5000))
+        within("an error", pool.task_named(NamedTask::<(), ()>::new("no value.v1")).spawn(()))
             .await
             .unwrap_err();
+    assert_eq!(error.kind(), TaskErrorKind::ResultEncode);
+    let error = within(
+        "an error",
+        pool.task_named(NamedTask::<(u32,), Vec<u8>>::new("large.v1")).spawn(5000),
+    )
+    .await
+    .unwrap_err();
     assert!(error.is_too_large(), "{error}");
-    let error = within("an error", pool.call_named(Named::<(), String>::new("pid.v1")).spawn(()))
-        .await
-        .unwrap_err();
+    let error =
+        within("an error", pool.task_named(NamedTask::<(), String>::new("pid.v1")).spawn(()))
+            .await
+            .unwrap_err();
     assert_eq!(error.kind(), TaskErrorKind::ResultDecode);
     // A name that it does not serve.
-    let error = within("an error", pool.call_named(Named::<(), ()>::new("echo.v2")).spawn(()))
+    let error = within("an error", pool.task_named(NamedTask::<(), ()>::new("echo.v2")).spawn(()))
         .await
         .unwrap_err();
     assert_eq!((error.kind(), error.pid()), (TaskErrorKind::UnknownTask, Some(before)));
     assert!(error.is_unknown_task() && error.to_string().contains("echo.v2"), "{error}");
     // All of it in one process, which goes on.
-    assert_eq!(within("a number", pool.call_named(PID).spawn(())).await.unwrap(), before);
+    assert_eq!(within("a number", pool.task_named(PID).spawn(())).await.unwrap(), before);
 }
 
 #[tokio::test]
@@ -214,9 +221,9 @@ async fn needs_python_its_end_costs_the_task_that_ran_and_no_other() {
     let pool = builder().workers(1).build().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
-    let first = pool.call_named(WAIT).spawn(&(log.clone(), gate.clone()));
-    let crash = pool.call_named(Named::<(), ()>::new("crash.v1")).spawn(());
-    let queued: Vec<_> = (0..5).map(|n| pool.call_named(ADD).spawn((n, n))).collect();
+    let first = pool.task_named(WAIT).spawn(&(log.clone(), gate.clone()));
+    let crash = pool.task_named(NamedTask::<(), ()>::new("crash.v1")).spawn(());
+    let queued: Vec<_> = (0..5).map(|n| pool.task_named(ADD).spawn((n, n))).collect();
     until("it runs", || log.exists()).await;
     std::fs::write(&gate, "").unwrap();
     let pid = within("the first", first).await.unwrap();
@@ -231,7 +238,7 @@ async fn needs_python_its_end_costs_the_task_that_ran_and_no_other() {
     }
     for code in [0, 3] {
         let error =
-            within("an exit", pool.call_named(Named::<(i32,), ()>::new("exit.v1")).spawn(code))
+            within("an exit", pool.task_named(NamedTask::<(i32,), ()>::new("exit.v1")).spawn(code))
                 .await
                 .unwrap_err();
         assert_eq!(error.exit_status().and_then(|status| status.code()), Some(code), "{error}");
@@ -247,14 +254,14 @@ async fn needs_python_no_more_than_one_task_at_a_time_is_in_its_hands() {
     let dir = tempfile::tempdir().unwrap();
     let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
     // One worker is held up; all that comes goes to the other, whatever its pace was.
-    let mut quick = pool.call_named(ADD).map((0..200).zip(0..)).unordered();
+    let mut quick = pool.task_named(ADD).map((0..200).zip(0..)).unordered();
     while let Some(sum) = within("a sum", quick.next()).await {
         sum.unwrap();
     }
-    let held = pool.call_named(WAIT).spawn(&(log.clone(), gate.clone()));
+    let held = pool.task_named(WAIT).spawn(&(log.clone(), gate.clone()));
     until("it runs", || log.exists()).await;
     for n in 0..200 {
-        assert_eq!(within("a sum", pool.call_named(ADD).spawn((n, 1))).await.unwrap(), n + 1);
+        assert_eq!(within("a sum", pool.task_named(ADD).spawn((n, 1))).await.unwrap(), n + 1);
     }
     std::fs::write(&gate, "").unwrap();
     within("the one that waited", held).await.unwrap();
@@ -266,7 +273,7 @@ async fn needs_python_a_task_is_stopped_with_its_process_and_what_that_had_start
     let pool = builder().workers(1).build().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
-    let handle = pool.call_named(Named::<(PathBuf,), ()>::new("sleep.v1")).spawn(&log);
+    let handle = pool.task_named(NamedTask::<(PathBuf,), ()>::new("sleep.v1")).spawn(&log);
     let line = || std::fs::read_to_string(&log).unwrap_or_default();
     until("it runs", || line().ends_with('\n')).await;
     let processes: Vec<_> =
@@ -277,15 +284,15 @@ async fn needs_python_a_task_is_stopped_with_its_process_and_what_that_had_start
     gone(&processes).await;
     serves(&pool).await;
     // A limit, and retries: of that, and of a crash.
-    let sleep = Named::<(PathBuf,), ()>::new("sleep.v1");
+    let sleep = NamedTask::<(PathBuf,), ()>::new("sleep.v1");
     let limited = pool
-        .call_named(sleep)
+        .task_named(sleep)
         .timeout(Duration::from_millis(100))
         .retries(1)
         .spawn(dir.path().join("limited"));
     let error = within("the limit", limited).await.unwrap_err();
     assert!(error.is_timeout() && error.earlier_attempts().len() == 1, "{error:?}");
-    let crash = pool.call_named(Named::<(), ()>::new("crash.v1")).retries(2).spawn(());
+    let crash = pool.task_named(NamedTask::<(), ()>::new("crash.v1")).retries(2).spawn(());
     let error = within("the crashes", crash).await.unwrap_err();
     assert!(error.is_worker_died() && error.earlier_attempts().len() == 2, "{error:?}");
     serves(&pool).await;
@@ -316,7 +323,7 @@ async fn needs_python_it_stands_where_any_worker_stands_and_prepares_before_it_i
     within("ready", pool.ready()).await.unwrap();
     let found = within(
         "its surroundings",
-        pool.call_named(Named::<(), Surroundings>::new("surroundings.v1")).spawn(()),
+        pool.task_named(NamedTask::<(), Surroundings>::new("surroundings.v1")).spawn(()),
     )
     .await
     .unwrap();
@@ -341,7 +348,7 @@ async fn needs_python_its_start_fails_with_the_reason() {
         .program(python(), [tasks.as_os_str(), "fail in init".as_ref()])
         .build()
         .unwrap();
-    let error = within("a start", pool.call_named(PID).spawn(())).await.unwrap_err();
+    let error = within("a start", pool.task_named(PID).spawn(())).await.unwrap_err();
     assert_eq!(error.kind(), TaskErrorKind::InitFailed);
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.contains("RuntimeError: there is no model"), "{cause}");
@@ -366,16 +373,16 @@ async fn needs_python_its_start_fails_with_the_reason() {
 async fn needs_python_the_pool_ends_it_and_leaves_nothing() {
     let pool = builder().build().unwrap();
     within("ready", pool.ready()).await.unwrap();
-    let pid = within("a number", pool.call_named(PID).spawn(())).await.unwrap();
+    let pid = within("a number", pool.task_named(PID).spawn(())).await.unwrap();
     let idle = Proc::of(pid).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
-    let running = pool.call_named(WAIT).spawn(&(log.clone(), gate.clone()));
+    let running = pool.task_named(WAIT).spawn(&(log.clone(), gate.clone()));
     until("it runs", || log.exists()).await;
     // Its intake is closed; what runs goes on to its end.
     let ending = pool.clone();
     let shutdown = tokio::spawn(async move { ending.shutdown().await });
-    while !within("a refusal", pool.call_named(PID).spawn(()))
+    while !within("a refusal", pool.task_named(PID).spawn(()))
         .await
         .is_err_and(|error| error.is_pool_closed())
     {}
@@ -386,8 +393,9 @@ async fn needs_python_the_pool_ends_it_and_leaves_nothing() {
     assert!(Proc::of(last).is_none());
     // A pool that is dropped takes along what runs.
     let pool = builder().workers(1).build().unwrap();
-    let busy =
-        pool.call_named(Named::<(PathBuf,), ()>::new("sleep.v1")).spawn(dir.path().join("sleeps"));
+    let busy = pool
+        .task_named(NamedTask::<(PathBuf,), ()>::new("sleep.v1"))
+        .spawn(dir.path().join("sleeps"));
     let line = || std::fs::read_to_string(dir.path().join("sleeps")).unwrap_or_default();
     until("it runs", || line().ends_with('\n')).await;
     let processes: Vec<_> =
@@ -412,10 +420,10 @@ async fn what_is_no_task_of_these_workers_is_told_without_asking_one() {
     assert_eq!(error.pid(), None);
     // A name, for this program's.
     let pool = Pool::builder().workers(1).build().unwrap();
-    let error = within("an error", pool.call_named(ADD).spawn((1, 2))).await.unwrap_err();
+    let error = within("an error", pool.task_named(ADD).spawn((1, 2))).await.unwrap_err();
     assert_eq!((error.kind(), error.function()), (TaskErrorKind::UnknownTask, "add.v1"));
     assert_eq!(within("a result", pool.spawn(double, 2)).await.unwrap(), 4);
-    let mut errors = pool.call_named(ADD).map([(1, 2), (3, 4)]);
+    let mut errors = pool.task_named(ADD).map([(1, 2), (3, 4)]);
     while let Some(result) = within("an error", errors.next()).await {
         assert!(result.unwrap_err().is_unknown_task());
     }
@@ -427,7 +435,7 @@ async fn another_program_is_given_no_shared_objects() {
     let total = pool.manager().mutex(0u64).unwrap();
     let error = within(
         "an error",
-        pool.call_named(Named::<(Mutex<u64>,), ()>::new("add.v1")).spawn(&total),
+        pool.task_named(NamedTask::<(Mutex<u64>,), ()>::new("add.v1")).spawn(&total),
     )
     .await
     .unwrap_err();
@@ -472,7 +480,8 @@ fn another_program_has_no_init_of_this_one_and_does_not_limit_itself() {
     let error = Pool::builder().program("true", [""; 0]).limits(limits).build().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidOption);
     assert!(error.to_string().contains("limits"), "{error}");
-    let error = Pool::builder().program("true", [""; 0]).init(prepare, ()).build().unwrap_err();
+    let error =
+        Pool::builder().program("true", [""; 0]).on_worker_start(prepare, ()).build().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidOption);
     assert!(error.to_string().contains("init"), "{error}");
 }

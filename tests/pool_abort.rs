@@ -394,7 +394,7 @@ async fn a_task_aborted_before_its_worker_is_ready_never_runs() {
         Ok::<_, String>(())
     };
     let scene = Scene::with(|builder| {
-        builder.workers(2).init(init, (gate.path().to_owned(), starts.path().to_owned()))
+        builder.workers(2).on_worker_start(init, (gate.path().to_owned(), starts.path().to_owned()))
     });
     let run = |n: u32, ran: PathBuf| mark(ran, n);
     let handles = [0, 1, 2].map(|n| scene.pool.spawn(run, (n, ran.path().to_owned())));
@@ -537,8 +537,8 @@ async fn an_async_task_with_a_grace_is_asked_and_what_it_returns_counts() {
     let neighbour = scene.pool.spawn(pass_and_look, gate.path());
     // By a handle, by a token, by a time limit; each of several is asked for itself.
     let token = CancellationToken::new();
-    let aborted = scene.pool.call(polite).grace(LONG).spawn(marks.path());
-    let by_token = scene.pool.call(polite).grace(LONG).cancel_on(&token).spawn(marks.path());
+    let aborted = scene.pool.task(polite).grace(LONG).spawn(marks.path());
+    let by_token = scene.pool.task(polite).grace(LONG).cancel_on(&token).spawn(marks.path());
     marks.count(2).await;
     aborted.abort();
     let worker = within("the aborted one", aborted).await.unwrap();
@@ -546,7 +546,7 @@ async fn an_async_task_with_a_grace_is_asked_and_what_it_returns_counts() {
     token.cancel();
     assert_eq!(within("the one with a token", by_token).await.unwrap(), worker);
     let over =
-        scene.pool.call(polite).timeout(Duration::from_millis(20)).grace(LONG).spawn(marks.path());
+        scene.pool.task(polite).timeout(Duration::from_millis(20)).grace(LONG).spawn(marks.path());
     assert_eq!(within("the one with a limit", over).await.unwrap(), worker);
     gate.open();
     assert_eq!(within("its neighbour", neighbour).await.unwrap(), (false, None, worker));
@@ -574,7 +574,7 @@ async fn an_async_task_that_does_not_heed_is_dropped_when_its_grace_is_over() {
     let grace = Duration::from_millis(50);
     let task = scene
         .pool
-        .call(deaf)
+        .task(deaf)
         .grace(grace)
         .spawn((starts.path().to_owned(), ends.path().to_owned()));
     starts.count(1).await;
@@ -589,7 +589,7 @@ async fn an_async_task_that_does_not_heed_is_dropped_when_its_grace_is_over() {
     assert_eq!(within("its neighbour", neighbour).await.unwrap(), workers[0].pid);
     // And one that reaches no await point costs its process in the end.
     let stuck =
-        scene.pool.call(async |starts: PathBuf| spin(starts)).grace(grace).spawn(starts.path());
+        scene.pool.task(async |starts: PathBuf| spin(starts)).grace(grace).spawn(starts.path());
     starts.count(3).await;
     stuck.abort();
     assert!(within("the one that spins", stuck).await.unwrap_err().is_cancelled());
@@ -601,7 +601,7 @@ async fn an_async_task_that_does_not_heed_is_dropped_when_its_grace_is_over() {
 async fn a_pool_that_ends_with_a_limit_asks_first() {
     let scene = Scene::new(2);
     let marks = scene.marks("begun");
-    let task = scene.pool.call(polite).grace(LONG).spawn(marks.path());
+    let task = scene.pool.task(polite).grace(LONG).spawn(marks.path());
     let sync = |marks: PathBuf| {
         mark(marks, "begun");
         while !procpool::is_cancelled() {
@@ -609,7 +609,7 @@ async fn a_pool_that_ends_with_a_limit_asks_first() {
         }
         7
     };
-    let sync = scene.pool.call(sync).grace(LONG).spawn(marks.path());
+    let sync = scene.pool.task(sync).grace(LONG).spawn(marks.path());
     marks.count(2).await;
     let cut_off = within("the end", scene.pool.shutdown_within(Duration::ZERO)).await;
     assert!(cut_off.is_empty(), "{cut_off:?}");
@@ -635,7 +635,7 @@ async fn a_sync_task_can_await_that_it_is_asked() {
         procpool::attempt()
     };
     for round in 1..=2 {
-        let task = scene.pool.call(serve).grace(LONG).spawn(marks.path());
+        let task = scene.pool.task(serve).grace(LONG).spawn(marks.path());
         marks.count(round).await;
         task.abort();
         assert_eq!(within("the aborted one", task).await.unwrap(), Some(1));

@@ -16,7 +16,7 @@ use processes::{
     KillOnDrop, Seen, children, hang, lines, note, own_dir, own_process, pid, pids, seen, signal,
     soon, spin, start_sleeping, stop, until, wait_for, wait_until,
 };
-use procpool::{CutOff, JoinHandle, Pool, TaskErrorKind};
+use procpool::{JoinHandle, Pool, ShutdownReport, TaskErrorKind};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -110,7 +110,7 @@ async fn a_shutdown_lets_everything_end_first() {
     let tasks: Vec<_> = (0..50).map(|_| pool.spawn(sleep_for, 20)).collect();
     let end = pool.shutdown();
     assert!(soon(pool.spawn(pid, ())).await.unwrap_err().is_pool_closed());
-    assert_eq!(soon(end).await, CutOff::default());
+    assert_eq!(soon(end).await, ShutdownReport::default());
     let workers: HashSet<_> = join_all(tasks).await.into_iter().map(Result::unwrap).collect();
     assert!(workers.len() <= 5);
     assert!(
@@ -358,7 +358,7 @@ async fn a_kill_ends_workers_that_hang_at_their_start() {
     }
     let dir = tempdir().unwrap();
     let log = dir.path().join("log");
-    let pool = Pool::builder().workers(2).init(never_ready, &log).build().unwrap();
+    let pool = Pool::builder().workers(2).on_worker_start(never_ready, &log).build().unwrap();
     let tasks = [pool.spawn(pid, ()), pool.spawn(pid, ())];
     until("both start", || lines(&log).len() == 2).await;
     let workers = seen(&log);

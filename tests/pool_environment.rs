@@ -446,7 +446,7 @@ async fn own_process_that_reaps() {
         );
         let bad_start = Pool::builder()
             .workers(1)
-            .init(|| -> Result<(), String> { std::process::exit(4) }, ())
+            .on_worker_start(|| -> Result<(), String> { std::process::exit(4) }, ())
             .build()
             .unwrap();
         let error = soon(bad_start.spawn(pid, ())).await.unwrap_err();
@@ -635,7 +635,8 @@ fn own_process_leftovers() {
         let aborted = pool.spawn(async || std::future::pending::<()>().await, ());
         aborted.abort();
         assert!(soon(aborted).await.unwrap_err().is_cancelled());
-        let failing = Pool::builder().workers(2).init(|| Err::<(), _>("no"), ()).build().unwrap();
+        let failing =
+            Pool::builder().workers(2).on_worker_start(|| Err::<(), _>("no"), ()).build().unwrap();
         assert!(soon(failing.spawn(pid, ())).await.unwrap_err().is_start_failed());
         if by_shutdown {
             soon(pool.shutdown()).await;

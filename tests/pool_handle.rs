@@ -11,8 +11,8 @@ use facts::{FUSE, Scene, gone, holdings, is_pending, mark, pass, until, within};
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
 use procpool::{
-    AbortHandle, Builder, Call, Error, Failure, JoinHandle, Named, Pool, Results, TaskError,
-    TryResults,
+    AbortHandle, Builder, Error, Failure, JoinHandle, NamedTask, Pool, Results, TaskBuilder,
+    TaskError, TryResults,
 };
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -126,7 +126,7 @@ fn blocking_join_with_a_limit_gives_up_and_may_be_asked_again() {
         "it has been taken"
     );
     // Calls with the same options.
-    let call = scene.pool.call(echo).retries(1);
+    let call = scene.pool.task(echo).retries(1);
     let sum: u32 =
         (0..4).map(|n| call.clone().spawn(n).blocking_join_timeout(FUSE).unwrap().unwrap()).sum();
     assert_eq!(sum, 6);
@@ -341,7 +341,7 @@ async fn every_handle_has_a_debug_text_that_names_it() {
     let texts = [
         (format!("{pool:?}"), "Pool {"),
         (format!("{:?}", Pool::builder()), "Builder {"),
-        (format!("{:?}", pool.call(echo)), "Call {"),
+        (format!("{:?}", pool.task(echo)), "Call {"),
         (format!("{handle:?}"), "JoinHandle {"),
         (format!("{:?}", handle.abort_handle()), "AbortHandle {"),
         (format!("{:?}", pool.map(echo, 0..3)), "Results {"),
@@ -369,7 +369,7 @@ fn handles_go_where_they_should() {
     macro_rules! all {
         ($($type:ty),+ $(,)?) => { $( send::<$type>(); sync::<$type>(); unpin::<$type>(); lives_for_ever::<$type>(); )+ };
     }
-    all!(Pool, Builder, AbortHandle, Error, TaskError, Failure, Call<'static, (), ()>, Named<(), ()>);
+    all!(Pool, Builder, AbortHandle, Error, TaskError, Failure, TaskBuilder<'static, (), ()>, NamedTask<(), ()>);
     // The handle holds no result, so it goes where the result may not.
     all!(JoinHandle<u32>, JoinHandle<Cell<u32>>, JoinHandle<Rc<u32>>, JoinHandle<*const u8>);
     type Over<S> = Results<S, (u32,), Rc<u32>>;

@@ -178,7 +178,7 @@ fn descend(log: PathBuf, depth: u32) -> (u32, String) {
     note(&log, pid());
     match Pool::builder().workers(2).build() {
         Err(error) => {
-            assert_eq!(error.kind(), ErrorKind::TooDeep, "{error:?}");
+            assert_eq!(error.kind(), ErrorKind::NestingTooDeep, "{error:?}");
             (depth, error.to_string())
         }
         Ok(pool) => pool.spawn(descend, (log, depth + 1)).blocking_join().unwrap(),

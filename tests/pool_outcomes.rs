@@ -180,7 +180,7 @@ async fn a_backtrace_comes_when_it_is_asked_for() {
         builder.workers(1).env_remove("RUST_BACKTRACE").env_remove("RUST_LIB_BACKTRACE")
     });
     for wanted in [true, false, true] {
-        let error = within("a panic", scene.pool.call(deep_inside).backtrace(wanted).spawn(()))
+        let error = within("a panic", scene.pool.task(deep_inside).backtrace(wanted).spawn(()))
             .await
             .unwrap_err();
         assert_eq!(
@@ -189,14 +189,14 @@ async fn a_backtrace_comes_when_it_is_asked_for() {
         );
         assert_eq!(error.panic_backtrace().is_some(), wanted);
         let in_async = async || deep_inside();
-        let error = within("an async panic", scene.pool.call(in_async).backtrace(wanted).spawn(()))
+        let error = within("an async panic", scene.pool.task(in_async).backtrace(wanted).spawn(()))
             .await
             .unwrap_err();
         assert_eq!(
             error.panic_backtrace().is_some_and(|text| text.contains("deep_inside")),
             wanted
         );
-        let mut results = scene.pool.call(deep_inside).backtrace(wanted).map([()]);
+        let mut results = scene.pool.task(deep_inside).backtrace(wanted).map([()]);
         let error = within("a panic of a map", results.next()).await.unwrap().unwrap_err();
         assert_eq!(error.panic_backtrace().is_some(), wanted);
     }
@@ -208,7 +208,7 @@ async fn a_backtrace_comes_when_it_is_asked_for() {
     let scene = Scene::with(|builder| builder.workers(1).env("RUST_BACKTRACE", "1"));
     let error = within("a panic", scene.pool.spawn(deep_inside, ())).await.unwrap_err();
     assert!(error.panic_backtrace().unwrap().contains("deep_inside"));
-    let error = within("a panic", scene.pool.call(deep_inside).backtrace(false).spawn(()))
+    let error = within("a panic", scene.pool.task(deep_inside).backtrace(false).spawn(()))
         .await
         .unwrap_err();
     assert_eq!(error.panic_backtrace(), None, "it was declined");
@@ -220,7 +220,7 @@ async fn a_backtrace_comes_when_it_is_asked_for() {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum Refusal {
     TooBig { size: u64, limit: u64 },
-    Named(String),
+    NamedTask(String),
 }
 
 #[derive(Debug)]
@@ -248,10 +248,10 @@ async fn a_tasks_own_error_comes_as_the_value_that_it_is() {
         Err(Refusal::TooBig { size: 11, limit: 10 })
     );
     assert_eq!(within("a value", scene.pool.spawn(refuse, 10)).await.unwrap(), Ok(10));
-    let named = async |name: String| Err::<(), _>(Refusal::Named(name));
+    let named = async |name: String| Err::<(), _>(Refusal::NamedTask(name));
     assert_eq!(
         within("an async error", scene.pool.spawn(named, "n")).await.unwrap(),
-        Err(Refusal::Named("n".into()))
+        Err(Refusal::NamedTask("n".into()))
     );
 
     let chain = || -> Result<(), Failure> {

@@ -502,7 +502,8 @@ async fn what_was_printed_in_an_init_that_died_is_told() {
         eprintln!("no model");
         std::process::exit(3)
     };
-    let pool = builder().stderr(Captured::default().output()).init(die, ()).build().unwrap();
+    let pool =
+        builder().stderr(Captured::default().output()).on_worker_start(die, ()).build().unwrap();
     let error = soon(pool.spawn(pid, ())).await.unwrap_err();
     assert_eq!(error.kind(), TaskErrorKind::InitFailed);
     assert_eq!(error.stderr_tail(), Some("no model\n"));

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use processes::{
     Seen, children, die, lines, note, pid, pids, seen, signal, soon, stop, until, wait_for,
 };
-use procpool::{Builder, ErrorKind, Pool, TaskErrorKind, WorkerEnd, WorkerEvent};
+use procpool::{Builder, ErrorKind, ExitReason, Pool, TaskErrorKind, WorkerEvent};
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -47,9 +47,9 @@ async fn no_worker_runs_more_tasks_than_it_may_though_all_were_queued_before() {
         assert!(served.values().all(|count| *count <= most), "{served:?}");
         soon(pool.shutdown()).await;
         let stats = pool.stats();
-        assert_eq!((stats.failed(), stats.ended_by(WorkerEnd::Died)), (0, 0), "{stats:?}");
+        assert_eq!((stats.failed(), stats.ended_by(ExitReason::Died)), (0, 0), "{stats:?}");
         assert!(
-            stats.ended_by(WorkerEnd::TasksServed) >= tasks / most - workers as u64,
+            stats.ended_by(ExitReason::TasksServed) >= tasks / most - workers as u64,
             "{stats:?}"
         );
     }
@@ -79,12 +79,15 @@ async fn after_its_last_task_a_worker_is_replaced_and_reaped() {
     let mut told = Vec::new();
     while told.len() < 3 {
         told.push(match soon(events.next()).await {
-            Some(WorkerEvent::Up { pid, .. }) => (pid, None),
-            Some(WorkerEvent::Down { pid, why, .. }) => (pid.unwrap(), Some(why)),
+            Some(WorkerEvent::Started { pid, .. }) => (pid, None),
+            Some(WorkerEvent::Exited { pid, why, .. }) => (pid.unwrap(), Some(why)),
             other => panic!("{other:?}"),
         });
     }
-    assert_eq!(told, [(old.pid, None), (successor, None), (old.pid, Some(WorkerEnd::TasksServed))]);
+    assert_eq!(
+        told,
+        [(old.pid, None), (successor, None), (old.pid, Some(ExitReason::TasksServed))]
+    );
 }
 
 #[tokio::test]
@@ -120,7 +123,7 @@ async fn a_worker_that_has_grown_is_replaced_between_tasks() {
         std::mem::forget(vec![1u8; 10 << 20]);
         pid()
     }
-    let pool = pool_of(1, |builder| builder.recycle_above(120 << 20));
+    let pool = pool_of(1, |builder| builder.max_resident_memory(120 << 20));
     let mut served = BTreeMap::new();
     for _ in 0..100 {
         *served.entry(soon(pool.spawn(leak, ())).await.unwrap()).or_insert(0) += 1;
@@ -128,7 +131,7 @@ async fn a_worker_that_has_grown_is_replaced_between_tasks() {
     // How many each runs after it is over the mark, until its successor is ready, is not known.
     assert!(served.len() >= 2, "{served:?}");
     until("they are counted", || {
-        pool.stats().ended_by(WorkerEnd::MemoryMark) + 1 >= served.len() as u64
+        pool.stats().ended_by(ExitReason::MemoryMark) + 1 >= served.len() as u64
     })
     .await;
     assert_eq!(pool.stats().failed(), 0);
@@ -144,11 +147,11 @@ async fn a_worker_does_not_grow_old() {
         soon(pool.spawn(pid, ())).await.unwrap();
         while let Some(Some(event)) = futures::FutureExt::now_or_never(events.next()) {
             match event {
-                WorkerEvent::Down { why, .. } => {
-                    assert_eq!(why, WorkerEnd::TooOld);
+                WorkerEvent::Exited { why, .. } => {
+                    assert_eq!(why, ExitReason::TooOld);
                     replaced += 1;
                 }
-                WorkerEvent::Up { .. } => {}
+                WorkerEvent::Started { .. } => {}
                 other => panic!("{other:?}"),
             }
         }
@@ -183,7 +186,7 @@ async fn recycling_replaces_everybody_and_interrupts_nobody() {
     assert_eq!(soon(long).await.unwrap(), old[0].pid);
     until("it leaves when it is empty", || old[0].is_gone()).await;
     let stats = pool.stats();
-    assert!(stats.ended_by(WorkerEnd::Recycled) >= 3 && stats.failed() == 0, "{stats:?}");
+    assert!(stats.ended_by(ExitReason::Recycled) >= 3 && stats.failed() == 0, "{stats:?}");
 }
 
 #[tokio::test]
@@ -193,13 +196,13 @@ async fn recycling_tells_why_it_cannot_and_the_old_ones_serve_on() {
     }
     let dir = tempdir().unwrap();
     let file = dir.path().join("file");
-    let pool = pool_of(1, |builder| builder.init(once, &file));
+    let pool = pool_of(1, |builder| builder.on_worker_start(once, &file));
     let old = soon(pool.spawn(pid, ())).await.unwrap();
     std::fs::write(&file, "").unwrap();
     assert!(soon(pool.recycle()).await.unwrap_err().is_init_failed());
     assert_eq!(soon(pool.spawn(pid, ())).await.unwrap(), old);
     std::fs::remove_file(&file).unwrap();
-    until("it is tried again", || pool.stats().ended_by(WorkerEnd::Recycled) == 1).await;
+    until("it is tried again", || pool.stats().ended_by(ExitReason::Recycled) == 1).await;
     assert_ne!(soon(pool.spawn(pid, ())).await.unwrap(), old);
     let recycling = pool.recycle();
     soon(pool.shutdown()).await;
@@ -227,7 +230,7 @@ async fn a_pool_grows_with_its_queue_and_shrinks_when_it_is_quiet() {
     std::fs::write(gate, "").unwrap();
     let old: BTreeSet<_> = tally(tasks).await.into_keys().collect();
     assert_eq!(old.len(), 3);
-    until("two have left", || pool.stats().ended_by(WorkerEnd::Idle) == 2).await;
+    until("two have left", || pool.stats().ended_by(ExitReason::Idle) == 2).await;
     let stats = pool.stats();
     assert_eq!((stats.idle, stats.busy, stats.ended()), (1, 0, 2));
     let (tasks, log, gate) = burst("second");
@@ -285,7 +288,7 @@ async fn a_pool_is_resized_while_it_works() {
     assert_eq!(pool.stats().leaving, 3, "at work, and given nothing more");
     std::fs::write(&gate, "").unwrap();
     assert_eq!(tally(tasks).await.len(), 4);
-    until("three have left", || pool.stats().ended_by(WorkerEnd::Resized) == 3).await;
+    until("three have left", || pool.stats().ended_by(ExitReason::Resized) == 3).await;
     assert_eq!(tally((0..9).map(|_| pool.spawn(pid, ())).collect()).await.len(), 1);
     pool.resize(0..=2).unwrap();
     for error in [
@@ -309,7 +312,7 @@ fn options_that_make_no_sense_are_refused() {
         Pool::builder().max_tasks_per_worker(0),
         Pool::builder().max_lifetime(Duration::ZERO),
         Pool::builder().spares(usize::MAX),
-        Pool::builder().program("true", [""; 0]).exit(|| (), ()),
+        Pool::builder().program("true", [""; 0]).on_worker_exit(|| (), ()),
     ] {
         assert_eq!(builder.build().unwrap_err().kind(), ErrorKind::InvalidOption);
     }
@@ -326,7 +329,8 @@ async fn a_spare_stands_in_for_one_that_dies_and_is_replaced() {
     }
     let dir = tempdir().unwrap();
     let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
-    let pool = pool_of(1, |builder| builder.spares(1).init(slow, (log.clone(), gate.clone())));
+    let pool =
+        pool_of(1, |builder| builder.spares(1).on_worker_start(slow, (log.clone(), gate.clone())));
     soon(pool.ready()).await.unwrap();
     let stats = pool.stats();
     assert_eq!((stats.idle, stats.spare, stats.started), (1, 1, 2));
@@ -360,8 +364,8 @@ async fn the_exit_function_runs_where_a_worker_ends_in_good_order_and_only_there
     for (name, is_async) in [("sync", false), ("async", true)] {
         let log = dir.path().join(name);
         let pool = pool_of(1, |builder| match is_async {
-            false => builder.init(load, "state").exit(goodbye, &log),
-            true => builder.exit(goodbye_async, (log.clone(), String::from("state"))),
+            false => builder.on_worker_start(load, "state").on_worker_exit(goodbye, &log),
+            true => builder.on_worker_exit(goodbye_async, (log.clone(), String::from("state"))),
         });
         let first = soon(pool.spawn(pid, ())).await.unwrap();
         soon(pool.recycle()).await.unwrap();
@@ -375,7 +379,7 @@ async fn the_exit_function_runs_where_a_worker_ends_in_good_order_and_only_there
             "who was killed did not say it"
         );
         let killed = pool_of(1, |builder| {
-            builder.exit(goodbye_async, (log.clone(), String::from("killed")))
+            builder.on_worker_exit(goodbye_async, (log.clone(), String::from("killed")))
         });
         soon(killed.spawn(pid, ())).await.unwrap();
         soon(killed.kill()).await;
@@ -401,7 +405,7 @@ async fn the_exit_function_runs_to_its_end_though_calls_were_taken_back_before_t
     let dir = tempdir().unwrap();
     let (log, begun, gate) =
         (dir.path().join("log"), dir.path().join("begun"), dir.path().join("gate"));
-    let pool = pool_of(1, |builder| builder.exit(say_goodbye_slowly, &log));
+    let pool = pool_of(1, |builder| builder.on_worker_exit(say_goodbye_slowly, &log));
     soon(pool.ready()).await.unwrap();
     let ballast = vec![7u8; 60_000];
     let tasks: Vec<_> = (0..100)
@@ -414,7 +418,7 @@ async fn the_exit_function_runs_to_its_end_though_calls_were_taken_back_before_t
         soon(task).await.unwrap();
     }
     until("the replaced one has gone", || pool.stats().ended() == 1).await;
-    assert_eq!(pool.stats().ended_by(WorkerEnd::Recycled), 1, "{:?}", pool.stats());
+    assert_eq!(pool.stats().ended_by(ExitReason::Recycled), 1, "{:?}", pool.stats());
     assert_eq!(lines(&log).len(), 1);
 }
 
@@ -422,7 +426,7 @@ async fn the_exit_function_runs_to_its_end_though_calls_were_taken_back_before_t
 async fn an_exit_function_has_a_second_whatever_the_limit_of_the_shutdown_is() {
     let dir = tempdir().unwrap();
     let log = dir.path().join("log");
-    let pool = pool_of(1, |builder| builder.exit(say_goodbye_slowly, &log));
+    let pool = pool_of(1, |builder| builder.on_worker_exit(say_goodbye_slowly, &log));
     soon(pool.ready()).await.unwrap();
     assert!(soon(pool.shutdown_within(10 * MS)).await.is_empty());
     assert_eq!(lines(&log).len(), 1);
@@ -439,12 +443,12 @@ async fn an_exit_function_that_panics_or_hangs_harms_nobody() {
             std::thread::park();
         }
     }
-    let pool = pool_of(1, |builder| builder.exit(panic_at_exit, ()));
+    let pool = pool_of(1, |builder| builder.on_worker_exit(panic_at_exit, ()));
     soon(pool.spawn(pid, ())).await.unwrap();
     let mut events = pool.events();
     assert!(soon(pool.shutdown()).await.is_empty());
     match soon(events.next()).await {
-        Some(WorkerEvent::Down { why: WorkerEnd::Closed, status: Some(status), .. }) => {
+        Some(WorkerEvent::Exited { why: ExitReason::Closed, status: Some(status), .. }) => {
             assert_eq!(status.code(), Some(0))
         }
         other => panic!("{other:?}"),
@@ -453,15 +457,15 @@ async fn an_exit_function_that_panics_or_hangs_harms_nobody() {
     let dir = tempdir().unwrap();
     let log = dir.path().join("log");
     let pool = pool_of(1, |builder| {
-        builder.max_tasks_per_worker(1).exit(hang_at_exit, &log).exit_timeout(100 * MS)
+        builder.max_tasks_per_worker(1).on_worker_exit(hang_at_exit, &log).exit_timeout(100 * MS)
     });
     let first = soon(pool.spawn(pid, ())).await.unwrap();
     assert_ne!(soon(pool.spawn(pid, ())).await.unwrap(), first, "the pool goes on meanwhile");
-    until("it is killed", || pool.stats().ended_by(WorkerEnd::TasksServed) >= 1).await;
+    until("it is killed", || pool.stats().ended_by(ExitReason::TasksServed) >= 1).await;
     assert_eq!(pids(&log)[0], first);
 
     let log = dir.path().join("other");
-    let pool = pool_of(1, |builder| builder.exit(hang_at_exit, &log).exit_timeout(NEVER));
+    let pool = pool_of(1, |builder| builder.on_worker_exit(hang_at_exit, &log).exit_timeout(NEVER));
     soon(pool.spawn(pid, ())).await.unwrap();
     let ending = pool.shutdown();
     until("it hangs", || lines(&log).len() == 1).await;
@@ -484,13 +488,15 @@ async fn workers_that_die_before_they_are_given_a_task_are_not_started_for_ever(
     }
     let dir = tempdir().unwrap();
     let gate = dir.path().join("gate");
-    let pool = pool_of(1, |builder| builder.spares(1).restart_limit(3, NEVER).init(doomed, &gate));
+    let pool = pool_of(1, |builder| {
+        builder.spares(1).restart_limit(3, NEVER).on_worker_start(doomed, &gate)
+    });
     let mut events = pool.events();
     soon(pool.ready()).await.unwrap();
     std::fs::write(&gate, "").unwrap();
     let cause = loop {
         match soon(events.next()).await {
-            Some(WorkerEvent::Halted { cause, .. }) => break cause,
+            Some(WorkerEvent::GaveUp { cause, .. }) => break cause,
             Some(_) => {}
             None => panic!("the pool has ended"),
         }
@@ -525,7 +531,7 @@ async fn ready_gives_up_where_workers_die_right_after_they_got_ready() {
         });
         Ok(())
     }
-    let pool = pool_of(2, |builder| builder.restart_limit(4, NEVER).init(doomed, ()));
+    let pool = pool_of(2, |builder| builder.restart_limit(4, NEVER).on_worker_start(doomed, ()));
     loop {
         let ended = pool.stats().ended();
         match soon(pool.ready()).await {
@@ -535,7 +541,7 @@ async fn ready_gives_up_where_workers_die_right_after_they_got_ready() {
             Ok(()) => until("one dies", || pool.stats().ended() > ended).await, /* for a moment all were ready */
         }
     }
-    assert!(pool.stats().ended_by(WorkerEnd::Died) > 4);
+    assert!(pool.stats().ended_by(ExitReason::Died) > 4);
 }
 
 #[tokio::test]
@@ -557,7 +563,7 @@ async fn a_worker_that_is_stopped_when_it_should_leave_is_killed_after_its_time(
     soon(pool.recycle()).await.unwrap();
     until("it is gone", || old.is_gone()).await;
     soon(pool.spawn(pid, ())).await.unwrap();
-    assert_eq!(pool.stats().ended_by(WorkerEnd::Recycled), 1);
+    assert_eq!(pool.stats().ended_by(ExitReason::Recycled), 1);
 }
 
 #[tokio::test]
@@ -565,6 +571,6 @@ async fn an_idle_worker_that_was_killed_does_not_count_as_recycled() {
     let pool = pool_of(1, |builder| builder.spares(1));
     let old = soon(pool.spawn(pid, ())).await.unwrap();
     signal(old, Signal::SIGKILL);
-    until("it is counted", || pool.stats().ended_by(WorkerEnd::Died) == 1).await;
+    until("it is counted", || pool.stats().ended_by(ExitReason::Died) == 1).await;
     assert_ne!(soon(pool.spawn(pid, ())).await.unwrap(), old);
 }

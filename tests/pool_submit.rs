@@ -275,7 +275,7 @@ fn options_that_make_no_sense_are_refused_by_build() {
         Pool::builder().start_timeout(Duration::ZERO),
         Pool::builder()
             .frame_limit(1 << 10)
-            .init(|_: String| Ok::<_, String>(()), "x".repeat(2000)),
+            .on_worker_start(|_: String| Ok::<_, String>(()), "x".repeat(2000)),
     ];
     for builder in builders {
         let text = format!("{builder:?}");

@@ -9,7 +9,7 @@ mod processes;
 use futures::{FutureExt, StreamExt};
 use nix::libc;
 use processes::{die, hang, lines, pid, pids, soon, until, wait_for};
-use procpool::{Events, Pool, Stats, TaskErrorKind, WorkerEnd, WorkerEvent};
+use procpool::{Events, ExitReason, Pool, Stats, TaskErrorKind, WorkerEvent};
 use std::os::unix::process::ExitStatusExt;
 use tempfile::tempdir;
 
@@ -19,14 +19,14 @@ fn pool_of(workers: usize) -> Pool {
 
 async fn up(events: &mut Events) -> u32 {
     match soon(events.next()).await {
-        Some(WorkerEvent::Up { pid, .. }) => pid,
+        Some(WorkerEvent::Started { pid, .. }) => pid,
         other => panic!("{other:?}"),
     }
 }
 
-async fn down(events: &mut Events) -> (Option<u32>, WorkerEnd) {
+async fn down(events: &mut Events) -> (Option<u32>, ExitReason) {
     match soon(events.next()).await {
-        Some(WorkerEvent::Down { pid, why, .. }) => (pid, why),
+        Some(WorkerEvent::Exited { pid, why, .. }) => (pid, why),
         other => panic!("{other:?}"),
     }
 }
@@ -69,7 +69,7 @@ async fn numbers_tell_how_a_pool_stands_and_what_it_has_done() {
         assert_eq!(stats.failed_by(kind), count, "{kind:?}");
     }
     assert_eq!(stats.failures().count(), 3);
-    assert_eq!((stats.ended_by(WorkerEnd::Died), stats.ended_by(WorkerEnd::TaskStopped)), (1, 1));
+    assert_eq!((stats.ended_by(ExitReason::Died), stats.ended_by(ExitReason::TaskStopped)), (1, 1));
     soon(pool.ready()).await.unwrap();
     soon(pool.shutdown()).await;
     soon(pool.spawn(pid, ())).await.unwrap_err();
@@ -88,8 +88,8 @@ async fn each_worker_that_comes_and_goes_is_told_with_its_reason() {
     soon(&mut first).await.unwrap_err();
     let died = up(&mut events).await;
     match soon(events.next()).await {
-        Some(WorkerEvent::Down { pid, why, status, cause, .. }) => {
-            assert_eq!((pid, why, cause.is_none()), (Some(died), WorkerEnd::Died, true));
+        Some(WorkerEvent::Exited { pid, why, status, cause, .. }) => {
+            assert_eq!((pid, why, cause.is_none()), (Some(died), ExitReason::Died, true));
             assert_eq!(status.and_then(|status| status.signal()), Some(libc::SIGSEGV));
         }
         other => panic!("{other:?}"),
@@ -100,12 +100,12 @@ async fn each_worker_that_comes_and_goes_is_told_with_its_reason() {
     soon(stopped).await.unwrap_err();
     let second = up(&mut events).await;
     assert_eq!(pids(&log), [second]);
-    assert_eq!(down(&mut events).await, (Some(second), WorkerEnd::TaskStopped));
+    assert_eq!(down(&mut events).await, (Some(second), ExitReason::TaskStopped));
     let third = soon(pool.spawn(pid, ())).await.unwrap();
     soon(pool.shutdown()).await;
     assert_eq!(
         (up(&mut events).await, down(&mut events).await),
-        (third, (Some(third), WorkerEnd::Closed))
+        (third, (Some(third), ExitReason::Closed))
     );
     assert!(soon(events.next()).await.is_none(), "the pool has ended");
     assert!(soon(pool.events().next()).await.is_none());
@@ -116,18 +116,18 @@ async fn a_start_that_fails_is_told_with_its_cause() {
     fn refuse() -> Result<(), String> {
         Err("no model".into())
     }
-    let pool = Pool::builder().workers(1).init(refuse, ()).build().unwrap();
+    let pool = Pool::builder().workers(1).on_worker_start(refuse, ()).build().unwrap();
     let mut events = pool.events();
     soon(pool.ready()).await.unwrap_err();
     match soon(events.next()).await {
-        Some(WorkerEvent::Down {
-            pid, why: WorkerEnd::StartFailed, cause: Some(cause), ..
+        Some(WorkerEvent::Exited {
+            pid, why: ExitReason::StartFailed, cause: Some(cause), ..
         }) => {
             assert!(pid.is_some() && cause.is_init_failed(), "{cause}");
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(pool.stats().ended_by(WorkerEnd::StartFailed), 1);
+    assert_eq!(pool.stats().ended_by(ExitReason::StartFailed), 1);
     assert_eq!(pool.stats().started, 0);
     drop(pool);
     while soon(events.next()).await.is_some() {}
@@ -140,7 +140,7 @@ fn events_are_told_without_any_runtime() {
     assert!(events.next().now_or_never().is_none());
     let worker = pool.spawn(pid, ()).blocking_join().unwrap();
     processes::wait_until("it is told", || match events.next().now_or_never() {
-        Some(Some(WorkerEvent::Up { pid, .. })) => pid == worker,
+        Some(Some(WorkerEvent::Started { pid, .. })) => pid == worker,
         _ => false,
     });
 }

@@ -13,7 +13,8 @@ use nix::sys::signal::Signal;
 use processes::{
     FUSE, Seen, die, hang, in_own_process, lines, own_dir, pid, soon, spin, until, wait_until,
 };
-use procpool::{Builder, Manager, Output, Pool, Process, Queue, Served, channel};
+use procpool::sync::{Actor, Queue, channel};
+use procpool::{Builder, Manager, Output, Pool, Process};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -144,7 +145,7 @@ async fn what_a_function_for_lines_owns_and_that_is_never_dropped_holds_up_nothi
 /// An object whose method, and whose drop, never return.
 struct Stuck(Trap, #[expect(dead_code, reason = "it is there to be dropped")] NeverDropped);
 
-impl Served for Stuck {
+impl Actor for Stuck {
     type Call = bool;
     type Reply = ();
 
@@ -268,7 +269,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
 
 struct Echo;
 
-impl Served for Echo {
+impl Actor for Echo {
     type Call = u32;
     type Reply = u32;
 

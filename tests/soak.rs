@@ -10,7 +10,7 @@
 //!
 //! What happens in a round follows from its seed, which a failure prints, as far as the machine
 //! allows: `PROCPOOL_SOAK_SEED=… cargo test --test soak -- --nocapture` begins with that round. How
-//! long it has run, and what it has found, stands in `docs/architecture.md`.
+//! long it has run, and what it has found, stands in `docs/internals/testing.md`.
 
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -23,8 +23,9 @@ use futures::StreamExt;
 use nix::libc;
 use nix::sys::signal::{Signal, raise};
 use processes::{FUSE, children, descriptors, lines, note, own_dir, own_process, pid, state};
+use procpool::sync::Mutex;
 use procpool::{
-    CutOff, JoinHandle, Limits, Manager, Mutex, Output, Pool, TaskError, TaskErrorKind,
+    JoinHandle, Limits, Manager, Output, Pool, ShutdownReport, TaskError, TaskErrorKind,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -330,7 +331,7 @@ impl World {
         macro_rules! call {
             ($function:expr, $args:expr) => {{
                 let mut call =
-                    pool.call($function).retries(asked.retries).retry_panics(asked.retries_panics);
+                    pool.task($function).retries(asked.retries).retry_panics(asked.retries_panics);
                 if is_async {
                     call = call.grace(Duration::from_millis(20));
                 }
@@ -537,7 +538,7 @@ impl World {
     }
 
     /// What the end says that it cut off, and what the tasks were told.
-    fn compare(&self, cut_off: &CutOff) {
+    fn compare(&self, cut_off: &ShutdownReport) {
         let cut: HashSet<u64> = cut_off.begun().iter().chain(cut_off.unbegun()).copied().collect();
         assert_eq!(cut.len(), cut_off.len(), "a task is named twice");
         assert!(

@@ -366,7 +366,7 @@ fn signals_in_the_midst_of_large_values_tear_nothing() {
 async fn own_process_that_is_interrupted() {
     let Some(dir) = own_dir() else { return };
     be_interrupted().unwrap();
-    let pool = Pool::builder().workers(2).init(be_interrupted, ()).build().unwrap();
+    let pool = Pool::builder().workers(2).on_worker_start(be_interrupted, ()).build().unwrap();
     soon(pool.ready()).await.unwrap();
     children(pid()).into_iter().for_each(|worker| note(&dir.join("ready"), worker));
     let bytes: Vec<u8> = (0..1u32 << 20).map(|n| (n % 251) as u8).collect();

@@ -8,10 +8,11 @@ mod processes;
 use futures::FutureExt;
 use nix::sys::signal::Signal;
 use processes::{soon, until};
-use procpool::{
-    Channel, ErrorKind, List, Manager, Map, MapChange, Mutex, Pool, Queue, Registered, RwLock,
-    Served, Value, channel,
+use procpool::sync::{
+    Actor, ActorRef, Channel, CompareExchangeError, List, Map, MapChange, Mutex, Queue, RwLock,
+    Value, channel,
 };
+use procpool::{ErrorKind, Manager, Pool};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
@@ -239,7 +240,7 @@ async fn what_is_not_there_is_told_to_the_one_who_asked_and_harms_nobody() {
         assert_eq!(map.blocking_remove("b").unwrap(), None);
         assert_eq!(
             map.blocking_compare_exchange("b".into(), Some(&1), Some(&2)).unwrap(),
-            Err(None)
+            Err(CompareExchangeError { current: None })
         );
         assert_eq!(list.blocking_get(1).unwrap(), None);
         let errors = [
@@ -293,7 +294,7 @@ enum Call {
     Fail,
 }
 
-impl Served for Counter {
+impl Actor for Counter {
     type Call = Call;
     type Reply = u64;
 
@@ -314,7 +315,7 @@ impl Served for Counter {
 async fn an_object_of_ones_own_is_called_by_many_processes_one_after_another() {
     let pool = pool(3);
     let counter = pool.manager().register(Counter(0)).unwrap();
-    let add = |counter: Registered<Counter>, times: u64| {
+    let add = |counter: ActorRef<Counter>, times: u64| {
         for _ in 0..times {
             counter.blocking_call(Call::Add(1)).unwrap();
         }
@@ -347,7 +348,7 @@ fn refuse_to_read<'de, D: serde::Deserializer<'de>>(_: D) -> Result<(), D::Error
 /// Gives what it is asked for, and counts.
 struct Giver(u64);
 
-impl Served for Giver {
+impl Actor for Giver {
     type Call = (Odd, u8);
     type Reply = (Odd, u64);
 
@@ -367,7 +368,7 @@ impl Served for Giver {
 async fn what_cannot_travel_to_an_object_of_ones_own_or_back_is_told_and_the_object_goes_on() {
     let pool = pool(1);
     let giver = pool.manager().register(Giver(0)).unwrap();
-    async fn errors(giver: Registered<Giver>) {
+    async fn errors(giver: ActorRef<Giver>) {
         let fine = || Odd::Fine("x".into());
         let large = Odd::Fine("x".repeat((16 << 20) + 1));
         for (call, expected, reason) in [

@@ -19,7 +19,8 @@ use nix::sys::socket::{
     setsockopt, sockopt,
 };
 use processes::{in_own_process, own_dir, soon, until};
-use procpool::{Array, Channel, ErrorKind, Map, Mutex, Pool, Queue, RwLock, Semaphore, Value};
+use procpool::sync::{Array, Channel, Map, Mutex, Queue, RwLock, Semaphore, Value};
+use procpool::{ErrorKind, Pool};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io::{IoSlice, Write};

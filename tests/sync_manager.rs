@@ -14,10 +14,11 @@ use processes::{
     in_own_process_with_a_full_dev_shm, lines, note, own_dir, own_process, pid, soon, until,
     wait_until,
 };
-use procpool::{
-    Array, Barrier, Channel, Condvar, ErrorKind, Event, List, Manager, Map, Mutex, Pool, Process,
-    Queue, Registered, RwLock, Semaphore, Served, Value,
+use procpool::sync::{
+    Actor, ActorRef, Array, Barrier, Channel, Condvar, Event, List, Map, Mutex, Queue, RwLock,
+    Semaphore, Value,
 };
+use procpool::{ErrorKind, Manager, Pool, Process};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -188,7 +189,7 @@ fn a_program_that_is_killed_with_every_kind_of_object_leaves_nothing() {
 
 struct Sum(u64);
 
-impl Served for Sum {
+impl Actor for Sum {
     type Call = u64;
     type Reply = u64;
 
@@ -205,7 +206,7 @@ fn own_process_uses_everything() {
     let pool = pool(2);
     let manager = pool.manager();
     let lock = manager.mutex(vec![0u8; 100_000]).unwrap();
-    type More = (Condvar, List<u64>, Channel<u64>, Registered<Sum>);
+    type More = (Condvar, List<u64>, Channel<u64>, ActorRef<Sum>);
     let waits = |lock: Mutex<Vec<u8>>,
                  event: Event,
                  semaphore: Semaphore,
@@ -982,7 +983,7 @@ async fn after_the_end_of_a_manager_every_call_says_that_and_nothing_else() {
         ("Queue::recv", queue.recv().await.map(|_| ())),
         ("Queue::sender", queue.sender().map(drop)),
         ("Value::load", value.load().map(|_| ())),
-        ("Registered::call", sum.call(1).await.map(|_| ())),
+        ("ActorRef::call", sum.call(1).await.map(|_| ())),
         ("Manager::mutex", manager.mutex(0u64).map(drop)),
         ("Manager::value", manager.value(0u64).map(drop)),
         ("Manager::queue", manager.queue::<u8>(1).map(drop)),

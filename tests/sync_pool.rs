@@ -8,7 +8,8 @@ mod processes;
 use futures::StreamExt;
 use nix::sys::signal::Signal;
 use processes::{soon, until};
-use procpool::{Events, Manager, Mutex, Pool, Process, Queue, SharedObject, Value, WorkerEvent};
+use procpool::sync::{Mutex, Queue, Value};
+use procpool::{Events, Manager, Pool, Process, SharedObject, WorkerEvent};
 use std::time::{Duration, Instant};
 
 fn add(total: Mutex<u64>, times: u64) -> u64 {
@@ -147,9 +148,9 @@ async fn a_task_that_holds_a_lock_over_its_time_limit_rolls_back() {
     for sync in [false, true] {
         *lock.lock().await.unwrap() = 1;
         let task = if sync {
-            pool.call(blocks).timeout(LIMIT).spawn(lock.clone())
+            pool.task(blocks).timeout(LIMIT).spawn(lock.clone())
         } else {
-            pool.call(holds).timeout(LIMIT).spawn(lock.clone())
+            pool.task(holds).timeout(LIMIT).spawn(lock.clone())
         };
         assert!(soon(task).await.unwrap_err().is_timeout());
         let mut guard = soon(lock.lock()).await.unwrap();
@@ -401,11 +402,11 @@ async fn shared_by_start_and_end(start_is_async: bool) {
 
     let manager = Manager::new().unwrap();
     let (total, starts) = (manager.mutex(0u64).unwrap(), manager.value(0u32).unwrap());
-    let builder = Pool::builder().workers(2).exit(at_the_end, &total);
+    let builder = Pool::builder().workers(2).on_worker_exit(at_the_end, &total);
     let args = (total.clone(), starts.clone());
     let pool = match start_is_async {
-        false => builder.init(keep, args),
-        true => builder.init(keep_async, args),
+        false => builder.on_worker_start(keep, args),
+        true => builder.on_worker_start(keep_async, args),
     };
     let pool = pool.build().unwrap();
     soon(pool.ready()).await.unwrap();
@@ -442,7 +443,7 @@ async fn a_worker_that_dies_in_its_start_gives_back_what_it_held_there() {
     };
     let manager = Manager::new().unwrap();
     let (total, tries) = (manager.mutex(0u64).unwrap(), manager.value(0u32).unwrap());
-    let builder = Pool::builder().workers(1).init(once, (total.clone(), tries.clone()));
+    let builder = Pool::builder().workers(1).on_worker_start(once, (total.clone(), tries.clone()));
     let pool = builder.build().unwrap();
     assert_eq!(soon(pool.spawn(|| 7, ())).await.unwrap(), 7);
     assert_eq!((total.get().await.unwrap(), tries.load().unwrap()), (1, 2));
@@ -456,7 +457,7 @@ async fn a_start_function_whose_manager_is_closed_says_so() {
     };
     let manager = Manager::new().unwrap();
     let starts = manager.mutex(0u32).unwrap();
-    let pool = Pool::builder().workers(1).init(count, &starts).build().unwrap();
+    let pool = Pool::builder().workers(1).on_worker_start(count, &starts).build().unwrap();
     manager.close();
     let error = soon(pool.spawn(|| (), ())).await.unwrap_err();
     assert!(error.is_init_failed(), "{error}");

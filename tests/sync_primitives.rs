@@ -8,10 +8,10 @@ mod processes;
 use futures::{FutureExt, SinkExt, StreamExt};
 use nix::sys::signal::Signal;
 use processes::{FUSE, signal, soon, until};
-use procpool::{
-    Barrier, Condvar, ErrorKind, Event, List, Manager, Mutex, Pool, Process, RwLock, Semaphore,
-    Served, Stdio, Value, channel,
+use procpool::sync::{
+    Actor, Barrier, Condvar, Event, List, Mutex, RwLock, Semaphore, Value, channel,
 };
+use procpool::{ErrorKind, Manager, Pool, Process, Stdio};
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
@@ -301,7 +301,7 @@ async fn yields_after<R>(
 
 struct Answers;
 
-impl Served for Answers {
+impl Actor for Answers {
     type Call = u32;
     type Reply = u32;
 
@@ -542,7 +542,8 @@ async fn every_public_async_call_takes_part_in_the_cooperative_budget() {
     yields("pool/mod.rs: spawn_wait", async || pool.spawn_wait(|n: u32| n, 1).await).await;
     all_done.await;
     let all_done = done(2 * CALLS as u32);
-    yields("pool/call.rs: spawn_wait", async || pool.call(|n: u32| n).spawn_wait(1).await).await;
+    yields("pool/task_builder.rs: spawn_wait", async || pool.task(|n: u32| n).spawn_wait(1).await)
+        .await;
     all_done.await;
     let mut handles: Vec<_> = (0..many).map(|n| pool.spawn(|n: u32| n, n)).collect();
     until("all are done", || handles.iter().all(|handle| handle.is_finished())).await;
@@ -581,7 +582,7 @@ async fn every_public_async_call_takes_part_in_the_cooperative_budget() {
     let (mut events, closing) = (pool.events(), pool.clone());
     soon(pool.shutdown()).await;
     yields("pool/mod.rs: recycle", async || pool.recycle().await.unwrap_err()).await;
-    yields("pool/ending.rs: Future for Ending", async || closing.shutdown().await).await;
+    yields("pool/shutdown.rs: Future for Shutdown", async || closing.shutdown().await).await;
     while soon(events.next()).await.is_some() {}
     yields("pool/events.rs: Stream for Events", async || {
         assert!(events.next().await.is_none());
@@ -725,7 +726,7 @@ async fn a_loop_over_calls_in_a_worker_can_be_aborted_without_harm_to_others() {
 async fn a_task_that_was_asked_to_stop_may_await_that_in_a_loop() {
     let pool = pool(1);
     let task = pool
-        .call(|event: Event| async move {
+        .task(|event: Event| async move {
             event.set().unwrap();
             procpool::cancelled().await;
             yields("task/current.rs: Future for Cancelled", async || procpool::cancelled().await)
@@ -800,7 +801,7 @@ fn limits_count_real_time_in_a_runtime_whose_clock_is_paused() {
         let (queue, full) = (manager.queue(4).unwrap(), manager.queue(1).unwrap());
         full.send(0u8).await.unwrap();
         let (here, there) = channel::<u8>().unwrap();
-        let task = pool.call(|event: Event| event.blocking_wait().is_ok()).timeout(LONG);
+        let task = pool.task(|event: Event| event.blocking_wait().is_ok()).timeout(LONG);
         let task = task.spawn(&event);
         let releases = std::thread::spawn({
             let (semaphore, event, barrier) = (semaphore.clone(), event.clone(), barrier.clone());

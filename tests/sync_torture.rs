@@ -23,10 +23,10 @@ use futures::future::join_all;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use processes::{children, in_own_process, own_dir, pid, soon, until};
-use procpool::{
-    ArgsFor, Array, Barrier, Channel, Condvar, ErrorKind, Event, List, Map, Mutex, Pool, Queue,
-    Registered, Served, Task, Value,
+use procpool::sync::{
+    Actor, ActorRef, Array, Barrier, Channel, Condvar, Event, List, Map, Mutex, Queue, Value,
 };
+use procpool::{ArgsFor, ErrorKind, Pool, Task};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -727,7 +727,7 @@ fn what_was_sent_through_a_channel_arrives_and_then_its_end() {
 fn own_process_channels() {
     rounds(|round| async move {
         for n in 0..8 {
-            let (here, there) = procpool::channel::<(u64, Vec<u8>)>().unwrap();
+            let (here, there) = procpool::sync::channel::<(u64, Vec<u8>)>().unwrap();
             let dir = round.dir.path().join(n.to_string());
             std::fs::create_dir(&dir).unwrap();
             let talking = round.pool.spawn(talk, (dir.clone(), there));
@@ -778,7 +778,7 @@ fn own_process_channels() {
 #[derive(Default)]
 struct Tally(u64);
 
-impl Served for Tally {
+impl Actor for Tally {
     type Call = bool;
     type Reply = u64;
 
@@ -788,7 +788,7 @@ impl Served for Tally {
     }
 }
 
-fn tally_on(dir: PathBuf, tally: Registered<Tally>, stop: Value<bool>) {
+fn tally_on(dir: PathBuf, tally: ActorRef<Tally>, stop: Value<bool>) {
     let mut journal = Journal::of(&dir);
     while !stop.load().unwrap() {
         journal.note("calls 0");

@@ -483,7 +483,10 @@ async fn a_task_that_closes_or_shuts_the_socket_and_hangs_is_ended() {
 }
 
 fn told_that_it_closed_its_socket(error: &TaskError) {
-    assert!(error.is_bad_frame() && error.to_string().contains("closed its socket"), "{error:?}");
+    assert!(
+        error.is_protocol_violation() && error.to_string().contains("closed its socket"),
+        "{error:?}"
+    );
 }
 
 /// The pool sees it when it writes: of async tasks a worker has several.

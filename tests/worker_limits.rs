@@ -172,7 +172,7 @@ async fn init_is_limited_as_well() {
     let pool = Pool::builder()
         .workers(1)
         .limits(Limits::new().memory(2 * GIB))
-        .init(greedy, 3 * GIB as usize)
+        .on_worker_start(greedy, 3 * GIB as usize)
         .build()
         .unwrap();
     let error = soon(pool.spawn(pid, ())).await.unwrap_err();

@@ -77,8 +77,13 @@ async fn init_runs_once_in_each_worker(builder: Builder, log: &Path) {
 async fn init_runs_once_in_each_worker_and_in_replacements() {
     let dir = tempdir().unwrap();
     let logs = [dir.path().join("sync"), dir.path().join("async")];
-    init_runs_once_in_each_worker(Pool::builder().init(set_up, &logs[0]), &logs[0]).await;
-    init_runs_once_in_each_worker(Pool::builder().init(set_up_async, &logs[1]), &logs[1]).await;
+    init_runs_once_in_each_worker(Pool::builder().on_worker_start(set_up, &logs[0]), &logs[0])
+        .await;
+    init_runs_once_in_each_worker(
+        Pool::builder().on_worker_start(set_up_async, &logs[1]),
+        &logs[1],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -88,7 +93,8 @@ async fn state_is_what_init_returned_and_nothing_else() {
     }
     let read =
         || (procpool::state::<Vec<String>>().cloned(), procpool::state::<String>().is_some());
-    let pool = Pool::builder().workers(1).init(greet, ("you".to_string(), 2)).build().unwrap();
+    let pool =
+        Pool::builder().workers(1).on_worker_start(greet, ("you".to_string(), 2)).build().unwrap();
     assert_eq!(
         soon(pool.spawn(read, ())).await.unwrap(),
         (Some(vec!["you".to_string(); 2]), false)
@@ -116,7 +122,7 @@ async fn what_an_async_init_leaves_behind_goes_on_in_the_tasks() {
         procpool::state::<Server>().unwrap().0.send((number, reply)).unwrap();
         answer.await.unwrap()
     }
-    let pool = Pool::builder().workers(1).init(serve, ()).build().unwrap();
+    let pool = Pool::builder().workers(1).on_worker_start(serve, ()).build().unwrap();
     for number in 0..10 {
         assert_eq!(soon(pool.spawn(ask, number)).await.unwrap(), number * 2);
     }
@@ -159,8 +165,11 @@ async fn a_failing_init_fails_every_task_with_its_cause_and_starts_few_processes
             .workers(2)
             .env("RUST_BACKTRACE", "0")
             .stderr(File::options().create(true).append(true).open(&stderr).unwrap());
-        let builder =
-            if is_async { builder.init(fail_async, args) } else { builder.init(fail, args) };
+        let builder = if is_async {
+            builder.on_worker_start(fail_async, args)
+        } else {
+            builder.on_worker_start(fail, args)
+        };
         let pool = builder.build().unwrap();
         let tasks: Vec<_> = (0..10).map(|_| pool.spawn(pid, ())).collect();
         for task in tasks {
@@ -231,7 +240,8 @@ async fn a_pool_recovers_when_its_init_no_longer_fails() {
     let dir = tempdir().unwrap();
     let forbidden = dir.path().join("forbidden");
     std::fs::write(&forbidden, "").unwrap();
-    let pool = Pool::builder().workers(1).init(unless_forbidden, &forbidden).build().unwrap();
+    let pool =
+        Pool::builder().workers(1).on_worker_start(unless_forbidden, &forbidden).build().unwrap();
     assert_eq!(soon(pool.spawn(pid, ())).await.unwrap_err().kind(), TaskErrorKind::InitFailed);
     std::fs::remove_file(forbidden).unwrap();
     while let Err(error) = soon(pool.spawn(pid, ())).await {
@@ -256,7 +266,8 @@ fn fail_at_first(log: PathBuf, times: usize) -> Result<(), String> {
 async fn a_start_that_fails_in_between_fails_no_task() {
     let dir = tempdir().unwrap();
     let log = dir.path().join("log");
-    let pool = Pool::builder().workers(1).init(fail_every_second_time, &log).build().unwrap();
+    let pool =
+        Pool::builder().workers(1).on_worker_start(fail_every_second_time, &log).build().unwrap();
     for _ in 0..2 {
         let tasks: Vec<_> = (0..40).map(|_| pool.spawn(pid, ())).collect();
         for task in tasks {
@@ -272,7 +283,7 @@ async fn the_number_of_starts_that_may_fail_in_a_row_is_an_option() {
     let dir = tempdir().unwrap();
     let log = |name: &str| dir.path().join(name);
     let builder = |name: &str, fails: usize| {
-        Pool::builder().workers(1).init(fail_at_first, (log(name), fails))
+        Pool::builder().workers(1).on_worker_start(fail_at_first, (log(name), fails))
     };
     let error = Pool::builder().start_attempts(0).build().unwrap_err();
     assert_eq!((error.kind(), error.option()), (ErrorKind::InvalidOption, Some("start_attempts")));
@@ -295,15 +306,18 @@ async fn a_task_that_names_failed_starts_in_its_retries_waits_for_another() {
     let dir = tempdir().unwrap();
     let log = |name: &str| dir.path().join(name);
     let builder = |name: &str, fails: usize| {
-        Pool::builder().workers(1).start_attempts(1).init(fail_at_first, (log(name), fails))
+        Pool::builder()
+            .workers(1)
+            .start_attempts(1)
+            .on_worker_start(fail_at_first, (log(name), fails))
     };
     let pool = builder("in time", 3).build().unwrap();
-    let task = pool.call(procpool::attempt).retries(3).retry_starts(true).spawn(());
+    let task = pool.task(procpool::attempt).retries(3).retry_starts(true).spawn(());
     assert!(soon(pool.spawn(pid, ())).await.unwrap_err().is_init_failed(), "it names none");
     assert_eq!(soon(task).await.unwrap(), Some(4));
 
     let pool = builder("too late", 3).build().unwrap();
-    let error = soon(pool.call(pid).retries(2).retry_starts(true).spawn(())).await.unwrap_err();
+    let error = soon(pool.task(pid).retries(2).retry_starts(true).spawn(())).await.unwrap_err();
     assert!(error.is_init_failed());
     assert_eq!(error.earlier_attempts().len(), 2);
     assert!(error.earlier_attempts().iter().all(TaskError::is_init_failed), "{error:?}");
@@ -312,7 +326,7 @@ async fn a_task_that_names_failed_starts_in_its_retries_waits_for_another() {
 #[tokio::test]
 async fn a_start_that_is_called_off_by_the_pools_end_is_told_as_no_failure() {
     use futures::StreamExt;
-    use procpool::{WorkerEnd, WorkerEvent};
+    use procpool::{ExitReason, WorkerEvent};
     fn hang(log: PathBuf) -> Result<(), String> {
         processes::hang(log);
         Ok(())
@@ -320,7 +334,7 @@ async fn a_start_that_is_called_off_by_the_pools_end_is_told_as_no_failure() {
     let dir = tempdir().unwrap();
     for how in ["shutdown", "shutdown_within", "kill"] {
         let log = dir.path().join(how);
-        let pool = Pool::builder().workers(1).init(hang, &log).build().unwrap();
+        let pool = Pool::builder().workers(1).on_worker_start(hang, &log).build().unwrap();
         let mut events = pool.events();
         let ready = tokio::spawn({
             let pool = pool.clone();
@@ -334,7 +348,7 @@ async fn a_start_that_is_called_off_by_the_pools_end_is_told_as_no_failure() {
         }
         let event = soon(events.next()).await.unwrap();
         assert!(
-            matches!(event, WorkerEvent::Down { why: WorkerEnd::Closed, cause: None, .. }),
+            matches!(event, WorkerEvent::Exited { why: ExitReason::Closed, cause: None, .. }),
             "{how}: {event:?}"
         );
         assert!(soon(ready).await.unwrap().unwrap_err().is_pool_closed(), "{how}");
@@ -364,7 +378,7 @@ async fn the_cause_counts_though_the_process_ends_right_after_saying_it() {
         Err("the cause".to_string())
     }
     for _ in 0..30 {
-        let pool = Pool::builder().workers(1).init(fail_and_die, ()).build().unwrap();
+        let pool = Pool::builder().workers(1).on_worker_start(fail_and_die, ()).build().unwrap();
         let error = soon(pool.spawn(pid, ())).await.unwrap_err();
         assert!(cause(&error).to_string().contains("the cause"), "{:?}", cause(&error));
     }
@@ -383,8 +397,11 @@ async fn an_init_that_hangs_is_ended_by_the_start_limit() {
     let dir = tempdir().unwrap();
     for (log, is_async) in [(dir.path().join("sync"), false), (dir.path().join("async"), true)] {
         let builder = Pool::builder().workers(1).start_timeout(Duration::from_millis(300));
-        let builder =
-            if is_async { builder.init(hang_async, &log) } else { builder.init(hang, &log) };
+        let builder = if is_async {
+            builder.on_worker_start(hang_async, &log)
+        } else {
+            builder.on_worker_start(hang, &log)
+        };
         let pool = builder.build().unwrap();
         let error = soon(pool.spawn(pid, ())).await.unwrap_err();
         assert_eq!(error.kind(), TaskErrorKind::InitFailed, "{error:?}");
@@ -409,7 +426,7 @@ async fn while_an_init_hangs_tasks_can_be_aborted_and_the_pool_be_closed() {
     let dir = tempdir().unwrap();
     for by_drop in [false, true] {
         let log = dir.path().join(format!("{by_drop}"));
-        let pool = Pool::builder().workers(1).init(hang, &log).build().unwrap();
+        let pool = Pool::builder().workers(1).on_worker_start(hang, &log).build().unwrap();
         let (first, second) = (pool.spawn(pid, ()), pool.spawn(pid, ()));
         until("init runs", || lines(&log).len() == 1).await;
         let worker = Seen::now(pids(&log)[0]).unwrap();
@@ -442,7 +459,7 @@ async fn ready_waits_for_the_replacement_of_a_worker_that_dies_meanwhile() {
     let (log, gate) = (dir.path().join("log"), dir.path().join("gate"));
     let pool = Pool::builder()
         .workers(2)
-        .init(first_is_quick, (log.clone(), gate.clone()))
+        .on_worker_start(first_is_quick, (log.clone(), gate.clone()))
         .build()
         .unwrap();
     let ready = tokio::spawn({
@@ -628,7 +645,7 @@ async fn workers_that_had_started_are_gone_when_the_pool_of_a_failed_start_is_dr
         let place = pids(&log).iter().position(|own| *own == pid()).unwrap();
         if place < 3 { Ok(()) } else { Err(format!("number {place}")) }
     }
-    let pool = Pool::builder().workers(5).init(three_only, &log).build().unwrap();
+    let pool = Pool::builder().workers(5).on_worker_start(three_only, &log).build().unwrap();
     assert!(soon(pool.ready()).await.unwrap_err().is_init_failed());
     soon(pool.spawn(pid, ())).await.unwrap(); // those that started are there
     let started: Vec<_> = pids(&log).into_iter().filter_map(Seen::now).collect();
@@ -656,7 +673,7 @@ async fn options_that_make_no_sense_are_refused_before_anything_starts() {
         Pool::builder().queue_limit(0),
         Pool::builder().frame_limit(10),
         Pool::builder().start_timeout(Duration::ZERO),
-        Pool::builder().init(|_: Unspeakable| Ok::<_, String>(()), Unspeakable),
+        Pool::builder().on_worker_start(|_: Unspeakable| Ok::<_, String>(()), Unspeakable),
     ];
     for builder in builders {
         let text = format!("{builder:?}");

@@ -44,7 +44,7 @@ async fn statics_of_the_application_are_not_those_of_a_worker_and_init_is_their_
     SET_UP.get_or_init(|| "by the application".to_owned());
     let what = || SET_UP.get().cloned();
     assert_eq!(soon(pool_of(1).spawn(what, ())).await.unwrap(), None);
-    let prepared = Pool::builder().workers(1).init(set_up, ()).build().unwrap();
+    let prepared = Pool::builder().workers(1).on_worker_start(set_up, ()).build().unwrap();
     assert_eq!(soon(prepared.spawn(what, ())).await.unwrap().as_deref(), Some("by init"));
 }
 
@@ -137,22 +137,22 @@ async fn own_process_that_inherits_orphans() {
     nix::sys::prctl::set_child_subreaper(true).unwrap();
     let (pool, log) = (pool_of(1), dir.join("log"));
     let task = pool.spawn(hang_with_a_child, &log);
-    until("both run", || processes::lines(&log).len() == 2).await;
+    until("both run", || lines(&log).len() == 2).await;
     let [orphan, worker] = processes::pids(&log)[..] else { panic!("two processes") };
     task.abort();
     assert!(soon(task).await.unwrap_err().is_cancelled());
     until("it is a zombie of ours", || {
-        processes::state(orphan) == Some('Z') && processes::children(pid()).contains(&orphan)
+        processes::state(orphan) == Some('Z') && children(pid()).contains(&orphan)
     })
     .await;
     soon(pool.spawn(pid, ())).await.unwrap();
     soon(pool.shutdown()).await;
     assert_eq!(
-        processes::children(pid()),
+        children(pid()),
         [orphan],
         "the worker {worker} is reaped, and what is not ours is left to the application"
     );
-    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(orphan.cast_signed()), None).unwrap();
+    nix::sys::wait::waitpid(Pid::from_raw(orphan.cast_signed()), None).unwrap();
 }
 
 // ---- signals that mean the application
@@ -225,7 +225,7 @@ async fn a_task_may_ask_for_a_signals_default_action_and_its_children_have_it() 
     let error = soon(pool.spawn(die, Signal::SIGTERM as i32)).await.unwrap_err();
     assert_eq!(error.exit_status().unwrap().signal(), Some(libc::SIGTERM), "{error:?}");
 
-    let pool = Pool::builder().workers(1).init(default_action, ()).build().unwrap();
+    let pool = Pool::builder().workers(1).on_worker_start(default_action, ()).build().unwrap();
     let error = soon(pool.spawn(die, Signal::SIGTERM as i32)).await.unwrap_err();
     assert_eq!(error.exit_status().unwrap().signal(), Some(libc::SIGTERM), "{error:?}");
 }
@@ -260,7 +260,7 @@ async fn a_worker_that_can_have_no_runtime_says_why_and_serves_sync_tasks() {
     let needed =
         [libc::SYS_socketpair, libc::SYS_epoll_create1, libc::SYS_eventfd2, libc::SYS_epoll_ctl];
     for call in needed {
-        let pool = Pool::builder().workers(1).init(forbid, call).build().unwrap();
+        let pool = Pool::builder().workers(1).on_worker_start(forbid, call).build().unwrap();
         let worker = soon(pool.spawn(pid, ())).await.unwrap();
         for _ in 0..2 {
             let error = soon(pool.spawn(async || 1, ())).await.unwrap_err();
@@ -280,7 +280,8 @@ async fn a_worker_that_must_not_change_signal_actions_ends_by_its_faults_all_the
         let frame = std::hint::black_box([depth; 64]);
         overflow(depth + 1) + frame[0]
     }
-    let pool = Pool::builder().workers(1).init(forbid, libc::SYS_rt_sigaction).build().unwrap();
+    let pool =
+        Pool::builder().workers(1).on_worker_start(forbid, libc::SYS_rt_sigaction).build().unwrap();
     let error = soon(pool.spawn(overflow, 0)).await.unwrap_err();
     assert!(error.is_stack_overflow(), "{error:?}");
     assert_eq!(error.exit_status().unwrap().signal(), Some(libc::SIGSEGV), "{error:?}");
@@ -322,7 +323,7 @@ async fn what_init_has_made_is_not_dropped_at_a_workers_end() {
     let log = dir.path().join("log");
     let pool = Pool::builder()
         .workers(1)
-        .init(|log: PathBuf| Ok::<_, String>(Kept(log)), &log)
+        .on_worker_start(|log: PathBuf| Ok::<_, String>(Kept(log)), &log)
         .build()
         .unwrap();
     let is_there = || procpool::state::<Kept>().is_some();
@@ -339,7 +340,7 @@ async fn memory_that_is_refused_aborts_the_worker_and_costs_the_task() {
         setrlimit(Resource::RLIMIT_AS, 2 << 30, 2 << 30).map_err(|e| e.to_string())
     }
     let allocate = |bytes: usize| vec![1u8; bytes].len();
-    let pool = Pool::builder().workers(1).init(limit_memory, ()).build().unwrap();
+    let pool = Pool::builder().workers(1).on_worker_start(limit_memory, ()).build().unwrap();
     assert_eq!(soon(pool.spawn(allocate, 1 << 20)).await.unwrap(), 1 << 20);
     let error = soon(pool.spawn(allocate, 3 << 30)).await.unwrap_err();
     assert_eq!(error.exit_status().unwrap().signal(), Some(libc::SIGABRT), "{error:?}");
@@ -349,7 +350,7 @@ async fn memory_that_is_refused_aborts_the_worker_and_costs_the_task() {
 #[tokio::test]
 async fn a_worker_may_offer_itself_to_the_kernel_that_is_out_of_memory() {
     let offer = || std::fs::write("/proc/self/oom_score_adj", "500").map_err(|e| e.to_string());
-    let pool = Pool::builder().workers(1).init(offer, ()).build().unwrap();
+    let pool = Pool::builder().workers(1).on_worker_start(offer, ()).build().unwrap();
     let score = || std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
     assert_eq!(soon(pool.spawn(score, ())).await.unwrap(), "500\n");
     assert_ne!(score(), "500\n");

@@ -261,7 +261,9 @@ async fn processes_start_with_a_filter(answer: fn(bool) -> u32) {
     assert_ne!(soon(pool.spawn(pid, ())).await.unwrap(), pid());
     assert_ne!(soon(Process::spawn(pid, ()).unwrap()).await.unwrap(), pid());
     let value = pool.manager().value(1).unwrap();
-    soon(pool.spawn(|value: procpool::Value<i32>| value.store(2).unwrap(), &value)).await.unwrap();
+    soon(pool.spawn(|value: procpool::sync::Value<i32>| value.store(2).unwrap(), &value))
+        .await
+        .unwrap();
     assert_eq!(value.load().unwrap(), 2);
     soon(pool.shutdown()).await;
 }

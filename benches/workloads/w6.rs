@@ -3,7 +3,8 @@
 
 use crate::report::{Report, seconds_since};
 use crate::{Options, Result, place};
-use procpool::{Barrier, Failure, Manager, Map, Mutex, Pool};
+use procpool::sync::{Barrier, Map, Mutex};
+use procpool::{Failure, Manager, Pool};
 use std::time::Instant;
 
 const ALONE: usize = 1_000_000;
@@ -154,8 +155,8 @@ fn count(mutex: &Mutex<u64>, laps: u64) -> Result<Seen, procpool::Error> {
     for lap in 1..=laps {
         let mut guard = mutex.blocking_lock()?;
         *guard += 1;
-        runs += u64::from(guard.fencing_number() != last + 1);
-        last = guard.fencing_number();
+        runs += u64::from(guard.fencing_token() != last + 1);
+        last = guard.fencing_token();
         others_then = *guard - lap;
     }
     Ok(Seen { runs, others_then })

@@ -4,7 +4,8 @@
 use crate::child::Echo;
 use crate::report::{Report, seconds_since};
 use crate::{Options, Result, place};
-use procpool::{Channel, Failure, Manager, Process, Queue};
+use procpool::sync::{Channel, Queue};
+use procpool::{Failure, Manager, Process};
 use std::error::Error;
 use std::time::{Duration, Instant};
 
@@ -181,7 +182,7 @@ async fn ping_pong(laps: usize) -> Result<Laps> {
     let manager = Manager::new()?;
     let (there, back) = (manager.queue(CAPACITY)?, manager.queue(CAPACITY)?);
     let by_queue = Process::spawn(echo_queue, (there.clone(), back.clone()))?;
-    let (here, far) = procpool::channel()?;
+    let (here, far) = procpool::sync::channel()?;
     let by_channel = Process::spawn(echo_channel, far)?;
     let mut echo = Echo::start()?;
     for n in 0..WARM_UP {
@@ -235,7 +236,7 @@ fn blocking_echo_channel(end: Channel<u64>) -> Result<(), Failure> {
 }
 
 fn blocking_ping_pong(laps: usize) -> Result<Vec<Duration>> {
-    let (here, far) = procpool::channel()?;
+    let (here, far) = procpool::sync::channel()?;
     let process = Process::spawn(blocking_echo_channel, far)?;
     let lap = |n| -> Result<()> {
         here.blocking_send(n)?;

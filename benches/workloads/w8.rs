@@ -91,7 +91,7 @@ fn spin(pool: &Pool) -> procpool::JoinHandle<()> {
             std::hint::spin_loop();
         }
     };
-    pool.call(task).timeout(LIMIT).spawn(())
+    pool.task(task).timeout(LIMIT).spawn(())
 }
 
 fn stop(pool: &Pool) -> procpool::JoinHandle<()> {
@@ -99,7 +99,7 @@ fn stop(pool: &Pool) -> procpool::JoinHandle<()> {
         nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGSTOP)
             .expect("a signal to oneself")
     };
-    pool.call(task).timeout(LIMIT).spawn(())
+    pool.task(task).timeout(LIMIT).spawn(())
 }
 
 fn ignore(pool: &Pool) -> procpool::JoinHandle<()> {
@@ -111,7 +111,7 @@ fn ignore(pool: &Pool) -> procpool::JoinHandle<()> {
             std::thread::park();
         }
     };
-    pool.call(task).timeout(LIMIT).spawn(())
+    pool.task(task).timeout(LIMIT).spawn(())
 }
 
 fn mark_and_spin(mark: PathBuf) {

@@ -151,7 +151,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?; // workers inherit it: these crashes need no core dumps
     let directory = tempfile::tempdir()?;
     let library = compile(directory.path())?;
-    let pool = Pool::builder().workers(1).init(load, &library).build()?;
+    let pool = Pool::builder().workers(1).on_worker_start(load, &library).build()?;
     let mut right = true;
 
     right &= pool.spawn(sum, good()).await? == GOOD_SUM;

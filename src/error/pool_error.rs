@@ -31,13 +31,13 @@ pub enum ErrorKind {
     /// set-uid, set-gid or has capabilities. It is asked when a pool is built, and before each
     /// start. Where only the new process can know it, the start fails as
     /// [`DiedAtStart`](Self::DiedAtStart), with the reason in [`Error::stderr_tail`].
-    Secure,
+    SetUid,
     /// The task table lies in a shared object, so a fresh start of the program would not find it.
     NotInProgram,
     /// This process was meant to be a worker, but the crate's start-up code did not run in it.
     InsideWorker,
     /// Pools inside workers of pools inside workers …, deeper than the documented limit.
-    TooDeep,
+    NestingTooDeep,
     /// The call was made in a forked copy of the application.
     Forked,
     /// The operating system did not start the process, or refused something it needs.
@@ -120,14 +120,14 @@ pub(crate) enum Why {
         reason: String,
     },
     Unsupported,
-    Secure {
+    SetUid {
         reason: String,
     },
     NotInProgram {
         object: String,
     },
     InsideWorker,
-    TooDeep {
+    NestingTooDeep {
         limit: u32,
     },
     Forked,
@@ -263,10 +263,10 @@ impl Error {
         match &*self.why {
             Why::InvalidOption { .. } => ErrorKind::InvalidOption,
             Why::Unsupported => ErrorKind::Unsupported,
-            Why::Secure { .. } => ErrorKind::Secure,
+            Why::SetUid { .. } => ErrorKind::SetUid,
             Why::NotInProgram { .. } => ErrorKind::NotInProgram,
             Why::InsideWorker => ErrorKind::InsideWorker,
-            Why::TooDeep { .. } => ErrorKind::TooDeep,
+            Why::NestingTooDeep { .. } => ErrorKind::NestingTooDeep,
             Why::Forked => ErrorKind::Forked,
             Why::Spawn { .. } => ErrorKind::Spawn,
             Why::DiedAtStart { .. } => ErrorKind::DiedAtStart,
@@ -500,7 +500,7 @@ impl fmt::Display for Error {
         match &*self.why {
             Why::InvalidOption { option, reason } => write!(f, "invalid option {option}: {reason}"),
             Why::Unsupported => f.write_str("worker processes are not supported on this platform (x86-64 and aarch64 Linux only)"),
-            Why::Secure { reason } => {
+            Why::SetUid { reason } => {
                 write!(f, "a fresh start of this program would run with raised privileges, and refuse to be a worker: {reason}")
             }
             Why::NotInProgram { object } => {
@@ -512,7 +512,7 @@ impl fmt::Display for Error {
             Why::InsideWorker => f.write_str(
                 "this process was started as a worker but runs the program's main: the crate's start-up code was not linked or did not run",
             ),
-            Why::TooDeep { limit } => write!(f, "pools within workers are nested deeper than {limit}"),
+            Why::NestingTooDeep { limit } => write!(f, "pools within workers are nested deeper than {limit}"),
             Why::Forked => f.write_str("the call was made in a forked copy of the application"),
             Why::Spawn { step, source } => write!(f, "{step}: {source}"),
             Why::DiedAtStart { pid, status, stderr } => {

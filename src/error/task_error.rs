@@ -69,7 +69,7 @@ pub enum TaskErrorKind {
     /// The pool's `init` function failed in the workers. [`TaskError::start_error`] says why.
     InitFailed,
     /// The worker broke the protocol while it ran the task; it was killed.
-    BadFrame,
+    ProtocolViolation,
     /// The call was made in a forked copy of the application, which has no pool.
     Forked,
     /// The task was to be stopped, and the process that runs it has not ended 5 seconds after it
@@ -85,11 +85,11 @@ pub enum TaskErrorKind {
     /// system call was refused (`init` may have installed a seccomp filter), or there were no
     /// descriptors left. The task did not begin. See [`TaskError::reason`].
     NoRuntime,
-    /// The task returned an error that its [`retry_if`](crate::Call::retry_if) held to be worth
+    /// The task returned an error that its [`retry_if`](crate::TaskBuilder::retry_if) held to be worth
     /// another try. This is only ever one of the
     /// [`earlier_attempts`](TaskError::earlier_attempts): the last one's is a value. See
-    /// [`TaskError::own_error`].
-    OwnError,
+    /// [`TaskError::task_returned_error`].
+    TaskReturnedError,
 }
 
 /// The full space behind [`TaskErrorKind`].
@@ -136,7 +136,7 @@ pub(crate) enum What {
     },
     PoolClosed,
     StartFailed(Error),
-    BadFrame {
+    ProtocolViolation {
         pid: u32,
         reason: String,
     },
@@ -150,7 +150,7 @@ pub(crate) enum What {
         reason: String,
     },
     /// The encoded `Result`, unless it is long.
-    OwnError {
+    TaskReturnedError {
         pid: u32,
         result: Option<Box<[u8]>>,
     },
@@ -161,8 +161,11 @@ pub(crate) enum What {
 const OWN_ERROR_MAX: usize = 16 << 10;
 
 impl What {
-    pub(crate) fn own_error(pid: u32, result: &[u8]) -> Self {
-        Self::OwnError { pid, result: (result.len() <= OWN_ERROR_MAX).then(|| result.into()) }
+    pub(crate) fn task_returned_error(pid: u32, result: &[u8]) -> Self {
+        Self::TaskReturnedError {
+            pid,
+            result: (result.len() <= OWN_ERROR_MAX).then(|| result.into()),
+        }
     }
 
     /// Cuts what a worker may have written.
@@ -182,7 +185,7 @@ impl What {
             | Self::ResultEncode { reason, .. }
             | Self::ResultDecode(reason)
             | Self::NoRuntime { reason, .. }
-            | Self::BadFrame { reason, .. } => text::cut(reason, TEXT_MAX),
+            | Self::ProtocolViolation { reason, .. } => text::cut(reason, TEXT_MAX),
             _ => {}
         }
     }
@@ -246,11 +249,11 @@ impl TaskError {
             What::StartFailed(cause) if cause.is_init_failed() => TaskErrorKind::InitFailed,
             What::StartFailed(cause) if cause.is_pool_closed() => TaskErrorKind::PoolClosed,
             What::StartFailed(_) => TaskErrorKind::StartFailed,
-            What::BadFrame { .. } => TaskErrorKind::BadFrame,
+            What::ProtocolViolation { .. } => TaskErrorKind::ProtocolViolation,
             What::Forked => TaskErrorKind::Forked,
             What::UnknownTask { .. } => TaskErrorKind::UnknownTask,
             What::NoRuntime { .. } => TaskErrorKind::NoRuntime,
-            What::OwnError { .. } => TaskErrorKind::OwnError,
+            What::TaskReturnedError { .. } => TaskErrorKind::TaskReturnedError,
         }
     }
 
@@ -275,8 +278,8 @@ impl TaskError {
         self.kind() == TaskErrorKind::Unkillable
     }
 
-    /// A time limit was over: that of one run ([`Call::timeout`](crate::Call::timeout)) or that of
-    /// the whole ([`Call::deadline`](crate::Call::deadline)).
+    /// A time limit was over: that of one run ([`TaskBuilder::timeout`](crate::TaskBuilder::timeout)) or that of
+    /// the whole ([`TaskBuilder::deadline`](crate::TaskBuilder::deadline)).
     pub fn is_timeout(&self) -> bool {
         self.kind() == TaskErrorKind::TimedOut
     }
@@ -303,8 +306,8 @@ impl TaskError {
     }
 
     /// The worker broke the protocol.
-    pub fn is_bad_frame(&self) -> bool {
-        self.kind() == TaskErrorKind::BadFrame
+    pub fn is_protocol_violation(&self) -> bool {
+        self.kind() == TaskErrorKind::ProtocolViolation
     }
 
     /// The task was handed in, or awaited, in a forked copy of the application.
@@ -402,7 +405,7 @@ impl TaskError {
         }
     }
 
-    /// The backtrace of the panic, if one was asked for (`Call::backtrace`, or `RUST_BACKTRACE` in
+    /// The backtrace of the panic, if one was asked for (`TaskBuilder::backtrace`, or `RUST_BACKTRACE` in
     /// the worker's environment) and the worker lived to send it; at most 64 KiB of it, and then
     /// it ends with `…`.
     pub fn panic_backtrace(&self) -> Option<&str> {
@@ -432,9 +435,9 @@ impl TaskError {
             | What::ArgumentDecode { pid, .. }
             | What::ResultEncode { pid, .. }
             | What::ResultTooLarge { pid, .. }
-            | What::BadFrame { pid, .. }
+            | What::ProtocolViolation { pid, .. }
             | What::NoRuntime { pid, .. }
-            | What::OwnError { pid, .. } => Some(pid),
+            | What::TaskReturnedError { pid, .. } => Some(pid),
             What::UnknownTask { pid } | What::Unkillable { pid } => pid,
             _ => None,
         }
@@ -472,7 +475,7 @@ impl TaskError {
     }
 
     /// The time limit that was over was that of the whole
-    /// ([`Call::deadline`](crate::Call::deadline)), not that of one run.
+    /// ([`TaskBuilder::deadline`](crate::TaskBuilder::deadline)), not that of one run.
     pub fn is_deadline(&self) -> bool {
         matches!(self.inner.what, What::TimedOut { whole: true, .. })
     }
@@ -496,7 +499,7 @@ impl TaskError {
             | What::ResultEncode { reason, .. }
             | What::ResultDecode(reason)
             | What::NoRuntime { reason, .. }
-            | What::BadFrame { reason, .. } => Some(reason),
+            | What::ProtocolViolation { reason, .. } => Some(reason),
             _ => None,
         }
     }
@@ -508,7 +511,7 @@ impl TaskError {
     }
 
     /// How the earlier tries of the task failed, in order, if it had any
-    /// ([`Call::retries`](crate::Call::retries)). This error is how the last one did, or why
+    /// ([`TaskBuilder::retries`](crate::TaskBuilder::retries)). This error is how the last one did, or why
     /// there was no further one.
     ///
     /// Their texts are cut as any, see [`panic_message`](Self::panic_message).
@@ -519,7 +522,7 @@ impl TaskError {
     /// The encoded `Result` of a task that was tried again because of it.
     pub(crate) fn own_result(&self) -> Option<&[u8]> {
         match &self.inner.what {
-            What::OwnError { result, .. } => result.as_deref(),
+            What::TaskReturnedError { result, .. } => result.as_deref(),
             _ => None,
         }
     }
@@ -621,7 +624,7 @@ impl fmt::Display for TaskError {
             What::StartFailed(cause) => {
                 write!(f, "no worker for task {function} could be started: {cause}")
             }
-            What::BadFrame { pid, reason } => write!(
+            What::ProtocolViolation { pid, reason } => write!(
                 f,
                 "worker process {pid} broke the protocol while it ran task {function}: {}",
                 Escaped(reason)
@@ -640,7 +643,7 @@ impl fmt::Display for TaskError {
                 "worker process {pid} has no runtime for the async task {function}: {}",
                 Escaped(reason)
             ),
-            What::OwnError { pid, .. } => {
+            What::TaskReturnedError { pid, .. } => {
                 write!(
                     f,
                     "task {function} returned an error in worker process {pid} that was worth another try"

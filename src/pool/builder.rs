@@ -188,7 +188,7 @@ impl Builder {
     /// proc_pid_status(5): shared memory and the program's own pages are part of it, child
     /// processes are not. Where `/proc` cannot be read nobody is replaced. A mark below what an
     /// idle worker has makes each worker be replaced after its first tasks. Default: none.
-    pub fn recycle_above(mut self, bytes: u64) -> Self {
+    pub fn max_resident_memory(mut self, bytes: u64) -> Self {
         self.policy.resident_max = Some(bytes);
         self
     }
@@ -198,7 +198,7 @@ impl Builder {
     /// soon as none is left that serves, every task fails
     /// with [`is_start_failed`](crate::TaskError::is_start_failed), whose source is
     /// [`is_restart_limit`](Error::is_restart_limit) and tells of the last deaths.
-    /// [`WorkerEvent::Halted`](crate::WorkerEvent::Halted) tells of it, too. [`Pool::ready`]
+    /// [`WorkerEvent::GaveUp`](crate::WorkerEvent::GaveUp) tells of it, too. [`Pool::ready`]
     /// tries anew; and if a worker that is left answers a task, the pool goes on.
     ///
     /// Such deaths cost no task, so without a limit nobody would be told, and spares would be
@@ -223,7 +223,7 @@ impl Builder {
     /// When that many have failed and no worker is left, every queued task is told, and so is at
     /// once each task that is submitted until the wait is over. The first one after that has the
     /// pool try again: a single failed start is told then, until a worker gets ready. With
-    /// [`Call::retry_starts`](crate::Call::retry_starts) a task waits for the next try instead.
+    /// [`TaskBuilder::retry_starts`](crate::TaskBuilder::retry_starts) a task waits for the next try instead.
     ///
     /// [`Pool::ready`] tells the first start that fails, whatever this says.
     pub fn start_attempts(mut self, starts: u32) -> Self {
@@ -280,7 +280,7 @@ impl Builder {
     /// it, and both keys reach all of them: Ctrl-Z stops the workers, Ctrl-C does not end them.
     ///
     /// In either case a worker takes no notice of SIGHUP, SIGINT and SIGTERM, which mean the
-    /// application. A task or [`init`](Self::init) that wants one of them handles it, or asks for
+    /// application. A task or [`on_worker_start`](Self::on_worker_start) that wants one of them handles it, or asks for
     /// the default action.
     pub fn process_group(mut self, own: bool) -> Self {
         self.surroundings.group = own;
@@ -352,7 +352,7 @@ impl Builder {
     }
 
     /// How long one run of a task may take, unless its call says otherwise; see
-    /// [`Call::timeout`](crate::Call::timeout). Default: no limit.
+    /// [`TaskBuilder::timeout`](crate::TaskBuilder::timeout). Default: no limit.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit);
         self
@@ -394,7 +394,8 @@ impl Builder {
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// use procpool::{Error, Manager, Pool, Queue};
+    /// use procpool::{Error, Manager, Pool};
+    /// use procpool::sync::Queue;
     ///
     /// fn open_log(log: Queue<String>) -> Result<Queue<String>, Error> {
     ///     log.blocking_send("started".into())?;
@@ -408,14 +409,14 @@ impl Builder {
     ///
     /// let manager = Manager::new()?;
     /// let log = manager.queue(100)?;
-    /// let pool = Pool::builder().workers(1).manager(&manager).init(open_log, &log).build()?;
+    /// let pool = Pool::builder().workers(1).manager(&manager).on_worker_start(open_log, &log).build()?;
     /// assert_eq!(pool.spawn(work, 4).await?, 8);
     /// assert_eq!(log.recv().await?.as_deref(), Some("started"));
     /// assert_eq!(log.recv().await?.as_deref(), Some("task 4"));
     /// # Ok(())
     /// # }
     /// ```
-    pub fn init<F, Args, Marker, P>(mut self, _function: F, args: P) -> Self
+    pub fn on_worker_start<F, Args, Marker, P>(mut self, _function: F, args: P) -> Self
     where
         F: Init<Args, Marker>,
         P: ArgsFor<Args>,
@@ -427,7 +428,7 @@ impl Builder {
     }
 
     /// A function that every worker runs when it ends in good order, the counterpart of
-    /// [`init`](Self::init): the place to flush what was buffered, or to say goodbye to a
+    /// [`on_worker_start`](Self::on_worker_start): the place to flush what was buffered, or to say goodbye to a
     /// server. It is a sync or async function, as a task is ([`Task`]), and what it returns is
     /// dropped. It finds what `init` left by [`procpool::state`](crate::state()).
     ///
@@ -441,7 +442,7 @@ impl Builder {
     ///
     /// The arguments are encoded now. That they cannot be encoded is an error of
     /// [`build`](Self::build). Handles of shared objects may be among them, as with
-    /// [`init`](Self::init).
+    /// [`on_worker_start`](Self::on_worker_start).
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -452,14 +453,14 @@ impl Builder {
     ///
     /// # let dir = tempfile::tempdir()?;
     /// # let log = dir.path().join("log");
-    /// let pool = procpool::Pool::builder().workers(1).exit(goodbye, &log).build()?;
+    /// let pool = procpool::Pool::builder().workers(1).on_worker_exit(goodbye, &log).build()?;
     /// pool.spawn(|| (), ()).await?;
     /// pool.shutdown().await;
     /// assert_eq!(std::fs::read_to_string(log)?, "goodbye");
     /// # Ok(())
     /// # }
     /// ```
-    pub fn exit<F, Args, Marker, P>(mut self, _function: F, args: P) -> Self
+    pub fn on_worker_exit<F, Args, Marker, P>(mut self, _function: F, args: P) -> Self
     where
         F: Task<Args, Marker>,
         P: ArgsFor<Args>,
@@ -470,7 +471,7 @@ impl Builder {
         self
     }
 
-    /// How long a worker that is to end may take for it, its [`exit`](Self::exit) function and the
+    /// How long a worker that is to end may take for it, its [`on_worker_exit`](Self::on_worker_exit) function and the
     /// exit handlers of libraries included; then it is killed. Default: 5 seconds. At the end
     /// of a pool by [`shutdown_within`](Pool::shutdown_within) it has no longer than that
     /// limit, but a second in any case (or this limit, if it is less). A limit beyond what the
@@ -483,24 +484,24 @@ impl Builder {
     /// Another program whose processes are the workers, in whatever language it is written, and its
     /// arguments. It speaks the protocol of this crate (`docs/protocol.md`;
     /// `docs/other_languages.md` shows one in Python) and serves tasks by name, which
-    /// [`Pool::call_named`] calls.
+    /// [`Pool::task_named`] calls.
     ///
     /// A program without a slash in its name is looked for in `PATH`, as
     /// [`std::process::Command::new`] does it. It is given one task at a time. It has no
-    /// [`init`](Self::init): what it prepares before it says that it is ready is its own
+    /// [`on_worker_start`](Self::on_worker_start): what it prepares before it says that it is ready is its own
     /// affair. Nor does it take [`limits`](Self::limits), which each worker sets for itself: a
     /// program that is to be limited is started by one that does it (`prlimit`, `systemd-run`).
     /// [`build`](Self::build) refuses both. The other options hold for it as for any worker.
     ///
     /// ```no_run
-    /// use procpool::{Named, Pool};
+    /// use procpool::{NamedTask, Pool};
     ///
-    /// const RESIZE: Named<(Vec<u8>, u32), Vec<u8>> = Named::new("resize.v1");
+    /// const RESIZE: NamedTask<(Vec<u8>, u32), Vec<u8>> = NamedTask::new("resize.v1");
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let pool = Pool::builder().program("python3", ["thumbnails.py"]).build()?;
-    /// let small = pool.call_named(RESIZE).spawn((std::fs::read("large.png")?, 64)).await?;
+    /// let small = pool.task_named(RESIZE).spawn((std::fs::read("large.png")?, 64)).await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -523,8 +524,8 @@ impl Builder {
     /// # Errors
     ///
     /// [`ErrorKind`](crate::ErrorKind) `InvalidOption`, and what would keep workers from starting
-    /// as far as it can be known: `Unsupported`, `Secure`, `NotInProgram`, `InsideWorker`,
-    /// `TooDeep`, `Forked`; `Spawn` if descriptors, pidfds or threads cannot be had, or `/proc`
+    /// as far as it can be known: `Unsupported`, `SetUid`, `NotInProgram`, `InsideWorker`,
+    /// `NestingTooDeep`, `Forked`; `Spawn` if descriptors, pidfds or threads cannot be had, or `/proc`
     /// is not mounted.
     ///
     /// # Panics

@@ -110,7 +110,7 @@ use super::loss::Loss;
 use super::options::{Options, Retry};
 use super::run::Run;
 use super::slots::{Key, Slots};
-use super::stats::WorkerEnd;
+use super::stats::ExitReason;
 use crate::error::Error;
 use crate::wire::claim::{Claim, Claims, Progress};
 use std::collections::{BTreeSet, VecDeque};
@@ -496,7 +496,7 @@ struct Worker<M> {
     listed: Option<(Mode, usize)>,
     counted_behind: usize,
     /// Why it goes, if that is known.
-    why: Option<WorkerEnd>,
+    why: Option<ExitReason>,
     /// It is deaf (rule 23), and has begun nothing new since then.
     deaf_since: Option<Instant>,
     post: Post,
@@ -1147,7 +1147,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
             }
             if matches!(worker.state, State::Starting { .. }) {
                 self.withdraw(key, State::Doomed);
-                self.blame(key, WorkerEnd::StartFailed); // though it may get ready before the kill arrives
+                self.blame(key, ExitReason::StartFailed); // though it may get ready before the kill arrives
                 self.expect_end(key, now);
                 actions.push(Action::TimeOut(key));
             } else if worker.state == State::Doomed {
@@ -1155,7 +1155,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
             } else if self.is_given_up(key, now, actions) {
                 // One that was retired, or whose task is stopped, has its reason; this one has
                 // closed its side, and goes on all the same.
-                self.blame(key, WorkerEnd::BadFrame);
+                self.blame(key, ExitReason::ProtocolViolation);
                 self.condemn(key, now, actions);
             }
         }
@@ -1188,7 +1188,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
         }
         self.phase = Phase::Killed;
         for key in self.workers.keys() {
-            self.blame(key, WorkerEnd::Closed);
+            self.blame(key, ExitReason::Closed);
             self.condemn(key, now, actions);
         }
         self.settle_unbegun(&Fate::Closed, actions);
@@ -1575,7 +1575,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
         if self.phase == Phase::Draining && self.queued + self.behind == 0 {
             if !self.somebody_is_stuck() {
                 for key in self.idle.iter().chain(&self.staff.spares).copied().collect::<Vec<_>>() {
-                    self.retire(key, WorkerEnd::Closed, now, actions);
+                    self.retire(key, ExitReason::Closed, now, actions);
                 }
             }
             // Who departed while something was queued kept his place for it; and nothing else may
@@ -1592,7 +1592,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
                     .get(key)
                     .is_some_and(|worker| matches!(worker.state, State::Starting { .. }))
                 {
-                    self.blame(key, WorkerEnd::Closed);
+                    self.blame(key, ExitReason::Closed);
                     self.condemn(key, now, actions);
                 }
             }

@@ -2,7 +2,7 @@
 //! *deaf*.
 
 use super::{Action, Carried, Core, DEAF, Flight, Memory, Mode, Progress, State, TaskKey, Worker};
-use crate::pool::stats::WorkerEnd;
+use crate::pool::stats::ExitReason;
 use std::time::Instant;
 
 impl<M: Memory> Worker<M> {
@@ -81,7 +81,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
             } else if patience.is_some_and(|limit| limit <= now.saturating_duration_since(since)) {
                 // Else it has begun something just now.
                 if self.take_back(key, usize::MAX, actions) == all {
-                    self.blame(key, WorkerEnd::Unresponsive);
+                    self.blame(key, ExitReason::Unresponsive);
                     self.condemn(key, now, actions);
                 }
             } else {

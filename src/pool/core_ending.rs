@@ -10,11 +10,11 @@
 //! * **`kill`**: every worker is killed. A task that has not begun is settled at once, a running
 //!   task when its process has ended.
 //!
-//! The tasks that were cut off are recorded in [`CutOff`]. A task that answered in time is not.
+//! The tasks that were cut off are recorded in [`ShutdownReport`]. A task that answered in time is not.
 
 use super::{Action, Carried, Core, Fate, Memory, Phase, State, Stop};
-use crate::pool::ending::CutOff;
-use crate::pool::stats::WorkerEnd;
+use crate::pool::shutdown::ShutdownReport;
+use crate::pool::stats::ExitReason;
 use std::time::Instant;
 
 /// How far an end has come.
@@ -24,7 +24,7 @@ pub(super) struct Ending {
     until: Option<Instant>,
     /// It has been.
     cutting: bool,
-    pub(super) cut_off: CutOff,
+    pub(super) cut_off: ShutdownReport,
 }
 
 impl<T: Carried, M: Memory> Core<T, M> {
@@ -87,10 +87,10 @@ impl<T: Carried, M: Memory> Core<T, M> {
             let is_free = matches!(worker.state, State::Spare | State::Ready | State::Departing)
                 && worker.in_flight.is_empty();
             if is_over {
-                self.blame(key, WorkerEnd::Closed);
+                self.blame(key, ExitReason::Closed);
                 self.condemn(key, now, actions);
             } else if is_free {
-                self.retire(key, WorkerEnd::Closed, now, actions);
+                self.retire(key, ExitReason::Closed, now, actions);
             }
         }
     }
@@ -122,7 +122,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
     }
 
     /// What an end has cut off so far.
-    pub(crate) fn cut_off(&self) -> &CutOff {
+    pub(crate) fn cut_off(&self) -> &ShutdownReport {
         &self.ending.cut_off
     }
 }

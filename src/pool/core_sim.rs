@@ -12,7 +12,7 @@
 //! test is the long run.
 
 use super::*;
-use crate::pool::ending::CutOff;
+use crate::pool::shutdown::ShutdownReport;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -561,7 +561,7 @@ struct World {
     /// When a drain is to be cut short, and whether it was; what the end has cut off.
     cut_at: Option<Instant>,
     cut: bool,
-    cut_off: CutOff,
+    cut_off: ShutdownReport,
     expected: Expected,
     /// The core has been told to doom this one.
     told: Option<WorkerKey>,
@@ -621,7 +621,7 @@ impl World {
             ended: false,
             cut_at: None,
             cut: false,
-            cut_off: CutOff::default(),
+            cut_off: ShutdownReport::default(),
             expected: Expected::default(),
             told: None,
             shuffled: false,
@@ -1861,7 +1861,7 @@ impl World {
             let options = &self.jobs[*id as usize].options;
             options.timeout.into_iter().chain(options.deadline).min()
         };
-        let unresponsive = self.core.why_ended(key) == Some(WorkerEnd::Unresponsive);
+        let unresponsive = self.core.why_ended(key) == Some(ExitReason::Unresponsive);
         if unresponsive {
             let still_for = hand.deaf.map(|since| now.saturating_duration_since(since));
             let too_long = hand
@@ -2191,7 +2191,7 @@ impl World {
                 }
             }
             Some(Flaw::NoLimit) => core.ending = ending::Ending::default(),
-            Some(Flaw::Unwritten) => core.ending.cut_off = CutOff::default(),
+            Some(Flaw::Unwritten) => core.ending.cut_off = ShutdownReport::default(),
             Some(Flaw::Misnamed) => {
                 for key in core.tasks.keys() {
                     if let Some(task) = core.tasks.get_mut(key) {

@@ -719,7 +719,7 @@ impl Office {
         for action in actions {
             timed |= !matches!(action, Action::Send(..));
             match action {
-                Action::Retire(key) if self.core.why_ended(key) == Some(WorkerEnd::Idle) => {
+                Action::Retire(key) if self.core.why_ended(key) == Some(ExitReason::Idle) => {
                     excused += 1
                 }
                 // One that is being killed may give its place to a spare; and is given up some
@@ -909,17 +909,17 @@ impl Office {
         let there =
             self.core.workers.iter().filter(|(_, worker)| worker.state == State::Ready).count();
         match why {
-            Some(WorkerEnd::Idle) => {
+            Some(ExitReason::Idle) => {
                 self.see("Idle");
                 ensure!(there >= self.min, "{there} are there, at least {} are to be", self.min);
             }
-            Some(WorkerEnd::TasksServed) => self.see("TasksServed"),
-            Some(WorkerEnd::TooOld) => self.see("TooOld"),
-            Some(WorkerEnd::MemoryMark) => self.see("MemoryMark"),
-            Some(WorkerEnd::Recycled) => self.see("Recycled"),
-            Some(WorkerEnd::Resized) => self.see("Resized"),
-            Some(WorkerEnd::Surplus) => self.see("Surplus"),
-            Some(WorkerEnd::Closed) => ensure!(!self.is_open(), "closed in an open pool"),
+            Some(ExitReason::TasksServed) => self.see("TasksServed"),
+            Some(ExitReason::TooOld) => self.see("TooOld"),
+            Some(ExitReason::MemoryMark) => self.see("MemoryMark"),
+            Some(ExitReason::Recycled) => self.see("Recycled"),
+            Some(ExitReason::Resized) => self.see("Resized"),
+            Some(ExitReason::Surplus) => self.see("Surplus"),
+            Some(ExitReason::Closed) => ensure!(!self.is_open(), "closed in an open pool"),
             other => return Err(format!("retired because of {other:?}")),
         }
         if !hangs {
@@ -1119,8 +1119,8 @@ impl Office {
                         worker.state == State::Ready && worker.in_flight.is_empty() && worker.used
                     })
                 }) {
-                    core.blame(key, WorkerEnd::TooOld);
-                    core.retire(key, WorkerEnd::TooOld, now, &mut self.actions);
+                    core.blame(key, ExitReason::TooOld);
+                    core.retire(key, ExitReason::TooOld, now, &mut self.actions);
                 }
             }
             StaffFlaw::Idlers => core.staff.idle_at = None,

@@ -48,7 +48,7 @@ use super::{
 use crate::error::{Error, Why};
 use crate::pool::loss::Loss;
 use crate::pool::options::Options;
-use crate::pool::stats::{Stats, WorkerEnd};
+use crate::pool::stats::{ExitReason, Stats};
 use std::collections::VecDeque;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -140,7 +140,7 @@ pub(super) struct Post {
     /// On duty since then.
     since: Instant,
     /// Why it is to be replaced.
-    pub(super) due: Option<WorkerEnd>,
+    pub(super) due: Option<ExitReason>,
     /// Which of the workers that were ever recycled by hand it belongs to.
     pub(super) generation: u64,
     /// When it was weighed last, and whether it has answered since.
@@ -251,7 +251,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
                 self.vacate(key, Duty::Spare);
             } else {
                 self.vacate(key, Duty::Off);
-                self.depart(key, WorkerEnd::Resized, actions);
+                self.depart(key, ExitReason::Resized, actions);
             }
         }
         self.staff.look = true;
@@ -267,10 +267,10 @@ impl<T: Carried, M: Memory> Core<T, M> {
             let Some(worker) = self.workers.get_mut(key) else { continue };
             match worker.state {
                 // Nobody loses anything by it, and its successor is ordered now.
-                State::Spare => self.retire(key, WorkerEnd::Recycled, now, actions),
+                State::Spare => self.retire(key, ExitReason::Recycled, now, actions),
                 // It has read what it read before.
                 State::Starting { .. } | State::Ready => {
-                    worker.post.due.get_or_insert(WorkerEnd::Recycled);
+                    worker.post.due.get_or_insert(ExitReason::Recycled);
                 }
                 State::Departing | State::Retiring | State::Doomed => {}
             }
@@ -390,7 +390,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
     }
 
     /// A worker is given nothing more, and leaves when it is empty.
-    fn depart(&mut self, key: WorkerKey, why: WorkerEnd, actions: &mut Vec<Action<T>>) {
+    fn depart(&mut self, key: WorkerKey, why: ExitReason, actions: &mut Vec<Action<T>>) {
         if let Some(worker) = self.workers.get_mut(key)
             && worker.state == State::Ready
         {
@@ -404,7 +404,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
     pub(super) fn retire(
         &mut self,
         key: WorkerKey,
-        why: WorkerEnd,
+        why: ExitReason,
         now: Instant,
         actions: &mut Vec<Action<T>>,
     ) {
@@ -424,7 +424,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
         worker.post.served += 1;
         if self.rules.policy.max_tasks.is_some_and(|most| worker.post.served >= most) {
             worker.state = State::Departing;
-            worker.post.due.get_or_insert(WorkerEnd::TasksServed);
+            worker.post.due.get_or_insert(ExitReason::TasksServed);
             self.staff.look = true;
         }
     }
@@ -467,7 +467,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
         if self.rules.policy.resident_max.is_some_and(|most| bytes > most)
             && let Some(worker) = self.workers.get_mut(key)
         {
-            worker.post.due.get_or_insert(WorkerEnd::MemoryMark);
+            worker.post.due.get_or_insert(ExitReason::MemoryMark);
             self.staff.look = true;
             self.go_on(now, actions);
         }
@@ -547,7 +547,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
             let may_leave =
                 worker.post.duty != Duty::On || (self.phase != Phase::Open && self.queued == 0);
             if worker.state == State::Departing && worker.in_flight.is_empty() && may_leave {
-                let why = worker.post.due.unwrap_or(WorkerEnd::Recycled);
+                let why = worker.post.due.unwrap_or(ExitReason::Recycled);
                 self.retire(key, why, now, actions);
             }
         }
@@ -567,7 +567,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
             let first = due.min_by_key(|(_, worker)| (!worker.is_due().0, worker.load));
             let Some((old, _)) = first else { break };
             self.vacate(old, Duty::Off);
-            self.depart(old, WorkerEnd::Recycled, actions); // why, it knows
+            self.depart(old, ExitReason::Recycled, actions); // why, it knows
             self.enlist(spare, now);
             replaced = true;
         }
@@ -639,7 +639,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
                 self.serve(now, actions);
                 self.share(now, actions);
             } else {
-                self.retire(spare, WorkerEnd::Surplus, now, actions);
+                self.retire(spare, ExitReason::Surplus, now, actions);
             }
         }
     }
@@ -765,7 +765,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
             for key in self.workers.keys() {
                 let Some(worker) = self.workers.get_mut(key) else { continue };
                 if worker.old_at(lifetime).is_some_and(|at| at <= now) {
-                    worker.post.due = Some(WorkerEnd::TooOld);
+                    worker.post.due = Some(ExitReason::TooOld);
                 }
                 if worker.weigh_at().is_some_and(|at| at <= now) {
                     self.weigh(key, now, actions);
@@ -791,7 +791,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
                 self.staff.idle_at = since.checked_add(limit);
                 return;
             }
-            self.retire(key, WorkerEnd::Idle, now, actions);
+            self.retire(key, ExitReason::Idle, now, actions);
             there -= 1;
         }
     }
@@ -875,14 +875,14 @@ impl<T: Carried, M: Memory> Core<T, M> {
     }
 
     /// Notes why a worker goes. The first reason counts.
-    pub(super) fn blame(&mut self, key: WorkerKey, why: WorkerEnd) {
+    pub(super) fn blame(&mut self, key: WorkerKey, why: ExitReason) {
         if let Some(worker) = self.workers.get_mut(key) {
             worker.why.get_or_insert(why);
         }
     }
 
     /// Why a worker goes that has just ended; `None`: not by our doing.
-    pub(crate) fn why_ended(&self, key: WorkerKey) -> Option<WorkerEnd> {
+    pub(crate) fn why_ended(&self, key: WorkerKey) -> Option<ExitReason> {
         self.workers.get(key)?.why
     }
 

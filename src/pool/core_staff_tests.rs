@@ -45,7 +45,7 @@ fn rule_16_the_old_one_serves_until_its_successor_is_ready() {
     assert_eq!(bench.ready_now(next), ["send 1 2"], "what has not begun moves on");
     assert_eq!(bench.task(Mode::Sync).1, [""; 0]);
     assert_eq!(bench.reply(w[0], &[1]), ["retire 0"]);
-    assert_eq!(bench.core.why_ended(w[0]), Some(WorkerEnd::TooOld));
+    assert_eq!(bench.core.why_ended(w[0]), Some(ExitReason::TooOld));
     assert_eq!(bench.exit(w[0]), [""; 0], "it is replaced already");
     assert_eq!(bench.deadline(), Some(bench.now + SECOND), "the age of the new one");
 }
@@ -68,7 +68,7 @@ fn rule_16_a_long_async_task_goes_on_and_its_worker_is_given_nothing_more() {
     bench.pass(1000 * SECOND);
     assert_eq!(bench.tick(), [""; 0]);
     assert_eq!(bench.reply(w[0], &[0]), ["retire 0"]);
-    assert_eq!(bench.core.why_ended(w[0]), Some(WorkerEnd::Recycled));
+    assert_eq!(bench.core.why_ended(w[0]), Some(ExitReason::Recycled));
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn rule_16_what_is_too_large_is_replaced_and_is_looked_at_now_and_then_only() {
     );
     let next = newest(&bench);
     assert_eq!(bench.ready_now(next), ["retire 0"]);
-    assert_eq!(bench.core.why_ended(w[0]), Some(WorkerEnd::MemoryMark));
+    assert_eq!(bench.core.why_ended(w[0]), Some(ExitReason::MemoryMark));
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn rule_17_the_last_task_orders_a_successor_and_nobody_serves_more() {
     assert_eq!(bench.reply(w[0], &[1]), [""; 0], "it waits for its successor");
     let next = newest(&bench);
     assert_eq!(bench.ready_now(next), ["send 1 2", "retire 0"]);
-    assert_eq!(bench.core.why_ended(w[0]), Some(WorkerEnd::TasksServed));
+    assert_eq!(bench.core.why_ended(w[0]), Some(ExitReason::TasksServed));
     assert_eq!(bench.exit(w[0]), [""; 0]);
 }
 
@@ -236,7 +236,7 @@ fn rule_19_the_longest_idle_leave_down_to_the_least() {
     bench.reply(w[2], &[0]);
     bench.pass(SECOND / 2);
     assert_eq!(bench.tick(), ["retire 0", "retire 1"]);
-    assert_eq!(bench.core.why_ended(w[0]), Some(WorkerEnd::Idle));
+    assert_eq!(bench.core.why_ended(w[0]), Some(ExitReason::Idle));
     bench.pass(SECOND);
     assert_eq!(bench.tick(), [""; 0], "the last one stays");
     assert_eq!(
@@ -275,13 +275,13 @@ fn rule_20_fewer_lose_their_places_in_order_and_nothing_is_interrupted() {
     assert_eq!(bench.does(|core, now, actions| core.resize(3, 3, now, actions)), [""; 0]);
     assert_eq!(duty(&bench, starting), Some(Duty::Spare));
     assert_eq!(bench.ready_now(starting), ["retire 3"]);
-    assert_eq!(bench.core.why_ended(starting), Some(WorkerEnd::Surplus));
+    assert_eq!(bench.core.why_ended(starting), Some(ExitReason::Surplus));
     assert_eq!(bench.does(|core, now, actions| core.resize(1, 1, now, actions)), ["retire 1"]);
     let stays = [w[0], w[2]].map(|key| duty(&bench, key));
     assert!(stays.contains(&Some(Duty::On)) && stays.contains(&Some(Duty::Off)));
     let (leaves, id) = if stays[0] == Some(Duty::Off) { (w[0], 2) } else { (w[2], 0) };
     assert!(bench.reply(leaves, &[id])[0].starts_with("retire"));
-    assert_eq!(bench.core.why_ended(leaves), Some(WorkerEnd::Resized));
+    assert_eq!(bench.core.why_ended(leaves), Some(ExitReason::Resized));
 }
 
 #[test]
@@ -420,7 +420,7 @@ fn a_recycled_pool_exchanges_its_spares_and_those_that_are_starting() {
     assert!(!bench.core.stands(generation));
     assert_eq!(bench.ready_now(b), [""; 0]);
     assert_eq!((duty(&bench, a), duty(&bench, b)), (Some(Duty::On), Some(Duty::Spare)));
-    assert_eq!(bench.core.why_ended(w[1]), Some(WorkerEnd::Recycled));
+    assert_eq!(bench.core.why_ended(w[1]), Some(ExitReason::Recycled));
 
     let mut bench = Bench::with_policy(1, Policy::default());
     bench.task(Mode::Sync);

@@ -4,7 +4,7 @@ use super::{
     ABORT_GRACE, Action, Carried, Core, Flight, Limit, Memory, Mode, Progress, State, Stop, Task,
     TaskKey, Way, Worker, WorkerKey,
 };
-use crate::pool::stats::WorkerEnd;
+use crate::pool::stats::ExitReason;
 use std::time::Instant;
 
 impl<T: Carried, M: Memory> Core<T, M> {
@@ -133,7 +133,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
             self.deadline_moved = true;
         } else {
             worker.killed_for = Some(key);
-            self.blame(worker_key, WorkerEnd::TaskStopped);
+            self.blame(worker_key, ExitReason::TaskStopped);
             self.condemn(worker_key, now, actions);
         }
     }
@@ -186,7 +186,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
                     continue;
                 }
                 worker.killed_for = Some(task);
-                worker.why.get_or_insert(WorkerEnd::TaskStopped);
+                worker.why.get_or_insert(ExitReason::TaskStopped);
                 return true;
             };
             worker.in_flight[at].done = true;

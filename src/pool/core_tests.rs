@@ -1144,7 +1144,7 @@ fn rule_23_who_stands_still_for_longer_than_a_task_may_take_is_killed_if_nobody_
         }
         bench.pass(DEAF);
         assert_eq!(bench.tick(), ["kill 0"]);
-        assert_eq!(bench.core.why_ended(w[0]), Some(WorkerEnd::Unresponsive));
+        assert_eq!(bench.core.why_ended(w[0]), Some(ExitReason::Unresponsive));
         assert_eq!(bench.exit(w[0]), ["start 0"]);
         let next = bench.core.workers.keys()[0];
         assert_eq!(bench.ready_now(next), ["send 0 0"], "it runs elsewhere, for the first time");
@@ -1250,17 +1250,21 @@ fn a_worker_goes_for_a_reason() {
     bench.begin(w[2], &[0]);
     assert_eq!(bench.core.why_ended(w[2]), None, "it would be its own doing");
     bench.abort(key);
-    assert_eq!(bench.core.why_ended(w[2]), Some(WorkerEnd::TaskStopped));
+    assert_eq!(bench.core.why_ended(w[2]), Some(ExitReason::TaskStopped));
     let key = bench.task(Mode::Async).0;
     bench.begin(w[1], &[1]);
     bench.abort(key);
     assert_eq!(bench.core.why_ended(w[1]), None, "it may yield");
     bench.pass(ABORT_GRACE);
     bench.tick();
-    assert_eq!(bench.core.why_ended(w[1]), Some(WorkerEnd::TaskStopped));
+    assert_eq!(bench.core.why_ended(w[1]), Some(ExitReason::TaskStopped));
     bench.does(|core, now, actions| core.kill(now, actions));
-    assert_eq!(bench.core.why_ended(w[0]), Some(WorkerEnd::Closed));
-    assert_eq!(bench.core.why_ended(w[2]), Some(WorkerEnd::TaskStopped), "the first reason counts");
+    assert_eq!(bench.core.why_ended(w[0]), Some(ExitReason::Closed));
+    assert_eq!(
+        bench.core.why_ended(w[2]),
+        Some(ExitReason::TaskStopped),
+        "the first reason counts"
+    );
 }
 
 /// Each step looks at no more than what it changes, so a hundred thousand are done in no time; and

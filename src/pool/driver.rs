@@ -12,7 +12,7 @@ use super::launch::Launched;
 use super::link::{Link, Process};
 use super::loss::{Loss, Note};
 use super::reply::{Cargo, Encoded, Inlet, Outcome, shielded};
-use super::stats::WorkerEnd;
+use super::stats::ExitReason;
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
 use crate::process::{
@@ -404,7 +404,7 @@ impl Engine {
             .and_then(|link| link.process.as_ref())
             .map(|process| process.child.pid());
         let told = (!cause.is_pool_closed()).then(|| cause.clone());
-        self.tell_end(key, pid, WorkerEnd::StartFailed, None, told);
+        self.tell_end(key, pid, ExitReason::StartFailed, None, told);
         let link = self.apply(|state, now| {
             state.timed = true;
             state.core.start_failed(key, cause.clone(), now, &mut state.actions);
@@ -785,7 +785,7 @@ impl Engine {
                         let what = match outcome {
                             Ok(value) => {
                                 unwanted.extend(value.named);
-                                What::own_error(pid, &value.packet)
+                                What::task_returned_error(pid, &value.packet)
                             }
                             Err(failed) => self.failure(pid, failed, stop),
                         };
@@ -815,7 +815,7 @@ impl Engine {
                 Ok(Ok(encoded)) => Ok(encoded),
                 Ok(Err(Bad(reason))) => {
                     result = Err(Bad(reason.clone()));
-                    Err(What::BadFrame { pid, reason })
+                    Err(What::ProtocolViolation { pid, reason })
                 }
                 Err(failed) => Err(self.failure(pid, failed, stop)),
             };
@@ -1003,7 +1003,7 @@ impl Engine {
         self.tell_start(None);
         if let Some(pid) = pid {
             self.tally.started();
-            self.feeds.tell(&WorkerEvent::Up { pid });
+            self.feeds.tell(&WorkerEvent::Started { pid });
         }
         true
     }
@@ -1074,7 +1074,7 @@ impl Engine {
         if stage == Stage::Ready {
             // Whatever else may have ended it meanwhile has a status of its own.
             let is_killed_for_silence = self.lock().core.why_ended(key)
-                == Some(WorkerEnd::BadFrame)
+                == Some(ExitReason::ProtocolViolation)
                 && (exit.status.is_none() || exit.is_by(nix::libc::SIGKILL));
             let bad_frame = link.bad_frame.clone().or_else(|| {
                 is_killed_for_silence.then(|| "it closed its socket, and did not end".into())
@@ -1082,8 +1082,11 @@ impl Engine {
             let loss =
                 Arc::new(Loss { pid: exit.pid, status: exit.status, note, bad_frame, stderr });
             // First, since the pool may have ended with it.
-            let by_itself =
-                if loss.bad_frame.is_some() { WorkerEnd::BadFrame } else { WorkerEnd::Died };
+            let by_itself = if loss.bad_frame.is_some() {
+                ExitReason::ProtocolViolation
+            } else {
+                ExitReason::Died
+            };
             self.tell_end(key, Some(exit.pid), by_itself, exit.status, None);
             let halted = self.apply(|state, now| {
                 state.timed = true;
@@ -1092,13 +1095,13 @@ impl Engine {
                 state.core.halted().filter(|_| !before).cloned()
             });
             if let Some(cause) = halted {
-                self.feeds.tell(&WorkerEvent::Halted { cause });
+                self.feeds.tell(&WorkerEvent::GaveUp { cause });
             }
             self.tell_start(None);
         } else {
             // A process that the pool's end has killed while it started has not failed, unless it
             // had before.
-            let called_off = self.lock().core.why_ended(key) == Some(WorkerEnd::Closed)
+            let called_off = self.lock().core.why_ended(key) == Some(ExitReason::Closed)
                 && link.failure.is_none()
                 && !link.timed_out
                 && (exit.status.is_none() || exit.is_by(nix::libc::SIGKILL));
@@ -1108,7 +1111,7 @@ impl Engine {
                 let cause = self.why_start_failed(&link, process, stage, &exit, note, stderr);
                 (cause.clone(), Some(cause))
             };
-            self.tell_end(key, Some(exit.pid), WorkerEnd::StartFailed, exit.status, told);
+            self.tell_end(key, Some(exit.pid), ExitReason::StartFailed, exit.status, told);
             self.apply(|state, now| {
                 state.timed = true;
                 state.core.start_failed(key, cause.clone(), now, &mut state.actions);
@@ -1122,13 +1125,13 @@ impl Engine {
         &self,
         key: WorkerKey,
         pid: Option<u32>,
-        by_itself: WorkerEnd,
+        by_itself: ExitReason,
         status: Option<ExitStatus>,
         cause: Option<Error>,
     ) {
         let why = self.lock().core.why_ended(key).unwrap_or(by_itself);
         self.tally.ended(why);
-        self.feeds.tell(&WorkerEvent::Down { pid, why, status, cause });
+        self.feeds.tell(&WorkerEvent::Exited { pid, why, status, cause });
     }
 
     fn why_start_failed(

@@ -2,9 +2,9 @@
 //! asked.
 
 use super::core::{Mode, TaskKey};
-use super::ending::CutOff;
 use super::events::Events;
 use super::reply::{Inlet, Reply};
+use super::shutdown::ShutdownReport;
 use super::spec::{Config, Room, TaskSpec, Ticket};
 use super::stats::Stats;
 use crate::error::{Error, What, Why};
@@ -124,7 +124,7 @@ impl Engine {
         match *self {}
     }
 
-    pub(crate) fn cut_off(&self) -> CutOff {
+    pub(crate) fn cut_off(&self) -> ShutdownReport {
         match *self {}
     }
 

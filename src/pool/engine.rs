@@ -13,12 +13,12 @@ use super::core::{
     Action, Call, Carried, Clock, Core, Fate, Limit, Memory, Mode, Refused, TaskKey, WorkerKey,
 };
 use super::driver::{self, Driver};
-use super::ending::CutOff;
 use super::events::{Events, Feeds};
 use super::launch;
 use super::link::{Chunk, Link};
 use super::reply::{Cargo, Extra, Inlet, Outcome, Reply, Things, shielded};
 use super::run::Run;
+use super::shutdown::ShutdownReport;
 use super::spec::{Config, Room, TaskSpec, Ticket};
 use super::stats::{Stats, Tally};
 use super::tokens::Tokens;
@@ -614,7 +614,7 @@ impl Engine {
     }
 
     /// Which tasks the end has cut off.
-    pub(crate) fn cut_off(&self) -> CutOff {
+    pub(crate) fn cut_off(&self) -> ShutdownReport {
         self.lock().core.cut_off().clone()
     }
 

@@ -2,7 +2,7 @@
 
 use super::engine::Engine;
 use super::reply::shielded;
-use super::stats::WorkerEnd;
+use super::stats::ExitReason;
 use crate::coop::BudgetUnit;
 use crate::error::Error;
 use futures::Stream;
@@ -23,17 +23,17 @@ const KEPT: usize = 256;
 pub enum WorkerEvent {
     /// It is ready for tasks.
     #[non_exhaustive]
-    Up {
+    Started {
         /// Its process.
         pid: u32,
     },
     /// It has gone, and its process has been reaped.
     #[non_exhaustive]
-    Down {
+    Exited {
         /// Its process, if there ever was one.
         pid: Option<u32>,
         /// Why it has gone.
-        why: WorkerEnd,
+        why: ExitReason,
         /// How its process ended, if that is known.
         status: Option<ExitStatus>,
         /// Why it did not get ready, if it did not. `None` for a start that was called off because
@@ -44,7 +44,7 @@ pub enum WorkerEvent {
     /// none any more, until [`Pool::ready`](crate::Pool::ready) is called or a worker that is
     /// left answers a task. See [`Builder::restart_limit`](crate::Builder::restart_limit).
     #[non_exhaustive]
-    Halted {
+    GaveUp {
         /// What tasks are told.
         cause: Error,
     },
@@ -52,7 +52,7 @@ pub enum WorkerEvent {
     /// are queued. If what they wait for must come from a queued task, nothing will move: the pool
     /// needs more workers. It is told once, until one of them goes on or is replaced.
     ///
-    /// A wait for a [`Channel`](crate::Channel), and one in an async task, counts as work.
+    /// A wait for a [`Channel`](crate::sync::Channel), and one in an async task, counts as work.
     #[non_exhaustive]
     Blocked {
         /// What they wait for, as far as it belongs to a [`Manager`](crate::Manager) of this
@@ -61,7 +61,7 @@ pub enum WorkerEvent {
     },
     /// So many events before the next one have been lost, because they were not taken in time.
     #[non_exhaustive]
-    Missed {
+    Lagged {
         /// How many.
         events: u64,
     },
@@ -81,7 +81,7 @@ pub struct SharedObject {
 /// stream, which ends when the pool has ended.
 ///
 /// The pool never waits for it: the last 256 events are kept until they are taken, older ones are
-/// lost, and their number is told ([`WorkerEvent::Missed`]). There may be many such streams, and
+/// lost, and their number is told ([`WorkerEvent::Lagged`]). There may be many such streams, and
 /// each has them all. It holds no [`Pool`](crate::Pool).
 ///
 /// # Cancel safety
@@ -195,7 +195,7 @@ impl Stream for Events {
         let mut reader = Some(cx.waker().clone());
         let mut inside = self.feed.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let polled = if inside.missed > 0 {
-            Poll::Ready(Some(WorkerEvent::Missed { events: std::mem::take(&mut inside.missed) }))
+            Poll::Ready(Some(WorkerEvent::Lagged { events: std::mem::take(&mut inside.missed) }))
         } else if let Some(event) = inside.events.pop_front() {
             Poll::Ready(Some(event))
         } else if inside.ended {
@@ -247,20 +247,20 @@ mod tests {
         let feeds = Feeds::new();
         let (mut slow, mut other) = (feeds.subscribe(Weak::new()), feeds.subscribe(Weak::new()));
         for pid in 0..KEPT as u32 + 7 {
-            feeds.tell(&WorkerEvent::Up { pid });
+            feeds.tell(&WorkerEvent::Started { pid });
             assert!(
-                matches!(other.next().now_or_never(), Some(Some(WorkerEvent::Up { pid: told })) if told == pid)
+                matches!(other.next().now_or_never(), Some(Some(WorkerEvent::Started { pid: told })) if told == pid)
             );
         }
         feeds.close();
-        feeds.tell(&WorkerEvent::Up { pid: 0 });
+        feeds.tell(&WorkerEvent::Started { pid: 0 });
         assert!(matches!(
             slow.next().now_or_never(),
-            Some(Some(WorkerEvent::Missed { events: 7 }))
+            Some(Some(WorkerEvent::Lagged { events: 7 }))
         ));
         for pid in 7..KEPT as u32 + 7 {
             assert!(
-                matches!(slow.next().now_or_never(), Some(Some(WorkerEvent::Up { pid: told })) if told == pid)
+                matches!(slow.next().now_or_never(), Some(Some(WorkerEvent::Started { pid: told })) if told == pid)
             );
         }
         for mut ended in [slow, other, feeds.subscribe(Weak::new())] {

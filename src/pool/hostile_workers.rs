@@ -391,7 +391,7 @@ fn case(rng: &mut Rng, tally: &mut Tally) {
         }
     });
     let options = options.workers(2);
-    let options = if rng.one_in(3) { options.init(nothing, ()) } else { options };
+    let options = if rng.one_in(3) { options.on_worker_start(nothing, ()) } else { options };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (closes_early, drains) = (rng.one_in(5), rng.one_in(2));
     let ((), peak) = peak_of(|| {
@@ -442,7 +442,7 @@ async fn serve(
                 TaskErrorKind::StartFailed | TaskErrorKind::InitFailed => {
                     assert!(stage < Stage::Running, "{stage:?}: {error}")
                 }
-                TaskErrorKind::BadFrame
+                TaskErrorKind::ProtocolViolation
                 | TaskErrorKind::WorkerDied
                 | TaskErrorKind::Panicked
                 | TaskErrorKind::Cancelled
@@ -510,9 +510,14 @@ fn hostile_workers() {
     for stage in STAGES {
         assert!(tally.contains_key(&format!("{stage:?}")), "no {stage:?} in {tally:?}");
     }
-    for what in
-        ["BadFrame", "WorkerDied", "ResultDecode", "NotAWorker", "DiedAtStart", "PoolClosed"]
-    {
+    for what in [
+        "ProtocolViolation",
+        "WorkerDied",
+        "ResultDecode",
+        "NotAWorker",
+        "DiedAtStart",
+        "PoolClosed",
+    ] {
         assert!(tally.contains_key(what), "no {what} in {tally:?}");
     }
 }
@@ -542,7 +547,7 @@ fn a_length_without_a_body_costs_no_memory() {
                     .await
                     .expect("it hangs")
                     .unwrap_err();
-                assert_eq!(error.kind(), TaskErrorKind::BadFrame, "{error}");
+                assert_eq!(error.kind(), TaskErrorKind::ProtocolViolation, "{error}");
                 assert!(error.to_string().contains(reason), "{error}");
                 assert_eq!(
                     tokio::time::timeout(HANG, pool.spawn(echo, 1))

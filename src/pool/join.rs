@@ -164,7 +164,7 @@ impl<R> JoinHandle<R> {
     /// stopped with its process, which is killed; tasks that stood behind it in that worker run
     /// elsewhere. A running async task is dropped at its next await point; if it reaches none
     /// within a second, its process is killed, and the other async tasks in it are told that
-    /// their worker died. A task with a [`grace`](crate::Call::grace) is asked first. When the
+    /// their worker died. A task with a [`grace`](crate::TaskBuilder::grace) is asked first. When the
     /// handle has resolved, the task does not run any more.
     pub fn abort(&self) {
         self.abort.abort();

@@ -31,7 +31,7 @@ impl Loss {
     pub(crate) fn error(&self, function: &'static str) -> TaskError {
         let Loss { pid, status, .. } = *self;
         let what = match (&self.bad_frame, &self.note) {
-            (Some(reason), _) => What::BadFrame { pid, reason: reason.clone() },
+            (Some(reason), _) => What::ProtocolViolation { pid, reason: reason.clone() },
             (None, Some(Note::Panic { message, place })) => What::Panicked {
                 message: message.clone(),
                 location: Some(place.clone()),

@@ -23,7 +23,6 @@
 ))]
 mod blocked;
 mod builder;
-mod call;
 #[cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64"),
@@ -37,7 +36,6 @@ mod core;
     not(procpool_elsewhere)
 ))]
 mod driver;
-mod ending;
 #[cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64"),
@@ -71,10 +69,10 @@ mod loss;
 mod named;
 mod options;
 mod output;
-mod own_error;
 mod reply;
 mod results;
 mod run;
+mod shutdown;
 mod size;
 mod slots;
 mod spec;
@@ -83,6 +81,8 @@ mod stats;
 mod strange_runs;
 #[cfg(all(test, target_os = "linux"))]
 mod strange_workers;
+mod task_builder;
+mod task_returned_error;
 #[cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64"),
@@ -93,15 +93,15 @@ mod tokens;
 mod unkillable_workers;
 
 pub use builder::Builder;
-pub use call::{Call, Function};
-pub use ending::{CutOff, Ending};
 pub use events::{Events, SharedObject, WorkerEvent};
 pub use join::{AbortHandle, JoinHandle};
-pub use named::Named;
+pub use named::NamedTask;
 pub use output::{Output, OutputLine};
 pub use results::{ItemResults, Results, TryResults};
+pub use shutdown::{Shutdown, ShutdownReport};
 pub use size::WorkerCount;
-pub use stats::{Stats, WorkerEnd};
+pub use stats::{ExitReason, Stats};
+pub use task_builder::TaskBuilder;
 
 use self::core::Mode;
 use crate::coop::take_unit;
@@ -140,9 +140,9 @@ use std::time::Duration;
 ///
 /// | | new tasks | tasks that wait | tasks that run | the processes |
 /// |---|---|---|---|---|
-/// | [`shutdown()`](Self::shutdown) | refused | run | run to their end | end when nothing is left to do; their exit function ([`Builder::exit`]) and what exit handlers they have run |
+/// | [`shutdown()`](Self::shutdown) | refused | run | run to their end | end when nothing is left to do; their exit function ([`Builder::on_worker_exit`]) and what exit handlers they have run |
 /// | `shutdown()` and [`abort_queued()`](Self::abort_queued) | refused | cancelled | run to their end | the same |
-/// | [`shutdown_within(limit)`](Self::shutdown_within) | refused | run; at the limit closed | the same; at the limit async ones are dropped at an await point, sync ones die with their process; those with a [`grace`](Call::grace) are asked first | end, or are killed at the limit: those of sync tasks at once, others when an async task has not yielded, or an exit function not ended, for a second |
+/// | [`shutdown_within(limit)`](Self::shutdown_within) | refused | run; at the limit closed | the same; at the limit async ones are dropped at an await point, sync ones die with their process; those with a [`grace`](TaskBuilder::grace) are asked first | end, or are killed at the limit: those of sync tasks at once, others when an async task has not yielded, or an exit function not ended, for a second |
 /// | [`kill()`](Self::kill) | refused | closed at once | closed when their process has ended | are killed |
 /// | the last `Pool` is dropped | | as by `kill()` | as by `kill()` | as by `kill()` |
 /// | the runtime that built it ends | taken | run | run | go on; a thread of the crate's own drives the pool |
@@ -232,7 +232,7 @@ impl Pool {
         P: ArgsFor<Args>,
     {
         let () = ZeroSized::<F>::PROVEN;
-        self.call(function).spawn(args)
+        self.task(function).spawn(args)
     }
 
     /// As [`spawn`](Self::spawn), but waits first until the backlog has room
@@ -252,14 +252,14 @@ impl Pool {
         P: ArgsFor<Args>,
     {
         let () = ZeroSized::<F>::PROVEN;
-        self.call(function).spawn_wait(args).await
+        self.task(function).spawn_wait(args).await
     }
 
     /// A call with options.
-    pub fn call<F, Args, Marker>(
+    pub fn task<F, Args, Marker>(
         &self,
         _function: F,
-    ) -> Call<'_, Args, F::Output, Function<F, Marker>>
+    ) -> TaskBuilder<'_, Args, F::Output, task_builder::Function<F, Marker>>
     where
         F: Task<Args, Marker>,
     {
@@ -271,7 +271,7 @@ impl Pool {
         let callee = Callee::Index(index_of::<F, Args, Marker>().0);
         let options = self.engine().config().options.clone();
         let function = std::any::type_name::<F>();
-        Call::new(
+        TaskBuilder::new(
             self,
             TaskSpec { callee, arity: F::__ARITY, mode, flags: 0, options, token: None, function },
         )
@@ -286,14 +286,14 @@ impl Pool {
     /// that this pool's workers are this program itself, whose tasks have no names, is
     /// [`is_unknown_task`](crate::TaskError::is_unknown_task). What the program says of an error in
     /// its task comes as [`is_panic`](crate::TaskError::is_panic).
-    pub fn call_named<Args, R>(&self, task: Named<Args, R>) -> Call<'_, Args, R>
+    pub fn task_named<Args, R>(&self, task: NamedTask<Args, R>) -> TaskBuilder<'_, Args, R>
     where
         Args: ArgsTuple,
         R: DeserializeOwned,
     {
         let (callee, function) = (Callee::Name(task.name()), task.name());
         let options = self.engine().config().options.clone();
-        Call::new(
+        TaskBuilder::new(
             self,
             TaskSpec {
                 callee,
@@ -341,7 +341,7 @@ impl Pool {
         I::Item: ArgsFor<Args>,
     {
         let () = ZeroSized::<F>::PROVEN;
-        self.call(function).map(items)
+        self.task(function).map(items)
     }
 
     /// As [`map`](Self::map), over a stream.
@@ -356,7 +356,7 @@ impl Pool {
         S::Item: ArgsFor<Args>,
     {
         let () = ZeroSized::<F>::PROVEN;
-        self.call(function).map_stream(items)
+        self.task(function).map_stream(items)
     }
 
     /// As [`map_stream`](Self::map_stream), over a stream of `Result`s. The source's error comes
@@ -372,7 +372,7 @@ impl Pool {
         P: ArgsFor<Args>,
     {
         let () = ZeroSized::<F>::PROVEN;
-        self.call(function).try_map_stream(items)
+        self.task(function).try_map_stream(items)
     }
 
     /// The manager of this pool: the owner of objects that its tasks share. It is the one that the
@@ -492,15 +492,15 @@ impl Pool {
     ///
     /// ```
     /// use futures::StreamExt;
-    /// use procpool::{Pool, WorkerEnd, WorkerEvent};
+    /// use procpool::{Pool, ExitReason, WorkerEvent};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let pool = Pool::builder().workers(1).build()?;
     /// let mut events = pool.events();
     /// pool.spawn(|| -> () { std::process::exit(7) }, ()).await.unwrap_err();
-    /// assert!(matches!(events.next().await, Some(WorkerEvent::Up { .. })));
-    /// assert!(matches!(events.next().await, Some(WorkerEvent::Down { why: WorkerEnd::Died, .. })));
+    /// assert!(matches!(events.next().await, Some(WorkerEvent::Started { .. })));
+    /// assert!(matches!(events.next().await, Some(WorkerEvent::Exited { why: ExitReason::Died, .. })));
     /// # Ok(())
     /// # }
     /// ```
@@ -511,33 +511,33 @@ impl Pool {
     /// Closes the pool: takes no more tasks, and lets those that are here run to their end. What it
     /// gives is ready when that is so and every worker process has gone.
     ///
-    /// The pool is closed by the call itself; whether one awaits the [`Ending`] is all the same to
+    /// The pool is closed by the call itself; whether one awaits the [`Shutdown`] is all the same to
     /// it. It may be called more than once, and by several at a time. Tasks handed in
     /// afterwards are [`is_pool_closed`](crate::TaskError::is_pool_closed). It takes as long as
     /// the tasks take, and for ever if one hangs or its process is stopped;
     /// [`shutdown_within`](Self::shutdown_within) does not.
     #[doc(alias = "close")]
     #[doc(alias = "join")]
-    pub fn shutdown(&self) -> Ending {
+    pub fn shutdown(&self) -> Shutdown {
         self.engine().drain(None);
-        Ending::of(self.engine())
+        Shutdown::of(self.engine())
     }
 
     /// As [`shutdown`](Self::shutdown), but what has not ended by then is cut off, and told in the
-    /// [`CutOff`].
+    /// [`ShutdownReport`].
     ///
     /// At the limit, what waits is resolved, and what runs is stopped as by an
     /// [abort](JoinHandle::abort): async tasks are dropped at their next await point, and their
     /// process is killed if they reach none within a second; the processes of sync
-    /// tasks are killed; and a task with a [`grace`](Call::grace) is asked first, and has that much
+    /// tasks are killed; and a task with a [`grace`](TaskBuilder::grace) is asked first, and has that much
     /// longer. All of these tasks are [`is_pool_closed`](crate::TaskError::is_pool_closed). A
     /// worker that has nothing left to do, and has not ended (it runs its exit function, or
     /// stands still), is killed at the limit as well, but not before it has had a second, or its
     /// [`exit_timeout`](Builder::exit_timeout) if that is shorter. The limit counts from the call;
     /// of several calls the earliest counts. A limit beyond what the clock can hold is none.
-    pub fn shutdown_within(&self, limit: Duration) -> Ending {
+    pub fn shutdown_within(&self, limit: Duration) -> Shutdown {
         self.engine().drain(Some(limit));
-        Ending::of(self.engine())
+        Shutdown::of(self.engine())
     }
 
     /// Ends the pool at once: all workers are killed, and all tasks that have not ended resolve to
@@ -545,10 +545,10 @@ impl Pool {
     /// ended: what is told to have stopped has stopped. What it gives is ready when all have
     /// gone.
     ///
-    /// The kill is in the call itself; whether one awaits the [`Ending`] is all the same to it.
-    pub fn kill(&self) -> Ending {
+    /// The kill is in the call itself; whether one awaits the [`Shutdown`] is all the same to it.
+    pub fn kill(&self) -> Shutdown {
         self.engine().kill();
-        Ending::of(self.engine())
+        Shutdown::of(self.engine())
     }
 
     /// Aborts every task that has not begun, and says how many that were. What runs is left alone.

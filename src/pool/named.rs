@@ -4,7 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 /// A task that another program serves under a name: what
-/// [`Pool::call_named`](crate::Pool::call_named) calls.
+/// [`Pool::task_named`](crate::Pool::task_named) calls.
 ///
 /// It says once what is passed and what comes back. `Args` is the tuple of the arguments, `()`,
 /// `(A,)`, `(A, B)` and so on, given as to any task (see [`ArgsFor`](crate::ArgsFor)); `R` is the
@@ -14,17 +14,17 @@ use std::marker::PhantomData;
 /// `resize.v1`.
 ///
 /// ```
-/// use procpool::Named;
+/// use procpool::NamedTask;
 ///
-/// const RESIZE: Named<(Vec<u8>, u32), Vec<u8>> = Named::new("resize.v1");
+/// const RESIZE: NamedTask<(Vec<u8>, u32), Vec<u8>> = NamedTask::new("resize.v1");
 /// assert_eq!(RESIZE.name(), "resize.v1");
 /// ```
-pub struct Named<Args, R> {
+pub struct NamedTask<Args, R> {
     name: &'static str,
     types: PhantomData<fn(Args) -> R>,
 }
 
-impl<Args, R> Named<Args, R> {
+impl<Args, R> NamedTask<Args, R> {
     /// The task of this name.
     pub const fn new(name: &'static str) -> Self {
         Self { name, types: PhantomData }
@@ -37,16 +37,16 @@ impl<Args, R> Named<Args, R> {
 }
 
 // Derived ones would ask the same of `Args` and `R`.
-impl<Args, R> Clone for Named<Args, R> {
+impl<Args, R> Clone for NamedTask<Args, R> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<Args, R> Copy for Named<Args, R> {}
+impl<Args, R> Copy for NamedTask<Args, R> {}
 
-impl<Args, R> fmt::Debug for Named<Args, R> {
+impl<Args, R> fmt::Debug for NamedTask<Args, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Named").field(&self.name).finish()
+        f.debug_tuple("NamedTask").field(&self.name).finish()
     }
 }

@@ -33,7 +33,7 @@ pub struct Stats {
     /// Workers that have got ready.
     pub started: u64,
     pub(super) failed: HashMap<TaskErrorKind, u64>,
-    pub(super) ended: HashMap<WorkerEnd, u64>,
+    pub(super) ended: HashMap<ExitReason, u64>,
 }
 
 impl Stats {
@@ -59,12 +59,12 @@ impl Stats {
     }
 
     /// Worker processes that have gone for this reason.
-    pub fn ended_by(&self, why: WorkerEnd) -> u64 {
+    pub fn ended_by(&self, why: ExitReason) -> u64 {
         self.ended.get(&why).copied().unwrap_or(0)
     }
 
     /// All the reasons for which workers have gone, and how often; in no order.
-    pub fn ends(&self) -> impl Iterator<Item = (WorkerEnd, u64)> {
+    pub fn ends(&self) -> impl Iterator<Item = (ExitReason, u64)> {
         self.ended.iter().map(|(why, count)| (*why, *count))
     }
 }
@@ -72,7 +72,7 @@ impl Stats {
 /// Why a worker has gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum WorkerEnd {
+pub enum ExitReason {
     /// Not by the pool's doing: a crash, an exit within a task, a signal from somebody else.
     Died,
     /// It was killed to stop a task that ran in it.
@@ -82,7 +82,7 @@ pub enum WorkerEnd {
     /// another.
     Unresponsive,
     /// It broke the protocol, and was killed.
-    BadFrame,
+    ProtocolViolation,
     /// It never got ready: the start was refused, failed, or took too long.
     StartFailed,
     /// The pool has ended, or has nothing left to do for it while it ends.
@@ -94,7 +94,7 @@ pub enum WorkerEnd {
     /// ([`Builder::max_lifetime`](crate::Builder::max_lifetime)).
     TooOld,
     /// It had more memory than it may have
-    /// ([`Builder::recycle_above`](crate::Builder::recycle_above)).
+    /// ([`Builder::max_resident_memory`](crate::Builder::max_resident_memory)).
     MemoryMark,
     /// It was replaced by hand ([`Pool::recycle`](crate::Pool::recycle)).
     Recycled,
@@ -113,7 +113,7 @@ pub(crate) struct Tally {
     started: AtomicU64,
     /// Both are held only to count.
     failed: Mutex<HashMap<TaskErrorKind, u64>>,
-    ended: Mutex<HashMap<WorkerEnd, u64>>,
+    ended: Mutex<HashMap<ExitReason, u64>>,
 }
 
 impl Tally {
@@ -130,7 +130,7 @@ impl Tally {
             tasks;
     }
 
-    pub(crate) fn ended(&self, why: WorkerEnd) {
+    pub(crate) fn ended(&self, why: ExitReason) {
         *self.ended.lock().unwrap_or_else(PoisonError::into_inner).entry(why).or_default() += 1;
     }
 

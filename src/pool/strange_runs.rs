@@ -121,7 +121,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             run.go_on(0..4, false);
             run.end();
         },
-        TaskErrorKind::BadFrame,
+        TaskErrorKind::ProtocolViolation,
         &[3],
         u64::MAX,
     ),
@@ -131,7 +131,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             run.go_on(0..3, true);
             run.end();
         },
-        TaskErrorKind::BadFrame,
+        TaskErrorKind::ProtocolViolation,
         &[],
         u64::MAX,
     ),
@@ -141,7 +141,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             run.go_on(0..2, true);
             run.answer(0);
         },
-        TaskErrorKind::BadFrame,
+        TaskErrorKind::ProtocolViolation,
         &[],
         u64::MAX,
     ),
@@ -152,7 +152,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             let id = run.claim.id + run.arguments.len() as u64 + 100_000;
             answer(run.player, id, &[1]);
         },
-        TaskErrorKind::BadFrame,
+        TaskErrorKind::ProtocolViolation,
         &[1],
         u64::MAX,
     ),
@@ -163,7 +163,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             run.answer(2);
             run.end();
         },
-        TaskErrorKind::BadFrame,
+        TaskErrorKind::ProtocolViolation,
         &[0, 1],
         3,
     ),
@@ -174,7 +174,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             run.overwrite((run.arguments.len() as u64) << 32 | 2);
             run.end();
         },
-        TaskErrorKind::BadFrame,
+        TaskErrorKind::ProtocolViolation,
         &[],
         3,
     ),
@@ -185,7 +185,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             run.player.memory.claims().offer(run.claim);
             run.end();
         },
-        TaskErrorKind::BadFrame,
+        TaskErrorKind::ProtocolViolation,
         &[],
         2,
     ),
@@ -196,7 +196,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             run.overwrite(u64::MAX);
             run.end();
         },
-        TaskErrorKind::BadFrame,
+        TaskErrorKind::ProtocolViolation,
         &[],
         1,
     ),
@@ -207,7 +207,7 @@ const PLAYS: [(&str, Play, TaskErrorKind, &[u64], u64); 9] = [
             run.player.memory.claims().finish(run.claim);
             run.end();
         },
-        TaskErrorKind::BadFrame,
+        TaskErrorKind::ProtocolViolation,
         &[],
         1,
     ),

@@ -8,7 +8,7 @@
 
 use super::capture::Streams;
 use super::launch::{Launched, Launcher};
-use super::{Builder, Named, Pool};
+use super::{Builder, NamedTask, Pool};
 use crate::error::{Error, ErrorKind, TaskErrorKind};
 use crate::process::{Child, WorkerMemory, sys};
 use crate::task;
@@ -367,7 +367,7 @@ async fn a_played_worker_serves() {
 /// memory.
 #[tokio::test]
 async fn a_worker_of_another_program_is_given_one_task_at_a_time_and_dies_of_that_one() {
-    const ECHO: Named<(u8,), u8> = Named::new("echo.v1");
+    const ECHO: NamedTask<(u8,), u8> = NamedTask::new("echo.v1");
     let pool = played(|n, player| {
         let least =
             Hello { protocol: message::PROTOCOL, version: String::new(), fingerprint: None };
@@ -398,12 +398,12 @@ async fn a_worker_of_another_program_is_given_one_task_at_a_time_and_dies_of_tha
     .build()
     .unwrap();
     let handles: Vec<_> =
-        (0..300).map(|n| (n, pool.call_named(ECHO).spawn(n as u8 & 0x7f))).collect();
+        (0..300).map(|n| (n, pool.task_named(ECHO).spawn(n as u8 & 0x7f))).collect();
     for (n, handle) in handles {
         match tokio::time::timeout(HANG, handle).await.expect("it hangs") {
             Ok(value) => assert_eq!((value, n == 150), (n as u8 & 0x7f, false)),
             Err(error) => {
-                assert_eq!((error.kind(), n), (TaskErrorKind::BadFrame, 150), "{error}")
+                assert_eq!((error.kind(), n), (TaskErrorKind::ProtocolViolation, 150), "{error}")
             }
         }
     }
@@ -414,46 +414,46 @@ async fn a_worker_of_another_program_is_given_one_task_at_a_time_and_dies_of_tha
 async fn rubbish_in_the_place_of_an_answer_costs_that_task_and_the_worker() {
     type Play = fn(&mut Player, u64);
     let plays: [(&str, Play, TaskErrorKind); 10] = [
-        ("an unknown number", |p, id| p.answer(id + 1000, 1), TaskErrorKind::BadFrame),
+        ("an unknown number", |p, id| p.answer(id + 1000, 1), TaskErrorKind::ProtocolViolation),
         (
             "a frame of 4 GiB",
             |p, _| p.socket.write_all(&[0xff; 4]).unwrap(),
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
         (
             "a line of text, which is a length that may be",
             |p, _| p.socket.write_all(b"\n\n  a line").unwrap(),
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
-        ("no message", |p, _| p.say(|out| out.push(0xc0)), TaskErrorKind::BadFrame),
+        ("no message", |p, _| p.say(|out| out.push(0xc0)), TaskErrorKind::ProtocolViolation),
         (
             "a result that is missing",
             |p, id| p.say(|out| out.extend([0x92, kind::DONE, id as u8])),
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
         (
             "a failure that is none",
             |p, id| p.say(|out| out.extend([0x93, kind::FAILED, id as u8, 0xa1, b'?'])),
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
         (
             "a kind that does not exist",
             |p, _| p.say(|out| out.extend([0x91, 99])),
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
-        ("a second hello", |p, _| p.hello(|_| {}), TaskErrorKind::BadFrame),
+        ("a second hello", |p, _| p.hello(|_| {}), TaskErrorKind::ProtocolViolation),
         (
             "half a frame, and the end",
             |p, _| {
                 p.socket.write_all(&[9, 0, 0, 0, 0x92]).unwrap();
                 p.socket.shutdown(std::net::Shutdown::Both).unwrap();
             },
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
         (
             "the end",
             |p, _| p.socket.shutdown(std::net::Shutdown::Both).unwrap(),
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
     ];
     for (what, play, expected) in plays {
@@ -504,7 +504,7 @@ async fn an_answer_given_twice_or_unasked_ends_the_worker_and_resolves_nothing_e
     match tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs") {
         Ok(value) => assert_eq!(value, 1),
         Err(error) => assert!(
-            matches!(error.kind(), TaskErrorKind::BadFrame | TaskErrorKind::WorkerDied),
+            matches!(error.kind(), TaskErrorKind::ProtocolViolation | TaskErrorKind::WorkerDied),
             "{error}"
         ),
     }
@@ -521,42 +521,42 @@ async fn whatever_stands_in_its_memory_costs_a_worker_at_most_its_own_task() {
         (
             "a tail beyond the ring",
             |p, _| p.memory.ring().tail.store(1 << 20, Ordering::Release),
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
         (
             "a tail that goes back",
             |p, _| p.memory.ring().tail.store(u64::MAX - 7, Ordering::Release),
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
         (
             "a tail within a word",
             |p, _| p.memory.ring().tail.store(12, Ordering::Release),
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
         (
             "nothing but zeros",
             |p, _| p.memory.ring().tail.store(800, Ordering::Release),
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
         (
             "a frame that is cut",
             |p, _| assert!(p.memory.ring().put(&[200, 0, 0, 0, 1, 2, 3])),
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
         (
             "a frame of 4 GiB",
             |p, _| assert!(p.memory.ring().put(&[0xff; 64])),
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
         (
             "a hello in the outbox",
             |p, _| assert!(put(p, &[0x91, kind::HELLO])),
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
         (
             "an answer to nothing",
             |p, _| assert!(put(p, &[0x93, kind::DONE, 99, 1])),
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
         (
             "words of no meaning, and the end",
@@ -564,7 +564,7 @@ async fn whatever_stands_in_its_memory_costs_a_worker_at_most_its_own_task() {
                 p.memory.claims().offer(Claim { slot: 0, id: 1 << 60 });
                 p.socket.shutdown(std::net::Shutdown::Both).unwrap();
             },
-            TaskErrorKind::BadFrame,
+            TaskErrorKind::ProtocolViolation,
         ),
     ];
     for (what, play, expected) in plays {
@@ -699,7 +699,7 @@ async fn a_frame_that_kills_whoever_reads_it_costs_its_own_task_and_not_the_pool
         .await
         .expect("it hangs")
         .expect_err("its third death is its own");
-    assert_eq!(error.kind(), TaskErrorKind::BadFrame);
+    assert_eq!(error.kind(), TaskErrorKind::ProtocolViolation);
     assert_eq!(
         tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(),
         3
@@ -760,7 +760,7 @@ async fn an_answer_that_is_worth_another_try_is_tried_as_often_as_the_call_says(
         tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs").unwrap(),
         1
     );
-    let retried = pool.call(echo).retries(2).spawn(1);
+    let retried = pool.task(echo).retries(2).spawn(1);
     assert_eq!(tokio::time::timeout(HANG, retried).await.expect("it hangs").unwrap(), 4);
 }
 
@@ -808,7 +808,7 @@ async fn a_worker_that_rings_for_nothing_breaks_the_protocol() {
     let pool = pool.build().unwrap();
     let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs");
     let error = error.unwrap_err();
-    assert_eq!(error.kind(), TaskErrorKind::BadFrame);
+    assert_eq!(error.kind(), TaskErrorKind::ProtocolViolation);
     assert!(error.to_string().contains("it rang"), "{error}");
     let answer = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs");
     assert_eq!(answer.unwrap(), 42);
@@ -845,7 +845,7 @@ async fn half_a_frame_hides_no_answer_and_its_worker_is_ended() {
     }
     let error = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.expect("it hangs");
     let error = error.unwrap_err();
-    assert_eq!(error.kind(), TaskErrorKind::BadFrame);
+    assert_eq!(error.kind(), TaskErrorKind::ProtocolViolation);
     assert!(error.to_string().contains("did not go on"), "{error}");
 }
 

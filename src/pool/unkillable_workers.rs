@@ -8,7 +8,7 @@
 
 use super::Pool;
 use super::core::Policy;
-use super::stats::WorkerEnd;
+use super::stats::ExitReason;
 use crate::process::testing::Hold;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -59,7 +59,7 @@ async fn its_task_is_told_its_place_is_filled_and_it_is_reaped_when_it_ends() {
     assert_eq!((stats.leaving, stats.ended()), (1, 0), "it is not forgotten: {stats:?}");
     drop(hold);
     until("it is reaped", || !exists(pid)).await;
-    until("it is counted", || pool.stats().ended_by(WorkerEnd::TaskStopped) == 1).await;
+    until("it is counted", || pool.stats().ended_by(ExitReason::TaskStopped) == 1).await;
     assert_eq!(pool.stats().leaving, 0);
 }
 

@@ -47,5 +47,5 @@ pub(crate) use memory::{MemoryError, SharedMemory};
 pub(crate) use peer_fd::{PeerFd, PeerSocket};
 pub(crate) use resident::{is_stopped, resident};
 pub(crate) use spawn::{Spawn, find_program, spawn_with_stdout};
-pub(crate) use sys::is_secure;
+pub(crate) use sys::is_set_uid;
 pub(crate) use worker_memory::WorkerMemory;

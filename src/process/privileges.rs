@@ -51,7 +51,7 @@ pub(crate) fn raised() -> Option<Raised> {
     }
     // A file system may be mounted, and a process be made, so that files raise nothing: then this
     // process would not have been raised by its file either.
-    (sys::is_secure() && is_raising_file()).then_some(Raised::File)
+    (sys::is_set_uid() && is_raising_file()).then_some(Raised::File)
 }
 
 /// Whether the program's file is of a kind that raises privileges.

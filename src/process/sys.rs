@@ -571,7 +571,7 @@ pub(crate) fn has_file_capabilities(path: &CStr) -> bool {
 
 /// Whether this process was started with raised privileges (set-uid, set-gid, file capabilities,
 /// ids that differed, a transition of a security module): `AT_SECURE` (getauxval(3)).
-pub(crate) fn is_secure() -> bool {
+pub(crate) fn is_set_uid() -> bool {
     // SAFETY: reads a value that the kernel gave the process.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }

@@ -16,11 +16,11 @@ use tokio::sync::oneshot;
 /// It is no child of the application: it cannot be waited for, and its number may become another
 /// process's once it has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Detached {
+pub struct Daemon {
     pid: u32,
 }
 
-impl Detached {
+impl Daemon {
     /// The daemon's own process number, as it is written into a pid file.
     pub fn pid(&self) -> u32 {
         self.pid
@@ -62,21 +62,21 @@ impl Detaching {
     ///
     /// Within an async context, as tokio's blocking calls do: there, `.await` it.
     #[track_caller]
-    pub fn blocking_wait(self) -> Result<Detached, Error> {
+    pub fn blocking_wait(self) -> Result<Daemon, Error> {
         refuse_in_async_context();
         let coming = self.state?;
         if Machine::is_forked_copy() {
             return coming
                 .get()
                 .unwrap_or_else(|| Err(Why::Forked.into()))
-                .map(|pid| Detached { pid });
+                .map(|pid| Daemon { pid });
         }
-        coming.blocking_wait().map(|pid| Detached { pid })
+        coming.blocking_wait().map(|pid| Daemon { pid })
     }
 }
 
 impl Future for Detaching {
-    type Output = Result<Detached, Error>;
+    type Output = Result<Daemon, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
@@ -87,7 +87,7 @@ impl Future for Detaching {
         };
         loop {
             if let Some(result) = coming.get() {
-                return this.unit.per_item(Poll::Ready(result.map(|pid| Detached { pid })));
+                return this.unit.per_item(Poll::Ready(result.map(|pid| Daemon { pid })));
             }
             if Machine::is_forked_copy() {
                 return Poll::Ready(Err(Why::Forked.into()));

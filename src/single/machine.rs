@@ -672,10 +672,11 @@ impl Machine {
                 Failed::Result { reason } => What::ResultEncode { pid, reason },
                 Failed::TooLarge => What::ResultTooLarge { pid, limit: frame::BODY_MAX_DEFAULT },
                 Failed::NoRuntime { reason } => What::NoRuntime { pid, reason },
-                Failed::Cancelled => {
-                    What::BadFrame { pid, reason: "a call that nobody cancelled was".into() }
-                }
-                Failed::Unknown => What::BadFrame {
+                Failed::Cancelled => What::ProtocolViolation {
+                    pid,
+                    reason: "a call that nobody cancelled was".into(),
+                },
+                Failed::Unknown => What::ProtocolViolation {
                     pid,
                     reason: "a function of its own program is unknown to it".into(),
                 },
@@ -684,7 +685,7 @@ impl Machine {
                 let is_out_of_memory = note == Some(DeathNote::OutOfMemory)
                     && Exit { pid, status }.is_by(libc::SIGABRT);
                 let what = match (inside.bad, note) {
-                    (Some(reason), _) => What::BadFrame { pid, reason },
+                    (Some(reason), _) => What::ProtocolViolation { pid, reason },
                     (None, Some(DeathNote::Panic { message, place })) => What::Panicked {
                         message,
                         location: Some(place),

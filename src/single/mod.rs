@@ -50,7 +50,7 @@ mod streams;
 use machine as streams;
 
 pub use builder::ProcessBuilder;
-pub use detached::{Detached, Detaching};
+pub use detached::{Daemon, Detaching};
 pub use parent::{Parent, parent};
 pub use stdio::Stdio;
 pub use streams::{ChildStderr, ChildStdin, ChildStdout};
@@ -154,8 +154,8 @@ impl Process<()> {
     ///
     /// # Errors
     ///
-    /// What keeps processes from starting: [`ErrorKind`](crate::ErrorKind) `Unsupported`, `Secure`,
-    /// `NotInProgram`, `InsideWorker`, `TooDeep`, `Forked`, `Spawn`; and `ArgumentEncode`,
+    /// What keeps processes from starting: [`ErrorKind`](crate::ErrorKind) `Unsupported`, `SetUid`,
+    /// `NotInProgram`, `InsideWorker`, `NestingTooDeep`, `Forked`, `Spawn`; and `ArgumentEncode`,
     /// `TooLarge`.
     ///
     /// What fails after the exec is told by the handle, as

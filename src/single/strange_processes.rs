@@ -136,7 +136,7 @@ impl Played {
     fn is_bad(&self) {
         self.end();
         let error = self.process.try_join().unwrap().unwrap_err();
-        assert_eq!(error.kind(), TaskErrorKind::BadFrame, "{error:?}");
+        assert_eq!(error.kind(), TaskErrorKind::ProtocolViolation, "{error:?}");
         assert_eq!(self.process.exit_status().unwrap().signal(), Some(9));
     }
 }

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), procpool::Error> {
-/// let (here, there) = procpool::channel::<String>()?;
+/// let (here, there) = procpool::sync::channel::<String>()?;
 /// here.send("ping".into()).await?;
 /// assert_eq!(there.recv().await?.as_deref(), Some("ping"));
 /// there.send("pong".into()).await?;
@@ -56,20 +56,18 @@ pub fn channel<T>() -> Result<(Channel<T>, Channel<T>), Error> {
     duplex()
 }
 
-/// The two ends of a channel: the first sends `A` and receives `B`, the second the other way round.
-pub type Ends<A, B> = (Channel<A, B>, Channel<B, A>);
-
-/// As [`channel`], with a type of its own for each direction.
+/// As [`channel`], with a type of its own for each direction: the first end sends `A` and receives
+/// `B`, the second the other way round.
 ///
 /// # Errors
 ///
 /// As `channel`.
-pub fn duplex<A, B>() -> Result<Ends<A, B>, Error> {
+pub fn duplex<A, B>() -> Result<(Channel<A, B>, Channel<B, A>), Error> {
     make(&home()?)
 }
 
 impl Manager {
-    /// Makes a [channel](crate::channel()) whose ends may also be put into this manager's objects.
+    /// Makes a [channel](crate::sync::channel()) whose ends may also be put into this manager's objects.
     ///
     /// # Errors
     ///
@@ -84,12 +82,12 @@ impl Manager {
     /// # Errors
     ///
     /// As `channel`.
-    pub fn duplex<A, B>(&self) -> Result<Ends<A, B>, Error> {
+    pub fn duplex<A, B>(&self) -> Result<(Channel<A, B>, Channel<B, A>), Error> {
         make(self.connection())
     }
 }
 
-fn make<A, B>(home: &Arc<Connection>) -> Result<Ends<A, B>, Error> {
+fn make<A, B>(home: &Arc<Connection>) -> Result<(Channel<A, B>, Channel<B, A>), Error> {
     let pair =
         || UnixStream::pair().map_err(|e| Error::spawn("making the sockets of a channel", e));
     let ((from_a, to_b), (from_b, to_a)) = (pair()?, pair()?);
@@ -123,7 +121,7 @@ fn home() -> Result<Arc<Connection>, Error> {
 ///
 /// What is sent arrives in order, or not at all: the other process has it only when it takes it,
 /// and what was on its way is lost with a process that dies. There is nobody between the two, so it
-/// is quicker than a [`Queue`](crate::Queue); it has room for some hundred KiB on the way, and
+/// is quicker than a [`Queue`](crate::sync::Queue); it has room for some hundred KiB on the way, and
 /// `send` waits while that is full.
 ///
 /// The first call makes the end this process's own: after it, an attempt to send the end itself

@@ -16,7 +16,7 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 /// A condition variable that processes share (Python's `Condition`): to wait, without holding a
-/// [`Mutex`](crate::Mutex), until somebody says that what it protects has changed.
+/// [`Mutex`](crate::sync::Mutex), until somebody says that what it protects has changed.
 ///
 /// Made by [`Manager::condvar`]. A handle is cheap to clone, can be used from any thread and in any
 /// runtime, and travels to other processes as an argument, in a result, or inside another shared
@@ -29,7 +29,7 @@ use std::time::Duration;
 /// * As with every condition variable, a wait may end without a notification meant for it: look at
 ///   the condition again, or use [`wait_while`](Self::wait_while).
 ///
-/// For a flag an [`Event`](crate::Event) is simpler, for items a [`Queue`](crate::Queue).
+/// For a flag an [`Event`](crate::sync::Event) is simpler, for items a [`Queue`](crate::sync::Queue).
 ///
 /// ```
 /// use procpool::Manager;
@@ -141,7 +141,7 @@ impl Condvar {
     /// # Errors
     ///
     /// What the guard had changed cannot be committed ([`MutexGuard::commit`]); the lock cannot be
-    /// had again ([`Mutex::lock`](crate::Mutex::lock));
+    /// had again ([`Mutex::lock`](crate::sync::Mutex::lock));
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety

@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-/// An item of a [`Queue`](crate::Queue) that is leased: it is done with only when it is
+/// An item of a [`Queue`](crate::sync::Queue) that is leased: it is done with only when it is
 /// [acknowledged](Self::ack).
 ///
 /// # Drop

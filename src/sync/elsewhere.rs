@@ -1,4 +1,5 @@
-//! Where there are no workers, there is nobody to share objects with.
+//! Objects that processes share. On this platform there are no worker processes, and only
+//! [`Manager`] exists, which says so.
 
 use crate::error::{Error, Why};
 

@@ -26,7 +26,7 @@ use std::marker::PhantomData;
 /// Each call is one step: nobody sees half of it. What must be read, thought about and written in
 /// one step is done by [`update`](Self::update) or [`compare_exchange`](Self::compare_exchange); a
 /// `get` followed by a `set` is two. To hand work from one process to another a
-/// [`Queue`](crate::Queue) is better: what a process that dies had popped is lost.
+/// [`Queue`](crate::sync::Queue) is better: what a process that dies had popped is lost.
 ///
 /// The methods whose names begin with `blocking_` are for code that is not async. The manager
 /// answers at once, so they may be called anywhere; in a worker they block the thread for the round
@@ -374,7 +374,7 @@ impl<T: DeserializeOwned> List<T> {
     /// # Cancel safety
     ///
     /// Dropped after it was polled, an element may be lost. Where that matters, use a
-    /// [`Queue`](crate::Queue).
+    /// [`Queue`](crate::sync::Queue).
     pub async fn pop(&self) -> Result<Option<T>, Error> {
         self.value(self.ask(&Ask::Pop).await)
     }

@@ -69,7 +69,7 @@ impl Manager {
     /// so nothing is told there. What was got by `.await` or by `try_` counts for nobody, and a
     /// task that waits by `.await` is in no ring. That two tasks wait for each other is not told: a task may release a lock in one
     /// branch while it waits in another, and may be given up by a time limit around it, so that
-    /// it is never certain. For these [`lock_timeout`](crate::Mutex::lock_timeout) is of use,
+    /// it is never certain. For these [`lock_timeout`](crate::sync::Mutex::lock_timeout) is of use,
     /// and one order in which all take their locks.
     ///
     /// Default: on in debug builds, off in others. Switched on, it concerns locks that are taken

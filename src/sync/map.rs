@@ -109,8 +109,24 @@ impl Manager {
 /// No more than this, in bytes, is put into one message (but always one entry).
 const BATCH_BYTES: usize = 256 << 10;
 
-/// What an exchange has come to: done, or what is there instead.
-pub type Exchanged<V> = Result<(), Option<V>>;
+/// The error of [`Map::compare_exchange`]: the key had another value than the expected one, and
+/// nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompareExchangeError<V> {
+    /// The value that the key has instead; `None` if the key is absent.
+    pub current: Option<V>,
+}
+
+impl<V> fmt::Display for CompareExchangeError<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.current {
+            Some(_) => "the key has another value than the expected one",
+            None => "the key is absent, and a value was expected",
+        })
+    }
+}
+
+impl<V: fmt::Debug> std::error::Error for CompareExchangeError<V> {}
 
 impl<K, V> Map<K, V> {
     /// Whether it has no entries.
@@ -523,7 +539,7 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
         key: K,
         expected: Option<&V>,
         new: Option<&V>,
-    ) -> Result<Exchanged<V>, Error> {
+    ) -> Result<Result<(), CompareExchangeError<V>>, Error> {
         let asking = self.start_exchange(&key, expected, new)?;
         self.exchanged(asking.await)
     }
@@ -538,7 +554,7 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
         key: K,
         expected: Option<&V>,
         new: Option<&V>,
-    ) -> Result<Exchanged<V>, Error> {
+    ) -> Result<Result<(), CompareExchangeError<V>>, Error> {
         let asking = self.start_exchange(&key, expected, new)?;
         self.exchanged(asking.settle())
     }
@@ -561,11 +577,16 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
         }
     }
 
-    fn exchanged(&self, answer: Result<Body, Error>) -> Result<Exchanged<V>, Error> {
+    fn exchanged(
+        &self,
+        answer: Result<Body, Error>,
+    ) -> Result<Result<(), CompareExchangeError<V>>, Error> {
         let body = answer?;
         match reply(&body)? {
-            Reply::Refused { .. } => Ok(Err(Some(self.handle.decode(&body)?))),
-            Reply::RefusedAbsent => Ok(Err(None)),
+            Reply::Refused { .. } => {
+                Ok(Err(CompareExchangeError { current: Some(self.handle.decode(&body)?) }))
+            }
+            Reply::RefusedAbsent => Ok(Err(CompareExchangeError { current: None })),
             Reply::Value { .. } | Reply::Inserted { .. } | Reply::Absent => Ok(Ok(())),
             other => Err(strange(&other)),
         }

@@ -16,7 +16,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-/// What has happened to a [`Map`](crate::Map).
+/// What has happened to a [`Map`](crate::sync::Map).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MapChange<K, V> {
@@ -33,12 +33,12 @@ pub enum MapChange<K, V> {
         key: K,
     },
     /// There were changes that were not kept: this watcher was some thousand changes, or some MiB
-    /// of them, behind. Look at the [entries](crate::Map::entries); what comes after this goes
+    /// of them, behind. Look at the [entries](crate::sync::Map::entries); what comes after this goes
     /// on without a gap.
     Missed,
 }
 
-/// Watches a [`Map`](crate::Map): a stream of its changes, from when it was made, in their order,
+/// Watches a [`Map`](crate::sync::Map): a stream of its changes, from when it was made, in their order,
 /// each once.
 ///
 /// It ends with an error when the manager is closed.

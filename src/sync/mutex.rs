@@ -86,7 +86,8 @@ const SMALL: usize = 16;
 /// or none.
 ///
 /// ```
-/// use procpool::{Manager, Mutex};
+/// use procpool::Manager;
+/// use procpool::sync::Mutex;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), procpool::Error> {
@@ -122,7 +123,7 @@ impl Manager {
     /// Its place in shared memory has room for twice the encoded value, and for 256 bytes at least
     /// (a number has room for any number). What has no room travels by socket when it is
     /// committed and when it is read, which is slower.
-    /// See [`mutex_with_room`](Self::mutex_with_room) for a value that will grow.
+    /// See [`mutex_with_capacity`](Self::mutex_with_capacity) for a value that will grow.
     ///
     /// # Errors
     ///
@@ -138,7 +139,7 @@ impl Manager {
     /// # Errors
     ///
     /// As `mutex`.
-    pub fn mutex_with_room<T: Serialize + DeserializeOwned>(
+    pub fn mutex_with_capacity<T: Serialize + DeserializeOwned>(
         &self,
         value: T,
         bytes: usize,
@@ -507,7 +508,7 @@ struct Locked<'a> {
     handle: &'a Handle,
     cell: &'a Cell,
     word: Word,
-    fencing_number: u64,
+    fencing_token: u64,
     noted: Option<ThreadId>,
     armed: bool,
 }
@@ -515,9 +516,9 @@ struct Locked<'a> {
 impl<'a> Locked<'a> {
     #[inline]
     fn new(handle: &'a Handle, cell: &'a Cell, word: Word) -> Self {
-        let fencing_number = always(word::next_fencing_number(cell.words()));
+        let fencing_token = always(word::next_fencing_number(cell.words()));
         let noted = holding::taken(handle.connection().manager(), handle.name().object);
-        Self { handle, cell, word, fencing_number, noted, armed: true }
+        Self { handle, cell, word, fencing_token, noted, armed: true }
     }
 }
 
@@ -564,7 +565,7 @@ struct Core<T> {
     /// `None` only while it is being dropped.
     value: Option<T>,
     word: Word,
-    fencing_number: u64,
+    fencing_token: u64,
     /// Which thread is noted to hold it.
     noted: Option<ThreadId>,
     changed: bool,
@@ -579,12 +580,12 @@ struct Core<T> {
 impl<T: Serialize + DeserializeOwned> Core<T> {
     fn new(mut locked: Locked<'_>, value: T) -> Self {
         locked.armed = false;
-        let Locked { word, fencing_number, noted, .. } = locked;
+        let Locked { word, fencing_token, noted, .. } = locked;
         let panicking = std::thread::panicking();
         Self {
             value: Some(value),
             word,
-            fencing_number,
+            fencing_token,
             noted,
             changed: false,
             unmark: false,
@@ -795,8 +796,8 @@ macro_rules! guard {
 
             /// A number that is higher than that of every guard of this lock before, in any process: for a store that
             /// refuses what comes from one who has lost the lock meanwhile.
-            pub fn fencing_number(&self) -> u64 {
-                self.core.fencing_number
+            pub fn fencing_token(&self) -> u64 {
+                self.core.fencing_token
             }
         }
 

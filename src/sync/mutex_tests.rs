@@ -170,7 +170,7 @@ fn try_lock_never_waits_and_a_limit_is_kept() {
 fn fencing_numbers_rise_from_guard_to_guard() {
     let (_manager, here, _elsewhere, there) = lock_and_there(0u8);
     let numbers: Vec<_> =
-        [&here, &there, &there, &here].map(|mutex| blocking(mutex.lock()).fencing_number()).into();
+        [&here, &there, &there, &here].map(|mutex| blocking(mutex.lock()).fencing_token()).into();
     assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
 }
 
@@ -330,7 +330,7 @@ fn values_without_room_in_their_place_travel_by_socket() {
     // One that begins large; and one with room enough, which stays in its place.
     let large = manager.mutex(vec![1u8; 300_000]).expect("a mutex");
     assert_eq!(blocking(large.seen_by(&elsewhere).get()).len(), 300_000);
-    let roomy = manager.mutex_with_room(Vec::<u8>::new(), 1 << 20).expect("a mutex");
+    let roomy = manager.mutex_with_capacity(Vec::<u8>::new(), 1 << 20).expect("a mutex");
     let there = roomy.seen_by(&elsewhere);
     *blocking(there.lock()) = vec![5; 1 << 19];
     assert_eq!(blocking(roomy.get()), vec![5; 1 << 19]);
@@ -807,9 +807,9 @@ fn those_that_are_stopped_hold_up_each_other_waiter_once_at_most_and_go_on_when_
     assert_eq!((server.late(object), server.waiting(object)), (2, 2));
     drop(guard);
     // Nobody is in the line: it is as if nobody waited.
-    let fencing_number = |guard: MutexGuard<'_, u64>| guard.fencing_number();
+    let fencing_token = |guard: MutexGuard<'_, u64>| guard.fencing_token();
     for expected in [102, 103] {
-        assert_eq!(mutex.try_lock().expect("whole").map(fencing_number), Some(expected));
+        assert_eq!(mutex.try_lock().expect("whole").map(fencing_token), Some(expected));
     }
     for (number, child) in children.iter_mut().enumerate() {
         kill(pid(child), Signal::SIGCONT).expect("continue");

@@ -401,7 +401,7 @@ fn what_a_writer_had_not_committed_when_it_died_was_never_there() {
     let waits = thread::spawn({
         let lock = lock.clone();
         move || {
-            lock.blocking_write().map(|guard| (guard[0], guard.recovered(), guard.fencing_number()))
+            lock.blocking_write().map(|guard| (guard[0], guard.recovered(), guard.fencing_token()))
         }
     });
     dies.kill();
@@ -454,7 +454,7 @@ fn maps_and_lists_are_the_same_everywhere() {
     assert_eq!(map.blocking_get_or_insert("b".into(), 6).expect("there"), 5);
     assert_eq!(
         map.blocking_compare_exchange("b".into(), Some(&6), Some(&7)).expect("asked"),
-        Err(Some(5))
+        Err(CompareExchangeError { current: Some(5) })
     );
     assert_eq!(
         there.blocking_compare_exchange("b".into(), Some(&5), Some(&7)).expect("asked"),
@@ -462,7 +462,7 @@ fn maps_and_lists_are_the_same_everywhere() {
     );
     assert_eq!(
         there.blocking_compare_exchange("c".into(), Some(&5), None).expect("asked"),
-        Err(None)
+        Err(CompareExchangeError { current: None })
     );
     assert_eq!(
         there.blocking_entries().expect("entries"),
@@ -618,7 +618,7 @@ impl Drop for Account {
     }
 }
 
-impl Served for Account {
+impl Actor for Account {
     type Call = (String, i64);
     type Reply = i64;
 

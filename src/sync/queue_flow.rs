@@ -19,7 +19,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 /// The items of a queue, each taken out as it is yielded: made by
-/// [`Queue::stream`](crate::Queue::stream).
+/// [`Queue::stream`](crate::sync::Queue::stream).
 ///
 /// It ends when the queue is closed and nothing is left, and after the manager has closed (with
 /// that error before it). An item that cannot be decoded is an error in its place.
@@ -160,14 +160,14 @@ impl<T> fmt::Debug for QueueStream<T> {
 /// So many items, or so many bytes of them, travel in one message.
 const BATCH: usize = 256;
 
-/// A sink of items into a queue: made by [`Queue::sink`](crate::Queue::sink).
+/// A sink of items into a queue: made by [`Queue::sink`](crate::sync::Queue::sink).
 ///
 /// Items are gathered until it is flushed, or [`batch`](Self::batch) of them are there. Closing the
 /// sink flushes it; it does not close the queue.
 ///
 /// # Errors
 ///
-/// Those of [`Queue::send_many`](crate::Queue::send_many). [`unsent`](Self::unsent) gives back what
+/// Those of [`Queue::send_many`](crate::sync::Queue::send_many). [`unsent`](Self::unsent) gives back what
 /// was not sent.
 ///
 /// # Drop

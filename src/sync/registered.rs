@@ -25,12 +25,13 @@ use tokio::runtime::Runtime;
 /// An object of yours that other processes may call: what [`Manager::register`] takes (Python's
 /// `BaseManager.register`).
 ///
-/// Its methods are the variants of [`Call`](Self::Call), with their arguments. `call` may be
+/// Its methods are the variants of [`TaskBuilder`](Self::Call), with their arguments. `call` may be
 /// written as an `async fn`; it runs on a thread of the object's own, within a tokio runtime of
 /// that thread, and need not be `Send`.
 ///
 /// ```
-/// use procpool::{Manager, Served};
+/// use procpool::Manager;
+/// use procpool::sync::Actor;
 /// use serde::{Deserialize, Serialize};
 ///
 /// struct Account {
@@ -43,7 +44,7 @@ use tokio::runtime::Runtime;
 ///     Withdraw(i64),
 /// }
 ///
-/// impl Served for Account {
+/// impl Actor for Account {
 ///     type Call = Call;
 ///     type Reply = Result<i64, String>;
 ///
@@ -65,7 +66,7 @@ use tokio::runtime::Runtime;
 /// # Ok(())
 /// # }
 /// ```
-pub trait Served: Send + 'static {
+pub trait Actor: Send + 'static {
     /// What can be asked of it: as a rule an enum, a variant for each method.
     type Call: Serialize + DeserializeOwned;
     /// What it answers.
@@ -79,22 +80,22 @@ pub trait Served: Send + 'static {
 ///
 /// It is cheap to clone, can be used from any thread and in any runtime, and travels to other
 /// processes as an argument, in a result, or inside another shared object.
-pub struct Registered<O> {
+pub struct ActorRef<O> {
     handle: Handle,
     marker: PhantomData<fn() -> O>,
 }
 
-handle_travels!(Registered<O>, kinds::REGISTERED);
+handle_travels!(ActorRef<O>, kinds::REGISTERED);
 
-impl<O> Clone for Registered<O> {
+impl<O> Clone for ActorRef<O> {
     fn clone(&self) -> Self {
         Self { handle: self.handle.clone(), marker: PhantomData }
     }
 }
 
-impl<O> fmt::Debug for Registered<O> {
+impl<O> fmt::Debug for ActorRef<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registered").field("handle", &self.handle).finish()
+        f.debug_struct("ActorRef").field("handle", &self.handle).finish()
     }
 }
 
@@ -107,7 +108,7 @@ impl Manager {
     ///
     /// [`Spawn`](crate::ErrorKind::Spawn), when there is no thread to be had;
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
-    pub fn register<O: Served>(&self, object: O) -> Result<Registered<O>, Error> {
+    pub fn register<O: Actor>(&self, object: O) -> Result<ActorRef<O>, Error> {
         let failed = |step| move |source| Error::spawn(step, source);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -123,7 +124,7 @@ impl Manager {
             .name("procpool-object".into())
             .spawn(move || serve(&runtime, &served, object))
             .map_err(failed("starting the thread of a registered object"))?;
-        Ok(Registered { handle, marker: PhantomData })
+        Ok(ActorRef { handle, marker: PhantomData })
     }
 }
 
@@ -151,7 +152,7 @@ impl Drop for Background {
     }
 }
 
-fn serve<O: Served>(runtime: &Background, handle: &Handle, mut object: O) {
+fn serve<O: Actor>(runtime: &Background, handle: &Handle, mut object: O) {
     loop {
         let Ok(body) = runtime.block_on(handle.ask(Ask::Next.body())) else { break };
         let Ok(Reply::Next { call }) = Reply::read(&body.head) else { break };
@@ -175,7 +176,7 @@ fn failed(call: u64, how: u8, text: &str) -> Body {
     Ask::Failed { call, how, text: Packet::copy_from(text.as_bytes()) }.body()
 }
 
-fn answer<O: Served>(
+fn answer<O: Actor>(
     runtime: &Background,
     handle: &Handle,
     object: &mut O,
@@ -207,7 +208,7 @@ fn message(payload: &(dyn Any + Send)) -> &str {
     text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("Box<dyn Any>")
 }
 
-impl<O: Served> Registered<O> {
+impl<O: Actor> ActorRef<O> {
     fn start(&self, call: &O::Call, wait: Wait) -> Result<Asking, Error> {
         let (tail, held) = self.handle.encode(call)?;
         Ok(self.handle.ask(Body::with_value(Ask::Call { wait }.packet(), tail, held)))

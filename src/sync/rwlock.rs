@@ -22,7 +22,7 @@ use std::time::Duration;
 /// runtime, and travels to other processes as an argument, in a result, or inside another shared
 /// object.
 ///
-/// **A write guard that is dropped commits**, as that of a [`Mutex`](crate::Mutex) does, and as
+/// **A write guard that is dropped commits**, as that of a [`Mutex`](crate::sync::Mutex) does, and as
 /// there it rolls back when its process dies, its thread panics, its task is aborted, or the value
 /// cannot be encoded; the next is told by [`recovered`](RwLockWriteGuard::recovered).
 ///
@@ -31,7 +31,7 @@ use std::time::Duration;
 ///
 /// A guard holds the value as it was when the lock was taken; a value that a process has read
 /// before is not sent to it again while it has not changed. For a number that many change, a
-/// [`Mutex`](crate::Mutex) is quicker: it needs no message.
+/// [`Mutex`](crate::sync::Mutex) is quicker: it needs no message.
 ///
 /// ```
 /// use procpool::Manager;
@@ -529,7 +529,7 @@ impl<T> RwLockWriteGuard<T> {
 
     /// A number that is higher than that of every write guard of this lock before, in any process:
     /// for a store that refuses what comes from one who has lost the lock meanwhile.
-    pub fn fencing_number(&self) -> u64 {
+    pub fn fencing_token(&self) -> u64 {
         self.locked.fence
     }
 }

@@ -122,7 +122,7 @@ impl Bits for bool {
 /// either done it or not. **Two calls are two operations**: between a [`load`](Self::load) and a
 /// [`store`](Self::store) others may change the value, and their change is lost. Use
 /// [`fetch_add`](Self::fetch_add), [`fetch_update`](Self::fetch_update) or
-/// [`compare_exchange`](Self::compare_exchange); or a [`Mutex`](crate::Mutex) for what takes more.
+/// [`compare_exchange`](Self::compare_exchange); or a [`Mutex`](crate::sync::Mutex) for what takes more.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

@@ -47,7 +47,7 @@ pub trait ArgsFor<Args> {
     fn __encode(&self, encoder: &mut Encoder<'_>);
 }
 
-/// A tuple of the arguments of a task, of none to eight: what [`Named`](crate::Named) names them
+/// A tuple of the arguments of a task, of none to eight: what [`Named`](crate::NamedTask) names them
 /// by.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no tuple of arguments",

@@ -30,7 +30,7 @@ type Asked = Box<dyn Fn(u16, u64) -> bool + Send + Sync>;
 static ASKED: OnceLock<Asked> = OnceLock::new();
 
 /// In a task: whether it has been asked to stop, because it was aborted, its token was cancelled,
-/// its time limit is over, or the pool ends with a limit, and has a [`grace`](crate::Call::grace)
+/// its time limit is over, or the pool ends with a limit, and has a [`grace`](crate::TaskBuilder::grace)
 /// in which to do that by itself. It costs one look at shared memory.
 ///
 /// Without a grace no task is asked: a sync one is killed, an async one dropped at an await point,
@@ -51,7 +51,7 @@ static ASKED: OnceLock<Asked> = OnceLock::new();
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let pool = procpool::Pool::builder().workers(1).build()?;
 /// let limit = Duration::from_millis(20);
-/// let found = pool.call(search).timeout(limit).grace(Duration::from_secs(5)).spawn(u64::MAX).await?;
+/// let found = pool.task(search).timeout(limit).grace(Duration::from_secs(5)).spawn(u64::MAX).await?;
 /// assert!(found.is_some());
 /// # Ok(())
 /// # }
@@ -64,7 +64,7 @@ pub fn is_cancelled() -> bool {
 /// returns then is its result.
 ///
 /// It is about the task that runs when this is called, wherever the future is taken to and awaited.
-/// It never resolves for a task that is not asked (one without a [`grace`](crate::Call::grace)),
+/// It never resolves for a task that is not asked (one without a [`grace`](crate::TaskBuilder::grace)),
 /// nor outside of a task of a pool.
 ///
 /// In a sync task it can be awaited in a runtime of the task's own. There a thread looks every 10
@@ -87,7 +87,7 @@ pub fn is_cancelled() -> bool {
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let pool = procpool::Pool::builder().workers(1).build()?;
 /// let limit = Duration::from_millis(50);
-/// let served = pool.call(serve).timeout(limit).grace(Duration::from_secs(5)).spawn(()).await?;
+/// let served = pool.task(serve).timeout(limit).grace(Duration::from_secs(5)).spawn(()).await?;
 /// # let _ = served;
 /// # Ok(())
 /// # }
@@ -244,7 +244,7 @@ fn is_asked(task: Running) -> bool {
     task.id != 0 && ASKED.get().is_some_and(|asked| asked(task.slot, task.id))
 }
 
-/// In a task: which try of it this is, from 1. See [`Call::retries`](crate::Call::retries).
+/// In a task: which try of it this is, from 1. See [`TaskBuilder::retries`](crate::TaskBuilder::retries).
 ///
 /// In an async task, ask before the first await, or keep the answer: after one it tells of the task
 /// that was polled last, which is this one as long as it is being polled. `None` outside of a task.

@@ -122,7 +122,7 @@ pub trait Task<Args, Marker>: Copy + Send + Sync + 'static {
 ///
 /// The macro takes a function or a closure and returns it unchanged. It costs nothing at run time.
 /// It works for everything that takes a [`Task`], an [`Init`](crate::Init) function or
-/// the predicate of [`Call::retry_if`](crate::Call::retry_if).
+/// the predicate of [`retry_if`](crate::TaskBuilder::retry_if).
 ///
 /// The expression is evaluated by the compiler, as that of a `const`. Therefore it cannot mention a
 /// local variable, and it cannot call a function that is not `const`. What remains is the same in

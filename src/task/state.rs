@@ -25,7 +25,7 @@ static STATE: OnceLock<Box<dyn Any + Send + Sync>> = OnceLock::new();
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let words = vec!["zero".to_string(), "one".to_string()];
-/// let pool = Pool::builder().workers(1).init(load, words).build()?;
+/// let pool = Pool::builder().workers(1).on_worker_start(load, words).build()?;
 /// assert_eq!(pool.spawn(word, 1).await?.as_deref(), Some("one"));
 /// # Ok(())
 /// # }

@@ -26,7 +26,7 @@ pub(crate) fn check_program() -> Result<(), Error> {
 /// Another program that is started as a worker judges for itself.
 pub(crate) fn check_privileges() -> Result<(), Error> {
     match privileges::raised() {
-        Some(raised) => Err(Why::Secure { reason: raised.to_string() }.into()),
+        Some(raised) => Err(Why::SetUid { reason: raised.to_string() }.into()),
         None => Ok(()),
     }
 }
@@ -46,7 +46,7 @@ pub(crate) fn check_host() -> Result<(), Error> {
     // No child can be owned without one: an older kernel, a sandbox.
     sys::pidfd_open(std::process::id()).map_err(|e| Error::spawn("opening a pidfd", e))?;
     if depth() >= DEPTH_MAX {
-        return Err(Why::TooDeep { limit: DEPTH_MAX }.into());
+        return Err(Why::NestingTooDeep { limit: DEPTH_MAX }.into());
     }
     Ok(())
 }

@@ -8,7 +8,7 @@
 #![expect(unsafe_code, reason = "a constructor, and the constructors behind it")]
 
 use super::{detach, parent, raw, serve};
-use crate::process::{inherited, is_secure, sys};
+use crate::process::{inherited, is_set_uid, sys};
 use crate::task;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
@@ -114,7 +114,7 @@ fn start(call: impl Fn(Constructor) + std::panic::UnwindSafe) {
     // From here on `main` must not run: it would do again what it has done in the application.
     // No panic may leave: there is nothing above us to catch it.
     let ended = std::panic::catch_unwind(|| {
-        if is_secure() {
+        if is_set_uid() {
             return Err(RAISED.into());
         }
         let socket = become_worker()?;

@@ -9,5 +9,5 @@ fn main() {
         let _ = token;
         *e == 1
     });
-    drop(pool.call(fails).retries(1).retry_if(predicate).spawn(()));
+    drop(pool.task(fails).retries(1).retry_if(predicate).spawn(()));
 }

@@ -3,5 +3,5 @@ fn load(path: String) -> usize {
 }
 
 fn main() {
-    let _ = procpool::Pool::builder().init(load, "file").build();
+    let _ = procpool::Pool::builder().on_worker_start(load, "file").build();
 }

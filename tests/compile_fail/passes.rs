@@ -40,8 +40,8 @@ async fn connect() -> Result<(), String> {
 
 async fn front_page() -> Result<(), Box<dyn std::error::Error>> {
     let path = Path::new("model");
-    let pool = Pool::builder().workers(8).init(load_model, path).build()?;
-    let _ = Pool::builder().init(connect, ()).build()?;
+    let pool = Pool::builder().workers(8).on_worker_start(load_model, path).build()?;
+    let _ = Pool::builder().on_worker_start(connect, ()).build()?;
 
     let one: u64 = pool.spawn(fib, 35).await?;
     let page: Vec<u8> = pool.spawn(fetch, ("host".into(), 80)).await??;
@@ -49,18 +49,18 @@ async fn front_page() -> Result<(), Box<dyn std::error::Error>> {
     let sum: u32 = pool.spawn(checksum, path).await?;
     let all: Result<u64, TaskError> = pool.spawn(work::<u32>, 1).await;
 
-    let fetched = pool.call(fetch).retries(3).retry_if(|e| e.is_empty()).spawn(("host".into(), 80)).await?;
+    let fetched = pool.task(fetch).retries(3).retry_if(|e| e.is_empty()).spawn(("host".into(), 80)).await?;
     let _: Result<Vec<u8>, String> = fetched;
 
     // The checked form, wherever a task, an init function or a predicate is taken.
-    let checked = Pool::builder().init(procpool::task!(load_model), path).build()?;
+    let checked = Pool::builder().on_worker_start(procpool::task!(load_model), path).build()?;
     let _: u64 = checked.spawn(procpool::task!(fib), 35).await?;
     let _: u64 = checked.spawn(procpool::task!(work::<u32>), 1).await?;
     let _: Result<Vec<u8>, String> = checked.spawn(procpool::task!(fetch), ("host".into(), 80)).await?;
     let _: String = checked.spawn(procpool::task!(|s: String| s.to_uppercase()), "x").await?;
     let _: u64 = checked.spawn(procpool::task!(async |n: u64| n + 1), 1).await?;
     let contented = procpool::task!(|e: &String| e.is_empty());
-    let _ = checked.call(procpool::task!(fetch)).retries(3).retry_if(contented).spawn(("host".into(), 80)).await?;
+    let _ = checked.task(procpool::task!(fetch)).retries(3).retry_if(contented).spawn(("host".into(), 80)).await?;
 
     let pairs = vec![(1, 2), (3, 4)];
     let _ = pool.map(fib, 0..90);

@@ -8,7 +8,7 @@
 //! * `search.rs`: an exhaustive search over the interleavings of a few processes that use these
 //!   functions, die, cancel and are late.
 //!
-//! `docs/architecture.md` has the states and the races.
+//! `docs/internals/lock.md` has the states and the races.
 
 mod kept;
 #[cfg(test)]

@@ -22,14 +22,14 @@ use std::task::{Context, Poll, ready};
 /// # Cancel safety
 ///
 /// Dropped, it no longer waits; the pool ends all the same.
-pub struct Ending {
+pub struct Shutdown {
     engine: Arc<Engine>,
     /// `None` in a forked copy of the application, which has no pool.
     ended: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     unit: BudgetUnit,
 }
 
-impl Ending {
+impl Shutdown {
     pub(super) fn of(engine: &Arc<Engine>) -> Self {
         let mut ended = engine.ended();
         let ended = async move {
@@ -44,15 +44,15 @@ impl Ending {
     }
 }
 
-impl Future for Ending {
-    type Output = CutOff;
+impl Future for Shutdown {
+    type Output = ShutdownReport;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<CutOff> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<ShutdownReport> {
         ready!(self.unit.poll_unit(cx));
         if Engine::is_forked_copy() {
-            return Poll::Ready(CutOff::default());
+            return Poll::Ready(ShutdownReport::default());
         }
-        let Some(ended) = &mut self.ended else { return Poll::Ready(CutOff::default()) };
+        let Some(ended) = &mut self.ended else { return Poll::Ready(ShutdownReport::default()) };
         if ended.as_mut().poll(cx).is_pending() {
             self.engine.attend();
             return Poll::Pending;
@@ -61,9 +61,9 @@ impl Future for Ending {
     }
 }
 
-impl fmt::Debug for Ending {
+impl fmt::Debug for Shutdown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ending").finish_non_exhaustive()
+        f.debug_struct("Shutdown").finish_non_exhaustive()
     }
 }
 
@@ -74,12 +74,12 @@ impl fmt::Debug for Ending {
 /// Empty if the pool drained in time. A task whose result came before the end took it is not among
 /// them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CutOff {
+pub struct ShutdownReport {
     pub(super) unbegun: Vec<u64>,
     pub(super) begun: Vec<u64>,
 }
 
-impl CutOff {
+impl ShutdownReport {
     /// Those that had not begun: no worker has run any of their code, but for earlier tries of one
     /// that is tried again.
     pub fn unbegun(&self) -> &[u64] {

@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-/// A task with options, made by [`Pool::call`] or [`Pool::call_named`]; `spawn` or `map` hands it
+/// A task with options, made by [`Pool::task`] or [`Pool::task_named`]; `spawn` or `map` hands it
 /// in.
 ///
 /// `Args` is the tuple of the task's arguments, `R` its result; `F` stands for its function, where
@@ -31,27 +31,27 @@ use tokio_util::sync::CancellationToken;
 /// # let pool = procpool::Pool::builder().workers(1).build()?;
 /// fn risky(n: u32) -> u32 { assert!(n > 0, "not zero"); n }
 ///
-/// let error = pool.call(risky).backtrace(true).spawn(0).await.unwrap_err();
+/// let error = pool.task(risky).backtrace(true).spawn(0).await.unwrap_err();
 /// assert_eq!(error.panic_message(), Some("not zero"));
 /// assert!(error.panic_backtrace().is_some());
 /// # Ok(())
 /// # }
 /// ```
 #[must_use = "a call does nothing until it is spawned or mapped"]
-pub struct Call<'pool, Args, R, F = ()> {
+pub struct TaskBuilder<'pool, Args, R, F = ()> {
     pool: &'pool Pool,
     task: TaskSpec,
     types: PhantomData<fn(Args, F) -> R>,
 }
 
 /// So that many calls may be made with the same options.
-impl<Args, R, F> Clone for Call<'_, Args, R, F> {
+impl<Args, R, F> Clone for TaskBuilder<'_, Args, R, F> {
     fn clone(&self) -> Self {
         Self { pool: self.pool, task: self.task.clone(), types: PhantomData }
     }
 }
 
-/// The function of a [`Call`] that is a task of this program, as a type: nothing but that. Its
+/// The function of a [`TaskBuilder`] that is a task of this program, as a type: nothing but that. Its
 /// `Marker` is that of [`Task`].
 pub struct Function<F, Marker>(PhantomData<fn(F, Marker)>);
 
@@ -61,7 +61,7 @@ impl<F, Marker> fmt::Debug for Function<F, Marker> {
     }
 }
 
-impl<'pool, Args, R, F> Call<'pool, Args, R, F>
+impl<'pool, Args, R, F> TaskBuilder<'pool, Args, R, F>
 where
     R: DeserializeOwned,
 {
@@ -96,7 +96,7 @@ where
     /// A worker that stands still (somebody has stopped its process, or an earlier task has left
     /// something spinning in it) begins nothing: what it was given goes to another one as soon
     /// as another is free. If none is, it is killed after this time
-    /// ([`Unresponsive`](crate::WorkerEnd::Unresponsive)), and the task begins elsewhere; without a
+    /// ([`Unresponsive`](crate::ExitReason::Unresponsive)), and the task begins elsewhere; without a
     /// limit it is waited for.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.options().timeout = Some(limit);
@@ -142,7 +142,7 @@ where
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let pool = procpool::Pool::builder().workers(1).build()?;
     /// let token = CancellationToken::new();
-    /// let handle = pool.call(|| -> () { loop { std::thread::park() } }).cancel_on(&token).spawn(());
+    /// let handle = pool.task(|| -> () { loop { std::thread::park() } }).cancel_on(&token).spawn(());
     /// token.cancel();
     /// assert!(handle.await.unwrap_err().is_cancelled());
     /// # Ok(())
@@ -268,7 +268,7 @@ where
     }
 }
 
-impl<Args, T, E, F, Marker> Call<'_, Args, Result<T, E>, Function<F, Marker>>
+impl<Args, T, E, F, Marker> TaskBuilder<'_, Args, Result<T, E>, Function<F, Marker>>
 where
     F: Task<Args, Marker, Output = Result<T, E>>,
 {
@@ -280,7 +280,7 @@ where
     /// value that it is. Where the end of the task is another one, a death say, the errors of
     /// the earlier tries are among its
     /// [`earlier_attempts`](crate::TaskError::earlier_attempts), and
-    /// [`own_error`](crate::TaskError::own_error) gives them.
+    /// [`task_returned_error`](crate::TaskError::task_returned_error) gives them.
     ///
     /// The predicate is a function, or a closure that captures nothing. It runs in the worker,
     /// right after the task and as a part of it: under its time limit, and if it panics, the
@@ -308,9 +308,9 @@ where
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let pool = procpool::Pool::builder().workers(1).build()?;
-    /// let page = pool.call(fetch).retries(3).retry_if(|e| e.is_transient()).spawn("host").await?;
+    /// let page = pool.task(fetch).retries(3).retry_if(|e| e.is_transient()).spawn("host").await?;
     /// assert_eq!(page, Ok("host".into()));
-    /// let page = pool.call(fetch).retries(3).retry_if(FetchError::is_transient).spawn("").await?; // the first try's
+    /// let page = pool.task(fetch).retries(3).retry_if(FetchError::is_transient).spawn("").await?; // the first try's
     /// assert_eq!(page, Err(FetchError::NoSuchHost));
     /// # Ok(())
     /// # }
@@ -325,8 +325,8 @@ where
     }
 }
 
-impl<Args, R, F> fmt::Debug for Call<'_, Args, R, F> {
+impl<Args, R, F> fmt::Debug for TaskBuilder<'_, Args, R, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call").field("task", &self.task).finish_non_exhaustive()
+        f.debug_struct("TaskBuilder").field("task", &self.task).finish_non_exhaustive()
     }
 }

@@ -8,10 +8,10 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 impl TaskError {
     /// The error that the task itself returned, of one of the
     /// [`earlier_attempts`](Self::earlier_attempts) that was
-    /// [tried again](crate::Call::retry_if) for it. `None` if this is something else, if it is no
+    /// [tried again](crate::TaskBuilder::retry_if) for it. `None` if this is something else, if it is no
     /// `E`, if it names shared objects, or if the encoded result took more than 16 KiB: then it
     /// was not kept.
-    pub fn own_error<E: DeserializeOwned>(&self) -> Option<E> {
+    pub fn task_returned_error<E: DeserializeOwned>(&self) -> Option<E> {
         value::decode::<Result<IgnoredAny, E>>(self.own_result()?).ok()?.err()
     }
 }
