@@ -37,13 +37,16 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::MsgFlags;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 /// A client that does not read its answers is not listened to any more, from so many bytes on.
@@ -501,8 +504,11 @@ impl Server {
 
     // ---- entering the rules
 
-    fn lock(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Locked<'_> {
+        Locked {
+            inside: self.inside.lock().unwrap_or_else(PoisonError::into_inner),
+            _holds: Holds::new(),
+        }
     }
 
     /// Enters the rules with some news, and then does what they say.
@@ -674,11 +680,24 @@ impl Server {
         held::drop_flat((todo.remains, todo.sent, undelivered));
     }
 
-    /// Lets go what values held that were dropped while somebody else had the lock.
+    /// Releases the references of values that were dropped.
+    ///
+    /// Another thread may hold the lock only to look at something, so it is waited for. A thread
+    /// that holds a manager's lock itself must not wait: it comes here again, or calls
+    /// [`sort`](Self::sort), before it is done.
     fn sweep(&self) {
         while !self.dropped.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-            // Whoever has the lock comes here after he has let it go.
-            let Ok(mut inside) = self.inside.try_lock() else { return };
+            let mut inside = if Holds::any() {
+                match self.inside.try_lock() {
+                    Ok(inside) => Locked { inside, _holds: Holds::new() },
+                    Err(TryLockError::Poisoned(inside)) => {
+                        Locked { inside: inside.into_inner(), _holds: Holds::new() }
+                    }
+                    Err(TryLockError::WouldBlock) => return,
+                }
+            } else {
+                self.lock()
+            };
             let todo = self.sort(&mut inside, Instant::now());
             drop(inside);
             self.perform(todo);
@@ -1306,6 +1325,53 @@ impl Server {
     /// How many wait for a lock.
     pub(crate) fn waiting(&self, object: u64) -> usize {
         self.lock().state.look_at(object).waiting()
+    }
+}
+
+/// The rules, under the lock.
+struct Locked<'a> {
+    // Released first.
+    inside: MutexGuard<'a, Inside>,
+    _holds: Holds,
+}
+
+impl Deref for Locked<'_> {
+    type Target = Inside;
+
+    fn deref(&self) -> &Inside {
+        &self.inside
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Inside {
+        &mut self.inside
+    }
+}
+
+thread_local! {
+    /// How many managers' locks this thread holds. It has no destructor, so it is there as long as
+    /// the thread.
+    static HOLDS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Counts one lock of this thread, until it is dropped.
+struct Holds(PhantomData<*const ()>);
+
+impl Holds {
+    fn new() -> Self {
+        HOLDS.set(HOLDS.get() + 1);
+        Self(PhantomData)
+    }
+
+    fn any() -> bool {
+        HOLDS.get() > 0
+    }
+}
+
+impl Drop for Holds {
+    fn drop(&mut self) {
+        HOLDS.set(HOLDS.get() - 1);
     }
 }
 
