@@ -341,7 +341,7 @@ async fn every_handle_has_a_debug_text_that_names_it() {
     let texts = [
         (format!("{pool:?}"), "Pool {"),
         (format!("{:?}", Pool::builder()), "Builder {"),
-        (format!("{:?}", pool.task(echo)), "Call {"),
+        (format!("{:?}", pool.task(echo)), "TaskBuilder {"),
         (format!("{handle:?}"), "JoinHandle {"),
         (format!("{:?}", handle.abort_handle()), "AbortHandle {"),
         (format!("{:?}", pool.map(echo, 0..3)), "Results {"),
