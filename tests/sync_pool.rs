@@ -6,10 +6,11 @@
 mod processes;
 
 use futures::StreamExt;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use processes::{soon, until};
 use procpool::sync::{Mutex, Queue, Value};
-use procpool::{Events, Manager, Pool, Process, SharedObject, WorkerEvent};
+use procpool::{Events, Manager, Pool, Process, SharedObject, TaskErrorKind, WorkerEvent};
 use std::time::{Duration, Instant};
 
 fn add(total: Mutex<u64>, times: u64) -> u64 {
@@ -315,7 +316,7 @@ async fn a_manager_of_a_worker_stays_in_it() {
     assert_eq!(soon(pool.spawn(own, 1)).await.unwrap(), 2);
     let sends_it_home = || Manager::new().unwrap().mutex(1u64).unwrap();
     let error = soon(pool.spawn(sends_it_home, ())).await.unwrap_err();
-    assert_eq!(error.kind(), procpool::TaskErrorKind::ResultEncode, "{error}");
+    assert_eq!(error.kind(), TaskErrorKind::ResultEncode, "{error}");
 }
 
 #[tokio::test]
@@ -590,4 +591,64 @@ async fn a_pool_whose_worker_is_slow_does_not_tell_that_it_waits() {
     soon(queued).await.unwrap();
     soon(pool.shutdown()).await;
     assert_eq!(blocked(&mut events).await, None);
+}
+
+/// Takes all descriptors that this process may have, or gives them back.
+fn hold_all_descriptors(hold: bool) {
+    static HELD: std::sync::Mutex<Vec<std::fs::File>> = std::sync::Mutex::new(Vec::new());
+    let mut held = HELD.lock().unwrap();
+    held.clear();
+    if hold {
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 64.min(most), most).unwrap();
+        held.extend(std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()));
+    }
+}
+
+fn load(value: Value<u64>) -> u64 {
+    value.load().unwrap()
+}
+
+async fn load_async(value: Value<u64>) -> u64 {
+    value.load().unwrap()
+}
+
+/// Tasks that name an object of a manager whose socket the worker cannot take in; then it can. Each
+/// value is of another manager.
+async fn run_out_of_descriptors(values: Vec<Value<u64>>) {
+    let pool = pool(1);
+    soon(pool.spawn(async || {}, ())).await.unwrap(); // it has a runtime from here on
+    for value in values {
+        soon(pool.spawn(hold_all_descriptors, true)).await.unwrap();
+        for _ in 0..3 {
+            let (one, two) = (pool.spawn(load, value.clone()), pool.spawn(load_async, &value));
+            for call in [one, two] {
+                let error = soon(call).await.unwrap_err();
+                assert_eq!(error.kind(), TaskErrorKind::ArgumentDecode, "{error}");
+                assert!(error.to_string().contains("descriptor"), "{error}");
+            }
+        }
+        soon(pool.spawn(hold_all_descriptors, false)).await.unwrap();
+        for _ in 0..3 {
+            let (one, two) = (pool.spawn(load, value.clone()), pool.spawn(load_async, &value));
+            assert_eq!(soon(one).await.unwrap(), 7);
+            assert_eq!(soon(two).await.unwrap(), 7);
+        }
+    }
+    soon(pool.shutdown()).await;
+}
+
+#[tokio::test]
+async fn tasks_that_name_objects_work_again_once_their_worker_has_descriptors_again() {
+    let values = || {
+        let managers = [(); 2].map(|()| Manager::new().unwrap());
+        let values: Vec<_> = managers.iter().map(|manager| manager.value(7u64).unwrap()).collect();
+        (managers, values)
+    };
+    let (_managers, ours) = values();
+    run_out_of_descriptors(ours).await;
+    // In a worker's own pool, whose workers the worker introduces to the managers.
+    let (_managers, ours) = values();
+    let outer = pool(1);
+    soon(outer.spawn(run_out_of_descriptors, ours)).await.unwrap();
 }

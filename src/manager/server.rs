@@ -481,6 +481,15 @@ impl Server {
         self.apply(|state, now| state.dismiss(client, now));
     }
 
+    /// Ends the connection of a client, as if its process had ended.
+    pub(crate) fn hang_up(&self, client: Client) {
+        let socket = self.lock().links.get(&client).map(|link| Arc::clone(&link.socket));
+        if let Some(socket) = socket {
+            let _ =
+                nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        }
+    }
+
     // ---- the end
 
     /// Ends it: everyone who waits is told, and every later call as well.

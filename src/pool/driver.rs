@@ -20,7 +20,7 @@ use crate::process::{
     sys,
 };
 use crate::sync::handle::kinds;
-use crate::sync::named::Named;
+use crate::sync::named::{Leases, Named};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcome, kind};
 use crate::wire::outbox::Intake;
@@ -757,6 +757,14 @@ impl Engine {
         if replies.is_empty() {
             return Ok(());
         }
+        for (_, outcome) in &*replies {
+            // Before more is sent, which may name the same manager.
+            if let Err(Failed::Arguments { unattached: Some(manager), .. }) = outcome
+                && let Some(leases) = self.leases(key)
+            {
+                leases.not_attached(*manager);
+            }
+        }
         let mut result = Ok(());
         // What an error that is tried again has named: taken over like any, and let go.
         let mut unwanted = Vec::new();
@@ -852,14 +860,15 @@ impl Engine {
         Ok(Encoded { value: packet, things: things.map(Arc::new) })
     }
 
+    /// What a worker was lent.
+    fn leases(&self, key: WorkerKey) -> Option<Arc<Leases>> {
+        let state = self.lock();
+        Some(Arc::clone(&state.links.get(&key)?.process.as_ref()?.leases))
+    }
+
     fn take_names(&self, key: WorkerKey, named: &Named) -> Result<Vec<Thing>, Bad> {
-        let leases = self
-            .lock()
-            .links
-            .get(&key)
-            .and_then(|link| link.process.as_ref())
-            .map(|process| Arc::clone(&process.leases));
-        let taken = leases
+        let taken = self
+            .leases(key)
             .ok_or_else(|| "objects that nobody lent it".to_owned())
             .and_then(|leases| leases.take(named));
         taken.map_err(|reason| Bad(format!("a result that names {reason}")))
@@ -870,7 +879,7 @@ impl Engine {
             Failed::Panicked { message, location, backtrace } => {
                 What::Panicked { message, location, backtrace, pid, status: None }
             }
-            Failed::Arguments { reason } => What::ArgumentDecode { pid, reason },
+            Failed::Arguments { reason, .. } => What::ArgumentDecode { pid, reason },
             Failed::Result { reason } => What::ResultEncode { pid, reason },
             Failed::TooLarge => What::ResultTooLarge { pid, limit: self.config.frame_limit },
             Failed::Unknown => What::UnknownTask { pid: Some(pid) },

@@ -668,7 +668,7 @@ impl Machine {
                 Failed::Panicked { message, location, backtrace } => {
                     What::Panicked { message, location, backtrace, pid, status }
                 }
-                Failed::Arguments { reason } => What::ArgumentDecode { pid, reason },
+                Failed::Arguments { reason, .. } => What::ArgumentDecode { pid, reason },
                 Failed::Result { reason } => What::ResultEncode { pid, reason },
                 Failed::TooLarge => What::ResultTooLarge { pid, limit: frame::BODY_MAX_DEFAULT },
                 Failed::NoRuntime { reason } => What::NoRuntime { pid, reason },

@@ -118,6 +118,17 @@ enum Borrower {
     Introduced(u64),
 }
 
+impl Lease {
+    /// Nothing more is taken from the worker.
+    fn dismiss(&self) {
+        match (self.worker, self.connection.server()) {
+            (Borrower::Client(client), Some(server)) => server.dismiss(client),
+            (Borrower::Introduced(number), _) => self.connection.dismiss(number),
+            _ => {}
+        }
+    }
+}
+
 impl Leases {
     fn of(&self, manager: u64) -> Option<Lease> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner).get(&manager).cloned()
@@ -179,6 +190,18 @@ impl Leases {
         Ok(sockets)
     }
 
+    /// The worker could not take in the socket to this manager: it is announced again with the next
+    /// call that names one of its objects. If the worker has that socket all the same, it loses it.
+    pub(crate) fn not_attached(&self, manager: u64) {
+        let lease = self.leases.lock().unwrap_or_else(PoisonError::into_inner).remove(&manager);
+        let Some(lease) = lease else { return };
+        if let (Borrower::Client(client), Some(server)) = (lease.worker, lease.connection.server())
+        {
+            server.hang_up(client);
+        }
+        lease.dismiss();
+    }
+
     /// The objects of managers in this process that the worker waits for now: in which manager,
     /// which object, its kind and name.
     pub(crate) fn waits(&self) -> Vec<(u64, u64, Kind, Option<String>)> {
@@ -231,24 +254,25 @@ impl Drop for Leases {
             return;
         }
         let leases = std::mem::take(self.leases.get_mut().unwrap_or_else(PoisonError::into_inner));
-        for lease in leases.values() {
-            match (lease.worker, lease.connection.server()) {
-                (Borrower::Client(client), Some(server)) => server.dismiss(client),
-                (Borrower::Introduced(number), _) => lease.connection.dismiss(number),
-                _ => {}
-            }
-        }
+        leases.values().for_each(Lease::dismiss);
     }
 }
 
 // ---- a worker
 
 /// The managers that this process has been given sockets to. For ever, or until a manager is
-/// closed: whoever lends us something sends the socket only once.
+/// closed: whoever lends us something sends the socket once, and again if it did not arrive.
 static GIVEN: Mutex<Option<HashMap<u64, Arc<Connection>>>> = Mutex::new(None);
 
-/// This process has been given a socket to this manager.
-pub(crate) fn given(manager: u64, socket: OwnedFd) {
+/// The managers whose socket did not arrive, which nobody has been told of yet.
+static UNATTACHED: Mutex<Vec<u64>> = Mutex::new(Vec::new());
+
+/// This process has been given a socket to this manager; `None`: it could not take it in.
+pub(crate) fn given(manager: u64, socket: Option<OwnedFd>) {
+    let mut unattached = UNATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
+    unattached.retain(|other| *other != manager);
+    let Some(socket) = socket else { return unattached.push(manager) };
+    drop(unattached);
     let connection = Connection::remote(manager, socket);
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     let given = given.get_or_insert_default();
@@ -256,21 +280,45 @@ pub(crate) fn given(manager: u64, socket: OwnedFd) {
     given.insert(manager, connection);
 }
 
+/// Whether whoever sent the socket to this manager is to be told now that it did not arrive: once
+/// for each time, since it is announced again for each.
+pub(crate) fn tell_unattached(manager: u64) -> bool {
+    let mut unattached = UNATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
+    let at = unattached.iter().position(|other| *other == manager);
+    at.map(|at| unattached.swap_remove(at)).is_some()
+}
+
+/// A call names an object of a manager to which this process has no socket.
+#[derive(Debug)]
+pub(crate) struct Unknown {
+    pub(crate) manager: u64,
+    pub(crate) reason: String,
+}
+
 /// The references that came with a call. Each was counted for this process: what no value takes is
 /// dropped here.
 ///
 /// # Errors
 ///
-/// When one is of a manager to which no socket has been given.
-pub(crate) fn received(named: Named) -> Result<Vec<Thing>, String> {
+/// When one is of a manager to which this process has no socket. The others are dropped.
+pub(crate) fn received(named: Named) -> Result<Vec<Thing>, Unknown> {
     let given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
-    let handle = |(manager, name): (u64, Name)| {
-        let connection = given.as_ref().and_then(|given| given.get(&manager));
-        let connection = connection
-            .ok_or_else(|| format!("an object of manager {manager:x}, which is not known"))?;
-        Ok(Arc::new(Inner::new(Arc::clone(connection), name)) as Thing)
-    };
-    named.0.into_iter().map(handle).collect()
+    let (mut things, mut unknown) = (Vec::new(), None);
+    for (manager, name) in named.0 {
+        match given.as_ref().and_then(|given| given.get(&manager)) {
+            Some(connection) => {
+                things.push(Arc::new(Inner::new(Arc::clone(connection), name)) as Thing)
+            }
+            None => unknown = Some(manager),
+        }
+    }
+    drop(given);
+    let Some(manager) = unknown else { return Ok(things) };
+    let reason = format!(
+        "an object of manager {manager:x}, to which this process has no socket: there was no \
+         descriptor left for it, here or in the application, or the manager has been closed"
+    );
+    Err(Unknown { manager, reason })
 }
 
 /// Hands over to their managers what a result names; it must not be sent before. Waits while a

@@ -58,7 +58,7 @@ fn a_handle_goes_to_a_worker_and_comes_back_and_all_is_counted() {
     let sockets = leases.lend(&call.things, Some(process().as_fd())).expect("lend");
     assert_eq!(sockets.len(), 1);
     for (manager, socket) in sockets {
-        given(manager, socket);
+        given(manager, Some(socket));
     }
     // The worker.
     let things = received(names_of(&call)).expect("known");

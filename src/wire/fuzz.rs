@@ -362,7 +362,7 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
                 backtrace: Some("x".repeat(300)),
             },
         ),
-        Read::Failed(1, Failed::Arguments { reason: text() }),
+        Read::Failed(1, Failed::Arguments { reason: text(), unattached: Some(7) }),
         Read::Failed(1 << 40, Failed::Result { reason: String::new() }),
         Read::Failed(0, Failed::TooLarge),
         Read::Failed(5, Failed::Cancelled),

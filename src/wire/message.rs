@@ -151,6 +151,10 @@ pub(crate) enum Failed {
     },
     Arguments {
         reason: String,
+        /// The socket to this manager did not arrive (the worker had no descriptor left): the
+        /// manager is to be announced again. Said once for each such ATTACH.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unattached: Option<u64>,
     },
     Result {
         reason: String,
@@ -182,9 +186,9 @@ impl Failed {
             Self::Panicked { message, location, backtrace } => {
                 cut([Some(message), location.as_mut(), backtrace.as_mut()], limit)
             }
-            Self::Arguments { reason } | Self::Result { reason } | Self::NoRuntime { reason } => {
-                cut([Some(reason)], limit)
-            }
+            Self::Arguments { reason, .. }
+            | Self::Result { reason }
+            | Self::NoRuntime { reason } => cut([Some(reason)], limit),
             Self::TooLarge | Self::Cancelled | Self::Unknown => {}
         }
     }
@@ -655,14 +659,14 @@ mod tests {
             };
             for mut why in [
                 panicked,
-                Failed::Arguments { reason: text(len) },
+                Failed::Arguments { reason: text(len), unattached: Some(u64::MAX) },
                 Failed::Result { reason: text(len) },
             ] {
                 why.cut(1024);
                 let mut out = Vec::new();
                 failed(&mut out, u64::MAX, &why);
                 assert!(out.len() <= 1024, "{} bytes", out.len());
-                if let Failed::Arguments { reason } = why {
+                if let Failed::Arguments { reason, .. } = why {
                     let most = 1024 - AROUND_TEXTS;
                     assert!(reason.len() <= most && reason.len() + 4 > len.min(most));
                     assert_eq!(reason.ends_with(text::CUT), len > most);
@@ -675,7 +679,8 @@ mod tests {
     fn every_failure_comes_back() {
         for why in [
             Failed::Panicked { message: "m".into(), location: None, backtrace: Some("b".into()) },
-            Failed::Arguments { reason: "r".into() },
+            Failed::Arguments { reason: "r".into(), unattached: None },
+            Failed::Arguments { reason: "r".into(), unattached: Some(u64::MAX) },
             Failed::TooLarge,
             Failed::Cancelled,
             Failed::NoRuntime { reason: "r".into() },

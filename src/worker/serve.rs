@@ -20,7 +20,7 @@ use super::inbox::{Inbox, Next};
 use super::limits::{self, TaskClock};
 use super::{lifeline, once, panics, raw, start};
 use crate::process::{PeerFd, WorkerMemory, fork, sys};
-use crate::sync::named::{self, Named};
+use crate::sync::named::{self, Named, Unknown};
 use crate::sync::readiness::watch_readable;
 use crate::sync::remote::driven;
 use crate::sync::{stopping, wait};
@@ -309,10 +309,9 @@ impl Call {
     /// The references that came with it: counted for this process, so they are to be taken once,
     /// also if it is not run.
     pub(super) fn receive(&mut self) -> Result<Vec<Thing>, Failed> {
-        self.named
-            .take()
-            .map_or(Ok(Vec::new()), named::received)
-            .map_err(|reason| Failed::Arguments { reason })
+        self.named.take().map_or(Ok(Vec::new()), named::received).map_err(
+            |Unknown { manager, reason }| Failed::Arguments { reason, unattached: Some(manager) },
+        )
     }
 }
 
@@ -403,7 +402,7 @@ pub(super) fn caught(payload: Box<dyn std::any::Any + Send>) -> Failed {
 
 pub(super) fn why(error: RunError) -> Failed {
     match error {
-        RunError::Arguments(reason) => Failed::Arguments { reason },
+        RunError::Arguments(reason) => Failed::Arguments { reason, unattached: None },
         RunError::Result(reason) | RunError::Init(reason) => Failed::Result { reason },
         RunError::ResultTooLarge { .. } => Failed::TooLarge,
     }
@@ -411,7 +410,8 @@ pub(super) fn why(error: RunError) -> Failed {
 
 pub(super) type Outcome = Result<Encoded, Failed>;
 /// Whether the frame was the announcement of a manager, whose socket has come with it. Without it
-/// (this process could not take it in), calls that name its objects cannot decode their arguments.
+/// (this process could not take it in), calls that name its objects cannot decode their arguments;
+/// the answer to the first one has the pool announce the manager again.
 pub(super) fn attached(inbox: &mut Inbox, range: &Range<usize>) -> Result<bool, String> {
     let mut message = Message::new(inbox.bytes(range.clone())).map_err(|e| e.to_string())?;
     if message.kind != kind::ATTACH {
@@ -419,9 +419,7 @@ pub(super) fn attached(inbox: &mut Inbox, range: &Range<usize>) -> Result<bool, 
     }
     let manager = message.uint().map_err(|e| e.to_string())?;
     message.end().map_err(|e| e.to_string())?;
-    if let Some(socket) = inbox.descriptor() {
-        named::given(manager, socket);
-    }
+    named::given(manager, inbox.descriptor());
     Ok(true)
 }
 
@@ -467,6 +465,9 @@ pub(super) fn write_outcome(out: &mut Vec<u8>, id: u64, outcome: Outcome, limit:
     };
     out.truncate(start);
     let mut failed = failed;
+    if let Failed::Arguments { unattached, .. } = &mut failed {
+        *unattached = unattached.filter(|manager| named::tell_unattached(*manager));
+    }
     failed.cut(limit);
     message::failed(out, id, &failed);
 }
@@ -594,7 +595,11 @@ impl Worker {
         let names = range.start + message.rest().1;
         let (named, len) = Named::read(self.inbox.bytes(names..range.end))
             .map_err(|e| format!("the names of a function's arguments: {e}"))?;
-        Ok(Hook { run: entry.run, things: named::received(named), args: names + len..range.end })
+        Ok(Hook {
+            run: entry.run,
+            things: named::received(named).map_err(|unknown| unknown.reason),
+            args: names + len..range.end,
+        })
     }
 
     /// Makes a task ours, unless the pool has taken it back.
