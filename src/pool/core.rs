@@ -131,6 +131,8 @@ const MODERATION_MIN: Duration = Duration::from_micros(100);
 /// More tasks than this in flight gain nothing from a larger window: one wake-up for half of them
 /// costs each of them little, and what is in flight should stay within the nearer caches.
 const WINDOW_MANY: u128 = 256;
+/// So many tasks the service time that is known stands for, beside those that have just ended.
+const REMEMBERED: u32 = 16;
 /// So many replies of an async worker in one look mean that more are coming at once.
 const BURST: usize = 4;
 /// A task as long as this gains nothing from standing ready behind another one.
@@ -868,8 +870,12 @@ impl<T: Carried, M: Memory> Core<T, M> {
             return;
         }
         if worker.mode == Mode::Sync {
-            let sample = now.saturating_duration_since(worker.busy_since) / replies;
-            worker.service = Some(worker.service.map_or(sample, |old| (old * 3 + sample) / 4));
+            let spent = now.saturating_duration_since(worker.busy_since);
+            worker.service = Some(match worker.service {
+                None => spent / replies,
+                // Each task counts alike: a look that finds few replies says little.
+                Some(old) => (old * REMEMBERED + spent) / (REMEMBERED + replies),
+            });
         }
         worker.armed = worker.armed.saturating_sub(replies as usize);
         worker.busy_since = now;

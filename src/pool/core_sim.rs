@@ -1280,8 +1280,10 @@ impl World {
         {
             // An empty worker keeps the mode of its last task; its measure is of sync tasks only.
             if self.core.workers.get(key).is_some_and(|worker| worker.mode == Mode::Sync) {
-                let sample = self.now.saturating_duration_since(hand.busy_since) / count;
-                hand.service = Some(hand.service.map_or(sample, |old| (old * 3 + sample) / 4));
+                let spent = self.now.saturating_duration_since(hand.busy_since);
+                // The mean of these tasks and of sixteen as they were before.
+                let mean = |old: Duration| (old * 16 + spent) / (16 + count);
+                hand.service = Some(hand.service.map_or(spent / count, mean));
             }
             hand.busy_since = self.now;
             hand.deaf = None;
