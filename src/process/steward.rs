@@ -467,6 +467,7 @@ mod tests {
 
     #[test]
     #[ignore = "runs in a process of its own"]
+    #[expect(clippy::zombie_processes, reason = "the supervisor thread reaps it")]
     fn own_process_orphan_before_the_start() {
         if !is_own_process() {
             return;
