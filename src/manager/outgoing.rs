@@ -39,8 +39,12 @@ pub(crate) struct Outgoing {
     /// Somebody writes, or the socket is full and the event that it has room again will.
     busy: bool,
     blocked: bool,
+    /// It is blocked since the first chunk's descriptors are not taken: no event will tell.
+    held: sys::Held,
     /// Nothing can be written any more.
     dead: bool,
+    /// That is so since descriptors were not taken for too long.
+    gave_up: bool,
     /// Who waits until nothing is left.
     waiting: Vec<Waker>,
 }
@@ -135,8 +139,19 @@ impl Outgoing {
         std::mem::take(&mut self.blocked)
     }
 
+    /// The socket is full.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.blocked
+        self.blocked && !self.held.is_held()
+    }
+
+    /// Descriptors were not taken, so it [has room](Self::has_room) after [`sys::Held::AGAIN`].
+    pub(crate) fn is_held(&self) -> bool {
+        self.blocked && self.held.is_held()
+    }
+
+    /// It is [dead](Self::is_dead) though the other end may be there, and has to be told.
+    pub(crate) fn gave_up(&self) -> bool {
+        self.gave_up
     }
 
     /// The next piece to write; else whom to wake, without the lock.
@@ -155,6 +170,7 @@ impl Outgoing {
         let Piece { mut chunk, from } = piece;
         match result {
             Ok(len) => {
+                self.held.is_over();
                 self.sent += *len as u64;
                 if from + len < chunk.bytes.len() {
                     self.offset = from + len;
@@ -169,11 +185,14 @@ impl Outgoing {
                     }
                 }
             }
-            Err(error) if is_full(error) => {
+            Err(error) if is_full(error) || self.held.is_to_wait(error) => {
                 self.chunks.push_front(chunk);
                 self.blocked = true; // it stays busy
             }
-            Err(_) => return self.kill(),
+            Err(error) => {
+                self.gave_up = sys::are_too_many(error);
+                return self.kill();
+            }
         }
         Vec::new()
     }
@@ -181,23 +200,22 @@ impl Outgoing {
     /// The other end has gone. Gives whom to wake.
     pub(crate) fn kill(&mut self) -> Vec<Waker> {
         self.dead = true;
+        self.held.is_over();
         self.chunks.clear();
         self.put = self.sent;
         std::mem::take(&mut self.waiting)
     }
 }
 
-/// Whether a write has to wait for room (or for descriptors in flight to arrive: `ETOOMANYREFS`,
-/// unix(7)).
+/// Whether a write has to wait for room.
 fn is_full(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
-        || error.raw_os_error() == Some(nix::libc::ETOOMANYREFS)
 }
 
 /// Writes until there is nothing left or no room. Only for whom [`Outgoing::want_to_write`] or
 /// [`Outgoing::has_room`] has told so. `with` gives access to the outgoing, under its lock, for a
-/// moment; it gives `None` when it is not there any more. Gives whether the socket is full, and
-/// whom to wake.
+/// moment; it gives `None` when it is not there any more. Gives whether the socket is full (or holds
+/// up descriptors, or has been [given up](Outgoing::gave_up) for them), and whom to wake.
 pub(crate) fn write_out(
     socket: BorrowedFd<'_>,
     mut with: impl FnMut(&mut dyn FnMut(&mut Outgoing)) -> Option<()>,
@@ -208,7 +226,7 @@ pub(crate) fn write_out(
         let there = with(&mut |out| {
             if let Some((piece, result)) = written.take() {
                 wake.extend(out.wrote(piece, &result));
-                full = out.blocked;
+                full = out.blocked || out.gave_up;
                 if result.is_err() {
                     return;
                 }
@@ -276,6 +294,32 @@ mod tests {
     }
 
     #[test]
+    fn descriptors_that_are_not_taken_are_sent_later_and_not_for_ever() {
+        let refused = || Err(nix::errno::Errno::ETOOMANYREFS.into());
+        let (a, b) = UnixStream::pair().expect("pair");
+        let fd: Fd = Arc::new(std::fs::File::open("/dev/null").expect("open"));
+        let mut out = Outgoing::default();
+        out.push(vec![Arc::clone(&fd)], |body| body.push(1));
+        for _ in 0..3 {
+            assert!(out.want_to_write() || out.has_room());
+            let piece = out.take().expect("a piece");
+            assert!(out.wrote(piece, &refused()).is_empty());
+            assert!(out.is_held() && !out.is_blocked() && !out.is_dead(), "no room would tell");
+        }
+        assert!(out.has_room() && !write(&mut out, &a) && !out.is_held());
+        let received = sys::recv_with_fds(b.as_fd(), &mut [0; 100]).expect("it has come");
+        assert_eq!(received.fds.len(), 1);
+
+        out.push(vec![fd], |body| body.push(1));
+        out.wait_until_empty(Waker::noop().clone());
+        assert!(out.want_to_write());
+        out.held.since_long();
+        let piece = out.take().expect("a piece");
+        assert_eq!(out.wrote(piece, &refused()).len(), 1, "who waits is told");
+        assert!(out.is_dead() && out.gave_up() && !out.is_held());
+    }
+
+    #[test]
     fn frames_and_their_descriptors_come_out_in_order_through_a_full_socket() {
         let (a, b) = UnixStream::pair().expect("pair");
         let mut out = Outgoing::default();
@@ -308,6 +352,8 @@ mod tests {
             }
         }
         assert!(out.backlog() == 0 && descriptors == 4);
+        // A process that another test starts may have a copy of it for a moment.
+        b.shutdown(std::net::Shutdown::Both).expect("shutdown");
         drop(b);
         out.push(Vec::new(), |body| body.push(1));
         assert!(out.want_to_write());

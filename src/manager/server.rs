@@ -144,6 +144,8 @@ struct Inside {
     deadline: Option<Instant>,
     /// Counts the times that it changed.
     deadlines: u64,
+    /// When descriptors that were not taken are sent again.
+    held_at: Option<Instant>,
 }
 
 /// A client's socket, as whoever writes needs it.
@@ -229,6 +231,7 @@ impl Server {
                 introducers: HashMap::new(),
                 descended: HashMap::new(),
                 deadline: None,
+                held_at: None,
                 deadlines: 0,
             }),
             epoll,
@@ -545,7 +548,7 @@ impl Server {
                 inside.state.unhold(object, part, now);
             }
         }
-        let Inside { state, links, answers_max, deadline, deadlines, .. } = inside;
+        let Inside { state, links, answers_max, deadline, deadlines, held_at, .. } = inside;
         let mut actions = std::mem::take(&mut state.actions);
         for action in actions.drain(..) {
             match action {
@@ -656,7 +659,7 @@ impl Server {
         debug_assert!(state.actions.is_empty(), "lending answers nobody");
         state.actions = actions; // keeps its memory
         todo.remains = std::mem::take(&mut state.remains);
-        let next = state.next_deadline();
+        let next = state.next_deadline().into_iter().chain(*held_at).min();
         if next != *deadline {
             *deadline = next;
             *deadlines += 1;
@@ -751,8 +754,20 @@ impl Server {
             self.lock().links.get_mut(&client).map(|link| act(&mut link.out))
         });
         wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
-        if full {
-            self.watch(client);
+        if !full {
+            return;
+        }
+        self.watch(client);
+        let mut inside = self.lock();
+        let Some(link) = inside.links.get(&client) else { return };
+        if link.out.gave_up() {
+            drop(inside);
+            return self.hang_up(client); // it is told by the end of its socket
+        }
+        if link.out.is_held() {
+            inside.held_at.get_or_insert(Instant::now() + sys::Held::AGAIN);
+            drop(inside);
+            self.apply(|_, _| ()); // sets the timer
         }
     }
 
@@ -767,6 +782,7 @@ impl Server {
             let flags = match (link.out.is_blocked(), link.out.backlog() > BACKLOG_MAX) {
                 (true, true) => EpollFlags::EPOLLOUT,
                 (true, false) => READ_WRITE,
+                (false, true) if link.out.is_held() => EpollFlags::empty(),
                 (false, _) => READ,
             };
             if set.replace(flags) == Some(flags) {
@@ -882,11 +898,16 @@ impl Server {
         let now = Instant::now();
         let mut inside = self.lock();
         inside.deadline = None; // it is to be set again, also to the same
+        let again = inside.held_at.take_if(|at| *at <= now).is_some();
+        let held = |(client, link): (&Client, &Link)| link.out.is_held().then_some(*client);
+        let held: Vec<_> =
+            if again { inside.links.iter().filter_map(held).collect() } else { Vec::new() };
         inside.state.tick(now);
         let todo = self.sort(&mut inside, now);
         drop(inside);
         self.perform(todo);
         self.sweep();
+        held.into_iter().for_each(|client| self.has_room(client));
     }
 
     fn has_room(&self, client: Client) {

@@ -298,6 +298,7 @@ impl Engine {
         }
         let mut expirations = [0; 8];
         let _ = nix::unistd::read(self.timer.as_fd(), &mut expirations);
+        self.send_again();
         self.look_for_stalls(driver);
         self.look_for_blocked_workers();
         // A process that has ended in time is not one that the kernel cannot end, though we come to

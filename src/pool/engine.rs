@@ -104,6 +104,8 @@ pub(super) struct State {
     deadlines: u64,
     /// When the driver looks at frames that have not come whole.
     pub(super) stall_at: Option<Instant>,
+    /// When descriptors that were not taken are sent again.
+    held_at: Option<Instant>,
     pub(super) blocked: Blocked,
 }
 
@@ -169,6 +171,7 @@ impl Engine {
                 timed: false,
                 deadlines: 0,
                 stall_at: None,
+                held_at: None,
                 blocked: Blocked::default(),
             }),
             capture,
@@ -825,6 +828,23 @@ impl Engine {
         !(state.core.is_closed() && state.links.get(&key).is_none_or(|link| link.doomed))
     }
 
+    /// Sends descriptors again that were not taken, if it is time.
+    pub(super) fn send_again(&self) {
+        let mut state = self.lock();
+        if state.held_at.is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        state.held_at = None;
+        let held: Vec<_> = state
+            .links
+            .iter_mut()
+            .filter(|(_, link)| link.out.held.is_held())
+            .filter_map(|(key, link)| std::mem::take(&mut link.out.blocked).then_some(*key))
+            .collect();
+        drop(state);
+        held.into_iter().for_each(|key| self.flush(key)); // `busy` is set
+    }
+
     /// Writes what there is for a worker. Only for whoever has set `busy`.
     pub(super) fn flush(&self, key: WorkerKey) {
         let (mut written, mut gone) = (None, Vec::new());
@@ -836,6 +856,7 @@ impl Engine {
                 return;
             };
             if let Some((chunk, from, len)) = written.take() {
+                out.held.is_over();
                 gone.extend(out.wrote(chunk, from, len));
             }
             let Some((chunk, from)) = out.take(|claim| core.has(key, claim), &mut gone) else {
@@ -863,6 +884,26 @@ impl Engine {
                             drop(state);
                             drop(left);
                             return;
+                        }
+                        let held = out.held.is_to_wait(&error);
+                        if held || sys::are_too_many(&error) {
+                            let mut chunk = chunk;
+                            if !held {
+                                out.held.is_over();
+                                let leases = link.process.as_ref().map(|p| Arc::clone(&p.leases));
+                                drop(state);
+                                if let Some(leases) = leases {
+                                    chunk.do_without_sockets(&leases);
+                                }
+                                written = Some((chunk, from, 0));
+                                continue;
+                            }
+                            gone.extend(out.wrote(chunk, from, 0));
+                            out.blocked = true; // it stays busy
+                            let again = Instant::now() + sys::Held::AGAIN;
+                            state.held_at.get_or_insert(again);
+                            drop(state);
+                            return self.apply(|state, _| state.timed = true);
                         }
                         gone.extend(out.wrote(chunk, from, 0));
                         out.blocked = error.kind() == std::io::ErrorKind::WouldBlock;
@@ -955,7 +996,10 @@ impl std::fmt::Debug for Engine {
 impl State {
     /// What the timer is to be set to.
     fn next_deadline(&self) -> Option<Instant> {
-        self.core.next_deadline().into_iter().chain(self.stall_at).chain(self.blocked.at).min()
+        [self.core.next_deadline(), self.stall_at, self.held_at, self.blocked.at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Does what belongs under the lock, and says what is to be done outside.

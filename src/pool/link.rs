@@ -90,6 +90,9 @@ pub(crate) struct Naming {
     things: Things,
     /// Sockets to managers that the worker has not known so far; they go with the first byte.
     sockets: Vec<OwnedFd>,
+    /// Those managers, and the length of their announcements, which stand first.
+    managers: Vec<u64>,
+    attaches: usize,
 }
 
 impl Chunk {
@@ -142,9 +145,23 @@ impl Chunk {
             message::attach(&mut bytes, *manager);
             frame::finish(&mut bytes, start);
         }
+        naming.attaches = bytes.len();
         bytes.append(&mut naming.bytes);
         naming.bytes = bytes;
-        naming.sockets = sockets.into_iter().map(|(_, socket)| socket).collect();
+        (naming.managers, naming.sockets) = sockets.into_iter().unzip();
+    }
+
+    /// The sockets to managers cannot be sent: the call goes without them, as where they
+    /// [could not be made](Self::lend). No byte of it must have been sent.
+    pub(crate) fn do_without_sockets(&mut self, leases: &Leases) {
+        let Self::Naming(naming) = self else { return };
+        if !naming.sockets.is_empty() {
+            naming.sockets.clear();
+            naming.bytes.drain(..std::mem::take(&mut naming.attaches));
+            std::mem::take(&mut naming.managers)
+                .into_iter()
+                .for_each(|manager| leases.not_attached(manager));
+        }
     }
 
     /// Sends as much of it as there is room for.
@@ -153,12 +170,7 @@ impl Chunk {
         match self {
             Self::Naming(naming) if from == 0 && !naming.sockets.is_empty() => {
                 let sockets: Vec<_> = naming.sockets.iter().map(|socket| socket.as_fd()).collect();
-                let sent = sys::send_with_fds(socket, &[IoSlice::new(bytes)], &sockets);
-                // Too many descriptors are in flight (unix(7)): as if the socket were full.
-                sent.map_err(|error| match error.raw_os_error() {
-                    Some(nix::libc::ETOOMANYREFS) => io::ErrorKind::WouldBlock.into(),
-                    _ => error,
-                })
+                sys::send_with_fds(socket, &[IoSlice::new(bytes)], &sockets)
             }
             _ => sys::send(socket, bytes),
         }
@@ -182,6 +194,8 @@ pub(crate) struct Outgoing {
     pub(crate) busy: bool,
     /// The socket is full: the event that there is room again is the writer.
     pub(crate) blocked: bool,
+    /// The first chunk's descriptors are not taken: it is the pool's timer that goes on.
+    pub(crate) held: sys::Held,
 }
 
 impl Outgoing {
@@ -203,7 +217,14 @@ impl Outgoing {
         if things.is_none() {
             return self.push(frame);
         }
-        let naming = Naming { claim: None, bytes: frame.to_vec(), things, sockets: Vec::new() };
+        let naming = Naming {
+            claim: None,
+            bytes: frame.to_vec(),
+            things,
+            sockets: Vec::new(),
+            managers: Vec::new(),
+            attaches: 0,
+        };
         self.chunks.push_back(Chunk::Naming(Box::new(naming)));
     }
 
@@ -214,7 +235,14 @@ impl Outgoing {
         if things.is_some() {
             let mut bytes = frame.to_vec();
             address(&mut bytes[frame::HEAD..CALL_HEAD]);
-            let naming = Naming { claim: Some(claim), bytes, things, sockets: Vec::new() };
+            let naming = Naming {
+                claim: Some(claim),
+                bytes,
+                things,
+                sockets: Vec::new(),
+                managers: Vec::new(),
+                attaches: 0,
+            };
             return self.chunks.push_back(Chunk::Naming(Box::new(naming)));
         }
         match frame {

@@ -51,6 +51,8 @@ mod engine;
 mod engine;
 mod events;
 #[cfg(all(test, target_os = "linux"))]
+mod held_descriptors;
+#[cfg(all(test, target_os = "linux"))]
 mod hostile_workers;
 mod join;
 #[cfg(all(

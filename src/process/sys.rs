@@ -23,6 +23,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::ptr;
+use std::time::{Duration, Instant};
 
 use super::peer_fd::PeerFd;
 use nix::errno::Errno;
@@ -356,6 +357,48 @@ pub(crate) fn send_or_wait(
     retry(|| Ok(socket::send(socket.as_raw_fd(), bytes, flags)?))
 }
 
+/// Descriptors that the system does not take, because too many of this user's are on their way
+/// (`ETOOMANYREFS`, unix(7)): since when. No event says when that is over.
+#[derive(Debug, Default)]
+pub(crate) struct Held(Option<Instant>);
+
+impl Held {
+    /// After so long it is to be tried again.
+    pub(crate) const AGAIN: Duration = Duration::from_millis(20);
+    /// So long it is tried.
+    const MOST: Duration = Duration::from_secs(5);
+
+    /// Whether what has failed like this is to be tried again [later](Self::AGAIN).
+    pub(crate) fn is_to_wait(&mut self, error: &io::Error) -> bool {
+        are_too_many(error) && self.0.get_or_insert_with(Instant::now).elapsed() < Self::MOST
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// It was sent, or given up.
+    pub(crate) fn is_over(&mut self) {
+        self.0 = None;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn since_long(&mut self) {
+        self.0 = Instant::now().checked_sub(Self::MOST);
+    }
+}
+
+/// Too many descriptors are on their way.
+pub(crate) fn are_too_many(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ETOOMANYREFS)
+}
+
+/// In a test: no descriptor that travels alone is taken, as if too many were on their way. (With a
+/// welcome go two.)
+#[cfg(test)]
+pub(crate) static TOO_MANY: std::sync::atomic::AtomicBool =
+    std::sync::atomic::AtomicBool::new(false);
+
 /// Sends bytes from several places, and descriptors with the first of them (sendmsg(2), unix(7)
 /// `SCM_RIGHTS`).
 ///
@@ -390,6 +433,10 @@ pub(crate) fn send_with_fds(
             io::ErrorKind::InvalidInput,
             "descriptors need a byte to travel with",
         ));
+    }
+    #[cfg(test)]
+    if fds.len() == 1 && TOO_MANY.load(std::sync::atomic::Ordering::Relaxed) {
+        return Err(Errno::ETOOMANYREFS.into());
     }
     let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];

@@ -116,6 +116,8 @@ struct Inside {
     /// with its first byte.
     things: Vec<Thing>,
     sockets: Vec<OwnedFd>,
+    /// The length of their announcements, which stand first in `out`.
+    attaches: usize,
     leases: Leases,
     /// It has closed its socket before it had all of the call.
     is_deaf: bool,
@@ -292,6 +294,7 @@ impl Machine {
             written: 0,
             things: order.things,
             sockets: Vec::new(),
+            attaches: 0,
             leases: Leases::default(),
             is_deaf: false,
             buffer: FrameBuffer::new(HELLO_MAX),
@@ -595,6 +598,7 @@ impl Machine {
             frame::finish(&mut out, start);
             inside.sockets.push(socket);
         }
+        inside.attaches = out.len();
         out.append(&mut inside.out);
         inside.out = out;
     }
@@ -625,6 +629,13 @@ impl Machine {
             match sent {
                 Ok(n) => inside.written += n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // More descriptors are on their way than this user may have open.
+                // The call goes without the sockets: it is answered as in `lend`.
+                Err(error) if sys::are_too_many(&error) => {
+                    inside.sockets.clear();
+                    inside.out.drain(..std::mem::take(&mut inside.attaches));
+                    continue;
+                }
                 // It does not read any more; what it has to say comes all the same.
                 Err(_) => {
                     inside.is_deaf = true;

@@ -190,8 +190,8 @@ impl Leases {
         Ok(sockets)
     }
 
-    /// The worker could not take in the socket to this manager: it is announced again with the next
-    /// call that names one of its objects. If the worker has that socket all the same, it loses it.
+    /// The worker did not get the socket to this manager: it is announced again with the next call
+    /// that names one of its objects. If the worker has that socket all the same, it loses it.
     pub(crate) fn not_attached(&self, manager: u64) {
         let lease = self.leases.lock().unwrap_or_else(PoisonError::into_inner).remove(&manager);
         let Some(lease) = lease else { return };
@@ -315,8 +315,8 @@ pub(crate) fn received(named: Named) -> Result<Vec<Thing>, Unknown> {
     drop(given);
     let Some(manager) = unknown else { return Ok(things) };
     let reason = format!(
-        "an object of manager {manager:x}, to which this process has no socket: there was no \
-         descriptor left for it, here or in the application, or the manager has been closed"
+        "an object of manager {manager:x}, to which this process has no socket: no descriptor for \
+         it was left or could be sent, or the manager has been closed"
     );
     Err(Unknown { manager, reason })
 }

@@ -284,7 +284,10 @@ impl Remote {
             Some(())
         });
         wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
-        if full {
+        if full && self.lock().gave_up() {
+            self.hang_up();
+            self.ended();
+        } else if full {
             self.wait_for_room();
         }
     }
@@ -445,7 +448,10 @@ impl Remote {
             // again and again would only keep him from it. He rings when he is done.
             let busy = turn == Turn::Busy;
             for_runtime = Turn::Read;
-            let blocked = self.lock().is_blocked();
+            let (blocked, held) = {
+                let out = self.lock();
+                (out.is_blocked(), out.is_held())
+            };
             let mut wanted = if blocked { PollFlags::POLLOUT } else { PollFlags::empty() };
             // Else the end is heard of all the same (POLLHUP), for it need not be asked for.
             let driven = !leaned && self.is_driven.load(Ordering::Acquire);
@@ -457,7 +463,11 @@ impl Remote {
                 PollFd::new(self.socket.as_fd(), wanted),
             ];
             let count = if busy && !blocked { 1 } else { 2 };
-            let limit = if leaned { PollTimeout::from(LINGER) } else { PollTimeout::NONE };
+            let limit = match (held, leaned) {
+                (true, _) => PollTimeout::from(sys::Held::AGAIN.as_millis() as u16),
+                (false, true) => PollTimeout::from(LINGER),
+                (false, false) => PollTimeout::NONE,
+            };
             let ready = match poll(&mut fds[..count], limit) {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => continue,
@@ -466,7 +476,7 @@ impl Remote {
             let _ = bell.read();
             let has =
                 |what| count == 2 && fds[1].revents().is_some_and(|events| events.intersects(what));
-            if has(PollFlags::POLLOUT) {
+            if has(PollFlags::POLLOUT) || held {
                 let write = self.lock().has_room();
                 if write {
                     self.write();
@@ -478,13 +488,13 @@ impl Remote {
             if driven && has(PollFlags::POLLIN) {
                 // What waits for room may wait just for this to be read: a manager does not listen
                 // to one who does not.
-                for_runtime = if blocked {
+                for_runtime = if blocked || held {
                     self.turn(&waker)
                 } else {
                     self.turn_for_runtime(bell, &mut left_alone, &waker)
                 };
             }
-            if leaned && ready == 0 {
+            if leaned && ready == 0 && !held {
                 // Who comes to lean now either is seen here, or sees that nobody leans.
                 self.leaned.store(false, Ordering::SeqCst);
                 if self.mail.is_waited_for() {
