@@ -28,7 +28,7 @@ fn set_uid_program() -> fixtures::Copied {
 fn needs_root_a_set_uid_program_builds_no_pool() {
     let program = set_uid_program();
     let printed = fixtures::run(&program.path, &["build"]).printed();
-    assert!(printed.starts_with("main\nSecure: "), "{printed}");
+    assert!(printed.starts_with("main\nSetUid: "), "{printed}");
 }
 
 /// Otherwise any user who may start the program could, as its parent, have it run any of its tasks
@@ -61,7 +61,7 @@ fn needs_root_a_program_that_lowers_its_effective_user_or_group_is_told_before_a
         let lines: Vec<_> = printed.lines().collect();
         assert_eq!((lines.len(), lines[0]), (4, "main"), "{printed}");
         for (line, what) in lines[1..].iter().zip(["worker", "process", "pool"]) {
-            let told = line.strip_prefix(&format!("{what} Secure: "));
+            let told = line.strip_prefix(&format!("{what} SetUid: "));
             let named = format!("effective {which} (65534) is not its real {which} (0)");
             assert!(told.is_some_and(|told| told.contains(&named)), "{printed}");
         }
