@@ -15,13 +15,15 @@ use processes::{
     own_process, passes, pid, pids, seen, signal, soon, spin, start_sleeping, stop, until,
     wait_for, wait_until,
 };
+use procpool::sync::List;
 use procpool::{Pool, TaskErrorKind};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -32,6 +34,10 @@ fn pool_of(workers: usize) -> Pool {
 }
 
 // ---- variables
+
+fn push_pid(list: List<u32>) {
+    list.blocking_push(pid()).unwrap();
+}
 
 fn environment() -> HashMap<Vec<u8>, Vec<u8>> {
     std::env::vars_os().map(|(name, value)| (name.into_vec(), value.into_vec())).collect()
@@ -341,7 +347,9 @@ async fn own_process_names() {
     let before = names(); // somebody may keep files of such a name there
     let pool = pool_of(4);
     soon(pool.ready()).await.unwrap();
-    soon(pool.spawn(pid, ())).await.unwrap();
+    let list: List<u32> = pool.manager().list().unwrap();
+    soon(pool.spawn(push_pid, list.clone())).await.unwrap();
+    assert_eq!(soon(list.len()).await.unwrap(), 1);
     assert_eq!(names(), before);
     let mut ours = Vec::new();
     for process in children(pid()).into_iter().chain([pid()]) {
@@ -352,16 +360,23 @@ async fn own_process_names() {
     assert!(ours.len() >= 12, "{ours:?}");
     // Columns of proc_net(5): number, references, protocol, flags, type, state, inode, path if any.
     let unix = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let mut named = 0;
     for line in unix.lines().skip(1) {
         let columns: Vec<_> = line.split_whitespace().collect();
         if ours.iter().any(|inode| inode == columns[6]) {
-            assert_eq!(
-                (columns[3], columns.len()),
-                ("00000000", 7),
-                "listens or has a name: {line}"
-            );
+            assert_eq!(columns[3], "00000000", "listens: {line}");
+            // The manager's end of a client's connection has a name, by which the manager would
+            // know the other end. It leads nowhere.
+            if let Some(name) = columns.get(7) {
+                let name = name.strip_prefix('@').expect("not in a file system");
+                let address = SocketAddr::from_abstract_name(name).unwrap();
+                let error = UnixStream::connect_addr(&address).expect_err("somebody listens");
+                assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+                named += 1;
+            }
         }
     }
+    assert!((1..=4).contains(&named), "{named} sockets have a name");
     for table in ["/proc/net/tcp", "/proc/net/tcp6", "/proc/net/udp"] {
         let table = std::fs::read_to_string(table).unwrap_or_default();
         assert!(!table.lines().any(|line| {

@@ -416,7 +416,8 @@ impl Server {
     /// if another process holds the socket.
     pub(crate) fn connect(&self, pidfd: Option<OwnedFd>) -> io::Result<(Client, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair()?;
-        Ok((self.adopt(ours.into(), pidfd.map(PeerFd::from), false)?, theirs.into()))
+        let ours = PeerSocket::claim(OwnedFd::from(ours).into())?;
+        Ok((self.adopt(ours, pidfd.map(PeerFd::from), false)?, theirs.into()))
     }
 
     /// As [`connect`](Self::connect), with a socket that another process has made.
@@ -484,9 +485,10 @@ impl Server {
         self.apply(|state, now| state.dismiss(client, now));
     }
 
-    /// Ends the connection of a client, as if its process had ended.
+    /// Ends the connection of a client, as if its process had ended. What it was to be sent is
+    /// dropped: a client that does not read would otherwise not be read to its end either.
     pub(crate) fn hang_up(&self, client: Client) {
-        let socket = self.lock().links.get(&client).map(|link| Arc::clone(&link.socket));
+        let socket = self.lock().links.get_mut(&client).map(Link::cut);
         if let Some(socket) = socket {
             let _ =
                 nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
@@ -780,6 +782,10 @@ impl Server {
             let inside = self.lock();
             let Some(link) = inside.links.get(&client) else { return };
             let flags = match (link.out.is_blocked(), link.out.backlog() > BACKLOG_MAX) {
+                (true, true) if inside.is_orphan(client) => {
+                    drop(inside);
+                    return self.hang_up(client);
+                }
                 (true, true) => EpollFlags::EPOLLOUT,
                 (true, false) => READ_WRITE,
                 (false, true) if link.out.is_held() => EpollFlags::empty(),
@@ -967,10 +973,14 @@ impl Server {
                         self.more.store(true, Ordering::Relaxed);
                     }
                     if all && !even {
+                        end = reader.has_unclaimed();
                         break; // what comes now is told by the epoll set
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    end = reader.has_unclaimed();
+                    break;
+                }
                 Err(_) => {
                     end = true;
                     break;
@@ -1012,24 +1022,28 @@ impl Server {
             let Some(mut reader) = driver.readers.remove(&by) else { continue };
             drop(driver);
             // A socket's buffer holds no more than so many readings.
-            let mut has_ended = false;
+            let (mut has_ended, mut drained) = (false, false);
             for _ in 0..READINGS {
                 match reader.receive(true) {
                     Ok(received) if !received.has_ended => {}
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        drained = true;
+                        break;
+                    }
                     Ok(_) | Err(_) => {
                         has_ended = true;
                         break;
                     }
                 }
             }
-            read.push((by, reader, has_ended));
+            read.push((by, reader, has_ended, drained));
         }
-        for (by, mut reader, has_ended) in read.into_iter().rev() {
+        for (by, mut reader, has_ended, drained) in read.into_iter().rev() {
             reader.paused = false;
             if self.frames(by, &mut reader, true).is_err()
                 || has_ended
                 || reader.descriptors.len() > DESCRIPTORS_MAX
+                || (drained && reader.has_unclaimed())
             {
                 drop(reader);
                 self.end(by);
@@ -1128,7 +1142,7 @@ impl Server {
         }
         let mut descriptors = descriptors.drain(..due);
         let (socket, pidfd) = (descriptors.next(), descriptors.next());
-        let socket = socket.and_then(|socket| PeerSocket::accept(socket).ok());
+        let socket = socket.and_then(|socket| PeerSocket::claim(socket).ok());
         let Some(socket) =
             socket.filter(|_| pidfd.as_ref().is_none_or(|fd| sys::is_pidfd(fd.as_fd())))
         else {
@@ -1176,8 +1190,10 @@ impl Server {
             inside.state.dismiss(own, now);
         }
         inside.forget(client);
+        let orphans = inside.stuck_orphans_of(client);
         let todo = self.sort(&mut inside, now);
         drop(inside);
+        orphans.into_iter().for_each(|orphan| self.hang_up(orphan));
         if let Some(Link { socket, pidfd, mut out }) = link {
             let _ = self.epoll.delete(socket.as_fd());
             if let Some(pidfd) = pidfd {
@@ -1199,6 +1215,16 @@ impl Server {
 }
 
 impl Reader {
+    /// Whether descriptors have come that no message has claimed, once the socket has been read to
+    /// its end.
+    ///
+    /// That breaks the protocol: a message arrives together with its descriptors, because the
+    /// kernel does not divide what one `sendmsg(2)` of so few bytes has sent. They must not stay.
+    /// One of them may be the other end of this very socket, and then the socket would never end.
+    fn has_unclaimed(&self) -> bool {
+        !self.paused && !self.descriptors.is_empty()
+    }
+
     /// Reads once; with `more`, without frames having been taken since the last time.
     fn receive(&mut self, more: bool) -> io::Result<Received> {
         let space = if more { self.buffer.more_space() } else { self.buffer.space() };
@@ -1239,6 +1265,28 @@ fn check_names(count: usize, value: &[u8]) -> Result<(), object::Bad> {
 }
 
 impl Inside {
+    /// Whether the client of the application's own, from which this one descends, has ended.
+    ///
+    /// Such a client may go on, as a process that outlives the worker that started it does. But it
+    /// has no pidfd that would tell of its end, or none that can be trusted, so it is hung up when
+    /// it does not read its answers: nothing else would ever end a client whose socket keeps
+    /// itself open, because its other end is queued in it unread.
+    fn is_orphan(&self, client: Client) -> bool {
+        self.descended.get(&client).is_some_and(|first| !self.links.contains_key(first))
+    }
+
+    /// The clients that have become orphans by this end and do not read their answers.
+    fn stuck_orphans_of(&self, first: Client) -> Vec<Client> {
+        let of_first = self.descended.iter().filter(|(_, of)| **of == first);
+        of_first
+            .map(|(client, _)| *client)
+            .filter(|client| {
+                let out = self.links.get(client).map(|link| &link.out);
+                out.is_some_and(|out| out.is_blocked() && out.backlog() > BACKLOG_MAX)
+            })
+            .collect()
+    }
+
     /// A client that has ended, and of which its introducer wants nothing any more, counts no
     /// longer.
     fn forget(&mut self, client: Client) {
@@ -1345,6 +1393,28 @@ impl Server {
     /// How many clients there are, beside the application.
     pub(crate) fn clients(&self) -> usize {
         self.lock().links.len()
+    }
+
+    /// The state of each client's connection, for the message of a test that fails.
+    pub(crate) fn describe_clients(&self) -> String {
+        let driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+        let inside = self.lock();
+        let describe = |(client, link): (&Client, &Link)| {
+            let reader = driver.readers.get(client).map(|reader| {
+                (reader.paused, reader.descriptors.len(), sys::queued(reader.socket.as_fd()))
+            });
+            format!(
+                "{client:?} of {:?}: pidfd {}, backlog {}, blocked {}, held {}, dead {}; \
+                 (paused, descriptors, queued) {reader:?}",
+                inside.introducers.get(client),
+                link.pidfd.is_some(),
+                link.out.backlog(),
+                link.out.is_blocked(),
+                link.out.is_held(),
+                link.out.is_dead(),
+            )
+        };
+        inside.links.iter().map(describe).collect::<Vec<_>>().join("\n")
     }
 
     /// How many grants of a lock came too late.

@@ -104,6 +104,25 @@ impl PeerSocket {
     }
 }
 
+impl PeerSocket {
+    /// Accepts a socket of whose connection this process must not have the other end, too: nobody
+    /// else would, so the connection would never end.
+    ///
+    /// # Errors
+    ///
+    /// As [`accept`](Self::accept), and `InvalidInput` when the other end has been claimed, or has a
+    /// name otherwise.
+    pub(crate) fn claim(fd: PeerFd) -> io::Result<Self> {
+        let socket = Self::accept(fd)?;
+        // Of the two ends of a connection, the first has its name before the second is looked at.
+        // Where no name can be had, nothing is known.
+        if sys::give_name(socket.as_fd()).is_ok() && sys::has_named_peer(socket.as_fd()) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(socket)
+    }
+}
+
 impl From<PeerFd> for PeerSocket {
     fn from(fd: PeerFd) -> Self {
         // Out-of-band bytes (`MSG_OOB`, Linux 5.15) would be skipped and freed by an ordinary
@@ -291,6 +310,16 @@ mod tests {
         for other in [OwnedFd::from(c), listener.into(), file.into()] {
             assert!(PeerSocket::accept(other.into()).is_err());
         }
+    }
+
+    #[test]
+    fn of_one_connection_only_one_end_can_be_claimed() {
+        let (a, b) = UnixStream::pair().expect("pair");
+        let again = a.try_clone().expect("clone");
+        let claimed = PeerSocket::claim(OwnedFd::from(a).into()).expect("nobody has it");
+        assert!(PeerSocket::claim(OwnedFd::from(again).into()).is_ok(), "it is the same end");
+        assert!(PeerSocket::claim(OwnedFd::from(b).into()).is_err());
+        drop(claimed);
     }
 
     #[test]

@@ -556,6 +556,23 @@ pub(crate) fn is_unix_stream(fd: BorrowedFd<'_>) -> bool {
         && socket::getpeername::<UnixAddr>(fd.as_raw_fd()).is_ok()
 }
 
+/// Gives a Unix socket that has no name one of the kernel's choice in the abstract space (autobind,
+/// unix(7)). [`has_named_peer`] tells this of its other end. Nothing listens under the name, so
+/// nobody can connect to it.
+///
+/// # Errors
+///
+/// `EACCES` when a security module forbids it; `ENOSPC` when all names are in use.
+pub(crate) fn give_name(socket: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(socket::bind(socket.as_raw_fd(), &UnixAddr::new_unnamed())?)
+}
+
+/// Whether the other end of a connected Unix socket has a name.
+pub(crate) fn has_named_peer(socket: BorrowedFd<'_>) -> bool {
+    let peer = socket::getpeername::<UnixAddr>(socket.as_raw_fd());
+    peer.is_ok_and(|peer| peer.path().is_some() || peer.as_abstract().is_some())
+}
+
 /// Whether a descriptor is a pidfd. As with [`is_unix_stream`], no operation of a file is called.
 pub(crate) fn is_pidfd(fd: BorrowedFd<'_>) -> bool {
     match pidfd_send_signal(fd, 0, Target::Process) {

@@ -16,6 +16,7 @@ use crate::manager::fuzz::Known;
 use crate::manager::message::{Name, ToManager};
 use crate::manager::object::{Client, Object, Part};
 use crate::manager::objects;
+use crate::manager::objects::code::Message;
 use crate::process::testing::{HANG, in_own_process, is_own_process, open_fds, wait_until};
 use crate::process::{PeerFd, sys};
 use crate::wire::counting::process_peak_of;
@@ -434,7 +435,7 @@ fn case(rng: &mut Rng, tally: &mut Tally) {
     assert_eq!(objects.mutex.blocking_get().unwrap(), answers + rounds, "an update was lost");
 
     // With their sockets all clients go, and what they had references to.
-    wait_until(&format!("{done:?}: the manager has no client"), || server.clients() == 0);
+    wait_for_the_end_of_all_clients(&manager, &format!("{done:?}"));
     drop((lent, objects));
     wait_until(&format!("{done:?}: the manager has no object"), || manager.objects() == 0);
     drop(manager);
@@ -492,9 +493,14 @@ fn hostile_client_of(manager: &Manager) -> (Client, Hostile) {
     (client, Hostile::new(socket, Known::default(), Rng(1)))
 }
 
-fn wait_for_the_end_of_all_clients(manager: &Manager) {
+fn wait_for_the_end_of_all_clients(manager: &Manager, after: &str) {
     let server = manager.connection().server().unwrap();
-    wait_until("the manager has no client", || server.clients() == 0);
+    let start = Instant::now();
+    while server.clients() > 0 {
+        let clients = || server.describe_clients();
+        assert!(start.elapsed() < HANG, "after {after} the manager has clients:\n{}", clients());
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Otherwise the first client of that number would never be dismissed, and what it had put into
@@ -522,7 +528,7 @@ fn a_number_for_an_introduced_client_that_is_in_use_ends_the_connection() {
     assert!(hostile.is_ended(), "the manager has not ended the connection");
 
     drop((hostile, sockets, list));
-    wait_for_the_end_of_all_clients(&manager);
+    wait_for_the_end_of_all_clients(&manager, "the end of their sockets");
     wait_until("the manager has no object", || manager.objects() == 0);
 }
 
@@ -543,7 +549,97 @@ fn a_client_that_leaves_refusals_unread_loses_its_connection() {
     let error = (0..64).find_map(|_| socket.write_all(&refused).err()).map(|error| error.kind());
     use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
     assert!(matches!(error, Some(BrokenPipe | ConnectionReset)), "{error:?}");
-    wait_for_the_end_of_all_clients(&manager);
+    wait_for_the_end_of_all_clients(&manager, "the end of their sockets");
+}
+
+/// A client that was introduced, and the socket of its process.
+fn introduced_client(hostile: &mut Hostile) -> UnixStream {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    hostile.say_introduce(0, &[theirs.as_fd()], false).unwrap();
+    // Its welcome tells that it is a client.
+    ours.set_read_timeout(Some(HANG)).unwrap();
+    assert!((&ours).read(&mut [0; 64]).unwrap() > 0);
+    ours
+}
+
+/// Queues a client's own socket in that socket.
+fn send_itself(socket: &UnixStream, bytes: &[u8]) {
+    let sent = sys::send_with_fds(socket.as_fd(), &[IoSlice::new(bytes)], &[socket.as_fd()]);
+    assert_eq!(sent.unwrap(), bytes.len());
+}
+
+/// The manager would keep the descriptor for the rest of a message that never comes, and with it
+/// the other end of the client's connection: so the connection would never end.
+#[test]
+fn a_client_that_sends_its_own_socket_with_half_a_message_does_not_stay() {
+    let manager = Manager::new().unwrap();
+    let (_, mut hostile) = hostile_client_of(&manager);
+    let socket = introduced_client(&mut hostile);
+    let mut introduce = Vec::new();
+    ToManager::Introduce { client: 7, process: false }.write(&mut introduce);
+    let bytes = framed(&introduce);
+    send_itself(&socket, &bytes[..bytes.len() - 1]);
+    drop((hostile, socket));
+    wait_for_the_end_of_all_clients(&manager, "the end of their sockets");
+}
+
+/// The manager would have both ends of one connection, in which it says nothing to itself: its
+/// welcome is lost in a message that never ends.
+#[test]
+fn both_ends_of_one_connection_cannot_be_clients() {
+    let manager = Manager::new().unwrap();
+    let (_, mut hostile) = hostile_client_of(&manager);
+    let socket = introduced_client(&mut hostile);
+    (&socket).write_all(&1000u32.to_le_bytes()).unwrap();
+    hostile.say_introduce(0, &[socket.as_fd()], false).unwrap();
+    assert!(hostile.is_ended(), "the manager has not ended the connection");
+    drop((hostile, socket));
+    wait_for_the_end_of_all_clients(&manager, "the end of their sockets");
+}
+
+/// The manager does not even read the descriptor, because the client leaves its
+/// answers unread: whether it gets stuck before its introducer has ended, or after.
+#[test]
+fn a_client_that_is_stuck_with_its_own_socket_does_not_outlive_its_introducer() {
+    for ends_first in [false, true] {
+        let manager = Manager::new().unwrap();
+        let server = Arc::clone(manager.connection().server().unwrap());
+        let list: List<Vec<u8>> = manager.list().unwrap();
+        list.blocking_push(vec![0; 1 << 20]).unwrap();
+        let (first, mut hostile) = hostile_client_of(&manager);
+        let Name { object, kind, .. } = *list.handle().name();
+        server.lend(first, object, Part::WHOLE).unwrap();
+        let socket = introduced_client(&mut hostile);
+        let name = Name { object, part: Part::WHOLE, kind, place: None };
+        let mut lend = Vec::new();
+        ToManager::Lend { client: 0, names: vec![name] }.write(&mut lend);
+        hostile.send(0, &framed(&lend), &[]).unwrap();
+
+        let mut hostile = Some(hostile);
+        if ends_first {
+            drop(hostile.take());
+            wait_until("the introducer has ended", || server.clients() == 1);
+        }
+        let get = objects::list::Ask::Get { at: 0 }.body().head;
+        for ticket in 1..=16 {
+            let mut request = Vec::new();
+            let (head, tail) = (&get[..], &[][..]);
+            ToManager::Request { object, ticket, names: Vec::new(), head, tail }
+                .write(&mut request);
+            if (&socket).write_all(&framed(&request)).is_err() {
+                break; // it has been hung up
+            }
+        }
+        if !ends_first {
+            wait_until("the client is stuck", || {
+                server.describe_clients().contains("blocked true")
+            });
+            send_itself(&socket, &[0]);
+        }
+        drop((hostile, socket));
+        let after = if ends_first { "getting stuck" } else { "the end of the introducer" };
+        wait_for_the_end_of_all_clients(&manager, after);
+    }
 }
 
 /// No end of it would ever be reported, so it would stay a client for ever.
@@ -557,5 +653,5 @@ fn a_listening_socket_is_no_client() {
     hostile.say_introduce(0, &[listener.as_fd()], false).unwrap();
     assert!(hostile.is_ended(), "the manager has not ended the connection");
     drop(hostile);
-    wait_for_the_end_of_all_clients(&manager);
+    wait_for_the_end_of_all_clients(&manager, "the end of their sockets");
 }
