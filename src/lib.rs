@@ -85,6 +85,7 @@ mod pool;
 ))]
 mod process;
 mod single;
+mod stdio;
 #[cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64"),
@@ -110,17 +111,19 @@ mod worker;
 pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
 pub use limits::Limits;
 pub use pool::{
-    AbortHandle, Builder, Events, ExitReason, ItemResults, JoinHandle, NamedTask, Output,
-    OutputLine, Pool, Results, SharedObject, Shutdown, ShutdownReport, Stats, TaskBuilder,
-    TryResults, WorkerCount, WorkerEvent,
+    AbortHandle, Builder, Events, ExitReason, ItemResults, Items, JoinHandle, NamedTask, Pool,
+    Results, SharedObject, Shutdown, ShutdownReport, Stats, TaskBuilder, TryResults, WorkerCount,
+    WorkerEvent,
 };
 pub use single::{
-    ChildStderr, ChildStdin, ChildStdout, Daemon, Detaching, Parent, Process, ProcessBuilder,
-    Stdio, parent,
+    ChildStderr, ChildStdin, ChildStdout, Daemon, DaemonStart, Parent, Process, ProcessBuilder,
+    parent,
 };
+pub use stdio::{OutputLine, Stdio};
 pub use sync::Manager;
 pub use task::{
-    ArgsFor, ArgsTuple, Cancelled, Init, Task, attempt, cancelled, is_cancelled, state, task_id,
+    ArgsFor, ArgsTuple, Cancelled, Init, Task, TaskId, attempt, cancelled, is_cancelled, state,
+    task_id,
 };
 
 /// The README's programs are compiled.

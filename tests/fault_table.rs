@@ -28,7 +28,7 @@ use processes::{
     until, wait_until,
 };
 use procpool::{
-    ExitReason, JoinHandle, Limits, Output, Pool, TaskBuilder, TaskError, TaskErrorKind,
+    ExitReason, JoinHandle, Limits, Pool, Stdio, TaskBuilder, TaskError, TaskErrorKind, TaskId,
     WorkerEvent,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -441,8 +441,8 @@ impl Case {
             .workers(workers)
             // With a backtrace, std hides what it aborts for.
             .env("RUST_BACKTRACE", "0")
-            .stdout(Output::null())
-            .stderr(Output::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .limits(Limits::new().memory(MEMORY).core_size(0));
         if matches!(place, Starting | Init) {
             std::fs::write(&once, "").unwrap();
@@ -745,7 +745,7 @@ async fn observe_stopped(place: Place, then: Then) -> Option<()> {
         let id = task.id();
         assert_eq!(told(&soon(task).await), expected);
         if let Some(cut_off) = cut_off {
-            let begun: &[u64] = if matches!(place, Starting | Init) { &[] } else { &[id] };
+            let begun: &[TaskId] = if matches!(place, Starting | Init) { &[] } else { &[id] };
             let cut_off = soon(cut_off).await;
             assert!(begun.iter().all(|id| cut_off.begun().contains(id)), "{cut_off:?}");
         }

@@ -16,7 +16,7 @@ use processes::{
     KillOnDrop, Seen, children, hang, lines, note, own_dir, own_process, pid, pids, seen, signal,
     soon, spin, start_sleeping, stop, until, wait_for, wait_until,
 };
-use procpool::{JoinHandle, Pool, ShutdownReport, TaskErrorKind};
+use procpool::{JoinHandle, Pool, ShutdownReport, TaskErrorKind, TaskId};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -61,11 +61,11 @@ async fn never_yield(log: PathBuf) {
     }
 }
 
-fn ids<'a, R: 'a>(handles: impl IntoIterator<Item = &'a JoinHandle<R>>) -> HashSet<u64> {
+fn ids<'a, R: 'a>(handles: impl IntoIterator<Item = &'a JoinHandle<R>>) -> HashSet<TaskId> {
     handles.into_iter().map(JoinHandle::id).collect()
 }
 
-fn set(ids: &[u64]) -> HashSet<u64> {
+fn set(ids: &[TaskId]) -> HashSet<TaskId> {
     let set: HashSet<_> = ids.iter().copied().collect();
     assert_eq!(set.len(), ids.len(), "a task is named twice");
     set

@@ -125,6 +125,12 @@ fn blocking_join_with_a_limit_gives_up_and_may_be_asked_again() {
         catch_unwind(AssertUnwindSafe(|| handle.blocking_join_timeout(FUSE))).is_err(),
         "it has been taken"
     );
+    let panic = catch_unwind(AssertUnwindSafe(|| handle.blocking_join())).unwrap_err();
+    let message = panic.downcast::<&str>().unwrap();
+    assert!(
+        message.contains("`blocking_join` called after"),
+        "as its twin with a limit: {message}"
+    );
     // Calls with the same options.
     let call = scene.pool.task(echo).retries(1);
     let sum: u32 =
@@ -200,7 +206,7 @@ async fn numbers_of_tasks_are_unique_and_rise() {
     let scene = Scene::new(2);
     let handles: Vec<_> = (0..100).map(|n| scene.pool.spawn(echo, n)).collect();
     assert_eq!(
-        handles.iter().map(JoinHandle::id).collect::<Vec<_>>(),
+        handles.iter().map(|handle| handle.id().get()).collect::<Vec<_>>(),
         (1..=100).collect::<Vec<_>>()
     );
     assert!(handles.iter().all(|handle| handle.abort_handle().id() == handle.id()));

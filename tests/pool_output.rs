@@ -11,12 +11,12 @@ use processes::{
     Seen, descriptors, die, hang, lines, note, own_dir, own_process, pid, seen, signal, soon,
     until, wait_for,
 };
-use procpool::{Builder, Output, Pool, TaskErrorKind};
+use procpool::{Builder, Pool, Stdio, TaskErrorKind};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -29,9 +29,9 @@ type Line = (u32, String, bool);
 struct Captured(Arc<Mutex<Vec<Line>>>);
 
 impl Captured {
-    fn output(&self) -> Output {
+    fn output(&self) -> Stdio {
         let lines = Arc::clone(&self.0);
-        Output::lines(move |line| {
+        Stdio::lines(move |line| {
             lines.lock().unwrap().push((line.pid(), line.text().into_owned(), line.is_whole()))
         })
     }
@@ -55,10 +55,10 @@ fn builder() -> Builder {
 }
 
 /// A function that blocks until the sender is dropped, having said that it was called.
-fn blocking() -> (Output, std::sync::mpsc::Sender<()>, Receiver<()>) {
+fn blocking() -> (Stdio, std::sync::mpsc::Sender<()>, Receiver<()>) {
     let (opener, gate) = channel::<()>();
     let (called, calls) = channel();
-    let output = Output::lines(move |_| {
+    let output = Stdio::lines(move |_| {
         let _ = called.send(());
         let _ = gate.recv();
     });
@@ -96,7 +96,7 @@ fn by_default_it_appears_where_the_applications_own_output_does() {
         "own_process_whose_workers_print",
         dir.path(),
     );
-    let output = command.stdin(Stdio::null()).output().unwrap();
+    let output = command.stdin(std::process::Stdio::null()).output().unwrap();
     let (stdout, stderr) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}\n{stderr}");
@@ -111,7 +111,7 @@ async fn own_process_whose_workers_print() {
         return;
     }
     soon(builder().build().unwrap().spawn(print, 2)).await.unwrap();
-    soon(builder().stdout(Output::null()).stderr(Output::null()).build().unwrap().spawn(print, 2))
+    soon(builder().stdout(Stdio::null()).stderr(Stdio::null()).build().unwrap().spawn(print, 2))
         .await
         .unwrap();
     let (out, err) = (Captured::default(), Captured::default());
@@ -216,7 +216,7 @@ async fn own_process_with_a_small_disk() {
     let append = |path: &Path| File::options().create(true).append(true).open(path).unwrap();
     // What is captured goes to the same disk, by the application.
     let (captured, copied) = (Captured::default(), append(&copy));
-    let output = Output::lines({
+    let output = Stdio::lines({
         let captured = captured.clone();
         move |line| {
             let written = (&copied).write_all(format!("{}\n", line.text()).as_bytes());
@@ -261,7 +261,7 @@ async fn own_process_with_a_small_disk() {
 #[tokio::test]
 async fn whatever_a_task_writes_to_its_standard_output_disturbs_nothing() {
     let captured = Captured::default();
-    for output in [Output::null(), captured.output()] {
+    for output in [Stdio::null(), captured.output()] {
         let pool = builder().stdout(output).build().unwrap();
         for n in 0..20u8 {
             let bytes: Vec<u8> =
@@ -303,7 +303,7 @@ async fn ten_megabytes_come_through_whole() {
     let (sum, sums) = channel();
     let output = {
         let (mut next, mut bytes) = (0, 0);
-        Output::lines(move |line| {
+        Stdio::lines(move |line| {
             assert_eq!(line.text().split(' ').next().unwrap(), next.to_string());
             assert_eq!(line.lost(), 0);
             (next, bytes) = (next + 1, bytes + line.bytes().len() + 1);
@@ -393,7 +393,7 @@ async fn own_process_whose_function_blocks() {
 
     let (opener, gate) = channel::<()>();
     let (lost, losses) = channel();
-    let output = Output::lines(move |line| {
+    let output = Stdio::lines(move |line| {
         let _ = gate.recv();
         lost.send((line.bytes().len() as u64 + 1, line.lost())).unwrap();
     });
@@ -425,11 +425,11 @@ async fn own_process_whose_function_blocks() {
 #[tokio::test]
 async fn a_function_that_panics_gets_the_next_line() {
     let (sender, receiver) = channel();
-    let output = Output::lines(move |line| {
+    let output = Stdio::lines(move |line| {
         sender.send(line.text().into_owned()).unwrap();
         assert!(line.text() != "out 1", "this panic is part of a test");
     });
-    let pool = builder().stdout(output).stderr(Output::null()).build().unwrap();
+    let pool = builder().stdout(output).stderr(Stdio::null()).build().unwrap();
     soon(pool.spawn(print, 3)).await.unwrap();
     let mut got = Vec::new();
     until("all lines come", || {
@@ -473,7 +473,7 @@ async fn the_last_words_of_a_worker_are_part_of_the_error_of_the_task_it_died_of
     // It comes where it went, as well.
     assert!(captured.texts().contains(&"go on".to_owned()));
     // Not captured, not known.
-    let pool = builder().stderr(Output::null()).build().unwrap();
+    let pool = builder().stderr(Stdio::null()).build().unwrap();
     assert_eq!(soon(pool.spawn(abort, "cannot go on")).await.unwrap_err().stderr_tail(), None);
 }
 
@@ -525,7 +525,7 @@ async fn a_process_that_is_left_behind_with_the_pipe_holds_up_nobody() {
     }
     let (captured, dir) = (Captured::default(), tempdir().unwrap());
     let log = dir.path().join("log");
-    let pool = builder().stdout(captured.output()).stderr(Output::null()).build().unwrap();
+    let pool = builder().stdout(captured.output()).stderr(Stdio::null()).build().unwrap();
     soon(pool.spawn(leave, log.clone())).await.unwrap();
     let left = seen(&log)[0];
     captured.come(3).await;

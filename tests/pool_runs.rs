@@ -279,7 +279,8 @@ async fn an_end_names_each_item_that_it_cuts_off() {
     // The worker that has it may be the slower one.
     until("the long one has begun", || each_once(&marks).contains(&10_000)).await;
     let cut_off = within("the end", scene.pool.shutdown_within(Duration::ZERO)).await;
-    let ids: BTreeSet<u64> = cut_off.begun().iter().chain(cut_off.unbegun()).copied().collect();
+    let ids: BTreeSet<procpool::TaskId> =
+        cut_off.begun().iter().chain(cut_off.unbegun()).copied().collect();
     assert_eq!(ids.len(), cut_off.len(), "each is named once");
     assert!(
         !cut_off.begun().is_empty() && cut_off.begun().len() <= 2,

@@ -9,7 +9,7 @@ mod facts;
 
 use facts::{Scene, is_pending, mark, pass, resident, until, within};
 use futures::future::join_all;
-use procpool::{ErrorKind, Pool, TaskErrorKind};
+use procpool::{ErrorKind, Pool, Stdio, TaskErrorKind};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use std::collections::HashSet;
@@ -270,6 +270,8 @@ fn options_that_make_no_sense_are_refused_by_build() {
         Pool::builder().queue_limit(usize::MAX),
         Pool::builder().concurrency(0),
         Pool::builder().frame_limit(0),
+        Pool::builder().stdout(Stdio::piped()),
+        Pool::builder().stderr(Stdio::piped()),
         Pool::builder().frame_limit(usize::MAX),
         Pool::builder().frame_limit((4 << 30) - 1023),
         Pool::builder().start_timeout(Duration::ZERO),

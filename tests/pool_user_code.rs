@@ -14,7 +14,7 @@ use processes::{
     FUSE, Seen, die, hang, in_own_process, lines, own_dir, pid, soon, spin, until, wait_until,
 };
 use procpool::sync::{Actor, Queue, channel};
-use procpool::{Builder, Manager, Output, Pool, Process};
+use procpool::{Builder, Manager, Pool, Process, Stdio};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -116,7 +116,7 @@ async fn a_function_for_lines_that_never_returns_holds_up_nothing_else() {
         let trap = Trap::default();
         let of_the_function = trap.clone();
         let pool = build(
-            Pool::builder().workers(1).stdout(Output::lines(move |_| of_the_function.enter())),
+            Pool::builder().workers(1).stdout(Stdio::lines(move |_| of_the_function.enter())),
             driver,
         );
         soon(pool.spawn(print, "a line")).await.unwrap();
@@ -131,7 +131,7 @@ async fn what_a_function_for_lines_owns_and_that_is_never_dropped_holds_up_nothi
     for driver in DRIVERS {
         let trap = Trap::default();
         let owned = NeverDropped(trap.clone());
-        let output = Output::lines(move |_| assert_eq!(owned.0.0.load(Ordering::SeqCst), 0));
+        let output = Stdio::lines(move |_| assert_eq!(owned.0.0.load(Ordering::SeqCst), 0));
         let pool = build(Pool::builder().workers(1).stderr(output), driver);
         soon(pool.spawn(pid, ())).await.unwrap();
         let end = pool.shutdown();

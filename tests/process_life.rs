@@ -14,7 +14,7 @@ use processes::{
     FUSE, Seen, die, hang, in_own_process, lines, note, own_dir, pid, pids, signal, soon, spin,
     state, stop, until, wait_for, wait_until,
 };
-use procpool::{Error, ErrorKind, Process, TaskError, TaskErrorKind};
+use procpool::{Error, ErrorKind, Process, Stdio, TaskError, TaskErrorKind};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -535,7 +535,7 @@ fn a_handle_goes_anywhere() {
     fn goes_anywhere<T: Send + Sync + Unpin + 'static>() {}
     // Also where its value cannot.
     goes_anywhere::<Process<std::rc::Rc<u8>>>();
-    goes_anywhere::<procpool::Detaching>();
+    goes_anywhere::<procpool::DaemonStart>();
     fn is_send(_: impl Send) {}
     let child = Process::spawn(|| (), ()).unwrap();
     is_send(child.wait());
@@ -561,6 +561,15 @@ async fn what_keeps_a_process_from_starting_is_told_by_spawn() {
     assert_eq!(error.kind(), ErrorKind::Spawn);
     let error = Process::builder().umask(0o1000).spawn(pid, ()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidOption);
+    let lines = || Stdio::lines(|line| println!("{line}"));
+    let builders = [
+        Process::builder().stdin(lines()),
+        Process::builder().stdout(lines()),
+        Process::builder().stderr(lines()),
+    ];
+    for (builder, option) in builders.into_iter().zip(["stdin", "stdout", "stderr"]) {
+        assert_eq!(builder.spawn(pid, ()).unwrap_err().option(), Some(option));
+    }
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use nix::sys::signal::{Signal, raise};
 use processes::{FUSE, children, descriptors, lines, note, own_dir, own_process, pid, state};
 use procpool::sync::Mutex;
 use procpool::{
-    JoinHandle, Limits, Manager, Output, Pool, ShutdownReport, TaskError, TaskErrorKind,
+    JoinHandle, Limits, Manager, Pool, ShutdownReport, Stdio, TaskError, TaskErrorKind, TaskId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -233,8 +233,8 @@ struct World {
     runs: HashMap<u64, (u32, bool)>,
     added: u64,
     /// Tasks that were told that the pool was closed, by their numbers in the pool.
-    told_closed: HashSet<u64>,
-    told_else: HashSet<u64>,
+    told_closed: HashSet<TaskId>,
+    told_else: HashSet<TaskId>,
 }
 
 /// What has come up in all rounds.
@@ -442,7 +442,7 @@ impl World {
     /// Whether this may be told of such a task.
     fn judge(
         &mut self,
-        number: u64,
+        number: TaskId,
         asked: &Asked,
         result: &Result<Answer, TaskError>,
         census: &mut Census,
@@ -539,7 +539,8 @@ impl World {
 
     /// What the end says that it cut off, and what the tasks were told.
     fn compare(&self, cut_off: &ShutdownReport) {
-        let cut: HashSet<u64> = cut_off.begun().iter().chain(cut_off.unbegun()).copied().collect();
+        let cut: HashSet<TaskId> =
+            cut_off.begun().iter().chain(cut_off.unbegun()).copied().collect();
         assert_eq!(cut.len(), cut_off.len(), "a task is named twice");
         assert!(
             self.told_closed.is_subset(&cut),
@@ -571,12 +572,12 @@ fn build(dice: &mut Dice, dir: &Path, tag: String, total: &Mutex<u64>) -> World 
         .limits(Limits::new().core_size(0))
         .env("PROCPOOL_SOAK_POOL", &tag)
         .env("RUST_BACKTRACE", "0")
-        .stdout(Output::null());
+        .stdout(Stdio::null());
     // A thread reads it, or nobody.
     builder = if dice.one_in(3) {
-        builder.stderr(Output::lines(|_| {}))
+        builder.stderr(Stdio::lines(|_| {}))
     } else {
-        builder.stderr(Output::null())
+        builder.stderr(Stdio::null())
     };
     if dice.one_in(4) {
         builder = builder

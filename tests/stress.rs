@@ -22,12 +22,12 @@ use processes::{
     KillOnDrop, children, in_own_process, lines, note, own_dir, own_process, pid, pids, soon,
     until, wait_until,
 };
-use procpool::{Output, Pool, Process};
+use procpool::{Pool, Process, Stdio};
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+
 use std::sync::Mutex;
 use std::time::Duration;
 use tempfile::tempdir;
@@ -289,7 +289,7 @@ async fn own_process_that_sums() {
     let Some(dir) = own_dir() else { return };
     for tree in 0.. {
         let (log, killed) = (dir.join(format!("log {tree}")), Mutex::default());
-        let pool = Pool::builder().workers(4).stderr(Output::null()).build().unwrap();
+        let pool = Pool::builder().workers(4).stderr(Stdio::null()).build().unwrap();
         let (sum, done, died) = tokio::select! {
             tree = sum_of_the_tree(&pool, &log) => tree,
             never = kill_now_and_then(&killed) => match never {},
@@ -332,7 +332,7 @@ fn be_interrupted() -> Result<(), String> {
 fn signals_in_the_midst_of_large_values_tear_nothing() {
     let (test, dir) = ("own_process_that_is_interrupted", tempdir().unwrap());
     let mut command = own_process(&std::env::current_exe().unwrap(), test, dir.path());
-    let mut child = KillOnDrop(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut child = KillOnDrop(command.stdout(std::process::Stdio::piped()).spawn().unwrap());
     let (ready, stop) = (dir.path().join("ready"), dir.path().join("stop"));
     let echoed = || lines(&dir.path().join("echoed")).len();
     wait_until("it has begun", || lines(&ready).len() == 2);

@@ -574,7 +574,7 @@ fn take_turns(
             others.blocking_send(n + 1).unwrap();
         }
         if n + 1 >= last {
-            others.blocking_close().unwrap();
+            others.close().unwrap();
             return;
         }
     }
@@ -774,7 +774,7 @@ async fn a_snapshot_larger_than_any_message_arrives_whole_and_the_worker_goes_on
         let values = list.blocking_snapshot().unwrap();
         assert!(values.len() == 4 && (0..).zip(&values).all(|(n, blob)| is(n, blob)));
         assert_eq!(list.blocking_range(1..3).unwrap()[..], values[1..3]);
-        (map.blocking_len().unwrap(), list.blocking_len().unwrap())
+        (map.len().unwrap(), list.len().unwrap())
     };
     for _ in 0..2 {
         assert_eq!(soon(pool.spawn(look, (map.clone(), list.clone()))).await.unwrap(), (4, 4));
@@ -841,7 +841,7 @@ async fn what_exceeds_a_message_is_an_error_of_that_call_alone() {
         // Both what is expected and what is to be there.
         let both =
             map.blocking_compare_exchange("key".to_owned(), Some(&blob(1, 15)), Some(&blob(2, 15)));
-        let count = map.blocking_len().unwrap();
+        let count = map.len().unwrap();
         let both = both.unwrap_err();
         ((long.is_too_large(), long.size_limit()), both.is_too_large(), count)
     };

@@ -642,7 +642,7 @@ fn flood(how: Flood, _objects: (Map<u8, u8>, Semaphore, RwLock<u8>)) {
         Flood::Names => {
             let count = (64u32 << 20) / 6;
             let mut body = vec![0x94, 8];
-            uint(&mut body, procpool::task_id().unwrap());
+            uint(&mut body, procpool::task_id().unwrap().get());
             body.push(0xdd);
             body.extend(count.to_be_bytes());
             for _ in 0..count {
@@ -689,6 +689,6 @@ async fn own_process_flooded() {
         // The manager serves others.
         let use_it = |semaphore: Semaphore| drop(semaphore.blocking_acquire().unwrap());
         soon(pool.spawn(use_it, &semaphore)).await.unwrap();
-        assert!(soon(map.len()).await.is_ok());
+        assert!(map.len().is_ok());
     }
 }

@@ -239,9 +239,7 @@ fn own_process_uses_everything() {
     let _barrier: Barrier = manager.barrier(2).unwrap();
     let _array = manager.array(&[0u64; 1000]).unwrap();
     assert!(ours.iter().all(|channel| channel.blocking_recv().unwrap() == Some(1)));
-    wait_until("both have come", || {
-        list.blocking_len().unwrap() == 2 && sum.blocking_call(0).unwrap() == 2
-    });
+    wait_until("both have come", || list.len().unwrap() == 2 && sum.blocking_call(0).unwrap() == 2);
     wait_until("they hold and wait", || semaphore.available_permits().unwrap() == 0);
     std::fs::write(dir.join("ready"), b"").unwrap();
     calls.into_iter().for_each(|call| drop(call.blocking_join()));
@@ -883,7 +881,7 @@ async fn torture(workers: usize, items: u64, kills: u32, seed: u64) {
     }
     soon(producer).await.unwrap();
     soon(queue.join()).await.unwrap();
-    queue.close().await.unwrap();
+    queue.close().unwrap();
     let deaths = soon(consumers).await.unwrap();
     assert!(deaths > 0, "nobody was hit");
 
@@ -924,7 +922,7 @@ async fn own_process_without_threads() {
     let (_, most) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
     setrlimit(Resource::RLIMIT_NPROC, 1, most).unwrap();
     assert_eq!(manager.register(Sum(0)).unwrap_err().kind(), ErrorKind::Spawn);
-    let output = Pool::builder().stdout(procpool::Output::lines(|_| {})).build();
+    let output = Pool::builder().stdout(procpool::Stdio::lines(|_| {})).build();
     assert_eq!(output.unwrap_err().kind(), ErrorKind::Spawn);
     setrlimit(Resource::RLIMIT_NPROC, most, most).unwrap();
     assert_eq!(soon(manager.register(Sum(0)).unwrap().call(7)).await.unwrap(), 7);

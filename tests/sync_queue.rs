@@ -83,7 +83,7 @@ async fn gets_that_are_cancelled_at_any_moment_lose_nothing() {
             sent += 1;
             queue.blocking_send(sent).unwrap();
         }
-        queue.blocking_close().unwrap();
+        queue.close().unwrap();
         sent
     }
     let readers: Vec<_> = (0..2).map(|_| pool.spawn(take_all, &queue)).collect();
@@ -319,7 +319,7 @@ async fn large_items_and_handles_travel_through_a_queue() {
         (refused.error().kind(), refused.error().size_limit()),
         (ErrorKind::TooLarge, Some(16 << 20))
     );
-    queue.close().await.unwrap();
+    queue.close().unwrap();
     soon(server).await.unwrap();
     drop((queue, refused));
     until("nothing is left", || pool.manager().objects() == 0).await;
@@ -508,7 +508,7 @@ async fn each_consumer_sees_each_producers_items_in_the_order_sent() {
         for producer in producing {
             soon(producer).await.unwrap();
         }
-        queue.close().await.unwrap();
+        queue.close().unwrap();
         let mut all = vec![soon(own).await.unwrap()];
         for consumer in consuming {
             all.push(soon(consumer).await.unwrap());
@@ -547,7 +547,7 @@ async fn a_consumer_that_stands_still_keeps_no_items_from_the_others() {
     queue.send_many((0..1000).collect()).await.unwrap();
     let slow = pool.spawn(take_and_stand_still, (queue.clone(), stands.clone(), go_on.clone()));
     soon(stands.wait()).await.unwrap();
-    queue.close().await.unwrap();
+    queue.close().unwrap();
     // All that the other one did not take, though some of it had been put ahead for it.
     let got = soon(pool.spawn(take_all, &queue)).await.unwrap();
     assert!(got.into_iter().eq(100..1000));

@@ -555,7 +555,7 @@ fn own_process_lists() {
             items
         };
         let (_, items, ()) = soon(async { tokio::join!(carrying, feeding, round.kill(15)) }).await;
-        assert!(from.is_empty().await.unwrap());
+        assert!(from.is_empty().unwrap());
         let (notes, deaths) = (Journal::read(&dir), round.deaths());
         let carried = to.snapshot().await.unwrap();
         let there: BTreeSet<_> = carried.iter().copied().collect();
@@ -615,7 +615,7 @@ fn own_process_queue() {
                     .map(|_| round.again(send_on, (dir.clone(), queue.clone(), stop.clone()))),
             )
             .await;
-            queue.close().await.unwrap();
+            queue.close().unwrap();
         };
         let taking =
             join_all((0..WORKERS / 2).map(|_| round.again(take_on, (dir.clone(), queue.clone()))));

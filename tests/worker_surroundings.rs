@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use processes::{
     children, descriptors, die, in_own_process, lines, note, own_dir, pid, soon, until, wait_for,
 };
-use procpool::{Output, Pool, TaskErrorKind};
+use procpool::{Pool, Stdio, TaskErrorKind};
 use std::cell::Cell;
 use std::fs::File;
 use std::io::Read;
@@ -92,7 +92,7 @@ async fn a_panic_on_a_thread_that_a_task_has_left_is_that_threads_own() {
         pid()
     };
     let join = || (LEFT.lock().unwrap().take().unwrap().join().is_err(), pid());
-    let pool = Pool::builder().workers(1).stderr(Output::null()).build().unwrap();
+    let pool = Pool::builder().workers(1).stderr(Stdio::null()).build().unwrap();
     let worker = soon(pool.spawn(leave, ())).await.unwrap();
     assert_eq!(soon(pool.spawn(join, ())).await.unwrap(), (true, worker));
     assert_eq!(soon(pool.spawn(pid, ())).await.unwrap(), worker);

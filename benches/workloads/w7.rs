@@ -218,7 +218,7 @@ async fn ping_pong(laps: usize) -> Result<Laps> {
             bare.push(start.elapsed());
         }
     }
-    there.close().await?;
+    there.close()?;
     by_queue.await??;
     drop(here);
     by_channel.await??;

@@ -136,16 +136,19 @@ impl Failure {
 
     /// The same as a [`std::error::Error`]: with its texts, and its sources as
     /// [`source`](std::error::Error::source)s.
+    #[must_use]
     pub fn into_error(self) -> impl std::error::Error + Send + Sync + 'static {
         Arrived::from(self)
     }
 
     /// The error's `Display` text.
+    #[must_use]
     pub fn message(&self) -> &str {
         &self.message
     }
 
     /// The error's `Debug` text.
+    #[must_use]
     pub fn debug(&self) -> &str {
         &self.debug
     }

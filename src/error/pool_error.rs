@@ -259,6 +259,7 @@ impl Error {
     }
 
     /// What kind of thing went wrong.
+    #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match &*self.why {
             Why::InvalidOption { .. } => ErrorKind::InvalidOption,
@@ -307,52 +308,62 @@ impl Error {
     }
 
     /// The pool's `init` function failed.
+    #[must_use]
     pub fn is_init_failed(&self) -> bool {
         self.kind() == ErrorKind::InitFailed
     }
 
     /// Workers ended by themselves too often before they were given any task. How the last one did,
     /// say [`pid`](Self::pid) and [`exit_status`](Self::exit_status).
+    #[must_use]
     pub fn is_restart_limit(&self) -> bool {
         self.kind() == ErrorKind::RestartLimit
     }
 
     /// A time limit ran out: of the start, of `init` within it, or of waiting for a shared object.
+    #[must_use]
     pub fn is_timeout(&self) -> bool {
         matches!(*self.why, Why::HelloTimeout { .. } | Why::InitTimeout { .. } | Why::TimedOut)
     }
 
     /// The manager of a shared object is closed, or its process has ended.
+    #[must_use]
     pub fn is_manager_closed(&self) -> bool {
         self.kind() == ErrorKind::ManagerClosed
     }
 
     /// The queue, the semaphore or the other end of the channel is closed.
+    #[must_use]
     pub fn is_closed(&self) -> bool {
         self.kind() == ErrorKind::Closed
     }
 
     /// A queue had no room, for a call that does not wait.
+    #[must_use]
     pub fn is_full(&self) -> bool {
         self.kind() == ErrorKind::Full
     }
 
     /// A queue had nothing, for a call that does not wait.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.kind() == ErrorKind::Empty
     }
 
     /// What was to be acknowledged, extended, given back or committed is not held (any more).
+    #[must_use]
     pub fn is_not_held(&self) -> bool {
         self.kind() == ErrorKind::NotHeld
     }
 
     /// A call to a registered object panicked, or the pool's `init` function did.
+    #[must_use]
     pub fn is_panic(&self) -> bool {
         self.panic_message().is_some()
     }
 
     /// The message of that panic.
+    #[must_use]
     pub fn panic_message(&self) -> Option<&str> {
         match &*self.why {
             Why::ObjectPanicked { message } | Why::InitPanicked { message, .. } => Some(message),
@@ -362,6 +373,7 @@ impl Error {
 
     /// Where `init` panicked, as `file:line:column`. (Where a registered object did, the
     /// application's panic hook has told.)
+    #[must_use]
     pub fn panic_location(&self) -> Option<&str> {
         match &*self.why {
             Why::InitPanicked { location, .. } => location.as_deref(),
@@ -372,6 +384,7 @@ impl Error {
     /// What is wrong, in words, with the option that makes no sense, with the value that could not
     /// be encoded or decoded, or with what answered in a worker's place; and the error that
     /// `init` returned.
+    #[must_use]
     pub fn reason(&self) -> Option<&str> {
         match &*self.why {
             Why::Encode(reason)
@@ -385,6 +398,7 @@ impl Error {
     }
 
     /// The builder's option that makes no sense, by the name of its method.
+    #[must_use]
     pub fn option(&self) -> Option<&'static str> {
         match &*self.why {
             Why::InvalidOption { option, .. } => Some(option),
@@ -393,6 +407,7 @@ impl Error {
     }
 
     /// The time that a worker had to start, if it took longer.
+    #[must_use]
     pub fn time_limit(&self) -> Option<Duration> {
         match &*self.why {
             Why::HelloTimeout { limit, .. } | Why::InitTimeout { limit, .. } => Some(*limit),
@@ -401,36 +416,43 @@ impl Error {
     }
 
     /// A value could not be encoded or decoded.
+    #[must_use]
     pub fn is_unserializable(&self) -> bool {
         matches!(self.kind(), ErrorKind::Encode | ErrorKind::Decode | ErrorKind::ArgumentEncode)
     }
 
     /// Something was larger than it may be: see [`size_limit`](Self::size_limit).
+    #[must_use]
     pub fn is_too_large(&self) -> bool {
         self.kind() == ErrorKind::TooLarge
     }
 
     /// The call was made in a forked copy of the application.
+    #[must_use]
     pub fn is_forked(&self) -> bool {
         self.kind() == ErrorKind::Forked
     }
 
     /// Workers do not exist on this platform.
+    #[must_use]
     pub fn is_unsupported(&self) -> bool {
         self.kind() == ErrorKind::Unsupported
     }
 
     /// A barrier is broken.
+    #[must_use]
     pub fn is_broken_barrier(&self) -> bool {
         self.kind() == ErrorKind::BrokenBarrier
     }
 
     /// The locks that processes hold and wait for form a ring.
+    #[must_use]
     pub fn is_deadlock(&self) -> bool {
         self.kind() == ErrorKind::Deadlock
     }
 
     /// How many bytes a value may take, if it took more.
+    #[must_use]
     pub fn size_limit(&self) -> Option<usize> {
         match *self.why {
             Why::TooLarge { limit } | Why::ArgumentTooLarge { limit, .. } => Some(limit),
@@ -439,11 +461,13 @@ impl Error {
     }
 
     /// The pool has been shut down or dropped.
+    #[must_use]
     pub fn is_pool_closed(&self) -> bool {
         self.kind() == ErrorKind::PoolClosed
     }
 
     /// How the process ended, if one ended and its status is known.
+    #[must_use]
     pub fn exit_status(&self) -> Option<ExitStatus> {
         match &*self.why {
             Why::DiedAtStart { status, .. } | Why::InitDied { status, .. } => *status,
@@ -453,6 +477,7 @@ impl Error {
     }
 
     /// The process that was started, if one was.
+    #[must_use]
     pub fn pid(&self) -> Option<u32> {
         match &*self.why {
             Why::RestartLimit { last, .. } => last.last().map(|(pid, _)| *pid),
@@ -471,7 +496,8 @@ impl Error {
 
     /// The last of what the process wrote to its standard error before it failed to start (at most
     /// 4 KiB, behind a `…` if there was more); empty if it wrote nothing. From when it has said hello, which is before `init`, only
-    /// if standard error is captured ([`Output::lines`](crate::Output::lines)).
+    /// if standard error is captured ([`Stdio::lines`](crate::Stdio::lines)).
+    #[must_use]
     pub fn stderr_tail(&self) -> Option<&str> {
         match &*self.why {
             Why::DiedAtStart { stderr, .. }

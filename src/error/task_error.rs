@@ -232,6 +232,7 @@ impl TaskError {
     }
 
     /// What kind of thing happened.
+    #[must_use]
     pub fn kind(&self) -> TaskErrorKind {
         match &self.inner.what {
             What::Panicked { .. } => TaskErrorKind::Panicked,
@@ -258,74 +259,88 @@ impl TaskError {
     }
 
     /// The task panicked.
+    #[must_use]
     pub fn is_panic(&self) -> bool {
         self.kind() == TaskErrorKind::Panicked
     }
 
     /// The worker process ended while it ran the task.
+    #[must_use]
     pub fn is_worker_died(&self) -> bool {
         self.kind() == TaskErrorKind::WorkerDied
     }
 
     /// The task was aborted.
+    #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.kind() == TaskErrorKind::Cancelled
     }
 
     /// The process that runs the task was killed, and the kernel cannot end it
     /// ([`Unkillable`](TaskErrorKind::Unkillable)).
+    #[must_use]
     pub fn is_unkillable(&self) -> bool {
         self.kind() == TaskErrorKind::Unkillable
     }
 
     /// A time limit was over: that of one run ([`TaskBuilder::timeout`](crate::TaskBuilder::timeout)) or that of
     /// the whole ([`TaskBuilder::deadline`](crate::TaskBuilder::deadline)).
+    #[must_use]
     pub fn is_timeout(&self) -> bool {
         self.kind() == TaskErrorKind::TimedOut
     }
 
     /// Arguments or result could not be encoded or decoded, on either side.
+    #[must_use]
     pub fn is_unserializable(&self) -> bool {
         use TaskErrorKind::{ArgumentDecode, ArgumentEncode, ResultDecode, ResultEncode};
         matches!(self.kind(), ArgumentEncode | ArgumentDecode | ResultEncode | ResultDecode)
     }
 
     /// Arguments or result are larger than a frame may be.
+    #[must_use]
     pub fn is_too_large(&self) -> bool {
         self.kind() == TaskErrorKind::TooLarge
     }
 
     /// The pool's backlog was full.
+    #[must_use]
     pub fn is_queue_full(&self) -> bool {
         self.kind() == TaskErrorKind::QueueFull
     }
 
     /// The pool was shut down or dropped.
+    #[must_use]
     pub fn is_pool_closed(&self) -> bool {
         self.kind() == TaskErrorKind::PoolClosed
     }
 
     /// The worker broke the protocol.
+    #[must_use]
     pub fn is_protocol_violation(&self) -> bool {
         self.kind() == TaskErrorKind::ProtocolViolation
     }
 
     /// The task was handed in, or awaited, in a forked copy of the application.
+    #[must_use]
     pub fn is_forked(&self) -> bool {
         self.kind() == TaskErrorKind::Forked
     }
 
     /// The pool's workers have no such task.
+    #[must_use]
     pub fn is_unknown_task(&self) -> bool {
         self.kind() == TaskErrorKind::UnknownTask
     }
 
     /// No worker could be started, `init` included. Why, says [`start_error`](Self::start_error).
+    #[must_use]
     pub fn is_start_failed(&self) -> bool {
         matches!(self.kind(), TaskErrorKind::StartFailed | TaskErrorKind::InitFailed)
     }
 
     /// The pool's `init` function failed in the workers.
+    #[must_use]
     pub fn is_init_failed(&self) -> bool {
         self.kind() == TaskErrorKind::InitFailed
     }
@@ -333,6 +348,7 @@ impl TaskError {
     /// The worker's stack overflowed (a [`WorkerDied`](TaskErrorKind::WorkerDied) told apart from
     /// other segmentation faults). Seen for the worker's main thread, on which tasks run; on a
     /// thread that a task made, an overflow is a plain SIGSEGV.
+    #[must_use]
     pub fn is_stack_overflow(&self) -> bool {
         matches!(self.inner.what, What::WorkerDied { stack_overflow: true, .. })
     }
@@ -345,7 +361,7 @@ impl TaskError {
     /// (`try_reserve`, a null pointer of `malloc`) is not told, whatever the worker ends by later.
     ///
     /// In two cases it is told only if standard error is captured
-    /// ([`Output::lines`](crate::Output::lines)), by the message in
+    /// ([`Stdio::lines`](crate::Stdio::lines)), by the message in
     /// [`stderr_tail`](Self::stderr_tail):
     ///
     /// * With `RUST_BACKTRACE` set, recent versions of std print a backtrace before they abort,
@@ -369,6 +385,7 @@ impl TaskError {
     /// ([`Limits::task_cpu_time`](crate::Limits::task_cpu_time),
     /// [`Limits::cpu_time`](crate::Limits::cpu_time), or one that the application was started
     /// with).
+    #[must_use]
     pub fn is_cpu_limit(&self) -> bool {
         self.died_by(SIGXCPU)
     }
@@ -388,6 +405,7 @@ impl TaskError {
     /// A message longer than 16 KiB is cut, and ends with `…` then; so does one longer than 1.5 KiB
     /// of a panic that ended the process (`panic = "abort"`). It may hold any character. The
     /// error's own text shows its control characters escaped, but for line breaks and tabs.
+    #[must_use]
     pub fn panic_message(&self) -> Option<&str> {
         match &self.inner.what {
             What::Panicked { message, .. } => Some(message),
@@ -398,6 +416,7 @@ impl TaskError {
     /// Where the task panicked, as `file:line:column`. `None` if that is not known, as of a panic
     /// that was resumed ([`std::panic::resume_unwind`]) and of one that a hook set by the task has
     /// kept from the crate's own.
+    #[must_use]
     pub fn panic_location(&self) -> Option<&str> {
         match &self.inner.what {
             What::Panicked { location, .. } => location.as_deref(),
@@ -408,6 +427,7 @@ impl TaskError {
     /// The backtrace of the panic, if one was asked for (`TaskBuilder::backtrace`, or `RUST_BACKTRACE` in
     /// the worker's environment) and the worker lived to send it; at most 64 KiB of it, and then
     /// it ends with `…`.
+    #[must_use]
     pub fn panic_backtrace(&self) -> Option<&str> {
         match &self.inner.what {
             What::Panicked { backtrace, .. } => backtrace.as_deref(),
@@ -419,6 +439,7 @@ impl TaskError {
     /// something else in the application reaps every child and the kernel (before 6.15) cannot
     /// tell afterwards. Present on [`WorkerDied`](TaskErrorKind::WorkerDied), on a panic that ended
     /// the process (`panic = "abort"`), and on a failed start.
+    #[must_use]
     pub fn exit_status(&self) -> Option<ExitStatus> {
         match &self.inner.what {
             What::Panicked { status, .. } | What::WorkerDied { status, .. } => *status,
@@ -428,6 +449,7 @@ impl TaskError {
     }
 
     /// The process that ran the task, where one did.
+    #[must_use]
     pub fn pid(&self) -> Option<u32> {
         match self.inner.what {
             What::Panicked { pid, .. }
@@ -445,11 +467,12 @@ impl TaskError {
 
     /// The last of what the worker printed to its standard error before it ended, at most 16 KiB
     /// (behind a `…`, if it had printed more); empty if it printed nothing. Only if that is captured
-    /// ([`Output::lines`](crate::Output::lines)) and the task's worker ended; or if it failed to
+    /// ([`Stdio::lines`](crate::Stdio::lines)) and the task's worker ended; or if it failed to
     /// start, see [`Error::stderr_tail`].
     ///
     /// It is what the *process* printed, in earlier tasks perhaps, with whatever control characters.
     /// It is not part of the error's text.
+    #[must_use]
     pub fn stderr_tail(&self) -> Option<&str> {
         match &self.inner.what {
             What::StartFailed(cause) => cause.stderr_tail(),
@@ -458,6 +481,7 @@ impl TaskError {
     }
 
     /// The limit that was passed, in bytes, if something was too large.
+    #[must_use]
     pub fn size_limit(&self) -> Option<usize> {
         match self.inner.what {
             What::ArgumentTooLarge { limit } | What::ResultTooLarge { limit, .. } => Some(limit),
@@ -467,6 +491,7 @@ impl TaskError {
 
     /// The time limit that was over, if one was: that of one run, or that of the whole, as
     /// [`is_deadline`](Self::is_deadline) says.
+    #[must_use]
     pub fn time_limit(&self) -> Option<Duration> {
         match self.inner.what {
             What::TimedOut { limit, .. } => Some(limit),
@@ -476,12 +501,14 @@ impl TaskError {
 
     /// The time limit that was over was that of the whole
     /// ([`TaskBuilder::deadline`](crate::TaskBuilder::deadline)), not that of one run.
+    #[must_use]
     pub fn is_deadline(&self) -> bool {
         matches!(self.inner.what, What::TimedOut { whole: true, .. })
     }
 
     /// Why no worker could be started, if that is what happened. (The same as
     /// [`source`](std::error::Error::source).)
+    #[must_use]
     pub fn start_error(&self) -> Option<&Error> {
         match &self.inner.what {
             What::StartFailed(cause) => Some(cause),
@@ -492,6 +519,7 @@ impl TaskError {
     /// What is wrong with the arguments or the result that could not be encoded or decoded, or with
     /// the frame that broke the protocol, or why no runtime could be made, in words; at most
     /// 16 KiB, as of a [`panic_message`](Self::panic_message).
+    #[must_use]
     pub fn reason(&self) -> Option<&str> {
         match &self.inner.what {
             What::ArgumentEncode(reason)
@@ -506,6 +534,7 @@ impl TaskError {
 
     /// Which try of the task failed like this, from 1: one more than there are
     /// [`earlier_attempts`](Self::earlier_attempts).
+    #[must_use]
     pub fn attempt(&self) -> usize {
         self.inner.earlier.len() + 1
     }
@@ -515,6 +544,7 @@ impl TaskError {
     /// there was no further one.
     ///
     /// Their texts are cut as any, see [`panic_message`](Self::panic_message).
+    #[must_use]
     pub fn earlier_attempts(&self) -> &[Self] {
         &self.inner.earlier
     }
@@ -530,11 +560,13 @@ impl TaskError {
     /// Which item of a [`map`](crate::Pool::map) failed: its place in the input, counted from 0.
     /// `None` for a task that was spawned by itself. It tells items apart whose results come as
     /// they finish.
+    #[must_use]
     pub fn item(&self) -> Option<u64> {
         self.item
     }
 
     /// The name of the task's function, as [`std::any::type_name`] gives it.
+    #[must_use]
     pub fn function(&self) -> &'static str {
         self.inner.function
     }

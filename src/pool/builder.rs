@@ -4,11 +4,11 @@ use super::Pool;
 use super::core::{Policy, Rules};
 use super::engine::Engine;
 use super::options::Options;
-use super::output::Output;
 use super::size::{self, WorkerCount};
 use super::spec::{Config, Hook, Surroundings};
 use crate::error::{Error, Why};
 use crate::limits::Limits;
+use crate::stdio::{Kind, Stdio};
 use crate::sync::Manager;
 use crate::sync::named::{for_call, write_names};
 use crate::task::{ArgsFor, Init, Task, ZeroSized, encode_args, index_of, index_of_init};
@@ -60,8 +60,8 @@ pub struct Builder {
     name: Option<String>,
     surroundings: Surroundings,
     limits: Limits,
-    stdout: Output,
-    stderr: Output,
+    stdout: Stdio,
+    stderr: Stdio,
     low_latency: bool,
     queue_limit: Option<usize>,
     frame_limit: usize,
@@ -93,8 +93,8 @@ impl Default for Builder {
                 group: true,
             },
             limits: Limits::new(),
-            stdout: Output::inherit(),
-            stderr: Output::inherit(),
+            stdout: Stdio::inherit(),
+            stderr: Stdio::inherit(),
             low_latency: false,
             queue_limit: None,
             frame_limit: frame::BODY_MAX_DEFAULT,
@@ -289,19 +289,19 @@ impl Builder {
 
     /// Where what the workers print to their standard output goes. Default: to the application's.
     /// (Answers do not travel by it: whatever a task writes there disturbs nothing.)
-    pub fn stdout(mut self, output: impl Into<Output>) -> Self {
+    pub fn stdout(mut self, output: impl Into<Stdio>) -> Self {
         self.stdout = output.into();
         self
     }
 
     /// Where what the workers print to their standard error goes, messages of panics among it.
-    /// Default: to the application's. If it is captured ([`Output::lines`]), the last of it is
+    /// Default: to the application's. If it is captured ([`Stdio::lines`]), the last of it is
     /// part of what a task is told whose worker died
     /// ([`TaskError::stderr_tail`](crate::TaskError::stderr_tail)).
     ///
     /// What a worker prints before it has said hello (constructors of libraries may) comes there
     /// when it has; if it never does, it is part of the error of the failed start.
-    pub fn stderr(mut self, output: impl Into<Output>) -> Self {
+    pub fn stderr(mut self, output: impl Into<Stdio>) -> Self {
         self.stderr = output.into();
         self
     }
@@ -535,6 +535,14 @@ impl Builder {
         let invalid = |option, reason: &str| {
             Error::from(Why::InvalidOption { option, reason: reason.into() })
         };
+        for (name, stream) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
+            if matches!(stream.0, Kind::Piped) {
+                return Err(invalid(
+                    name,
+                    "workers have no handle, which would hold the other end of a pipe; use `Stdio::lines`",
+                ));
+            }
+        }
         let one_a_core =
             || std::thread::available_parallelism().map_or(1, NonZeroUsize::get).__bounds();
         let (min, workers) = size::checked(self.workers.unwrap_or_else(one_a_core))?;

@@ -18,9 +18,9 @@
 //!              └────▶ driver, once, at its end: tail, rest ──▶ thread: lines ──▶ function
 //! ```
 
-use super::output::{Callback, Kind, Output, OutputLine};
 use crate::error::text::CUT;
 use crate::process::{self, standard};
+use crate::stdio::{Callback, Kind, OutputLine, Stdio};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -105,8 +105,8 @@ pub(super) struct Streams {
 
 impl Capture {
     /// Starts the thread, if one of the two streams is to be captured.
-    pub(super) fn start(stdout: &Output, stderr: &Output) -> io::Result<Option<Self>> {
-        let take = |output: &Output| {
+    pub(super) fn start(stdout: &Stdio, stderr: &Stdio) -> io::Result<Option<Self>> {
+        let take = |output: &Stdio| {
             let Kind::Lines(callback) = &output.0 else { return None };
             callback.lock().unwrap_or_else(PoisonError::into_inner).take()
         };
@@ -171,11 +171,11 @@ impl Streams {
     /// For a worker that is about to be started.
     pub(super) fn open(
         capture: Option<&Capture>,
-        stdout: &Output,
-        stderr: &Output,
+        stdout: &Stdio,
+        stderr: &Stdio,
     ) -> io::Result<Self> {
         let open =
-            |output: &Output, is_stderr| -> io::Result<(Option<Arc<Stream>>, Option<OwnedFd>)> {
+            |output: &Stdio, is_stderr| -> io::Result<(Option<Arc<Stream>>, Option<OwnedFd>)> {
                 Ok(match (&output.0, capture) {
                     (Kind::Inherit, _) => (None, None),
                     (Kind::Null, _) => (None, Some(standard::null()?)),
@@ -184,7 +184,7 @@ impl Streams {
                         let (stream, theirs) = capture.pipe(is_stderr)?;
                         (Some(stream), Some(theirs))
                     }
-                    (Kind::Lines(_), None) => unreachable!("a pool with lines has a capture"),
+                    (Kind::Lines(_), None) | (Kind::Piped, _) => unreachable!("see Builder::build"),
                 })
             };
         let (stdout, their_stdout) = open(stdout, false)?;

@@ -1625,6 +1625,7 @@ mod ending;
 #[path = "core_staff.rs"]
 mod staff;
 
+pub(crate) use ending::CutOff;
 pub(crate) use staff::Policy;
 use staff::{Duty, Post};
 

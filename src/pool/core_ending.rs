@@ -10,12 +10,19 @@
 //! * **`kill`**: every worker is killed. A task that has not begun is settled at once, a running
 //!   task when its process has ended.
 //!
-//! The tasks that were cut off are recorded in [`ShutdownReport`]. A task that answered in time is not.
+//! The tasks that were cut off are recorded in [`CutOff`]. A task that answered in time is not.
 
 use super::{Action, Carried, Core, Fate, Memory, Phase, State, Stop};
-use crate::pool::shutdown::ShutdownReport;
 use crate::pool::stats::ExitReason;
 use std::time::Instant;
+
+/// The numbers of the tasks that an end has cut off: which of them had not begun, and which had, or
+/// may have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CutOff {
+    pub(crate) unbegun: Vec<u64>,
+    pub(crate) begun: Vec<u64>,
+}
 
 /// How far an end has come.
 #[derive(Clone, Debug, Default)]
@@ -24,7 +31,7 @@ pub(super) struct Ending {
     until: Option<Instant>,
     /// It has been.
     cutting: bool,
-    pub(super) cut_off: ShutdownReport,
+    pub(super) cut_off: CutOff,
 }
 
 impl<T: Carried, M: Memory> Core<T, M> {
@@ -122,7 +129,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
     }
 
     /// What an end has cut off so far.
-    pub(crate) fn cut_off(&self) -> &ShutdownReport {
+    pub(crate) fn cut_off(&self) -> &CutOff {
         &self.ending.cut_off
     }
 }

@@ -8,7 +8,6 @@
 use super::super::simulation::{Rng, TestMemory};
 use super::super::*;
 use super::Parcel;
-use crate::pool::shutdown::ShutdownReport;
 use std::collections::BTreeMap;
 
 /// What may be broken, here and not in the product.
@@ -453,7 +452,7 @@ fn round(seed: u64, flaw: Option<Flaw>) -> Result<usize, String> {
                 .filter(|(_, fact)| fact.told == Some(Told::Closed))
                 .map(|(id, _)| id)
                 .collect();
-            let ShutdownReport { unbegun, begun } = world.core.cut_off();
+            let CutOff { unbegun, begun } = world.core.cut_off();
             let named: BTreeSet<u64> = unbegun.iter().chain(begun).copied().collect();
             return if world.items.iter().any(|fact| fact.told.is_none()) {
                 Err("it has ended, and an item was told nothing".into())

@@ -12,7 +12,6 @@
 //! test is the long run.
 
 use super::*;
-use crate::pool::shutdown::ShutdownReport;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -561,7 +560,7 @@ struct World {
     /// When a drain is to be cut short, and whether it was; what the end has cut off.
     cut_at: Option<Instant>,
     cut: bool,
-    cut_off: ShutdownReport,
+    cut_off: CutOff,
     expected: Expected,
     /// The core has been told to doom this one.
     told: Option<WorkerKey>,
@@ -621,7 +620,7 @@ impl World {
             ended: false,
             cut_at: None,
             cut: false,
-            cut_off: ShutdownReport::default(),
+            cut_off: CutOff::default(),
             expected: Expected::default(),
             told: None,
             shuffled: false,
@@ -2193,7 +2192,7 @@ impl World {
                 }
             }
             Some(Flaw::NoLimit) => core.ending = ending::Ending::default(),
-            Some(Flaw::Unwritten) => core.ending.cut_off = ShutdownReport::default(),
+            Some(Flaw::Unwritten) => core.ending.cut_off = CutOff::default(),
             Some(Flaw::Misnamed) => {
                 for key in core.tasks.keys() {
                     if let Some(task) = core.tasks.get_mut(key) {

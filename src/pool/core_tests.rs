@@ -839,7 +839,7 @@ fn a_drain_is_cut_short_at_its_limit() {
     assert_eq!(bench.exit(both[0].0), [""; 0]);
     assert_eq!(bench.exit(both[1].0), [format!("closed {}", both[1].1[0]), "ended".into()]);
     let cut_off = bench.core.cut_off();
-    assert_eq!((cut_off.unbegun(), cut_off.begun()), (&[id + 2][..], &both[1].1[..1]));
+    assert_eq!((&cut_off.unbegun[..], &cut_off.begun[..]), (&[id + 2][..], &both[1].1[..1]));
 }
 
 #[test]
@@ -857,7 +857,7 @@ fn an_end_asks_async_tasks_and_waits_for_them_no_longer_than_an_abort_does() {
     assert_eq!(bench.tick(), ["kill 0"]);
     assert_eq!(bench.exit(w[0]), ["closed 1", "ended"]);
     assert_eq!(
-        (bench.core.cut_off().unbegun(), bench.core.cut_off().begun()),
+        (&bench.core.cut_off().unbegun[..], &bench.core.cut_off().begun[..]),
         (&[2, 3][..], &[0, 1][..])
     );
 }
@@ -877,7 +877,7 @@ fn a_worker_that_has_nothing_left_to_do_has_a_second_to_end_whatever_the_limit_i
     bench.pass(ABORT_GRACE - 2 * MS);
     assert_eq!(bench.tick(), ["kill 0"], "a second after it was retired");
     assert_eq!(bench.exit(w[0]), ["ended"]);
-    assert!(bench.core.cut_off().is_empty());
+    assert_eq!(*bench.core.cut_off(), CutOff::default());
 }
 
 #[test]
@@ -1225,7 +1225,7 @@ fn a_kill_settles_what_runs_when_it_has_stopped_and_the_rest_at_once() {
     );
     assert_eq!(bench.exit(w[0]), [format!("closed {first}"), "ended".into()]);
     assert_eq!(
-        (bench.core.cut_off().unbegun().len(), bench.core.cut_off().begun()),
+        (bench.core.cut_off().unbegun.len(), &bench.core.cut_off().begun[..]),
         (3, &[first][..])
     );
 }

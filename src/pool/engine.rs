@@ -618,7 +618,7 @@ impl Engine {
 
     /// Which tasks the end has cut off.
     pub(crate) fn cut_off(&self) -> ShutdownReport {
-        self.lock().core.cut_off().clone()
+        ShutdownReport::of(self.lock().core.cut_off())
     }
 
     /// Whether every task would be refused: the pool was closed, or this is a forked copy.

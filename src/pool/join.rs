@@ -5,6 +5,7 @@ use super::reply::Outcome;
 use super::spec::Ticket;
 use crate::error::{TaskError, What};
 use crate::park::{block_on, park_until, refuse_in_async_context};
+use crate::task::TaskId;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::future::Future;
@@ -64,6 +65,7 @@ impl<R: DeserializeOwned> JoinHandle<R> {
     /// # Panics
     ///
     /// If the result has been taken before.
+    #[track_caller]
     pub fn try_join(&mut self) -> Option<Result<R, TaskError>> {
         // The channel itself would only say that it is closed.
         assert!(!self.outcome.is_terminated(), "`try_join` called after the result has been taken");
@@ -92,10 +94,15 @@ impl<R: DeserializeOwned> JoinHandle<R> {
     ///
     /// # Panics
     ///
-    /// Within an async context, as tokio's blocking calls do: there, `.await` it.
+    /// Within an async context, as tokio's blocking calls do: there, `.await` it. Also if the result
+    /// has been taken before.
     #[track_caller]
     pub fn blocking_join(mut self) -> Result<R, TaskError> {
         refuse_in_async_context();
+        assert!(
+            !self.outcome.is_terminated(),
+            "`blocking_join` called after the result has been taken"
+        );
         if Engine::is_forked_copy() {
             return self.try_join().unwrap_or_else(|| Err(self.forked()));
         }
@@ -181,16 +188,19 @@ impl<R> JoinHandle<R> {
     }
 
     /// A handle that can stop the task, and nothing else.
+    #[must_use]
     pub fn abort_handle(&self) -> AbortHandle {
         self.abort.clone()
     }
 
-    /// The task's number: unique in its pool, counting from 1 in the order of submission.
-    pub fn id(&self) -> u64 {
+    /// The task's id. [`task_id`](crate::task_id) gives the same within the task.
+    #[must_use]
+    pub fn id(&self) -> TaskId {
         self.abort.id()
     }
 
     /// Whether the result is there.
+    #[must_use]
     pub fn is_finished(&self) -> bool {
         self.outcome.is_terminated() || !self.outcome.is_empty()
     }
@@ -198,6 +208,7 @@ impl<R> JoinHandle<R> {
     /// The process that has the task. `None` while it waits for a worker, and after it has ended.
     ///
     /// A worker may have several short tasks in hand, so the process need not have begun this one.
+    #[must_use]
     pub fn worker_pid(&self) -> Option<u32> {
         self.abort.ticket.key.and_then(|key| self.abort.engine.upgrade()?.worker_pid(key))
     }
@@ -254,6 +265,7 @@ impl AbortHandle {
     }
 
     /// Whether the task has ended. Its handle may be told an instant later.
+    #[must_use]
     pub fn is_finished(&self) -> bool {
         match (self.ticket.key, self.engine.upgrade()) {
             (Some(key), Some(engine)) => !engine.is_open(key),
@@ -269,8 +281,9 @@ impl AbortHandle {
     }
 
     /// As [`JoinHandle::id`].
-    pub fn id(&self) -> u64 {
-        self.ticket.id
+    #[must_use]
+    pub fn id(&self) -> TaskId {
+        TaskId::of(self.ticket.id)
     }
 }
 

@@ -4,14 +4,14 @@
 //!   of another program;
 //! * `spec.rs`: what both come to; `options.rs`: limits and retries of a call; `elsewhere.rs`: the
 //!   engine of platforms without workers;
-//! * `join.rs`, `results.rs`, `ending.rs`: what a caller waits for; `reply.rs`: how it gets there;
+//! * `join.rs`, `results.rs`, `shutdown.rs`: what a caller waits for; `items.rs`: what a map is over; `reply.rs`: how it gets there;
 //! * `run.rs`: items that travel together; `core_runs.rs`: the rules of those;
 //! * `core.rs`: the rules, pure; `core_stop.rs`: those of stopping a task; `core_deaf.rs`: of
 //!   workers that stand still; `core_ending.rs`: of the end; `core_staff.rs`: those of who is
 //!   there; `slots.rs`: their table; `loss.rs`: what a death cost;
 //! * `stats.rs`, `events.rs`: what is counted and told of it; `blocked.rs`: whether all workers
 //!   wait;
-//! * `output.rs`: where what workers print goes; `capture.rs`: how it gets there;
+//! * `capture.rs`: how what workers print gets to where it goes;
 //! * `tokens.rs`: the cancellation tokens that calls were given;
 //! * `engine.rs`: the rules under their lock, and the hands that do what they say;
 //! * `driver.rs`: what happens at the descriptors; `link.rs`: one worker's; `launch.rs`: its start.
@@ -54,6 +54,7 @@ mod events;
 mod held_descriptors;
 #[cfg(all(test, target_os = "linux"))]
 mod hostile_workers;
+mod items;
 mod join;
 #[cfg(all(
     target_os = "linux",
@@ -70,7 +71,6 @@ mod link;
 mod loss;
 mod named;
 mod options;
-mod output;
 mod reply;
 mod results;
 mod run;
@@ -96,9 +96,9 @@ mod unkillable_workers;
 
 pub use builder::Builder;
 pub use events::{Events, SharedObject, WorkerEvent};
+pub use items::Items;
 pub use join::{AbortHandle, JoinHandle};
 pub use named::NamedTask;
-pub use output::{Output, OutputLine};
 pub use results::{ItemResults, Results, TryResults};
 pub use shutdown::{Shutdown, ShutdownReport};
 pub use size::WorkerCount;
@@ -113,7 +113,6 @@ use crate::task::{ArgsFor, ArgsTuple, Contented, Run, Task, ZeroSized, index_of}
 use crate::wire::message::Callee;
 use engine::Engine;
 use futures::Stream;
-use futures::stream::Iter;
 use serde::de::DeserializeOwned;
 use spec::TaskSpec;
 use std::fmt;
@@ -210,6 +209,7 @@ impl Pool {
 
     /// How many workers the pool has at most, at the moment; see [`Builder::workers`] and
     /// [`resize`](Self::resize).
+    #[must_use]
     pub fn workers(&self) -> usize {
         self.engine().workers()
     }
@@ -336,7 +336,7 @@ impl Pool {
         &self,
         function: F,
         items: I,
-    ) -> Results<Iter<I::IntoIter>, Args, F::Output>
+    ) -> Results<Items<I::IntoIter>, Args, F::Output>
     where
         F: Task<Args, Marker>,
         I: IntoIterator,
@@ -485,6 +485,7 @@ impl Pool {
     /// tasks that failed and how, workers that ended and why.
     ///
     /// It costs as much as there are workers.
+    #[must_use]
     pub fn stats(&self) -> Stats {
         self.engine().stats()
     }
@@ -520,6 +521,7 @@ impl Pool {
     /// [`shutdown_within`](Self::shutdown_within) does not.
     #[doc(alias = "close")]
     #[doc(alias = "join")]
+    #[must_use]
     pub fn shutdown(&self) -> Shutdown {
         self.engine().drain(None);
         Shutdown::of(self.engine())
@@ -537,6 +539,7 @@ impl Pool {
     /// stands still), is killed at the limit as well, but not before it has had a second, or its
     /// [`exit_timeout`](Builder::exit_timeout) if that is shorter. The limit counts from the call;
     /// of several calls the earliest counts. A limit beyond what the clock can hold is none.
+    #[must_use]
     pub fn shutdown_within(&self, limit: Duration) -> Shutdown {
         self.engine().drain(Some(limit));
         Shutdown::of(self.engine())
@@ -548,6 +551,7 @@ impl Pool {
     /// gone.
     ///
     /// The kill is in the call itself; whether one awaits the [`Shutdown`] is all the same to it.
+    #[must_use]
     pub fn kill(&self) -> Shutdown {
         self.engine().kill();
         Shutdown::of(self.engine())
@@ -555,6 +559,7 @@ impl Pool {
 
     /// Aborts every task that has not begun, and says how many that were. What runs is left alone.
     /// Together with [`shutdown`](Self::shutdown) it drops the queue.
+    #[must_use]
     pub fn abort_queued(&self) -> usize {
         self.engine().abort_unbegun()
     }

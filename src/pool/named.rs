@@ -26,11 +26,13 @@ pub struct NamedTask<Args, R> {
 
 impl<Args, R> NamedTask<Args, R> {
     /// The task of this name.
+    #[must_use]
     pub const fn new(name: &'static str) -> Self {
         Self { name, types: PhantomData }
     }
 
     /// Its name.
+    #[must_use]
     pub const fn name(&self) -> &'static str {
         self.name
     }

@@ -1,7 +1,9 @@
 //! What a caller waits for when a pool ends.
 
+use super::core::CutOff;
 use super::engine::Engine;
 use crate::coop::BudgetUnit;
+use crate::task::TaskId;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -67,7 +69,7 @@ impl fmt::Debug for Shutdown {
     }
 }
 
-/// Which tasks the end of a pool has cut off, by their numbers
+/// Which tasks the end of a pool has cut off, by their ids
 /// ([`JoinHandle::id`](crate::JoinHandle::id)). All of them resolved to
 /// [`is_pool_closed`](crate::TaskError::is_pool_closed).
 ///
@@ -75,29 +77,38 @@ impl fmt::Debug for Shutdown {
 /// them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShutdownReport {
-    pub(super) unbegun: Vec<u64>,
-    pub(super) begun: Vec<u64>,
+    unbegun: Vec<TaskId>,
+    begun: Vec<TaskId>,
 }
 
 impl ShutdownReport {
+    pub(super) fn of(cut_off: &CutOff) -> Self {
+        let ids = |numbers: &[u64]| numbers.iter().copied().map(TaskId::of).collect();
+        Self { unbegun: ids(&cut_off.unbegun), begun: ids(&cut_off.begun) }
+    }
+
     /// Those that had not begun: no worker has run any of their code, but for earlier tries of one
     /// that is tried again.
-    pub fn unbegun(&self) -> &[u64] {
+    #[must_use]
+    pub fn unbegun(&self) -> &[TaskId] {
         &self.unbegun
     }
 
     /// Those that had begun, or may have: they were dropped at an await point, or killed with their
     /// process.
-    pub fn begun(&self) -> &[u64] {
+    #[must_use]
+    pub fn begun(&self) -> &[TaskId] {
         &self.begun
     }
 
     /// How many.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.unbegun.len() + self.begun.len()
     }
 
     /// Nothing was cut off.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -2,7 +2,7 @@
 
 use super::core::{Mode, Rules, TaskKey, WINDOW_MAX};
 use super::options::Options;
-use super::output::Output;
+use crate::stdio::Stdio;
 use crate::wire::message::{self, Callee};
 use crate::wire::packet::Packet;
 use crate::wire::value::names::Things;
@@ -21,8 +21,8 @@ pub(crate) struct Config {
     /// What each worker limits itself to.
     pub(crate) limits: Option<message::Limits>,
     /// Where what they print goes.
-    pub(crate) stdout: Output,
-    pub(crate) stderr: Output,
+    pub(crate) stdout: Stdio,
+    pub(crate) stderr: Stdio,
     /// The largest body of a frame, in bytes.
     pub(crate) frame_limit: usize,
     /// Tasks that may wait for a worker.

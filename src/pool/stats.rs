@@ -39,11 +39,13 @@ pub struct Stats {
 impl Stats {
     /// Tasks that gave an error in place of a value. (One whose value cannot be decoded is *done*:
     /// that is seen only by who awaits it.)
+    #[must_use]
     pub fn failed(&self) -> u64 {
         self.failed.values().sum()
     }
 
     /// Tasks that failed in this way.
+    #[must_use]
     pub fn failed_by(&self, kind: TaskErrorKind) -> u64 {
         self.failed.get(&kind).copied().unwrap_or(0)
     }
@@ -54,11 +56,13 @@ impl Stats {
     }
 
     /// Worker processes that have gone, failed starts included.
+    #[must_use]
     pub fn ended(&self) -> u64 {
         self.ended.values().sum()
     }
 
     /// Worker processes that have gone for this reason.
+    #[must_use]
     pub fn ended_by(&self, why: ExitReason) -> u64 {
         self.ended.get(&why).copied().unwrap_or(0)
     }

@@ -1,6 +1,7 @@
 //! One call with options of its own.
 
 use super::Pool;
+use super::items::Items;
 use super::join::JoinHandle;
 use super::options::{ATTEMPTS_MAX, Options};
 use super::reply::Reply;
@@ -10,7 +11,6 @@ use crate::coop::take_unit;
 use crate::task::{ArgsFor, CapturesNothing, RetryIf, Task, ZeroSized, index_of_judged};
 use crate::wire::message::{self, Callee};
 use futures::Stream;
-use futures::stream::{self, Iter};
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::marker::PhantomData;
@@ -230,12 +230,12 @@ where
     }
 
     /// As [`Pool::map`].
-    pub fn map<I>(self, items: I) -> Results<Iter<I::IntoIter>, Args, R>
+    pub fn map<I>(self, items: I) -> Results<Items<I::IntoIter>, Args, R>
     where
         I: IntoIterator,
         I::Item: ArgsFor<Args>,
     {
-        self.map_stream(stream::iter(items))
+        self.map_stream(Items::new(items))
     }
 
     /// As [`Pool::map_stream`].

@@ -11,6 +11,7 @@ impl TaskError {
     /// [tried again](crate::TaskBuilder::retry_if) for it. `None` if this is something else, if it is no
     /// `E`, if it names shared objects, or if the encoded result took more than 16 KiB: then it
     /// was not kept.
+    #[must_use]
     pub fn task_returned_error<E: DeserializeOwned>(&self) -> Option<E> {
         value::decode::<Result<IgnoredAny, E>>(self.own_result()?).ok()?.err()
     }

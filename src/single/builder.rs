@@ -1,11 +1,11 @@
 //! The options of a process.
 
 use super::Process;
-use super::detached::Detaching;
+use super::detached::DaemonStart;
 use super::machine;
-use super::stdio::{Kind, Stdio};
 use crate::error::{Error, Why};
 use crate::limits::Limits;
+use crate::stdio::{Kind, Stdio};
 use crate::sync::named::{for_call, write_names};
 use crate::task::{ArgsFor, Task, ZeroSized, encode_args, index_of};
 use crate::wire::message::Callee;
@@ -274,13 +274,13 @@ impl ProcessBuilder {
     /// in [`stderr_tail`](crate::Error::stderr_tail);
     /// [`InvalidOption`](crate::ErrorKind::InvalidOption) for a stream that is piped, and for
     /// [`kill_on_drop`](Self::kill_on_drop).
-    pub fn detach<F, Args, Marker, P>(self, _function: F, args: P) -> Detaching
+    pub fn detach<F, Args, Marker, P>(self, _function: F, args: P) -> DaemonStart
     where
         F: Task<Args, Marker>,
         P: ArgsFor<Args>,
     {
         let () = ZeroSized::<F>::PROVEN;
-        Detaching::new(self.order::<F, Args, Marker, P>(&args, true).and_then(machine::detach))
+        DaemonStart::new(self.order::<F, Args, Marker, P>(&args, true).and_then(machine::detach))
     }
 
     fn order<F, Args, Marker, P>(self, args: &P, detach: bool) -> Result<Order, Error>
@@ -301,6 +301,12 @@ impl ProcessBuilder {
         for (name, stream) in
             [("stdin", &self.stdin), ("stdout", &self.stdout), ("stderr", &self.stderr)]
         {
+            if matches!(stream, Some(Stdio(Kind::Lines(_)))) {
+                return invalid(
+                    name,
+                    "`Stdio::lines` is for workers of a pool; use `Stdio::piped`",
+                );
+            }
             if detach && matches!(stream, Some(Stdio(Kind::Piped))) {
                 return invalid(
                     name,

@@ -22,6 +22,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// The daemon's own process number, as it is written into a pid file.
+    #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -37,13 +38,13 @@ impl Daemon {
 ///
 /// Nothing is lost: it can be awaited by `&mut`, again and again.
 #[must_use = "whether the daemon has started is told here"]
-pub struct Detaching {
+pub struct DaemonStart {
     state: Result<Arc<Coming<Result<u32, Error>>>, Error>,
     waiting: Option<oneshot::Receiver<()>>,
     unit: BudgetUnit,
 }
 
-impl Detaching {
+impl DaemonStart {
     pub(super) fn new(state: Result<Arc<Coming<Result<u32, Error>>>, Error>) -> Self {
         Self { state, waiting: None, unit: BudgetUnit::default() }
     }
@@ -75,7 +76,7 @@ impl Detaching {
     }
 }
 
-impl Future for Detaching {
+impl Future for DaemonStart {
     type Output = Result<Daemon, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -103,8 +104,8 @@ impl Future for Detaching {
     }
 }
 
-impl fmt::Debug for Detaching {
+impl fmt::Debug for DaemonStart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Detaching").finish_non_exhaustive()
+        f.debug_struct("DaemonStart").finish_non_exhaustive()
     }
 }

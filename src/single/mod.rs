@@ -1,6 +1,6 @@
 //! One process for one function: `Process`.
 //!
-//! * `builder.rs`, `stdio.rs`: the options of one; `streams.rs`: our ends of its pipes;
+//! * `builder.rs`: the options of one; `streams.rs`: our ends of its pipes;
 //! * `machine.rs`: what happens between it and us, on the steward's thread; `coming.rs`: how those
 //!   who wait are told;
 //! * `detached.rs`: what is known of a daemon; `handover.rs`: the exit waits for those who outlive
@@ -33,7 +33,6 @@ mod machine;
 #[path = "elsewhere.rs"]
 mod machine;
 mod parent;
-mod stdio;
 #[cfg(all(test, target_os = "linux"))]
 mod strange_processes;
 #[cfg(all(
@@ -50,9 +49,8 @@ mod streams;
 use machine as streams;
 
 pub use builder::ProcessBuilder;
-pub use detached::{Daemon, Detaching};
+pub use detached::{Daemon, DaemonStart};
 pub use parent::{Parent, parent};
-pub use stdio::Stdio;
 pub use streams::{ChildStderr, ChildStdin, ChildStdout};
 
 use crate::coop::{BudgetUnit, take_unit};

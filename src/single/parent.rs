@@ -42,6 +42,7 @@ use crate::worker;
 /// # Ok(())
 /// # }
 /// ```
+#[must_use]
 pub fn parent() -> Option<Parent> {
     #[cfg(all(
         target_os = "linux",
@@ -74,6 +75,7 @@ impl Parent {
 
     /// Its process number, also after its end, when it may be another's. 0 if it is outside of this
     /// process's PID namespace.
+    #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -83,6 +85,7 @@ impl Parent {
     ///
     /// A parent outside of this process's PID namespace is taken to be alive: the kernel tells
     /// nothing of it.
+    #[must_use]
     pub fn is_alive(&self) -> bool {
         std::os::unix::process::parent_id() == self.pid
     }

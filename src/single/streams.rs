@@ -1,8 +1,8 @@
 //! Our ends of the pipes to a process.
 
 use super::builder::Order;
-use super::stdio::{Kind, Stdio};
 use crate::process::standard;
+use crate::stdio::{Kind, Stdio};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
@@ -40,6 +40,7 @@ pub(super) fn open_streams(order: &mut Order) -> io::Result<(Streams, Theirs)> {
             ours.stdin = Some(ChildStdin { end: End::Fresh(end.into()) });
             Some(theirs.into())
         }
+        Kind::Lines(_) => unreachable!("refused by ProcessBuilder"),
     };
     let stdout = match kind(&mut order.stdout) {
         Kind::Null => Some(standard::null()?),
@@ -50,6 +51,7 @@ pub(super) fn open_streams(order: &mut Order) -> io::Result<(Streams, Theirs)> {
             ours.stdout = Some(ChildStdout { end: End::Fresh(end.into()) });
             Some(theirs.into())
         }
+        Kind::Lines(_) => unreachable!("refused by ProcessBuilder"),
     };
     let stderr = match kind(&mut order.stderr) {
         Kind::Null => standard::null()?,
@@ -60,6 +62,7 @@ pub(super) fn open_streams(order: &mut Order) -> io::Result<(Streams, Theirs)> {
             ours.stderr = Some(ChildStderr { end: End::Fresh(end.into()) });
             theirs.into()
         }
+        Kind::Lines(_) => unreachable!("refused by ProcessBuilder"),
     };
     Ok((ours, Theirs { stdin, stdout, stderr }))
 }

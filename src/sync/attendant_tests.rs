@@ -246,7 +246,7 @@ fn what_workers_do_among_themselves_wakes_no_runtime_of_the_application() {
             asks.0.blocking_send(n).expect("send");
             assert_eq!(asks.1.blocking_recv().expect("recv"), Some(n));
         }
-        asks.0.blocking_close().expect("close");
+        asks.0.close().expect("close");
         done.send(()).expect("it is waited for");
     });
     runtime.block_on(all_done).expect("no panic");

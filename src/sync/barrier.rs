@@ -53,17 +53,20 @@ pub struct BarrierWaitResult {
 
 impl BarrierWaitResult {
     /// True for exactly one of the parties of a round.
+    #[must_use]
     pub fn is_leader(&self) -> bool {
         self.place == 0
     }
 
     /// The party's place in the round, from 0, in the order in which they came (what Python's
     /// `wait` returns).
+    #[must_use]
     pub fn place(&self) -> u32 {
         self.place
     }
 
     /// The number of the round, from 0.
+    #[must_use]
     pub fn round(&self) -> u64 {
         self.round
     }

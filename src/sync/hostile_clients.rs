@@ -413,7 +413,7 @@ fn case(rng: &mut Rng, tally: &mut Tally) {
         let soon = |what| tokio::time::timeout(HANG, what);
         let mut rounds = 0;
         while rounds < 5 || !hostile.is_finished() {
-            soon(objects.list.len()).await.expect("the application waits in vain").unwrap();
+            soon(objects.list.pop()).await.expect("the application waits in vain").unwrap();
             let mut guard = tokio::time::timeout(HANG, objects.mutex.lock())
                 .await
                 .expect("the application waits in vain")

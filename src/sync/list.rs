@@ -112,39 +112,22 @@ impl<T> List<T> {
         self.handle.ask(ask.body())
     }
 
-    /// How many elements it has.
+    /// How many elements it has. Asks the manager, which answers at once.
     ///
     /// # Errors
     ///
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing happens by dropping it.
-    pub async fn len(&self) -> Result<usize, Error> {
-        length(self.ask(&Ask::Len).await)
-    }
-
-    /// As [`len`](Self::len).
-    ///
-    /// # Errors
-    ///
-    /// As `len`.
-    pub fn blocking_len(&self) -> Result<usize, Error> {
+    pub fn len(&self) -> Result<usize, Error> {
         length(self.ask(&Ask::Len).settle())
     }
 
-    /// Whether it has no elements.
+    /// Whether it has no elements. Asks the manager, which answers at once.
     ///
     /// # Errors
     ///
-    /// As [`len`](Self::len).
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing happens by dropping it.
-    pub async fn is_empty(&self) -> Result<bool, Error> {
-        Ok(self.len().await? == 0)
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    pub fn is_empty(&self) -> Result<bool, Error> {
+        Ok(self.len()? == 0)
     }
 
     /// Removes all elements.

@@ -55,6 +55,7 @@ impl Manager {
 
     /// How many objects there are: those to which a handle is left in any process, in a task that
     /// has not ended, or in a value of another object.
+    #[must_use]
     pub fn objects(&self) -> usize {
         self.connection.server().map_or(0, |server| server.objects())
     }

@@ -129,39 +129,22 @@ impl<V> fmt::Display for CompareExchangeError<V> {
 impl<V: fmt::Debug> std::error::Error for CompareExchangeError<V> {}
 
 impl<K, V> Map<K, V> {
-    /// Whether it has no entries.
-    ///
-    /// # Errors
-    ///
-    /// As [`len`](Self::len).
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing happens by dropping it.
-    pub async fn is_empty(&self) -> Result<bool, Error> {
-        Ok(self.len().await? == 0)
-    }
-
-    /// How many entries it has.
+    /// How many entries it has. Asks the manager, which answers at once.
     ///
     /// # Errors
     ///
     /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing happens by dropping it.
-    pub async fn len(&self) -> Result<usize, Error> {
-        length(self.handle.ask(Ask::Len.body()).await)
+    pub fn len(&self) -> Result<usize, Error> {
+        length(self.handle.ask(Ask::Len.body()).settle())
     }
 
-    /// As [`len`](Self::len).
+    /// Whether it has no entries. Asks the manager, which answers at once.
     ///
     /// # Errors
     ///
-    /// As `len`.
-    pub fn blocking_len(&self) -> Result<usize, Error> {
-        length(self.handle.ask(Ask::Len.body()).settle())
+    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    pub fn is_empty(&self) -> Result<bool, Error> {
+        Ok(self.len()? == 0)
     }
 
     /// Removes all entries.

@@ -166,7 +166,7 @@ fn a_name_that_was_not_handed_over_costs_a_grandchild_its_connection_and_its_wor
     // Twice as many as the worker has.
     let forged = names_of(&pack(&(there.clone(), there.clone())));
     drop(leases.take(&forged).expect("it cannot know better"));
-    assert_eq!(block_on(there.len()).expect("its own reference is left"), 0);
+    assert_eq!(there.len().expect("its own reference is left"), 0);
     let server = Arc::clone(manager.connection().server().expect("local"));
     wait_until("the grandchild has lost its connection", || server.clients() == 1);
     assert_eq!(manager.objects(), 2);

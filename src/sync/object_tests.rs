@@ -159,7 +159,7 @@ fn receives_that_are_given_up_at_any_moment_lose_and_double_nothing() {
     let sends = processes[0].has(&queue);
     let sender = thread::spawn(move || {
         (0..ITEMS).for_each(|n| sends.blocking_send(n).expect("sent"));
-        sends.blocking_close().expect("closed");
+        sends.close().expect("closed");
     });
     let readers: Vec<_> = processes[1..]
         .iter()
@@ -223,12 +223,13 @@ fn a_lease_comes_back_from_the_dead_with_its_count_and_join_waits_for_it() {
         assert_eq!((&**lease, lease.deliveries()), ("job", count));
         assert_eq!(queue.len().expect("len"), 0);
         assert!(queue.join_timeout(Duration::from_millis(1)).now_or_never().is_none());
+        assert!(queue.blocking_join_timeout(Duration::from_millis(1)).unwrap_err().is_timeout());
         dies.kill();
         drop(lease);
     }
     let mut lease = queue.blocking_lease().expect("lease").expect("open");
     assert_eq!(lease.deliveries(), 4);
-    queue.blocking_close().expect("close");
+    queue.close().expect("close");
     let mut recv = Box::pin(queue.recv());
     assert!(recv.as_mut().now_or_never().is_none(), "it may come back");
     block_on(lease.ack()).expect("acknowledged");
@@ -883,7 +884,7 @@ fn a_set_that_was_dropped_is_not_passed_by_those_after_it() {
         // Too long for a lane.
         dropped += u32::from(there.set(1, vec![number; 4000]).now_or_never().is_none());
         there.blocking_set(1, vec![number, number]).expect("set");
-        assert_eq!(there.blocking_len().expect("len"), 1); // by now all that was sent before has been read
+        assert_eq!(there.len().expect("len"), 1); // by now all that was sent before has been read
         assert_eq!(here.blocking_get(&1).expect("get"), Some(vec![number, number]));
     }
     assert!(dropped > 0, "each was answered at once");

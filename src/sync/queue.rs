@@ -72,7 +72,7 @@ const BATCH_BYTES: usize = 256 << 10;
 /// let queue = Manager::new()?.queue::<String>(16)?;
 /// queue.send("one".into()).await?;
 /// queue.send("two".into()).await?;
-/// queue.close().await?;
+/// queue.close()?;
 /// assert_eq!(queue.recv().await?.as_deref(), Some("one"));
 /// assert_eq!(queue.recv().await?.as_deref(), Some("two"));
 /// assert_eq!(queue.recv().await?, None); // closed, and empty
@@ -203,25 +203,13 @@ macro_rules! common {
         }
 
         impl<T> $name<T> {
-            /// Closes it: nothing more can be sent, and whoever waits for room is told. Closing twice is closing once.
+            /// Closes it: nothing more can be sent, and whoever waits for room is told. Closing twice is closing once. Asks
+            /// the manager, which answers at once.
             ///
             /// # Errors
             ///
             /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
-            ///
-            /// # Cancel safety
-            ///
-            /// It is closed once this was polled.
-            pub async fn close(&self) -> Result<(), Error> {
-                done(self.handle.ask(Ask::Close.body()).await)
-            }
-
-            /// As [`close`](Self::close), for threads: the manager answers at once, so it may be called anywhere.
-            ///
-            /// # Errors
-            ///
-            /// As `close`.
-            pub fn blocking_close(&self) -> Result<(), Error> {
+            pub fn close(&self) -> Result<(), Error> {
                 done(self.handle.ask(Ask::Close.body()).settle())
             }
 
@@ -309,6 +297,20 @@ macro_rules! common {
             #[track_caller]
             pub fn blocking_join(&self) -> Result<(), Error> {
                 done(self.handle.ask(Ask::Join { wait: Wait::Ever }.body()).wait())
+            }
+
+            /// As [`join_timeout`](Self::join_timeout), blocking the thread.
+            ///
+            /// # Errors
+            ///
+            /// As `join_timeout`.
+            ///
+            /// # Panics
+            ///
+            /// Within an async context.
+            #[track_caller]
+            pub fn blocking_join_timeout(&self, limit: Duration) -> Result<(), Error> {
+                done(self.handle.ask(Ask::Join { wait: Wait::Limit(limit) }.body()).wait())
             }
         }
     )*};

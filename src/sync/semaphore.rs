@@ -329,6 +329,7 @@ pub struct SemaphorePermit {
 
 impl SemaphorePermit {
     /// How many they are.
+    #[must_use]
     pub fn num_permits(&self) -> u32 {
         self.permits
     }

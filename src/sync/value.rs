@@ -452,16 +452,19 @@ impl<T> Value<T> {
 
 impl<T: Atomic> Array<T> {
     /// How many elements.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.handle.name().place.map_or(0, |place| place.len as usize)
     }
 
     /// Whether there are none.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// One of the elements; `None` beyond the last.
+    #[must_use]
     pub fn at(&self, index: usize) -> Option<Element<'_, T>> {
         (index < self.len()).then_some(Element { handle: &self.handle, index, marker: PhantomData })
     }

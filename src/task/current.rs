@@ -1,6 +1,8 @@
 //! What a running task can ask about itself.
 
 use crate::coop::BudgetUnit;
+use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -56,6 +58,7 @@ static ASKED: OnceLock<Asked> = OnceLock::new();
 /// # Ok(())
 /// # }
 /// ```
+#[must_use]
 pub fn is_cancelled() -> bool {
     is_asked(running())
 }
@@ -255,7 +258,32 @@ pub fn attempt() -> Option<u32> {
     }
 }
 
-/// In a task: its number, the same as [`JoinHandle::id`](crate::JoinHandle::id) gives in the
+/// The id of a task: unique in its pool, counting from 1 in the order of submission.
+///
+/// It may be an argument or a result of tasks, and is displayed as its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TaskId(u64);
+
+impl TaskId {
+    pub(crate) fn of(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// Returns the number: 1 for the first task of the pool. A task that the pool refused has 0.
+    #[must_use]
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// In a task: its id, the same as [`JoinHandle::id`](crate::JoinHandle::id) gives in the
 /// application: so what a worker logs can be told apart by task. Of an async task as [`attempt`].
 /// `None` outside of a task of a pool.
 ///
@@ -270,8 +298,8 @@ pub fn attempt() -> Option<u32> {
 /// # Ok(())
 /// # }
 /// ```
-pub fn task_id() -> Option<u64> {
-    Some(running().id).filter(|id| *id != 0)
+pub fn task_id() -> Option<TaskId> {
+    Some(running().id).filter(|id| *id != 0).map(TaskId)
 }
 
 /// This task runs now.

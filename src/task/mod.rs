@@ -21,7 +21,7 @@ mod table;
 mod tests;
 
 pub use args::{ArgsFor, ArgsTuple};
-pub use current::{Cancelled, attempt, cancelled, is_cancelled, task_id};
+pub use current::{Cancelled, TaskId, attempt, cancelled, is_cancelled, task_id};
 pub use function::Task;
 pub use init::Init;
 pub use state::state;

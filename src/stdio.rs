@@ -1,15 +1,24 @@
-//! Where what the workers print goes, as the builder is told.
+//! Where the standard streams of workers and processes lead: [`Stdio`].
 
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::sync::Mutex;
 
-/// Where what the workers print goes, given to [`Builder::stdout`](crate::Builder::stdout) and
-/// [`Builder::stderr`](crate::Builder::stderr).
+/// Where a standard stream of a worker or of a [`Process`](crate::Process) leads, as
+/// [`std::process::Stdio`] says it of a command.
+///
+/// | | [`Builder`](crate::Builder) | [`ProcessBuilder`](crate::ProcessBuilder) |
+/// |---|---|---|
+/// | [`inherit`](Self::inherit), [`null`](Self::null), a `File`, an `OwnedFd` | yes | yes |
+/// | [`piped`](Self::piped): a pipe, whose other end the handle gives | no | yes |
+/// | [`lines`](Self::lines): a function that is called for each line | yes | no |
+///
+/// What is refused is [`InvalidOption`](crate::ErrorKind::InvalidOption) when the pool is built or
+/// the process started.
 ///
 /// ```
-/// use procpool::{Output, Pool};
+/// use procpool::{Pool, Stdio};
 ///
 /// fn give_up() {
 ///     eprintln!("cannot go on");
@@ -20,8 +29,8 @@ use std::sync::Mutex;
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let pool = Pool::builder()
 ///     .workers(1)
-///     .stdout(Output::null())
-///     .stderr(Output::lines(|line| println!("worker {}: {line}", line.pid())))
+///     .stdout(Stdio::null())
+///     .stderr(Stdio::lines(|line| println!("worker {}: {line}", line.pid())))
 ///     .build()?;
 ///
 /// let error = pool.spawn(give_up, ()).await.unwrap_err();
@@ -31,31 +40,54 @@ use std::sync::Mutex;
 /// ```
 ///
 /// With the crate `tracing` it would be `|line| tracing::warn!(pid = line.pid(), "{line}")`.
-pub struct Output(pub(super) Kind);
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use procpool::{Process, Stdio};
+/// use tokio::io::AsyncReadExt;
+///
+/// let mut child = Process::builder().stdout(Stdio::piped()).stderr(Stdio::null()).spawn(|| println!("hello"), ())?;
+/// let mut text = String::new();
+/// child.stdout().expect("piped").read_to_string(&mut text).await?;
+/// assert_eq!(text, "hello\n");
+/// child.await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Stdio(pub(crate) Kind);
 
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Inherit,
     Null,
+    Piped,
     File(File),
     /// The callback is taken out by who calls it.
     Lines(Mutex<Option<Callback>>),
 }
 
-pub(super) type Callback = Box<dyn FnMut(&OutputLine<'_>) + Send>;
+pub(crate) type Callback = Box<dyn FnMut(&OutputLine<'_>) + Send>;
 
-impl Output {
-    /// To the application's own stream, as it is when the worker is started; nowhere if the
-    /// application has closed it. The default.
+impl Stdio {
+    /// The application's own stream, as it is when the process is started; nothing if the
+    /// application has closed it.
     pub fn inherit() -> Self {
         Self(Kind::Inherit)
     }
 
-    /// Nowhere (`/dev/null`).
+    /// Nothing: there is nothing to read, and what is written is lost (`/dev/null`).
     pub fn null() -> Self {
         Self(Kind::Null)
     }
 
-    /// To a function, line by line: those of one worker in their order. Whose task printed a line
+    /// A new pipe, whose other end is taken from the handle:
+    /// [`Process::stdin`](crate::Process::stdin), [`stdout`](crate::Process::stdout),
+    /// [`stderr`](crate::Process::stderr). Not for workers of a pool.
+    pub fn piped() -> Self {
+        Self(Kind::Piped)
+    }
+
+    /// A function, line by line; for workers of a pool only. The lines of one worker come in their order. Whose task printed a line
     /// is not known, only which process did: a task may print without our knowing, and so may a
     /// thread or a program that it has started.
     ///
@@ -82,46 +114,58 @@ impl Output {
     }
 }
 
-impl From<File> for Output {
-    /// To a file, which all workers share: it should be open for appending.
+impl From<File> for Stdio {
+    /// A file. All workers of a pool share it: it should be open for appending.
     fn from(file: File) -> Self {
         Self(Kind::File(file))
     }
 }
 
-impl fmt::Debug for Output {
+#[cfg(unix)]
+impl From<std::os::fd::OwnedFd> for Stdio {
+    /// Any descriptor: a socket, or the end of a pipe that was taken from another process.
+    fn from(descriptor: std::os::fd::OwnedFd) -> Self {
+        Self(Kind::File(descriptor.into()))
+    }
+}
+
+impl fmt::Debug for Stdio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.0 {
-            Kind::Inherit => "Output::inherit()",
-            Kind::Null => "Output::null()",
-            Kind::File(_) => "Output::from(file)",
-            Kind::Lines(_) => "Output::lines(callback)",
+            Kind::Inherit => "Stdio::inherit()",
+            Kind::Null => "Stdio::null()",
+            Kind::Piped => "Stdio::piped()",
+            Kind::File(_) => "Stdio::from(file)",
+            Kind::Lines(_) => "Stdio::lines(callback)",
         })
     }
 }
 
-/// A line that a worker printed, as the function of [`Output::lines`] gets it. Its `Display` is
+/// A line that a worker printed, as the function of [`Stdio::lines`] gets it. Its `Display` is
 /// [`text`](Self::text).
 #[derive(Clone, Copy, Debug)]
 pub struct OutputLine<'a> {
-    pub(super) pid: u32,
-    pub(super) bytes: &'a [u8],
-    pub(super) is_whole: bool,
-    pub(super) lost: u64,
+    pub(crate) pid: u32,
+    pub(crate) bytes: &'a [u8],
+    pub(crate) is_whole: bool,
+    pub(crate) lost: u64,
 }
 
 impl OutputLine<'_> {
     /// The worker's process number.
+    #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// What was printed, without the newline.
+    #[must_use]
     pub fn bytes(&self) -> &[u8] {
         self.bytes
     }
 
     /// What was printed, without the newline; what is not UTF-8 is replaced by U+FFFD.
+    #[must_use]
     pub fn text(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(self.bytes)
     }
@@ -129,12 +173,14 @@ impl OutputLine<'_> {
     /// Whether a newline came. It did not if the worker ended within the line, or if the line is
     /// longer than 16 KiB: that comes in pieces, cut between characters, of which the last one
     /// is whole.
+    #[must_use]
     pub fn is_whole(&self) -> bool {
         self.is_whole
     }
 
     /// How many bytes were lost before this line, in all the pool: of workers that had ended while
     /// the function did not return.
+    #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost
     }
