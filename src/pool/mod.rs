@@ -521,7 +521,6 @@ impl Pool {
     /// [`shutdown_within`](Self::shutdown_within) does not.
     #[doc(alias = "close")]
     #[doc(alias = "join")]
-    #[must_use]
     pub fn shutdown(&self) -> Shutdown {
         self.engine().drain(None);
         Shutdown::of(self.engine())
@@ -539,7 +538,6 @@ impl Pool {
     /// stands still), is killed at the limit as well, but not before it has had a second, or its
     /// [`exit_timeout`](Builder::exit_timeout) if that is shorter. The limit counts from the call;
     /// of several calls the earliest counts. A limit beyond what the clock can hold is none.
-    #[must_use]
     pub fn shutdown_within(&self, limit: Duration) -> Shutdown {
         self.engine().drain(Some(limit));
         Shutdown::of(self.engine())
@@ -551,7 +549,6 @@ impl Pool {
     /// gone.
     ///
     /// The kill is in the call itself; whether one awaits the [`Shutdown`] is all the same to it.
-    #[must_use]
     pub fn kill(&self) -> Shutdown {
         self.engine().kill();
         Shutdown::of(self.engine())
@@ -559,7 +556,6 @@ impl Pool {
 
     /// Aborts every task that has not begun, and says how many that were. What runs is left alone.
     /// Together with [`shutdown`](Self::shutdown) it drops the queue.
-    #[must_use]
     pub fn abort_queued(&self) -> usize {
         self.engine().abort_unbegun()
     }
