@@ -108,7 +108,7 @@ mod wire;
 ))]
 mod worker;
 
-pub use error::{Error, ErrorKind, Failure, SendError, TaskError, TaskErrorKind};
+pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
 pub use limits::Limits;
 pub use pool::{
     AbortHandle, Builder, Events, ExitReason, ItemResults, Items, JoinHandle, NamedTask, Pool,

@@ -8,11 +8,12 @@ mod processes;
 use futures::FutureExt;
 use nix::sys::signal::Signal;
 use processes::{soon, until};
+use procpool::sync::ErrorKind;
 use procpool::sync::{
     Actor, ActorRef, Channel, CompareExchangeError, List, Map, MapChange, Mutex, Queue, RwLock,
     Value, channel,
 };
-use procpool::{ErrorKind, Manager, Pool};
+use procpool::{Manager, Pool};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;

@@ -19,8 +19,9 @@ use nix::sys::socket::{
     setsockopt, sockopt,
 };
 use processes::{in_own_process, own_dir, soon, until};
+use procpool::Pool;
+use procpool::sync::ErrorKind;
 use procpool::sync::{Array, Channel, Map, Mutex, Queue, RwLock, Semaphore, Value};
-use procpool::{ErrorKind, Pool};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io::{IoSlice, Write};
@@ -110,7 +111,7 @@ fn scribble_lock(how: Scribble, lock: Mutex<Large>, done: Value<bool>) {
 }
 
 /// What may come of an attempt on such a lock.
-fn is_typed(error: &procpool::Error) -> bool {
+fn is_typed(error: &procpool::sync::Error) -> bool {
     matches!(error.kind(), ErrorKind::ObjectBroken | ErrorKind::Decode | ErrorKind::TimedOut)
 }
 

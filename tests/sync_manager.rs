@@ -14,11 +14,12 @@ use processes::{
     in_own_process_with_a_full_dev_shm, lines, note, own_dir, own_process, pid, soon, until,
     wait_until,
 };
+use procpool::sync::ErrorKind;
 use procpool::sync::{
     Actor, ActorRef, Array, Barrier, Channel, Condvar, Event, List, Map, Mutex, Queue, RwLock,
     Semaphore, Value,
 };
-use procpool::{ErrorKind, Manager, Pool, Process};
+use procpool::{Manager, Pool, Process};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -921,9 +922,9 @@ async fn own_process_without_threads() {
     let manager = Manager::new().unwrap();
     let (_, most) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
     setrlimit(Resource::RLIMIT_NPROC, 1, most).unwrap();
-    assert_eq!(manager.register(Sum(0)).unwrap_err().kind(), ErrorKind::Spawn);
+    assert_eq!(manager.register(Sum(0)).unwrap_err().kind(), ErrorKind::Memory);
     let output = Pool::builder().stdout(procpool::Stdio::lines(|_| {})).build();
-    assert_eq!(output.unwrap_err().kind(), ErrorKind::Spawn);
+    assert_eq!(output.unwrap_err().kind(), procpool::ErrorKind::Spawn);
     setrlimit(Resource::RLIMIT_NPROC, most, most).unwrap();
     assert_eq!(soon(manager.register(Sum(0)).unwrap().call(7)).await.unwrap(), 7);
     until("nothing is left, not of the one that was refused either", || manager.objects() == 0)
@@ -934,7 +935,8 @@ async fn own_process_without_threads() {
 
 /// Changes a value, waits until the manager has been closed, and says what is told then.
 fn commits_late(lock: Mutex<u64>, held: Queue<u8>, closed: Queue<u8>) -> Vec<String> {
-    let kind = |result: Result<(), procpool::Error>| format!("{:?}", result.unwrap_err().kind());
+    let kind =
+        |result: Result<(), procpool::sync::Error>| format!("{:?}", result.unwrap_err().kind());
     let mut guard = lock.blocking_lock().unwrap();
     *guard += 1;
     held.blocking_send(1).unwrap();

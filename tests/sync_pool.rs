@@ -384,12 +384,15 @@ struct Kept {
 }
 
 async fn shared_by_start_and_end(start_is_async: bool) {
-    fn keep(total: Mutex<u64>, starts: Value<u32>) -> Result<Kept, procpool::Error> {
+    fn keep(total: Mutex<u64>, starts: Value<u32>) -> Result<Kept, procpool::sync::Error> {
         *total.blocking_lock()? += 100;
         starts.fetch_add(1)?;
         Ok(Kept { total, starts })
     }
-    async fn keep_async(total: Mutex<u64>, starts: Value<u32>) -> Result<Kept, procpool::Error> {
+    async fn keep_async(
+        total: Mutex<u64>,
+        starts: Value<u32>,
+    ) -> Result<Kept, procpool::sync::Error> {
         *total.lock().await? += 100;
         starts.fetch_add(1)?;
         Ok(Kept { total, starts })
@@ -434,7 +437,7 @@ async fn an_async_start_function_is_given_handles() {
 
 #[tokio::test]
 async fn a_worker_that_dies_in_its_start_gives_back_what_it_held_there() {
-    let once = |total: Mutex<u64>, tries: Value<u32>| -> Result<(), procpool::Error> {
+    let once = |total: Mutex<u64>, tries: Value<u32>| -> Result<(), procpool::sync::Error> {
         let mut guard = total.blocking_lock()?;
         *guard += 1;
         if tries.fetch_add(1)? == 0 {
@@ -452,7 +455,7 @@ async fn a_worker_that_dies_in_its_start_gives_back_what_it_held_there() {
 
 #[tokio::test]
 async fn a_start_function_whose_manager_is_closed_says_so() {
-    let count = |starts: Mutex<u32>| -> Result<(), procpool::Error> {
+    let count = |starts: Mutex<u32>| -> Result<(), procpool::sync::Error> {
         *starts.blocking_lock()? += 1;
         Ok(())
     };

@@ -8,10 +8,11 @@ mod processes;
 use futures::{FutureExt, SinkExt, StreamExt};
 use nix::sys::signal::Signal;
 use processes::{FUSE, signal, soon, until};
+use procpool::sync::ErrorKind;
 use procpool::sync::{
     Actor, Barrier, Condvar, Event, List, Mutex, RwLock, Semaphore, Value, channel,
 };
-use procpool::{ErrorKind, Manager, Pool, Process, Stdio};
+use procpool::{Manager, Pool, Process, Stdio};
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;

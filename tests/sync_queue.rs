@@ -8,8 +8,9 @@ mod processes;
 use futures::{FutureExt, SinkExt, StreamExt};
 use nix::sys::signal::Signal;
 use processes::{signal, soon, until};
+use procpool::sync::ErrorKind;
 use procpool::sync::{Delivery, Event, Queue, QueueReceiver, QueueSender, Value};
-use procpool::{ErrorKind, Failure, Manager, Pool, Process};
+use procpool::{Failure, Manager, Pool, Process};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 

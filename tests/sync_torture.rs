@@ -23,10 +23,11 @@ use futures::future::join_all;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use processes::{children, in_own_process, own_dir, pid, soon, until};
+use procpool::sync::ErrorKind;
 use procpool::sync::{
     Actor, ActorRef, Array, Barrier, Channel, Condvar, Event, List, Map, Mutex, Queue, Value,
 };
-use procpool::{ArgsFor, ErrorKind, Pool, Task};
+use procpool::{ArgsFor, Pool, Task};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;

@@ -150,7 +150,7 @@ struct Seen {
     others_then: u64,
 }
 
-fn count(mutex: &Mutex<u64>, laps: u64) -> Result<Seen, procpool::Error> {
+fn count(mutex: &Mutex<u64>, laps: u64) -> Result<Seen, procpool::sync::Error> {
     let (mut runs, mut others_then, mut last) = (0, 0, 0);
     for lap in 1..=laps {
         let mut guard = mutex.blocking_lock()?;
@@ -176,7 +176,7 @@ struct Rates {
     both: f64,
 }
 
-async fn map_laps(map: &Map<String, u64>, laps: u64) -> Result<Rates, procpool::Error> {
+async fn map_laps(map: &Map<String, u64>, laps: u64) -> Result<Rates, procpool::sync::Error> {
     map.insert("a".into(), 0).await?;
     let start = Instant::now();
     for _ in 0..laps {

@@ -6,6 +6,7 @@
 mod failure;
 mod pool_error;
 mod send_error;
+pub(crate) mod sync;
 mod task_error;
 pub(crate) mod text;
 

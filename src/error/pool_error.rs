@@ -1,4 +1,4 @@
-//! What goes wrong with a pool, a process or a shared object, as opposed to one task.
+//! What goes wrong with a pool or a process, as opposed to one task.
 
 use super::Ending;
 use super::text::{self, Escaped, TEXT_MAX};
@@ -8,8 +8,8 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Why a pool or a [`Process`](crate::Process) could not be built, started or used, or a shared
-/// object not be had.
+/// Why a pool or a [`Process`](crate::Process) could not be built, started or used. What goes wrong
+/// with shared objects is a [`sync::Error`](crate::sync::Error).
 ///
 /// The kinds are told apart by [`kind`](Self::kind) or the predicates, never by the text. Cloning
 /// is cheap: one failed start answers every task that needed it.
@@ -57,53 +57,10 @@ pub enum ErrorKind {
     RestartLimit,
     /// The pool has been shut down or dropped.
     PoolClosed,
-    /// The manager of a shared object is closed, or its process has ended.
-    ManagerClosed,
-    /// A shared object was waited for, and the time was up.
-    TimedOut,
-    /// The memory of a shared object was corrupted, by a process that has access to it. Other
-    /// objects are not affected.
-    ObjectBroken,
-    /// There is no such shared object (any more), or this process has no reference to it.
-    NoSuchObject,
-    /// The manager's objects hold as many bytes as they may.
-    ManagerFull,
-    /// This process has too many requests under way.
-    TooManyRequests,
-    /// The manager takes no further client from the worker that started this process: a worker may
-    /// make at most 256 processes of its own clients of one manager, fewer when the application
-    /// runs out of descriptors.
-    TooManyClients,
-    /// The locks that processes hold and wait for form a ring.
-    Deadlock,
-    /// A value could not be encoded.
-    Encode,
-    /// A shared object's value could not be decoded: it is of another type.
-    Decode,
-    /// A handle was put into a shared object of another manager.
-    ForeignHandle,
-    /// The operating system gave no memory or no descriptor that a shared object needs.
-    Memory,
-    /// The queue, the semaphore or the other end of the channel is closed.
-    Closed,
-    /// A queue had no room, for a call that does not wait.
-    Full,
-    /// A queue had nothing, for a call that does not wait.
-    Empty,
-    /// What was to be acknowledged, extended, given back or committed is not held (any more).
-    NotHeld,
-    /// A barrier is broken: a party has died or run out of time, or it was aborted.
-    BrokenBarrier,
-    /// A semaphore would have more permits than its limit, or never has as many as were asked for.
-    AboveLimit,
-    /// A list has no element at that place.
-    OutOfRange,
-    /// A call to a registered object panicked. See [`Error::panic_message`].
-    Panicked,
     /// An argument could not be encoded, so that no process was started.
     ArgumentEncode,
-    /// The arguments are larger than a frame may be, so that no process was started; or a value is
-    /// larger than a shared object's may be. See [`Error::size_limit`].
+    /// The arguments are larger than a frame may be, so that no process was started. See
+    /// [`Error::size_limit`].
     TooLarge,
     /// The operating system would not send a signal: there is no such one, or the process has
     /// become another user's.
@@ -175,40 +132,6 @@ pub(crate) enum Why {
         last: Vec<(u32, Option<ExitStatus>)>,
     },
     PoolClosed,
-    ManagerClosed,
-    TimedOut,
-    ObjectBroken,
-    NoSuchObject,
-    ManagerFull,
-    TooManyRequests,
-    TooManyClients,
-    Deadlock {
-        ring: String,
-    },
-    Encode(String),
-    Decode(String),
-    TooLarge {
-        limit: usize,
-    },
-    ForeignHandle,
-    Memory {
-        step: &'static str,
-        source: io::Error,
-    },
-    Closed,
-    Full,
-    Empty,
-    NotHeld,
-    BrokenBarrier,
-    AboveLimit {
-        limit: u64,
-    },
-    OutOfRange {
-        len: u64,
-    },
-    ObjectPanicked {
-        message: String,
-    },
     ArgumentEncode {
         function: &'static str,
         reason: String,
@@ -279,27 +202,6 @@ impl Error {
             | Why::InitDied { .. } => ErrorKind::InitFailed,
             Why::RestartLimit { .. } => ErrorKind::RestartLimit,
             Why::PoolClosed => ErrorKind::PoolClosed,
-            Why::ManagerClosed => ErrorKind::ManagerClosed,
-            Why::TimedOut => ErrorKind::TimedOut,
-            Why::ObjectBroken => ErrorKind::ObjectBroken,
-            Why::NoSuchObject => ErrorKind::NoSuchObject,
-            Why::ManagerFull => ErrorKind::ManagerFull,
-            Why::TooManyRequests => ErrorKind::TooManyRequests,
-            Why::TooManyClients => ErrorKind::TooManyClients,
-            Why::Deadlock { .. } => ErrorKind::Deadlock,
-            Why::Encode(_) => ErrorKind::Encode,
-            Why::Decode(_) => ErrorKind::Decode,
-            Why::TooLarge { .. } => ErrorKind::TooLarge,
-            Why::ForeignHandle => ErrorKind::ForeignHandle,
-            Why::Memory { .. } => ErrorKind::Memory,
-            Why::Closed => ErrorKind::Closed,
-            Why::Full => ErrorKind::Full,
-            Why::Empty => ErrorKind::Empty,
-            Why::NotHeld => ErrorKind::NotHeld,
-            Why::BrokenBarrier => ErrorKind::BrokenBarrier,
-            Why::AboveLimit { .. } => ErrorKind::AboveLimit,
-            Why::OutOfRange { .. } => ErrorKind::OutOfRange,
-            Why::ObjectPanicked { .. } => ErrorKind::Panicked,
             Why::ArgumentEncode { .. } => ErrorKind::ArgumentEncode,
             Why::ArgumentTooLarge { .. } => ErrorKind::TooLarge,
             Why::Signal { .. } => ErrorKind::Signal,
@@ -320,43 +222,13 @@ impl Error {
         self.kind() == ErrorKind::RestartLimit
     }
 
-    /// A time limit ran out: of the start, of `init` within it, or of waiting for a shared object.
+    /// A time limit ran out: of the start, or of `init` within it.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        matches!(*self.why, Why::HelloTimeout { .. } | Why::InitTimeout { .. } | Why::TimedOut)
+        matches!(*self.why, Why::HelloTimeout { .. } | Why::InitTimeout { .. })
     }
 
-    /// The manager of a shared object is closed, or its process has ended.
-    #[must_use]
-    pub fn is_manager_closed(&self) -> bool {
-        self.kind() == ErrorKind::ManagerClosed
-    }
-
-    /// The queue, the semaphore or the other end of the channel is closed.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.kind() == ErrorKind::Closed
-    }
-
-    /// A queue had no room, for a call that does not wait.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.kind() == ErrorKind::Full
-    }
-
-    /// A queue had nothing, for a call that does not wait.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.kind() == ErrorKind::Empty
-    }
-
-    /// What was to be acknowledged, extended, given back or committed is not held (any more).
-    #[must_use]
-    pub fn is_not_held(&self) -> bool {
-        self.kind() == ErrorKind::NotHeld
-    }
-
-    /// A call to a registered object panicked, or the pool's `init` function did.
+    /// The pool's `init` function panicked.
     #[must_use]
     pub fn is_panic(&self) -> bool {
         self.panic_message().is_some()
@@ -366,13 +238,12 @@ impl Error {
     #[must_use]
     pub fn panic_message(&self) -> Option<&str> {
         match &*self.why {
-            Why::ObjectPanicked { message } | Why::InitPanicked { message, .. } => Some(message),
+            Why::InitPanicked { message, .. } => Some(message),
             _ => None,
         }
     }
 
-    /// Where `init` panicked, as `file:line:column`. (Where a registered object did, the
-    /// application's panic hook has told.)
+    /// Where `init` panicked, as `file:line:column`.
     #[must_use]
     pub fn panic_location(&self) -> Option<&str> {
         match &*self.why {
@@ -381,15 +252,12 @@ impl Error {
         }
     }
 
-    /// What is wrong, in words, with the option that makes no sense, with the value that could not
-    /// be encoded or decoded, or with what answered in a worker's place; and the error that
-    /// `init` returned.
+    /// What is wrong, in words, with the option that makes no sense, with the argument that could not
+    /// be encoded, or with what answered in a worker's place; and the error that `init` returned.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         match &*self.why {
-            Why::Encode(reason)
-            | Why::Decode(reason)
-            | Why::ArgumentEncode { reason, .. }
+            Why::ArgumentEncode { reason, .. }
             | Why::InvalidOption { reason, .. }
             | Why::NotAWorker { reason, .. } => Some(reason),
             Why::InitError { message, .. } => Some(message),
@@ -415,10 +283,10 @@ impl Error {
         }
     }
 
-    /// A value could not be encoded or decoded.
+    /// An argument could not be encoded.
     #[must_use]
     pub fn is_unserializable(&self) -> bool {
-        matches!(self.kind(), ErrorKind::Encode | ErrorKind::Decode | ErrorKind::ArgumentEncode)
+        self.kind() == ErrorKind::ArgumentEncode
     }
 
     /// Something was larger than it may be: see [`size_limit`](Self::size_limit).
@@ -439,23 +307,11 @@ impl Error {
         self.kind() == ErrorKind::Unsupported
     }
 
-    /// A barrier is broken.
-    #[must_use]
-    pub fn is_broken_barrier(&self) -> bool {
-        self.kind() == ErrorKind::BrokenBarrier
-    }
-
-    /// The locks that processes hold and wait for form a ring.
-    #[must_use]
-    pub fn is_deadlock(&self) -> bool {
-        self.kind() == ErrorKind::Deadlock
-    }
-
     /// How many bytes a value may take, if it took more.
     #[must_use]
     pub fn size_limit(&self) -> Option<usize> {
         match *self.why {
-            Why::TooLarge { limit } | Why::ArgumentTooLarge { limit, .. } => Some(limit),
+            Why::ArgumentTooLarge { limit, .. } => Some(limit),
             _ => None,
         }
     }
@@ -561,29 +417,6 @@ impl fmt::Display for Error {
                 Ok(())
             }
             Why::PoolClosed => f.write_str("the pool is closed"),
-            Why::ManagerClosed => f.write_str("the manager of the shared object is closed"),
-            Why::TimedOut => f.write_str("the time was up before the shared object was to be had"),
-            Why::ObjectBroken => f.write_str("the memory of the shared object was corrupted"),
-            Why::NoSuchObject => f.write_str("there is no such shared object, or this process has no reference to it"),
-            Why::ManagerFull => f.write_str("the manager's objects hold as many bytes as they may"),
-            Why::TooManyRequests => f.write_str("this process has too many requests to shared objects under way"),
-            Why::TooManyClients => f.write_str(
-                "the manager takes no further process from the worker that this one descends from",
-            ),
-            Why::Deadlock { ring } => write!(f, "deadlock: {ring}"),
-            Why::Encode(reason) => write!(f, "encode the value for a shared object: {reason}"),
-            Why::Decode(reason) => write!(f, "decode the value of a shared object: {reason}"),
-            Why::TooLarge { limit } => write!(f, "the value exceeds {limit} bytes, the most that a shared object's may take"),
-            Why::ForeignHandle => f.write_str("a handle cannot be put into a shared object of another manager"),
-            Why::Memory { step, source } => write!(f, "{step}: {source}"),
-            Why::Closed => f.write_str("it is closed"),
-            Why::Full => f.write_str("the queue is full"),
-            Why::Empty => f.write_str("the queue is empty"),
-            Why::NotHeld => f.write_str("it is not held (any more)"),
-            Why::BrokenBarrier => f.write_str("the barrier is broken"),
-            Why::AboveLimit { limit } => write!(f, "the semaphore never has more than {limit} permits"),
-            Why::ObjectPanicked { message } => write!(f, "the call to the registered object panicked: {message}"),
-            Why::OutOfRange { len } => write!(f, "the list has {len} elements, and none at that place"),
             Why::ArgumentEncode { function, reason } => write!(f, "an argument of {function} cannot be encoded: {reason}"),
             Why::ArgumentTooLarge { function, limit } => write!(f, "the arguments of {function} are larger than {limit} bytes"),
             Why::Signal { pid, signal, source } => {
@@ -607,9 +440,7 @@ impl fmt::Debug for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &*self.why {
-            Why::Spawn { source, .. } | Why::Memory { source, .. } | Why::Signal { source, .. } => {
-                Some(source)
-            }
+            Why::Spawn { source, .. } | Why::Signal { source, .. } => Some(source),
             _ => None,
         }
     }

@@ -1,6 +1,6 @@
 //! A value that could not be sent.
 
-use super::Error;
+use super::sync::Error;
 use std::fmt;
 
 /// Why something was not sent, and the thing itself.

@@ -7,7 +7,7 @@
 
 use super::lane::Way;
 use super::object::{Bad, Part};
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 
 /// Bytes of a value in a shared object, encoded: the most.
 pub(crate) const VALUE_MAX: usize = 16 << 20;

@@ -9,7 +9,7 @@
 //! of memory says so here, by an error, and not by killing whoever touches a page first.
 
 use super::message::Place;
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::process::{MemoryError, SharedMemory};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;

@@ -28,7 +28,7 @@ use super::rings::Wait;
 use super::segments::Segments;
 use super::state::{Action, BYTES_MAX, LOCAL, State, What};
 use super::{held, object};
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::process::{PeerFd, PeerSocket, SharedMemory, fork, steward, sys};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::packet::Packet;
@@ -208,9 +208,9 @@ struct Todo {
 impl Server {
     /// A manager without objects. It is turned until it is [closed](Self::close).
     pub(crate) fn start() -> Result<Arc<Self>, Error> {
-        let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
-        fork::arm().map_err(|e| Error::spawn("arming the fork guard", e))?;
-        steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
+        let step = |step| move |errno: nix::errno::Errno| Error::system(step, errno.into());
+        fork::arm().map_err(|e| Error::system("arming the fork guard", e))?;
+        steward::start().map_err(|e| Error::system("starting the steward thread", e))?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(step("making a manager's epoll descriptor"))?;
         let timer = TimerFd::new(

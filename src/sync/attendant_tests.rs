@@ -36,7 +36,7 @@ fn sees(server: &Server, runtime: &Runtime) -> Seen {
     server.post().look(Some(runtime.handle().id()))
 }
 
-type Waits<'a> = Pin<Box<dyn Future<Output = Result<Option<u32>, crate::Error>> + 'a>>;
+type Waits<'a> = Pin<Box<dyn Future<Output = Result<Option<u32>, Error>> + 'a>>;
 
 /// Somebody waits in this runtime, which is not polled afterwards.
 fn waits_in<'a>(runtime: &Runtime, queue: &'a Queue<u32>) -> Waits<'a> {

@@ -2,7 +2,7 @@
 
 use super::handle::{Handle, handle_travels, kinds};
 use super::manager::Manager;
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::manager::object::{Body, Part};
 use crate::manager::objects::barrier::{Ask, Barrier as Rules, Reply};
 use crate::manager::objects::code::{Message, Wait};
@@ -23,7 +23,7 @@ use std::time::Duration;
 /// that will not come, the barrier **breaks**: when a process dies that waits, or that was in the
 /// last round and still has a handle; when a party's [time runs out](Self::wait_timeout); and by
 /// [`abort`](Self::abort). Then everybody who waits, and everybody who comes, gets
-/// [`BrokenBarrier`](crate::ErrorKind::BrokenBarrier), until it is [`reset`](Self::reset).
+/// [`BrokenBarrier`](crate::sync::ErrorKind::BrokenBarrier), until it is [`reset`](Self::reset).
 ///
 /// ```
 /// use procpool::Manager;
@@ -77,8 +77,8 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`InvalidOption`](crate::ErrorKind::InvalidOption) for 0;
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`InvalidOption`](crate::sync::ErrorKind::InvalidOption) for 0;
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn barrier(&self, parties: u32) -> Result<Barrier, Error> {
         self.make_barrier(None, parties)
     }
@@ -123,8 +123,8 @@ impl Barrier {
     ///
     /// # Errors
     ///
-    /// [`BrokenBarrier`](crate::ErrorKind::BrokenBarrier);
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`BrokenBarrier`](crate::sync::ErrorKind::BrokenBarrier);
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -138,7 +138,7 @@ impl Barrier {
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::ErrorKind::TimedOut), by which the barrier is broken for all the others;
+    /// [`TimedOut`](crate::sync::ErrorKind::TimedOut), by which the barrier is broken for all the others;
     /// and those of `wait`.
     ///
     /// # Cancel safety
@@ -184,12 +184,12 @@ impl Barrier {
     }
 
     /// Begins a new round, and makes a broken barrier whole. Who waits gets
-    /// [`BrokenBarrier`](crate::ErrorKind::BrokenBarrier), for that round will not be passed. Asks
+    /// [`BrokenBarrier`](crate::sync::ErrorKind::BrokenBarrier), for that round will not be passed. Asks
     /// the manager, which answers at once.
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn reset(&self) -> Result<(), Error> {
         self.order(&Ask::Reset)
     }
@@ -198,7 +198,7 @@ impl Barrier {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn abort(&self) -> Result<(), Error> {
         self.order(&Ask::Abort)
     }
@@ -214,7 +214,7 @@ impl Barrier {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn parties(&self) -> Result<u32, Error> {
         Ok(self.status()?.0)
     }
@@ -223,7 +223,7 @@ impl Barrier {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn n_waiting(&self) -> Result<u32, Error> {
         Ok(self.status()?.1)
     }
@@ -232,7 +232,7 @@ impl Barrier {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn is_broken(&self) -> Result<bool, Error> {
         Ok(self.status()?.2)
     }

@@ -13,7 +13,8 @@ use super::manager::Manager;
 use super::readiness;
 use super::wait::park_on;
 use crate::coop::take_unit;
-use crate::error::{Error, SendError, Why};
+use crate::error::SendError;
+use crate::error::sync::{Error, Why};
 use crate::manager::object::Part;
 use crate::manager::objects::channel::{Ask, End};
 use crate::manager::objects::code::Message;
@@ -50,8 +51,8 @@ use std::time::{Duration, Instant};
 ///
 /// # Errors
 ///
-/// [`Spawn`](crate::ErrorKind::Spawn), when a descriptor or the thread for what is sent away is not
-/// to be had; [`Forked`](crate::ErrorKind::Forked).
+/// [`Memory`](crate::sync::ErrorKind::Memory), when a descriptor or the thread for what is sent away is not
+/// to be had; [`Forked`](crate::sync::ErrorKind::Forked).
 pub fn channel<T>() -> Result<(Channel<T>, Channel<T>), Error> {
     duplex()
 }
@@ -71,8 +72,8 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`Spawn`](crate::ErrorKind::Spawn), when a descriptor is not to be had;
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Memory`](crate::sync::ErrorKind::Memory), when a descriptor is not to be had;
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn channel<T>(&self) -> Result<(Channel<T>, Channel<T>), Error> {
         self.duplex()
     }
@@ -89,7 +90,7 @@ impl Manager {
 
 fn make<A, B>(home: &Arc<Connection>) -> Result<(Channel<A, B>, Channel<B, A>), Error> {
     let pair =
-        || UnixStream::pair().map_err(|e| Error::spawn("making the sockets of a channel", e));
+        || UnixStream::pair().map_err(|e| Error::system("making the sockets of a channel", e));
     let ((from_a, to_b), (from_b, to_a)) = (pair()?, pair()?);
     let end = |receives: UnixStream, sends: UnixStream| {
         let end = || {
@@ -125,8 +126,8 @@ fn home() -> Result<Arc<Connection>, Error> {
 /// `send` waits while that is full.
 ///
 /// The first call makes the end this process's own: after it, an attempt to send the end itself
-/// away is an [`Encode`](crate::ErrorKind::Encode) error there, and any other copy of it says
-/// [`NotHeld`](crate::ErrorKind::NotHeld). So there are never more than two.
+/// away is an [`Encode`](crate::sync::ErrorKind::Encode) error there, and any other copy of it says
+/// [`NotHeld`](crate::sync::ErrorKind::NotHeld). So there are never more than two.
 ///
 /// The async methods need a tokio runtime with I/O enabled, any one; the `blocking_` ones need
 /// none. Handles of shared objects do not travel through a channel.
@@ -191,10 +192,10 @@ impl<S: Serialize, R> Channel<S, R> {
     ///
     /// # Errors
     ///
-    /// Each gives the item back: [`Closed`](crate::ErrorKind::Closed), when the other end is closed
-    /// or its process has ended; [`Encode`](crate::ErrorKind::Encode) and
-    /// [`TooLarge`](crate::ErrorKind::TooLarge) (1 GiB);
-    /// [`NotHeld`](crate::ErrorKind::NotHeld), when this end is another process's.
+    /// Each gives the item back: [`Closed`](crate::sync::ErrorKind::Closed), when the other end is closed
+    /// or its process has ended; [`Encode`](crate::sync::ErrorKind::Encode) and
+    /// [`TooLarge`](crate::sync::ErrorKind::TooLarge) (1 GiB);
+    /// [`NotHeld`](crate::sync::ErrorKind::NotHeld), when this end is another process's.
     ///
     /// # Cancel safety
     ///
@@ -210,8 +211,8 @@ impl<S: Serialize, R> Channel<S, R> {
     ///
     /// # Errors
     ///
-    /// [`Full`](crate::ErrorKind::Full), and those of [`send`](Self::send); here
-    /// [`TooLarge`](crate::ErrorKind::TooLarge) is more than 32 KiB, which could be sent only
+    /// [`Full`](crate::sync::ErrorKind::Full), and those of [`send`](Self::send); here
+    /// [`TooLarge`](crate::sync::ErrorKind::TooLarge) is more than 32 KiB, which could be sent only
     /// in parts.
     pub fn try_send(&self, item: S) -> Result<(), SendError<S>> {
         let sent = self.pipe().and_then(|pipe| park_on(pipe.send(&item, &AtOnce)));
@@ -240,9 +241,9 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
     ///
     /// # Errors
     ///
-    /// [`Decode`](crate::ErrorKind::Decode), when the item is not an `R` (the next call goes on
+    /// [`Decode`](crate::sync::ErrorKind::Decode), when the item is not an `R` (the next call goes on
     /// behind it), or the other process has ended in the midst of sending it;
-    /// [`NotHeld`](crate::ErrorKind::NotHeld), when this end is another process's.
+    /// [`NotHeld`](crate::sync::ErrorKind::NotHeld), when this end is another process's.
     ///
     /// # Cancel safety
     ///
@@ -256,7 +257,7 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
     ///
     /// # Errors
     ///
-    /// [`Empty`](crate::ErrorKind::Empty), and those of `recv`.
+    /// [`Empty`](crate::sync::ErrorKind::Empty), and those of `recv`.
     pub fn try_recv(&self) -> Result<Option<R>, Error> {
         park_on(self.pipe()?.recv(&AtOnce))
     }
@@ -266,7 +267,7 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `recv`.
+    /// [`TimedOut`](crate::sync::ErrorKind::TimedOut), and those of `recv`.
     ///
     /// # Cancel safety
     ///
@@ -316,7 +317,7 @@ impl<S, R: DeserializeOwned> Channel<S, R> {
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `recv`.
+    /// [`TimedOut`](crate::sync::ErrorKind::TimedOut), and those of `recv`.
     ///
     /// # Panics
     ///

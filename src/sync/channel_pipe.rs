@@ -1,7 +1,7 @@
 //! What goes through the sockets of a channel's end: items, each a frame.
 
 use super::channel_waits::{Waits, Watched, Way};
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::process::PeerSocket;
 use crate::wire::frame::{self, BODY_MAX_DEFAULT, FrameBuffer};
 use crate::wire::value::{self, EncodeError, names};
@@ -150,7 +150,7 @@ mod tests {
     use super::super::channel_waits::{AtOnce, InRuntime, OnThread, WHOLE_MAX};
     use super::super::wait::park_on;
     use super::*;
-    use crate::error::ErrorKind;
+    use crate::error::sync::ErrorKind;
     use crate::process::sys;
     use crate::process::testing::HANG;
     use proptest::prelude::*;

@@ -5,7 +5,7 @@
 //! a task reads only when the runtime knows that there is something.
 
 use super::readiness::{watch, watch_readable};
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::park::park_until;
 use crate::process::PeerSocket;
 use crate::process::sys::{self, Patience};

@@ -5,7 +5,7 @@ use super::manager::Manager;
 use super::mutex::MutexGuard;
 use super::wait;
 use crate::coop::take_unit;
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::manager::object::{Body, Part};
 use crate::manager::objects::code::{Message, Wait};
 use crate::manager::objects::condvar::{Ask, Condvar as Rules, Reply};
@@ -66,7 +66,7 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn condvar(&self) -> Result<Condvar, Error> {
         self.make_condvar(None)
     }
@@ -142,7 +142,7 @@ impl Condvar {
     ///
     /// What the guard had changed cannot be committed ([`MutexGuard::commit`]); the lock cannot be
     /// had again ([`Mutex::lock`](crate::sync::Mutex::lock));
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -253,7 +253,7 @@ impl Condvar {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn notify_one(&self) -> Result<(), Error> {
         done(self.handle.ask(Ask::NotifyOne.body()).settle())
     }
@@ -262,7 +262,7 @@ impl Condvar {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn notify_all(&self) -> Result<(), Error> {
         done(self.handle.ask(Ask::NotifyAll.body()).settle())
     }

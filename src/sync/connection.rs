@@ -9,7 +9,7 @@ use super::attendant;
 use super::cell::Cell;
 use super::handle::{self, Inner};
 use super::remote::{self, Remote};
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::manager::lane::Way;
 use crate::manager::lock::served::owner_of;
 use crate::manager::mail::{Arrived, Mail};

@@ -2,7 +2,7 @@
 
 use super::handle::Handle;
 use super::queue::done;
-use crate::error::Error;
+use crate::error::sync::Error;
 use crate::manager::objects::code::Message;
 use crate::manager::objects::queue::Ask;
 use std::fmt;
@@ -46,9 +46,9 @@ impl<T> Delivery<T> {
     ///
     /// # Errors
     ///
-    /// [`NotHeld`](crate::ErrorKind::NotHeld): the lease has run out, so that somebody else may
+    /// [`NotHeld`](crate::sync::ErrorKind::NotHeld): the lease has run out, so that somebody else may
     /// have the item, or it was acknowledged before.
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///

@@ -1,7 +1,9 @@
 //! Objects that processes share. On this platform there are no worker processes, and only
 //! [`Manager`] exists, which says so.
 
-use crate::error::{Error, Why};
+pub use crate::error::sync::{Error, ErrorKind};
+
+use crate::error::sync::Why;
 
 /// The owner of shared objects. On this platform there is none.
 #[derive(Clone, Debug)]
@@ -10,7 +12,7 @@ pub struct Manager(());
 impl Manager {
     /// # Errors
     ///
-    /// Always: [`Unsupported`](crate::ErrorKind::Unsupported).
+    /// Always: [`Unsupported`](crate::sync::ErrorKind::Unsupported).
     pub fn new() -> Result<Self, Error> {
         Err(Why::Unsupported.into())
     }

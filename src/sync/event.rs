@@ -2,7 +2,7 @@
 
 use super::handle::{Handle, handle_travels, kinds};
 use super::manager::Manager;
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::manager::object::{Body, Part};
 use crate::manager::objects::code::{Message, Wait};
 use crate::manager::objects::event::{Ask, Event as Rules, Reply};
@@ -43,7 +43,7 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn event(&self) -> Result<Event, Error> {
         self.make_event(None)
     }
@@ -81,7 +81,7 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn set(&self) -> Result<bool, Error> {
         Self::answered(self.handle.ask(Ask::Set.body()).settle())
     }
@@ -90,7 +90,7 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn clear(&self) -> Result<bool, Error> {
         Self::answered(self.handle.ask(Ask::Clear.body()).settle())
     }
@@ -99,7 +99,7 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn is_set(&self) -> Result<bool, Error> {
         Self::answered(self.handle.ask(Ask::Wait { wait: Wait::No }.body()).settle())
     }
@@ -108,7 +108,7 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -121,7 +121,7 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `wait`.
+    /// [`TimedOut`](crate::sync::ErrorKind::TimedOut), and those of `wait`.
     ///
     /// # Cancel safety
     ///

@@ -32,7 +32,7 @@ use super::connection::{Connection, error, unexpected};
 use super::queue_lanes::Lanes;
 use super::wait;
 use crate::coop::BudgetUnit;
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::manager::mail::Arrived;
 use crate::manager::message::{self, Kind, Name, Place, VALUE_MAX};
 use crate::manager::object::{Body, Held, Object, Part};

@@ -5,7 +5,7 @@ use super::manager::Manager;
 use super::pieces;
 use super::wait::park_on;
 use crate::coop::take_unit;
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::manager::held::join;
 use crate::manager::object::{Body, Part};
 use crate::manager::objects::code::{Message, Pack, unpack};
@@ -70,7 +70,7 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn list<T>(&self) -> Result<List<T>, Error> {
         self.make_list(None)
     }
@@ -116,7 +116,7 @@ impl<T> List<T> {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn len(&self) -> Result<usize, Error> {
         length(self.ask(&Ask::Len).settle())
     }
@@ -125,7 +125,7 @@ impl<T> List<T> {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn is_empty(&self) -> Result<bool, Error> {
         Ok(self.len()? == 0)
     }
@@ -134,7 +134,7 @@ impl<T> List<T> {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -156,7 +156,7 @@ impl<T> List<T> {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -178,7 +178,7 @@ impl<T> List<T> {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -200,8 +200,8 @@ impl<T> List<T> {
     ///
     /// # Errors
     ///
-    /// [`OutOfRange`](crate::ErrorKind::OutOfRange);
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`OutOfRange`](crate::sync::ErrorKind::OutOfRange);
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -230,9 +230,9 @@ impl<T: Serialize> List<T> {
     ///
     /// # Errors
     ///
-    /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB);
-    /// [`ManagerFull`](crate::ErrorKind::ManagerFull);
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Encode`](crate::sync::ErrorKind::Encode) and [`TooLarge`](crate::sync::ErrorKind::TooLarge) (16 MiB);
+    /// [`ManagerFull`](crate::sync::ErrorKind::ManagerFull);
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -254,7 +254,7 @@ impl<T: Serialize> List<T> {
     ///
     /// # Errors
     ///
-    /// [`OutOfRange`](crate::ErrorKind::OutOfRange), and those of [`push`](Self::push).
+    /// [`OutOfRange`](crate::sync::ErrorKind::OutOfRange), and those of [`push`](Self::push).
     ///
     /// # Cancel safety
     ///
@@ -342,7 +342,7 @@ impl<T: DeserializeOwned> List<T> {
     /// One that may be out of range.
     fn maybe(&self, answer: Result<Body, Error>) -> Result<Option<T>, Error> {
         match self.value(answer) {
-            Err(error) if error.kind() == crate::ErrorKind::OutOfRange => Ok(None),
+            Err(error) if error.kind() == crate::sync::ErrorKind::OutOfRange => Ok(None),
             other => other,
         }
     }
@@ -351,8 +351,8 @@ impl<T: DeserializeOwned> List<T> {
     ///
     /// # Errors
     ///
-    /// [`Decode`](crate::ErrorKind::Decode), when it is not a `T` (it is gone then);
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Decode`](crate::sync::ErrorKind::Decode), when it is not a `T` (it is gone then);
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -397,7 +397,7 @@ impl<T: DeserializeOwned> List<T> {
     ///
     /// # Errors
     ///
-    /// [`OutOfRange`](crate::ErrorKind::OutOfRange), and those of [`pop`](Self::pop).
+    /// [`OutOfRange`](crate::sync::ErrorKind::OutOfRange), and those of [`pop`](Self::pop).
     ///
     /// # Cancel safety
     ///
@@ -419,8 +419,8 @@ impl<T: DeserializeOwned> List<T> {
     ///
     /// # Errors
     ///
-    /// [`Decode`](crate::ErrorKind::Decode), when it is not a `T`;
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Decode`](crate::sync::ErrorKind::Decode), when it is not a `T`;
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -446,10 +446,10 @@ impl<T: DeserializeOwned> List<T> {
     ///
     /// # Errors
     ///
-    /// [`Decode`](crate::ErrorKind::Decode), when one is not a `T`;
-    /// [`TooManyRequests`](crate::ErrorKind::TooManyRequests), when this process is
+    /// [`Decode`](crate::sync::ErrorKind::Decode), when one is not a `T`;
+    /// [`TooManyRequests`](crate::sync::ErrorKind::TooManyRequests), when this process is
     /// fetching 256 snapshots of this list, or another one would exceed the manager's memory;
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -523,7 +523,7 @@ impl<T: Serialize + DeserializeOwned> List<T> {
     ///
     /// # Errors
     ///
-    /// [`OutOfRange`](crate::ErrorKind::OutOfRange), and those of [`push`](Self::push) and
+    /// [`OutOfRange`](crate::sync::ErrorKind::OutOfRange), and those of [`push`](Self::push) and
     /// [`get`](Self::get).
     ///
     /// # Cancel safety

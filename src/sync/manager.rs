@@ -4,7 +4,7 @@
 //! Manager` of its file.
 
 use super::connection::Connection;
-use crate::error::Error;
+use crate::error::sync::Error;
 use std::fmt;
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ use std::sync::Arc;
 /// flight was given keeps a manager made by [`new`](Self::new). It does not keep a pool's own one:
 /// when that pool's last handle and the application's handles of its objects are gone, a call of
 /// another pool, or of a [`Process`](crate::Process), that waits for such an object ends with
-/// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+/// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
 #[derive(Clone)]
 pub struct Manager {
     connection: Arc<Connection>,
@@ -38,8 +38,8 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`Spawn`](crate::ErrorKind::Spawn) when the thread or a descriptor that it needs is not to
-    /// be had; [`Forked`](crate::ErrorKind::Forked) in a forked copy of the application.
+    /// [`Memory`](crate::sync::ErrorKind::Memory) when the thread or a descriptor that it needs is not to
+    /// be had; [`Forked`](crate::sync::ErrorKind::Forked) in a forked copy of the application.
     pub fn new() -> Result<Self, Error> {
         Ok(Self { connection: Connection::start()? })
     }

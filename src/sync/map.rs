@@ -7,7 +7,7 @@ use super::map_watch::MapWatch;
 use super::pieces;
 use super::wait::park_on;
 use crate::coop::take_unit;
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::manager::held::join;
 use crate::manager::message::KEY_MAX;
 use crate::manager::object::{Body, Held, Part};
@@ -83,7 +83,7 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn map<K, V>(&self) -> Result<Map<K, V>, Error> {
         self.make_map(None)
     }
@@ -133,7 +133,7 @@ impl<K, V> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn len(&self) -> Result<usize, Error> {
         length(self.handle.ask(Ask::Len.body()).settle())
     }
@@ -142,7 +142,7 @@ impl<K, V> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn is_empty(&self) -> Result<bool, Error> {
         Ok(self.len()? == 0)
     }
@@ -151,7 +151,7 @@ impl<K, V> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -195,8 +195,8 @@ impl<K: Serialize, V> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) of the
-    /// key; [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Encode`](crate::sync::ErrorKind::Encode) and [`TooLarge`](crate::sync::ErrorKind::TooLarge) of the
+    /// key; [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -228,9 +228,9 @@ impl<K: Serialize, V: DeserializeOwned> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) of the
-    /// key; [`Decode`](crate::ErrorKind::Decode), when the value is not a `V`;
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Encode`](crate::sync::ErrorKind::Encode) and [`TooLarge`](crate::sync::ErrorKind::TooLarge) of the
+    /// key; [`Decode`](crate::sync::ErrorKind::Decode), when the value is not a `V`;
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -339,10 +339,10 @@ impl<K: Serialize, V: Serialize> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB, a
+    /// [`Encode`](crate::sync::ErrorKind::Encode) and [`TooLarge`](crate::sync::ErrorKind::TooLarge) (16 MiB, a
     /// key 1 MiB);
-    /// [`ManagerFull`](crate::ErrorKind::ManagerFull);
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerFull`](crate::sync::ErrorKind::ManagerFull);
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -393,11 +393,11 @@ impl<K: Serialize, V: Serialize + DeserializeOwned> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB, a
+    /// [`Encode`](crate::sync::ErrorKind::Encode) and [`TooLarge`](crate::sync::ErrorKind::TooLarge) (16 MiB, a
     /// key 1 MiB);
-    /// [`ManagerFull`](crate::ErrorKind::ManagerFull); [`Decode`](crate::ErrorKind::Decode), when
+    /// [`ManagerFull`](crate::sync::ErrorKind::ManagerFull); [`Decode`](crate::sync::ErrorKind::Decode), when
     /// the one before is not a `V` (then it is replaced all the same);
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -637,10 +637,10 @@ impl<K: DeserializeOwned, V: DeserializeOwned> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`Decode`](crate::ErrorKind::Decode), when one is not of these types;
-    /// [`TooManyRequests`](crate::ErrorKind::TooManyRequests), when this process is
+    /// [`Decode`](crate::sync::ErrorKind::Decode), when one is not of these types;
+    /// [`TooManyRequests`](crate::sync::ErrorKind::TooManyRequests), when this process is
     /// fetching 256 snapshots of this map, or another one would exceed the manager's memory;
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -674,7 +674,7 @@ impl<K: DeserializeOwned, V: DeserializeOwned> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -702,8 +702,8 @@ impl<K: Serialize + DeserializeOwned, V: DeserializeOwned> Map<K, V> {
     ///
     /// # Errors
     ///
-    /// [`Encode`](crate::ErrorKind::Encode) of the key;
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Encode`](crate::sync::ErrorKind::Encode) of the key;
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///

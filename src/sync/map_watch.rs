@@ -4,7 +4,7 @@ use super::handle::{Asking, Handle};
 use super::map::{reply, strange};
 use super::wait;
 use crate::coop::BudgetUnit;
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::manager::object::Body;
 use crate::manager::objects::code::{Message, Wait, unpack};
 use crate::manager::objects::map::{Ask, Reply};
@@ -83,8 +83,8 @@ impl<K: DeserializeOwned, V: DeserializeOwned> MapWatch<K, V> {
     ///
     /// # Errors
     ///
-    /// [`Decode`](crate::ErrorKind::Decode), when it is of other types; the next call goes on
-    /// behind it. [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Decode`](crate::sync::ErrorKind::Decode), when it is of other types; the next call goes on
+    /// behind it. [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -158,7 +158,8 @@ impl<K: DeserializeOwned + Unpin, V: DeserializeOwned + Unpin> Stream for MapWat
             return Poll::Ready(None);
         }
         let change = ready!(this.poll_changed(cx));
-        this.ended = change.as_ref().is_err_and(|error| error.kind() != crate::ErrorKind::Decode);
+        this.ended =
+            change.as_ref().is_err_and(|error| error.kind() != crate::sync::ErrorKind::Decode);
         Poll::Ready(Some(change))
     }
 }

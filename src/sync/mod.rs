@@ -84,3 +84,6 @@ pub use registered::{Actor, ActorRef};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use semaphore::{Semaphore, SemaphorePermit};
 pub use value::{Array, Atomic, Element, Value};
+
+pub use crate::error::SendError;
+pub use crate::error::sync::{Error, ErrorKind};

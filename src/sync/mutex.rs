@@ -11,7 +11,7 @@ use super::manager::Manager;
 use super::stopping;
 use super::wait;
 use crate::coop::take_unit;
-use crate::error::{Error, ErrorKind, Why};
+use crate::error::sync::{Error, ErrorKind, Why};
 use crate::manager::lock::word::{self, Attempt, Release, Released, Stored, Word, always};
 use crate::manager::mail::Arrived;
 use crate::manager::message::{Refusal, VALUE_MAX};

@@ -6,7 +6,7 @@ use super::mutex::{Mutex, MutexGuard};
 use super::testing::{Elsewhere, client, start_client};
 use super::wait::block_on;
 use super::{stopping, value::Value};
-use crate::error::ErrorKind;
+use crate::error::sync::ErrorKind;
 use crate::process::testing::{forked, in_own_process, is_own_process, open_fds, wait_until};
 use futures::FutureExt;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -43,7 +43,7 @@ fn lock_and_there<T: serde::Serialize + serde::de::DeserializeOwned>(
     (manager, mutex, elsewhere, there)
 }
 
-fn blocking<T>(future: impl Future<Output = Result<T, crate::Error>>) -> T {
+fn blocking<T>(future: impl Future<Output = Result<T, crate::sync::Error>>) -> T {
     block_on(future).expect("it is to be had")
 }
 
@@ -914,7 +914,7 @@ fn own_process_forked_copy() {
     *guard = 2;
     let mut guard = Some(guard); // else the closure's end would drop it here
     let code = forked(|| {
-        let refused = |error: crate::Error| i32::from(error.kind() != ErrorKind::Forked);
+        let refused = |error: crate::sync::Error| i32::from(error.kind() != ErrorKind::Forked);
         let mut wrong = 0;
         wrong += here.try_lock().map_or_else(refused, |_| 1);
         wrong += block_on(here.lock()).map_or_else(refused, |_| 1);

@@ -13,7 +13,7 @@
 
 use super::connection::Connection;
 use super::handle::Inner;
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::manager::message::{Kind, NAMES_MAX, Name, Place};
 use crate::manager::object::{Client, Part};
 use crate::wire::value::names::Thing;

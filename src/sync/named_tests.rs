@@ -9,7 +9,7 @@ use super::named::{Leases, Named, given, parcel, received, write_names};
 use super::testing::{Elsewhere, client, start_client};
 use super::value::{Array, Value};
 use super::wait::block_on;
-use crate::error::ErrorKind;
+use crate::error::sync::ErrorKind;
 use crate::process::sys::pidfd_open;
 use crate::process::testing::wait_until;
 use crate::wire::value::names::{Thing, collecting, resolving};

@@ -5,7 +5,7 @@ use super::connection::Connection;
 use super::handle::{Handle, handle_travels, kinds};
 use super::wait::block_on;
 use super::*;
-use crate::error::ErrorKind;
+use crate::error::sync::ErrorKind;
 use crate::manager::object::Part;
 use crate::process::testing::wait_until;
 use futures::{FutureExt, SinkExt, StreamExt};

@@ -1,7 +1,7 @@
 //! Snapshots of maps and lists, which the manager hands out in pieces.
 
 use super::handle::Handle;
-use crate::error::Error;
+use crate::error::sync::Error;
 use crate::manager::object::Body;
 
 /// Fetches a snapshot, piece by piece.

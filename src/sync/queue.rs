@@ -9,7 +9,8 @@ use super::manager::Manager;
 use super::queue_flow::{QueueSink, QueueStream};
 use super::receiving::Receiving;
 use crate::coop::take_unit;
-use crate::error::{Error, SendError, Why};
+use crate::error::SendError;
+use crate::error::sync::{Error, Why};
 use crate::manager::held::join;
 use crate::manager::object::{Body, Part};
 use crate::manager::objects::code::{Message, Pack, Wait, unpack};
@@ -113,18 +114,18 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`InvalidOption`](crate::ErrorKind::InvalidOption) for a capacity of 0;
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`InvalidOption`](crate::sync::ErrorKind::InvalidOption) for a capacity of 0;
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn queue<T>(&self, capacity: usize) -> Result<Queue<T>, Error> {
         self.make_queue(None, Some(capacity))
     }
 
     /// Makes a queue without a bound of its own. What it holds is bounded by the manager's memory:
-    /// then sending is an error ([`ManagerFull`](crate::ErrorKind::ManagerFull)).
+    /// then sending is an error ([`ManagerFull`](crate::sync::ErrorKind::ManagerFull)).
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn unbounded_queue<T>(&self) -> Result<Queue<T>, Error> {
         self.make_queue(None, None)
     }
@@ -163,7 +164,7 @@ impl<T> Queue<T> {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn sender(&self) -> Result<QueueSender<T>, Error> {
         Ok(QueueSender { handle: self.handle.part(Part::SENDER)?, marker: PhantomData })
     }
@@ -172,7 +173,7 @@ impl<T> Queue<T> {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn receiver(&self) -> Result<QueueReceiver<T>, Error> {
         Ok(QueueReceiver { handle: self.handle.part(Part::RECEIVER)?, marker: PhantomData })
     }
@@ -182,7 +183,7 @@ impl<T> Queue<T> {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn split(self) -> Result<(QueueSender<T>, QueueReceiver<T>), Error> {
         Ok((self.sender()?, self.receiver()?))
     }
@@ -208,7 +209,7 @@ macro_rules! common {
             ///
             /// # Errors
             ///
-            /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+            /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
             pub fn close(&self) -> Result<(), Error> {
                 done(self.handle.ask(Ask::Close.body()).settle())
             }
@@ -217,7 +218,7 @@ macro_rules! common {
             ///
             /// # Errors
             ///
-            /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+            /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
             pub fn is_closed(&self) -> Result<bool, Error> {
                 Ok(status(&self.handle)?.closed)
             }
@@ -226,7 +227,7 @@ macro_rules! common {
             ///
             /// # Errors
             ///
-            /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+            /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
             pub fn len(&self) -> Result<usize, Error> {
                 Ok(status(&self.handle)?.ready)
             }
@@ -235,7 +236,7 @@ macro_rules! common {
             ///
             /// # Errors
             ///
-            /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+            /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
             pub fn is_empty(&self) -> Result<bool, Error> {
                 Ok(status(&self.handle)?.ready == 0)
             }
@@ -244,7 +245,7 @@ macro_rules! common {
             ///
             /// # Errors
             ///
-            /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+            /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
             pub fn leased(&self) -> Result<usize, Error> {
                 Ok(status(&self.handle)?.leased)
             }
@@ -253,7 +254,7 @@ macro_rules! common {
             ///
             /// # Errors
             ///
-            /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+            /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
             pub fn capacity(&self) -> Result<Option<usize>, Error> {
                 Ok(status(&self.handle)?.capacity)
             }
@@ -263,7 +264,7 @@ macro_rules! common {
             ///
             /// # Errors
             ///
-            /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+            /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
             ///
             /// # Cancel safety
             ///
@@ -276,7 +277,7 @@ macro_rules! common {
             ///
             /// # Errors
             ///
-            /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `join`.
+            /// [`TimedOut`](crate::sync::ErrorKind::TimedOut), and those of `join`.
             ///
             /// # Cancel safety
             ///
@@ -323,10 +324,10 @@ macro_rules! sending {
             ///
             /// # Errors
             ///
-            /// Each gives the item back: [`Closed`](crate::ErrorKind::Closed),
-            /// [`Encode`](crate::ErrorKind::Encode) and [`TooLarge`](crate::ErrorKind::TooLarge) (then nothing was sent
-            /// and no room is taken), [`ManagerFull`](crate::ErrorKind::ManagerFull),
-            /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+            /// Each gives the item back: [`Closed`](crate::sync::ErrorKind::Closed),
+            /// [`Encode`](crate::sync::ErrorKind::Encode) and [`TooLarge`](crate::sync::ErrorKind::TooLarge) (then nothing was sent
+            /// and no room is taken), [`ManagerFull`](crate::sync::ErrorKind::ManagerFull),
+            /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
             ///
             /// # Cancel safety
             ///
@@ -345,7 +346,7 @@ macro_rules! sending {
             ///
             /// # Errors
             ///
-            /// [`Full`](crate::ErrorKind::Full), and those of [`send`](Self::send).
+            /// [`Full`](crate::sync::ErrorKind::Full), and those of [`send`](Self::send).
             ///
             /// # Blocking
             ///
@@ -362,7 +363,7 @@ macro_rules! sending {
             ///
             /// # Errors
             ///
-            /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `send`.
+            /// [`TimedOut`](crate::sync::ErrorKind::TimedOut), and those of `send`.
             ///
             /// # Cancel safety
             ///
@@ -460,8 +461,8 @@ macro_rules! receiving {
             ///
             /// # Errors
             ///
-            /// [`Decode`](crate::ErrorKind::Decode), when the item is not a `T`; it is gone then.
-            /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+            /// [`Decode`](crate::sync::ErrorKind::Decode), when the item is not a `T`; it is gone then.
+            /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
             ///
             /// # Cancel safety
             ///
@@ -478,7 +479,7 @@ macro_rules! receiving {
             ///
             /// # Errors
             ///
-            /// [`Empty`](crate::ErrorKind::Empty), and those of [`recv`](Self::recv).
+            /// [`Empty`](crate::sync::ErrorKind::Empty), and those of [`recv`](Self::recv).
             ///
             /// # Blocking
             ///
@@ -494,7 +495,7 @@ macro_rules! receiving {
             ///
             /// # Errors
             ///
-            /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `recv`.
+            /// [`TimedOut`](crate::sync::ErrorKind::TimedOut), and those of `recv`.
             ///
             /// # Cancel safety
             ///
@@ -586,8 +587,8 @@ macro_rules! receiving {
             ///
             /// # Errors
             ///
-            /// [`Decode`](crate::ErrorKind::Decode), when the item is not a `T`; it is gone then, for nobody could ever use
-            /// it. [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+            /// [`Decode`](crate::sync::ErrorKind::Decode), when the item is not a `T`; it is gone then, for nobody could ever use
+            /// it. [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
             ///
             /// # Cancel safety
             ///
@@ -614,7 +615,7 @@ macro_rules! receiving {
             ///
             /// # Errors
             ///
-            /// [`Empty`](crate::ErrorKind::Empty), and those of [`lease`](Self::lease).
+            /// [`Empty`](crate::sync::ErrorKind::Empty), and those of [`lease`](Self::lease).
             ///
             /// # Blocking
             ///
@@ -627,7 +628,7 @@ macro_rules! receiving {
             ///
             /// # Errors
             ///
-            /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `lease`.
+            /// [`TimedOut`](crate::sync::ErrorKind::TimedOut), and those of `lease`.
             ///
             /// # Cancel safety
             ///

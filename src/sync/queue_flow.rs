@@ -3,7 +3,7 @@
 use super::handle::{Asking, Handle};
 use super::queue::{how_many, recv, reply, send_some, strange};
 use crate::coop::BudgetUnit;
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::manager::object::Body;
 use crate::manager::objects::code::{Message, Wait, unpack};
 use crate::manager::objects::queue::{Ask, Reply};

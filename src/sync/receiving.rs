@@ -7,7 +7,7 @@
 use super::handle::{Asking, Handle};
 use super::queue::reply;
 use super::wait;
-use crate::error::Error;
+use crate::error::sync::Error;
 use crate::manager::object::Body;
 use crate::manager::objects::code::{Message, Wait};
 use crate::manager::objects::queue::{Ask, Reply};

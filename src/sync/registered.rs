@@ -5,7 +5,7 @@
 
 use super::handle::{Asking, Handle, handle_travels, kinds};
 use super::manager::Manager;
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::manager::mail::shielded;
 use crate::manager::object::{Body, Part};
 use crate::manager::objects::code::{Message, Wait};
@@ -106,10 +106,10 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`Spawn`](crate::ErrorKind::Spawn), when there is no thread to be had;
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Memory`](crate::sync::ErrorKind::Memory), when there is no thread to be had;
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn register<O: Actor>(&self, object: O) -> Result<ActorRef<O>, Error> {
-        let failed = |step| move |source| Error::spawn(step, source);
+        let failed = |step| move |source| Error::system(step, source);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -190,7 +190,7 @@ fn answer<O: Actor>(
     let reply = runtime.block_on(object.call(argument));
     match handle.encode(&reply) {
         Ok((tail, held)) => Body::with_value(Ask::Done { call }.packet(), tail, held),
-        Err(error) if error.kind() == crate::ErrorKind::TooLarge => {
+        Err(error) if error.kind() == crate::sync::ErrorKind::TooLarge => {
             failed(call, how::TOO_LARGE, "")
         }
         Err(error) => failed(call, how::RESULT, &reason(&error)),
@@ -237,13 +237,13 @@ impl<O: Actor> ActorRef<O> {
     ///
     /// # Errors
     ///
-    /// * [`Panicked`](crate::ErrorKind::Panicked): the call panicked. The object goes on, as the
+    /// * [`Panicked`](crate::sync::ErrorKind::Panicked): the call panicked. The object goes on, as the
     ///   panic has left it.
-    /// * [`Encode`](crate::ErrorKind::Encode), [`Decode`](crate::ErrorKind::Decode),
-    ///   [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB): the call, or its result, cannot travel.
+    /// * [`Encode`](crate::sync::ErrorKind::Encode), [`Decode`](crate::sync::ErrorKind::Decode),
+    ///   [`TooLarge`](crate::sync::ErrorKind::TooLarge) (16 MiB): the call, or its result, cannot travel.
     ///   The object has seen no call that could not.
-    /// * [`ManagerFull`](crate::ErrorKind::ManagerFull);
-    ///   [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// * [`ManagerFull`](crate::sync::ErrorKind::ManagerFull);
+    ///   [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -258,7 +258,7 @@ impl<O: Actor> ActorRef<O> {
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `call`.
+    /// [`TimedOut`](crate::sync::ErrorKind::TimedOut), and those of `call`.
     ///
     /// # Cancel safety
     ///

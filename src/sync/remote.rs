@@ -23,7 +23,7 @@ use super::handle::{Inner, Things};
 use super::holding;
 use super::readiness::watch_readable;
 use super::wait;
-use crate::error::Error;
+use crate::error::sync::Error;
 use crate::manager::mail::{Arrived, Mail, shielded};
 use crate::manager::message::{FRAME_MAX, Refusal, ToClient, ToManager};
 use crate::manager::object::{Body, NO_ANSWER};
@@ -320,7 +320,7 @@ impl Remote {
 
     /// Before the first request.
     pub(super) fn prepare(&self) -> Result<(), Error> {
-        fork::arm().map_err(|e| Error::spawn("arming the fork guard", e))
+        fork::arm().map_err(|e| Error::system("arming the fork guard", e))
     }
 
     /// Somebody waits for something: sees to it that it is read. `false`: nobody can.
@@ -423,7 +423,7 @@ impl Remote {
             return Ok(());
         }
         let failed =
-            |e: io::Error| Error::spawn("starting the thread that listens to a manager", e);
+            |e: io::Error| Error::system("starting the thread that listens to a manager", e);
         let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|e| failed(e.into()))?;
         let this = Arc::clone(self);

@@ -3,7 +3,7 @@
 use super::handle::{Asking, Handle, kinds};
 use super::manager::Manager;
 use super::{handle, stopping, wait};
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::manager::object::{Body, Held, Part};
 use crate::manager::objects::code::{Message, Wait};
 use crate::manager::objects::rwlock::{Ask, Reply, RwLock as Rules};
@@ -85,9 +85,9 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`Encode`](crate::ErrorKind::Encode), [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB),
-    /// [`ForeignHandle`](crate::ErrorKind::ForeignHandle) if the value holds a handle of another
-    /// manager; [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Encode`](crate::sync::ErrorKind::Encode), [`TooLarge`](crate::sync::ErrorKind::TooLarge) (16 MiB),
+    /// [`ForeignHandle`](crate::sync::ErrorKind::ForeignHandle) if the value holds a handle of another
+    /// manager; [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn rwlock<T: Serialize>(&self, value: T) -> Result<RwLock<T>, Error> {
         self.make_rwlock(None, &value)
     }
@@ -199,8 +199,8 @@ impl<T: DeserializeOwned> RwLock<T> {
     ///
     /// # Errors
     ///
-    /// [`Decode`](crate::ErrorKind::Decode), when the value is not a `T`;
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Decode`](crate::sync::ErrorKind::Decode), when the value is not a `T`;
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -213,7 +213,7 @@ impl<T: DeserializeOwned> RwLock<T> {
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `read`.
+    /// [`TimedOut`](crate::sync::ErrorKind::TimedOut), and those of `read`.
     ///
     /// # Cancel safety
     ///
@@ -314,7 +314,7 @@ impl<T: Serialize + DeserializeOwned> RwLock<T> {
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `write`.
+    /// [`TimedOut`](crate::sync::ErrorKind::TimedOut), and those of `write`.
     ///
     /// # Cancel safety
     ///
@@ -473,10 +473,10 @@ impl<T> RwLockWriteGuard<T> {
     ///
     /// # Errors
     ///
-    /// [`Encode`](crate::ErrorKind::Encode), [`TooLarge`](crate::ErrorKind::TooLarge) (16 MiB):
+    /// [`Encode`](crate::sync::ErrorKind::Encode), [`TooLarge`](crate::sync::ErrorKind::TooLarge) (16 MiB):
     /// then the value is what it was, and the lock is let go.
-    /// [`ManagerFull`](crate::ErrorKind::ManagerFull),
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerFull`](crate::sync::ErrorKind::ManagerFull),
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///

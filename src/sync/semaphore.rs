@@ -2,7 +2,7 @@
 
 use super::handle::{Asking, Handle, handle_travels, kinds};
 use super::manager::Manager;
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::manager::object::{Body, Part};
 use crate::manager::objects::code::{Message, Wait};
 use crate::manager::objects::semaphore::{Ask, PERMITS_MAX, Reply, Semaphore as Rules};
@@ -49,8 +49,8 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`InvalidOption`](crate::ErrorKind::InvalidOption) for more than `u64::MAX / 8` permits;
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`InvalidOption`](crate::sync::ErrorKind::InvalidOption) for more than `u64::MAX / 8` permits;
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn semaphore(&self, permits: u64) -> Result<Semaphore, Error> {
         self.make_semaphore(None, permits, false)
     }
@@ -139,7 +139,7 @@ impl Semaphore {
     ///
     /// # Errors
     ///
-    /// [`Closed`](crate::ErrorKind::Closed); [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`Closed`](crate::sync::ErrorKind::Closed); [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     ///
     /// # Cancel safety
     ///
@@ -152,7 +152,7 @@ impl Semaphore {
     ///
     /// # Errors
     ///
-    /// [`AboveLimit`](crate::ErrorKind::AboveLimit), when a bounded semaphore never has as many;
+    /// [`AboveLimit`](crate::sync::ErrorKind::AboveLimit), when a bounded semaphore never has as many;
     /// and those of [`acquire`](Self::acquire).
     ///
     /// # Cancel safety
@@ -166,7 +166,7 @@ impl Semaphore {
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `acquire`.
+    /// [`TimedOut`](crate::sync::ErrorKind::TimedOut), and those of `acquire`.
     ///
     /// # Cancel safety
     ///
@@ -179,7 +179,7 @@ impl Semaphore {
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::ErrorKind::TimedOut), and those of `acquire_many`.
+    /// [`TimedOut`](crate::sync::ErrorKind::TimedOut), and those of `acquire_many`.
     ///
     /// # Cancel safety
     ///
@@ -273,7 +273,7 @@ impl Semaphore {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn available_permits(&self) -> Result<u64, Error> {
         Ok(self.status()?.0)
     }
@@ -282,9 +282,9 @@ impl Semaphore {
     ///
     /// # Errors
     ///
-    /// [`AboveLimit`](crate::ErrorKind::AboveLimit), when there would be more, counting those that
+    /// [`AboveLimit`](crate::sync::ErrorKind::AboveLimit), when there would be more, counting those that
     /// are held, than the limit of a bounded semaphore (or `u64::MAX / 8`); then there are as
-    /// many as before. [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// many as before. [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn add_permits(&self, permits: u64) -> Result<(), Error> {
         done(self.handle.ask(Ask::Add { permits }.body()).settle())
     }
@@ -294,7 +294,7 @@ impl Semaphore {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn close(&self) -> Result<(), Error> {
         done(self.handle.ask(Ask::Close.body()).settle())
     }
@@ -303,7 +303,7 @@ impl Semaphore {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn is_closed(&self) -> Result<bool, Error> {
         Ok(self.status()?.1)
     }
@@ -338,8 +338,8 @@ impl SemaphorePermit {
     ///
     /// # Errors
     ///
-    /// [`NotHeld`](crate::ErrorKind::NotHeld), when there are not that many here; nothing happens
-    /// then. [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`NotHeld`](crate::sync::ErrorKind::NotHeld), when there are not that many here; nothing happens
+    /// then. [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn release(&mut self, permits: u32) -> Result<(), Error> {
         if permits > self.permits {
             return Err(Why::NotHeld.into());
@@ -353,7 +353,7 @@ impl SemaphorePermit {
     ///
     /// # Errors
     ///
-    /// [`ManagerClosed`](crate::ErrorKind::ManagerClosed).
+    /// [`ManagerClosed`](crate::sync::ErrorKind::ManagerClosed).
     pub fn forget(mut self) -> Result<(), Error> {
         let permits = std::mem::take(&mut self.permits);
         done(self.handle.ask(Ask::Forget { acquired: self.ticket, permits }.body()).settle())

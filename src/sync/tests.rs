@@ -5,7 +5,7 @@ use super::connection::Connection;
 use super::handle::{Handle, kinds};
 use super::testing::Elsewhere;
 use super::wait::block_on;
-use crate::error::{Error, ErrorKind};
+use crate::error::sync::{Error, ErrorKind};
 use crate::manager::object::{Answer, Bad, Body, Caller, Client, Gone, Object, Part};
 use crate::process::testing::wait_until;
 use crate::wire::packet::Packet;

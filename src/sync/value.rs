@@ -3,7 +3,7 @@
 use super::handle::{Handle, handle_travels, kinds};
 use super::manager::Manager;
 use super::wait;
-use crate::error::{Error, Why};
+use crate::error::sync::{Error, Why};
 use crate::manager::object::Part;
 use std::fmt;
 use std::marker::PhantomData;
@@ -202,7 +202,7 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// As [`value`](Self::value); [`ManagerFull`](crate::ErrorKind::ManagerFull) for more than 1
+    /// As [`value`](Self::value); [`ManagerFull`](crate::sync::ErrorKind::ManagerFull) for more than 1
     /// GiB.
     pub fn array<T: Atomic>(&self, elements: &[T]) -> Result<Array<T>, Error> {
         let handle = self.make_cells(kinds::ARRAY, None, elements)?;
@@ -286,7 +286,7 @@ macro_rules! operations {
             ///
             /// # Errors
             ///
-            /// [`ErrorKind`](crate::ErrorKind) `ManagerClosed` when its manager has gone; `ObjectBroken` when its memory was corrupted.
+            /// [`ErrorKind`](crate::sync::ErrorKind) `ManagerClosed` when its manager has gone; `ObjectBroken` when its memory was corrupted.
             pub fn load(&self) -> Result<T, Error> {
                 with(self.handle(), self.index(), |word| T::from_word(word.load(Ordering::SeqCst)))
             }
