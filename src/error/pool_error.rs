@@ -46,7 +46,7 @@ pub enum ErrorKind {
     DiedAtStart,
     /// Something answered that is not a worker of this program and this version.
     NotAWorker,
-    /// The new process did not say hello within its time.
+    /// The new process did not execute the program, or did not say hello, within its time.
     StartTimeout,
     /// The pool's `init` function failed: its own error, a panic, the end of its process, or no end
     /// within [`Builder::start_timeout`](crate::Builder::start_timeout)
@@ -106,6 +106,10 @@ pub(crate) enum Why {
         pid: u32,
         limit: Duration,
         stderr: String,
+    },
+    /// Its number is not known.
+    ExecTimeout {
+        limit: Duration,
     },
     InitTimeout {
         pid: u32,
@@ -195,7 +199,7 @@ impl Error {
             Why::Spawn { .. } => ErrorKind::Spawn,
             Why::DiedAtStart { .. } => ErrorKind::DiedAtStart,
             Why::NotAWorker { .. } => ErrorKind::NotAWorker,
-            Why::HelloTimeout { .. } => ErrorKind::StartTimeout,
+            Why::ExecTimeout { .. } | Why::HelloTimeout { .. } => ErrorKind::StartTimeout,
             Why::InitTimeout { .. }
             | Why::InitError { .. }
             | Why::InitPanicked { .. }
@@ -225,7 +229,10 @@ impl Error {
     /// A time limit ran out: of the start, or of `init` within it.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        matches!(*self.why, Why::HelloTimeout { .. } | Why::InitTimeout { .. })
+        matches!(
+            *self.why,
+            Why::ExecTimeout { .. } | Why::HelloTimeout { .. } | Why::InitTimeout { .. }
+        )
     }
 
     /// The pool's `init` function panicked.
@@ -278,7 +285,9 @@ impl Error {
     #[must_use]
     pub fn time_limit(&self) -> Option<Duration> {
         match &*self.why {
-            Why::HelloTimeout { limit, .. } | Why::InitTimeout { limit, .. } => Some(*limit),
+            Why::ExecTimeout { limit }
+            | Why::HelloTimeout { limit, .. }
+            | Why::InitTimeout { limit, .. } => Some(*limit),
             _ => None,
         }
     }
@@ -404,6 +413,7 @@ impl fmt::Display for Error {
             Why::HelloTimeout { pid, limit, stderr } => {
                 write!(f, "worker process {pid} did not say hello within {limit:?}{}", Wrote(stderr))
             }
+            Why::ExecTimeout { limit } => write!(f, "the new process did not execute the program within {limit:?}"),
             Why::InitTimeout { pid, limit } => write!(f, "init in worker process {pid} did not end within {limit:?}"),
             Why::InitError { pid, message } => write!(f, "init failed in worker process {pid}: {}", Escaped(message)),
             Why::InitPanicked { pid, message, location: Some(at) } => write!(f, "init panicked in worker process {pid} at {}: {}", Escaped(at), Escaped(message)),

@@ -356,7 +356,7 @@ impl Engine {
 
     // ---- starting
 
-    /// The steward has started a process, or could not. Runs on its thread.
+    /// A process has been started, or could not be. Runs on the steward's thread.
     pub(super) fn started(&self, key: WorkerKey, launched: Result<Launched, Error>) {
         let Launched { child, socket, memory, early_stderr, streams, oom_kills } = match launched {
             Ok(launched) => launched,
@@ -365,6 +365,7 @@ impl Engine {
         let (child, socket) = (Arc::new(child), Arc::new(socket));
         let mut state = self.lock();
         let Some(link) = state.links.get_mut(&key) else { return };
+        link.launch = None;
         let process = Process {
             child: Arc::clone(&child),
             socket: Arc::clone(&socket),

@@ -23,6 +23,7 @@ use super::spec::{Config, Room, TaskSpec, Ticket};
 use super::stats::{Stats, Tally};
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
+use crate::process::launcher::Launch;
 use crate::process::{WorkerMemory, fork, resident, steward, sys};
 use crate::sync::named::{for_call, write_names};
 use crate::wire::claim::{Claim, Claims};
@@ -805,7 +806,11 @@ impl Engine {
         link.doomed = true;
         link.timed_out |= timed_out;
         let child = link.process.as_ref().map(|process| Arc::clone(&process.child));
+        let launch = link.launch.clone();
         drop(state);
+        if let Some(launch) = launch {
+            launch.call_off();
+        }
         if let Some(child) = child
             && child.kill().is_err()
         {
@@ -818,6 +823,16 @@ impl Engine {
                 .get_mut(&key)
                 .and_then(|link| link.process.as_mut()?.lifeline.take());
             drop(lifeline);
+        }
+    }
+
+    /// A process is being started for a worker.
+    pub(super) fn launching(&self, key: WorkerKey, launch: &Arc<Launch>) {
+        let mut state = self.lock();
+        let Some(link) = state.links.get_mut(&key) else { return };
+        link.launch = Some(Arc::clone(launch));
+        if link.doomed {
+            launch.call_off();
         }
     }
 

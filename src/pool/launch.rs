@@ -1,12 +1,14 @@
-//! Starting a worker, on the steward's thread.
+//! Starting a worker, on a launcher's thread.
 
 use super::capture::{Capture, Streams};
 use super::core::WorkerKey;
 use super::engine::Engine;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
+use crate::process::launcher::Launch;
 use crate::process::{
-    Child, PeerSocket, Spawn, WorkerMemory, oom_kills, spawn_with_stdout, standard, steward,
+    Child, PeerSocket, Spawn, WorkerMemory, launcher, oom_kills, spawn_with_stdout, standard,
+    steward,
 };
 use crate::worker::{self, MARKER};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -28,22 +30,31 @@ pub(crate) struct Launched {
     pub(super) oom_kills: Option<u64>,
 }
 
-/// Has the steward start a process for this worker, and tell the pool.
+/// Has a process started for this worker, and has the steward tell the pool.
 ///
 /// `None`, the pool being dropped, cannot be: whoever acts for it holds it.
 pub(super) fn order(engine: Option<Arc<Engine>>, key: WorkerKey) {
     let Some(engine) = engine else { return };
-    steward::run(move || {
-        if !engine.is_wanted(key) {
-            return engine.started(key, Err(Why::PoolClosed.into()));
+    let starter = Arc::clone(&engine);
+    let start = move || {
+        if !starter.is_wanted(key) {
+            return Err(Why::PoolClosed.into());
         }
         #[cfg(test)]
-        if let Some(Launcher(launch)) = &engine.config.launcher {
-            return engine.started(key, launch());
+        if let Some(Launcher(launch)) = &starter.config.launcher {
+            return launch();
         }
-        let launched = launch(&engine.config, engine.capture.as_ref());
-        engine.started(key, launched);
+        launch(&starter.config, starter.capture.as_ref())
+    };
+    let teller = Arc::clone(&engine);
+    // Without a limit here: the core has one, and calls it off.
+    let launch = Launch::new(None, start, move |launched| {
+        if let Some(launched) = launched {
+            steward::run(move || teller.started(key, launched));
+        }
     });
+    engine.launching(key, &launch);
+    launcher::begin(launch);
 }
 
 /// Starts something that a test wants instead of a worker.

@@ -4,6 +4,7 @@
 use super::capture::Streams;
 use super::reply::Things;
 use crate::error::Error;
+use crate::process::launcher::Launch;
 use crate::process::{Child, PeerSocket, WorkerMemory, sys};
 use crate::sync::named::Leases;
 use crate::wire::claim::Claim;
@@ -23,8 +24,10 @@ const CHUNK: usize = 64 << 10;
 /// One worker. It exists from the order to start it until its process has been reaped.
 #[derive(Debug, Default)]
 pub(crate) struct Link {
-    /// `None` while the steward starts it.
+    /// `None` while it is started.
     pub(crate) process: Option<Process>,
+    /// Its start, as long as that has not ended.
+    pub(crate) launch: Option<Arc<Launch>>,
     /// It is to be killed as soon as it exists.
     pub(crate) doomed: bool,
     /// Its start took too long.

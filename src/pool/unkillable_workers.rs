@@ -3,13 +3,17 @@
 //! A process that hangs in the kernel cannot be made at will. But one that is traced with
 //! `PTRACE_O_TRACEEXIT` stops on its way out, SIGKILL or not, until its tracer lets it go
 //! (ptrace(2)): to the pool that is the same.
+//!
+//! And workers that are held up before they have executed their program.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::Pool;
 use super::core::Policy;
 use super::stats::ExitReason;
-use crate::process::testing::Hold;
+use crate::process::testing::{
+    Barrier, Hold, children, in_own_process, is_own_process, wait_until,
+};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -77,4 +81,29 @@ async fn the_end_of_its_pool_does_not_wait_for_it_and_it_is_reaped_all_the_same(
         until("it is reaped", || !exists(pid)).await;
         drop(kept);
     }
+}
+
+#[test]
+fn a_worker_that_is_held_up_before_its_exec_ends_with_its_pool() {
+    in_own_process("pool::unkillable_workers::own_process_held_up");
+}
+
+#[tokio::test]
+#[ignore = "runs in a process of its own"]
+async fn own_process_held_up() {
+    if !is_own_process() {
+        return;
+    }
+    let barrier = Barrier::new();
+    let pool = Pool::builder().workers(1).build().unwrap();
+    let task = pool.spawn(std::process::id, ());
+    let barrier = tokio::task::spawn_blocking(move || {
+        barrier.next();
+        barrier
+    });
+    let _barrier = tokio::time::timeout(FUSE, barrier).await.unwrap().unwrap();
+    assert_eq!(children().len(), 1);
+    tokio::time::timeout(FUSE, pool.kill()).await.unwrap();
+    assert!(tokio::time::timeout(FUSE, task).await.unwrap().is_err());
+    wait_until("it is killed and reaped", || children().is_empty());
 }

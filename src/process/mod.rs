@@ -18,7 +18,8 @@
 //! | `child` | the owner of one child: signals and the one reaping |
 //! | `standard` | the standard streams that a child is given |
 //! | `spawn` | this very program, started afresh |
-//! | `steward` | the thread that starts children, reaps orphans, and turns what no runtime turns |
+//! | `launcher` | the threads that start children |
+//! | `steward` | the thread that reaps orphans, and turns what no runtime turns |
 //!
 //! Nothing here knows tokio, a wire or a pool. No call here waits for a child or for a socket.
 
@@ -26,6 +27,7 @@ mod child;
 mod death_note;
 pub(crate) mod fork;
 pub(crate) mod inherited;
+pub(crate) mod launcher;
 mod memory;
 pub(crate) mod oom_kills;
 mod peer_fd;

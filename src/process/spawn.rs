@@ -123,7 +123,8 @@ fn spawn(
 ///
 /// # Blocking
 ///
-/// For the exec, some 2 ms, and at most 50 ms more while the program is being written.
+/// For the exec: some 2 ms, and at most 50 ms more while the program is being written; but without
+/// an end while the child is held up before it. So it is called on a launcher's thread.
 pub(crate) fn spawn_with_stdout(
     spawn: &Spawn,
     stdin: OwnedFd,

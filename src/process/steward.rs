@@ -1,8 +1,7 @@
 //! The supervisor thread (the *steward* in the code): one thread for the whole application, for
 //! work that must not wait for a runtime.
 //!
-//! * It starts processes. So no runtime waits for an `exec`, and the parent-death signal, which is
-//!   bound to the *thread* that spawned the child (prctl(2)), is bound to a thread that stays.
+//! * It watches over the threads that start processes (`launcher.rs`).
 //! * It reaps children whose owner has been dropped.
 //! * It drives what a runtime should drive but does not, and what has no runtime (see [`Turn`]).
 //!
@@ -101,11 +100,13 @@ pub(crate) fn start() -> io::Result<()> {
     let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
+    super::launcher::start()?;
     super::thread::spawn("procpool-steward", move || {
         IS_STEWARD.set(true);
         let _registered = OwnThread::register();
         let watch = Watches {
             epoll,
+            launches: None,
             entries: HashMap::new(),
             orphans: HashMap::new(),
             traced: Vec::new(),
@@ -132,20 +133,18 @@ fn order(order: Order) {
     let _ = steward.bell.write(1);
 }
 
-/// Runs `job` on the steward's thread. It must not wait for anything but an `exec`.
-pub(crate) fn run(job: impl FnOnce() + Send + 'static) {
-    order(Order::Do(Box::new(job)));
+/// Has the steward look at its clock, and at those of the launchers.
+pub(super) fn ring() {
+    if !fork::is_forked_copy()
+        && let Some(steward) = STEWARD.get()
+    {
+        let _ = steward.bell.write(1);
+    }
 }
 
-/// Runs `job` on the steward's thread and waits for what it gives, for an `exec` and no longer.
-/// `None` in a forked copy, and if it panicked.
-pub(crate) fn ask<R: Send + 'static>(job: impl FnOnce() -> R + Send + 'static) -> Option<R> {
-    if is_this_thread() {
-        return shielded(job); // a waker that starts something: it must not wait for itself
-    }
-    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-    run(move || drop(sender.send(job())));
-    receiver.recv().ok()
+/// Runs `job` on the steward's thread. It must not wait for anything.
+pub(crate) fn run(job: impl FnOnce() + Send + 'static) {
+    order(Order::Do(Box::new(job)));
 }
 
 /// Whether the caller is the steward: it runs wakers, which may be anything.
@@ -202,6 +201,8 @@ struct Entry {
 
 struct Watches {
     epoll: Epoll,
+    /// When the launchers are looked at.
+    launches: Option<Instant>,
     entries: HashMap<u64, Entry>,
     orphans: HashMap<u64, Orphan>,
     /// Those that have ended and cannot be reaped yet, and when they are looked at again.
@@ -233,6 +234,7 @@ impl Watches {
                     token => self.ready(token),
                 }
             }
+            self.launches = super::launcher::look(Instant::now());
             self.look_at_the_clock();
         }
     }
@@ -245,6 +247,7 @@ impl Watches {
                 _ => None,
             })
             .chain(self.look_again)
+            .chain(self.launches)
             .min()
     }
 
@@ -443,7 +446,7 @@ pub(crate) fn take_turns(wanted: &AtomicU32, mut turn: impl FnMut()) {
 }
 
 /// A waker that panics (the only code here that is not ours) must not take the steward along.
-fn shielded<R>(job: impl FnOnce() -> R) -> Option<R> {
+pub(super) fn shielded<R>(job: impl FnOnce() -> R) -> Option<R> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).ok()
 }
 

@@ -1,7 +1,8 @@
 //! What the tests of this folder share.
 
-#![expect(unsafe_code, reason = "tests that fork, and that trace")]
+#![expect(unsafe_code, reason = "tests that fork, that trace, and that filter system calls")]
 
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -129,4 +130,97 @@ impl Drop for Hold {
             let _ = thread.join();
         }
     }
+}
+
+/// From now on, whoever in this process, or in a child of it, executes a program waits until
+/// it is let go (seccomp_unotify(2)).
+#[derive(Debug)]
+pub(crate) struct Barrier(OwnedFd);
+
+impl Barrier {
+    pub(crate) fn new() -> Self {
+        let statement =
+            |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+        let mut filter = [
+            statement(
+                libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+                std::mem::offset_of!(libc::seccomp_data, nr) as u32,
+            ),
+            libc::sock_filter {
+                jf: 1,
+                ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::SYS_execve as u32)
+            },
+            statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_USER_NOTIF),
+            statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER
+            | libc::SECCOMP_FILTER_FLAG_TSYNC
+            | libc::SECCOMP_FILTER_FLAG_TSYNC_ESRCH;
+        // SAFETY: the program and its filter outlive the calls.
+        let fd = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                flags,
+                &raw const program,
+            )
+        };
+        assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+        // SAFETY: the kernel has just given it to us.
+        Self(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    }
+
+    /// Waits for one that waits to execute something, and returns what it is let go by.
+    pub(crate) fn next(&self) -> u64 {
+        // `_IOWR('!', 0, struct seccomp_notif)`
+        let request = 0xc000_2100 | (size_of::<libc::seccomp_notif>() as u64) << 16;
+        loop {
+            // SAFETY: all zeros are a value, and the one that the kernel wants.
+            let mut notice: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+            // SAFETY: the kernel writes one notice.
+            if unsafe { libc::ioctl(self.0.as_raw_fd(), request, &raw mut notice) } == 0 {
+                return notice.id;
+            }
+            // One that has been killed in the meantime is none any more.
+            let error = std::io::Error::last_os_error();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
+        }
+    }
+
+    pub(crate) fn let_go(&self, id: u64) {
+        let answer = libc::seccomp_notif_resp {
+            id,
+            val: 0,
+            error: 0,
+            flags: libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32,
+        };
+        // `_IOWR('!', 1, struct seccomp_notif_resp)`
+        let request = 0xc000_2101 | (size_of::<libc::seccomp_notif_resp>() as u64) << 16;
+        // SAFETY: the kernel reads one answer.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), request, &raw const answer) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+impl Drop for Barrier {
+    /// Else a test that fails would wait for ever for what is held up and has its output open.
+    fn drop(&mut self) {
+        for pid in children() {
+            let _ = super::sys::kill_process(pid, libc::SIGKILL);
+        }
+    }
+}
+
+/// All children of this process that have not been reaped.
+pub(crate) fn children() -> Vec<u32> {
+    let mut pids = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task").expect("/proc") {
+        let path = task.expect("a thread").path().join("children");
+        // A thread may have ended in the meantime.
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        pids.extend(text.split_whitespace().map(|pid| pid.parse::<u32>().expect("a number")));
+    }
+    pids
 }

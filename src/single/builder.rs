@@ -223,7 +223,7 @@ impl ProcessBuilder {
     ///
     /// # Blocking
     ///
-    /// For the exec, some 2 ms, as `tokio::process::Command::spawn` does.
+    /// For the exec, some 2 ms, as `tokio::process::Command::spawn` does; for 30 seconds at most.
     pub fn spawn<F, Args, Marker, P>(
         self,
         _function: F,

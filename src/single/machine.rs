@@ -25,8 +25,8 @@ use super::handover::Handover;
 use super::streams::{Streams, open_streams};
 use crate::error::{Error, ErrorKind, TaskError, What, Why};
 use crate::process::{
-    Child, DeathNote, Exit, PeerFd, PeerSocket, Spawn, WorkerMemory, fork, spawn_with_stdout,
-    standard, steward, sys,
+    Child, DeathNote, Exit, PeerFd, PeerSocket, Spawn, WorkerMemory, fork, launcher,
+    spawn_with_stdout, standard, steward, sys,
 };
 use crate::sync::named::{Leases, Named};
 use crate::wire::frame::{self, FrameBuffer};
@@ -50,6 +50,8 @@ use std::time::Duration;
 /// A process says hello in some milliseconds; one that has not after this long will not. Generous,
 /// for machines that are overloaded at the time.
 const HELLO_LIMIT: Duration = Duration::from_secs(30);
+/// A child executes its program within some milliseconds; the caller waits for it.
+const EXEC_LIMIT: Duration = Duration::from_secs(30);
 /// A process that has not yet said hello is trusted with no more than this, in bytes.
 const HELLO_MAX: usize = 64 << 10;
 /// Readings of the socket, and writings to it, in one turn, at most, so that nobody else waits for
@@ -141,13 +143,27 @@ const SOCKET: u64 = 0;
 const ENDED: u64 = 1;
 const TIMER: u64 = 2;
 
-/// Starts a process and has the steward turn it; waits for the exec.
+/// Starts a process and has the steward turn it; waits for the exec, up to a limit.
 pub(super) fn spawn(order: Order) -> Result<(Arc<Machine>, Streams), Error> {
+    spawn_within(EXEC_LIMIT, order)
+}
+
+pub(super) fn spawn_within(
+    limit: Duration,
+    order: Order,
+) -> Result<(Arc<Machine>, Streams), Error> {
     let (order, ours) = prepare(order)?;
-    let started = Arc::new(Coming::new());
-    let machine =
-        steward::ask(move || launch(order, started)).unwrap_or_else(|| Err(Why::Forked.into()))?;
-    Ok((machine, ours))
+    let Ready { order, kept } = order;
+    let launched =
+        launcher::wait(limit, move || launch(order)).map_err(|why| not_launched(why, limit))??;
+    Ok((turn(launched, kept, Arc::new(Coming::new()))?, ours))
+}
+
+fn not_launched(why: launcher::NotLaunched, limit: Duration) -> Error {
+    match why {
+        launcher::NotLaunched::TooLate => Why::ExecTimeout { limit }.into(),
+        launcher::NotLaunched::Nobody => Why::Forked.into(),
+    }
 }
 
 /// Starts a process that detaches itself, and waits for nothing.
@@ -155,21 +171,25 @@ pub(super) fn detach(order: Order) -> Result<Arc<Coming<Result<u32, Error>>>, Er
     let (order, _) = prepare(order)?;
     let started = Arc::new(Coming::new());
     let told = Arc::clone(&started);
-    steward::run(move || {
-        if let Err(error) = launch(order, Arc::clone(&told)) {
-            told.set(Err(error));
-        }
-    });
+    let Ready { order, kept } = order;
+    let done = move |launched: Option<Result<_, Error>>| {
+        steward::run(move || {
+            let machine = launched
+                .ok_or_else(|| not_launched(launcher::NotLaunched::TooLate, EXEC_LIMIT))
+                .and_then(|launched| turn(launched?, kept, Arc::clone(&told)));
+            if let Err(error) = machine {
+                told.set(Err(error));
+            }
+        });
+    };
+    launcher::begin(launcher::Launch::new(Some(EXEC_LIMIT), move || launch(order), done));
     Ok(started)
 }
 
-/// An order, with the streams as descriptors.
+/// An order, with the streams as descriptors; and what is kept here of it in the meantime.
 struct Ready {
-    order: Order,
-    stdin: Option<OwnedFd>,
-    stdout: Option<OwnedFd>,
-    stderr: OwnedFd,
-    handover: Option<Handover>,
+    order: (Order, Option<OwnedFd>),
+    kept: Given,
 }
 
 fn prepare(mut order: Order) -> Result<(Ready, Streams), Error> {
@@ -178,21 +198,12 @@ fn prepare(mut order: Order) -> Result<(Ready, Streams), Error> {
     let (ours, theirs) = open_streams(&mut order)
         .map_err(|e| Error::spawn("opening a standard stream of the process", e))?;
     let handover = (!order.tied).then(Handover::begin);
-    Ok((
-        Ready {
-            order,
-            stdin: theirs.stdin,
-            stdout: theirs.stdout,
-            stderr: theirs.stderr,
-            handover,
-        },
-        ours,
-    ))
+    let kept = Given { stdin: theirs.stdin, stderr: theirs.stderr, handover };
+    Ok((Ready { order: (order, theirs.stdout), kept }, ours))
 }
 
-/// On the steward's thread, since the parent-death signal follows the thread that spawned.
-fn launch(ready: Ready, started: Arc<Coming<Result<u32, Error>>>) -> Result<Arc<Machine>, Error> {
-    let Ready { mut order, stdin, stdout, stderr, handover } = ready;
+/// On a launcher's thread, since the parent-death signal follows the thread that spawned.
+fn launch((mut order, stdout): (Order, Option<OwnedFd>)) -> Result<(Order, Launched), Error> {
     // Once more on the thread that starts it, whose ids may be others.
     worker::check_privileges()?;
     let (socket, theirs) =
@@ -214,11 +225,16 @@ fn launch(ready: Ready, started: Arc<Coming<Result<u32, Error>>>) -> Result<Arc<
     let child =
         spawn_with_stdout(&surroundings, theirs, stdout, their_stderr.into(), (MARKER, &marker))
             .map_err(|e| Error::spawn("starting a process", e))?;
-    let given = Given { stdin, stderr, handover };
-    let machine = {
-        let launched = Launched { child, socket: socket.into(), early_stderr };
-        Machine::new(order, given, launched, started, HELLO_LIMIT)?
-    };
+    Ok((order, Launched { child, socket: socket.into(), early_stderr }))
+}
+
+/// Has the steward turn it.
+fn turn(
+    (order, launched): (Order, Launched),
+    kept: Given,
+    started: Arc<Coming<Result<u32, Error>>>,
+) -> Result<Arc<Machine>, Error> {
+    let machine = Machine::new(order, kept, launched, started, HELLO_LIMIT)?;
     steward::watch(Arc::clone(&machine) as _);
     Ok(machine)
 }

@@ -153,16 +153,17 @@ impl Process<()> {
     /// # Errors
     ///
     /// What keeps processes from starting: [`ErrorKind`](crate::ErrorKind) `Unsupported`, `SetUid`,
-    /// `NotInProgram`, `InsideWorker`, `NestingTooDeep`, `Forked`, `Spawn`; and `ArgumentEncode`,
-    /// `TooLarge`.
+    /// `NotInProgram`, `InsideWorker`, `NestingTooDeep`, `Forked`, `Spawn`; `StartTimeout` if the
+    /// new process did not execute the program within 30 seconds (it is killed then); and
+    /// `ArgumentEncode`, `TooLarge`.
     ///
     /// What fails after the exec is told by the handle, as
     /// [`StartFailed`](crate::TaskErrorKind::StartFailed), and by [`started`](Self::started).
     ///
     /// # Blocking
     ///
-    /// For the exec, some 2 ms, as `tokio::process::Command::spawn` does. It does not wait for the
-    /// process to begin.
+    /// For the exec, some 2 ms, as `tokio::process::Command::spawn` does; for 30 seconds at most,
+    /// if the new process is stopped before it. It does not wait for the process to begin.
     #[doc(alias = "start")]
     pub fn spawn<F, Args, Marker, P>(function: F, args: P) -> Result<Process<F::Output>, Error>
     where

@@ -10,9 +10,10 @@
 use super::Process;
 use super::builder::Order;
 use super::coming::Coming;
-use super::machine::{Given, Launched, Machine};
+use super::machine::{self, Given, Launched, Machine};
 use super::streams::Streams;
 use crate::error::{Error, ErrorKind, TaskErrorKind};
+use crate::process::testing::{Barrier, children, in_own_process, is_own_process, wait_until};
 use crate::process::{Child, standard, steward::Turn, sys};
 use crate::stdio::Stdio;
 use crate::task;
@@ -36,6 +37,26 @@ struct Played {
     started: Arc<Coming<Result<u32, Error>>>,
 }
 
+fn order(detach: bool) -> Order {
+    Order {
+        env: Vec::new(),
+        env_clear: false,
+        current_dir: None,
+        name: None,
+        group: true,
+        stdin: Stdio::null(),
+        stdout: Stdio::null(),
+        stderr: Stdio::null(),
+        tied: true,
+        detach,
+        umask: None,
+        limits: None,
+        function: "a function",
+        call: framed(|out| message::call(out, 1, 0, Callee::Index(0), 0)),
+        things: Vec::new(),
+    }
+}
+
 impl Played {
     fn of(script: &str, detach: bool, limit: Duration) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -47,23 +68,7 @@ impl Played {
             .stderr(early_stderr.try_clone().unwrap());
         let child = command.process_group(0).spawn().unwrap();
         let child = Child::adopt(child.id(), true).unwrap();
-        let order = Order {
-            env: Vec::new(),
-            env_clear: false,
-            current_dir: None,
-            name: None,
-            group: true,
-            stdin: Stdio::null(),
-            stdout: Stdio::null(),
-            stderr: Stdio::null(),
-            tied: true,
-            detach,
-            umask: None,
-            limits: None,
-            function: "a function",
-            call: framed(|out| message::call(out, 1, 0, Callee::Index(0), 0)),
-            things: Vec::new(),
-        };
+        let order = order(detach);
         let given = Given { stdin: None, stderr: standard::null().unwrap(), handover: None };
         let started = Arc::new(Coming::new());
         let launched = Launched { child, socket: ours.into(), early_stderr };
@@ -305,4 +310,23 @@ fn a_daemon_that_dies_before_it_has_its_call_has_not_started() {
         let expected = if says { ErrorKind::NotAWorker } else { ErrorKind::DiedAtStart };
         assert_eq!(error.kind(), expected, "READY is for those that are no daemons");
     }
+}
+
+#[test]
+fn a_child_that_is_held_up_before_its_exec_is_an_error_in_time() {
+    in_own_process("single::strange_processes::own_process_held_up");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn own_process_held_up() {
+    if !is_own_process() {
+        return;
+    }
+    let limit = Duration::from_millis(50);
+    let _barrier = Barrier::new();
+    let error = machine::spawn_within(limit, order(false)).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StartTimeout, "{error}");
+    assert!(error.is_timeout() && error.time_limit() == Some(limit) && error.pid().is_none());
+    wait_until("it is killed and reaped", || children().is_empty());
 }
