@@ -70,12 +70,14 @@ mod error;
 pub mod fuzzing;
 pub mod guide;
 mod limits;
+mod lock;
 #[cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64"),
     not(procpool_elsewhere)
 ))]
 mod manager;
+mod panics;
 mod park;
 mod pool;
 #[cfg(all(
@@ -84,6 +86,12 @@ mod pool;
     not(procpool_elsewhere)
 ))]
 mod process;
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(procpool_elsewhere)
+))]
+mod reactor;
 mod single;
 mod stdio;
 #[cfg(all(

@@ -1,9 +1,9 @@
 //! Where the standard streams of workers and processes lead: [`Stdio`].
 
+use crate::lock::Lock;
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
-use std::sync::Mutex;
 
 /// Where a standard stream of a worker or of a [`Process`](crate::Process) leads, as
 /// [`std::process::Stdio`] says it of a command.
@@ -63,7 +63,7 @@ pub(crate) enum Kind {
     Piped,
     File(File),
     /// The callback is taken out by who calls it.
-    Lines(Mutex<Option<Callback>>),
+    Lines(Lock<Option<Callback>>),
 }
 
 pub(crate) type Callback = Box<dyn FnMut(&OutputLine<'_>) + Send>;
@@ -110,7 +110,7 @@ impl Stdio {
     /// program, until a line is full or [`flush`](std::io::Write::flush) is called; a worker
     /// that is killed loses it.
     pub fn lines(callback: impl FnMut(&OutputLine<'_>) + Send + 'static) -> Self {
-        Self(Kind::Lines(Mutex::new(Some(Box::new(callback)))))
+        Self(Kind::Lines(Lock::new(Some(Box::new(callback)))))
     }
 }
 

@@ -2,9 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod support;
+#[path = "common/processes.rs"]
+mod processes;
 
-use crate::support::{die, pid, soon};
+use processes::{die, pid, soon};
 use procpool::Pool;
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicUsize, Ordering};

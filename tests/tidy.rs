@@ -31,8 +31,10 @@ fn sources(dir: &str) -> Vec<PathBuf> {
 
 #[test]
 fn dependencies_point_one_way() {
-    const LAYERS: [&str; 9] =
-        ["error", "wire", "task", "process", "manager", "sync", "worker", "single", "pool"];
+    const LAYERS: [&str; 10] = [
+        "error", "wire", "task", "process", "reactor", "manager", "sync", "worker", "single",
+        "pool",
+    ];
     let mut wrong = Vec::new();
     for path in sources("src") {
         let place = path.strip_prefix(root().join("src")).unwrap();
@@ -72,7 +74,7 @@ fn unsafe_stands_only_where_the_architecture_says() {
         "process/testing.rs",
         "process/child.rs",
         "process/spawn.rs",
-        "process/steward.rs",
+        "reactor/supervisor.rs",
         "process/death_note.rs",
         // Traces processes, in tests.
         "pool/unkillable_workers.rs",
@@ -106,12 +108,12 @@ fn every_async_method_says_what_becomes_of_it_when_it_is_dropped() {
 }
 
 /// A public async function, future, stream or sink that is new must be added to the test of
-/// `tests/sync/primitives.rs`.
+/// `tests/sync_primitives.rs`.
 #[test]
 fn every_public_async_call_is_in_the_test_of_the_cooperative_budget() {
     const TRAITS: [&str; 5] =
         [" Future for ", " Stream for ", " Sink<T> for ", " AsyncRead for ", " AsyncWrite for "];
-    let tested = fs::read_to_string(root().join("tests/sync/primitives.rs")).unwrap();
+    let tested = fs::read_to_string(root().join("tests/sync_primitives.rs")).unwrap();
     let (mut missing, mut found) = (Vec::new(), 0);
     let src = root().join("src");
     for path in sources("src").into_iter().filter(|path| !path.ends_with("elsewhere.rs")) {

@@ -2,15 +2,16 @@
 //!
 //! One for each connection. Whoever has something for a ticket puts it in; whoever has the ticket's
 //! future looks. Held only for that: wakers are called, cloned and dropped without the lock, and
-//! shielded, for they are the caller's code.
+//! behind a guard that catches panics, for they are the caller's code.
 
 use super::message::Refusal;
 use super::object::Body;
+use crate::lock::Lock;
+use crate::panics::{wake, wake_all};
 use crate::process::PeerFd;
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
 /// What has come for a ticket.
@@ -45,14 +46,14 @@ struct Inside {
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Mail {
-    inside: Mutex<Inside>,
+    inside: Lock<Inside>,
     /// As within: for those who use the shared memory only.
     closed: AtomicBool,
 }
 
 impl Mail {
     fn lock(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inside.lock()
     }
 
     /// A new ticket, under which something may arrive from now on.
@@ -119,7 +120,7 @@ impl Mail {
         let old = std::mem::replace(slot, Slot::Come(arrived));
         drop(inside);
         match old {
-            Slot::Waiting(Some(waker)) => shielded(|| waker.wake()),
+            Slot::Waiting(Some(waker)) => wake(waker),
             Slot::Waiting(None) => {}
             Slot::Come(old) => drop(old),
         }
@@ -150,20 +151,12 @@ impl Mail {
             }
         }
         drop(inside);
-        wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
+        wake_all(wake);
     }
 
     #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
-    }
-}
-
-/// Runs what may wake somebody: if that code panics, the others are told all the same. The panic
-/// has been reported by the application's hook, and there is nobody to pass it on to.
-pub(crate) fn shielded(wake: impl FnOnce()) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(wake)) {
-        std::mem::forget(payload); // its drop might panic as well
     }
 }
 

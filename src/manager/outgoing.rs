@@ -78,9 +78,7 @@ impl Outgoing {
         }
         let chunk = self.chunks.back_mut().expect("one has just been put there");
         let before = chunk.bytes.len();
-        let start = frame::begin(&mut chunk.bytes);
-        body(&mut chunk.bytes);
-        frame::finish(&mut chunk.bytes, start);
+        frame::write(&mut chunk.bytes, body);
         self.put += (chunk.bytes.len() - before) as u64;
     }
 

@@ -1,7 +1,7 @@
 //! Who turns a manager while somebody in the application waits for it: one task of one runtime,
 //! which has the *post*.
 //!
-//! Without it, what a worker writes wakes the steward, and what the steward delivers wakes the
+//! Without it, what a worker writes wakes the supervisor, and what that delivers wakes the
 //! runtime: one wake-up more than it takes. So whoever waits in a runtime that can watch
 //! descriptors takes the post, if nobody has it, and its task watches the manager's epoll set until
 //!
@@ -9,15 +9,16 @@
 //!   themselves wakes no runtime;
 //! * its runtime goes, or drops the task;
 //! * the manager is closed;
-//! * it has not turned in time, and the steward has taken over. It may not even be polled any more;
+//! * it has not turned in time, and the supervisor has taken over. It may not even be polled any more;
 //!   so it is not waited for: its task is aborted, which its runtime may see whenever it likes.
 //!   Until that task has ended, its runtime is not given the post again: it may be that it is not
 //!   polled at all, and would pile up tasks and descriptors.
 //!
-//! Nothing depends on the one who has the post: whatever it does not do, the steward does, a moment
+//! Nothing depends on the one who has the post: whatever it does not do, the supervisor does, a moment
 //! later. Each has a number of its own, so one that has lost the post and comes late knows it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use crate::lock::Lock;
+use std::sync::MutexGuard;
 use tokio::runtime::Id;
 use tokio::task::AbortHandle;
 
@@ -27,7 +28,7 @@ pub(crate) const USELESS_MAX: u32 = 16;
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Post {
-    inside: Mutex<Inside>,
+    inside: Lock<Inside>,
 }
 
 #[derive(Debug, Default)]
@@ -62,7 +63,7 @@ pub(crate) enum Seen {
 
 impl Post {
     fn lock(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inside.lock()
     }
 
     pub(crate) fn is_vacant(&self) -> bool {

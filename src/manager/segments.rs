@@ -10,11 +10,12 @@
 
 use super::message::Place;
 use crate::error::sync::{Error, Why};
+use crate::lock::Lock;
 use crate::process::{MemoryError, SharedMemory};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Words of a segment that many share: 64 KiB.
 const SEGMENT: usize = 8192;
@@ -27,7 +28,7 @@ pub(crate) const SHARED_MAX: usize = 2048;
 #[derive(Debug, Default)]
 pub(crate) struct Segments {
     /// Held only to look for room, and to give it back.
-    inside: Mutex<Inside>,
+    inside: Lock<Inside>,
     /// Nothing is given away any more, so what is given back need not be cleared.
     closed: AtomicBool,
     separate: AtomicBool,
@@ -125,7 +126,7 @@ impl Segments {
             let (memory, fd) = memory.map_err(|source| {
                 Error::from(Why::Memory { step: "getting the memory of a shared object", source })
             })?;
-            let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut inside = self.inside.lock();
             inside.next += 1;
             let number = inside.next;
             let segment = Segment {
@@ -144,7 +145,7 @@ impl Segments {
     }
 
     fn find(self: &Arc<Self>, words: usize) -> Option<Allocated> {
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inside = self.inside.lock();
         let shared = inside.segments.iter().filter(|(_, segment)| !segment.own);
         let mut numbers: Vec<_> = shared.map(|(number, _)| *number).collect();
         numbers.sort_unstable();
@@ -152,7 +153,7 @@ impl Segments {
     }
 
     fn free(&self, place: Place) {
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inside = self.inside.lock();
         let Some(segment) = inside.segments.get_mut(&place.segment) else { return };
         segment.used -= 1;
         segment.free.entry(place.len as usize).or_default().push(place.offset as usize);
@@ -172,22 +173,12 @@ impl Segments {
 
     /// A segment's descriptor, to be given to a client.
     pub(crate) fn fd(&self, segment: u32) -> Option<Arc<OwnedFd>> {
-        self.inside
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .segments
-            .get(&segment)
-            .map(|segment| Arc::clone(&segment.fd))
+        self.inside.lock().segments.get(&segment).map(|segment| Arc::clone(&segment.fd))
     }
 
     /// A segment.
     pub(crate) fn memory(&self, segment: u32) -> Option<Arc<SharedMemory>> {
-        self.inside
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .segments
-            .get(&segment)
-            .map(|segment| Arc::clone(&segment.memory))
+        self.inside.lock().segments.get(&segment).map(|segment| Arc::clone(&segment.memory))
     }
 }
 
@@ -256,9 +247,9 @@ mod tests {
         for (number, part) in parts.iter().enumerate() {
             assert!(part.words().iter().all(|word| word.load(Ordering::Relaxed) == number as u64));
         }
-        let count = segments.inside.lock().expect("lock").segments.len();
+        let count = segments.inside.lock().segments.len();
         let kept = parts.into_iter().next();
-        assert!(segments.inside.lock().expect("lock").segments.len() < count.min(4), "given back");
+        assert!(segments.inside.lock().segments.len() < count.min(4), "given back");
         drop(kept);
         let own = segments.allocate(100_000).expect("room");
         let number = own.place().segment;

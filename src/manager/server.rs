@@ -2,12 +2,12 @@
 //! clients.
 //!
 //! Whoever has news enters by [`Server::apply`]: a handle in the application, directly and from any
-//! thread; the steward with what clients have written. What comes out is done after the lock has
+//! thread; the driver with what clients have written. What comes out is done after the lock has
 //! been released: what is for the application is put into its mail, what is for a client is written
 //! to its socket (whoever finds nobody writing writes).
 //!
-//! All descriptors are in one epoll set. The steward turns it, or while somebody in the application
-//! waits, a task of his runtime (`post.rs`).
+//! All descriptors are in the epoll set of one [`Reactor`]. The supervisor thread drives it, or while
+//! a future of the application waits, a task of its runtime (`post.rs`).
 //!
 //! A client is a process at the other end of a socket. It has ended when the socket has (the kernel
 //! closes a dead process's files only when none of its threads runs any more), or when its pidfd
@@ -17,9 +17,9 @@
 
 use super::held::Dropped;
 use super::lane::{self, Way};
-use super::lock::served::Lock;
+use super::lock::served;
 use super::lock::word::words_for;
-use super::mail::{Arrived, Mail, shielded};
+use super::mail::{Arrived, Mail};
 use super::message::{self, FRAME_MAX, Kind, Name, Refusal, ToClient, ToManager, error};
 use super::object::{Answer, Body, Caller, Client, Held, NO_ANSWER, Part};
 use super::outgoing::{Fd, Outgoing, write_out};
@@ -29,14 +29,16 @@ use super::segments::Segments;
 use super::state::{Action, BYTES_MAX, LOCAL, State, What};
 use super::{held, object};
 use crate::error::sync::{Error, Why};
-use crate::process::{PeerFd, PeerSocket, SharedMemory, fork, steward, sys};
+use crate::lock::Lock;
+use crate::panics::wake_all;
+use crate::process::{PeerFd, PeerSocket, SharedMemory, fork, sys};
+use crate::reactor::{Deadline, Pass, Reactor, Source, Token, supervisor};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::packet::Packet;
 use crate::wire::value::names;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::EpollFlags;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::MsgFlags;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
@@ -44,9 +46,8 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 /// A client that does not read its answers is not listened to any more, from so many bytes on.
@@ -64,8 +65,8 @@ const DESCENDANTS_MAX: usize = 256;
 /// An introduced client is refused when no more than the soft limit of descriptors by this number
 /// is left to the application.
 const DESCRIPTORS_KEPT: u64 = 4;
-/// The steward looks so often, at least, whether a busy manager is turned as it should be: so long,
-/// and a millisecond, workers may have to wait for a runtime that has begun to stand still.
+/// The supervisor looks so often, at least, whether its runtime drives a busy manager: so long, and a
+/// millisecond, workers may have to wait for a runtime that has begun to stand still.
 const REST_MAX: Duration = Duration::from_millis(4);
 /// Descriptors that have come from a client and that no message has claimed, at most.
 const DESCRIPTORS_MAX: usize = 4;
@@ -73,20 +74,19 @@ const DESCRIPTORS_MAX: usize = 4;
 /// Words of a lock whose value has hardly room.
 const LEAST: usize = 8;
 
-/// What a token of the epoll set stands for, in its two lowest bits.
+/// What a client's descriptor is.
 const SOCKET: u64 = 0;
 const ENDED: u64 = 1;
-const TIMER: u64 = 2;
 
 const READ: EpollFlags = EpollFlags::EPOLLIN;
 const READ_WRITE: EpollFlags = READ.union(EpollFlags::EPOLLOUT);
 
-fn token(client: Client, what: u64) -> u64 {
-    u64::from(client.generation) << 32 | u64::from(client.seat) << 2 | what
+fn token(client: Client, role: u64) -> Token {
+    Token::new(u64::from(client.generation) << 32 | u64::from(client.seat), role)
 }
 
-fn client_of(token: u64) -> Client {
-    Client { seat: (token as u32) >> 2, generation: (token >> 32) as u32 }
+fn client_of(token: Token) -> Client {
+    Client { seat: token.key() as u32, generation: (token.key() >> 32) as u32 }
 }
 
 /// One manager.
@@ -94,39 +94,20 @@ pub(crate) struct Server {
     /// Tells managers apart, in all processes.
     id: u64,
     /// Held only to enter the rules; never over a system call, user code, or an await.
-    inside: Mutex<Inside>,
-    epoll: Epoll,
-    timer: TimerFd,
-    /// What only the one who turns uses.
-    driver: Mutex<Driver>,
-    /// Turns that were asked for and not yet made.
-    wanted: AtomicU32,
+    inside: Lock<Inside>,
+    reactor: Reactor,
+    /// The incoming sides of the clients.
+    driver: Lock<Driver>,
     /// The application's answers.
     mail: Arc<Mail>,
     /// References of values that were dropped: whoever has the lock looks here before he lets it
     /// go, and after.
-    dropped: Mutex<Vec<(u64, Part)>>,
+    dropped: Lock<Vec<(u64, Part)>>,
     segments: Arc<Segments>,
-    ended: AtomicBool,
-    /// Who turns it, beside the steward.
+    /// Who drives it, beside the supervisor thread.
     post: Post,
     /// Counts what has been put into the application's mail.
     delivered: AtomicU64,
-    /// The last turn has left something.
-    more: AtomicBool,
-    // What the steward asks of those that have a runtime.
-    turns: AtomicU64,
-    unattended: AtomicBool,
-}
-
-/// What has come of a turn by who had the post.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Turned {
-    All,
-    /// There may be more to do.
-    More,
-    /// He has not, or no longer, the post.
-    Lost,
 }
 
 struct Inside {
@@ -140,10 +121,7 @@ struct Inside {
     /// Of each introduced client, the client of the application's own from which it descends: until
     /// it has ended, and its introducer wants nothing of it any more.
     descended: HashMap<Client, Client>,
-    /// What the timer is set to, or is about to be.
-    deadline: Option<Instant>,
-    /// Counts the times that it changed.
-    deadlines: u64,
+    deadline: Deadline,
     /// When descriptors that were not taken are sent again.
     held_at: Option<Instant>,
 }
@@ -199,56 +177,40 @@ struct Todo {
     flush: Vec<Client>,
     /// Clients that have too many answers unread, or have broken the protocol.
     cut: Vec<Arc<PeerSocket>>,
-    deadline: Option<(Option<Instant>, u64)>,
+    deadline: Option<Deadline>,
     remains: Vec<What>,
     /// What clients have been sent: the values' references are dropped without the lock.
     sent: Vec<Body>,
 }
 
 impl Server {
-    /// A manager without objects. It is turned until it is [closed](Self::close).
+    /// A manager without objects. It is driven until it is [closed](Self::close).
     pub(crate) fn start() -> Result<Arc<Self>, Error> {
-        let step = |step| move |errno: nix::errno::Errno| Error::system(step, errno.into());
         fork::arm().map_err(|e| Error::system("arming the fork guard", e))?;
-        steward::start().map_err(|e| Error::system("starting the steward thread", e))?;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(step("making a manager's epoll descriptor"))?;
-        let timer = TimerFd::new(
-            ClockId::CLOCK_MONOTONIC,
-            TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
-        )
-        .map_err(step("making a manager's timer"))?;
-        epoll
-            .add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))
-            .map_err(step("registering a manager's timer"))?;
+        supervisor::start().map_err(|e| Error::system("starting the supervisor thread", e))?;
+        let reactor = Reactor::new()
+            .map_err(|e| Error::system("making a manager's epoll set and its timer", e))?;
         let server = Arc::new_cyclic(|this: &Weak<Self>| Self {
             id: new_id(),
-            inside: Mutex::new(Inside {
+            inside: Lock::new(Inside {
                 state: State::new(this.clone()),
                 links: HashMap::new(),
                 answers_max: ANSWERS_MAX,
                 introduced: HashMap::new(),
                 introducers: HashMap::new(),
                 descended: HashMap::new(),
-                deadline: None,
+                deadline: Deadline::default(),
                 held_at: None,
-                deadlines: 0,
             }),
-            epoll,
-            timer,
-            driver: Mutex::new(Driver::default()),
-            wanted: AtomicU32::new(0),
+            reactor,
+            driver: Lock::new(Driver::default()),
             mail: Arc::new(Mail::default()),
-            dropped: Mutex::new(Vec::new()),
+            dropped: Lock::new(Vec::new()),
             segments: Arc::default(),
-            ended: AtomicBool::new(false),
             post: Post::default(),
             delivered: AtomicU64::new(0),
-            more: AtomicBool::new(false),
-            turns: AtomicU64::new(0),
-            unattended: AtomicBool::new(false),
         });
-        steward::watch(Arc::clone(&server) as Arc<dyn steward::Turn>);
+        supervisor::watch(Arc::clone(&server) as Arc<dyn Source>);
         Ok(server)
     }
 
@@ -299,7 +261,7 @@ impl Server {
         let memory = self.segments.allocate(words).or_else(|error| {
             if words > LEAST { self.segments.allocate(LEAST) } else { Err(error) }
         })?;
-        let lock = What::Lock(Box::new(Lock::new(memory, value, held)));
+        let lock = What::Lock(Box::new(served::Lock::new(memory, value, held)));
         self.create(kind, lock, name, Part::WHOLE).map_err(error)
     }
 
@@ -431,7 +393,7 @@ impl Server {
         let full =
             || io::Error::other("the manager has as many clients as it can have, or is closed");
         let client = self.apply(|state, _| state.seat(introduced)).ok_or_else(full)?;
-        let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut driver = self.driver.lock();
         let reader = Reader {
             socket: Arc::clone(&socket),
             buffer: FrameBuffer::new(FRAME_MAX),
@@ -441,11 +403,11 @@ impl Server {
         driver.readers.insert(client, reader);
         drop(driver);
         let mut inside = self.lock();
-        // Under the lock: of a process that has ended already, whoever turns hears at once, and is
+        // Under the lock: of a process that has ended already, the driver hears at once, and is
         // to find the link that is to go.
-        let watched = pidfd.as_ref().map_or(Ok(()), |pidfd| {
-            self.epoll.add(pidfd, EpollEvent::new(READ, token(client, ENDED)))
-        });
+        let watched = pidfd
+            .as_ref()
+            .map_or(Ok(()), |pidfd| self.reactor.add(pidfd.as_fd(), READ, token(client, ENDED)));
         let mut out = Outgoing::default();
         let welcome = ToClient::Welcome {
             seat: client.seat,
@@ -456,11 +418,11 @@ impl Server {
         inside.links.insert(client, Link { socket: Arc::clone(&socket), pidfd, out });
         drop(inside);
         self.flush(client);
-        if let Err(errno) = watched.and_then(|()| {
-            self.epoll.add(socket.as_fd(), EpollEvent::new(READ, token(client, SOCKET)))
-        }) {
+        if let Err(error) =
+            watched.and_then(|()| self.reactor.add(socket.as_fd(), READ, token(client, SOCKET)))
+        {
             self.end(client);
-            return Err(errno.into());
+            return Err(error);
         }
         Ok(client)
     }
@@ -502,27 +464,15 @@ impl Server {
         self.segments.close();
         self.apply(|state, now| state.close(now));
         self.mail.close();
-        self.ended.store(true, Ordering::Release);
-        // It is ready from now on, so that the steward turns it once more, and forgets it; and who
-        // has had the post ends.
+        self.reactor.end();
         self.post.close();
-        let _ = self
-            .timer
-            .set(Expiration::OneShot(Duration::from_nanos(1).into()), TimerSetTimeFlags::empty());
-        steward::look(self);
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
+        supervisor::look(self);
     }
 
     // ---- entering the rules
 
     fn lock(&self) -> Locked<'_> {
-        Locked {
-            inside: self.inside.lock().unwrap_or_else(PoisonError::into_inner),
-            _holds: Holds::new(),
-        }
+        Locked { inside: self.inside.lock(), _holds: Holds::new() }
     }
 
     /// Enters the rules with some news, and then does what they say.
@@ -541,8 +491,7 @@ impl Server {
     fn sort(&self, inside: &mut Inside, now: Instant) -> Todo {
         let mut todo = Todo::default();
         loop {
-            let dropped =
-                std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));
+            let dropped = std::mem::take(&mut *self.dropped.lock());
             if dropped.is_empty() {
                 break;
             }
@@ -550,7 +499,7 @@ impl Server {
                 inside.state.unhold(object, part, now);
             }
         }
-        let Inside { state, links, answers_max, deadline, deadlines, held_at, .. } = inside;
+        let Inside { state, links, answers_max, deadline, held_at, .. } = inside;
         let mut actions = std::mem::take(&mut state.actions);
         for action in actions.drain(..) {
             match action {
@@ -661,12 +610,7 @@ impl Server {
         debug_assert!(state.actions.is_empty(), "lending answers nobody");
         state.actions = actions; // keeps its memory
         todo.remains = std::mem::take(&mut state.remains);
-        let next = state.next_deadline().into_iter().chain(*held_at).min();
-        if next != *deadline {
-            *deadline = next;
-            *deadlines += 1;
-            todo.deadline = Some((next, *deadlines));
-        }
+        todo.deadline = deadline.update(state.next_deadline().into_iter().chain(*held_at).min());
         todo
     }
 
@@ -687,8 +631,8 @@ impl Server {
             let _ =
                 nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
         }
-        if let Some((at, number)) = todo.deadline {
-            self.set_timer(at, number);
+        if let Some(deadline) = todo.deadline {
+            self.reactor.set_timer(self, deadline);
         }
         // The caller sweeps afterwards, so what these hold is released in its loop.
         held::drop_flat((todo.remains, todo.sent, undelivered));
@@ -700,41 +644,16 @@ impl Server {
     /// that holds a manager's lock itself must not wait: it comes here again, or calls
     /// [`sort`](Self::sort), before it is done.
     fn sweep(&self) {
-        while !self.dropped.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+        while !self.dropped.lock().is_empty() {
             let mut inside = if Holds::any() {
-                match self.inside.try_lock() {
-                    Ok(inside) => Locked { inside, _holds: Holds::new() },
-                    Err(TryLockError::Poisoned(inside)) => {
-                        Locked { inside: inside.into_inner(), _holds: Holds::new() }
-                    }
-                    Err(TryLockError::WouldBlock) => return,
-                }
+                let Some(inside) = self.inside.try_lock() else { return };
+                Locked { inside, _holds: Holds::new() }
             } else {
                 self.lock()
             };
             let todo = self.sort(&mut inside, Instant::now());
             drop(inside);
             self.perform(todo);
-        }
-    }
-
-    /// Sets the timer, and looks again: another thread may have set it to something older
-    /// meanwhile.
-    fn set_timer(&self, mut at: Option<Instant>, mut number: u64) {
-        while !self.is_closed() {
-            // A timer that cannot be set would be a bug of ours: its arguments are in range.
-            let _ = match at.map(|at| at.saturating_duration_since(Instant::now())) {
-                Some(after) => self.timer.set(
-                    Expiration::OneShot(after.max(Duration::from_nanos(1)).into()),
-                    TimerSetTimeFlags::empty(),
-                ),
-                None => self.timer.unset(),
-            };
-            let inside = self.lock();
-            if inside.deadlines == number {
-                return;
-            }
-            (at, number) = (inside.deadline, inside.deadlines);
         }
     }
 
@@ -755,7 +674,7 @@ impl Server {
         let (full, wake) = write_out(socket.as_fd(), |act| {
             self.lock().links.get_mut(&client).map(|link| act(&mut link.out))
         });
-        wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
+        wake_all(wake);
         if !full {
             return;
         }
@@ -796,88 +715,51 @@ impl Server {
             }
             let socket = Arc::clone(&link.socket);
             drop(inside);
-            // It fails only if the socket has just been taken out.
-            let _ = self
-                .epoll
-                .modify(socket.as_fd(), &mut EpollEvent::new(flags, token(client, SOCKET)));
+            self.reactor.modify(socket.as_fd(), flags, token(client, SOCKET));
         }
     }
 
-    // ---- turning
-
-    /// Turns, unless somebody is at it; who then goes round once more.
-    fn turn_now(&self) {
-        steward::take_turns(&self.wanted, || self.turn_once());
-    }
-
-    /// How many turns have been asked for since who is at it began.
-    #[cfg(test)]
-    pub(crate) fn wanted(&self) -> u32 {
-        self.wanted.load(Ordering::Acquire)
-    }
-
-    // ---- the post
+    // ---- the driver slot
 
     pub(crate) fn post(&self) -> &Post {
         &self.post
     }
 
-    /// Somebody waits, and another runtime has the post.
+    /// A caller waits, and another runtime has the driver slot.
     pub(crate) fn wait_outside(&self) {
-        steward::attend(self);
+        supervisor::attend(self);
     }
 
-    /// A turn by who has the post, under this number.
-    pub(crate) fn turn_at_post(&self, number: u64) -> Turned {
-        // A copy of the runtime would read what is meant for the original. (First: a lock may be
-        // held by a thread that is not there.)
+    /// A pass by the task that has the driver slot, under this number.
+    pub(crate) fn drive_in_slot(&self, number: u64) -> Pass {
+        // (First: in a copy a lock may be held by a thread that is not there.)
         if fork::is_forked_copy() || !self.post.is_held_by(number) {
-            return Turned::Lost;
+            return Pass::Over;
         }
-        self.turns.fetch_add(1, Ordering::AcqRel);
         let before = self.delivered.load(Ordering::Relaxed);
-        self.turn_now();
-        if !self.post.turned(number, self.delivered.load(Ordering::Relaxed) != before) {
-            return Turned::Lost;
+        let pass = self.reactor.drive_by_runtime(self);
+        if self.post.turned(number, self.delivered.load(Ordering::Relaxed) != before) {
+            pass
+        } else {
+            Pass::Over
         }
-        if self.more.load(Ordering::Relaxed) { Turned::More } else { Turned::All }
     }
 
-    /// Whoever has the post under this number has it no longer; the steward turns again.
+    /// The driver slot that was taken under this number is vacant; the supervisor drives again.
     pub(crate) fn leave_post(&self, number: u64) {
         if self.post.leave(number) {
-            steward::look(self);
-        }
-    }
-
-    fn turn_once(&self) {
-        let mut events = [EpollEvent::empty(); 64];
-        let n = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
-        self.more.store(n == events.len(), Ordering::Relaxed);
-        for event in &events[..n] {
-            let client = client_of(event.data());
-            if event.data() & 3 == TIMER {
-                self.time_has_passed();
-                continue;
-            }
-            // A panic here is a bug of this crate. It ends the connection of the client whose
-            // message brought it up, for what that client had written is lost, and nothing else:
-            // the panic hook has reported it.
-            let served = catch_unwind(AssertUnwindSafe(|| self.serve(client, event)));
-            if served.is_err() {
-                self.end(client);
-            }
+            supervisor::look(self);
         }
     }
 
     /// Does what an event of a client asks for.
-    fn serve(&self, client: Client, event: &EpollEvent) {
-        if event.data() & 3 == ENDED {
+    fn serve(&self, client: Client, role: u64, flags: EpollFlags) {
+        if role == ENDED {
             // No answer is read any more.
             let mut inside = self.lock();
             let wake = inside.links.get_mut(&client).map(|link| link.out.kill());
             drop(inside);
-            wake.into_iter().flatten().for_each(|waker| shielded(|| waker.wake()));
+            wake_all(wake.into_iter().flatten());
             // All that it wrote is there by now.
             for _ in 0..READINGS {
                 if !self.read(client, true) {
@@ -887,23 +769,18 @@ impl Server {
             self.end(client);
             return;
         }
-        if event.events().contains(EpollFlags::EPOLLOUT) {
+        if flags.contains(EpollFlags::EPOLLOUT) {
             self.has_room(client);
         }
         // With an end there is something to read, too; without, READ has asked for it.
-        if event.events().intersects(READ | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+        if flags.intersects(READ | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
             self.read(client, false);
         }
     }
 
-    fn time_has_passed(&self) {
-        if self.is_closed() {
-            return; // it stays readable: the steward forgets it
-        }
-        let _ = nix::unistd::read(self.timer.as_fd(), &mut [0; 8]);
-        let now = Instant::now();
+    fn time_has_passed(&self, now: Instant) {
         let mut inside = self.lock();
-        inside.deadline = None; // it is to be set again, also to the same
+        inside.deadline.passed();
         let again = inside.held_at.take_if(|at| *at <= now).is_some();
         let held = |(client, link): (&Client, &Link)| link.out.is_held().then_some(*client);
         let held: Vec<_> =
@@ -926,7 +803,7 @@ impl Server {
         drop(inside);
         self.write(client, &socket);
         self.watch(client);
-        let driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+        let driver = self.driver.lock();
         let paused = driver.readers.get(&client).is_some_and(|reader| reader.paused);
         drop(driver);
         if paused && !self.is_stuck(client) {
@@ -945,9 +822,7 @@ impl Server {
     /// Reads what a client has written, `even` if it does not read its answers. Gives whether there
     /// may be more.
     fn read(&self, client: Client, even: bool) -> bool {
-        let Some(mut reader) =
-            self.driver.lock().unwrap_or_else(PoisonError::into_inner).readers.remove(&client)
-        else {
+        let Some(mut reader) = self.driver.lock().readers.remove(&client) else {
             return false;
         };
         let mut end = false;
@@ -970,7 +845,7 @@ impl Server {
                     }
                     more = reading + 1 == READINGS;
                     if more {
-                        self.more.store(true, Ordering::Relaxed);
+                        self.reactor.leaves_more();
                     }
                     if all && !even {
                         end = reader.has_unclaimed();
@@ -992,7 +867,7 @@ impl Server {
             self.end(client);
             return false;
         }
-        self.driver.lock().unwrap_or_else(PoisonError::into_inner).readers.insert(client, reader);
+        self.driver.lock().readers.insert(client, reader);
         if !even
             && self.lock().links.get(&client).is_some_and(|link| link.out.backlog() > BACKLOG_MAX)
         {
@@ -1018,7 +893,7 @@ impl Server {
         drop(inside);
         let mut read = Vec::new();
         for by in line {
-            let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut driver = self.driver.lock();
             let Some(mut reader) = driver.readers.remove(&by) else { continue };
             drop(driver);
             // A socket's buffer holds no more than so many readings.
@@ -1048,7 +923,7 @@ impl Server {
                 drop(reader);
                 self.end(by);
             } else {
-                let mut driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut driver = self.driver.lock();
                 driver.readers.insert(by, reader);
             }
         }
@@ -1173,7 +1048,7 @@ impl Server {
 
     /// A client has ended, and what it had written has been read.
     fn end(&self, client: Client) {
-        self.driver.lock().unwrap_or_else(PoisonError::into_inner).readers.remove(&client);
+        self.driver.lock().readers.remove(&client);
         let mut inside = self.lock();
         let now = Instant::now();
         let link = inside.links.remove(&client);
@@ -1195,14 +1070,14 @@ impl Server {
         drop(inside);
         orphans.into_iter().for_each(|orphan| self.hang_up(orphan));
         if let Some(Link { socket, pidfd, mut out }) = link {
-            let _ = self.epoll.delete(socket.as_fd());
+            self.reactor.delete(socket.as_fd());
             if let Some(pidfd) = pidfd {
-                let _ = self.epoll.delete(pidfd.as_fd());
+                self.reactor.delete(pidfd.as_fd());
             }
             // Somebody may be writing, and holds the socket still: the other end shall see it now.
             let _ =
                 nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
-            out.kill().into_iter().for_each(|waker| shielded(|| waker.wake()));
+            wake_all(out.kill());
         }
         self.perform(todo);
         self.sweep();
@@ -1248,9 +1123,9 @@ fn are_scarce(newest: BorrowedFd<'_>) -> bool {
 /// end of its socket.
 fn refuse(socket: &PeerSocket) {
     let mut bytes = Vec::new();
-    let start = frame::begin(&mut bytes);
-    ToClient::Refused { ticket: NO_ANSWER, why: Refusal::TooManyClients }.write(&mut bytes);
-    frame::finish(&mut bytes, start);
+    frame::write(&mut bytes, |bytes| {
+        ToClient::Refused { ticket: NO_ANSWER, why: Refusal::TooManyClients }.write(bytes)
+    });
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     let _ = nix::sys::socket::send(socket.as_fd().as_raw_fd(), &bytes, flags);
 }
@@ -1397,7 +1272,7 @@ impl Server {
 
     /// The state of each client's connection, for the message of a test that fails.
     pub(crate) fn describe_clients(&self) -> String {
-        let driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+        let driver = self.driver.lock();
         let inside = self.lock();
         let describe = |(client, link): (&Client, &Link)| {
             let reader = driver.readers.get(client).map(|reader| {
@@ -1477,36 +1352,33 @@ impl Drop for Holds {
 
 impl Dropped for Server {
     fn dropped(&self, names: Vec<(u64, Part)>) {
-        self.dropped.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
+        self.dropped.lock().extend(names);
         if !held::is_dropping() {
             self.sweep();
         }
     }
 }
 
-impl steward::Turn for Server {
-    fn ready_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.0.as_fd()
+impl Source for Server {
+    fn reactor(&self) -> &Reactor {
+        &self.reactor
     }
 
-    fn turn(&self) -> bool {
-        self.turn_now();
-        if self.is_closed() {
-            self.end_all();
-        }
-        !self.is_closed()
+    fn ready(&self, token: Token, flags: EpollFlags) {
+        self.serve(client_of(token), token.role(), flags);
     }
 
-    fn turns(&self) -> &AtomicU64 {
-        &self.turns
+    fn tick(&self, now: Instant) {
+        self.time_has_passed(now);
     }
 
-    fn unattended(&self) -> &AtomicBool {
-        &self.unattended
+    /// What the client had written is lost, so its connection ends.
+    fn panicked(&self, token: Token) {
+        self.end(client_of(token));
     }
 
-    fn is_turning(&self) -> bool {
-        self.wanted.load(Ordering::Acquire) > 0
+    fn deadline(&self) -> Deadline {
+        self.lock().deadline
     }
 
     fn is_alone(&self) -> bool {
@@ -1515,6 +1387,10 @@ impl steward::Turn for Server {
 
     fn taken_over(&self) {
         self.post.vacate();
+    }
+
+    fn forgotten(&self) {
+        self.end_all();
     }
 
     fn longest_rest(&self) -> Duration {

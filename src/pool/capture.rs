@@ -19,6 +19,8 @@
 //! ```
 
 use crate::error::text::CUT;
+use crate::lock::Lock;
+use crate::panics::catch_user_panic;
 use crate::process::{self, standard};
 use crate::stdio::{Callback, Kind, OutputLine, Stdio};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -27,9 +29,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 /// Longer lines come in pieces, in bytes: what is kept of each stream until a newline comes.
 const LINE_MAX: usize = 16 << 10;
@@ -56,7 +57,7 @@ pub(super) struct Capture {
 struct Shared {
     epoll: Epoll,
     bell: EventFd,
-    orders: Mutex<Vec<Order>>,
+    orders: Lock<Vec<Order>>,
     next: AtomicU64,
     /// Bytes that were taken from the pipes of workers that have ended, and have not come to the
     /// thread.
@@ -79,7 +80,7 @@ pub(super) struct Stream {
     id: u64,
     is_stderr: bool,
     shared: Arc<Shared>,
-    inside: Mutex<Inside>,
+    inside: Lock<Inside>,
 }
 
 #[derive(Debug)]
@@ -108,7 +109,7 @@ impl Capture {
     pub(super) fn start(stdout: &Stdio, stderr: &Stdio) -> io::Result<Option<Self>> {
         let take = |output: &Stdio| {
             let Kind::Lines(callback) = &output.0 else { return None };
-            callback.lock().unwrap_or_else(PoisonError::into_inner).take()
+            callback.lock().take()
         };
         let (stdout, stderr) = (take(stdout), take(stderr));
         if stdout.is_none() && stderr.is_none() {
@@ -121,7 +122,7 @@ impl Capture {
         let shared = Arc::new(Shared {
             epoll,
             bell,
-            orders: Mutex::default(),
+            orders: Lock::default(),
             next: AtomicU64::new(0),
             kept: AtomicUsize::new(0),
             lost: AtomicU64::new(0),
@@ -137,7 +138,7 @@ impl Capture {
     fn pipe(&self, is_stderr: bool) -> io::Result<(Arc<Stream>, OwnedFd)> {
         let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let inside = Mutex::new(Inside { pipe: Some(ours), tail: Vec::new(), rest: Vec::new() });
+        let inside = Lock::new(Inside { pipe: Some(ours), tail: Vec::new(), rest: Vec::new() });
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
         Ok((Arc::new(Stream { id, is_stderr, shared: Arc::clone(&self.shared), inside }), theirs))
     }
@@ -157,7 +158,7 @@ impl Drop for Capture {
 
 impl Shared {
     fn order(&self, order: Order) {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
+        self.orders.lock().push(order);
         self.ring();
     }
 
@@ -207,7 +208,7 @@ impl Streams {
 
 impl Stream {
     fn inside(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inside.lock()
     }
 
     fn watch(self: &Arc<Self>, pid: u32) -> io::Result<()> {
@@ -313,9 +314,7 @@ impl Reader {
             if events[..n].iter().any(|event| event.data() == BELL) {
                 let _ = self.shared.bell.read();
             }
-            let orders = std::mem::take(
-                &mut *self.shared.orders.lock().unwrap_or_else(PoisonError::into_inner),
-            );
+            let orders = std::mem::take(&mut *self.shared.orders.lock());
             for order in orders {
                 match order {
                     Order::Watch(stream, pid) => {
@@ -344,12 +343,7 @@ impl Reader {
         let mut deliver = |bytes: &[u8], is_whole| {
             let lost = shared.lost.swap(0, Ordering::Relaxed);
             let line = OutputLine { pid, bytes, is_whole, lost };
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| callback(&line))) {
-                // Its own drop may panic, too.
-                if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-                    std::mem::forget(again);
-                }
-            }
+            catch_user_panic(|| callback(&line));
         };
         lines.feed(buffer, &mut deliver);
         if !is_open {

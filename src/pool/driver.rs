@@ -1,9 +1,9 @@
 //! What happens at the pool's descriptors, and what follows: replies are read and delivered,
 //! workers that have ended are reaped, time passes.
 //!
-//! All descriptors of a pool are in one epoll set. So it does not matter who turns: the task that
-//! [`drive`] runs in the pool's own runtime, or the steward when that runtime does not turn. One
-//! turns at a time.
+//! All descriptors of a pool are in the epoll set of one [`Reactor`]. So it does not matter which
+//! thread drives: the task that [`drive`] runs in the pool's own runtime, or the supervisor when that
+//! runtime is late.
 
 use super::core::{Answer, Carried, Replied, Stop, WorkerKey};
 use super::engine::{Engine, timed_out};
@@ -11,14 +11,16 @@ use super::events::{SharedObject, WorkerEvent};
 use super::launch::Launched;
 use super::link::{Link, Process};
 use super::loss::{Loss, Note};
-use super::reply::{Cargo, Encoded, Inlet, Outcome, shielded};
+use super::reply::{Cargo, Encoded, Inlet, Outcome};
 use super::stats::ExitReason;
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
+use crate::panics::catch_user_panic;
 use crate::process::{
-    DeathNote, Exit, PeerFd, PeerSocket, WorkerMemory, is_stopped, oom_kills, standard, steward,
-    sys,
+    DeathNote, Exit, PeerFd, PeerSocket, WorkerMemory, is_stopped, oom_kills, standard, sys,
 };
+use crate::reactor::readiness::watch_readable;
+use crate::reactor::{self, Reactor, Token, drive_in_runtime, supervisor};
 use crate::sync::handle::kinds;
 use crate::sync::named::{Leases, Named};
 use crate::wire::frame::{self, FrameBuffer};
@@ -26,8 +28,8 @@ use crate::wire::message::{self, Bad, Failed, Hello, InitFailed, Message, Welcom
 use crate::wire::outbox::Intake;
 use crate::wire::packet::Packet;
 use crate::wire::value::names::Thing;
-use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::timerfd::{Expiration, TimerFd, TimerSetTimeFlags};
+use nix::sys::epoll::EpollFlags;
+use nix::sys::timerfd::TimerFd;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -58,20 +60,16 @@ const LOOKS: u32 = 4;
 
 // ---- the epoll set
 
-/// What a token of the set stands for, in its two lowest bits.
+/// What a worker's descriptor is.
 const SOCKET: u64 = 0;
 const ENDED: u64 = 1;
-const TIMER: u64 = 2;
-const MODERATED: u64 = 3;
+/// A descriptor of the pool's own, whose key is one of the two below.
+const OWN: u64 = 2;
+const MODERATION: u64 = 0;
+const TOKENS: u64 = 1;
 
-/// Keys hold a place below 2^30 (there are never so many workers), which leaves two bits.
-fn token(key: WorkerKey, what: u64) -> u64 {
-    let number = key.to_u64();
-    (number & !0xffff_ffff) | u64::from((number as u32).rotate_left(2)) | what
-}
-
-fn key_of(token: u64) -> WorkerKey {
-    WorkerKey::from_u64((token & !0xffff_ffff) | u64::from((token as u32 & !3).rotate_right(2)))
+fn token(key: WorkerKey, role: u64) -> Token {
+    Token::new(key.to_u64(), role)
 }
 
 /// Sockets are watched by edge, and for room only while room is wanted: else each reading of a
@@ -83,26 +81,14 @@ const CLOSED: EpollFlags =
     EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
 const READ_WRITE: EpollFlags = READ.union(EpollFlags::EPOLLOUT);
 
-pub(super) fn register_timers(
-    epoll: &Epoll,
-    timer: &TimerFd,
-    moderation: &TimerFd,
-) -> nix::Result<()> {
-    epoll.add(timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER | !3))?;
-    epoll.add(moderation, EpollEvent::new(EpollFlags::EPOLLIN, MODERATED | !3))
-}
-
-/// Tells tokens from the pool's timer: no worker has such a key either.
-const TOKENS: u64 = TIMER | (!3 << 1);
-
-pub(super) fn register_tokens(epoll: &Epoll, tokens: &Tokens) -> nix::Result<()> {
-    epoll.add(tokens.bell(), EpollEvent::new(EpollFlags::EPOLLIN, TOKENS))
+pub(super) fn register(reactor: &Reactor, moderation: &TimerFd, tokens: &Tokens) -> io::Result<()> {
+    reactor.add(moderation.as_fd(), EpollFlags::EPOLLIN, Token::new(MODERATION, OWN))?;
+    reactor.add(tokens.bell(), EpollFlags::EPOLLIN, Token::new(TOKENS, OWN))
 }
 
 /// The worker's socket is full; its event shall go on writing.
-pub(super) fn want_room(epoll: &Epoll, socket: BorrowedFd<'_>, key: WorkerKey) {
-    // It fails only if the socket has just been taken out, and then nobody writes any more.
-    let _ = epoll.modify(socket, &mut EpollEvent::new(READ_WRITE, token(key, SOCKET)));
+pub(super) fn want_room(reactor: &Reactor, socket: BorrowedFd<'_>, key: WorkerKey) {
+    reactor.modify(socket, READ_WRITE, token(key, SOCKET));
 }
 
 // ---- the task in the pool's runtime
@@ -116,34 +102,21 @@ impl Drop for Driven {
     }
 }
 
-/// The task that turns the pool whenever something is ready, until the pool has ended or the
+/// The task that drives the pool whenever something is ready, until the pool has ended or the
 /// runtime has. To be called in that runtime; it panics in one without I/O.
 pub(super) fn drive(engine: Arc<Engine>) -> io::Result<impl Future<Output = ()> + Send> {
     // Both are made here, and not in the task, which may be dropped before it is polled.
     let driven = Driven(engine);
-    let ready = crate::worker::watch_readable(Arc::clone(&driven.0))?;
+    let ready = watch_readable(Arc::clone(&driven.0))?;
     Ok(async move {
         let driven = driven;
-        loop {
-            let Ok(mut readiness) = ready.readable().await else { return };
-            if Engine::is_forked_copy() {
-                // A copy of the runtime, too: what it read would be lost to the original. It does
-                // not end either, for the two share what watches the descriptors,
-                // and it would take out ours there.
-                return std::future::pending().await;
-            }
-            // Before the turn: what comes during the turn makes it ready again.
-            readiness.clear_ready();
-            if !driven.0.turn_by_runtime() {
-                return;
-            }
-        }
+        drive_in_runtime(ready, || driven.0.drive_by_runtime()).await;
     })
 }
 
-// ---- a turn
+// ---- a pass
 
-/// What only the one who turns uses.
+/// What only the thread that drives uses.
 #[derive(Debug, Default)]
 pub(super) struct Driver {
     readers: HashMap<WorkerKey, Reader>,
@@ -160,6 +133,10 @@ pub(super) struct Driver {
     taken: Vec<u8>,
     /// Workers that have ended and cannot be reaped yet.
     unreaped: Vec<WorkerKey>,
+    /// Doorbells are armed anew after the events of this pass; by the timer that bounds the time
+    /// for which replies wait.
+    rearm: bool,
+    time_is_up: bool,
     /// When frames that have not come whole are looked at next, if there is any.
     stall_at: Option<Instant>,
 }
@@ -239,65 +216,57 @@ struct Reader {
 }
 
 impl Engine {
-    /// Does what there is to do, until nothing is ready.
-    pub(super) fn turn_once(&self, driver: &mut Driver) {
-        let mut events = [EpollEvent::empty(); 64];
-        loop {
-            let (mut time_is_up, mut rearm) = (false, false);
-            let n = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
-            for event in &events[..n] {
-                let (key, what) = (key_of(event.data()), event.data() & 3);
-                match what {
-                    TIMER if event.data() == TOKENS => {
-                        self.tokens.cancelled().into_iter().for_each(|task| self.abort(task));
-                        rearm = true;
-                    }
-                    TIMER => self.time_has_passed(driver),
-                    MODERATED => time_is_up = true,
-                    ENDED => self.process_ended(driver, key),
-                    _ => {
-                        if event.events().contains(EpollFlags::EPOLLOUT) {
-                            self.has_room(key);
-                        }
-                        let until = if event.events().intersects(CLOSED) {
-                            Until::End
-                        } else {
-                            Until::OthersWait
-                        };
-                        self.read(driver, key, until);
-                    }
+    /// Handles an event of one descriptor.
+    pub(super) fn handle(&self, driver: &mut Driver, token: Token, flags: EpollFlags) {
+        let key = WorkerKey::from_u64(token.key());
+        match token.role() {
+            OWN if token.key() == TOKENS => {
+                self.tokens.cancelled().into_iter().for_each(|task| self.abort(task));
+                driver.rearm = true;
+            }
+            OWN => driver.time_is_up = true,
+            ENDED => self.process_ended(driver, key),
+            _ => {
+                if flags.contains(EpollFlags::EPOLLOUT) {
+                    self.has_room(key);
                 }
-            }
-            if time_is_up {
-                let _ = nix::unistd::read(self.moderation.as_fd(), &mut [0; 8]);
-                for key in std::mem::take(&mut driver.unreaped) {
-                    self.process_ended(driver, key);
-                }
-            }
-            self.look_into_outboxes(driver, time_is_up || rearm);
-            let look_again = match () {
-                () if driver.look_in.is_some() => driver.look_in,
-                () if !driver.unreaped.is_empty() => Some(steward::TRACED),
-                () => None,
-            };
-            if let Some(after) = look_again {
-                // It fails for no reason that is not a bug of ours.
-                let _ = self
-                    .moderation
-                    .set(Expiration::OneShot(after.into()), TimerSetTimeFlags::empty());
-            }
-            if n < events.len() {
-                return;
+                let until = if flags.intersects(CLOSED) { Until::End } else { Until::OthersWait };
+                self.read(driver, key, until);
             }
         }
     }
 
-    fn time_has_passed(&self, driver: &mut Driver) {
-        if self.has_ended() {
-            return; // it stays readable: whoever has not seen it yet will
+    /// Follows the events of a pass.
+    pub(super) fn finish_pass(&self, driver: &mut Driver) {
+        let time_is_up = std::mem::take(&mut driver.time_is_up);
+        let rearm = std::mem::take(&mut driver.rearm) || time_is_up;
+        if time_is_up {
+            let _ = nix::unistd::read(self.moderation.as_fd(), &mut [0; 8]);
+            for key in std::mem::take(&mut driver.unreaped) {
+                self.process_ended(driver, key);
+            }
         }
-        let mut expirations = [0; 8];
-        let _ = nix::unistd::read(self.timer.as_fd(), &mut expirations);
+        self.look_into_outboxes(driver, rearm);
+        let look_again = match () {
+            () if driver.look_in.is_some() => driver.look_in,
+            () if !driver.unreaped.is_empty() => Some(supervisor::TRACED),
+            () => None,
+        };
+        if look_again.is_some() {
+            reactor::set(&self.moderation, look_again);
+        }
+    }
+
+    /// A handler has panicked: what the worker had sent is lost, so it is killed. What it had in
+    /// hand is told as of a worker that died.
+    pub(super) fn lose(&self, token: Token) {
+        if token.role() != OWN {
+            let key = WorkerKey::from_u64(token.key());
+            self.apply(|state, now| state.core.doom(key, now, &mut state.actions));
+        }
+    }
+
+    pub(super) fn time_has_passed(&self, driver: &mut Driver) {
         self.send_again();
         self.look_for_stalls(driver);
         self.look_for_blocked_workers();
@@ -350,13 +319,13 @@ impl Engine {
         }
         let socket = Arc::clone(&process.socket);
         drop(state);
-        let _ = self.epoll.modify(socket.as_fd(), &mut EpollEvent::new(READ, token(key, SOCKET)));
+        self.reactor.modify(socket.as_fd(), READ, token(key, SOCKET));
         self.flush(key); // `busy` is set
     }
 
     // ---- starting
 
-    /// A process has been started, or could not be. Runs on the steward's thread.
+    /// A process has been started, or could not be. Runs on the supervisor thread.
     pub(super) fn started(&self, key: WorkerKey, launched: Result<Launched, Error>) {
         let Launched { child, socket, memory, early_stderr, streams, oom_kills } = match launched {
             Ok(launched) => launched,
@@ -386,15 +355,13 @@ impl Engine {
         // Its end first: once the socket is watched it may become ready, and be given tasks, on
         // another thread.
         let added = self
-            .epoll
-            .add(child.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, token(key, ENDED)))
-            .and_then(|()| {
-                self.epoll.add(socket.as_fd(), EpollEvent::new(READ, token(key, SOCKET)))
-            });
-        if let Err(errno) = added {
+            .reactor
+            .add(child.pidfd(), EpollFlags::EPOLLIN, token(key, ENDED))
+            .and_then(|()| self.reactor.add(socket.as_fd(), READ, token(key, SOCKET)));
+        if let Err(error) = added {
             // It is killed and reaped by the drop of its owner.
-            let _ = self.epoll.delete(child.pidfd());
-            self.start_failed(key, Error::spawn("watching over a worker process", errno.into()));
+            self.reactor.delete(child.pidfd());
+            self.start_failed(key, Error::spawn("watching over a worker process", error));
         }
     }
 
@@ -462,10 +429,7 @@ impl Engine {
                 // Others have their turn first; the socket is reported anew, for it is still
                 // readable. Whoever waits for room in it must not be forgotten by
                 // this.
-                let _ = self.epoll.modify(
-                    reader.socket.as_fd(),
-                    &mut EpollEvent::new(READ_WRITE, token(key, SOCKET)),
-                );
+                want_room(&self.reactor, reader.socket.as_fd(), key);
                 return;
             }
             let space = reader.buffer.space();
@@ -846,7 +810,7 @@ impl Engine {
             });
             // Not within the inlet's lock.
             let outcomes: Vec<_> = outcomes.collect();
-            shielded(|| inlet.put(outcomes));
+            catch_user_panic(|| inlet.put(outcomes));
         }
         self.tally.done(done);
         result
@@ -915,7 +879,6 @@ impl Engine {
         // The first reply is to ring.
         Intake::default().arm(&memory.ring(), 1);
         let mut out = Vec::new();
-        let start = frame::begin(&mut out);
         let welcome = Welcome {
             frame_limit: self.config.frame_limit as u32,
             depth: crate::worker::depth() + 1,
@@ -927,8 +890,7 @@ impl Engine {
             limits: self.config.limits.clone(),
             single: None,
         };
-        message::control(&mut out, kind::WELCOME, &welcome);
-        frame::finish(&mut out, start);
+        frame::write(&mut out, |out| message::control(out, kind::WELCOME, &welcome));
 
         let mut state = self.lock();
         let Some(Link { process: Some(process), out: outgoing, .. }) = state.links.get_mut(&key)
@@ -1052,19 +1014,15 @@ impl Engine {
         let Some(child) = child else { return };
         let Some(exit) = child.try_reap() else {
             // Else its pidfd, which stays readable, would wake us again at once.
-            let _ = self.epoll.modify(
-                child.pidfd(),
-                &mut EpollEvent::new(EpollFlags::empty(), token(key, ENDED)),
-            );
+            self.reactor.modify(child.pidfd(), EpollFlags::empty(), token(key, ENDED));
             driver.unreaped.push(key);
             return;
         };
         let stage = driver.readers.remove(&key).map_or(Stage::Hello, |reader| reader.stage);
         let Some(link) = self.lock().links.remove(&key) else { return };
         let Some(process) = link.process.as_ref() else { return };
-        // Closing them would take them out as well, unless a fork of ours holds a copy.
-        let _ = self.epoll.delete(process.socket.as_fd());
-        let _ = self.epoll.delete(process.child.pidfd());
+        self.reactor.delete(process.socket.as_fd());
+        self.reactor.delete(process.child.pidfd());
         let note = process.memory.note().read().map(|note| match note {
             DeathNote::StackOverflow => Note::StackOverflow,
             DeathNote::OutOfMemory => Note::OutOfMemory,
@@ -1349,21 +1307,5 @@ fn read_reply(
             Ok((id, Ok((at + len, Some(named)))))
         }
         _ => Err(Bad("a result that is not one value".into())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_give_back_their_keys() {
-        for number in [0, 1, 5 << 32 | 3, u64::from(u32::MAX) << 32 | 0x3fff_ffff] {
-            let key = WorkerKey::from_u64(number);
-            for what in [SOCKET, ENDED, TIMER, MODERATED] {
-                let token = token(key, what);
-                assert_eq!((key_of(token), token & 3), (key, what));
-            }
-        }
     }
 }

@@ -1,8 +1,8 @@
 //! The machine behind a [`Pool`](crate::Pool): the scheduler's rules under one short lock, and the
 //! hands that do what they say.
 //!
-//! Whoever has news (a caller with a task, the driver with a reply, the steward with a started
-//! process) enters the rules by [`Engine::apply`], and afterwards, without the lock, does what came
+//! Every thread with news (a caller with a task, the driver with a reply, the supervisor with a
+//! started process) enters the rules by [`Engine::apply`], and afterwards, without the lock, does what came
 //! out of it. So a submission reaches the worker's socket on the caller's thread, with no hop.
 //!
 //! The other half, what happens at the descriptors, is in `driver.rs`.
@@ -16,15 +16,18 @@ use super::driver::{self, Driver};
 use super::events::{Events, Feeds};
 use super::launch;
 use super::link::{Chunk, Link};
-use super::reply::{Cargo, Extra, Inlet, Outcome, Reply, Things, shielded};
+use super::reply::{Cargo, Extra, Inlet, Outcome, Reply, Things};
 use super::run::Run;
 use super::shutdown::ShutdownReport;
 use super::spec::{Config, Room, TaskSpec, Ticket};
 use super::stats::{Stats, Tally};
 use super::tokens::Tokens;
 use crate::error::{Error, TaskError, What, Why};
-use crate::process::launcher::Launch;
-use crate::process::{WorkerMemory, fork, resident, steward, sys};
+use crate::lock::Lock;
+use crate::panics::catch_user_panic;
+use crate::process::{WorkerMemory, fork, resident, sys};
+use crate::reactor::launcher::Launch;
+use crate::reactor::{self, Deadline, Pass, Reactor, Source, Token, supervisor};
 use crate::sync::named::{for_call, write_names};
 use crate::wire::claim::{Claim, Claims};
 use crate::wire::message::Callee;
@@ -32,12 +35,12 @@ use crate::wire::packet::Packet;
 use crate::wire::value::names;
 use crate::wire::{frame, message};
 use crate::worker;
-use nix::sys::epoll::{Epoll, EpollCreateFlags};
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::sys::epoll::EpollFlags;
+use nix::sys::timerfd::TimerFd;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -57,23 +60,16 @@ pub(crate) struct StartNews {
 pub(crate) struct Engine {
     pub(super) config: Config,
     /// Held only to enter the rules; never over a system call, user code, or an await.
-    state: Mutex<State>,
+    state: Lock<State>,
     /// Reads what the workers print, if somebody wants it.
     pub(super) capture: Option<Capture>,
-    /// All descriptors of the pool.
-    pub(super) epoll: Epoll,
-    pub(super) timer: TimerFd,
+    pub(super) reactor: Reactor,
     /// Bounds the time for which replies wait, see `driver.rs`.
     pub(super) moderation: TimerFd,
     pub(super) tokens: Arc<Tokens>,
-    /// Held by whoever turns; nobody waits for it, see [`Engine::turn_now`].
-    driver: Mutex<Driver>,
-    /// Turns that were asked for and not yet made.
-    wanted: AtomicU32,
-    /// Turns that the pool's own runtime made.
-    turns: AtomicU64,
-    unattended: AtomicBool,
-    /// No runtime turns it (any more).
+    /// Held by the thread that drives; none waits for it.
+    pub(super) driver: Lock<Driver>,
+    /// No runtime drives it (any more).
     alone: AtomicBool,
     runtime: Option<tokio::runtime::Id>,
     next_id: AtomicU64,
@@ -101,8 +97,7 @@ pub(super) struct State {
     pub(super) links: HashMap<WorkerKey, Link>,
     /// The next deadline may have changed.
     pub(super) timed: bool,
-    /// Counts the deadlines that were worked out.
-    deadlines: u64,
+    pub(super) deadline: Deadline,
     /// When the driver looks at frames that have not come whole.
     pub(super) stall_at: Option<Instant>,
     /// When descriptors that were not taken are sent again.
@@ -128,14 +123,6 @@ struct Todo {
     gone: Vec<Chunk>,
 }
 
-/// What the timer is to be set to.
-#[derive(Clone, Copy, Debug)]
-struct Deadline {
-    /// Which of all that were ever worked out; the last one counts.
-    number: u64,
-    at: Option<Instant>,
-}
-
 impl Engine {
     /// A pool, without any process.
     pub(crate) fn new(config: Config) -> Result<Arc<Self>, Error> {
@@ -143,47 +130,35 @@ impl Engine {
             Some(_) => worker::check_host()?,
             None => worker::check_program()?,
         }
-        let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
-        steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(step("making the pool's epoll descriptor"))?;
-        let timer = || {
-            TimerFd::new(
-                ClockId::CLOCK_MONOTONIC,
-                TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
-            )
-            .map_err(step("making a timer of the pool"))
-        };
-        let (timer, moderation) = (timer()?, timer()?);
-        driver::register_timers(&epoll, &timer, &moderation)
-            .map_err(step("registering the pool's timers"))?;
+        supervisor::start().map_err(|e| Error::spawn("starting the supervisor thread", e))?;
+        let reactor = Reactor::new()
+            .map_err(|e| Error::spawn("making the pool's epoll set and its timer", e))?;
+        let moderation = reactor::new_timer()
+            .map_err(|e| Error::spawn("making a timer of the pool", e.into()))?;
         let capture = Capture::start(&config.stdout, &config.stderr);
         let capture = capture
             .map_err(|e| Error::spawn("starting the thread that reads what workers print", e))?;
         let tokens = Tokens::new().map_err(|e| Error::spawn("making the pool's eventfd", e))?;
-        driver::register_tokens(&epoll, &tokens).map_err(step("registering the pool's eventfd"))?;
+        driver::register(&reactor, &moderation, &tokens)
+            .map_err(|e| Error::spawn("registering the pool's timer and its eventfd", e))?;
         let runtime = tokio::runtime::Handle::try_current().ok();
         let clock = Clock { moment: Instant::now(), nanos: sys::monotonic_nanos() };
         let engine = Arc::new_cyclic(|this| Self {
-            state: Mutex::new(State {
+            state: Lock::new(State {
                 core: Core::new(config.rules.clone(), clock),
                 actions: Vec::new(),
                 links: HashMap::new(),
                 timed: false,
-                deadlines: 0,
+                deadline: Deadline::default(),
                 stall_at: None,
                 held_at: None,
                 blocked: Blocked::default(),
             }),
             capture,
-            epoll,
-            timer,
+            reactor,
             moderation,
             tokens: Arc::new(tokens),
-            driver: Mutex::new(Driver::default()),
-            wanted: AtomicU32::new(0),
-            turns: AtomicU64::new(0),
-            unattended: AtomicBool::new(false),
+            driver: Lock::new(Driver::default()),
             alone: AtomicBool::new(runtime.is_none()),
             runtime: runtime.as_ref().map(tokio::runtime::Handle::id),
             next_id: AtomicU64::new(1),
@@ -201,7 +176,7 @@ impl Engine {
                 .map_err(|e| Error::spawn("watching the pool's epoll descriptor", e))?;
             runtime.spawn(drive);
         }
-        steward::watch(Arc::clone(&engine) as Arc<dyn steward::Turn>);
+        supervisor::watch(Arc::clone(&engine) as Arc<dyn Source>);
         Ok(engine)
     }
 
@@ -326,16 +301,17 @@ impl Engine {
         };
         if fork::is_forked_copy() {
             let forked = || Err(TaskError::new(What::Forked, task.function));
-            return shielded(|| {
+            catch_user_panic(|| {
                 inlet.put((place..place + u64::from(items)).map(|place| (place, forked())))
             });
+            return;
         }
         let id = self.next_id.fetch_add(u64::from(items), Ordering::Relaxed);
         let mut frame = Vec::with_capacity(bytes.len() + 64);
-        let start = frame::begin(&mut frame);
-        message::run(&mut frame, id, task.flags, index, items as u16);
-        frame.extend_from_slice(bytes);
-        frame::finish(&mut frame, start);
+        frame::write(&mut frame, |frame| {
+            message::run(frame, id, task.flags, index, items as u16);
+            frame.extend_from_slice(bytes);
+        });
         let (reply, extra) =
             (Reply::Stream(Arc::clone(inlet), place), Extra::of_run(id, Run::new(items)));
         let cargo = Cargo {
@@ -577,12 +553,12 @@ impl Engine {
             return;
         }
         if let Some(room) = &self.room {
-            shielded(|| room.close());
+            catch_user_panic(|| room.close());
         }
         self.apply(how);
         // Only now: a stream that is woken must find its items refused.
-        shielded(|| self.closing.cancel());
-        shielded(|| self.starts.send_modify(|_| {}));
+        catch_user_panic(|| self.closing.cancel());
+        catch_user_panic(|| self.starts.send_modify(|_| {}));
         self.attend();
     }
 
@@ -632,34 +608,30 @@ impl Engine {
         self.closing.clone().cancelled_owned()
     }
 
-    pub(crate) fn has_ended(&self) -> bool {
-        *self.ended.borrow()
-    }
-
-    /// Somebody waits. If it is from outside the pool's runtime, the steward is told.
+    /// Somebody waits. If it is from outside the pool's runtime, the supervisor is told.
     pub(crate) fn attend(&self) {
         if self.runtime.is_some()
             && tokio::runtime::Handle::try_current().map(|handle| handle.id()).ok() != self.runtime
         {
-            steward::attend(self);
+            supervisor::attend(self);
         }
     }
 
     /// As [`Engine::attend`], for a wait that blocks its thread, and perhaps the runtime with it.
     pub(crate) fn attend_blocking(&self) {
-        steward::attend(self);
+        supervisor::attend(self);
     }
 
     /// The pool's runtime has gone.
     pub(super) fn lost_runtime(&self) {
         self.alone.store(true, Ordering::Release);
-        steward::look(self);
+        supervisor::look(self);
     }
 
     // ---- entering the rules
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Enters the rules with some news, and then does what they say.
@@ -675,7 +647,9 @@ impl Engine {
 
     fn perform(&self, todo: Todo) {
         drop(todo.gone);
-        todo.rooms.into_iter().for_each(|room| shielded(|| drop(room)));
+        for room in todo.rooms {
+            catch_user_panic(|| drop(room));
+        }
         for key in todo.flush.into_iter().chain(todo.flush_more) {
             self.flush(key);
         }
@@ -706,19 +680,22 @@ impl Engine {
                     // now on.
                     let left = std::mem::take(&mut self.lock().links);
                     for process in left.values().filter_map(|link| link.process.as_ref()) {
-                        let _ = self.epoll.delete(process.socket.as_fd());
-                        let _ = self.epoll.delete(process.child.pidfd());
+                        self.reactor.delete(process.socket.as_fd());
+                        self.reactor.delete(process.child.pidfd());
                     }
                     drop(left);
                     if let Some(capture) = &self.capture {
                         capture.close();
                     }
-                    shielded(|| {
+                    // The pool stays ready from now on, so that the task in its runtime wakes and
+                    // ends as well.
+                    self.reactor.end();
+                    catch_user_panic(|| {
                         self.ended.send_replace(true);
                     });
                     self.feeds.close();
-                    self.alone.store(true, Ordering::Release); // so that the steward forgets it
-                    steward::look(self);
+                    self.alone.store(true, Ordering::Release); // so that the supervisor forgets it
+                    supervisor::look(self);
                 }
                 Action::Send(..) | Action::Ask(..) | Action::Cancel(..) | Action::Note(..) => {
                     unreachable!("done under the lock")
@@ -726,7 +703,7 @@ impl Engine {
             }
         }
         if let Some(deadline) = todo.deadline {
-            self.set_timer(deadline);
+            self.reactor.set_timer(self, deadline);
         }
         if todo.staff_changed {
             self.tell_start(None);
@@ -748,31 +725,6 @@ impl Engine {
         // what another process has, which harms nobody.
         if let Some(bytes) = pid.and_then(resident) {
             self.apply(|state, now| state.core.weighed(key, bytes, now, &mut state.actions));
-        }
-    }
-
-    /// Sets the timer, and looks again: another thread may have set it to something older
-    /// meanwhile, or to the end.
-    fn set_timer(&self, mut deadline: Deadline) {
-        loop {
-            let now = Instant::now();
-            // A pool that has ended is ready for good, so that the task in its runtime wakes, and
-            // ends as well.
-            let ended = self.has_ended();
-            let at = if ended { Some(now) } else { deadline.at };
-            // A timer that cannot be set would be a bug of ours: its arguments are in range.
-            let _ = match at.map(|at| at.saturating_duration_since(now)) {
-                Some(after) => self.timer.set(
-                    Expiration::OneShot(after.max(Duration::from_nanos(1)).into()),
-                    TimerSetTimeFlags::empty(),
-                ),
-                None => self.timer.unset(),
-            };
-            let state = self.lock();
-            if state.deadlines == deadline.number && ended == self.has_ended() {
-                return;
-            }
-            deadline = Deadline { number: state.deadlines, at: state.next_deadline() };
         }
     }
 
@@ -926,7 +878,7 @@ impl Engine {
                     drop(state);
                     if error.kind() == std::io::ErrorKind::WouldBlock {
                         // It stays busy: the event that there is room again goes on from here.
-                        driver::want_room(&self.epoll, socket.as_fd(), key);
+                        driver::want_room(&self.reactor, socket.as_fd(), key);
                     } else if matches!(
                         error.kind(),
                         std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset
@@ -943,22 +895,13 @@ impl Engine {
         }
     }
 
-    /// Turns, unless somebody is at it; who then goes round once more.
-    fn turn_now(&self) {
-        steward::take_turns(&self.wanted, || {
-            self.turn_once(&mut self.driver.lock().unwrap_or_else(PoisonError::into_inner))
-        });
-    }
-
-    /// A turn by the pool's own runtime. `false`: the pool has ended.
-    pub(super) fn turn_by_runtime(&self) -> bool {
-        self.turns.fetch_add(1, Ordering::AcqRel);
-        self.turn_now();
-        !self.has_ended()
+    /// A pass by the pool's own runtime.
+    pub(super) fn drive_by_runtime(&self) -> Pass {
+        self.reactor.drive_by_runtime(self)
     }
 
     pub(super) fn tell_start(&self, failure: Option<Error>) {
-        shielded(|| {
+        catch_user_panic(|| {
             self.starts.send_modify(|news| {
                 if let Some(cause) = failure {
                     news.failures += 1;
@@ -969,26 +912,30 @@ impl Engine {
     }
 }
 
-impl steward::Turn for Engine {
-    fn ready_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.0.as_fd()
+impl Source for Engine {
+    fn reactor(&self) -> &Reactor {
+        &self.reactor
     }
 
-    fn turn(&self) -> bool {
-        self.turn_now();
-        !self.has_ended()
+    fn ready(&self, token: Token, flags: EpollFlags) {
+        self.handle(&mut self.driver.lock(), token, flags);
     }
 
-    fn turns(&self) -> &AtomicU64 {
-        &self.turns
+    fn tick(&self, _: Instant) {
+        self.lock().deadline.passed();
+        self.time_has_passed(&mut self.driver.lock());
     }
 
-    fn unattended(&self) -> &AtomicBool {
-        &self.unattended
+    fn after_events(&self) {
+        self.finish_pass(&mut self.driver.lock());
     }
 
-    fn is_turning(&self) -> bool {
-        self.wanted.load(Ordering::Acquire) > 0
+    fn panicked(&self, token: Token) {
+        self.lose(token);
+    }
+
+    fn deadline(&self) -> Deadline {
+        self.lock().deadline
     }
 
     fn is_alone(&self) -> bool {
@@ -998,7 +945,7 @@ impl steward::Turn for Engine {
 
 impl AsRawFd for Engine {
     fn as_raw_fd(&self) -> RawFd {
-        self.epoll.0.as_raw_fd()
+        self.reactor.ready_fd().as_raw_fd()
     }
 }
 
@@ -1058,12 +1005,10 @@ impl State {
                         continue;
                     };
                     let mut out = Vec::new();
-                    let start = frame::begin(&mut out);
-                    match action {
-                        Action::Ask(..) => message::ask(&mut out, id),
-                        _ => message::cancel(&mut out, id),
-                    }
-                    frame::finish(&mut out, start);
+                    frame::write(&mut out, |out| match action {
+                        Action::Ask(..) => message::ask(out, id),
+                        _ => message::cancel(out, id),
+                    });
                     link.out.push(&Packet::from(&mut out));
                     todo.want_flush(worker, link);
                 }
@@ -1084,8 +1029,8 @@ impl State {
             timed = true;
         }
         if self.core.deadline_moved() || timed {
-            self.deadlines += 1;
-            todo.deadline = Some(Deadline { number: self.deadlines, at: self.next_deadline() });
+            let next = self.next_deadline();
+            todo.deadline = self.deadline.update(next);
         }
         todo
     }

@@ -1,16 +1,17 @@
 //! What happens to a pool's workers, told as it happens.
 
 use super::engine::Engine;
-use super::reply::shielded;
 use super::stats::ExitReason;
 use crate::coop::BudgetUnit;
 use crate::error::Error;
+use crate::lock::Lock;
+use crate::panics::wake;
 use futures::Stream;
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::process::ExitStatus;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 
 /// So many events are kept for who is slow; more would be of no use, and the memory is bounded by
@@ -97,7 +98,7 @@ pub struct Events {
 #[derive(Debug, Default)]
 struct Feed {
     /// Held only to put in and take out.
-    inside: Mutex<Inside>,
+    inside: Lock<Inside>,
 }
 
 #[derive(Debug, Default)]
@@ -112,22 +113,22 @@ struct Inside {
 #[derive(Debug, Default)]
 pub(crate) struct Feeds {
     /// `None` when the pool has ended. Held only to copy what is in it.
-    open: Mutex<Option<Vec<Weak<Feed>>>>,
+    open: Lock<Option<Vec<Weak<Feed>>>>,
 }
 
 impl Feeds {
     pub(crate) fn new() -> Self {
-        Self { open: Mutex::new(Some(Vec::new())) }
+        Self { open: Lock::new(Some(Vec::new())) }
     }
 
     pub(crate) fn subscribe(&self, engine: Weak<Engine>) -> Events {
         let feed = Arc::<Feed>::default();
-        match &mut *self.open.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &mut *self.open.lock() {
             Some(feeds) => {
                 feeds.retain(|feed| feed.strong_count() > 0);
                 feeds.push(Arc::downgrade(&feed));
             }
-            None => feed.inside.lock().unwrap_or_else(PoisonError::into_inner).ended = true,
+            None => feed.inside.lock().ended = true,
         }
         Events { engine, feed, unit: BudgetUnit::default() }
     }
@@ -138,7 +139,7 @@ impl Feeds {
     }
 
     pub(crate) fn tell(&self, event: &WorkerEvent) {
-        let feeds: Vec<_> = match &mut *self.open.lock().unwrap_or_else(PoisonError::into_inner) {
+        let feeds: Vec<_> = match &mut *self.open.lock() {
             Some(feeds) => {
                 feeds.retain(|feed| feed.strong_count() > 0);
                 feeds.iter().filter_map(Weak::upgrade).collect()
@@ -158,13 +159,13 @@ impl Feeds {
 
     /// Whether somebody takes the events.
     pub(crate) fn is_any_open(&self) -> bool {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open.lock();
         open.iter().flatten().any(|feed| feed.strong_count() > 0)
     }
 
     /// Nothing more will happen.
     pub(crate) fn close(&self) {
-        let feeds = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let feeds = self.open.lock().take();
         for feed in feeds.iter().flatten().filter_map(Weak::upgrade) {
             feed.change(|inside| inside.ended = true);
         }
@@ -173,12 +174,12 @@ impl Feeds {
 
 impl Feed {
     fn change(&self, change: impl FnOnce(&mut Inside)) {
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inside = self.inside.lock();
         change(&mut inside);
         let reader = inside.reader.take();
         drop(inside);
         if let Some(reader) = reader {
-            shielded(|| reader.wake());
+            wake(reader);
         }
     }
 }
@@ -193,7 +194,7 @@ impl Stream for Events {
         }
         // To clone or to drop a waker may run the caller's code: not under the lock.
         let mut reader = Some(cx.waker().clone());
-        let mut inside = self.feed.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inside = self.feed.inside.lock();
         let polled = if inside.missed > 0 {
             Poll::Ready(Some(WorkerEvent::Lagged { events: std::mem::take(&mut inside.missed) }))
         } else if let Some(event) = inside.events.pop_front() {
@@ -231,14 +232,7 @@ mod tests {
         let feeds = Feeds::new();
         let kept = feeds.subscribe(Weak::new());
         (0..100).for_each(|_| drop(feeds.subscribe(Weak::new())));
-        assert!(
-            feeds
-                .open
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .as_ref()
-                .is_some_and(|feeds| feeds.len() <= 2)
-        );
+        assert!(feeds.open.lock().as_ref().is_some_and(|feeds| feeds.len() <= 2));
         drop(kept);
     }
 

@@ -5,11 +5,11 @@ use super::core::WorkerKey;
 use super::engine::Engine;
 use super::spec::{Config, Surroundings};
 use crate::error::{Error, Why};
-use crate::process::launcher::Launch;
 use crate::process::{
-    Child, PeerSocket, Spawn, WorkerMemory, launcher, oom_kills, spawn_with_stdout, standard,
-    steward,
+    Child, PeerSocket, Spawn, WorkerMemory, oom_kills, spawn_with_stdout, standard,
 };
+use crate::reactor::launcher::{self, Launch};
+use crate::reactor::supervisor;
 use crate::worker::{self, MARKER};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::ffi::OsStr;
@@ -30,7 +30,7 @@ pub(crate) struct Launched {
     pub(super) oom_kills: Option<u64>,
 }
 
-/// Has a process started for this worker, and has the steward tell the pool.
+/// Has a process started for this worker, and has the supervisor tell the pool.
 ///
 /// `None`, the pool being dropped, cannot be: whoever acts for it holds it.
 pub(super) fn order(engine: Option<Arc<Engine>>, key: WorkerKey) {
@@ -50,7 +50,7 @@ pub(super) fn order(engine: Option<Arc<Engine>>, key: WorkerKey) {
     // Without a limit here: the core has one, and calls it off.
     let launch = Launch::new(None, start, move |launched| {
         if let Some(launched) = launched {
-            steward::run(move || teller.started(key, launched));
+            supervisor::run(move || teller.started(key, launched));
         }
     });
     engine.launching(key, &launch);

@@ -4,8 +4,8 @@
 use super::capture::Streams;
 use super::reply::Things;
 use crate::error::Error;
-use crate::process::launcher::Launch;
 use crate::process::{Child, PeerSocket, WorkerMemory, sys};
+use crate::reactor::launcher::Launch;
 use crate::sync::named::Leases;
 use crate::wire::claim::Claim;
 use crate::wire::frame;
@@ -144,9 +144,7 @@ impl Chunk {
         }
         let mut bytes = Vec::with_capacity(naming.bytes.len() + 16 * sockets.len());
         for (manager, _) in &sockets {
-            let start = frame::begin(&mut bytes);
-            message::attach(&mut bytes, *manager);
-            frame::finish(&mut bytes, start);
+            frame::write(&mut bytes, |bytes| message::attach(bytes, *manager));
         }
         naming.attaches = bytes.len();
         bytes.append(&mut naming.bytes);
@@ -359,10 +357,10 @@ mod tests {
             [(1u16, 10), (515, 300), (65_535, 70_000), (7, 0), (8, 65_536), (9, 100_000), (2, 20)]
         {
             let mut bytes = Vec::new();
-            let start = frame::begin(&mut bytes);
-            message::call(&mut bytes, 300, 0, message::Callee::Index(1), 1);
-            bytes.extend(std::iter::repeat_n(5, len));
-            frame::finish(&mut bytes, start);
+            frame::write(&mut bytes, |bytes| {
+                message::call(bytes, 300, 0, message::Callee::Index(1), 1);
+                bytes.extend(std::iter::repeat_n(5, len));
+            });
             out.push_call(&Packet::copy_from(&bytes), Claim { slot, id: 300 }, 3, None);
             message::address(&mut bytes[frame::HEAD..], slot, 3);
             expected.extend(bytes);
@@ -380,10 +378,10 @@ mod tests {
     fn of_calls_that_are_not_wanted_only_the_one_that_was_begun_is_sent() {
         let large = |id: u64| {
             let mut bytes = Vec::new();
-            let start = frame::begin(&mut bytes);
-            message::call(&mut bytes, id, 0, message::Callee::Index(1), 1);
-            bytes.resize(100_000, id as u8);
-            frame::finish(&mut bytes, start);
+            frame::write(&mut bytes, |bytes| {
+                message::call(bytes, id, 0, message::Callee::Index(1), 1);
+                bytes.resize(100_000, id as u8);
+            });
             Packet::copy_from(&bytes)
         };
         let mut out = Outgoing::default();
@@ -416,9 +414,9 @@ mod tests {
         let object: Arc<dyn std::any::Any + Send + Sync> = Arc::new(());
         for id in 1..4 {
             let mut bytes = Vec::new();
-            let start = frame::begin(&mut bytes);
-            message::call(&mut bytes, id, 0, message::Callee::Index(1), 1);
-            frame::finish(&mut bytes, start);
+            frame::write(&mut bytes, |bytes| {
+                message::call(bytes, id, 0, message::Callee::Index(1), 1)
+            });
             let things = Some(Arc::new(vec![Arc::clone(&object)]));
             out.push_call(&Packet::copy_from(&bytes), Claim { slot: 0, id }, 1, things);
         }

@@ -1,9 +1,9 @@
 //! What a pool has done and how it stands, in numbers.
 
 use crate::error::TaskErrorKind;
+use crate::lock::Lock;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// How a pool stands and what it has done so far: see [`Pool::stats`](crate::Pool::stats).
 ///
@@ -116,8 +116,8 @@ pub(crate) struct Tally {
     done: AtomicU64,
     started: AtomicU64,
     /// Both are held only to count.
-    failed: Mutex<HashMap<TaskErrorKind, u64>>,
-    ended: Mutex<HashMap<ExitReason, u64>>,
+    failed: Lock<HashMap<TaskErrorKind, u64>>,
+    ended: Lock<HashMap<ExitReason, u64>>,
 }
 
 impl Tally {
@@ -130,19 +130,18 @@ impl Tally {
     }
 
     pub(crate) fn failed(&self, kind: TaskErrorKind, tasks: u64) {
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() +=
-            tasks;
+        *self.failed.lock().entry(kind).or_default() += tasks;
     }
 
     pub(crate) fn ended(&self, why: ExitReason) {
-        *self.ended.lock().unwrap_or_else(PoisonError::into_inner).entry(why).or_default() += 1;
+        *self.ended.lock().entry(why).or_default() += 1;
     }
 
     /// Enters what was counted.
     pub(crate) fn fill(&self, stats: &mut Stats) {
         stats.done = self.done.load(Ordering::Relaxed);
         stats.started = self.started.load(Ordering::Relaxed);
-        stats.failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        stats.ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        stats.failed = self.failed.lock().clone();
+        stats.ended = self.ended.lock().clone();
     }
 }

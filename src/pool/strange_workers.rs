@@ -169,9 +169,7 @@ pub(super) fn hello() -> Hello {
 
 pub(super) fn framed(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut out = Vec::new();
-    let start = frame::begin(&mut out);
-    write(&mut out);
-    frame::finish(&mut out, start);
+    frame::write(&mut out, |out| write(out));
     out
 }
 

@@ -11,12 +11,13 @@
 //!    returned. A token that was cancelled by then is told by [`Tokens::arm`].
 
 use super::core::TaskKey;
+use crate::lock::Lock;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll, Wake, Waker};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
@@ -24,7 +25,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 #[derive(Debug)]
 pub(crate) struct Tokens {
     bell: EventFd,
-    inside: Mutex<Inside>,
+    inside: Lock<Inside>,
 }
 
 #[derive(Debug, Default)]
@@ -60,7 +61,7 @@ impl Tokens {
     pub(crate) fn new() -> io::Result<Self> {
         let bell =
             EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { bell, inside: Mutex::default() })
+        Ok(Self { bell, inside: Lock::default() })
     }
 
     /// Wakes the driver for another reason than a token.
@@ -120,7 +121,7 @@ impl Tokens {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inside.lock()
     }
 }
 

@@ -25,13 +25,14 @@
 //!              (drop) ──> killed ──(reaped at once, or by whoever takes the orphan)──> gone
 //! ```
 
+use crate::lock::Lock;
 use std::error::Error;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{MutexGuard, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -156,7 +157,7 @@ impl Child {
                 group,
                 pidfd,
                 exit: OnceLock::new(),
-                reaping: Mutex::new(()),
+                reaping: Lock::new(()),
             }),
         })
     }
@@ -260,7 +261,7 @@ impl Orphan {
     /// knows of it; what it has left of its group, if it led one, is not ours to kill.
     ///
     /// `None` if there is no such child, or no descriptor for it.
-    pub(super) fn inherited(pid: u32) -> Option<Self> {
+    pub(crate) fn inherited(pid: u32) -> Option<Self> {
         let pidfd = sys::pidfd_open(pid).ok()?;
         // Before `main` a standard stream may be closed, and this must not become one.
         if pidfd.as_raw_fd() <= 2 {
@@ -270,12 +271,12 @@ impl Orphan {
             Ok(Waited::StillRunning | Waited::Exited(..)) => {}
             Ok(Waited::NoChild) | Err(_) => return None,
         }
-        let (exit, reaping) = (OnceLock::new(), Mutex::new(()));
+        let (exit, reaping) = (OnceLock::new(), Lock::new(()));
         Some(Self { process: Process { pid, group: false, pidfd, exit, reaping } })
     }
 
     /// Reaps it now if it has ended, else when it has.
-    pub(super) fn reap_or_hand_over(self) {
+    pub(crate) fn reap_or_hand_over(self) {
         if self.try_reap().is_none() {
             hand_over(self);
         }
@@ -307,14 +308,14 @@ enum Sink {
 }
 
 /// Held for a moment: no orphan is handed over under it.
-static SINK: Mutex<Sink> = Mutex::new(Sink::Kept(Vec::new()));
+static SINK: Lock<Sink> = Lock::new(Sink::Kept(Vec::new()));
 
 /// From now on, orphans go to this function; so do those that have waited for it, at once.
 ///
 /// It is called from `drop`, in any thread, and must neither block nor panic.
 pub(crate) fn set_orphan_sink(sink: fn(Orphan)) {
     let before = {
-        let mut current = SINK.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = SINK.lock();
         std::mem::replace(&mut *current, Sink::Given(sink))
     };
     if let Sink::Kept(orphans) = before {
@@ -325,7 +326,7 @@ pub(crate) fn set_orphan_sink(sink: fn(Orphan)) {
 fn hand_over(orphan: Orphan) {
     sweep_orphans();
     let sink = {
-        let mut sink = SINK.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sink = SINK.lock();
         match &mut *sink {
             Sink::Kept(orphans) => {
                 orphans.push(orphan);
@@ -343,7 +344,7 @@ fn sweep_orphans() {
     if fork::is_forked_copy() {
         return;
     }
-    let mut sink = SINK.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut sink = SINK.lock();
     if let Sink::Kept(orphans) = &mut *sink {
         orphans.retain(|orphan| orphan.try_reap().is_none());
     }
@@ -360,7 +361,7 @@ struct Process {
     exit: OnceLock<Exit>,
     /// Whoever holds it may reap, or rely on us not reaping (rule 2). Held over calls that never
     /// block.
-    reaping: Mutex<()>,
+    reaping: Lock<()>,
 }
 
 impl Process {
@@ -501,7 +502,7 @@ impl Process {
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {
-        self.reaping.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reaping.lock()
     }
 }
 
@@ -889,7 +890,7 @@ mod tests {
         in_own_process("process::child::tests::own_process_drop");
     }
 
-    static GIVEN: Mutex<Vec<Orphan>> = Mutex::new(Vec::new());
+    static GIVEN: Lock<Vec<Orphan>> = Lock::new(Vec::new());
 
     #[test]
     #[ignore = "runs in a process of its own"]
@@ -915,7 +916,7 @@ mod tests {
         assert_eq!(process_state(pid), None);
 
         // Whoever takes them gets those that wait, and later ones.
-        let sink = |orphan| GIVEN.lock().expect("lock").push(orphan);
+        let sink = |orphan| GIVEN.lock().push(orphan);
         let mut pids = Vec::new();
         for round in 0..40 {
             let Shell { child, .. } = shell("echo; exec sleep 1000", true);
@@ -926,7 +927,7 @@ mod tests {
             }
         }
         wait_until("their end", || pids.iter().all(|&pid| has_ended(pid)));
-        for orphan in GIVEN.lock().expect("lock").drain(..) {
+        for orphan in GIVEN.lock().drain(..) {
             assert!(readable(orphan.pidfd()));
             let exit = orphan.try_reap().expect("ended");
             assert_eq!(exit.pid, orphan.pid());
@@ -957,7 +958,7 @@ mod tests {
             assert_eq!(child.try_reap(), None);
             // SAFETY: the copy of `child` is not used again: this process ends.
             drop(unsafe { std::ptr::read(&raw const child) });
-            let sink = SINK.lock().expect("lock");
+            let sink = SINK.lock();
             let Sink::Kept(orphans) = &*sink else {
                 return 1;
             };

@@ -18,8 +18,6 @@
 //! | `child` | the owner of one child: signals and the one reaping |
 //! | `standard` | the standard streams that a child is given |
 //! | `spawn` | this very program, started afresh |
-//! | `launcher` | the threads that start children |
-//! | `steward` | the thread that reaps orphans, and turns what no runtime turns |
 //!
 //! Nothing here knows tokio, a wire or a pool. No call here waits for a child or for a socket.
 
@@ -27,7 +25,6 @@ mod child;
 mod death_note;
 pub(crate) mod fork;
 pub(crate) mod inherited;
-pub(crate) mod launcher;
 mod memory;
 pub(crate) mod oom_kills;
 mod peer_fd;
@@ -35,7 +32,6 @@ pub(crate) mod privileges;
 mod resident;
 mod spawn;
 pub(crate) mod standard;
-pub(crate) mod steward;
 pub(crate) mod sys;
 pub(crate) mod thread;
 mod worker_memory;
@@ -43,7 +39,7 @@ mod worker_memory;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub(crate) use child::{Child, Exit};
+pub(crate) use child::{Child, Exit, Orphan, set_orphan_sink};
 pub(crate) use death_note::DeathNote;
 pub(crate) use memory::{MemoryError, SharedMemory};
 pub(crate) use peer_fd::{PeerFd, PeerSocket};

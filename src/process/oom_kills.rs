@@ -7,14 +7,14 @@
 //! Where there is no such count (no cgroup, the root of all, a child that was moved to another one)
 //! nothing is said.
 
+use crate::lock::Lock;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 /// Where cgroups are mounted, as a rule (cgroups(7)).
 const MOUNTED: &str = "/sys/fs/cgroup";
 
 /// Up to here, kills have been accounted for.
-static ACCOUNTED: Mutex<u64> = Mutex::new(0);
+static ACCOUNTED: Lock<u64> = Lock::new(0);
 
 /// How many kills have been counted; `None` if nobody counts.
 pub(crate) fn count() -> Option<u64> {
@@ -28,7 +28,7 @@ pub(crate) fn count() -> Option<u64> {
 /// child's that was killed. It is that child's from now on.
 pub(crate) fn account_for(born: Option<u64>) -> bool {
     let (Some(born), Some(now)) = (born, count()) else { return false };
-    account(&mut ACCOUNTED.lock().unwrap_or_else(PoisonError::into_inner), born, now)
+    account(&mut ACCOUNTED.lock(), born, now)
 }
 
 fn account(accounted: &mut u64, born: u64, now: u64) -> bool {

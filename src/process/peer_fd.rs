@@ -18,11 +18,12 @@
 //! them ([`sys::refuse_descriptors`]).
 
 use super::{fork, sys, thread};
+use crate::lock::Lock;
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 
 /// A descriptor that another process may have made. Dropping it does not block.
 #[derive(Debug)]
@@ -176,10 +177,10 @@ struct Closer {
     runs: bool,
 }
 
-static CLOSER: Mutex<Closer> = Mutex::new(Closer { waiting: Vec::new(), runs: false });
+static CLOSER: Lock<Closer> = Lock::new(Closer { waiting: Vec::new(), runs: false });
 
 fn closer() -> MutexGuard<'static, Closer> {
-    CLOSER.lock().unwrap_or_else(PoisonError::into_inner)
+    CLOSER.lock()
 }
 
 fn close_elsewhere(fd: OwnedFd) {

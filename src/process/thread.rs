@@ -1,10 +1,10 @@
 //! Threads of the library's own, which as a rule hold nothing of the user's but wakers.
 
+use crate::lock::Lock;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::unistd::gettid;
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Mutex, PoisonError};
 
 /// Starts a thread that handles no signal: one that is meant for the application must not be
 /// handled where the application does not expect it.
@@ -21,7 +21,7 @@ pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Resu
 }
 
 /// The thread ids of those that run. Held only to look.
-static OWN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+static OWN: Lock<BTreeSet<i32>> = Lock::new(BTreeSet::new());
 
 /// Registers the current thread as one of the crate's own, until it is dropped.
 #[derive(Debug)]
@@ -30,14 +30,14 @@ pub(crate) struct OwnThread(i32);
 impl OwnThread {
     pub(crate) fn register() -> Self {
         let id = gettid().as_raw();
-        OWN.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        OWN.lock().insert(id);
         Self(id)
     }
 }
 
 impl Drop for OwnThread {
     fn drop(&mut self) {
-        OWN.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        OWN.lock().remove(&self.0);
     }
 }
 
@@ -56,6 +56,6 @@ pub(crate) fn is_the_only_one() -> bool {
     }
     // Looked at only now. If an id was given again in between, the user's thread that had it
     // before has ended.
-    let own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let own = OWN.lock();
     others.iter().all(|id| own.contains(id))
 }

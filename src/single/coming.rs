@@ -1,8 +1,9 @@
 //! Something that comes once, and for which any number may wait, in any runtime or in none.
 
+use crate::lock::Lock;
+use crate::panics::catch_user_panic;
 use crate::park::{block_on, park_until};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -10,7 +11,7 @@ use tokio::sync::oneshot;
 #[derive(Debug)]
 pub(super) struct Coming<T> {
     /// Held for some instructions; never while somebody is woken.
-    state: Mutex<State<T>>,
+    state: Lock<State<T>>,
 }
 
 #[derive(Debug)]
@@ -21,7 +22,7 @@ struct State<T> {
 
 impl<T: Clone> Coming<T> {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::new(State { value: None, waiters: Vec::new() }) }
+        Self { state: Lock::new(State { value: None, waiters: Vec::new() }) }
     }
 
     /// It has come. The first one stays.
@@ -35,8 +36,7 @@ impl<T: Clone> Coming<T> {
             std::mem::take(&mut state.waiters)
         };
         for waiter in waiters {
-            // A waker that panics costs nobody else his own.
-            let _ = catch_unwind(AssertUnwindSafe(|| waiter.send(())));
+            catch_user_panic(|| waiter.send(()));
         }
     }
 
@@ -88,7 +88,7 @@ impl<T: Clone> Coming<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

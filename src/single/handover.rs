@@ -5,14 +5,16 @@
 //! process with it, its function never called. So a handler of `exit` waits for as long as it
 //! takes. Whoever ends by a signal or by `_exit` waits for nothing.
 
-use crate::process::{fork, steward, sys};
-use std::sync::{Condvar, Mutex, Once, PoisonError};
+use crate::lock::Lock;
+use crate::process::{fork, sys};
+use crate::reactor::supervisor;
+use std::sync::{Condvar, Once};
 use std::time::Duration;
 
 /// The longest that an exit is held up: so long a process may take until it has said hello.
 const LIMIT: Duration = Duration::from_secs(30);
 
-static OPEN: Mutex<usize> = Mutex::new(0);
+static OPEN: Lock<usize> = Lock::new(0);
 static CLOSED: Condvar = Condvar::new();
 
 /// One that is under way, until it is dropped.
@@ -24,7 +26,7 @@ impl Handover {
         static REGISTERED: Once = Once::new();
         // Without memory for it, the exit does not wait.
         REGISTERED.call_once(|| _ = sys::at_exit(wait));
-        *OPEN.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *OPEN.lock() += 1;
         Self(())
     }
 }
@@ -34,16 +36,16 @@ impl Drop for Handover {
         if fork::is_forked_copy() {
             return;
         }
-        *OPEN.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        *OPEN.lock() -= 1;
         CLOSED.notify_all();
     }
 }
 
 extern "C" fn wait() {
-    // The steward is who hands over; and in a forked copy there is none.
-    if fork::is_forked_copy() || steward::is_this_thread() {
+    // The supervisor thread hands over; and in a forked copy there is none.
+    if fork::is_forked_copy() || supervisor::is_this_thread() {
         return;
     }
-    let open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let open = OPEN.lock();
     let _ = CLOSED.wait_timeout_while(open, LIMIT, |open| *open > 0);
 }

@@ -1,7 +1,7 @@
 //! What happens between a process of its own and the application that started it: the handshake,
 //! the one call, the answer, the end.
 //!
-//! All of it is turned by the steward, so it goes on whatever the application's runtimes do, and
+//! The supervisor thread drives all of it, so it goes on whatever the application's runtimes do, and
 //! whether the handle still exists or not: nobody needs to await anything for a process to get its
 //! call, or to be reaped.
 //!
@@ -24,28 +24,29 @@ use super::coming::Coming;
 use super::handover::Handover;
 use super::streams::{Streams, open_streams};
 use crate::error::{Error, ErrorKind, TaskError, What, Why};
+use crate::lock::Lock;
 use crate::process::{
-    Child, DeathNote, Exit, PeerFd, PeerSocket, Spawn, WorkerMemory, fork, launcher,
-    spawn_with_stdout, standard, steward, sys,
+    Child, DeathNote, Exit, PeerFd, PeerSocket, Spawn, WorkerMemory, fork, spawn_with_stdout,
+    standard, sys,
 };
+use crate::reactor::{Deadline, Reactor, Source, Token, launcher, supervisor};
 use crate::sync::named::{Leases, Named};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, Message, Single, Welcome, kind};
 use crate::wire::value::names::{Encoded, Thing};
 use crate::worker::{self, DETACH, MARKER};
 use nix::libc;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// A process says hello in some milliseconds; one that has not after this long will not. Generous,
 /// for machines that are overloaded at the time.
@@ -74,17 +75,14 @@ pub(super) struct Machine {
     child: Child,
     function: &'static str,
     detach: bool,
-    /// Of all descriptors; readable when something is ready.
-    epoll: Epoll,
-    /// What is needed until the end. The steward alone takes it, so nobody ever waits for it.
-    inside: Mutex<Option<Inside>>,
+    reactor: Reactor,
+    /// What is needed until the end. The supervisor alone takes it, so nobody ever waits for it.
+    inside: Lock<Option<Inside>>,
     /// The handle has sent a signal: an early death is no failure of the start.
     signalled: AtomicBool,
     /// The process has all that it needs; its number.
     started: Arc<Coming<Result<u32, Error>>>,
     ended: Coming<Ended>,
-    turns: AtomicU64,
-    unattended: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,9 +100,11 @@ struct Inside {
     memory: WorkerMemory,
     /// Our end: when it closes, the kernel kills the process, unless that has let go.
     lifeline: Option<PeerSocket>,
-    timer: Option<TimerFd>,
+    /// When its start has taken too long.
+    starts_until: Option<Instant>,
     /// When to look again at a process that has ended and cannot be reaped.
-    traced: Option<TimerFd>,
+    look_again_at: Option<Instant>,
+    deadline: Deadline,
     /// How long it runs.
     limit: Duration,
     welcome: Welcome,
@@ -139,11 +139,15 @@ struct Inside {
     handover: Option<Handover>,
 }
 
+/// What a descriptor is; there is one process, so its key says nothing.
 const SOCKET: u64 = 0;
 const ENDED: u64 = 1;
-const TIMER: u64 = 2;
 
-/// Starts a process and has the steward turn it; waits for the exec, up to a limit.
+fn token(role: u64) -> Token {
+    Token::new(0, role)
+}
+
+/// Starts a process and has the supervisor drive it; waits for the exec, up to a limit.
 pub(super) fn spawn(order: Order) -> Result<(Arc<Machine>, Streams), Error> {
     spawn_within(EXEC_LIMIT, order)
 }
@@ -156,7 +160,7 @@ pub(super) fn spawn_within(
     let Ready { order, kept } = order;
     let launched =
         launcher::wait(limit, move || launch(order)).map_err(|why| not_launched(why, limit))??;
-    Ok((turn(launched, kept, Arc::new(Coming::new()))?, ours))
+    Ok((watch_over(launched, kept, Arc::new(Coming::new()))?, ours))
 }
 
 fn not_launched(why: launcher::NotLaunched, limit: Duration) -> Error {
@@ -173,10 +177,10 @@ pub(super) fn detach(order: Order) -> Result<Arc<Coming<Result<u32, Error>>>, Er
     let told = Arc::clone(&started);
     let Ready { order, kept } = order;
     let done = move |launched: Option<Result<_, Error>>| {
-        steward::run(move || {
+        supervisor::run(move || {
             let machine = launched
                 .ok_or_else(|| not_launched(launcher::NotLaunched::TooLate, EXEC_LIMIT))
-                .and_then(|launched| turn(launched?, kept, Arc::clone(&told)));
+                .and_then(|launched| watch_over(launched?, kept, Arc::clone(&told)));
             if let Err(error) = machine {
                 told.set(Err(error));
             }
@@ -194,7 +198,7 @@ struct Ready {
 
 fn prepare(mut order: Order) -> Result<(Ready, Streams), Error> {
     worker::check_program()?;
-    steward::start().map_err(|e| Error::spawn("starting the steward thread", e))?;
+    supervisor::start().map_err(|e| Error::spawn("starting the supervisor thread", e))?;
     let (ours, theirs) = open_streams(&mut order)
         .map_err(|e| Error::spawn("opening a standard stream of the process", e))?;
     let handover = (!order.tied).then(Handover::begin);
@@ -228,14 +232,14 @@ fn launch((mut order, stdout): (Order, Option<OwnedFd>)) -> Result<(Order, Launc
     Ok((order, Launched { child, socket: socket.into(), early_stderr }))
 }
 
-/// Has the steward turn it.
-fn turn(
+/// Has the supervisor drive it.
+fn watch_over(
     (order, launched): (Order, Launched),
     kept: Given,
     started: Arc<Coming<Result<u32, Error>>>,
 ) -> Result<Arc<Machine>, Error> {
     let machine = Machine::new(order, kept, launched, started, HELLO_LIMIT)?;
-    steward::watch(Arc::clone(&machine) as _);
+    supervisor::watch(Arc::clone(&machine) as _);
     Ok(machine)
 }
 
@@ -261,25 +265,18 @@ impl Machine {
         started: Arc<Coming<Result<u32, Error>>>,
         limit: Duration,
     ) -> Result<Arc<Self>, Error> {
-        let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
         let Launched { child, socket, early_stderr } = launched;
         let memory =
             WorkerMemory::create(0).map_err(|e| Error::spawn("making a process's memory", e))?;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(step("making a process's epoll set"))?;
-        let timer = TimerFd::new(
-            ClockId::CLOCK_MONOTONIC,
-            TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
-        )
-        .and_then(|timer| {
-            timer.set(Expiration::OneShot(limit.into()), TimerSetTimeFlags::empty()).map(|()| timer)
-        })
-        .map_err(step("making a process's timer"))?;
-        epoll
-            .add(&socket, EpollEvent::new(READ, SOCKET))
-            .and_then(|()| epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)))
-            .and_then(|()| epoll.add(child.pidfd(), EpollEvent::new(EpollFlags::EPOLLIN, ENDED)))
-            .map_err(step("watching a process"))?;
+        let reactor = Reactor::new()
+            .map_err(|e| Error::spawn("making a process's epoll set and its timer", e))?;
+        reactor
+            .add(socket.as_fd(), READ, token(SOCKET))
+            .and_then(|()| reactor.add(child.pidfd(), EpollFlags::EPOLLIN, token(ENDED)))
+            .map_err(|e| Error::spawn("watching a process", e))?;
+        let starts_until = Some(Instant::now() + limit);
+        let mut deadline = Deadline::default();
+        let set = deadline.update(starts_until);
         let welcome = Welcome {
             frame_limit: frame::BODY_MAX_DEFAULT as u32,
             depth: worker::depth() + 1,
@@ -300,8 +297,9 @@ impl Machine {
             socket: Some(socket),
             memory,
             lifeline: None,
-            timer: Some(timer),
-            traced: None,
+            starts_until,
+            look_again_at: None,
+            deadline,
             limit,
             welcome,
             given: [given.stderr].into_iter().chain(given.stdin).collect(),
@@ -323,22 +321,24 @@ impl Machine {
             detached: None,
             handover: given.handover,
         };
-        Ok(Arc::new(Self {
+        let machine = Arc::new(Self {
             child,
             function: order.function,
             detach: order.detach,
-            epoll,
-            inside: Mutex::new(Some(inside)),
+            reactor,
+            inside: Lock::new(Some(inside)),
             signalled: AtomicBool::new(false),
             started,
             ended: Coming::new(),
-            turns: AtomicU64::new(0),
-            unattended: AtomicBool::new(false),
-        }))
+        });
+        if let Some(deadline) = set {
+            machine.reactor.set_timer(&*machine, deadline);
+        }
+        Ok(machine)
     }
 }
 
-/// By level: what is not read in one turn is read in the next.
+/// By level: what is not read in one pass is read in the next.
 const READ: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
 
 impl Machine {
@@ -358,7 +358,7 @@ impl Machine {
         self.child.has_ended()
     }
 
-    /// Reaps it, if it has ended and the steward has not yet come to it.
+    /// Reaps it, if it has ended and the supervisor has not yet come to it.
     pub(super) fn exit_status(&self) -> Option<ExitStatus> {
         self.child.try_reap()?.status
     }
@@ -434,8 +434,7 @@ impl Machine {
 
     fn close_socket(&self, inside: &mut Inside) {
         if let Some(socket) = inside.socket.take() {
-            // Closing it would take it out as well, unless a fork of ours holds a copy.
-            let _ = self.epoll.delete(&socket);
+            self.reactor.delete(socket.as_fd());
         }
         inside.is_deaf |= !inside.out.is_empty();
         inside.out = Vec::new();
@@ -512,14 +511,8 @@ impl Machine {
             return Err(Bad("a descriptor that nobody asked for".into()));
         }
         inside.stage = Stage::Running;
-        self.stop_timer(inside);
+        inside.starts_until = None;
         Ok(())
-    }
-
-    fn stop_timer(&self, inside: &mut Inside) {
-        if let Some(timer) = inside.timer.take() {
-            let _ = self.epoll.delete(&timer);
-        }
     }
 
     fn answered(
@@ -558,9 +551,7 @@ impl Machine {
         let _ = sys::refuse_descriptors(socket.as_fd());
 
         let mut out = Vec::new();
-        let start = frame::begin(&mut out);
-        message::control(&mut out, kind::WELCOME, &inside.welcome);
-        frame::finish(&mut out, start);
+        frame::write(&mut out, |out| message::control(out, kind::WELCOME, &inside.welcome));
         let fds: Vec<_> = std::iter::once(inside.memory.fd())
             .chain(inside.given.iter().map(AsFd::as_fd))
             .collect();
@@ -609,9 +600,7 @@ impl Machine {
         let Ok(sockets) = inside.leases.lend(&things, process) else { return };
         let mut out = Vec::new();
         for (manager, socket) in sockets {
-            let start = frame::begin(&mut out);
-            message::attach(&mut out, manager);
-            frame::finish(&mut out, start);
+            frame::write(&mut out, |out| message::attach(out, manager));
             inside.sockets.push(socket);
         }
         inside.attaches = out.len();
@@ -660,23 +649,20 @@ impl Machine {
             }
             if inside.written == inside.out.len() {
                 inside.out = Vec::new();
-                let _ = self.epoll.modify(socket, &mut EpollEvent::new(READ, SOCKET));
+                self.reactor.modify(socket.as_fd(), READ, token(SOCKET));
                 return;
             }
         }
         // The rest when there is room, or when others have had their turn.
         if let Some(socket) = &inside.socket {
-            let _ = self
-                .epoll
-                .modify(socket, &mut EpollEvent::new(READ | EpollFlags::EPOLLOUT, SOCKET));
+            self.reactor.modify(socket.as_fd(), READ | EpollFlags::EPOLLOUT, token(SOCKET));
         }
     }
 
     // ---- its end
 
-    fn time_is_up(&self, inside: &mut Inside) {
-        if inside.timer.as_ref().is_some_and(is_due) {
-            self.stop_timer(inside);
+    fn time_is_up(&self, inside: &mut Inside, now: Instant) {
+        if inside.starts_until.take_if(|until| *until <= now).is_some() {
             inside.timed_out = true;
             self.close_socket(inside);
             // Of a detached process it is the lifeline that ends it.
@@ -747,8 +733,6 @@ impl Machine {
             inside.socket,
             inside.memory,
             inside.lifeline,
-            inside.timer,
-            inside.traced,
             inside.given,
             inside.early_stderr,
             inside.received,
@@ -772,66 +756,68 @@ impl Machine {
     }
 }
 
-impl steward::Turn for Machine {
-    fn ready_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.0.as_fd()
+impl Source for Machine {
+    fn reactor(&self) -> &Reactor {
+        &self.reactor
     }
 
-    fn turn(&self) -> bool {
-        let mut slot = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(inside) = slot.as_mut() else { return false };
-        self.turns.fetch_add(1, Ordering::Relaxed);
-        // The steward also looks without cause, when something else has lost its runtime: one
-        // system call, for each of many.
-        if self.epoll.wait(&mut [EpollEvent::empty(); 4], EpollTimeout::ZERO) == Ok(0) {
-            return true;
+    /// What is ready is looked at together, in `after_events`: whether the process has ended
+    /// decides how far its socket is read.
+    fn ready(&self, _: Token, _: EpollFlags) {}
+
+    fn tick(&self, now: Instant) {
+        if let Some(inside) = self.inside.lock().as_mut() {
+            inside.deadline.passed();
+            let _ = inside.look_again_at.take_if(|at| *at <= now);
+            self.time_is_up(inside, now);
         }
-        self.time_is_up(inside);
+    }
+
+    fn after_events(&self) {
+        let mut slot = self.inside.lock();
+        let Some(inside) = slot.as_mut() else { return };
         // Looked at before the reading: what it sent before its end is there then.
         let has_ended = self.child.has_ended();
         self.read(inside, has_ended);
         self.write(inside);
         let is_with_it = inside.stage == Stage::Running && inside.out.is_empty() && !inside.is_deaf;
         if self.detach {
-            return match self.turn_detached(inside, has_ended, is_with_it) {
-                None => true,
-                Some(result) => {
-                    let inside = slot.take();
-                    drop(slot);
-                    drop(inside);
-                    self.started.set(result);
-                    false
-                }
-            };
+            if let Some(result) = self.detached(inside, has_ended, is_with_it) {
+                let inside = slot.take();
+                drop(slot);
+                drop(inside);
+                self.started.set(result);
+                return self.reactor.end();
+            }
         }
-        let has_started = is_with_it || inside.stage == Stage::Answered;
+        let has_started = !self.detach && (is_with_it || inside.stage == Stage::Answered);
         if has_started {
             inside.handover = None;
         }
-        let exit = if has_ended { self.child.try_reap() } else { None };
-        if has_ended && exit.is_none() {
+        let exit = if has_ended && !self.detach { self.child.try_reap() } else { None };
+        if has_ended && !self.detach && exit.is_none() {
             self.look_again(inside);
         }
+        let next = inside.starts_until.into_iter().chain(inside.look_again_at).min();
+        let deadline = inside.deadline.update(next);
         let over = exit.and_then(|exit| Some((slot.take()?, exit.status)));
         drop(slot);
         if has_started {
             self.started.set(Ok(self.pid()));
         }
-        let Some((inside, status)) = over else { return true };
-        self.end(inside, status);
-        false
+        if let Some((inside, status)) = over {
+            self.end(inside, status);
+            return self.reactor.end();
+        }
+        if let Some(deadline) = deadline {
+            self.reactor.set_timer(self, deadline);
+        }
     }
 
-    fn turns(&self) -> &AtomicU64 {
-        &self.turns
-    }
+    fn panicked(&self, _: Token) {}
 
-    fn unattended(&self) -> &AtomicBool {
-        &self.unattended
-    }
-
-    fn is_turning(&self) -> bool {
-        false
+    fn deadline(&self) -> Deadline {
+        self.inside.lock().as_ref().map(|inside| inside.deadline).unwrap_or_default()
     }
 
     fn is_alone(&self) -> bool {
@@ -843,34 +829,16 @@ impl Machine {
     /// It has ended, and its tracer has not taken notice; nobody tells when it does (ptrace(2)).
     /// Its pidfd stays readable.
     fn look_again(&self, inside: &mut Inside) {
-        let timer = match inside.traced.take() {
-            Some(timer) => Ok(timer),
-            None => TimerFd::new(
-                ClockId::CLOCK_MONOTONIC,
-                TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
-            )
-            .and_then(|timer| {
-                self.epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER)).map(|()| timer)
-            }),
-        };
-        let set = timer.and_then(|timer| {
-            timer
-                .set(Expiration::OneShot(steward::TRACED.into()), TimerSetTimeFlags::empty())
-                .map(|()| timer)
-        });
-        // Without one there is no other way than to look all the time.
-        let Ok(timer) = set else { return };
-        inside.traced = Some(timer);
+        inside.look_again_at.get_or_insert_with(|| Instant::now() + supervisor::TRACED);
         // All that it sent has been read, and its end stays readable as well.
         if let Some(socket) = &inside.socket {
-            let _ = self.epoll.delete(socket);
+            self.reactor.delete(socket.as_fd());
         }
-        let _ =
-            self.epoll.modify(self.child.pidfd(), &mut EpollEvent::new(EpollFlags::empty(), ENDED));
+        self.reactor.modify(self.child.pidfd(), EpollFlags::empty(), token(ENDED));
     }
 
     /// What the start of a detached process came to; `None` while it is not over.
-    fn turn_detached(
+    fn detached(
         &self,
         inside: &mut Inside,
         has_ended: bool,
@@ -879,7 +847,7 @@ impl Machine {
         // What we have started is to fork and to end well, first of all.
         let exit = if has_ended { self.child.try_reap()? } else { return None };
         // It stays readable; from here on it is the socket that counts.
-        let _ = self.epoll.delete(self.child.pidfd());
+        self.reactor.delete(self.child.pidfd());
         if exit.status.is_some_and(|status| !status.success())
             || inside.refused.is_some()
             || inside.bad.is_some()
@@ -894,12 +862,6 @@ impl Machine {
             _ => None,
         }
     }
-}
-
-fn is_due(timer: &TimerFd) -> bool {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    poll(&mut [PollFd::new(timer.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)
-        .is_ok_and(|n| n > 0)
 }
 
 impl fmt::Debug for Machine {

@@ -1,7 +1,7 @@
 //! One process for one function: `Process`.
 //!
 //! * `builder.rs`: the options of one; `streams.rs`: our ends of its pipes;
-//! * `machine.rs`: what happens between it and us, on the steward's thread; `coming.rs`: how those
+//! * `machine.rs`: what happens between it and us, on the supervisor thread; `coming.rs`: how those
 //!   who wait are told;
 //! * `detached.rs`: what is known of a daemon; `handover.rs`: the exit waits for those who outlive
 //!   it;

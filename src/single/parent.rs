@@ -104,7 +104,7 @@ impl Parent {
         match worker::parent_pidfd(self.pid) {
             Ok(None) => return,
             Ok(Some(pidfd)) => {
-                if let Ok(ended) = worker::watch_readable(pidfd)
+                if let Ok(ended) = crate::reactor::readiness::watch_readable(pidfd)
                     && ended.readable().await.is_ok()
                 {
                     return;

@@ -2,7 +2,7 @@
 //! would send.
 //!
 //! The machine is a real one; only what it starts is replaced, by a process that sleeps. The test
-//! says on the socket what that process is to have said, and turns the machine itself.
+//! says on the socket what that process is to have said, and drives the machine itself.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::zombie_processes, reason = "the machine reaps what it is given")]
@@ -14,7 +14,8 @@ use super::machine::{self, Given, Launched, Machine};
 use super::streams::Streams;
 use crate::error::{Error, ErrorKind, TaskErrorKind};
 use crate::process::testing::{Barrier, children, in_own_process, is_own_process, wait_until};
-use crate::process::{Child, standard, steward::Turn, sys};
+use crate::process::{Child, standard, sys};
+use crate::reactor::Source;
 use crate::stdio::Stdio;
 use crate::task;
 use crate::wire::frame;
@@ -90,7 +91,7 @@ impl Played {
 
     fn say_bytes(&mut self, bytes: &[u8]) {
         self.socket.as_mut().unwrap().write_all(bytes).unwrap();
-        self.turn();
+        self.drive();
     }
 
     /// A hello with so many descriptors.
@@ -106,7 +107,7 @@ impl Played {
         let fds = vec![lifeline.as_fd(); descriptors];
         sys::send_with_fds(self.socket.as_ref().unwrap().as_fd(), &[IoSlice::new(&bytes)], &fds)
             .unwrap();
-        self.turn();
+        self.drive();
     }
 
     fn ready(&mut self) {
@@ -115,14 +116,17 @@ impl Played {
         assert!(matches!(self.started.get(), Some(Ok(_))));
     }
 
-    fn turn(&self) -> bool {
-        self.process.machine.turn()
+    /// Makes a pass. Returns whether it goes on.
+    fn drive(&self) -> bool {
+        let machine = &*self.process.machine;
+        machine.reactor().drive(machine);
+        !machine.reactor().has_ended()
     }
 
-    /// Turns until the end.
+    /// Drives until the end.
     fn end(&self) {
         let start = Instant::now();
-        while self.turn() {
+        while self.drive() {
             assert!(start.elapsed() < HANG, "it does not end");
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -154,23 +158,21 @@ impl Drop for Played {
 
 fn framed(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut out = Vec::new();
-    let start = frame::begin(&mut out);
-    write(&mut out);
-    frame::finish(&mut out, start);
+    frame::write(&mut out, |out| write(out));
     out
 }
 
 #[test]
 fn a_good_one_is_served() {
     let mut played = Played::sleeping();
-    assert!(played.turn() && played.started.get().is_none());
+    assert!(played.drive() && played.started.get().is_none());
     played.ready();
     played.say(|out| {
         message::done(out, 1);
         out.push(7);
     });
     // An answer is no end.
-    assert!(played.turn() && played.process.try_join().is_none() && played.process.is_alive());
+    assert!(played.drive() && played.process.try_join().is_none() && played.process.is_alive());
     played.process.kill().unwrap();
     played.end();
     assert_eq!(
@@ -296,14 +298,14 @@ fn a_daemon_that_dies_before_it_has_its_call_has_not_started() {
         while played.process.is_alive() {
             assert!(start.elapsed() < HANG);
         }
-        assert!(played.turn(), "the one that forks ends first");
+        assert!(played.drive(), "the one that forks ends first");
         if says {
             played.hello(1, |_| {});
             played.say_bytes(&framed(message::ready));
         }
         played.socket = None;
         let start = Instant::now();
-        while played.turn() {
+        while played.drive() {
             assert!(start.elapsed() < HANG);
         }
         let error = played.started.get().unwrap().unwrap_err();

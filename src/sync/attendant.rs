@@ -1,12 +1,12 @@
-//! A task of the application's runtime that turns its manager while somebody there waits: see
+//! A task of the application's runtime that drives its manager while a future there waits: see
 //! `manager/post.rs`.
 
-use super::readiness::{has_io, watch_readable};
 use super::wait;
 use crate::manager::post::Seen;
-use crate::manager::server::{Server, Turned};
+use crate::manager::server::Server;
 use crate::process::fork;
-use crate::process::steward::Turn;
+use crate::reactor::readiness::{has_io, watch_readable};
+use crate::reactor::{Source, drive_in_runtime};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
@@ -28,7 +28,9 @@ pub(super) fn attend(server: &Arc<Server>) {
                 // (A descriptor of its own: a task that has lost the post may be there still, and
                 // watch the other.) Else no descriptor is to be had or can be
                 // watched now, and it leaves at once.
-                if let Ok(ready) = server.ready_fd().try_clone_to_owned().and_then(watch_readable) {
+                if let Ok(ready) =
+                    server.reactor().ready_fd().try_clone_to_owned().and_then(watch_readable)
+                {
                     server.post().by(number, runtime.spawn(attendant.stay(ready)).abort_handle());
                 }
             }
@@ -44,18 +46,7 @@ struct Attendant {
 
 impl Attendant {
     async fn stay(self, ready: AsyncFd<OwnedFd>) {
-        while let Ok(mut readiness) = ready.readable().await {
-            // Before the turn: what comes during the turn makes it ready again.
-            readiness.clear_ready();
-            loop {
-                match self.server.turn_at_post(self.number) {
-                    Turned::All => break,
-                    // It has been looked at, and will not be told of again.
-                    Turned::More => tokio::task::yield_now().await,
-                    Turned::Lost => return,
-                }
-            }
-        }
+        drive_in_runtime(ready, || self.server.drive_in_slot(self.number)).await;
     }
 }
 

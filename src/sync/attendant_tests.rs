@@ -1,14 +1,14 @@
 //! Who turns the application's manager: a runtime in which somebody waits, and otherwise the
-//! steward.
+//! supervisor.
 
 use super::object_tests::Process;
-use super::readiness::watch_readable;
 use super::*;
 use crate::manager::post::{Seen, USELESS_MAX};
-use crate::manager::server::{Server, Turned};
+use crate::manager::server::Server;
 use crate::park::park_until;
-use crate::process::steward::Turn;
 use crate::process::testing::{HANG, forked, in_own_process, is_own_process, wait_until};
+use crate::reactor::readiness::watch_readable;
+use crate::reactor::{Pass, Source};
 use futures::FutureExt;
 use std::future::Future;
 use std::os::unix::net::UnixStream;
@@ -70,8 +70,8 @@ fn a_runtime_in_which_somebody_waits_has_the_post_until_it_ends_and_then_another
         let waits = waits_in(&one, &queue);
         assert_eq!((sees(&server, &one), sees(&server, &other)), (Seen::Own, Seen::Others));
         drop(waits);
-        let turns = server.turns().load(Ordering::Relaxed);
-        // (On a busy machine the steward may come first, and then the next one has the post.)
+        let turns = server.reactor().passes_by_runtime();
+        // (On a busy machine the supervisor may come first, and then the next one has the post.)
         wait_until("it has turned itself", || {
             let waits = waits_in(&one, &queue);
             let sends = thread::spawn({
@@ -80,7 +80,7 @@ fn a_runtime_in_which_somebody_waits_has_the_post_until_it_ends_and_then_another
             });
             assert_eq!(comes(&one, waits), 1);
             sends.join().expect("no panic");
-            server.turns().load(Ordering::Relaxed) > turns
+            server.reactor().passes_by_runtime() > turns
         });
         // It ends while somebody waits elsewhere.
         drop(waits_in(&one, &queue));
@@ -110,7 +110,7 @@ fn a_runtime_that_stands_still_with_the_post_stops_nobody_and_loses_it() {
         assert_eq!(sees(&server, &other), Seen::Others);
         there.blocking_send(round).expect("send");
         assert_eq!(comes(&other, waits), round);
-        assert!(server.post().is_vacant(), "the steward has turned");
+        assert!(server.post().is_vacant(), "the supervisor has turned");
         ended(&other); // it has lost the post as well, the last time
         drop(waits_in(&other, &queue));
         assert_eq!(sees(&server, &other), Seen::Own);
@@ -164,8 +164,8 @@ fn own_process_fork() {
     let runtime = runtime();
     let _waits = waits_in(&runtime, &queue);
     let number = server.post().given();
-    assert_eq!(server.turn_at_post(number), Turned::All);
-    assert_eq!(forked(|| i32::from(server.turn_at_post(number) != Turned::Lost)), 0);
+    assert_eq!(server.drive_in_slot(number), Pass::Done);
+    assert_eq!(forked(|| i32::from(server.drive_in_slot(number) != Pass::Over)), 0);
 }
 
 /// Blocks whoever wakes it.
@@ -179,7 +179,7 @@ impl Wake for Blocks {
 }
 
 #[test]
-fn while_a_waker_blocks_who_has_the_post_the_steward_does_not_run_in_circles() {
+fn while_a_waker_blocks_who_has_the_post_the_supervisor_does_not_run_in_circles() {
     let manager = Manager::new().expect("manager");
     let (server, worker) = (server(&manager), Process::new(&manager));
     let queue = manager.queue(10).expect("queue");
@@ -201,7 +201,7 @@ fn while_a_waker_blocks_who_has_the_post_the_steward_does_not_run_in_circles() {
     });
     assert_eq!(sees(&server, &runtime), Seen::Own);
     let one = send(1);
-    // (If the steward was faster, it is he who is blocked, and there is nothing to see.)
+    // (If the supervisor was faster, that thread is blocked, and there is nothing to see.)
     let turns = thread::spawn(move || {
         runtime.block_on(async {
             for _ in 0..100 {
@@ -213,7 +213,7 @@ fn while_a_waker_blocks_who_has_the_post_the_steward_does_not_run_in_circles() {
     let other = send(2);
     let start = Instant::now();
     thread::sleep(Duration::from_millis(50));
-    let wanted = server.wanted();
+    let wanted = server.reactor().wanted();
     assert!(
         u128::from(wanted) <= 5 + 2 * start.elapsed().as_millis(),
         "{wanted} turns were asked for"
@@ -239,7 +239,7 @@ fn what_workers_do_among_themselves_wakes_no_runtime_of_the_application() {
             answers.1.blocking_send(n).expect("send");
         }
     });
-    let before = server.turns().load(Ordering::Relaxed);
+    let before = server.reactor().passes_by_runtime();
     let (done, all_done) = tokio::sync::oneshot::channel();
     let ask = thread::spawn(move || {
         for n in 0..300u32 {
@@ -250,7 +250,7 @@ fn what_workers_do_among_themselves_wakes_no_runtime_of_the_application() {
         done.send(()).expect("it is waited for");
     });
     runtime.block_on(all_done).expect("no panic");
-    let turns = server.turns().load(Ordering::Relaxed) - before;
+    let turns = server.reactor().passes_by_runtime() - before;
     assert!(turns <= USELESS_MAX.into(), "{turns} turns");
     assert!(server.post().is_vacant());
     ended(&runtime);
@@ -285,7 +285,7 @@ fn managers_that_have_gone_leave_nothing_in_the_runtime() {
 }
 
 #[test]
-fn a_runtime_without_io_and_a_thread_that_blocks_leave_it_to_the_steward() {
+fn a_runtime_without_io_and_a_thread_that_blocks_leave_it_to_the_supervisor() {
     let manager = Manager::new().expect("manager");
     let (server, worker) = (server(&manager), Process::new(&manager));
     let queue = manager.queue(10).expect("queue");

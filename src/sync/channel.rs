@@ -10,16 +10,17 @@ use super::channel_waits::{AtOnce, InRuntime, OnThread, not_watched};
 use super::connection::Connection;
 use super::handle::{Handle, kinds};
 use super::manager::Manager;
-use super::readiness;
 use super::wait::park_on;
 use crate::coop::take_unit;
 use crate::error::SendError;
 use crate::error::sync::{Error, Why};
+use crate::lock::Lock;
 use crate::manager::object::Part;
 use crate::manager::objects::channel::{Ask, End};
 use crate::manager::objects::code::Message;
 use crate::park::refuse_in_async_context;
 use crate::process::{PeerFd, fork};
+use crate::reactor::readiness;
 use serde::de::{self, DeserializeOwned};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 use std::fmt;
@@ -27,7 +28,7 @@ use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,7 @@ use std::time::{Duration, Instant};
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::sync::Error> {
+/// # async fn main() -> Result<(), procpool::Error> {
 /// let (here, there) = procpool::sync::channel::<String>()?;
 /// here.send("ping".into()).await?;
 /// assert_eq!(there.recv().await?.as_deref(), Some("ping"));
@@ -105,11 +106,11 @@ fn make<A, B>(home: &Arc<Connection>) -> Result<(Channel<A, B>, Channel<B, A>), 
 /// Who keeps the ends that nobody has used yet: a manager of this process, as long as there are
 /// any.
 fn home() -> Result<Arc<Connection>, Error> {
-    static HOME: Mutex<Weak<Connection>> = Mutex::new(Weak::new());
+    static HOME: Lock<Weak<Connection>> = Lock::new(Weak::new());
     if fork::is_forked_copy() {
         return Err(Why::Forked.into());
     }
-    let mut home = HOME.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut home = HOME.lock();
     if let Some(connection) = home.upgrade() {
         return Ok(connection);
     }
@@ -140,13 +141,13 @@ pub struct Channel<S, R = S> {
     handle: Handle,
     pipe: OnceLock<Pipe>,
     /// Held to take the sockets: one does that, and the others have them then.
-    taking: Mutex<()>,
+    taking: Lock<()>,
     marker: PhantomData<fn(S) -> R>,
 }
 
 impl<S, R> Channel<S, R> {
     fn new(handle: Handle) -> Self {
-        Self { handle, pipe: OnceLock::new(), taking: Mutex::new(()), marker: PhantomData }
+        Self { handle, pipe: OnceLock::new(), taking: Lock::new(()), marker: PhantomData }
     }
 
     fn pipe(&self) -> Result<&Pipe, Error> {
@@ -156,7 +157,7 @@ impl<S, R> Channel<S, R> {
         if let Some(pipe) = self.pipe.get() {
             return Ok(pipe);
         }
-        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        let _taking = self.taking.lock();
         if let Some(pipe) = self.pipe.get() {
             return Ok(pipe);
         }

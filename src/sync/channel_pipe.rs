@@ -171,9 +171,7 @@ mod tests {
 
     fn framed<T: Serialize>(item: &T) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let start = frame::begin(&mut bytes);
-        value::encode(item, &mut bytes, usize::MAX).expect("encode");
-        frame::finish(&mut bytes, start);
+        frame::write(&mut bytes, |bytes| value::encode(item, bytes, usize::MAX).expect("encode"));
         bytes
     }
 

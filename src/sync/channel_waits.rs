@@ -4,11 +4,11 @@
 //! Each with as few system calls as it can: a thread without a limit waits in the call itself, and
 //! a task reads only when the runtime knows that there is something.
 
-use super::readiness::{watch, watch_readable};
 use crate::error::sync::{Error, Why};
 use crate::park::park_until;
 use crate::process::PeerSocket;
 use crate::process::sys::{self, Patience};
+use crate::reactor::readiness::{watch, watch_readable};
 use crate::wire::frame::BODY_MAX_DEFAULT;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

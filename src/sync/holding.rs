@@ -17,11 +17,11 @@
 //! It costs a lock of this process for each lock that is taken, so it is off unless somebody has
 //! asked for it, or debug assertions are on.
 
+use crate::lock::Lock;
 use crate::process::thread::is_the_only_one;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 
 /// Whether locks are noted.
@@ -30,7 +30,7 @@ static NOTED: AtomicBool = AtomicBool::new(cfg!(debug_assertions));
 /// The locks that a thread holds, by manager and object.
 type Held = HashMap<ThreadId, Vec<(u64, u64)>>;
 
-static HELD: Mutex<Option<Held>> = Mutex::new(None);
+static HELD: Lock<Option<Held>> = Lock::new(None);
 
 thread_local! {
     static BLOCKS: Cell<bool> = const { Cell::new(false) };
@@ -54,7 +54,7 @@ pub(super) fn blocking<R>(wait: impl FnOnce() -> R) -> R {
 }
 
 fn with<R>(act: impl FnOnce(&mut Held) -> R) -> R {
-    act(HELD.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
+    act(HELD.lock().get_or_insert_default())
 }
 
 /// This thread has taken a lock. Gives who has to give it back, if it was noted.

@@ -48,9 +48,7 @@ static PANICS: AtomicUsize = AtomicUsize::new(0);
 
 fn framed(body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let start = frame::begin(&mut bytes);
-    bytes.extend(body);
-    frame::finish(&mut bytes, start);
+    frame::write(&mut bytes, |bytes| bytes.extend(body));
     bytes
 }
 

@@ -17,7 +17,6 @@
 // * `map_lane.rs`: the same for a map;
 // * `channel_pipe.rs`: what goes through a channel; `channel_waits.rs`: how its users wait;
 // * `attendant.rs`: who turns the application's own manager while it is waited for;
-// * `readiness.rs`: a descriptor that a runtime watches;
 // * `wait.rs`: waiting by blocking the thread; `stopping.rs`: whether a task is being aborted;
 // * `holding.rs`: which locks each thread holds.
 
@@ -54,7 +53,6 @@ mod pieces;
 mod queue;
 mod queue_flow;
 mod queue_lanes;
-pub(crate) mod readiness;
 mod receiving;
 mod registered;
 pub(crate) mod remote;

@@ -537,7 +537,7 @@ fn own_process_leaves_nothing() {
         std::fs::read_to_string("/proc/self/maps").expect("/proc").matches("memfd:procpool").count()
     };
     let threads = || std::fs::read_dir("/proc/self/task").expect("/proc").count();
-    drop(manager().mutex(1u64).expect("a mutex")); // what stays is the steward
+    drop(manager().mutex(1u64).expect("a mutex")); // what stays is the supervisor
     wait_until("the first is forgotten", || maps() == 0);
     let (fds, threads_before) = (open_fds(), threads());
     for _ in 0..3 {

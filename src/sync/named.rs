@@ -14,6 +14,7 @@
 use super::connection::Connection;
 use super::handle::Inner;
 use crate::error::sync::{Error, Why};
+use crate::lock::Lock;
 use crate::manager::message::{Kind, NAMES_MAX, Name, Place};
 use crate::manager::object::{Client, Part};
 use crate::wire::value::names::Thing;
@@ -21,7 +22,7 @@ use crate::wire::value::{self, DecodeError, EncodeError, Reader};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// A name of an object in some manager, as it is written.
 type Written = (u64, u64, u8, u8, Option<(u32, u32, u32)>);
@@ -100,7 +101,7 @@ fn inners(things: &[Thing]) -> impl Iterator<Item = &Inner> {
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     /// Held only to look.
-    leases: Mutex<HashMap<u64, Lease>>,
+    leases: Lock<HashMap<u64, Lease>>,
 }
 
 #[derive(Clone, Debug)]
@@ -131,7 +132,7 @@ impl Lease {
 
 impl Leases {
     fn of(&self, manager: u64) -> Option<Lease> {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner).get(&manager).cloned()
+        self.leases.lock().get(&manager).cloned()
     }
 
     /// Lends a worker what a call names that it is about to be sent. One at a time does so. Gives
@@ -171,7 +172,7 @@ impl Leases {
             sockets.push((manager, socket));
         }
         // Only now: those whose sockets are not sent end with these.
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner).extend(new);
+        self.leases.lock().extend(new);
         for inner in inners(things) {
             if let Some(lease) = self.of(inner.connection().manager()) {
                 let Name { object, part, .. } = *inner.name();
@@ -193,7 +194,7 @@ impl Leases {
     /// The worker did not get the socket to this manager: it is announced again with the next call
     /// that names one of its objects. If the worker has that socket all the same, it loses it.
     pub(crate) fn not_attached(&self, manager: u64) {
-        let lease = self.leases.lock().unwrap_or_else(PoisonError::into_inner).remove(&manager);
+        let lease = self.leases.lock().remove(&manager);
         let Some(lease) = lease else { return };
         if let (Borrower::Client(client), Some(server)) = (lease.worker, lease.connection.server())
         {
@@ -205,7 +206,7 @@ impl Leases {
     /// The objects of managers in this process that the worker waits for now: in which manager,
     /// which object, its kind and name.
     pub(crate) fn waits(&self) -> Vec<(u64, u64, Kind, Option<String>)> {
-        let leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let leases = self.leases.lock().clone();
         let mut waits = Vec::new();
         for (manager, lease) in &leases {
             if let (Borrower::Client(client), Some(server)) =
@@ -253,7 +254,7 @@ impl Drop for Leases {
         if crate::process::fork::is_forked_copy() {
             return;
         }
-        let leases = std::mem::take(self.leases.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let leases = std::mem::take(self.leases.get_mut());
         leases.values().for_each(Lease::dismiss);
     }
 }
@@ -262,19 +263,19 @@ impl Drop for Leases {
 
 /// The managers that this process has been given sockets to. For ever, or until a manager is
 /// closed: whoever lends us something sends the socket once, and again if it did not arrive.
-static GIVEN: Mutex<Option<HashMap<u64, Arc<Connection>>>> = Mutex::new(None);
+static GIVEN: Lock<Option<HashMap<u64, Arc<Connection>>>> = Lock::new(None);
 
 /// The managers whose socket did not arrive, which nobody has been told of yet.
-static UNATTACHED: Mutex<Vec<u64>> = Mutex::new(Vec::new());
+static UNATTACHED: Lock<Vec<u64>> = Lock::new(Vec::new());
 
 /// This process has been given a socket to this manager; `None`: it could not take it in.
 pub(crate) fn given(manager: u64, socket: Option<OwnedFd>) {
-    let mut unattached = UNATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut unattached = UNATTACHED.lock();
     unattached.retain(|other| *other != manager);
     let Some(socket) = socket else { return unattached.push(manager) };
     drop(unattached);
     let connection = Connection::remote(manager, socket);
-    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut given = GIVEN.lock();
     let given = given.get_or_insert_default();
     given.retain(|_, connection| !connection.mail().is_closed());
     given.insert(manager, connection);
@@ -283,7 +284,7 @@ pub(crate) fn given(manager: u64, socket: Option<OwnedFd>) {
 /// Whether whoever sent the socket to this manager is to be told now that it did not arrive: once
 /// for each time, since it is announced again for each.
 pub(crate) fn tell_unattached(manager: u64) -> bool {
-    let mut unattached = UNATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut unattached = UNATTACHED.lock();
     let at = unattached.iter().position(|other| *other == manager);
     at.map(|at| unattached.swap_remove(at)).is_some()
 }
@@ -302,7 +303,7 @@ pub(crate) struct Unknown {
 ///
 /// When one is of a manager to which this process has no socket. The others are dropped.
 pub(crate) fn received(named: Named) -> Result<Vec<Thing>, Unknown> {
-    let given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let given = GIVEN.lock();
     let (mut things, mut unknown) = (Vec::new(), None);
     for (manager, name) in named.0 {
         match given.as_ref().and_then(|given| given.get(&manager)) {

@@ -16,6 +16,7 @@
 use super::connection::Connection;
 use super::handle::{Handle, Inner};
 use super::map_lane::MapLane;
+use crate::lock::Lock;
 use crate::manager::lane::{Pusher, Taker, Way, time};
 use crate::manager::mail::Arrived;
 use crate::manager::object::Body;
@@ -25,7 +26,7 @@ use crate::process::{SharedMemory, fork};
 use crate::wire::packet::Packet;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Poll, Waker};
 
 /// A handle that sends, or receives, so many times by message, asks for a lane.
@@ -35,12 +36,12 @@ const USES: u32 = 8;
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     /// Held only to use the lane: system calls are made without it.
-    into: Mutex<Lane<Pusher>>,
-    out: Mutex<Lane<Taker>>,
+    into: Lock<Lane<Pusher>>,
+    out: Lock<Lane<Taker>>,
     /// Somebody waits for what comes out: nobody else takes it. Changed only while `out` is held.
     waits: AtomicBool,
     /// Of a map.
-    pub(super) map: Mutex<Lane<MapLane>>,
+    pub(super) map: Lock<Lane<MapLane>>,
     /// The last request that may have been sent before it was told that something was given up,
     /// until one that was sent later is answered.
     given_up: AtomicU64,
@@ -74,8 +75,8 @@ impl<T> Lane<T> {
     }
 }
 
-pub(super) fn lock<T>(lane: &Mutex<Lane<T>>) -> MutexGuard<'_, Lane<T>> {
-    lane.lock().unwrap_or_else(PoisonError::into_inner)
+pub(super) fn lock<T>(lane: &Lock<Lane<T>>) -> MutexGuard<'_, Lane<T>> {
+    lane.lock()
 }
 
 impl Lanes {
@@ -97,9 +98,9 @@ impl Lanes {
     /// Its handle is dropped.
     pub(super) fn close(&mut self, connection: &Connection, object: u64) {
         let lanes = [
-            self.map.get_mut().unwrap_or_else(PoisonError::into_inner).ticket(),
-            self.into.get_mut().unwrap_or_else(PoisonError::into_inner).ticket(),
-            self.out.get_mut().unwrap_or_else(PoisonError::into_inner).ticket(),
+            self.map.get_mut().ticket(),
+            self.into.get_mut().ticket(),
+            self.out.get_mut().ticket(),
         ];
         for ticket in lanes.into_iter().flatten() {
             drop(connection.mail().forget(ticket));
@@ -197,7 +198,7 @@ impl Handle {
     /// Comes a step nearer to having a lane.
     pub(super) fn open<T>(
         &self,
-        place: &Mutex<Lane<T>>,
+        place: &Lock<Lane<T>>,
         mut lane: MutexGuard<'_, Lane<T>>,
         way: Way,
         end: impl FnOnce(Arc<SharedMemory>) -> Option<T>,

@@ -6,11 +6,11 @@
 use super::handle::{Asking, Handle, handle_travels, kinds};
 use super::manager::Manager;
 use crate::error::sync::{Error, Why};
-use crate::manager::mail::shielded;
 use crate::manager::object::{Body, Part};
 use crate::manager::objects::code::{Message, Wait};
 use crate::manager::objects::registered::{Ask, Registered as Rules, Reply, how};
 use crate::manager::state::LOCAL;
+use crate::panics::catch_user_panic;
 use crate::wire::packet::Packet;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -59,7 +59,7 @@ use tokio::runtime::Runtime;
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::sync::Error> {
+/// # async fn main() -> Result<(), procpool::Error> {
 /// let account = Manager::new()?.register(Account { balance: 0 })?;
 /// assert_eq!(account.call(Call::Deposit(50)).await?, Ok(50)); // from any process that has the handle
 /// assert!(account.call(Call::Withdraw(80)).await?.is_err());
@@ -169,7 +169,7 @@ fn serve<O: Actor>(runtime: &Background, handle: &Handle, mut object: O) {
             break;
         }
     }
-    shielded(move || drop(object));
+    catch_user_panic(move || drop(object));
 }
 
 fn failed(call: u64, how: u8, text: &str) -> Body {

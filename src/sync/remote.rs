@@ -21,15 +21,17 @@
 use super::connection::Connection;
 use super::handle::{Inner, Things};
 use super::holding;
-use super::readiness::watch_readable;
 use super::wait;
 use crate::error::sync::Error;
-use crate::manager::mail::{Arrived, Mail, shielded};
+use crate::lock::Lock;
+use crate::manager::mail::{Arrived, Mail};
 use crate::manager::message::{FRAME_MAX, Refusal, ToClient, ToManager};
 use crate::manager::object::{Body, NO_ANSWER};
 use crate::manager::outgoing::{Fd, Outgoing, Past, write_out};
+use crate::panics::wake_all;
 use crate::process::thread::OwnThread;
 use crate::process::{self, PeerFd, SharedMemory, fork, sys};
+use crate::reactor::readiness::watch_readable;
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::packet::Packet;
 use nix::errno::Errno;
@@ -41,7 +43,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, MutexGuard, OnceLock, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
@@ -112,13 +114,13 @@ enum Mapped {
 pub(crate) struct Remote {
     socket: OwnedFd,
     mail: Arc<Mail>,
-    out: Mutex<Outgoing>,
+    out: Lock<Outgoing>,
     /// Wakes the reader when it is to wait for room as well.
     bell: OnceLock<EventFd>,
     /// See the module.
-    reading: Mutex<Incoming>,
+    reading: Lock<Incoming>,
     /// Who would read if nobody else did.
-    next: Mutex<Vec<Waker>>,
+    next: Lock<Vec<Waker>>,
     /// Somebody may rely on the thread.
     leaned: AtomicBool,
     /// A runtime has a task that reads.
@@ -126,11 +128,11 @@ pub(crate) struct Remote {
     /// How many times it has come to read.
     driven: AtomicU64,
     /// Held while the thread is being started.
-    starting: Mutex<()>,
+    starting: Lock<()>,
     /// This process's seat and its generation.
     seat: OnceLock<(u32, u32)>,
     /// The manager's memory, as far as it was needed.
-    segments: Mutex<HashMap<u32, Mapped>>,
+    segments: Lock<HashMap<u32, Mapped>>,
     connection: Weak<Connection>,
 }
 
@@ -139,26 +141,26 @@ impl Remote {
         Arc::new(Self {
             socket,
             mail,
-            out: Mutex::new(Outgoing::default()),
+            out: Lock::new(Outgoing::default()),
             bell: OnceLock::new(),
-            reading: Mutex::new(Incoming {
+            reading: Lock::new(Incoming {
                 buffer: FrameBuffer::new(FRAME_MAX),
                 descriptors: VecDeque::new(),
                 ended: false,
             }),
-            next: Mutex::default(),
+            next: Lock::default(),
             leaned: AtomicBool::new(false),
             is_driven: AtomicBool::new(false),
             driven: AtomicU64::new(0),
-            starting: Mutex::new(()),
+            starting: Lock::new(()),
             seat: OnceLock::new(),
-            segments: Mutex::default(),
+            segments: Lock::default(),
             connection,
         })
     }
 
     fn lock(&self) -> MutexGuard<'_, Outgoing> {
-        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+        self.out.lock()
     }
 
     /// This process's seat, once the manager has told it.
@@ -168,7 +170,7 @@ impl Remote {
 
     /// A segment of the memory, if it has been mapped.
     pub(super) fn segment(&self, number: u32) -> Option<Arc<SharedMemory>> {
-        match self.segments.lock().unwrap_or_else(PoisonError::into_inner).get(&number)? {
+        match self.segments.lock().get(&number)? {
             Mapped::Kept(memory) => Some(Arc::clone(memory)),
             Mapped::Lent(memory) => memory.upgrade(),
         }
@@ -191,7 +193,7 @@ impl Remote {
         } else {
             Mapped::Lent(Arc::downgrade(&memory))
         };
-        let mut segments = self.segments.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut segments = self.segments.lock();
         // Those of objects that are gone go with the next one that comes. They are unmapped without
         // the lock.
         let gone: Vec<_> = segments
@@ -233,9 +235,7 @@ impl Remote {
     ) -> Poll<Result<(), Refusal>> {
         let waker = cx.waker().clone();
         let mut bytes = Vec::with_capacity(32);
-        let start = frame::begin(&mut bytes);
-        message.write(&mut bytes);
-        frame::finish(&mut bytes, start);
+        frame::write(&mut bytes, |bytes| message.write(bytes));
         let mut out = self.lock();
         if out.is_dead() {
             return Poll::Ready(Err(Refusal::Closed));
@@ -253,7 +253,7 @@ impl Remote {
             out.wait_until_empty(waker);
         }
         drop(out);
-        wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
+        wake_all(wake);
         if more {
             self.write();
         } else if !sent && !dead {
@@ -283,7 +283,7 @@ impl Remote {
             act(&mut self.lock());
             Some(())
         });
-        wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
+        wake_all(wake);
         if full && self.lock().gave_up() {
             self.hang_up();
             self.ended();
@@ -305,8 +305,8 @@ impl Remote {
 
     /// Nothing will come any more, nor can anything be sent.
     fn ended(&self) {
-        let wake = self.lock().kill();
-        wake.into_iter().for_each(|waker| shielded(|| waker.wake()));
+        let wakers = self.lock().kill();
+        wake_all(wakers);
         self.mail.close();
     }
 
@@ -354,14 +354,9 @@ impl Remote {
 
     /// Reads what is there, unless somebody else reads; then the waker is told when he is done.
     fn try_read(&self, waker: &Waker) -> Option<MutexGuard<'_, Incoming>> {
-        let attempt = || match self.reading.try_lock() {
-            Ok(incoming) => Some(incoming),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        };
-        attempt().or_else(|| {
+        self.reading.try_lock().or_else(|| {
             let waker = waker.clone(); // without the lock
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut next = self.next.lock();
             if next.iter().any(|other| other.will_wake(&waker)) {
                 drop(next);
                 drop(waker);
@@ -369,7 +364,7 @@ impl Remote {
                 next.push(waker);
                 drop(next);
             }
-            attempt()
+            self.reading.try_lock()
         })
     }
 
@@ -380,8 +375,8 @@ impl Remote {
         if ended {
             self.ended();
         }
-        let next = std::mem::take(&mut *self.next.lock().unwrap_or_else(PoisonError::into_inner));
-        next.into_iter().for_each(|waker| shielded(|| waker.wake()));
+        let next = std::mem::take(&mut *self.next.lock());
+        wake_all(next);
     }
 
     /// Blocks this thread until it has been woken, or has read something.
@@ -418,7 +413,7 @@ impl Remote {
         if self.bell.get().is_some() {
             return Ok(());
         }
-        let _one_at_a_time = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.starting.lock();
         if self.bell.get().is_some() {
             return Ok(());
         }
@@ -617,7 +612,7 @@ impl Remote {
 
     /// Reads, as far as others see, while what is asked for has come, and meanwhile does this.
     pub(super) fn while_reading_asked(self: &Arc<Self>, ask: impl FnOnce(), act: impl FnOnce()) {
-        let incoming = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let incoming = self.reading.lock();
         ask();
         self.lean().expect("a thread");
         let come = poll(
@@ -626,7 +621,7 @@ impl Remote {
         );
         assert_eq!(come, Ok(1), "nothing came");
         act();
-        assert!(self.next.lock().unwrap_or_else(PoisonError::into_inner).len() <= 1);
+        assert!(self.next.lock().len() <= 1);
         self.let_others_read(incoming);
     }
 }

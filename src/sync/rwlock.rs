@@ -4,6 +4,7 @@ use super::handle::{Asking, Handle, kinds};
 use super::manager::Manager;
 use super::{handle, stopping, wait};
 use crate::error::sync::{Error, Why};
+use crate::lock::Lock;
 use crate::manager::object::{Body, Held, Part};
 use crate::manager::objects::code::{Message, Wait};
 use crate::manager::objects::rwlock::{Ask, Reply, RwLock as Rules};
@@ -13,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A value that processes share: many may read it at once, or one may change it.
@@ -37,7 +38,7 @@ use std::time::Duration;
 /// use procpool::Manager;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::sync::Error> {
+/// # async fn main() -> Result<(), procpool::Error> {
 /// let names = Manager::new()?.rwlock(vec!["a".to_string()])?;
 /// names.write().await?.push("b".into()); // committed when the guard is dropped
 /// let (one, two) = (names.read().await?, names.read().await?); // both at once
@@ -49,7 +50,7 @@ pub struct RwLock<T> {
     handle: Handle,
     /// The value that came last, with its version, if it is worth keeping. Held only to look at
     /// it.
-    last: Arc<Mutex<Option<(u64, Body)>>>,
+    last: Arc<Lock<Option<(u64, Body)>>>,
     marker: PhantomData<fn() -> T>,
 }
 
@@ -127,18 +128,14 @@ impl<T> RwLock<T> {
     }
 
     fn have(&self) -> u64 {
-        self.last
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-            .map_or(0, |(version, _)| *version)
+        self.last.lock().as_ref().map_or(0, |(version, _)| *version)
     }
 }
 
 impl<T: DeserializeOwned> RwLock<T> {
     /// The value of an answer; it may be one that came before.
     fn value(&self, version: u64, came: bool, body: Body) -> Result<T, Error> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         let body = if came {
             let keep = body.tail.len() >= WORTH_KEEPING
                 && last.as_ref().is_none_or(|(before, _)| *before < version);

@@ -1,13 +1,14 @@
 //! What a running task can ask about itself.
 
 use crate::coop::BudgetUnit;
+use crate::lock::Lock;
+use crate::panics::wake;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -156,7 +157,7 @@ const SYNC_LOOK: Duration = Duration::from_millis(10);
 
 /// Those who wait to be asked to stop.
 struct Waiting {
-    inside: Mutex<Inside>,
+    inside: Lock<Inside>,
 }
 
 struct Inside {
@@ -167,12 +168,12 @@ struct Inside {
 }
 
 static WAITING: Waiting =
-    Waiting { inside: Mutex::new(Inside { entries: Vec::new(), tickets: 0, looked_after: false }) };
+    Waiting { inside: Lock::new(Inside { entries: Vec::new(), tickets: 0, looked_after: false }) };
 
 impl Waiting {
     /// Held only to put in and take out; never over a waker's code.
     fn lock(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inside.lock()
     }
 
     /// Enters somebody who waits, or his new waker.
@@ -206,9 +207,7 @@ impl Waiting {
         for (.., waker) in woken {
             // It may be anybody's: a panic in it must not keep the others from being told, and ends
             // no worker.
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
-                std::mem::forget(payload);
-            }
+            wake(waker);
         }
     }
 

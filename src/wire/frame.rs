@@ -30,7 +30,15 @@ impl std::fmt::Display for TooLong {
     }
 }
 
-/// Begins a frame at the end of `out`; gives the place to [`finish`] it.
+/// Appends a frame to `out`; `write` appends its body.
+pub(crate) fn write(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let start = begin(out);
+    write(out);
+    finish(out, start);
+}
+
+/// Begins a frame at the end of `out`; gives the place to [`finish`] it. Where nothing can fail in
+/// between, [`write`] does both.
 pub(crate) fn begin(out: &mut Vec<u8>) -> usize {
     out.extend([0; HEAD]);
     out.len()

@@ -144,10 +144,10 @@ fn frames_of(mut bytes: &[u8], limit: usize) -> (Vec<Vec<u8>>, Result<usize, usi
 fn frame_case(rng: &mut Rng, tally: &mut Tally) {
     let mut bytes = Vec::new();
     for _ in 0..rng.below(8) {
-        let start = frame::begin(&mut bytes);
-        let most = if rng.one_in(8) { 300_000 } else { 5000 };
-        bytes.resize(bytes.len() + rng.length(most), rng.word() as u8);
-        frame::finish(&mut bytes, start);
+        frame::write(&mut bytes, |bytes| {
+            let most = if rng.one_in(8) { 300_000 } else { 5000 };
+            bytes.resize(bytes.len() + rng.length(most), rng.word() as u8);
+        });
     }
     for _ in 0..rng.below(3) {
         match bytes.len() {

@@ -232,9 +232,7 @@ mod tests {
 
     fn framed(body: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        let start = frame::begin(&mut out);
-        out.extend(body);
-        frame::finish(&mut out, start);
+        frame::write(&mut out, |out| out.extend(body));
         out
     }
 

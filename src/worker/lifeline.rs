@@ -7,7 +7,7 @@
 //! are stopped, too, with nobody left alive to do it.
 //!
 //! `PR_SET_PDEATHSIG` (prctl(2)) backs it up. It follows the *thread* that started us, which is why
-//! that is the steward's. With a group of our own it is not SIGKILL, which would kill us before the
+//! that is the supervisor's. With a group of our own it is not SIGKILL, which would kill us before the
 //! lifeline has killed the group, but a real-time signal whose handler kills the group.
 
 use super::raw;

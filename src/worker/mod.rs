@@ -26,7 +26,6 @@ mod raw;
 mod serve;
 mod start;
 
-pub(crate) use crate::sync::readiness::watch_readable;
 pub(crate) use parent::{parent_pid, parent_pidfd};
 pub(crate) use program::{
     check_hello, check_host, check_lifeline, check_privileges, check_program, check_protocol,

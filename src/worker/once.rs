@@ -92,9 +92,7 @@ pub(super) fn serve(
 
 fn in_frame(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut out = Vec::new();
-    let start = frame::begin(&mut out);
-    write(&mut out);
-    frame::finish(&mut out, start);
+    frame::write(&mut out, |out| write(out));
     out
 }
 
