@@ -7,6 +7,7 @@
 //! | [Errors and retries](errors) | what can happen to a task, and how to try again |
 //! | [Cancellation and time limits](cancellation) | how to stop a task, and what that means |
 //! | [The life of a worker](workers) | startup, state, limits, replacement, endings |
+//! | [Start methods](start_methods) | fork, exec, templates; the life of a process |
 //! | [Shared objects](shared) | locks, queues, maps and channels across processes |
 //! | [The four ways of waiting](waiting) | blocking or not, asking or being told |
 //! | [Guarantees](guarantees) | what is promised, and the tests that show it |
@@ -31,6 +32,9 @@ pub mod cancellation {}
 
 #[doc = include_str!("../docs/guide/workers.md")]
 pub mod workers {}
+
+#[doc = include_str!("../docs/guide/start_methods.md")]
+pub mod start_methods {}
 
 #[doc = include_str!("../docs/guide/shared.md")]
 pub mod shared {}

@@ -108,6 +108,7 @@ pub mod sync;
 #[path = "sync/elsewhere.rs"]
 pub mod sync;
 mod task;
+mod template;
 mod wire;
 #[cfg(all(
     target_os = "linux",
@@ -133,6 +134,8 @@ pub use task::{
     ArgsFor, ArgsTuple, Cancelled, Init, Task, TaskId, attempt, cancelled, is_cancelled, state,
     task_id,
 };
+
+pub use template::{Template, TemplateBuilder};
 
 /// The README's programs are compiled.
 #[cfg(doctest)]

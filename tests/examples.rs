@@ -35,6 +35,38 @@ fn quickstart() {
 }
 
 #[test]
+fn fork_tree() {
+    let stdout = run("fork_tree");
+    let (goes_on, exits) = stdout
+        .split_once("each child exits after its hello:\n")
+        .expect("two programs, one after the other");
+    let hellos = |text: &str| -> Vec<(u32, u32, u32)> {
+        let numbers = |line: &str| {
+            let parts = line
+                .strip_prefix("turn ")?
+                .split([':', ',', ' '])
+                .filter_map(|word| word.parse().ok())
+                .collect::<Vec<u32>>();
+            let [turn, pid, parent] = parts[..] else { return None };
+            Some((turn, pid, parent))
+        };
+        text.lines().filter_map(numbers).collect()
+    };
+    let (tree, row) = (hellos(goes_on), hellos(exits));
+    assert_eq!((tree.len(), row.len()), (7, 3), "{stdout}");
+    // 1, 2 and 4 of them; and each parent has said hello in an earlier turn, or is the first.
+    let root = tree.iter().find(|(turn, ..)| *turn == 0).expect("the first turn").2;
+    for turn in 0..3 {
+        assert_eq!(tree.iter().filter(|hello| hello.0 == turn).count(), 1 << turn, "{stdout}");
+    }
+    for (turn, pid, parent) in &tree {
+        let is_below = |other: &(u32, u32, u32)| other.1 == *parent && other.0 < *turn;
+        assert!(*parent == root || tree.iter().any(is_below), "{pid}: {stdout}");
+    }
+    assert!(row.iter().all(|(_, _, parent)| *parent == root), "{stdout}");
+}
+
+#[test]
 fn contained_crash() {
     let stdout = run("contained_crash");
     let lines: Vec<_> = stdout.lines().collect();

@@ -611,6 +611,7 @@ async fn every_public_async_call_takes_part_in_the_cooperative_budget() {
 //
 // * single/parent.rs: exited -- only in a child that has outlived its parent;
 // * pool/items.rs: Stream for Items -- an iterator, which `Results` takes the budget for;
+// * template/mod.rs: ready -- the supervisor thread answers;
 // * task/current.rs: Future for Cancelled -- only in a task, see the last test;
 // * single/streams.rs: AsyncWrite for ChildStdin, single/streams.rs: AsyncRead for $Name -- tokio's
 //   own pipes, which take part.

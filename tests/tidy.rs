@@ -31,9 +31,9 @@ fn sources(dir: &str) -> Vec<PathBuf> {
 
 #[test]
 fn dependencies_point_one_way() {
-    const LAYERS: [&str; 10] = [
-        "error", "wire", "task", "process", "reactor", "manager", "sync", "worker", "single",
-        "pool",
+    const LAYERS: [&str; 11] = [
+        "error", "wire", "task", "process", "reactor", "manager", "sync", "worker", "template",
+        "single", "pool",
     ];
     let mut wrong = Vec::new();
     for path in sources("src") {
@@ -63,6 +63,7 @@ fn dependencies_point_one_way() {
 #[test]
 fn unsafe_stands_only_where_the_architecture_says() {
     let allowed = [
+        "process/clone.rs",
         "process/fork.rs",
         "process/memory.rs",
         "process/sys.rs",
@@ -70,6 +71,7 @@ fn unsafe_stands_only_where_the_architecture_says() {
         "worker/detach.rs",
         "worker/raw.rs",
         "worker/start.rs",
+        "worker/template.rs",
         // Tests of the above: they fork.
         "process/testing.rs",
         "process/child.rs",

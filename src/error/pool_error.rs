@@ -52,6 +52,21 @@ pub enum ErrorKind {
     /// within [`Builder::start_timeout`](crate::Builder::start_timeout)
     /// ([`Error::is_timeout`]).
     InitFailed,
+    /// The preload function of a [`Template`](crate::Template) failed: its own error
+    /// ([`Error::reason`]), a panic, the end of its process, or no end within
+    /// [`TemplateBuilder::preload_timeout`](crate::TemplateBuilder::preload_timeout)
+    /// ([`Error::is_timeout`]).
+    PreloadFailed,
+    /// A [`Template`](crate::Template) must not be forked as its preload function has left it: other
+    /// threads run, or it holds something that processes cannot share. [`Error::reason`] names them.
+    NotForkable,
+    /// A [`Template`](crate::Template) was to fork a process and did not: the system refused, or the
+    /// template, or what it forked, ended. See [`Error::reason`].
+    ForkFailed,
+    /// A single process cannot be forked yet, for its [`Template`](crate::Template) has not
+    /// preloaded yet, or has ended and is being replaced:
+    /// [`Template::ready`](crate::Template::ready) waits for it.
+    TemplateNotReady,
     /// Workers ended by themselves too often before they were given any task
     /// ([`Builder::restart_limit`](crate::Builder::restart_limit)).
     RestartLimit,
@@ -129,6 +144,31 @@ pub(crate) enum Why {
         status: Option<ExitStatus>,
         stderr: Option<Arc<str>>,
     },
+    PreloadError {
+        pid: u32,
+        message: String,
+    },
+    PreloadPanicked {
+        pid: u32,
+        message: String,
+        location: Option<String>,
+    },
+    PreloadDied {
+        pid: u32,
+        status: Option<ExitStatus>,
+    },
+    PreloadTimeout {
+        pid: u32,
+        limit: Duration,
+    },
+    NotForkable {
+        pid: u32,
+        reason: String,
+    },
+    ForkFailed {
+        reason: String,
+    },
+    TemplateNotReady,
     /// The last deaths: process and status.
     RestartLimit {
         most: u32,
@@ -158,10 +198,13 @@ impl Why {
     /// Cuts what a process may have written.
     fn cut(&mut self) {
         match self {
-            Self::NotAWorker { reason: text, .. } | Self::InitError { message: text, .. } => {
-                text::cut(text, TEXT_MAX)
-            }
-            Self::InitPanicked { message, location, .. } => {
+            Self::NotAWorker { reason: text, .. }
+            | Self::InitError { message: text, .. }
+            | Self::PreloadError { message: text, .. }
+            | Self::NotForkable { reason: text, .. }
+            | Self::ForkFailed { reason: text } => text::cut(text, TEXT_MAX),
+            Self::InitPanicked { message, location, .. }
+            | Self::PreloadPanicked { message, location, .. } => {
                 text::cut(message, TEXT_MAX);
                 if let Some(location) = location {
                     text::cut(location, TEXT_MAX);
@@ -204,6 +247,13 @@ impl Error {
             | Why::InitError { .. }
             | Why::InitPanicked { .. }
             | Why::InitDied { .. } => ErrorKind::InitFailed,
+            Why::PreloadError { .. }
+            | Why::PreloadPanicked { .. }
+            | Why::PreloadDied { .. }
+            | Why::PreloadTimeout { .. } => ErrorKind::PreloadFailed,
+            Why::NotForkable { .. } => ErrorKind::NotForkable,
+            Why::ForkFailed { .. } => ErrorKind::ForkFailed,
+            Why::TemplateNotReady => ErrorKind::TemplateNotReady,
             Why::RestartLimit { .. } => ErrorKind::RestartLimit,
             Why::PoolClosed => ErrorKind::PoolClosed,
             Why::ArgumentEncode { .. } => ErrorKind::ArgumentEncode,
@@ -226,16 +276,19 @@ impl Error {
         self.kind() == ErrorKind::RestartLimit
     }
 
-    /// A time limit ran out: of the start, or of `init` within it.
+    /// A time limit ran out: of the start, or of `init` or a preload within it.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         matches!(
             *self.why,
-            Why::ExecTimeout { .. } | Why::HelloTimeout { .. } | Why::InitTimeout { .. }
+            Why::ExecTimeout { .. }
+                | Why::HelloTimeout { .. }
+                | Why::InitTimeout { .. }
+                | Why::PreloadTimeout { .. }
         )
     }
 
-    /// The pool's `init` function panicked.
+    /// The pool's `init` or a preload function panicked.
     #[must_use]
     pub fn is_panic(&self) -> bool {
         self.panic_message().is_some()
@@ -245,7 +298,9 @@ impl Error {
     #[must_use]
     pub fn panic_message(&self) -> Option<&str> {
         match &*self.why {
-            Why::InitPanicked { message, .. } => Some(message),
+            Why::InitPanicked { message, .. } | Why::PreloadPanicked { message, .. } => {
+                Some(message)
+            }
             _ => None,
         }
     }
@@ -254,20 +309,25 @@ impl Error {
     #[must_use]
     pub fn panic_location(&self) -> Option<&str> {
         match &*self.why {
-            Why::InitPanicked { location, .. } => location.as_deref(),
+            Why::InitPanicked { location, .. } | Why::PreloadPanicked { location, .. } => {
+                location.as_deref()
+            }
             _ => None,
         }
     }
 
     /// What is wrong, in words, with the option that makes no sense, with the argument that could not
-    /// be encoded, or with what answered in a worker's place; and the error that `init` returned.
+    /// be encoded, or with what answered in a worker's place; the error that `init` or a preload
+    /// function returned; and why a template was not forked.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         match &*self.why {
             Why::ArgumentEncode { reason, .. }
             | Why::InvalidOption { reason, .. }
+            | Why::NotForkable { reason, .. }
+            | Why::ForkFailed { reason }
             | Why::NotAWorker { reason, .. } => Some(reason),
-            Why::InitError { message, .. } => Some(message),
+            Why::InitError { message, .. } | Why::PreloadError { message, .. } => Some(message),
             _ => None,
         }
     }
@@ -287,7 +347,8 @@ impl Error {
         match &*self.why {
             Why::ExecTimeout { limit }
             | Why::HelloTimeout { limit, .. }
-            | Why::InitTimeout { limit, .. } => Some(*limit),
+            | Why::InitTimeout { limit, .. }
+            | Why::PreloadTimeout { limit, .. } => Some(*limit),
             _ => None,
         }
     }
@@ -335,7 +396,9 @@ impl Error {
     #[must_use]
     pub fn exit_status(&self) -> Option<ExitStatus> {
         match &*self.why {
-            Why::DiedAtStart { status, .. } | Why::InitDied { status, .. } => *status,
+            Why::DiedAtStart { status, .. }
+            | Why::InitDied { status, .. }
+            | Why::PreloadDied { status, .. } => *status,
             Why::RestartLimit { last, .. } => last.last()?.1,
             _ => None,
         }
@@ -353,6 +416,11 @@ impl Error {
             | Why::InitError { pid, .. }
             | Why::InitPanicked { pid, .. }
             | Why::InitDied { pid, .. }
+            | Why::PreloadError { pid, .. }
+            | Why::PreloadPanicked { pid, .. }
+            | Why::PreloadDied { pid, .. }
+            | Why::PreloadTimeout { pid, .. }
+            | Why::NotForkable { pid, .. }
             | Why::Signal { pid, .. }
             | Why::StatusUnknown { pid } => Some(*pid),
             _ => None,
@@ -418,6 +486,31 @@ impl fmt::Display for Error {
             Why::InitError { pid, message } => write!(f, "init failed in worker process {pid}: {}", Escaped(message)),
             Why::InitPanicked { pid, message, location: Some(at) } => write!(f, "init panicked in worker process {pid} at {}: {}", Escaped(at), Escaped(message)),
             Why::InitPanicked { pid, message, location: None } => write!(f, "init panicked in worker process {pid}: {}", Escaped(message)),
+            Why::PreloadError { pid, message } => {
+                write!(f, "preload failed in template process {pid}: {}", Escaped(message))
+            }
+            Why::PreloadPanicked { pid, message, location } => {
+                write!(f, "preload panicked in template process {pid}")?;
+                if let Some(at) = location {
+                    write!(f, " at {}", Escaped(at))?;
+                }
+                write!(f, ": {}", Escaped(message))
+            }
+            Why::PreloadDied { pid, status } => {
+                write!(f, "template process {pid} ended in preload ({})", Ending(*status))
+            }
+            Why::PreloadTimeout { pid, limit } => {
+                write!(f, "preload in template process {pid} did not end within {limit:?}")
+            }
+            Why::NotForkable { pid, reason } => {
+                write!(f, "template process {pid} must not be forked: {}", Escaped(reason))
+            }
+            Why::ForkFailed { reason } => {
+                write!(f, "no process was forked from the template: {}", Escaped(reason))
+            }
+            Why::TemplateNotReady => f.write_str(
+                "the template has not preloaded (yet): await `Template::ready` first",
+            ),
             Why::InitDied { pid, status, .. } => write!(f, "worker process {pid} ended in init ({})", Ending(*status)),
             Why::RestartLimit { most, within, last } => {
                 write!(f, "more than {most} workers ended by themselves within {within:?} before they were given a task")?;

@@ -1404,12 +1404,14 @@ impl std::fmt::Debug for Server {
     }
 }
 
-/// A number that no other manager has, in this process or another: hash keys of std are random.
+/// A number that no other manager has, in this process or another: hash keys of std are random. The
+/// forks of a template begin with the same keys, so the process's number and the time count, too.
 fn new_id() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut hasher = std::hash::RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());
+    hasher.write_u64(sys::monotonic_nanos());
     hasher.write_u64(COUNT.fetch_add(1, Ordering::Relaxed));
     hasher.finish()
 }

@@ -12,6 +12,7 @@ use crate::stdio::{Kind, Stdio};
 use crate::sync::Manager;
 use crate::sync::named::{for_call, write_names};
 use crate::task::{ArgsFor, Init, Task, ZeroSized, encode_args, index_of, index_of_init};
+use crate::template::{Plan, Template, encode_preload};
 use crate::wire::claim::SLOTS_MAX;
 use crate::wire::packet::Packet;
 use crate::wire::value::names;
@@ -71,11 +72,21 @@ pub struct Builder {
     exit: Option<Result<Hook, String>>,
     manager: Option<Manager>,
     program: Option<(OsString, Vec<OsString>)>,
+    template: Option<ForkFrom>,
+    preload_timeout: Option<Duration>,
     #[cfg(test)]
     pub(super) launcher: Option<super::launch::Launcher>,
     /// So many items of a map travel together, however long they take.
     #[cfg(test)]
     pub(super) run_length: Option<usize>,
+}
+
+/// What workers are forked from.
+#[derive(Debug)]
+enum ForkFrom {
+    /// A template for this pool alone; the frame of its preload function.
+    Own(Result<Packet, Error>),
+    Shared(Template),
 }
 
 impl Default for Builder {
@@ -104,6 +115,8 @@ impl Default for Builder {
             exit: None,
             manager: None,
             program: None,
+            template: None,
+            preload_timeout: None,
             #[cfg(test)]
             launcher: None,
             #[cfg(test)]
@@ -514,6 +527,59 @@ impl Builder {
         self
     }
 
+    /// Workers are forked from a template process, which runs the preload function once. They share
+    /// the memory of what it returned until one of them writes to it, and start in a fraction of the
+    /// time of a fresh start. See [`Template`] for what the preload function may do.
+    ///
+    /// What it returns tasks find by [`procpool::state`](crate::state()).
+    /// [`on_worker_start`](Self::on_worker_start) still runs in each worker, after the fork. The
+    /// template is started with the first worker, with the pool's environment and directory; if it
+    /// ends, another one is started for the next worker, within
+    /// [`start_attempts`](Self::start_attempts). A preload that fails is the cause of failed starts
+    /// ([`PreloadFailed`](crate::ErrorKind::PreloadFailed)).
+    ///
+    /// With [`max_tasks_per_worker(1)`](Self::max_tasks_per_worker) and some
+    /// [`spares`](Self::spares), each task has a process of its own.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use procpool::Pool;
+    /// use std::convert::Infallible;
+    ///
+    /// fn load(len: u64) -> Result<Vec<u64>, Infallible> { Ok((0..len).collect()) }
+    /// fn sum() -> u64 { procpool::state::<Vec<u64>>().unwrap().iter().sum() }
+    ///
+    /// let pool = Pool::builder().workers(2).template(load, 1000).build()?;
+    /// assert_eq!(pool.spawn(sum, ()).await?, 499_500);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn template<F, Args, Marker, P>(mut self, _preload: F, args: P) -> Self
+    where
+        F: Init<Args, Marker>,
+        P: ArgsFor<Args>,
+    {
+        let () = ZeroSized::<F>::PROVEN;
+        self.template = Some(ForkFrom::Own(encode_preload::<F, Args, Marker, P>(&args)));
+        self
+    }
+
+    /// How long the preload function of [`template`](Self::template) may take. Then the template is
+    /// killed, and the start of its workers has failed. Default: no limit. Zero, and a limit without
+    /// such a template, are refused by [`build`](Self::build).
+    pub fn preload_timeout(mut self, limit: Duration) -> Self {
+        self.preload_timeout = Some(limit);
+        self
+    }
+
+    /// Workers are forked from this template, which other pools and processes may share. They have
+    /// its environment and its current directory: [`build`](Self::build) refuses others.
+    pub fn fork_from(mut self, template: &Template) -> Self {
+        self.template = Some(ForkFrom::Shared(template.clone()));
+        self
+    }
+
     /// Builds the pool. It starts no process: workers start as calls need them, or all at
     /// [`Pool::ready`].
     ///
@@ -610,12 +676,41 @@ impl Builder {
             Some(Ok(hook)) => Ok(Some(hook)),
             None => Ok(None),
         };
+        let preload_limit = self.preload_timeout;
+        let has_own = matches!(self.template, Some(ForkFrom::Own(_)));
+        if preload_limit.is_some() && !has_own {
+            return Err(invalid("preload_timeout", "the pool has no template of its own"));
+        }
+        if self.template.is_some() && self.program.is_some() {
+            return Err(invalid("template", "another program cannot be forked from this one"));
+        }
+        let template = match self.template {
+            None => None,
+            Some(ForkFrom::Own(preload)) => {
+                let Surroundings { env, env_clear, current_dir, .. } = self.surroundings.clone();
+                let name = self.name.clone();
+                let preload = preload?;
+                let plan = Plan { env, env_clear, current_dir, name, preload_limit, preload };
+                Some(Template::of(plan)?)
+            }
+            Some(ForkFrom::Shared(template)) => {
+                let Surroundings { env, env_clear, current_dir, .. } = &self.surroundings;
+                if !env.is_empty() || *env_clear || current_dir.is_some() {
+                    return Err(invalid(
+                        "fork_from",
+                        "a worker that is forked has the environment and the directory of its \
+                         template: set them there",
+                    ));
+                }
+                Some(template)
+            }
+        };
         let (init, exit) = (hook("init", self.init)?, hook("exit", self.exit)?);
         let mut name = self.name.unwrap_or_else(program_name);
         name.truncate(
             (0..=name.len().min(NAME_MAX)).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0),
         );
-        let engine = Engine::new(Config {
+        let config = Config {
             rules: Rules {
                 workers,
                 concurrency: self.concurrency,
@@ -641,7 +736,8 @@ impl Builder {
             launcher: self.launcher,
             #[cfg(test)]
             run_length: self.run_length,
-        })?;
+        };
+        let engine = Engine::new(config, template)?;
         Ok(Pool::of(engine, self.manager))
     }
 }

@@ -190,6 +190,13 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
+    /// How long a start may take until the process has said hello.
+    pub(crate) fn start_limit_to_hello(&self) -> Duration {
+        self.start_limit.map_or(self.hello_limit, |limit| limit.min(self.hello_limit))
+    }
+}
+
+impl Rules {
     /// How much work a worker should have in flight.
     fn window_work(&self) -> Duration {
         if self.low_latency { WINDOW_WORK_LOW_LATENCY } else { WINDOW_WORK }
@@ -940,6 +947,18 @@ impl<T: Carried, M: Memory> Core<T, M> {
         }
     }
 
+    /// The start of a worker that is to be forked is bounded from when it has been, and until then
+    /// (`None`) by its template: that preloads first, however long it takes.
+    pub(crate) fn limit_start(&mut self, key: WorkerKey, from: Option<Instant>) {
+        let limit = self.rules.start_limit_to_hello();
+        if let Some(Worker { state: State::Starting { until }, started, .. }) =
+            self.workers.get_mut(key)
+        {
+            *started = from.unwrap_or(*started);
+            *until = from.and_then(|from| from.checked_add(limit));
+        }
+    }
+
     /// A process has said hello; its `init` runs now.
     pub(crate) fn hello(&mut self, key: WorkerKey) {
         if let Some(Worker { state: State::Starting { until }, started, .. }) =
@@ -1539,10 +1558,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
     }
 
     fn start(&mut self, duty: Duty, now: Instant, actions: &mut Vec<Action<T>>) {
-        let limit = self
-            .rules
-            .start_limit
-            .map_or(self.rules.hello_limit, |limit| limit.min(self.rules.hello_limit));
+        let limit = self.rules.start_limit_to_hello();
         let key = self.workers.insert(Worker {
             state: State::Starting { until: now.checked_add(limit) },
             memory: None,

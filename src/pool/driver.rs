@@ -341,7 +341,7 @@ impl Engine {
             memory,
             leases: Arc::default(),
             lifeline: None,
-            early_stderr: Some(Arc::new(early_stderr)),
+            early_stderr: early_stderr.map(Arc::new),
             streams,
             oom_kills,
         };
@@ -883,6 +883,7 @@ impl Engine {
             frame_limit: self.config.frame_limit as u32,
             depth: crate::worker::depth() + 1,
             init: self.config.init.is_some(),
+            template: false,
             exit: self.config.exit.is_some(),
             slots: memory.slots(),
             ring: memory.ring_bytes(),
@@ -987,6 +988,7 @@ impl Engine {
             InitFailed::Panicked { message, location } => {
                 Why::InitPanicked { pid, message, location }
             }
+            InitFailed::NotForkable { reason } => Why::NotForkable { pid, reason },
         };
         self.apply(|state, now| {
             if let Some(link) = state.links.get_mut(&key) {

@@ -8,6 +8,7 @@ use super::shutdown::ShutdownReport;
 use super::spec::{Config, Room, TaskSpec, Ticket};
 use super::stats::Stats;
 use crate::error::{Error, What, Why};
+use crate::template::Template;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -18,7 +19,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 pub(crate) enum Engine {}
 
 impl Engine {
-    pub(crate) fn new(_: Config) -> Result<Arc<Self>, Error> {
+    pub(crate) fn new(_: Config, _: Option<Template>) -> Result<Arc<Self>, Error> {
         Err(Why::Unsupported.into())
     }
 

@@ -29,6 +29,7 @@ use crate::process::{WorkerMemory, fork, resident, sys};
 use crate::reactor::launcher::Launch;
 use crate::reactor::{self, Deadline, Pass, Reactor, Source, Token, supervisor};
 use crate::sync::named::{for_call, write_names};
+use crate::template::{Nursery, Template};
 use crate::wire::claim::{Claim, Claims};
 use crate::wire::message::Callee;
 use crate::wire::packet::Packet;
@@ -61,6 +62,8 @@ pub(crate) struct Engine {
     pub(super) config: Config,
     /// Held only to enter the rules; never over a system call, user code, or an await.
     state: Lock<State>,
+    /// What the workers are forked from, until the pool has ended.
+    template: Lock<Option<Template>>,
     /// Reads what the workers print, if somebody wants it.
     pub(super) capture: Option<Capture>,
     pub(super) reactor: Reactor,
@@ -125,7 +128,7 @@ struct Todo {
 
 impl Engine {
     /// A pool, without any process.
-    pub(crate) fn new(config: Config) -> Result<Arc<Self>, Error> {
+    pub(crate) fn new(config: Config, template: Option<Template>) -> Result<Arc<Self>, Error> {
         match config.program {
             Some(_) => worker::check_host()?,
             None => worker::check_program()?,
@@ -154,6 +157,7 @@ impl Engine {
                 held_at: None,
                 blocked: Blocked::default(),
             }),
+            template: Lock::new(template),
             capture,
             reactor,
             moderation,
@@ -687,6 +691,7 @@ impl Engine {
                     if let Some(capture) = &self.capture {
                         capture.close();
                     }
+                    drop(self.template.lock().take());
                     // The pool stays ready from now on, so that the task in its runtime wakes and
                     // ends as well.
                     self.reactor.end();
@@ -760,8 +765,13 @@ impl Engine {
         let child = link.process.as_ref().map(|process| Arc::clone(&process.child));
         let launch = link.launch.clone();
         drop(state);
-        if let Some(launch) = launch {
+        if let Some(launch) = &launch {
             launch.call_off();
+        }
+        if child.is_none()
+            && let Some(template) = self.template()
+        {
+            Nursery::look(template.nursery());
         }
         if let Some(child) = child
             && child.kill().is_err()
@@ -786,6 +796,19 @@ impl Engine {
         if link.doomed {
             launch.call_off();
         }
+    }
+
+    /// What the workers are forked from, if they are, and the pool has not ended.
+    pub(super) fn template(&self) -> Option<Template> {
+        self.template.lock().clone()
+    }
+
+    /// See [`Core::limit_start`].
+    pub(super) fn limit_start(&self, key: WorkerKey, from: Option<Instant>) {
+        self.apply(|state, _| {
+            state.core.limit_start(key, from);
+            state.timed = true;
+        });
     }
 
     /// Whether a process is still to be started for a worker: not when the pool has been ended

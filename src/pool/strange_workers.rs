@@ -47,7 +47,7 @@ pub(super) fn launch(command: &mut Command) -> (Launched, UnixStream, Arc<Worker
             child,
             socket: ours.into(),
             memory: Arc::clone(&memory),
-            early_stderr,
+            early_stderr: Some(early_stderr),
             streams: Streams::default(),
             oom_kills: None,
         },

@@ -88,6 +88,15 @@ pub(crate) fn is_forked_copy() -> bool {
     }
 }
 
+/// Makes a forked copy a process of its own, as a fresh start would be: for the workers that a
+/// template forks, which have given up all that was the template's.
+pub(crate) fn become_original() {
+    // SAFETY: as in `is_forked_copy`.
+    if let Some(flag) = unsafe { FLAG.load(Ordering::Acquire).as_ref() } {
+        flag.store(ORIGINAL, Ordering::Relaxed);
+    }
+}
+
 /// What every call says that a forked copy must not make.
 pub(crate) fn refuse_in_copy() -> io::Result<()> {
     if is_forked_copy() {
@@ -145,6 +154,12 @@ mod tests {
             1
         );
         assert_eq!(forked(|| forked(|| i32::from(is_forked_copy()))), 1);
+        // But it may be made one, and tells its own copies then.
+        let of_its_own = || {
+            become_original();
+            i32::from(is_forked_copy()) + 2 * forked(|| i32::from(is_forked_copy()))
+        };
+        assert_eq!(forked(of_its_own), 2);
         assert!(!is_forked_copy());
         assert!(refuse_in_copy().is_ok());
     }

@@ -45,7 +45,8 @@ pub(crate) fn reap(is_before_main: impl FnOnce() -> bool) {
     }
 }
 
-fn is_worker(pid: &str) -> bool {
+/// Whether it is a worker, as far as the signals tell that it catches.
+pub(crate) fn is_worker(pid: &str) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
     caught

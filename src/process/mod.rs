@@ -15,6 +15,7 @@
 //! | `oom_kills` | how often the kernel has killed for want of memory |
 //! | `privileges` | whether a fresh start of this program would have raised privileges |
 //! | `resident` | how much memory a process has |
+//! | `clone` | the fork of a template, whose copy is a child of the application |
 //! | `child` | the owner of one child: signals and the one reaping |
 //! | `standard` | the standard streams that a child is given |
 //! | `spawn` | this very program, started afresh |
@@ -22,6 +23,7 @@
 //! Nothing here knows tokio, a wire or a pool. No call here waits for a child or for a socket.
 
 mod child;
+pub(crate) mod clone;
 mod death_note;
 pub(crate) mod fork;
 pub(crate) mod inherited;

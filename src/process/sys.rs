@@ -141,6 +141,9 @@ pub(crate) struct Received {
     /// Some descriptors were lost, because this process cannot open more (`EMFILE`). The kernel has
     /// closed those; the bytes are complete.
     pub(crate) truncated: bool,
+    /// The process that sent the bytes, as the kernel says, on a socket that asks for it
+    /// (`SO_PASSCRED`, unix(7)).
+    pub(crate) sender: Option<u32>,
 }
 
 /// Opens a descriptor that stands for the process with this number (pidfd_open(2), Linux 5.3).
@@ -191,6 +194,11 @@ pub(crate) fn wait_any(reap: Reap) -> io::Result<Waited> {
 /// The same by number, for a child that has no pidfd because none could be opened.
 pub(crate) fn wait_pid(pid: u32, reap: Reap) -> io::Result<Waited> {
     wait(libc::P_PID, pid, reap)
+}
+
+/// The same for any child that is in this process group; its leader, too.
+pub(crate) fn wait_group(leader: u32, reap: Reap) -> io::Result<Waited> {
+    wait(libc::P_PGID, leader, reap)
 }
 
 fn wait(id_type: libc::idtype_t, id: libc::id_t, reap: Reap) -> io::Result<Waited> {
@@ -495,7 +503,7 @@ pub(crate) fn recv_with_fds_or_wait(
         Ok(received as usize)
     })?;
 
-    let mut fds = Vec::new();
+    let (mut fds, mut sender) = (Vec::new(), None);
     // SAFETY: the kernel has set `msg_controllen` to what it wrote, and only that is read.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     while !header.is_null() {
@@ -523,10 +531,18 @@ pub(crate) fn recv_with_fds_or_wait(
                 }
             }
         }
+        if cmsg_level == libc::SOL_SOCKET
+            && cmsg_type == libc::SCM_CREDENTIALS
+            && payload_bytes >= size_of::<libc::ucred>()
+        {
+            // SAFETY: the kernel wrote a `ucred` behind the header, perhaps unaligned.
+            let sent_by = unsafe { libc::CMSG_DATA(header).cast::<libc::ucred>().read_unaligned() };
+            sender = u32::try_from(sent_by.pid).ok().filter(|pid| *pid > 0);
+        }
         // SAFETY: as for `header`; `message` is what recvmsg(2) left.
         header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
     }
-    Ok(Received { bytes, fds, truncated: message.msg_flags & libc::MSG_CTRUNC != 0 })
+    Ok(Received { bytes, fds, truncated: message.msg_flags & libc::MSG_CTRUNC != 0, sender })
 }
 
 /// A control message that brings a descriptor nobody asked for: `SCM_PIDFD` (Linux 6.5,

@@ -41,6 +41,25 @@ impl Drop for OwnThread {
     }
 }
 
+/// The names of all threads of this process but the calling one, each with its number.
+///
+/// # Errors
+///
+/// Where `/proc` cannot be read.
+pub(crate) fn others() -> io::Result<Vec<String>> {
+    let this = gettid().as_raw().to_string();
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/task")? {
+        let id = entry?.file_name();
+        let Some(id) = id.to_str().filter(|id| *id != this) else { continue };
+        // One that has ended meanwhile is none.
+        if let Ok(name) = std::fs::read_to_string(format!("/proc/self/task/{id}/comm")) {
+            names.push(format!("{} ({id})", name.trim_end()));
+        }
+    }
+    Ok(names)
+}
+
 /// Whether the current thread is the only one of this process, apart from the crate's own. `false`
 /// where that cannot be known, because `/proc` cannot be read.
 pub(crate) fn is_the_only_one() -> bool {

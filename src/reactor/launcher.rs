@@ -21,9 +21,9 @@
 use super::supervisor;
 use crate::lock::Lock;
 use crate::panics::catch_user_panic;
-use crate::process::fork;
 use crate::process::sys::{self, Target};
 use crate::process::thread::{self, OwnThread};
+use crate::process::{fork, inherited};
 use nix::libc;
 use std::collections::VecDeque;
 use std::fmt;
@@ -273,7 +273,9 @@ const PF_FORKNOEXEC: u64 = 0x40;
 /// Kills the child of this thread that has not executed anything.
 ///
 /// A launcher starts one process at a time, so it is the one that it is starting. The children of
-/// other threads become a launcher's, when those end, only if there is no main thread any more.
+/// other threads become a launcher's, when those end, only if there is no main thread any more. The
+/// workers that a template forks are children of the launcher that has started the template, and
+/// never execute anything: they are known as workers are.
 fn kill_child_before_exec(tid: i32) {
     let this = Path::new("/proc/self");
     if stat(this).is_none_or(|(state, _)| state == 'Z') {
@@ -286,6 +288,7 @@ fn kill_child_before_exec(tid: i32) {
         let Ok(pidfd) = sys::pidfd_open(pid) else { continue };
         if stat(&Path::new("/proc").join(pid.to_string()))
             .is_some_and(|(_, flags)| flags & PF_FORKNOEXEC != 0)
+            && !inherited::is_worker(&pid.to_string())
         {
             let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL, Target::Process);
         }

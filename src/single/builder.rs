@@ -8,6 +8,7 @@ use crate::limits::Limits;
 use crate::stdio::{Kind, Stdio};
 use crate::sync::named::{for_call, write_names};
 use crate::task::{ArgsFor, Task, ZeroSized, encode_args, index_of};
+use crate::template::Template;
 use crate::wire::message::Callee;
 use crate::wire::value::EncodeError;
 use crate::wire::value::names::{self, Thing};
@@ -50,6 +51,7 @@ pub struct ProcessBuilder {
     umask: Option<u32>,
     limits: Limits,
     kill_on_drop: bool,
+    template: Option<Template>,
 }
 
 /// What is to be started.
@@ -74,6 +76,8 @@ pub(super) struct Order {
     pub(super) call: Vec<u8>,
     /// The shared objects that it names.
     pub(super) things: Vec<Thing>,
+    /// It is forked from it.
+    pub(super) template: Option<Template>,
 }
 
 impl Default for ProcessBuilder {
@@ -91,6 +95,7 @@ impl Default for ProcessBuilder {
             umask: None,
             limits: Limits::new(),
             kill_on_drop: false,
+            template: None,
         }
     }
 }
@@ -215,15 +220,28 @@ impl ProcessBuilder {
         self
     }
 
+    /// The process is forked from this template, and finds what that has preloaded by
+    /// [`procpool::state`](crate::state()). It has the template's environment and current directory:
+    /// [`spawn`](Self::spawn) refuses others. See [`Template`].
+    pub fn fork_from(mut self, template: &Template) -> Self {
+        self.template = Some(template.clone());
+        self
+    }
+
     /// Starts the process, and gives its handle. As [`Process::spawn`], with these options.
     ///
     /// # Errors
     ///
-    /// See [`Process::spawn`]; and [`InvalidOption`](crate::ErrorKind::InvalidOption).
+    /// See [`Process::spawn`]; and [`InvalidOption`](crate::ErrorKind::InvalidOption). With
+    /// [`fork_from`](Self::fork_from), [`TemplateNotReady`](crate::ErrorKind::TemplateNotReady) if
+    /// the template has not preloaded, which is started then;
+    /// [`ForkFailed`](crate::ErrorKind::ForkFailed) and
+    /// [`NotForkable`](crate::ErrorKind::NotForkable).
     ///
     /// # Blocking
     ///
-    /// For the exec, some 2 ms, as `tokio::process::Command::spawn` does; for 30 seconds at most.
+    /// For the exec, some 2 ms, as `tokio::process::Command::spawn` does; for 30 seconds at most. Or
+    /// for the fork, some 100 us; for 5 seconds at most.
     pub fn spawn<F, Args, Marker, P>(
         self,
         _function: F,
@@ -314,6 +332,18 @@ impl ProcessBuilder {
                 );
             }
         }
+        if self.template.is_some() {
+            if detach {
+                return invalid("fork_from", "a process that detaches itself is started afresh");
+            }
+            if !self.env.is_empty() || self.env_clear || self.current_dir.is_some() {
+                return invalid(
+                    "fork_from",
+                    "a process that is forked has the environment and the directory of its \
+                     template: set them there",
+                );
+            }
+        }
         let function = std::any::type_name::<F>();
         let mut call = Vec::new();
         let start = frame::begin(&mut call);
@@ -368,6 +398,7 @@ impl ProcessBuilder {
             function,
             call,
             things: for_call(things),
+            template: self.template,
         })
     }
 }

@@ -31,6 +31,7 @@ use crate::process::{
 };
 use crate::reactor::{Deadline, Reactor, Source, Token, launcher, supervisor};
 use crate::sync::named::{Leases, Named};
+use crate::template::{Newborn, Nursery, Request, Template};
 use crate::wire::frame::{self, FrameBuffer};
 use crate::wire::message::{self, Bad, Failed, Hello, Message, Single, Welcome, kind};
 use crate::wire::value::names::{Encoded, Thing};
@@ -58,6 +59,8 @@ const HELLO_MAX: usize = 64 << 10;
 /// Readings of the socket, and writings to it, in one turn, at most, so that nobody else waits for
 /// long.
 const STEPS: u32 = 16;
+/// How long the caller waits for a fork. One takes some 100 us.
+const FORK_LIMIT: Duration = Duration::from_secs(5);
 /// The number of the one call.
 const CALL: u64 = 1;
 
@@ -154,12 +157,16 @@ pub(super) fn spawn(order: Order) -> Result<(Arc<Machine>, Streams), Error> {
 
 pub(super) fn spawn_within(
     limit: Duration,
-    order: Order,
+    mut order: Order,
 ) -> Result<(Arc<Machine>, Streams), Error> {
+    let template = order.template.take();
     let (order, ours) = prepare(order)?;
     let Ready { order, kept } = order;
-    let launched =
-        launcher::wait(limit, move || launch(order)).map_err(|why| not_launched(why, limit))??;
+    let launched = match template {
+        None => launcher::wait(limit, move || launch(order))
+            .map_err(|why| not_launched(why, limit))??,
+        Some(template) => fork_from(&template, order)?,
+    };
     Ok((watch_over(launched, kept, Arc::new(Coming::new()))?, ours))
 }
 
@@ -168,6 +175,43 @@ fn not_launched(why: launcher::NotLaunched, limit: Duration) -> Error {
         launcher::NotLaunched::TooLate => Why::ExecTimeout { limit }.into(),
         launcher::NotLaunched::Nobody => Why::Forked.into(),
     }
+}
+
+/// Has a template fork a process, and waits for that.
+fn fork_from(
+    template: &Template,
+    (order, stdout): (Order, Option<OwnedFd>),
+) -> Result<(Order, Launched), Error> {
+    if fork::is_forked_copy() {
+        return Err(Why::Forked.into());
+    }
+    let nursery = template.nursery();
+    if !nursery.is_ready() {
+        Nursery::want_ready(nursery, Box::new(drop));
+        return Err(Why::TemplateNotReady.into());
+    }
+    if supervisor::is_this_thread() {
+        let reason = "it was asked for by a waker on the supervisor thread, which forks".into();
+        return Err(Why::ForkFailed { reason }.into());
+    }
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    let waits = Arc::new(());
+    let is_waiting = Arc::downgrade(&waits);
+    let request = Request {
+        stdout,
+        group: order.group,
+        limit: FORK_LIMIT,
+        is_wanted: Box::new(move || is_waiting.strong_count() > 0),
+        then: Box::new(move |newborn| drop(sender.send(newborn))),
+    };
+    Nursery::fork(nursery, request);
+    let newborn = receiver.recv_timeout(FORK_LIMIT).unwrap_or_else(|_| {
+        let reason = format!("the template did not fork within {FORK_LIMIT:?}");
+        Err(Why::ForkFailed { reason }.into())
+    });
+    drop(waits);
+    let Newborn { child, socket } = newborn?;
+    Ok((order, Launched { child, socket, early_stderr: None }))
 }
 
 /// Starts a process that detaches itself, and waits for nothing.
@@ -229,6 +273,7 @@ fn launch((mut order, stdout): (Order, Option<OwnedFd>)) -> Result<(Order, Launc
     let child =
         spawn_with_stdout(&surroundings, theirs, stdout, their_stderr.into(), (MARKER, &marker))
             .map_err(|e| Error::spawn("starting a process", e))?;
+    let early_stderr = Some(early_stderr);
     Ok((order, Launched { child, socket: socket.into(), early_stderr }))
 }
 
@@ -247,7 +292,8 @@ fn watch_over(
 pub(super) struct Launched {
     pub(super) child: Child,
     pub(super) socket: PeerSocket,
-    pub(super) early_stderr: File,
+    /// `None`: it has been forked.
+    pub(super) early_stderr: Option<File>,
 }
 
 /// What it is given, or what it holds, until it has taken up its work.
@@ -281,6 +327,7 @@ impl Machine {
             frame_limit: frame::BODY_MAX_DEFAULT as u32,
             depth: worker::depth() + 1,
             init: false,
+            template: false,
             exit: false,
             slots: memory.slots(),
             ring: memory.ring_bytes(),
@@ -303,7 +350,7 @@ impl Machine {
             limit,
             welcome,
             given: [given.stderr].into_iter().chain(given.stdin).collect(),
-            early_stderr: Some(early_stderr),
+            early_stderr,
             out: order.call,
             written: 0,
             things: order.things,

@@ -55,6 +55,7 @@ fn order(detach: bool) -> Order {
         function: "a function",
         call: framed(|out| message::call(out, 1, 0, Callee::Index(0), 0)),
         things: Vec::new(),
+        template: None,
     }
 }
 
@@ -72,7 +73,7 @@ impl Played {
         let order = order(detach);
         let given = Given { stdin: None, stderr: standard::null().unwrap(), handover: None };
         let started = Arc::new(Coming::new());
-        let launched = Launched { child, socket: ours.into(), early_stderr };
+        let launched = Launched { child, socket: ours.into(), early_stderr: Some(early_stderr) };
         let machine = Machine::new(order, given, launched, Arc::clone(&started), limit).unwrap();
         Self {
             process: Process::new(machine, Streams::default(), false),

@@ -28,9 +28,9 @@ pub use state::state;
 
 pub(crate) use args::encode_args;
 pub(crate) use current::{asked, set_asked, set_current};
-pub(crate) use entry::{Contented, RetryIf, Run, RunAsync, RunError, RunSync, Verdict};
+pub(crate) use entry::{Contented, RetryIf, Run, RunAsync, RunError, RunSync, State, Verdict};
 pub(crate) use function::CapturesNothing;
-pub(crate) use state::keep;
+pub(crate) use state::{keep, keep_preloaded};
 pub(crate) use table::{
     ZeroSized, entry, fingerprint, in_main_executable, index_of, index_of_init, index_of_judged,
     supported,

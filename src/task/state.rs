@@ -4,11 +4,14 @@ use std::any::Any;
 use std::sync::OnceLock;
 
 static STATE: OnceLock<Box<dyn Any + Send + Sync>> = OnceLock::new();
+/// What the preload function of the template left, of which this process is a fork.
+static PRELOADED: OnceLock<Box<dyn Any + Send + Sync>> = OnceLock::new();
 
-/// What the pool's `init` function returned in this worker process.
+/// What the pool's `init` function returned in this worker process, or else what the preload
+/// function of its [`Template`](crate::Template) did: the one that is a `T`.
 ///
-/// `None` outside a worker, in a worker of a pool without `init`, and when `init` returned another
-/// type than `T`. It never changes once a task runs.
+/// `None` outside a worker, in a worker of a pool without either, and when they returned other types
+/// than `T`. It never changes once a task runs.
 ///
 /// ```
 /// use procpool::Pool;
@@ -31,10 +34,15 @@ static STATE: OnceLock<Box<dyn Any + Send + Sync>> = OnceLock::new();
 /// # }
 /// ```
 pub fn state<T: Send + Sync + 'static>() -> Option<&'static T> {
-    STATE.get()?.downcast_ref()
+    [&STATE, &PRELOADED].into_iter().find_map(|kept| kept.get()?.downcast_ref())
 }
 
 /// Keeps what `init` returned. Called once, before the first task.
 pub(crate) fn keep(state: Box<dyn Any + Send + Sync>) {
     let _ = STATE.set(state);
+}
+
+/// Keeps what the preload function returned. Called once, in the template.
+pub(crate) fn keep_preloaded(state: Box<dyn Any + Send + Sync>) {
+    let _ = PRELOADED.set(state);
 }

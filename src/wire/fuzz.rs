@@ -371,6 +371,7 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
             frame_limit: 1 << 30,
             depth: 1,
             init: true,
+            template: true,
             exit: true,
             slots: 8,
             ring: 64,

@@ -31,6 +31,10 @@ pub(crate) mod kind {
     /// As DONE and DONE_NAMING, with an error of the task's own that is worth another try.
     pub(crate) const AGAIN: u8 = 9;
     pub(crate) const AGAIN_NAMING: u8 = 10;
+    /// From a worker that a template has forked, on its own socket: it exists.
+    pub(crate) const BORN: u8 = 11;
+    /// From a template, on the socket of the worker that it did not fork.
+    pub(crate) const NOT_FORKED: u8 = 12;
     // From the pool.
     pub(crate) const WELCOME: u8 = 32;
     pub(crate) const INIT: u8 = 33;
@@ -44,6 +48,10 @@ pub(crate) mod kind {
     pub(crate) const ASK: u8 = 37;
     /// As so many CALLs of one sync task, whose numbers follow each other: a run.
     pub(crate) const RUN: u8 = 39;
+    /// To a template: fork a worker, whose socket comes with it.
+    pub(crate) const FORK: u8 = 40;
+    /// The answer to BORN: from here on all is as with a process that was started afresh.
+    pub(crate) const BEGIN: u8 = 41;
 }
 
 /// Flags of a call: send a backtrace with a panic, or send none. Without either the worker's
@@ -76,6 +84,9 @@ pub(crate) struct Welcome {
     pub(crate) depth: u32,
     /// An `INIT` message follows.
     pub(crate) init: bool,
+    /// It is a template: after `INIT`, which preloads, it forks workers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) template: bool,
     /// An `EXIT` message follows, after `INIT` if that does.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) exit: bool,
@@ -137,8 +148,25 @@ pub(crate) struct Single {
 /// Why `init` failed.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum InitFailed {
-    Error { message: String },
-    Panicked { message: String, location: Option<String> },
+    Error {
+        message: String,
+    },
+    Panicked {
+        message: String,
+        location: Option<String>,
+    },
+    /// The template must not be forked.
+    NotForkable {
+        reason: String,
+    },
+}
+
+/// Why a template has not forked a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct NotForked {
+    pub(crate) reason: String,
+    /// It must not be forked as it is; else the system would not do it.
+    pub(crate) not_forkable: bool,
 }
 
 /// Why a task has no result, told by its worker.
@@ -173,7 +201,9 @@ impl InitFailed {
     /// Cuts its texts, so that it fits into a frame with a body of `limit` bytes.
     pub(crate) fn cut(&mut self, limit: usize) {
         match self {
-            Self::Error { message } => cut([Some(message)], limit),
+            Self::Error { message } | Self::NotForkable { reason: message } => {
+                cut([Some(message)], limit)
+            }
             Self::Panicked { message, location } => cut([Some(message), location.as_mut()], limit),
         }
     }
@@ -436,7 +466,24 @@ pub(crate) fn detached(out: &mut Vec<u8>, pid: u32) {
     uint(out, u64::from(pid));
 }
 
-/// A message that is one map: `HELLO`, `WELCOME`, `INIT_FAILED`.
+/// A worker that was forked exists.
+pub(crate) fn born(out: &mut Vec<u8>) {
+    head(out, kind::BORN, 0);
+}
+
+/// The template is to fork a worker. Its socket comes with it; and its standard output, if that is
+/// to be another than the template's.
+pub(crate) fn fork(out: &mut Vec<u8>, has_stdout: bool) {
+    head(out, kind::FORK, 1);
+    uint(out, u64::from(has_stdout));
+}
+
+/// A forked worker is known, and may go on.
+pub(crate) fn begin(out: &mut Vec<u8>) {
+    head(out, kind::BEGIN, 0);
+}
+
+/// A message that is one map: `HELLO`, `WELCOME`, `INIT_FAILED`, `NOT_FORKED`.
 pub(crate) fn control(out: &mut Vec<u8>, kind: u8, body: &impl Serialize) {
     head(out, kind, 1);
     named(out, body);

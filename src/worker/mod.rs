@@ -6,6 +6,7 @@
 //! * `detach.rs`: how one becomes a daemon of the system; `parent.rs`: whose child it is;
 //! * `serve.rs`: handshake, `init`, and the loop that runs tasks; `once.rs`: the one call of a
 //!   process of its own;
+//! * `template.rs`: a worker that forks workers instead of running tasks;
 //! * `inbox.rs`: its end of the socket;
 //! * `limits.rs`: what it limits itself to;
 //! * `panics.rs`: what is told of a panic;
@@ -25,6 +26,7 @@ mod program;
 mod raw;
 mod serve;
 mod start;
+mod template;
 
 pub(crate) use parent::{parent_pid, parent_pidfd};
 pub(crate) use program::{

@@ -5,10 +5,9 @@ use super::inbox::Inbox;
 use super::lifeline::{self, Lifeline};
 use super::limits::TaskClock;
 use super::panics;
-use super::serve::{self, Async, Call, Encoded, Outcome, lost};
+use super::serve::{self, Async, Call, Encoded, Outcome, in_frame, lost};
 use crate::sync::remote::{self, driven};
 use crate::task::{Run, RunSync};
-use crate::wire::frame;
 use crate::wire::message::{self, Failed, Single};
 use crate::wire::value::names::Thing;
 use futures::future::AbortHandle;
@@ -88,12 +87,6 @@ pub(super) fn serve(
     // Armed to the end.
     std::mem::forget(lifeline);
     Ok(code)
-}
-
-fn in_frame(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut out = Vec::new();
-    frame::write(&mut out, |out| write(out));
-    out
 }
 
 /// Runs the function. What it has left running is put into `left`.

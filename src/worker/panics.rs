@@ -61,9 +61,11 @@ impl Drop for Installed {
 }
 
 /// Puts our hook before the one that is there, which goes on to print. Called again after `init`,
-/// which may have put its own before ours.
-pub(super) fn install(memory: &'static WorkerMemory) {
-    let _ = MEMORY.set(memory);
+/// which may have put its own before ours. A template has no memory to note a panic in.
+pub(super) fn install(memory: Option<&'static WorkerMemory>) {
+    if let Some(memory) = memory {
+        let _ = MEMORY.set(memory);
+    }
     put_first();
 }
 

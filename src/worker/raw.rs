@@ -247,6 +247,23 @@ pub(super) fn leave_signals_to_the_application() -> io::Result<()> {
     Ok(())
 }
 
+/// Forgets the signals that came before a fork.
+pub(super) fn forget_signals() {
+    CAME.store(0, Ordering::Relaxed);
+}
+
+/// Writes out what the C library's streams hold.
+pub(super) fn flush_c_streams() {
+    // SAFETY: a null pointer means all of them (fflush(3)).
+    unsafe { libc::fflush(ptr::null_mut()) };
+}
+
+/// Makes `old` another number of the open file that `new` is the number of, closed at an exec.
+pub(super) fn put_in_place(new: c_int, old: c_int) -> io::Result<()> {
+    // SAFETY: dup3 with integers; `old` stays open, as whoever has it expects.
+    check(unsafe { libc::dup3(new, old, libc::O_CLOEXEC) })
+}
+
 /// Undoes [`leave_signals_to_the_application`]: a signal that came meanwhile has its effect now.
 pub(super) fn take_signals_back() -> io::Result<()> {
     for signal in FOR_THE_APPLICATION {

@@ -18,6 +18,7 @@
 
 use super::inbox::{Inbox, Next};
 use super::limits::{self, TaskClock};
+use super::template::{self, Left};
 use super::{lifeline, once, panics, raw, start};
 use crate::process::{PeerFd, WorkerMemory, fork, sys};
 use crate::reactor::readiness::watch_readable;
@@ -48,19 +49,38 @@ use tokio::task::LocalSet;
 /// The handshake's messages are small.
 const HANDSHAKE_LIMIT: usize = 64 << 10;
 
-/// Serves the pool at the other end of `socket` until it closes its side, or runs the one call of a
-/// single process; gives the exit code. An error means that there is no such pool, or that it does
-/// not keep to the protocol.
-pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String> {
+/// How this process has come to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A fresh start of the program.
+    Started,
+    /// A fresh start that has left its parent.
+    Detached,
+    /// A fork of a template.
+    Forked,
+}
+
+/// Serves the pool at the other end of `socket` until it closes its side, runs the one call of a
+/// single process, or forks workers as a template; gives the exit code. An error means that there is
+/// no such pool, or that it does not keep to the protocol.
+pub(super) fn serve(socket: OwnedFd, origin: Origin) -> Result<c_int, String> {
+    let is_detached = origin == Origin::Detached;
     fork::arm().map_err(|e| format!("arming the fork guard: {e}"))?;
     let (lifeline, theirs) = lifeline::arm().map_err(|e| format!("arming the lifeline: {e}"))?;
     if !is_detached {
         lifeline::arm_parent_death().map_err(|e| format!("arming the parent-death signal: {e}"))?;
     }
-    let (welcome, memory) = shake_hands(&socket, theirs)?;
+    let (welcome, memory) = shake_hands(&socket, theirs, origin)?;
     raw::set_comm(&welcome.name);
     start::set_depth(welcome.depth);
-    panics::install(memory);
+    if welcome.template {
+        let inbox = Inbox::new(socket, welcome.frame_limit as usize);
+        return match be_template(inbox, memory, lifeline)? {
+            Left::Template => Ok(0),
+            Left::Worker(socket) => serve(socket, Origin::Forked),
+        };
+    }
+    panics::install(Some(memory));
     // Without it an overflow is a plain SIGSEGV: no reason not to work.
     let _ = raw::note_stack_overflow(memory);
     let _ = raw::note_out_of_memory(memory);
@@ -93,18 +113,10 @@ pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String>
     }));
     if welcome.init {
         match worker.init()? {
-            Ok(()) => panics::install(memory), // `init` may have put a hook of its own before ours
-            Err(mut failed) => {
-                failed.cut(limit);
-                worker.out.clear();
-                let start = frame::begin(&mut worker.out);
-                message::control(&mut worker.out, kind::INIT_FAILED, &failed);
-                frame::finish(&mut worker.out, start);
-                worker.inbox.send(&worker.out).map_err(lost)?;
-                // The pool has us now; it reads why, and kills.
-                return worker.wait_for_the_end().map(|()| 0);
-            }
+            Ok(kept) => task::keep(kept),
+            Err(failed) => return worker.fail(failed).map(|()| 0),
         }
+        panics::install(Some(memory)); // `init` may have put a hook of its own before ours
     }
     if welcome.exit {
         worker.exit = Some(worker.read_exit()?);
@@ -118,12 +130,60 @@ pub(super) fn serve(socket: OwnedFd, is_detached: bool) -> Result<c_int, String>
     worker.run().map(|()| 0)
 }
 
+/// Preloads, and forks workers.
+fn be_template(
+    inbox: Inbox,
+    memory: &'static WorkerMemory,
+    lifeline: lifeline::Lifeline,
+) -> Result<Left, String> {
+    // Not with the memory, which is not mapped in the workers that are forked.
+    panics::install(None);
+    let mut worker = Worker {
+        inbox,
+        memory,
+        out: Vec::new(),
+        bell: bell(),
+        limit: HANDSHAKE_LIMIT,
+        clock: TaskClock::unlimited(),
+        runtime: None,
+        exit: None,
+    };
+    let make = || drop(make_runtime());
+    let renewed = template::sockets_of_runtimes(make)
+        .map_err(|e| format!("looking at the descriptors of a runtime: {e}"))?;
+    let preloaded = worker.init()?;
+    // Its tasks first, then the threads.
+    if let Some(Watching { readiness, inside: Async { local, mut runtime } }) =
+        worker.runtime.take()
+    {
+        {
+            let _inside = runtime.enter();
+            drop((readiness, local));
+        }
+        if let Some(runtime) = runtime.0.take() {
+            template::end_runtime(runtime);
+        }
+    }
+    template::flush();
+    let ready = preloaded.and_then(|kept| {
+        template::check().map_err(|reason| InitFailed::NotForkable { reason }).map(|()| kept)
+    });
+    match ready {
+        Ok(kept) => task::keep_preloaded(kept),
+        Err(failed) => return worker.fail(failed).map(|()| Left::Template),
+    }
+    worker.inbox.send(&in_frame(message::ready)).map_err(lost)?;
+    template::serve(worker.inbox, lifeline, &renewed)
+}
+
+pub(super) fn in_frame(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    frame::write(&mut out, write);
+    out
+}
+
 fn bell() -> Vec<u8> {
-    let mut bell = Vec::new();
-    let start = frame::begin(&mut bell);
-    message::bell(&mut bell);
-    frame::finish(&mut bell, start);
-    bell
+    in_frame(message::bell)
 }
 
 pub(super) fn lost(error: io::Error) -> String {
@@ -133,6 +193,7 @@ pub(super) fn lost(error: io::Error) -> String {
 fn shake_hands(
     socket: &OwnedFd,
     lifeline: OwnedFd,
+    origin: Origin,
 ) -> Result<(Welcome, &'static WorkerMemory), String> {
     let mut out = Vec::new();
     let start = frame::begin(&mut out);
@@ -187,16 +248,18 @@ fn shake_hands(
     }
     let memory = WorkerMemory::from_fd(memory, welcome.slots, welcome.ring)
         .map_err(|e| format!("the worker's memory: {e}"))?;
-    take_over_stderr(stderr).map_err(|e| format!("taking over standard error: {e}"))?;
+    take_over_stderr(stderr, origin).map_err(|e| format!("taking over standard error: {e}"))?;
     // For ever: the panic hook and the signal handler use it until the process ends.
     Ok((welcome, Box::leak(Box::new(memory))))
 }
 
 /// What constructors wrote so far went to a file; it is written out, and the rest goes there
-/// directly.
-fn take_over_stderr(stderr: OwnedFd) -> io::Result<()> {
+/// directly. A forked worker has had no such file, but the standard error of its template.
+fn take_over_stderr(stderr: OwnedFd, origin: Origin) -> io::Result<()> {
     let mut early = Vec::new();
-    if let Ok(early_stderr) = io::stderr().as_fd().try_clone_to_owned() {
+    if origin != Origin::Forked
+        && let Ok(early_stderr) = io::stderr().as_fd().try_clone_to_owned()
+    {
         let mut file = File::from(early_stderr);
         // What is no such file (somebody has put another in its place) is left alone.
         if file.rewind().is_ok() {
@@ -807,8 +870,18 @@ impl Worker {
         Ok(Watching { readiness, inside })
     }
 
-    /// Runs the pool's `init` function. The outer error breaks the protocol.
-    fn init(&mut self) -> Result<Result<(), InitFailed>, String> {
+    /// Tells why there is no worker, or no template, and waits for the end.
+    fn fail(mut self, mut failed: InitFailed) -> Result<(), String> {
+        failed.cut(self.limit);
+        let out = in_frame(|out| message::control(out, kind::INIT_FAILED, &failed));
+        self.inbox.send(&out).map_err(lost)?;
+        // The pool has us now; it reads why, and kills.
+        self.wait_for_the_end()
+    }
+
+    /// Runs the pool's `init` function, or the preload function of a template, and gives what it
+    /// has made. The outer error breaks the protocol.
+    fn init(&mut self) -> Result<Result<task::State, InitFailed>, String> {
         let Hook { run, things, args } = self.read_hook(kind::INIT)?;
         let things = match things {
             Ok(things) => things,
@@ -836,10 +909,7 @@ impl Worker {
         };
         guard_against_fork();
         Ok(match made {
-            Ok(Ok(kept)) => {
-                task::keep(kept);
-                Ok(())
-            }
+            Ok(Ok(kept)) => Ok(kept),
             Ok(Err(
                 RunError::Init(message) | RunError::Arguments(message) | RunError::Result(message),
             )) => Err(InitFailed::Error { message }),
@@ -922,7 +992,7 @@ pub(super) fn begin(
 }
 
 /// A payload's own drop may panic, too.
-fn drop_payload(payload: Box<dyn std::any::Any + Send>) {
+pub(super) fn drop_payload(payload: Box<dyn std::any::Any + Send>) {
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         std::mem::forget(again);
     }

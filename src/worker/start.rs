@@ -7,7 +7,8 @@
 
 #![expect(unsafe_code, reason = "a constructor, and the constructors behind it")]
 
-use super::{detach, parent, raw, serve};
+use super::serve::{self, Origin};
+use super::{detach, parent, raw};
 use crate::process::{inherited, is_set_uid, sys};
 use crate::task;
 use nix::libc;
@@ -124,7 +125,7 @@ fn start(call: impl Fn(Constructor) + std::panic::UnwindSafe) {
             detach::detach(&socket)?;
         }
         run_later_constructors(call);
-        serve::serve(socket, is_detached)
+        serve::serve(socket, if is_detached { Origin::Detached } else { Origin::Started })
     });
     match ended {
         Ok(Ok(code)) => std::process::exit(code),
