@@ -44,6 +44,12 @@
 //! The crate works on Linux (x86-64 and aarch64, kernel 5.10 or later); elsewhere it compiles, see
 //! [platforms](guide::platforms).
 //!
+//! # Features
+//!
+//! * `sync` (default): shared objects, [`sync`] and [`Manager`]. Without it the crate builds in
+//!   about two thirds of the time (`docs/performance.md` has the figures).
+//! * `anyhow`: `?` turns a [`Failure`] into an `anyhow::Error`.
+//!
 //! # Public dependencies
 //!
 //! Types of these crates stand in public signatures: `tokio`, `futures` (`Stream`, `Sink`), `serde`
@@ -61,10 +67,19 @@
         reason = "where there are no workers, nothing is sent to one"
     )
 )]
+#![cfg_attr(
+    not(feature = "sync"),
+    allow(
+        dead_code,
+        rustdoc::broken_intra_doc_links,
+        rustdoc::private_intra_doc_links,
+        reason = "some is for shared objects alone, and what is told of them is told all the same"
+    )
+)]
 
 mod coop;
 mod error;
-#[cfg(fuzzing)]
+#[cfg(all(fuzzing, feature = "sync"))]
 #[doc(hidden)]
 #[allow(missing_docs, missing_debug_implementations, reason = "not for users")]
 pub mod fuzzing;
@@ -74,7 +89,8 @@ mod lock;
 #[cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64"),
-    not(procpool_elsewhere)
+    not(procpool_elsewhere),
+    feature = "sync"
 ))]
 mod manager;
 mod panics;
@@ -97,14 +113,21 @@ mod stdio;
 #[cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64"),
-    not(procpool_elsewhere)
+    not(procpool_elsewhere),
+    feature = "sync"
 ))]
 pub mod sync;
-#[cfg(not(all(
-    target_os = "linux",
-    any(target_arch = "x86_64", target_arch = "aarch64"),
-    not(procpool_elsewhere)
-)))]
+#[cfg(not(feature = "sync"))]
+#[path = "sync/absent.rs"]
+mod sync;
+#[cfg(all(
+    feature = "sync",
+    not(all(
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        not(procpool_elsewhere)
+    ))
+))]
 #[path = "sync/elsewhere.rs"]
 pub mod sync;
 mod task;
@@ -129,6 +152,7 @@ pub use single::{
     parent,
 };
 pub use stdio::{OutputLine, Stdio};
+#[cfg(feature = "sync")]
 pub use sync::Manager;
 pub use task::{
     ArgsFor, ArgsTuple, Cancelled, Init, Task, TaskId, attempt, cancelled, is_cancelled, state,

@@ -1,5 +1,6 @@
 //! What may be sent to other threads, and shared with them: every handle, whatever its values are.
 
+#![cfg(feature = "sync")]
 use procpool::sync::{
     Array, Barrier, Channel, Condvar, Delivery, Event, List, Map, MapWatch, Mutex, MutexGuard,
     OwnedMutexGuard, Queue, QueueReceiver, QueueSender, QueueSink, QueueStream, RwLock,

@@ -3,6 +3,7 @@
 //! What it is written in is Python, and one package for MessagePack, in an environment that the
 //! gate makes.
 
+#![cfg(feature = "sync")]
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,6 @@
 //! What workers inherit from the application, what they do not, and what is left when all is over.
 
+#![cfg(feature = "sync")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(unsafe_code, reason = "tests that change the process around the pool")]
 

@@ -399,6 +399,7 @@ async fn a_predicate_is_a_part_of_its_task() {
     scene.end().await;
 }
 
+#[cfg(feature = "sync")]
 #[tokio::test]
 async fn an_own_error_that_is_tried_again_gives_back_what_it_names() {
     let scene = Scene::new(1);

@@ -2,6 +2,7 @@
 //! share. Meanwhile workers are killed, the dead are reaped, and other pools, processes and shared
 //! objects go on.
 
+#![cfg(feature = "sync")]
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

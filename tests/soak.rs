@@ -12,6 +12,7 @@
 //! allows: `PROCPOOL_SOAK_SEED=… cargo test --test soak -- --nocapture` begins with that round. How
 //! long it has run, and what it has found, stands in `docs/internals/testing.md`.
 
+#![cfg(feature = "sync")]
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(unsafe_code, reason = "signals by pidfd, so that they reach nobody else")]

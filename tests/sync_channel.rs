@@ -2,6 +2,7 @@
 //! that are closed, processes that are killed while the other waits for them, and many users of one
 //! end.
 
+#![cfg(feature = "sync")]
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,6 @@
 //! Maps and lists across processes, objects of one's own, and channels.
 
+#![cfg(feature = "sync")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "common/processes.rs"]

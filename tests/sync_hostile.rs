@@ -6,6 +6,7 @@
 //! first time is that object's, and whatever lies in the same segment. (The rules are tried beside
 //! them with words of every kind: `manager/lane.rs`, `sync/mutex_tests.rs`.)
 
+#![cfg(feature = "sync")]
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(unsafe_code, reason = "a task that writes where it should not")]

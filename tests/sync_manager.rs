@@ -1,6 +1,7 @@
 //! The manager, the lock and atomics across processes: what is left behind, stopped holders, and
 //! processes that are killed at any instant.
 
+#![cfg(feature = "sync")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "common/processes.rs"]

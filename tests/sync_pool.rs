@@ -1,5 +1,6 @@
 //! Handles of shared objects as arguments and results of tasks.
 
+#![cfg(feature = "sync")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "common/processes.rs"]

@@ -1,5 +1,6 @@
 //! Queues across processes.
 
+#![cfg(feature = "sync")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "common/processes.rs"]

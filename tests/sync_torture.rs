@@ -12,6 +12,7 @@
 //! the semaphore, the lock of readers and writers, the map and leases are tortured in
 //! `sync_manager.rs`, the lanes of a queue in `sync_queue.rs` as well.
 
+#![cfg(feature = "sync")]
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "a failure tells the seed of its round")]

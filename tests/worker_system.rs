@@ -216,6 +216,7 @@ fn processes_start_whether_memory_has_to_be_marked_as_not_executable_or_must_not
     in_own_process("own_process_that_cannot_mark_its_memory");
 }
 
+#[cfg(feature = "sync")]
 /// As Linux 6.3 to 6.5 do with `vm.memfd_noexec=2`.
 #[tokio::test]
 #[ignore = "runs in a process of its own"]
@@ -227,6 +228,7 @@ async fn own_process_that_must_mark_its_memory() {
     .await;
 }
 
+#[cfg(feature = "sync")]
 /// As Linux before 6.3 does.
 #[tokio::test]
 #[ignore = "runs in a process of its own"]
@@ -238,6 +240,7 @@ async fn own_process_that_cannot_mark_its_memory() {
     .await;
 }
 
+#[cfg(feature = "sync")]
 async fn processes_start_with_a_filter(answer: fn(bool) -> u32) {
     if own_dir().is_none() {
         return;

@@ -5,13 +5,17 @@
 
 mod failure;
 mod pool_error;
+#[cfg(feature = "sync")]
 mod send_error;
+#[cfg(feature = "sync")]
 pub(crate) mod sync;
 mod task_error;
 pub(crate) mod text;
 
 pub use failure::Failure;
 pub use pool_error::{Error, ErrorKind};
+#[cfg(feature = "sync")]
+#[allow(unreachable_pub, reason = "exported where there are queues")]
 pub use send_error::SendError;
 pub use task_error::{TaskError, TaskErrorKind};
 

@@ -385,6 +385,7 @@ impl Builder {
     ///
     /// Handles of any manager may be given to the tasks of any pool; this is only about who keeps
     /// the manager.
+    #[cfg(feature = "sync")]
     pub fn manager(mut self, manager: &Manager) -> Self {
         self.manager = Some(manager.clone());
         self

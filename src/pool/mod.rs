@@ -50,9 +50,9 @@ mod engine;
 #[path = "elsewhere.rs"]
 mod engine;
 mod events;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(all(test, target_os = "linux", feature = "sync"))]
 mod held_descriptors;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(all(test, target_os = "linux", feature = "sync"))]
 mod hostile_workers;
 mod items;
 mod join;
@@ -393,6 +393,7 @@ impl Pool {
     /// # Ok(())
     /// # }
     /// ```
+    #[cfg(feature = "sync")]
     pub fn manager(&self) -> &Manager {
         self.last.manager.get_or_init(Manager::of_pool)
     }

@@ -43,6 +43,7 @@ pub(crate) mod testing;
 
 pub(crate) use child::{Child, Exit, Orphan, set_orphan_sink};
 pub(crate) use death_note::DeathNote;
+#[cfg(feature = "sync")]
 pub(crate) use memory::{MemoryError, SharedMemory};
 pub(crate) use peer_fd::{PeerFd, PeerSocket};
 pub(crate) use resident::{is_stopped, resident};

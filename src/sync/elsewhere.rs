@@ -22,16 +22,6 @@ impl Manager {
     }
 }
 
-pub(crate) mod named {
-    use crate::wire::value::EncodeError;
-    use crate::wire::value::names::Thing;
-
-    /// There are no handles that could be named.
-    pub(crate) fn write_names(_: &[Thing], _: &mut Vec<u8>, _: usize) -> Result<(), EncodeError> {
-        Ok(())
-    }
-
-    pub(crate) fn for_call(things: Vec<Thing>) -> Vec<Thing> {
-        things
-    }
-}
+#[path = "absent.rs"]
+mod absent;
+pub(crate) use absent::named;
