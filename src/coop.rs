@@ -7,7 +7,7 @@
 //! ([`tokio::task::coop`]) is used up, the call returns `Pending` once and is polled again at once.
 //!
 //! Threads that block (`sync/wait.rs`) poll without a budget, since they cannot yield.
-//! `tests/sync_primitives.rs` goes over all calls, and `tests/tidy.rs` checks that none is missing
+//! `tests/sync/primitives.rs` goes over all calls, and `tests/tidy.rs` checks that none is missing
 //! there.
 
 use std::pin::Pin;

@@ -2,10 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "common/processes.rs"]
-mod processes;
+mod support;
 
-use processes::{die, pid, soon};
+use crate::support::{die, pid, soon};
 use procpool::Pool;
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicUsize, Ordering};

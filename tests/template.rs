@@ -4,14 +4,13 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "common/processes.rs"]
-mod processes;
+mod support;
 
-use nix::sys::signal::Signal;
-use processes::{
-    KillOnDrop, Seen, children, descriptors, hang, lines, note, own_dir, own_process, pids, signal,
+use crate::support::{
+    KillOnDrop, Proc, children, descriptors, hang, lines, note, own_dir, own_process, pids, signal,
     soon, spin, start_sleeping, state, stop, until, wait_until,
 };
+use nix::sys::signal::Signal;
 use procpool::{ErrorKind, Pool, Process, TaskErrorKind, Template};
 use std::convert::Infallible;
 use std::os::unix::process::ExitStatusExt;
@@ -107,7 +106,7 @@ async fn pools_and_processes_share_one_template() {
     let (own, parent, by, text) = soon(child).await.unwrap();
     assert_eq!((own, parent, by, &*text), (number, std::process::id(), pid, "shared"));
     // It ends with the last who has it.
-    let process = Seen::now(pid).unwrap();
+    let process = Proc::of(pid).unwrap();
     drop(template);
     assert_eq!(template_of(&pools[1]).await, pid);
     drop(pools);
@@ -203,7 +202,7 @@ async fn a_kill_ends_what_a_worker_has_started() {
     let pool = Pool::builder().workers(1).template(load, "x").build().unwrap();
     let task = pool.spawn(with_child, &log);
     until("both run", || lines(&log).len() == 2).await;
-    let all: Vec<_> = pids(&log).into_iter().map(|pid| Seen::now(pid).unwrap()).collect();
+    let all: Vec<_> = pids(&log).into_iter().map(|pid| Proc::of(pid).unwrap()).collect();
     task.abort();
     assert!(soon(task).await.unwrap_err().is_cancelled());
     until("both have gone", || all.iter().all(|process| process.has_ended())).await;
@@ -234,7 +233,7 @@ fn time_until_all_are_gone(how: &str) -> Duration {
     let log = dir.path().join("log");
     wait_until(format!("{how}: all run"), || dir.path().join("go").exists());
     let own = application.0.id();
-    let all: Vec<_> = pids(&log).into_iter().filter_map(Seen::now).collect();
+    let all: Vec<_> = pids(&log).into_iter().filter_map(Proc::of).collect();
     assert!(!all.is_empty());
     let start = Instant::now();
     application.0.kill().unwrap();
@@ -507,7 +506,7 @@ async fn the_templates_death_costs_no_task_and_it_is_replaced() {
         let running = [pool.spawn(wait_for, &go), pool.spawn(wait_for, &go)];
         until("both run", || running.iter().all(|task| task.worker_pid().is_some())).await;
         let first = *pids(&log).last().unwrap();
-        let template = Seen::now(first).unwrap();
+        let template = Proc::of(first).unwrap();
         signal(first, sent);
         until("it is reaped", || template.is_gone()).await;
         std::fs::write(&go, "").unwrap();

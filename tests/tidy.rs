@@ -110,12 +110,12 @@ fn every_async_method_says_what_becomes_of_it_when_it_is_dropped() {
 }
 
 /// A public async function, future, stream or sink that is new must be added to the test of
-/// `tests/sync_primitives.rs`.
+/// `tests/sync/primitives.rs`.
 #[test]
 fn every_public_async_call_is_in_the_test_of_the_cooperative_budget() {
     const TRAITS: [&str; 5] =
         [" Future for ", " Stream for ", " Sink<T> for ", " AsyncRead for ", " AsyncWrite for "];
-    let tested = fs::read_to_string(root().join("tests/sync_primitives.rs")).unwrap();
+    let tested = fs::read_to_string(root().join("tests/sync/primitives.rs")).unwrap();
     let (mut missing, mut found) = (Vec::new(), 0);
     let src = root().join("src");
     for path in sources("src").into_iter().filter(|path| !path.ends_with("elsewhere.rs")) {

@@ -1,4 +1,4 @@
-"""What `tests/other_languages.rs` has served."""
+"""What `tests/program/other_languages.rs` has served."""
 
 import ctypes
 import os
