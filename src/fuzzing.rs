@@ -62,6 +62,10 @@ pub fn message(body: &[u8]) {
                 message.uint::<u64>()?;
                 drop(message.map::<Failed>()?);
             }
+            kind::ITEM => {
+                let (_, at) = message::read_item_of_task(message)?;
+                assert!(at < body.len(), "an item without a value");
+            }
             kind::RUN => {
                 let RunHead { items, mut at, .. } = message::read_run(body)?;
                 for _ in 0..items {

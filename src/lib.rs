@@ -144,8 +144,8 @@ pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
 pub use limits::Limits;
 pub use pool::{
     AbortHandle, Builder, Events, ExitReason, ItemResults, Items, JoinHandle, NamedTask, Pool,
-    Results, SharedObject, Shutdown, ShutdownReport, Stats, TaskBuilder, TryResults, WorkerCount,
-    WorkerEvent,
+    Results, SharedObject, Shutdown, ShutdownReport, Stats, TaskBuilder, TaskStream, TryResults,
+    WorkerCount, WorkerEvent,
 };
 pub use single::{
     ChildStderr, ChildStdin, ChildStdout, Daemon, DaemonStart, Parent, Process, ProcessBuilder,
@@ -155,8 +155,8 @@ pub use stdio::{OutputLine, Stdio};
 #[cfg(feature = "sync")]
 pub use sync::Manager;
 pub use task::{
-    ArgsFor, ArgsTuple, Cancelled, Init, Task, TaskId, attempt, cancelled, is_cancelled, state,
-    task_id,
+    ArgsFor, ArgsTuple, Cancelled, Init, Task, TaskId, YieldError, Yielder, YieldingArgs, attempt,
+    cancelled, is_cancelled, state, task_id,
 };
 
 pub use template::{Template, TemplateBuilder};

@@ -298,12 +298,11 @@ impl fmt::Display for Error {
                 "the manager takes no further process from the worker that this one descends from",
             ),
             Why::Deadlock { ring } => write!(f, "deadlock: {ring}"),
-            Why::Encode(reason) => write!(f, "encode the value for a shared object: {reason}"),
+            Why::Encode(reason) => write!(f, "encode the value: {reason}"),
             Why::Decode(reason) => write!(f, "decode the value of a shared object: {reason}"),
-            Why::TooLarge { limit } => write!(
-                f,
-                "the value exceeds {limit} bytes, the most that a shared object's may take"
-            ),
+            Why::TooLarge { limit } => {
+                write!(f, "the value exceeds {limit} bytes, the most that it may take")
+            }
             Why::ForeignHandle => {
                 f.write_str("a handle cannot be put into a shared object of another manager")
             }

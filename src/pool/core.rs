@@ -38,7 +38,7 @@
 //!    * *Not begun*: it is revoked, and never begins.
 //!    * *Running, async*: it is dropped at an await point ([`Action::Cancel`]).
 //!    * *Running, with a grace*, sync or async: it is asked first, by its claim (and, if it is
-//!      async, by [`Action::Ask`], since its worker may be asleep). When the grace is over, it is
+//!      async or yields, by [`Action::Ask`], since its worker or the task may be asleep). When the grace is over, it is
 //!      stopped as if it had none. An async task then has as long again to be dropped, at most
 //!      [`ABORT_GRACE`].
 //!    * *Running, sync*: first its worker is given no more tasks, and what the worker has not begun
@@ -65,7 +65,8 @@
 //!     has passed, the task is stopped as if it were aborted (rule 8), and its error says why.
 //! 12. **Retries.** A task that failed in a way that its retries are for goes to the end of the
 //!     queue, at once or after its back-off. Each failure is kept for the error that it may come
-//!     to.
+//!     to. A task that yields is run again, by this rule or by rule 13, only if its reader has taken
+//!     none of its items, or has asked for it in any case.
 //! 13. **Isolated tasks.** An isolated task, like a poison task, is sent to an idle worker, and no
 //!     other task is beside it. An isolated task is always stopped by a kill. A task that dies only
 //!     because its worker was killed to stop another task runs again if it is idempotent; that is
@@ -74,7 +75,7 @@
 //!     task in hand at a time, which counts as begun.
 //! 23. **Unresponsive workers.** It is checked every [`DEAF`] whether workers begin what they are
 //!     given. A worker is unresponsive if two checks have found a task that had not begun though
-//!     nothing was before it. Until it answers:
+//!     nothing was before it. Until it answers, or has begun all of its async tasks:
 //!     * What it has not begun is revoked as soon as another worker can have it.
 //!     * It is given a task only if no other worker can take the task.
 //!     * As long as no other worker can, workers are started for what it has not begun, if worker
@@ -211,7 +212,8 @@ pub(crate) enum Action<T> {
     /// Send this task to this worker, which finds its word in this slot; it is its try of this
     /// number.
     Send(WorkerKey, TaskKey, u16, u8),
-    /// Tell this worker that this async task has been asked to stop by itself.
+    /// Wake this task in this worker, an async one or one that yields: it has been asked to stop by
+    /// itself.
     Ask(WorkerKey, TaskKey),
     /// Tell this worker to drop this async task.
     Cancel(WorkerKey, TaskKey),
@@ -333,6 +335,15 @@ pub(crate) trait Carried {
     fn run_mut(&mut self) -> Option<&mut Run>;
     /// Takes off the items of a run from this one on, none of which has been answered.
     fn part(&mut self, from: u32) -> Self;
+    /// It sends items while it runs.
+    fn yields(&self) -> bool {
+        false
+    }
+    /// Begins another try: items that it has sent are forgotten. `false`: some have been taken, and
+    /// the reader must not see them twice.
+    fn start_anew(&self) -> bool {
+        true
+    }
 }
 
 /// A submission that was not taken; the cargo comes back.
@@ -363,7 +374,7 @@ struct Task<T> {
     moves: u8,
 }
 
-impl<T> Task<T> {
+impl<T: Carried> Task<T> {
     /// It may be what kills whoever reads it (rule 7).
     fn is_suspect(&self) -> bool {
         self.moves == MOVES_MAX
@@ -407,7 +418,8 @@ impl<T> Task<T> {
     /// Whether it is to be tried again after such a failure, and after how long.
     fn again(&self, counts: impl Fn(&Retry) -> bool) -> Option<Duration> {
         let retry = &self.options.as_ref()?.retry;
-        (u32::from(self.attempt) <= retry.most && counts(retry)).then(|| retry.wait(self.attempt))
+        let is_due = u32::from(self.attempt) <= retry.most && counts(retry);
+        (is_due && self.cargo.start_anew()).then(|| retry.wait(self.attempt))
     }
 }
 
@@ -506,7 +518,7 @@ struct Worker<M> {
     counted_behind: usize,
     /// Why it goes, if that is known.
     why: Option<ExitReason>,
-    /// It is deaf (rule 23), and has begun nothing new since then.
+    /// It is deaf (rule 23), since it last answered.
     deaf_since: Option<Instant>,
     post: Post,
 }
@@ -814,6 +826,15 @@ impl<T: Carried, M: Memory> Core<T, M> {
         self.tasks.get(key).map(|task| task.worker)
     }
 
+    /// A worker has sent an item of a task that yields: what the task carries. `None` if that worker
+    /// does not have such a task: it breaks the protocol.
+    pub(crate) fn yielded(&mut self, worker: WorkerKey, id: u64) -> Option<&T> {
+        let worker = self.workers.get(worker)?;
+        let flight = worker.in_flight.iter().find(|flight| flight.has(id))?;
+        let task = self.tasks.get_mut(flight.task)?;
+        task.cargo.yields().then_some(&task.cargo)
+    }
+
     /// A worker has answered a task, or an item of a run: its cargo, if nothing is left of it.
     /// `None` if that worker does not have that task: it breaks the protocol.
     /// Call [`Core::refill`] after the last reply of a batch.
@@ -1037,7 +1058,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
                 .filter(|_| flight.done)
                 .map(|limit| Stop::TimedOut(Limit::Timeout(limit)));
             let (fate, wait) = match task.stopping.or(unanswered) {
-                None if unbegun || innocent => {
+                None if unbegun || (innocent && task.cargo.start_anew()) => {
                     task.worker = None;
                     task.moves += u8::from(unbegun && was_next);
                     back.push(flight.task);

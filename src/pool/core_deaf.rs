@@ -65,6 +65,14 @@ impl<T: Carried, M: Memory> Core<T, M> {
             }
             self.listen_at = Some(now + DEAF);
             if !worker.overlooks(|task| self.tasks.get(task).is_some_and(|task| task.large)) {
+                // Async tasks may run for as long as they like, so nobody waits for an answer.
+                if worker.mode == Mode::Async
+                    && worker.deaf_since.is_some()
+                    && worker.unbegun() == 0
+                {
+                    worker.deaf_since = None;
+                    self.list(key);
+                }
                 continue;
             }
             let since = *worker.deaf_since.get_or_insert(worker.busy_since);

@@ -232,6 +232,7 @@ impl World {
                 deaths: true,
                 timeouts: true,
                 panics: self.rng.chance(50),
+                partial: false,
                 starts: self.rng.chance(50),
                 wait_min: if self.rng.chance(50) { Duration::ZERO } else { self.micros(5_000) },
                 wait_max: Duration::from_millis(10),

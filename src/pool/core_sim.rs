@@ -63,6 +63,23 @@ impl Carried for u64 {
     fn part(&mut self, _: u32) -> Self {
         unreachable!("it is no run")
     }
+
+    fn yields(&self) -> bool {
+        *self >= BASE_ID && yields(*self - BASE_ID)
+    }
+
+    fn start_anew(&self) -> bool {
+        *self < BASE_ID || !was_read(*self - BASE_ID)
+    }
+}
+
+/// Some of the simulated tasks yield, and of some of these items have been taken.
+fn yields(id: u64) -> bool {
+    id % 5 == 3
+}
+
+fn was_read(id: u64) -> bool {
+    id % 10 == 8
 }
 
 // ---- randomness
@@ -160,6 +177,7 @@ impl Plan {
             deaths: rng.chance(80),
             timeouts: rng.chance(80),
             panics: rng.chance(50),
+            partial: false,
             starts: rng.chance(30),
             wait_min: if rng.chance(50) { Duration::ZERO } else { rng.micros(5_000) },
             wait_max: Duration::from_millis(20),
@@ -371,6 +389,7 @@ enum Place {
 
 #[derive(Debug)]
 struct Job {
+    id: u64,
     key: Option<TaskKey>,
     mode: Mode,
     large: bool,
@@ -421,7 +440,9 @@ impl Job {
 
     /// After such a failure it is tried again.
     fn is_tried_again(&self, failure: impl Fn(&Retry) -> bool) -> bool {
-        failure(&self.options.retry) && u32::from(self.attempt) <= self.options.retry.most
+        failure(&self.options.retry)
+            && u32::from(self.attempt) <= self.options.retry.most
+            && !was_read(self.id)
     }
 }
 
@@ -853,6 +874,7 @@ impl World {
             let known = options.as_deref().cloned().unwrap_or_default();
             let turn = (self.back, None, 0);
             let job = Job {
+                id,
                 key: None,
                 mode,
                 large,
@@ -1364,7 +1386,7 @@ impl World {
                     back.push(id);
                     continue;
                 }
-                None if hand.killed_for_one && job.options.idempotent => {
+                None if hand.killed_for_one && job.options.idempotent && !was_read(id) => {
                     innocent += 1;
                     job.begun = false;
                     back.push(id);
@@ -1482,6 +1504,13 @@ impl World {
         for (key, hand) in &mut self.hands {
             let told =
                 self.core.workers.get(*key).is_some_and(|worker| worker.deaf_since.is_some());
+            let begins_all = |id: &u64| {
+                let job = &self.jobs[*id as usize];
+                job.mode == Mode::Async && job.begun
+            };
+            if !told && !hand.in_flight.is_empty() && hand.in_flight.iter().all(begins_all) {
+                hand.deaf = None;
+            }
             ensure!(told || hand.deaf.is_none(), "{hand:?} has not answered, and counts as awake");
             if !told || hand.deaf.is_some() {
                 continue;
@@ -1605,7 +1634,7 @@ impl World {
                 let job = &self.jobs[id as usize];
                 ensure!(
                     job.stop.is_some()
-                        && job.mode == Mode::Async
+                        && (job.mode == Mode::Async || yields(id))
                         && matches!(job.way(), Way::Ask(_))
                         && job.place == Place::InFlight(key),
                     "{id} is asked: {job:?}"

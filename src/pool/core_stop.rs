@@ -66,7 +66,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
         {
             task.stopping = Some(stop);
         }
-        let way = task.way_to_stop();
+        let (way, yields) = (task.way_to_stop(), task.cargo.yields());
         let Some(worker) = self.workers.get_mut(worker_key) else { return };
         let Some(at) = worker.in_flight.iter().position(|flight| flight.task == key) else {
             return;
@@ -101,7 +101,7 @@ impl<T: Carried, M: Memory> Core<T, M> {
                 if let Some(memory) = &worker.memory {
                     memory.claims().ask(claim);
                 }
-                if worker.mode == Mode::Async {
+                if worker.mode == Mode::Async || yields {
                     actions.push(Action::Ask(worker_key, key));
                 }
                 // What the clock cannot hold is for ever.

@@ -960,6 +960,51 @@ fn a_back_off_beyond_the_clock_does_not_end() {
 }
 
 #[test]
+fn rule_12_a_task_of_which_items_were_taken_is_not_run_again() {
+    let retry = Retry { most: 9, panics: true, ..Retry::default() };
+    for (id, runs_again) in [(1003, true), (1008, false)] {
+        let (mut bench, w) = Bench::ready(1);
+        bench.next = id;
+        bench.with(Mode::Sync, Options { retry: retry.clone(), ..Options::default() });
+        bench.begin(w[0], &[id]);
+        let is_known = bench.core.yielded(w[0], id).is_some();
+        assert!(is_known && bench.core.yielded(w[0], id + 1).is_none());
+        assert_eq!(bench.answer(w[0], id, Answer::Panicked).0, runs_again, "a panic");
+
+        let (mut bench, w) = Bench::ready(1);
+        bench.next = id;
+        bench.with(Mode::Sync, Options { retry: retry.clone(), ..Options::default() });
+        bench.begin(w[0], &[id]);
+        let noted = bench.exit(w[0]).contains(&format!("noted lost {id}"));
+        assert_eq!(noted, runs_again, "a death");
+
+        // Innocent, and may be run twice: but not if the reader would see that.
+        let (mut bench, w) = Bench::ready(1);
+        let (spins, _) = bench.task(Mode::Async);
+        bench.next = id;
+        bench.with(Mode::Async, Options { idempotent: true, ..Options::default() });
+        bench.begin(w[0], &[0, id]);
+        bench.abort(spins);
+        bench.pass(ABORT_GRACE);
+        assert_eq!(bench.tick(), ["kill 0"]);
+        let lost = bench.exit(w[0]).contains(&format!("lost {id}"));
+        assert_eq!(lost, !runs_again, "an innocent one");
+    }
+    let (mut bench, w) = Bench::ready(1);
+    bench.task(Mode::Sync);
+    assert!(bench.core.yielded(w[0], 0).is_none(), "it does not yield");
+}
+
+#[test]
+fn rule_8_a_sync_task_that_yields_is_woken_when_it_is_asked() {
+    let (mut bench, w) = Bench::ready(1);
+    bench.next = 1003;
+    let (key, _) = bench.with(Mode::Sync, Options { grace: Some(20 * MS), ..Options::default() });
+    bench.begin(w[0], &[1003]);
+    assert_eq!(bench.abort(key), ["ask 0 1003"]);
+}
+
+#[test]
 fn what_waits_for_its_next_try_counts_as_queued() {
     let (mut bench, w) = Bench::ready(1);
     let retry = Retry { most: 9, panics: true, wait_min: MS, wait_max: MS, ..Retry::default() };
@@ -1051,6 +1096,26 @@ fn rule_23_what_a_worker_that_stands_still_has_not_begun_goes_to_another() {
     bench.begin(w[1], &[6]);
     bench.reply(w[1], &[6]);
     assert_eq!(bench.task(Mode::Sync).1, ["send 1 7"]);
+}
+
+/// Async tasks may run for as long as they like: nobody waits for their answers.
+#[test]
+fn rule_23_a_worker_that_has_begun_all_of_its_async_tasks_is_given_more() {
+    let (mut bench, w) = Bench::ready(1);
+    for id in 0..2 {
+        assert_eq!(bench.task(Mode::Async).1, [format!("send 0 {id}")]);
+    }
+    bench.begin(w[0], &[0]);
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), [""; 0]);
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), [""; 0], "there is nobody else");
+    assert_eq!(bench.task(Mode::Async).1, [""; 0], "it is deaf");
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), [""; 0], "still");
+    bench.begin(w[0], &[1]);
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), ["send 0 2"]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use super::loss::{Loss, Note};
 use super::reply::{Cargo, Encoded, Inlet, Outcome};
 use super::stats::ExitReason;
 use super::tokens::Tokens;
+use super::yielded::TooMany;
 use crate::error::{Error, TaskError, What, Why};
 use crate::panics::catch_user_panic;
 use crate::process::{
@@ -149,6 +150,12 @@ pub(super) struct Value {
     named: Option<Named>,
     /// It is an error of the task's own that is worth another try.
     again: bool,
+    /// It is no result, but an item of a task that yields and goes on.
+    is_item: bool,
+}
+
+fn is_item(came: &Result<Value, Failed>) -> bool {
+    came.as_ref().is_ok_and(|value| value.is_item)
 }
 
 /// A task that was answered; and if it was being stopped, why.
@@ -459,8 +466,8 @@ impl Engine {
                     // A reply by the socket is one less in hand, and none in the ring. And a bell
                     // may be taken for a part of a frame that does not go on.
                     let rang = std::mem::take(&mut reader.rang);
-                    if (rang || is_cut || !driver.replies.is_empty())
-                        && !std::mem::replace(&mut reader.is_due, true)
+                    let answered = driver.replies.iter().any(|(_, came)| !is_item(came));
+                    if (rang || is_cut || answered) && !std::mem::replace(&mut reader.is_due, true)
                     {
                         driver.due.push(key);
                     }
@@ -735,9 +742,32 @@ impl Engine {
         // What an error that is tried again has named: taken over like any, and let go.
         let mut unwanted = Vec::new();
         let mut ended = Vec::new();
+        let mut readers = Vec::new();
         self.apply(|state, now| {
             let mut count = 0;
             for (id, outcome) in replies.drain(..) {
+                let outcome = match outcome {
+                    Ok(Value { packet, is_item: true, .. }) => {
+                        let cargo = state.core.yielded(key, id);
+                        match cargo.and_then(Cargo::yielded).map(|items| items.put(packet)) {
+                            Some(Ok(reader)) => readers.extend(reader),
+                            Some(Err(TooMany)) => {
+                                result = Err(Bad(format!(
+                                    "an item of task {id}, which had no credit for it"
+                                )));
+                                break;
+                            }
+                            None => {
+                                result = Err(Bad(format!(
+                                    "an item of task {id}, which it was not to send"
+                                )));
+                                break;
+                            }
+                        }
+                        continue;
+                    }
+                    outcome => outcome,
+                };
                 let answer = match &outcome {
                     Err(Failed::Panicked { .. }) => Answer::Panicked,
                     Err(Failed::Cancelled) => Answer::Dropped,
@@ -778,6 +808,9 @@ impl Engine {
             state.core.refill(key, count, now, &mut state.actions);
         });
         replies.clear();
+        for reader in readers {
+            catch_user_panic(|| reader.wake());
+        }
         for named in unwanted {
             if let Err(bad) = self.take_names(key, &named) {
                 result = Err(bad);
@@ -1204,11 +1237,18 @@ fn take_frames(
                             packet: reader.buffer.take(range.start + at..range.end),
                             named,
                             again,
+                            is_item: false,
                         }),
                     ),
                     (id, Err(failed)) => (id, Err(failed)),
                 };
                 replies.push(reply);
+            }
+            (Stage::Ready, kind::ITEM) => {
+                let (id, at) = message::read_item_of_task(message)?;
+                let packet = reader.buffer.take(range.start + at..range.end);
+                let item = Value { packet, named: None, again: false, is_item: true };
+                replies.push((id, Ok(item)));
             }
             (Stage::Ready, kind::BELL) => {
                 message.end()?;
@@ -1278,6 +1318,7 @@ pub(super) fn take_replies(
                 packet: Packet::copy_from(&body[at..]),
                 named,
                 again,
+                is_item: false,
             }),
         ));
         bytes = &bytes[(frame::HEAD + len).next_multiple_of(size_of::<u64>()).min(bytes.len())..];

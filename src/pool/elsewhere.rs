@@ -7,6 +7,7 @@ use super::reply::{Inlet, Reply};
 use super::shutdown::ShutdownReport;
 use super::spec::{Config, Room, TaskSpec, Ticket};
 use super::stats::Stats;
+use super::yielded::Wake;
 use crate::error::{Error, What, Why};
 use crate::template::Template;
 use std::sync::Arc;
@@ -50,6 +51,10 @@ impl Engine {
     }
 
     pub(crate) fn abort_all_of(&self, _: &Arc<Inlet>) {
+        match *self {}
+    }
+
+    pub(crate) fn wake_sender(&self, _: Option<TaskKey>, _: &Wake) {
         match *self {}
     }
 

@@ -22,6 +22,7 @@ use super::shutdown::ShutdownReport;
 use super::spec::{Config, Room, TaskSpec, Ticket};
 use super::stats::{Stats, Tally};
 use super::tokens::Tokens;
+use super::yielded::Wake;
 use crate::error::{Error, TaskError, What, Why};
 use crate::lock::Lock;
 use crate::panics::catch_user_panic;
@@ -48,6 +49,10 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// See [`Engine::run_bytes`]. A run of twice as many is not a large frame.
 const RUN_BYTES: usize = 16 << 10;
+
+/// A worker that keeps to the protocol leaves no more words of credit unread than it has tasks in
+/// hand, each of which waits for one.
+const UNREAD_MAX: usize = 1 << 16;
 
 /// News of starts, for those who wait for `ready()`.
 #[derive(Clone, Debug, Default)]
@@ -122,6 +127,8 @@ struct Todo {
     staff_changed: bool,
     /// The driver must arm doorbells anew.
     rearm: bool,
+    /// Tasks that wait for credit, and are asked to stop.
+    wakes: Vec<Wake>,
     /// Only to be dropped, see `Outgoing`.
     gone: Vec<Chunk>,
 }
@@ -420,6 +427,42 @@ impl Engine {
         }
     }
 
+    /// Wakes a task that waits for credit, and has some now.
+    pub(crate) fn wake_sender(&self, key: Option<TaskKey>, wake: &Wake) {
+        if fork::is_forked_copy() {
+            return;
+        }
+        wake_thread(wake);
+        let Some(key) = key.filter(|_| wake.waiting.future) else { return };
+        let mut state = self.lock();
+        let (Some(Some(worker)), Some(id)) = (state.core.worker_of(key), state.core.id_of(key))
+        else {
+            return;
+        };
+        let Some(link) = state.links.get_mut(&worker) else { return };
+        let mut out = Vec::new();
+        let start = frame::begin(&mut out);
+        message::ask(&mut out, id);
+        frame::finish(&mut out, start);
+        link.out.push(&Packet::from(&mut out));
+        link.out.unread += 1;
+        let reads = link.out.unread <= UNREAD_MAX;
+        let is_busy = std::mem::replace(&mut link.out.busy, true);
+        drop(state);
+        if !is_busy {
+            self.flush(worker);
+        }
+        if !reads {
+            self.apply(|state, now| {
+                if let Some(link) = state.links.get_mut(&worker) {
+                    let reason = "it does not read that its tasks may send more items";
+                    link.bad_frame.get_or_insert_with(|| reason.into());
+                }
+                state.core.doom(worker, now, &mut state.actions);
+            });
+        }
+    }
+
     /// Whether the task has not ended.
     pub(crate) fn is_open(&self, key: TaskKey) -> bool {
         !fork::is_forked_copy() && self.lock().core.worker_of(key).is_some()
@@ -654,6 +697,7 @@ impl Engine {
         for room in todo.rooms {
             catch_user_panic(|| drop(room));
         }
+        todo.wakes.iter().for_each(wake_thread);
         for key in todo.flush.into_iter().chain(todo.flush_more) {
             self.flush(key);
         }
@@ -1011,6 +1055,9 @@ impl State {
                         );
                     }
                     let Some(cargo) = self.core.cargo_mut(task) else { continue };
+                    if let (Some(items), Some(process)) = (cargo.yielded(), &link.process) {
+                        items.sent(Arc::clone(&process.memory) as _, claim);
+                    }
                     link.out.push_call(&cargo.frame, claim, attempt, cargo.things());
                     todo.rooms.extend(cargo.room.take());
                     todo.want_flush(worker, link);
@@ -1022,6 +1069,14 @@ impl State {
                 }
                 Action::Ask(worker, task) | Action::Cancel(worker, task) => {
                     timed = true;
+                    let items =
+                        self.core.cargo_mut(task).and_then(|cargo| cargo.yielded().cloned());
+                    if let (Action::Ask(..), Some(items)) = (&action, items) {
+                        todo.wakes.extend(items.close());
+                        if !items.is_async() {
+                            continue; // its worker reads nothing while it runs
+                        }
+                    }
                     let (Some(link), Some(id)) =
                         (self.links.get_mut(&worker), self.core.id_of(task))
                     else {
@@ -1068,6 +1123,15 @@ impl Todo {
             None => self.flush = Some(key),
             Some(_) => self.flush_more.push(key),
         }
+    }
+}
+
+/// Wakes a thread of a worker that waits for credit.
+fn wake_thread(wake: &Wake) {
+    if wake.waiting.thread
+        && let Some(word) = wake.memory.credits().word(wake.claim)
+    {
+        sys::futex_wake(word);
     }
 }
 

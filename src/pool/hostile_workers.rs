@@ -11,6 +11,7 @@
 
 use super::Pool;
 use super::strange_workers::{HANG, Player, builder, framed, hello, launch, played, start_error};
+use crate::Yielder;
 use crate::error::{ErrorKind, TaskErrorKind};
 use crate::process::sys::{self, Target};
 use crate::process::testing::{in_own_process, is_own_process, open_fds, wait_until};
@@ -20,6 +21,7 @@ use crate::wire::counting::peak_of;
 use crate::wire::fuzz::mutate::{Rng, mutate};
 use crate::wire::fuzz::{Tally, count, run};
 use crate::wire::message::{self, Failed, InitFailed, Message, kind};
+use futures::StreamExt;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 use nix::unistd::ftruncate;
@@ -53,6 +55,39 @@ const PATIENCE: Duration = Duration::from_millis(20);
 fn echo(n: u8) -> u8 {
     n
 }
+
+/// The played workers say what it does.
+fn repeat(_: u8, _: Yielder<u8>) -> u8 {
+    unreachable!("no worker of this program runs")
+}
+
+/// What a call asks of a played worker.
+struct Asked {
+    claim: Claim,
+    argument: u8,
+    yields: bool,
+}
+
+fn read_call(mut message: Message<'_>, body: &[u8]) -> Asked {
+    let (slot, _attempt) = (message.uint().unwrap(), message.uint::<u8>().unwrap());
+    let claim = Claim { slot, id: message.uint().unwrap() };
+    let yields = message.uint::<u8>().unwrap() & message::FLAG_YIELDS != 0;
+    // Behind the argument stands what the `Yielder` is made of.
+    let argument = body[body.len() - 1 - usize::from(yields)];
+    Asked { claim, argument, yields }
+}
+
+/// So many items of a task.
+fn items(id: u64, argument: u8, count: usize) -> Vec<u8> {
+    let item = framed(|out| {
+        message::item(out, id);
+        out.push(argument);
+    });
+    item.repeat(count)
+}
+
+/// So many an honest worker sends.
+const ITEMS: usize = 3;
 
 fn nothing() -> Result<(), String> {
     Ok(())
@@ -88,7 +123,7 @@ impl Hostile {
         )?;
         loop {
             let body = self.player.hear();
-            let Ok(mut message) = Message::new(&body) else {
+            let Ok(message) = Message::new(&body) else {
                 return if self.stage == Stage::Draining {
                     self.strike(&framed(|out| message::done(out, 1)))
                 } else {
@@ -109,9 +144,8 @@ impl Hostile {
                     self.say(Stage::Ready, &framed(|out| message::done(out, 0)), &[])?;
                 }
                 kind::CALL => {
-                    let (slot, _attempt) = (message.uint().unwrap(), message.uint::<u8>().unwrap());
-                    let claim = Claim { slot, id: message.uint().unwrap() };
-                    let (id, argument) = (claim.id, *body.last().unwrap());
+                    let Asked { claim, argument, yields } = read_call(message, &body);
+                    let id = claim.id;
                     if !self.player.memory.claims().begin(claim) {
                         continue;
                     }
@@ -125,7 +159,21 @@ impl Hostile {
                             };
                             framed(|out| message::failed(out, id, &failed))
                         }
-                        _ => done(id, argument),
+                        // Items that are due or not, in number and before their end or not.
+                        1 | 2 if self.stage == Stage::Running => {
+                            let count = *self.rng.pick(&[1, ITEMS, 1024, 1025, 3000]);
+                            let items = items(id, argument, count);
+                            let end = done(id, argument);
+                            if self.rng.one_in(4) {
+                                [end, items].concat()
+                            } else {
+                                [items, end].concat()
+                            }
+                        }
+                        _ => {
+                            let count = if yields { ITEMS } else { 0 };
+                            [items(id, argument, count), done(id, argument)].concat()
+                        }
                     };
                     self.say(Stage::Running, &answer, &[])?;
                     self.player.memory.claims().finish(claim);
@@ -315,6 +363,7 @@ fn recorded() -> Vec<Vec<u8>> {
         let mut out = Vec::new();
         message::failed(&mut out, id, &Failed::Cancelled);
         all.push(out);
+        all.push(items(id, 7, 1).split_off(4));
         // Objects that nobody has been lent: of a manager, the first object, its parts and kinds,
         // with and without a place.
         for names in [
@@ -338,20 +387,21 @@ fn honest(mut player: Player, process: &OwnedFd, heard: &Mutex<HashSet<u8>>) {
     let _ = sys::send_with_fds(player.socket.as_fd(), &[IoSlice::new(&bytes)], &[lifeline.as_fd()]);
     loop {
         let body = player.hear();
-        let Ok(mut message) = Message::new(&body) else { return end(process) };
+        let Ok(message) = Message::new(&body) else { return end(process) };
         let answer = match message.kind {
             kind::WELCOME => framed(message::ready),
             kind::CALL => {
-                let (slot, _attempt) = (message.uint().unwrap(), message.uint::<u8>().unwrap());
-                let claim = Claim { slot, id: message.uint().unwrap() };
+                let Asked { claim, argument, yields } = read_call(message, &body);
                 if !player.memory.claims().begin(claim) {
                     continue;
                 }
-                let argument = *body.last().unwrap();
                 heard.lock().unwrap().insert(argument);
                 let answer = done(claim.id, argument);
+                if yields {
+                    let _ = player.socket.write_all(&items(claim.id, argument, ITEMS));
+                }
                 // Small replies go by the outbox, as a rule.
-                if player.memory.ring().put(&answer) {
+                if !yields && player.memory.ring().put(&answer) {
                     player.memory.claims().finish(claim);
                     if player.memory.ring().wants_bell() {
                         let _ = player.socket.write_all(&framed(message::bell));
@@ -421,6 +471,7 @@ async fn serve(
     tally: &mut Tally,
 ) {
     let handles: Vec<_> = (1..=4).map(|n| (n, pool.spawn(echo, n))).collect();
+    let streams: Vec<_> = (100..102).map(|n| (n, pool.stream(repeat, n))).collect();
     let closing = async {
         if closes_early {
             tokio::time::timeout(HANG, pool.shutdown()).await.expect("the pool does not end");
@@ -428,8 +479,23 @@ async fn serve(
         tokio::time::timeout(HANG, pool.ready()).await.expect("the start hangs")
     };
     let outcomes = async {
+        let mut outcomes = Vec::new();
         for (n, handle) in handles {
-            let outcome = tokio::time::timeout(HANG, handle).await.expect("a task hangs");
+            outcomes.push((n, tokio::time::timeout(HANG, handle).await.expect("a task hangs")));
+        }
+        for (n, mut stream) in streams {
+            let mut came = 0;
+            while let Some(item) =
+                tokio::time::timeout(HANG, stream.next()).await.expect("a stream hangs")
+            {
+                came += usize::from(item.is_ok_and(|item| item == n));
+            }
+            let is_an_honest_one = heard.lock().unwrap().contains(&n);
+            assert!(!is_an_honest_one || came == ITEMS, "{came} items of an honest worker");
+            let end = tokio::time::timeout(HANG, stream.finish()).await.expect("a stream hangs");
+            outcomes.push((n, end));
+        }
+        for (n, outcome) in outcomes {
             let is_an_honest_one = heard.lock().unwrap().contains(&n);
             assert!(
                 !is_an_honest_one || outcome.as_ref().is_ok_and(|value| *value == n),
@@ -463,7 +529,7 @@ async fn serve(
         return;
     }
     // It goes on, as soon as a start is tried again.
-    for n in (5..0x80).cycle() {
+    for n in (5..100).cycle() {
         match tokio::time::timeout(HANG, pool.spawn(echo, n)).await.expect("a task hangs") {
             Ok(value) if value == n => break,
             outcome => assert!(
@@ -519,6 +585,91 @@ fn hostile_workers() {
         "PoolClosed",
     ] {
         assert!(tally.contains_key(what), "no {what} in {tally:?}");
+    }
+}
+
+/// Each of these costs the worker's own task, says why, and takes no memory.
+#[test]
+fn items_that_are_not_due_break_the_protocol() {
+    type Play = fn(&mut Player, u64);
+    let plays: [(&str, bool, Play, &str); 5] = [
+        (
+            "of a task that does not yield",
+            false,
+            |player, id| player.socket.write_all(&items(id, 1, 1)).unwrap(),
+            "which it was not to send",
+        ),
+        (
+            "of a task that it does not have",
+            true,
+            |player, id| player.socket.write_all(&items(id + 1, 1, 1)).unwrap(),
+            "which it was not to send",
+        ),
+        (
+            "without end",
+            true,
+            |player, id| while player.socket.write_all(&items(id, 1, 1000)).is_ok() {},
+            "no credit for it",
+        ),
+        (
+            "large ones without end",
+            true,
+            |player, id| {
+                let item = framed(|out| {
+                    message::item(out, id);
+                    out.extend([0xc5, 0xff, 0xff]);
+                    out.resize(out.len() + 0xffff, 0);
+                });
+                while player.socket.write_all(&item).is_ok() {}
+            },
+            "no credit for it",
+        ),
+        (
+            "that is no value at all",
+            true,
+            |player, id| {
+                let item = framed(|out| message::item(out, id));
+                player.socket.write_all(&item).unwrap();
+            },
+            "an item that is not one value",
+        ),
+    ];
+    for (what, yields, play, reason) in plays {
+        let options = played(move |n, player| {
+            player.become_ready();
+            let id = player.call();
+            if n == 0 {
+                play(player, id);
+            } else {
+                player.answer(id, 42);
+            }
+            player.wait();
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let ((), peak) = peak_of(|| {
+            runtime.block_on(async {
+                let pool = options.build().unwrap();
+                let error = if yields {
+                    // Its reader does not read.
+                    let stream = pool.stream(repeat, 1);
+                    let abort = stream.abort_handle();
+                    let end = async {
+                        while !abort.is_finished() {
+                            tokio::time::sleep(Duration::from_millis(1)).await;
+                        }
+                    };
+                    tokio::time::timeout(HANG, end).await.expect("it hangs");
+                    stream.finish().await.unwrap_err()
+                } else {
+                    tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.unwrap().unwrap_err()
+                };
+                assert_eq!(error.kind(), TaskErrorKind::ProtocolViolation, "{what}: {error}");
+                assert!(error.to_string().contains(reason), "{what}: {error}");
+                let next = tokio::time::timeout(HANG, pool.spawn(echo, 1)).await.unwrap();
+                assert_eq!(next.unwrap(), 42, "{what}");
+            });
+        });
+        assert!(peak < 2 << 20, "{what}: {peak} bytes");
     }
 }
 

@@ -1,5 +1,6 @@
 //! The handle of one task.
 
+use super::core::TaskKey;
 use super::engine::Engine;
 use super::reply::Outcome;
 use super::spec::Ticket;
@@ -54,7 +55,7 @@ impl<R: DeserializeOwned> JoinHandle<R> {
     ) -> Self {
         Self {
             outcome,
-            abort: AbortHandle { engine: Arc::downgrade(engine), ticket, function },
+            abort: AbortHandle::new(engine, ticket, function),
             on_drop: None,
             result: PhantomData,
         }
@@ -106,9 +107,7 @@ impl<R: DeserializeOwned> JoinHandle<R> {
         if Engine::is_forked_copy() {
             return self.try_join().unwrap_or_else(|| Err(self.forked()));
         }
-        if let Some(engine) = self.abort.engine.upgrade() {
-            engine.attend_blocking();
-        }
+        self.abort.attend_blocking();
         let Self { outcome, abort, on_drop: _on_drop, .. } = self;
         decode(block_on(outcome).map_err(|_| ()), abort.function)
     }
@@ -137,9 +136,7 @@ impl<R: DeserializeOwned> JoinHandle<R> {
         );
         // What the clock cannot hold is for ever.
         let until = Instant::now().checked_add(limit);
-        if let Some(engine) = self.abort.engine.upgrade() {
-            engine.attend_blocking();
-        }
+        self.abort.attend_blocking();
         park_until(self, until)
     }
 
@@ -210,7 +207,7 @@ impl<R> JoinHandle<R> {
     /// A worker may have several short tasks in hand, so the process need not have begun this one.
     #[must_use]
     pub fn worker_pid(&self) -> Option<u32> {
-        self.abort.ticket.key.and_then(|key| self.abort.engine.upgrade()?.worker_pid(key))
+        self.abort.worker_pid()
     }
 }
 
@@ -257,6 +254,26 @@ pub struct AbortHandle {
 }
 
 impl AbortHandle {
+    pub(super) fn new(engine: &Arc<Engine>, ticket: Ticket, function: &'static str) -> Self {
+        Self { engine: Arc::downgrade(engine), ticket, function }
+    }
+
+    pub(super) fn engine(&self) -> Option<Arc<Engine>> {
+        self.engine.upgrade()
+    }
+
+    pub(super) fn key(&self) -> Option<TaskKey> {
+        self.ticket.key
+    }
+
+    pub(super) fn function(&self) -> &'static str {
+        self.function
+    }
+
+    pub(super) fn worker_pid(&self) -> Option<u32> {
+        self.ticket.key.and_then(|key| self.engine.upgrade()?.worker_pid(key))
+    }
+
     /// As [`JoinHandle::abort`].
     pub fn abort(&self) {
         if let (Some(key), Some(engine)) = (self.ticket.key, self.engine.upgrade()) {
@@ -274,9 +291,16 @@ impl AbortHandle {
     }
 
     /// Somebody waits.
-    fn attend(&self) {
+    pub(super) fn attend(&self) {
         if let Some(engine) = self.engine.upgrade() {
             engine.attend();
+        }
+    }
+
+    /// Somebody waits who blocks a thread.
+    pub(super) fn attend_blocking(&self) {
+        if let Some(engine) = self.engine.upgrade() {
+            engine.attend_blocking();
         }
     }
 

@@ -195,6 +195,8 @@ pub(crate) struct Outgoing {
     pub(crate) busy: bool,
     /// The socket is full: the event that there is room again is the writer.
     pub(crate) blocked: bool,
+    /// Words of credit that may not have been written yet.
+    pub(crate) unread: usize,
     /// The first chunk's descriptors are not taken: it is the pool's timer that goes on.
     pub(crate) held: sys::Held,
 }
@@ -299,7 +301,10 @@ impl Outgoing {
         gone: &mut Vec<Chunk>,
     ) -> Option<(Chunk, usize)> {
         loop {
-            let chunk = self.chunks.pop_front()?;
+            let Some(chunk) = self.chunks.pop_front() else {
+                self.unread = 0;
+                return None;
+            };
             let from = std::mem::take(&mut self.offset);
             if from > 0 || chunk.claim().is_none_or(&is_wanted) {
                 return Some((chunk, from));

@@ -4,7 +4,8 @@
 //!   of another program;
 //! * `spec.rs`: what both come to; `options.rs`: limits and retries of a call; `elsewhere.rs`: the
 //!   engine of platforms without workers;
-//! * `join.rs`, `results.rs`, `shutdown.rs`: what a caller waits for; `items.rs`: what a map is over; `reply.rs`: how it gets there;
+//! * `join.rs`, `results.rs`, `task_stream.rs`, `shutdown.rs`: what a caller waits for; `items.rs`: what
+//!   a map is over; `reply.rs`, `yielded.rs`: how it gets there;
 //! * `run.rs`: items that travel together; `core_runs.rs`: the rules of those;
 //! * `core.rs`: the rules, pure; `core_stop.rs`: those of stopping a task; `core_deaf.rs`: of
 //!   workers that stand still; `core_ending.rs`: of the end; `core_staff.rs`: those of who is
@@ -85,6 +86,7 @@ mod strange_runs;
 mod strange_workers;
 mod task_builder;
 mod task_returned_error;
+mod task_stream;
 #[cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64"),
@@ -93,6 +95,7 @@ mod task_returned_error;
 mod tokens;
 #[cfg(all(test, target_os = "linux"))]
 mod unkillable_workers;
+mod yielded;
 
 pub use builder::Builder;
 pub use events::{Events, SharedObject, WorkerEvent};
@@ -104,12 +107,13 @@ pub use shutdown::{Shutdown, ShutdownReport};
 pub use size::WorkerCount;
 pub use stats::{ExitReason, Stats};
 pub use task_builder::TaskBuilder;
+pub use task_stream::TaskStream;
 
 use self::core::Mode;
 use crate::coop::take_unit;
 use crate::error::Error;
 use crate::sync::Manager;
-use crate::task::{ArgsFor, ArgsTuple, Contented, Run, Task, ZeroSized, index_of};
+use crate::task::{ArgsFor, ArgsTuple, Contented, Run, Task, YieldingArgs, ZeroSized, index_of};
 use crate::wire::message::Callee;
 use engine::Engine;
 use futures::Stream;
@@ -255,6 +259,56 @@ impl Pool {
     {
         let () = ZeroSized::<F>::PROVEN;
         self.task(function).spawn_wait(args).await
+    }
+
+    /// Hands in a task that yields items while it runs, and returns at once: the stream gives the
+    /// items as they come, and [`finish`](TaskStream::finish) the task's result.
+    ///
+    /// The function takes a [`Yielder`](crate::Yielder) as its last argument; the caller gives the
+    /// others, as to [`spawn`](Self::spawn). A sync task sends by
+    /// [`blocking_send`](crate::Yielder::blocking_send), an async one by
+    /// [`send`](crate::Yielder::send). Both wait while the reader is slow, so memory stays bounded:
+    /// see [`TaskStream`], also for what dropping it does, for retries and for limits.
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use procpool::{Error, Pool, Yielder};
+    ///
+    /// fn lines(text: String, out: Yielder<String>) -> Result<usize, procpool::Failure> {
+    ///     for line in text.lines() {
+    ///         out.blocking_send(line.to_uppercase())?;
+    ///     }
+    ///     Ok(text.len())
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let pool = Pool::builder().workers(1).build()?;
+    /// let mut lines = pool.stream(lines, "one\ntwo");
+    /// assert_eq!(lines.next().await.transpose()?, Some("ONE".into()));
+    /// assert_eq!(lines.next().await.transpose()?, Some("TWO".into()));
+    /// assert!(lines.next().await.is_none());
+    /// assert_eq!(lines.finish().await??, 7);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// All come through the stream, after the items that had come before.
+    pub fn stream<F, Args, Marker, P>(
+        &self,
+        function: F,
+        args: P,
+    ) -> TaskStream<Args::Item, F::Output>
+    where
+        F: Task<Args, Marker>,
+        Args: YieldingArgs,
+        Args::Item: DeserializeOwned,
+        P: ArgsFor<Args::Given>,
+    {
+        let () = ZeroSized::<F>::PROVEN;
+        self.task(function).stream(args)
     }
 
     /// A call with options.

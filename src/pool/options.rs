@@ -30,6 +30,8 @@ pub(crate) struct Retry {
     pub(crate) panics: bool,
     /// After so many failed starts of workers as the pool attempts.
     pub(crate) starts: bool,
+    /// Of a task that yields, also when some of its items have been taken.
+    pub(crate) partial: bool,
     /// The wait before the second try, doubled for each further one, up to `wait_max`.
     pub(crate) wait_min: Duration,
     pub(crate) wait_max: Duration,
@@ -43,6 +45,7 @@ impl Default for Retry {
             timeouts: true,
             panics: false,
             starts: false,
+            partial: false,
             wait_min: Duration::ZERO,
             wait_max: Duration::ZERO,
         }

@@ -2,6 +2,7 @@
 
 use super::core::Carried;
 use super::run::Run;
+use super::yielded::Yielded;
 use crate::error::TaskError;
 use crate::wire::packet::Packet;
 pub(crate) use crate::wire::value::names::{Encoded, Things};
@@ -84,6 +85,17 @@ impl Carried for Cargo {
         Some(&mut self.extra.as_mut()?.items.as_mut()?.run)
     }
 
+    fn yields(&self) -> bool {
+        matches!(self.reply, Reply::Yielded(_))
+    }
+
+    fn start_anew(&self) -> bool {
+        match &self.reply {
+            Reply::Yielded(items) => items.start_anew(),
+            _ => true,
+        }
+    }
+
     fn part(&mut self, from: u32) -> Self {
         let items = self.extra.as_mut().and_then(|extra| extra.items.as_mut());
         let (Some(items), Reply::Stream(inlet, place)) = (items, &self.reply) else {
@@ -129,7 +141,15 @@ impl Cargo {
         let items = self.extra.as_ref()?.items.as_ref()?;
         match &self.reply {
             Reply::Stream(inlet, place) => Some((inlet, place + id.checked_sub(items.id)?)),
-            Reply::Join(_) => None,
+            Reply::Join(_) | Reply::Yielded(_) => None,
+        }
+    }
+
+    /// Where its items go, if it yields.
+    pub(crate) fn yielded(&self) -> Option<&Arc<Yielded>> {
+        match &self.reply {
+            Reply::Yielded(items) => Some(items),
+            _ => None,
         }
     }
 
@@ -153,6 +173,8 @@ pub(crate) enum Reply {
     Join(oneshot::Sender<Outcome>),
     /// A `Results`; the number is the item's place in the input, or the first one's of a run.
     Stream(Arc<Inlet>, u64),
+    /// A `TaskStream`.
+    Yielded(Arc<Yielded>),
 }
 
 impl Reply {
@@ -160,6 +182,7 @@ impl Reply {
         shielded(|| match self {
             Self::Join(sender) => drop(sender.send(outcome)), // it may have been detached
             Self::Stream(inlet, place) => inlet.put([(place, outcome)]),
+            Self::Yielded(items) => items.end(outcome).into_iter().for_each(Waker::wake),
         });
     }
 

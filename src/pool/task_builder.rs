@@ -1,14 +1,19 @@
 //! One call with options of its own.
 
 use super::Pool;
+use super::core::Mode;
 use super::items::Items;
-use super::join::JoinHandle;
+use super::join::{AbortHandle, JoinHandle};
 use super::options::{ATTEMPTS_MAX, Options};
 use super::reply::Reply;
 use super::results::{Results, TryResults, encode};
 use super::spec::{Room, TaskSpec, Ticket};
+use super::task_stream::TaskStream;
+use super::yielded::Yielded;
 use crate::coop::take_unit;
-use crate::task::{ArgsFor, CapturesNothing, RetryIf, Task, ZeroSized, index_of_judged};
+use crate::task::{
+    ArgsFor, CapturesNothing, RetryIf, Task, YieldingArgs, ZeroSized, index_of_judged,
+};
 use crate::wire::message::{self, Callee};
 use futures::Stream;
 use serde::de::DeserializeOwned;
@@ -206,6 +211,15 @@ where
         self
     }
 
+    /// Whether a task that yields ([`stream`](Self::stream)) is worth another try also when items of
+    /// it have been taken. Default: no, as the reader would see them again. With it, the items of
+    /// the next try follow those that were taken; what had come and was not taken is forgotten.
+    /// [`attempt`](crate::attempt()) in the items tells the tries apart.
+    pub fn retry_partial(mut self, wanted: bool) -> Self {
+        self.options().retry.partial = wanted;
+        self
+    }
+
     /// The wait before the first retry, doubled for each further one up to `most`. Default: none.
     pub fn backoff(mut self, first: Duration, most: Duration) -> Self {
         let retry = &mut self.options().retry;
@@ -267,6 +281,33 @@ where
         JoinHandle::new(self.pool.engine(), ticket, self.task.function, outcome)
     }
 }
+
+impl<Args, R, F, Marker> TaskBuilder<'_, Args, R, Function<F, Marker>>
+where
+    R: DeserializeOwned,
+    Args: YieldingArgs,
+    Args::Item: DeserializeOwned,
+{
+    /// As [`Pool::stream`].
+    pub fn stream<P: ArgsFor<Args::Given>>(self, args: P) -> TaskStream<Args::Item, R> {
+        let mut task = self.task;
+        task.flags |= message::FLAG_YIELDS;
+        let may_repeat = task.options.as_ref().is_some_and(|options| options.retry.partial);
+        let items = Yielded::new(task.mode == Mode::Async, may_repeat);
+        let engine = self.pool.engine();
+        let encode_given = |out: &mut Vec<u8>, limit: usize| {
+            encode::<Args::Given, P>(&args, out, limit.saturating_sub(1))?;
+            out.push(NIL); // what the worker makes the `Yielder` of
+            Ok(())
+        };
+        let reply = Reply::Yielded(Arc::clone(&items));
+        let ticket = engine.submit(&task, encode_given, reply, Room::Needed);
+        TaskStream::new(AbortHandle::new(engine, ticket, task.function), items)
+    }
+}
+
+/// A value of nothing, encoded.
+const NIL: u8 = 0xc0;
 
 impl<Args, T, E, F, Marker> TaskBuilder<'_, Args, Result<T, E>, Function<F, Marker>>
 where

@@ -23,6 +23,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::ptr;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use super::peer_fd::PeerFd;
@@ -156,6 +157,28 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns; the kernel set
     // close-on-exec.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// The low half of a word, at which threads of several processes wait (futex(2)).
+fn low_half(word: &AtomicU64) -> *const u32 {
+    let halves: *const u32 = ptr::from_ref(word).cast();
+    halves.wrapping_add(usize::from(cfg!(target_endian = "big")))
+}
+
+/// Waits until another thread or process has called [`futex_wake`] for the word, unless its low half
+/// is not what it was (futex(2), `FUTEX_WAIT`). It may return for no reason.
+pub(crate) fn futex_wait(word: &AtomicU64, seen: u32) {
+    let forever: *const libc::timespec = ptr::null();
+    // SAFETY: the address is that of an aligned half of a word that lives during the call; the kernel
+    // only reads it. Without a timeout the pointer is null.
+    let _ =
+        unsafe { libc::syscall(libc::SYS_futex, low_half(word), libc::FUTEX_WAIT, seen, forever) };
+}
+
+/// Wakes all who wait for the word, in any process (futex(2), `FUTEX_WAKE`).
+pub(crate) fn futex_wake(word: &AtomicU64) {
+    // SAFETY: as above; the kernel uses the address only to find those who wait.
+    let _ = unsafe { libc::syscall(libc::SYS_futex, low_half(word), libc::FUTEX_WAKE, c_int::MAX) };
 }
 
 /// Sends a signal through a pidfd (pidfd_send_signal(2), Linux 5.1); signal 0 only checks.

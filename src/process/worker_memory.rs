@@ -11,6 +11,8 @@
 //! 288 .. + slots       the claims: a word for each task in hand
 //!      .. + slots      when each of them began
 //!      .. + ring       the outbox's ring
+//!      .. + slots      of tasks that yield: how much each may send
+//!      .. + slots      and whether it waits for more
 //! ```
 //!
 //! It belongs to one process and is never handed to its successor. Pages are taken as they are
@@ -19,6 +21,7 @@
 use super::death_note::{NOTE_WORDS, NotePage};
 use super::memory::{MemoryError, SharedMemory};
 use crate::wire::claim::{Claims, SLOTS_MAX};
+use crate::wire::credit::{CreditMemory, Credits};
 use crate::wire::outbox::Ring;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -113,19 +116,28 @@ impl WorkerMemory {
             replies: &words[REPLIES],
             head: &words[HEAD],
             ring_at: &words[RING_AT],
-            words: &words[CLAIMS + 2 * self.slots..],
+            words: &words[CLAIMS + 2 * self.slots..][..self.ring_bytes / WORD],
         }
     }
 }
 
+impl CreditMemory for WorkerMemory {
+    fn credits(&self) -> Credits<'_> {
+        let words = &self.memory.words()[CLAIMS + 2 * self.slots + self.ring_bytes / WORD..];
+        let (limits, waits) = words.split_at(self.slots);
+        Credits::new(limits, waits)
+    }
+}
+
 fn words(slots: usize, ring_bytes: usize) -> usize {
-    CLAIMS + 2 * slots + ring_bytes / WORD
+    CLAIMS + 4 * slots + ring_bytes / WORD
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::wire::claim::{Claim, Progress};
+    use crate::wire::credit::{Credit, Units, Waiter};
     use crate::wire::outbox::Intake;
     use std::sync::atomic::Ordering;
 
@@ -140,6 +152,8 @@ mod tests {
         for claim in &claims {
             ours.claims().offer(*claim);
             theirs.claims().note_start(*claim, u64::MAX);
+            ours.credits().open(*claim);
+            theirs.credits().wait(*claim, Waiter::Thread);
         }
         while theirs.ring().put(&[0xff; 16 << 10]) {}
         theirs.waits().store(u64::MAX, Ordering::Relaxed);
@@ -148,6 +162,10 @@ mod tests {
         assert_eq!(bytes, [0xff; RING_BYTES]);
         assert!(claims.iter().all(|claim| theirs.claims().look(*claim) == Progress::Queued));
         assert!(claims.iter().all(|claim| ours.claims().started_at(*claim) == u64::MAX));
+        for claim in &claims {
+            assert_eq!(theirs.credits().look(*claim, Units::default()), Credit::Granted);
+            assert!(ours.credits().close(*claim).thread);
+        }
         assert!(theirs.note().read().is_some());
         assert_eq!(ours.waits().load(Ordering::Relaxed), u64::MAX);
         assert_eq!(ours.ring().ring_at.load(Ordering::Relaxed), 0);

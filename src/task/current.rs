@@ -102,32 +102,61 @@ pub fn is_cancelled() -> bool {
 /// Dropped, it only no longer waits: a task stays asked, and the next call resolves at once.
 pub fn cancelled() -> Cancelled {
     let is_sync = IS_SYNC.load(Ordering::Relaxed);
-    Cancelled { task: running(), is_sync, ticket: None, unit: BudgetUnit::default() }
+    Cancelled {
+        waiter: Waiter { task: running(), ticket: None },
+        is_sync,
+        unit: BudgetUnit::default(),
+    }
 }
 
 /// What [`cancelled`] gives: a future that resolves when a task has been asked to stop.
 #[derive(Debug)]
 #[must_use = "a future does nothing unless it is awaited"]
 pub struct Cancelled {
-    task: Running,
+    waiter: Waiter,
     /// Its worker is at work, and reads nothing while it runs.
     is_sync: bool,
+    unit: BudgetUnit,
+}
+
+/// A place among those who wait for the words of a task to change.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    task: Running,
     /// Its entry among those who wait.
     ticket: Option<u64>,
-    unit: BudgetUnit,
+}
+
+impl Waiter {
+    /// Of the async task of this number, whose worker is told by a message.
+    pub(super) fn of(id: u64) -> Self {
+        Self { task: Running { slot: 0, id }, ticket: None }
+    }
+
+    /// Enters this waker; to be followed by a look at the words.
+    pub(super) fn enter(&mut self, waker: &Waker) {
+        self.ticket = Some(WAITING.enter(self.task, self.ticket, waker));
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            WAITING.leave(ticket);
+        }
+    }
 }
 
 impl Future for Cancelled {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.task.id == 0 {
+        if self.waiter.task.id == 0 {
             return Poll::Pending; // nobody can ask it
         }
         // First enter, then look: who asks does it the other way round.
-        let ticket = WAITING.enter(self.task, self.ticket, cx.waker());
-        self.ticket = Some(ticket);
-        if is_asked(self.task) {
+        self.waiter.enter(cx.waker());
+        if is_asked(self.waiter.task) {
             let polled = self.unit.poll_unit(cx);
             return self.unit.per_item(polled);
         }
@@ -138,15 +167,7 @@ impl Future for Cancelled {
     }
 }
 
-impl Drop for Cancelled {
-    fn drop(&mut self) {
-        if let Some(ticket) = self.ticket {
-            WAITING.leave(ticket);
-        }
-    }
-}
-
-/// This task has been asked to stop: those who wait for that are woken.
+/// A word of this task has changed: those who wait for that are woken.
 pub(crate) fn asked(id: u64) {
     WAITING.wake(|task| task.id == id);
 }

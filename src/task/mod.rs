@@ -19,12 +19,14 @@ mod state;
 mod table;
 #[cfg(test)]
 mod tests;
+mod yielder;
 
 pub use args::{ArgsFor, ArgsTuple};
 pub use current::{Cancelled, TaskId, attempt, cancelled, is_cancelled, task_id};
 pub use function::Task;
 pub use init::Init;
 pub use state::state;
+pub use yielder::{YieldError, Yielder, YieldingArgs};
 
 pub(crate) use args::encode_args;
 pub(crate) use current::{asked, set_asked, set_current};
@@ -35,3 +37,4 @@ pub(crate) use table::{
     ZeroSized, entry, fingerprint, in_main_executable, index_of, index_of_init, index_of_judged,
     supported,
 };
+pub(crate) use yielder::{Outlet, Sent, offering};

@@ -224,6 +224,7 @@ enum Read {
     Call((u16, u8), u64, u8, u32, u32, Vec<u8>),
     /// Slot and try; number, flags, index, and the items.
     Run((u16, u8), u64, u8, u32, Vec<Vec<u8>>),
+    Item(u64, Vec<u8>),
     Ask(u64),
     Cancel(u64),
     Bell,
@@ -248,6 +249,10 @@ fn read_message(body: &[u8]) -> Result<Read, Bad> {
                 return Err(Bad("a result that is not one value".into()));
             };
             if again { Read::Again(id, value) } else { Read::Done(id, value) }
+        }
+        kind::ITEM => {
+            let (id, at) = message::read_item_of_task(message)?;
+            Read::Item(id, body[at..].to_vec())
         }
         kind::FAILED => Read::Failed(message.uint()?, message.map()?),
         kind::WELCOME => Read::Welcome(message.map()?),
@@ -336,6 +341,10 @@ fn write_message(message: &Read) -> Vec<u8> {
         }
         Read::Bell => message::bell(&mut out),
         Read::Detached(pid) => message::detached(&mut out, *pid),
+        Read::Item(id, value) => {
+            message::item(&mut out, *id);
+            values = value;
+        }
         Read::Ask(id) => message::ask(&mut out, *id),
         Read::Cancel(id) => message::cancel(&mut out, *id),
         Read::Other => {}
@@ -387,6 +396,8 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
         Read::Run((0, 1), 0, 0, 0, vec![vec![0xcd, 1, 2]; 20]),
         Read::Bell,
         Read::Detached(4242),
+        Read::Item(9, vec![0x92, 1, 2]),
+        Read::Item(u64::MAX, vec![0xc0]),
         Read::Ask(8),
         Read::Cancel(u64::MAX),
     ];

@@ -14,7 +14,7 @@ use std::fmt;
 pub(crate) const PROTOCOL: u32 = 2;
 
 /// The kinds of message. Numbers are never used twice; 16 to 31 are kept for what a running task
-/// may send one day (items, progress, log records).
+/// sends.
 pub(crate) mod kind {
     // From the worker.
     pub(crate) const HELLO: u8 = 1;
@@ -35,6 +35,8 @@ pub(crate) mod kind {
     pub(crate) const BORN: u8 = 11;
     /// From a template, on the socket of the worker that it did not fork.
     pub(crate) const NOT_FORKED: u8 = 12;
+    /// An item of a task that yields.
+    pub(crate) const ITEM: u8 = 16;
     // From the pool.
     pub(crate) const WELCOME: u8 = 32;
     pub(crate) const INIT: u8 = 33;
@@ -44,7 +46,7 @@ pub(crate) mod kind {
     pub(crate) const EXIT: u8 = 38;
     /// A socket to a manager of shared objects comes with it; the manager's number follows.
     pub(crate) const ATTACH: u8 = 36;
-    /// An async task has been asked to stop by itself: its word says so, too.
+    /// An async task has been asked to stop by itself, or has got credit: its words say so, too.
     pub(crate) const ASK: u8 = 37;
     /// As so many CALLs of one sync task, whose numbers follow each other: a run.
     pub(crate) const RUN: u8 = 39;
@@ -62,6 +64,8 @@ pub(crate) const FLAG_NO_BACKTRACE: u8 = 2;
 pub(crate) const FLAG_TIMED: u8 = 4;
 /// Flag of a call whose arguments name shared objects: which, stands before them.
 pub(crate) const FLAG_NAMES: u8 = 8;
+/// The task yields: it may send items, as far as it has credit.
+pub(crate) const FLAG_YIELDS: u8 = 16;
 
 /// The worker's first words. A descriptor goes with it: the pool's end of the lifeline.
 #[derive(Debug, Serialize, Deserialize)]
@@ -410,6 +414,21 @@ pub(crate) fn done(out: &mut Vec<u8>, id: u64) {
     uint(out, id);
 }
 
+/// An item of a task that yields, up to its value.
+pub(crate) fn item(out: &mut Vec<u8>, id: u64) {
+    head(out, kind::ITEM, 2);
+    uint(out, id);
+}
+
+/// Reads an item: the number of its task, and where in the body its value begins.
+pub(crate) fn read_item_of_task(mut message: Message<'_>) -> Result<(u64, usize), Bad> {
+    let id = message.uint()?;
+    match message.rest() {
+        (1, at) if at < message.body.len() => Ok((id, at)),
+        _ => Err(bad("an item that is not one value")),
+    }
+}
+
 /// A result whose value names shared objects, up to their names; the value follows on these.
 pub(crate) fn done_naming(out: &mut Vec<u8>, id: u64) {
     head(out, kind::DONE_NAMING, 3);
@@ -444,7 +463,7 @@ pub(crate) fn cancel(out: &mut Vec<u8>, id: u64) {
     uint(out, id);
 }
 
-/// The word that an async task has been asked to stop by itself.
+/// The word that an async task has been asked to stop by itself, or has got credit.
 pub(crate) fn ask(out: &mut Vec<u8>, id: u64) {
     head(out, kind::ASK, 1);
     uint(out, id);

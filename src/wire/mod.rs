@@ -7,6 +7,7 @@
 pub(crate) mod claim;
 #[cfg(test)]
 pub(crate) mod counting;
+pub(crate) mod credit;
 pub(crate) mod frame;
 #[cfg(test)]
 pub(crate) mod fuzz;

@@ -8,14 +8,31 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The socket and what has come of it.
 #[derive(Debug)]
 pub(super) struct Inbox {
-    pub(super) socket: OwnedFd,
+    pub(super) socket: Arc<OwnedFd>,
     buffer: FrameBuffer,
     /// They came with a frame that is to be read.
     descriptors: VecDeque<OwnedFd>,
+}
+
+/// Held over the writing of a frame: a task that yields may write from any thread.
+static WRITING: Mutex<()> = Mutex::new(());
+
+/// Writes whole frames; waits while the pool does not read.
+pub(super) fn send_all(socket: &impl AsRawFd, mut bytes: &[u8]) -> io::Result<()> {
+    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    while !bytes.is_empty() {
+        match socket::send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
+            Ok(n) => bytes = &bytes[n..],
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
 }
 
 /// What a look into the socket brought.
@@ -30,7 +47,16 @@ pub(super) enum Next {
 
 impl Inbox {
     pub(super) fn new(socket: OwnedFd, frame_limit: usize) -> Self {
-        Self { socket, buffer: FrameBuffer::new(frame_limit), descriptors: VecDeque::new() }
+        Self {
+            socket: Arc::new(socket),
+            buffer: FrameBuffer::new(frame_limit),
+            descriptors: VecDeque::new(),
+        }
+    }
+
+    /// The socket, of which no task that yields has a share.
+    pub(super) fn into_socket(self) -> OwnedFd {
+        Arc::into_inner(self.socket).expect("no task has run")
     }
 
     /// The next frame; waits for it. `None`: the pool has closed its side.
@@ -86,15 +112,8 @@ impl Inbox {
     }
 
     /// Writes all of it; waits while the pool does not read.
-    pub(super) fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match socket::send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
-                Ok(n) => bytes = &bytes[n..],
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
+    pub(super) fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        send_all(&*self.socket, bytes)
     }
 
     fn buffered(&mut self) -> io::Result<Option<Range<usize>>> {

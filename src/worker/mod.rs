@@ -20,6 +20,7 @@ mod inbox;
 mod lifeline;
 mod limits;
 mod once;
+mod outlet;
 mod panics;
 mod parent;
 mod program;

@@ -107,7 +107,7 @@ fn run(
             let (_, registration) = AbortHandle::new_pair();
             let (_, outcome) = driven(|| {
                 local.block_on(runtime, async {
-                    serve::begin(call, function, args, limit, registration, things).await
+                    serve::begin(call, function, args, limit, registration, things, None).await
                 })
             });
             Ok(outcome)

@@ -18,6 +18,7 @@
 
 use super::inbox::{Inbox, Next};
 use super::limits::{self, TaskClock};
+use super::outlet::TaskOutlet;
 use super::template::{self, Left};
 use super::{lifeline, once, panics, raw, start};
 use crate::process::{PeerFd, WorkerMemory, fork, sys};
@@ -42,6 +43,7 @@ use std::ops::{Deref, Range};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
@@ -360,6 +362,8 @@ pub(super) struct Call {
     /// `None`: as the environment says.
     pub(super) backtrace: Option<bool>,
     pub(super) run: Run,
+    /// It sends items.
+    yields: bool,
     /// The shared objects that its arguments name.
     named: Option<Named>,
     /// Where in the frame the arguments begin; or the items.
@@ -368,7 +372,19 @@ pub(super) struct Call {
     pub(super) items: Option<u16>,
 }
 
+/// Which way a reply may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Any,
+    /// By the socket: behind the items that the task has sent.
+    Socket,
+}
+
 impl Call {
+    fn way(&self) -> Way {
+        if self.yields { Way::Socket } else { Way::Any }
+    }
+
     /// The references that came with it: counted for this process, so they are to be taken once,
     /// also if it is not run.
     pub(super) fn receive(&mut self) -> Result<Vec<Thing>, Failed> {
@@ -403,6 +419,7 @@ pub(super) fn read_call(body: &[u8]) -> Result<Call, String> {
             timed: false,
             backtrace,
             run,
+            yields: false,
             named: None,
             args: at,
             items: Some(items),
@@ -436,6 +453,7 @@ pub(super) fn read_call(body: &[u8]) -> Result<Call, String> {
         timed,
         backtrace,
         run: entry.run,
+        yields: has(message::FLAG_YIELDS),
         named,
         args,
         items: None,
@@ -576,7 +594,7 @@ impl Worker {
                     if self.claim(&call) {
                         let args = range.start + call.args..range.end;
                         self.run_sync(&call, function, args, things);
-                        self.commit(Some(call.claim))?;
+                        self.commit(Some(call.claim), call.way())?;
                     }
                 }
                 // Those come here for which there is no runtime yet.
@@ -589,7 +607,7 @@ impl Worker {
                         let _ = call.receive();
                         if self.claim(&call) {
                             self.answer(call.claim.id, Err(Failed::NoRuntime { reason }));
-                            self.commit(Some(call.claim))?;
+                            self.commit(Some(call.claim), call.way())?;
                         }
                     }
                 },
@@ -704,7 +722,7 @@ impl Worker {
                 range.start + args.start..range.start + args.end,
                 Ok(Vec::new()),
             );
-            self.commit((item + 1 == items).then_some(run))?;
+            self.commit((item + 1 == items).then_some(run), Way::Any)?;
         }
         Ok(())
     }
@@ -721,15 +739,21 @@ impl Worker {
         let start = frame::begin(&mut self.out);
         message::done(&mut self.out, call.claim.id);
         let head = self.out.len();
+        let outlet = self.outlet(call, true);
         let (bytes, out) = (self.inbox.bytes(args), &mut self.out);
         let limit = self.limit.saturating_sub(out.len() - start);
         // Its own state is lost with a panic, ours is only the buffer, which is cut back.
         self.clock.start();
         Errno::clear(); // what another task failed in is not this one's
         let ran = things.map(|things| {
-            with_names(things, || catch_unwind(AssertUnwindSafe(|| function(bytes, out, limit))))
+            task::offering(outlet.clone().map(|outlet| outlet as _), || {
+                with_names(things, || {
+                    catch_unwind(AssertUnwindSafe(|| function(bytes, out, limit)))
+                })
+            })
         });
         guard_against_fork();
+        outlet.iter().for_each(|outlet| outlet.close());
         self.clock.stop();
         let outcome = match ran {
             Ok((Ok(Ok(verdict)), named)) if named.is_empty() => {
@@ -751,11 +775,17 @@ impl Worker {
         frame::finish(&mut self.out, start);
     }
 
+    /// Where the items of a task go out, if it yields.
+    fn outlet(&self, call: &Call, is_sync: bool) -> Option<Arc<TaskOutlet>> {
+        let socket = || Arc::clone(&self.inbox.socket);
+        call.yields.then(|| TaskOutlet::new(call.claim, is_sync, self.memory, socket(), self.limit))
+    }
+
     /// Commits the reply in `out`: whole by the outbox or whole by the socket; then the task is
     /// done, unless it is an item of a run that goes on.
-    fn commit(&mut self, claim: Option<Claim>) -> Result<(), String> {
+    fn commit(&mut self, claim: Option<Claim>, way: Way) -> Result<(), String> {
         let ring = self.memory.ring();
-        let boxed = ring.put(&self.out);
+        let boxed = way == Way::Any && ring.put(&self.out);
         if !boxed {
             self.inbox.send(&self.out).map_err(lost)?;
         }
@@ -778,7 +808,7 @@ impl Worker {
         driven(|| {
             local.block_on(runtime, async {
                 let mut running: FuturesUnordered<Answer> = FuturesUnordered::new();
-                let mut aborts: HashMap<u64, AbortHandle> = HashMap::new();
+                let mut aborts: HashMap<u64, (AbortHandle, Way)> = HashMap::new();
                 loop {
                     // All that has come is begun before anything runs on.
                     loop {
@@ -793,7 +823,7 @@ impl Worker {
                             let id = message.uint::<u64>().map_err(|e| e.to_string())?;
                             match aborts.get(&id) {
                                 Some(_) if message.kind == kind::ASK => task::asked(id),
-                                Some(abort) => abort.abort(),
+                                Some((abort, _)) => abort.abort(),
                                 None => {}
                             }
                             continue;
@@ -814,7 +844,8 @@ impl Worker {
                         }
                         let args = self.inbox.bytes(range.start + call.args..range.end);
                         let (abort, registration) = AbortHandle::new_pair();
-                        aborts.insert(call.claim.id, abort);
+                        aborts.insert(call.claim.id, (abort, call.way()));
+                        let outlet = self.outlet(&call, false);
                         running.push(begin(
                             &call,
                             function,
@@ -822,6 +853,7 @@ impl Worker {
                             self.limit,
                             registration,
                             things,
+                            outlet,
                         ));
                     }
                     let finished = if running.is_empty() {
@@ -838,9 +870,9 @@ impl Worker {
                     };
                     let mut next = finished;
                     while let Some((claim, outcome)) = next {
-                        aborts.remove(&claim.id);
+                        let way = aborts.remove(&claim.id).map_or(Way::Any, |(_, way)| way);
                         self.answer(claim.id, outcome);
-                        self.commit(Some(claim))?;
+                        self.commit(Some(claim), way)?;
                         next = running.next().now_or_never().flatten(); // others may have ended by now
                     }
                 }
@@ -939,6 +971,7 @@ pub(super) fn begin(
     limit: usize,
     registration: futures::future::AbortRegistration,
     things: Result<Vec<Thing>, Failed>,
+    outlet: Option<Arc<TaskOutlet>>,
 ) -> Answer {
     let (claim, backtrace) = (call.claim, call.backtrace);
     // Decoding is user code as well. The head of a reply takes at most 16 bytes.
@@ -946,10 +979,9 @@ pub(super) fn begin(
     let attempt = call.attempt;
     task::set_current(claim.slot, claim.id, attempt, false);
     let made = things.map(|things| {
-        with_names(things, || {
-            catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16))))
-        })
-        .0
+        let decode = || catch_unwind(AssertUnwindSafe(|| function(args, limit.saturating_sub(16))));
+        let offered = outlet.clone().map(|outlet| outlet as _);
+        task::offering(offered, || with_names(things, decode).0)
     });
     let future = match made {
         Ok(Ok(future)) => future.map_err(why),
@@ -961,7 +993,10 @@ pub(super) fn begin(
     Box::pin(async move {
         let mut guarded = match future {
             Ok(future) => Box::pin(AssertUnwindSafe(future).catch_unwind()),
-            Err(failed) => return (claim, Err(failed)),
+            Err(failed) => {
+                outlet.iter().for_each(|outlet| outlet.close());
+                return (claim, Err(failed));
+            }
         };
         let mut named = Vec::new();
         let polled = std::future::poll_fn(|cx| {
@@ -987,6 +1022,7 @@ pub(super) fn begin(
             Ok(Ok(Err(error))) => Err(why(error)),
             Ok(Err(payload)) => Err(caught(payload)),
         };
+        outlet.iter().for_each(|outlet| outlet.close());
         (claim, outcome)
     })
 }

@@ -101,7 +101,7 @@ fn be_born(socket: OwnedFd, stdout: Option<OwnedFd>, renewed: &[RawFd]) -> Resul
     if message.kind != kind::BEGIN {
         return Err(format!("a message of kind {} to a worker that was born", message.kind));
     }
-    Ok(inbox.socket)
+    Ok(inbox.into_socket())
 }
 
 /// Whether this process, as its preload function has left it, may be forked; else why not.

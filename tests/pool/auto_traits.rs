@@ -104,4 +104,6 @@ fn streams_have_debug_output_also_where_their_values_have_none() {
     has_debug_output::<Results<Opaque, (Opaque,), Opaque>>();
     has_debug_output::<TryResults<Opaque, Opaque, (Opaque,), Opaque>>();
     has_debug_output::<procpool::ItemResults<Opaque, (Opaque,), Opaque>>();
+    has_debug_output::<procpool::TaskStream<Opaque, Opaque>>();
+    has_debug_output::<procpool::Yielder<Opaque>>();
 }

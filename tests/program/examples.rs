@@ -63,6 +63,17 @@ fn fork_tree() {
 }
 
 #[test]
+fn log_search() {
+    let stdout = run("log_search");
+    let lines: Vec<_> = stdout.lines().collect();
+    let [matches @ .., last] = &lines[..] else { panic!("no lines") };
+    assert_eq!((matches.len(), *last), (3, "3 matches, and perhaps more"), "{stdout}");
+    assert!(matches.iter().all(|line| line.contains("log_search.rs:") && line.contains("stream")));
+    let none = run_with("log_search", &["no such word", "/proc/self/status", "/no such file"]);
+    assert_eq!(none, "0 matches\n");
+}
+
+#[test]
 fn contained_crash() {
     let stdout = run("contained_crash");
     let lines: Vec<_> = stdout.lines().collect();

@@ -579,6 +579,44 @@ async fn every_public_async_call_takes_part_in_the_cooperative_budget() {
         results.next().await.unwrap().unwrap().unwrap();
     })
     .await;
+    let counts = |to: u32, out: procpool::Yielder<u32>| {
+        (0..to).for_each(|n| out.blocking_send(n).unwrap());
+    };
+    // All that it sends is there: it is less than it may send ahead.
+    let sent = 2 * CALLS as u32;
+    let mut stream = pool.stream(counts, sent);
+    let task = stream.abort_handle();
+    until("it has ended", move || task.is_finished()).await;
+    yields("pool/task_stream.rs: Stream for TaskStream", async || {
+        stream.next().await.unwrap().unwrap();
+    })
+    .await;
+    let mut streams = Vec::new();
+    for _ in 0..2 * CALLS {
+        let stream = pool.stream(counts, 0);
+        let task = stream.abort_handle();
+        until("it has ended", move || task.is_finished()).await;
+        streams.push(stream);
+    }
+    yields("pool/task_stream.rs: finish", async || streams.pop().unwrap().finish().await.unwrap())
+        .await;
+    // In a worker, with as much credit as there are calls.
+    let sends = async |out: procpool::Yielder<u32>| {
+        let polls = Cell::new(0);
+        let mut sends = std::pin::pin!(async {
+            for n in 0..900 {
+                out.send(n).await.unwrap();
+            }
+        });
+        poll_fn(|cx| {
+            polls.set(polls.get() + 1);
+            sends.as_mut().poll(cx)
+        })
+        .await;
+        polls.get()
+    };
+    let polls: u32 = soon(pool.stream(sends, ()).finish()).await.unwrap();
+    assert!(polls > 1, "task/yielder.rs: send never yields");
     let (mut events, closing) = (pool.events(), pool.clone());
     soon(pool.shutdown()).await;
     yields("pool/mod.rs: recycle", async || pool.recycle().await.unwrap_err()).await;
