@@ -96,10 +96,18 @@ impl Launch {
         supervisor::ring();
     }
 
-    fn take_and_do(job: &Lock<Option<Job>>) {
-        let job = job.lock().take();
-        if let Some(job) = job {
-            job();
+    fn run(&self) {
+        let run = self.run.lock().take();
+        if let Some(run) = run {
+            run();
+        }
+    }
+
+    /// Returns when whoever waits for it has been told, by this thread or by another one.
+    fn give_up(&self) {
+        let mut give_up = self.give_up.lock();
+        if let Some(give_up) = give_up.take() {
+            give_up();
         }
     }
 }
@@ -158,7 +166,7 @@ fn run() {
         let since = Instant::now();
         state.under_way.push(UnderWay { launch: Arc::clone(&launch), tid, since, kill_at: None });
         drop(state);
-        Launch::take_and_do(&launch.run);
+        launch.run();
         state = LAUNCHERS_STATE.lock();
         state.under_way.retain(|one| one.tid != tid);
     }
@@ -215,13 +223,17 @@ pub(super) fn look(now: Instant) -> Option<Instant> {
         late.extend(is_over.then(|| Arc::clone(launch)));
         !is_over
     });
+    let under_way = state.under_way.iter().map(|one| &one.launch);
+    late.extend(under_way.filter(|launch| is_over(launch)).cloned());
+    drop(state);
+    // First: a child that is killed ends its start.
+    late.iter().for_each(|launch| launch.give_up());
+
+    let mut state = LAUNCHERS_STATE.lock();
     for one in &mut state.under_way {
-        let is_over = is_over(&one.launch);
-        if one.kill_at.is_none() && (is_over || one.launch.is_off.load(Ordering::Acquire)) {
+        let launch = &one.launch;
+        if one.kill_at.is_none() && (is_over(launch) || launch.is_off.load(Ordering::Acquire)) {
             one.kill_at = Some(now);
-        }
-        if is_over {
-            late.push(Arc::clone(&one.launch));
         }
         if one.kill_at.is_some_and(|at| at <= now) {
             // Under the lock, so that the thread cannot have gone on to the next start.
@@ -229,8 +241,7 @@ pub(super) fn look(now: Instant) -> Option<Instant> {
             one.kill_at = Some(now + KILL_AGAIN);
         }
     }
-    let grows_at = state.grows_at();
-    let grows = grows_at.is_some_and(|at| at <= now);
+    let grows = state.grows_at().is_some_and(|at| at <= now);
     if grows {
         state.grown = Some(now);
     }
@@ -238,9 +249,6 @@ pub(super) fn look(now: Instant) -> Option<Instant> {
     drop(state);
     if grows {
         let _ = grow(); // else it is tried again
-    }
-    for launch in late {
-        Launch::take_and_do(&launch.give_up);
     }
     next
 }
