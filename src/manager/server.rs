@@ -55,6 +55,9 @@ const BACKLOG_MAX: u64 = 4 << 20;
 /// A client that leaves more bytes of answers unread than this is cut off: what it waits for may be
 /// answered at once, though it has stopped reading.
 const ANSWERS_MAX: u64 = 256 << 20;
+/// As much as this may a client leave unread that is read all the same, because one that it has
+/// introduced has written something: some answers of the largest size.
+const PAST_PAUSE_MAX: u64 = 64 << 20;
 /// Answers, in bytes, after which the lock is released and the backlog is looked at.
 const ANSWERED_MAX: usize = 256 << 10;
 /// Readings of one client's socket in one go, at most, so that nobody else waits for long.
@@ -915,7 +918,10 @@ impl Server {
         }
         for (by, mut reader, has_ended, drained) in read.into_iter().rev() {
             reader.paused = false;
-            if self.frames(by, &mut reader, true).is_err()
+            // A panic ends the one whose message brought it up (see `turn_once`), and neither the
+            // client that is read, nor the other introducers, whose readers are here.
+            let obeyed = catch_unwind(AssertUnwindSafe(|| self.frames(by, &mut reader, true)));
+            if !matches!(obeyed, Ok(Ok(())))
                 || has_ended
                 || reader.descriptors.len() > DESCRIPTORS_MAX
                 || (drained && reader.has_unclaimed())
@@ -940,7 +946,8 @@ impl Server {
             // Whatever it was sent: also refusals and the like, and while it is read all the same
             // (`even`).
             let backlog = inside.links.get(&client).map_or(0, |link| link.out.backlog());
-            if backlog > inside.answers_max {
+            let most = inside.answers_max.min(if even { PAST_PAUSE_MAX } else { u64::MAX });
+            if backlog > most {
                 return Err(object::Bad("too much that it has not read".into()));
             }
             let now = Instant::now();

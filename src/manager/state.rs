@@ -44,6 +44,9 @@ const SEATS: u32 = 4096;
 const SEATS_KEPT: u32 = 1024;
 /// What all objects may hold, in bytes, unless the manager is told otherwise.
 pub(crate) const BYTES_MAX: usize = 1 << 30;
+/// A request that brings nothing may come, and wait, as long as the bound is passed by no more than
+/// this part of it: it may be one that takes something out.
+const RESERVE: usize = 16;
 /// A request's own message, in bytes, that may come even if the manager is full: it may be one that
 /// takes something out.
 const HEAD_BYTES: usize = 256;
@@ -599,6 +602,14 @@ impl State {
         brings > 0 && self.bytes + brings > self.bytes_max
     }
 
+    /// Whether a client may not even wait for something: what waits costs memory as well. Not so
+    /// for the application, which could not empty what is full otherwise.
+    fn is_over_full(&self, caller: Caller) -> bool {
+        caller.client != LOCAL
+            && caller.ticket != NO_ANSWER
+            && self.bytes > self.bytes_max + self.bytes_max / RESERVE
+    }
+
     pub(crate) fn request(
         &mut self,
         caller: Caller,
@@ -610,7 +621,7 @@ impl State {
             Some(Refusal::Closed)
         } else if !self.may_ask(caller.client, object, &body.head) {
             Some(Refusal::NotYours)
-        } else if self.would_be_full(&body) {
+        } else if self.would_be_full(&body) || self.is_over_full(caller) {
             Some(Refusal::Full)
         } else {
             let state = self
@@ -731,6 +742,8 @@ impl State {
             Refusal::Closed
         } else if !self.has(caller.client, object) {
             Refusal::NotYours
+        } else if self.is_over_full(caller) {
+            Refusal::Full
         } else {
             let until = limit.and_then(|limit| now.checked_add(limit));
             let parked = self.lock(object, |lock, is_client, told| {
@@ -1002,6 +1015,78 @@ mod tests {
 
     impl super::super::held::Dropped for Owner {
         fn dropped(&self, _: Vec<(u64, Part)>) {}
+    }
+
+    #[test]
+    fn what_waits_is_counted_and_past_the_bound_no_client_may_wait() {
+        let owner: Arc<dyn super::super::held::Dropped> = Arc::new(Owner);
+        let (mut state, now) = (State::new(Arc::downgrade(&owner)), Instant::now());
+        let event = What::Served(Box::new(Event::new()));
+        let made = state.create(Kind(8), event, None, Part::WHOLE, now).expect("an event").object;
+        let bound = 1 << 20;
+        state.set_bound(bound);
+        let ask = |state: &mut State, client, ticket| {
+            let wait = Ask::Wait { wait: Wait::Ever }.body();
+            state.request(Caller { client, ticket }, made, wait, now).expect("the protocol");
+            state.actions.pop()
+        };
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                let client = state.seat(false).expect("a seat");
+                state.lend(client, made, Part::WHOLE, now).expect("lent");
+                client
+            })
+            .collect();
+        for ticket in 1..=bound as u64 {
+            let refused = clients.iter().filter_map(|client| ask(&mut state, *client, ticket));
+            let refused: Vec<_> = refused.collect();
+            if !refused.is_empty() {
+                let full = |action: &Action| matches!(action, Action::Refuse(_, Refusal::Full));
+                assert!(refused.iter().all(full), "{refused:?}");
+                break;
+            }
+        }
+        assert!(state.bytes > bound && state.bytes < bound + bound / 8, "{}", state.bytes);
+        assert!(ask(&mut state, LOCAL, 1).is_none(), "the application waits");
+        // When some have given up, others may wait.
+        (1..=1000)
+            .for_each(|ticket| state.cancel(Caller { client: clients[0], ticket }, made, now));
+        assert!(ask(&mut state, clients[1], u64::MAX).is_none());
+    }
+
+    #[test]
+    fn what_may_come_by_lane_is_counted_when_it_is_granted() {
+        use crate::manager::lane::{self, Pusher};
+        use crate::manager::objects::queue;
+        let owner: Arc<dyn super::super::held::Dropped> = Arc::new(Owner);
+        let (mut state, now) = (State::new(Arc::downgrade(&owner)), Instant::now());
+        let client = state.seat(false).expect("a seat");
+        let bound = 4 << 20;
+        state.set_bound(bound);
+        let mut pushers = Vec::new();
+        for ticket in 1..=60 {
+            let what = What::Served(Box::new(queue::Queue::new(None)));
+            let made = state.create(Kind(8), what, None, Part::WHOLE, now).expect("made");
+            state.lend(client, made.object, Part::WHOLE, now).expect("lent");
+            let (memory, fd) = SharedMemory::create(lane::WORDS * 8).expect("memory");
+            let memory = Arc::new(memory);
+            let theirs = Arc::clone(&memory);
+            state.lane(Caller { client, ticket }, made.object, Way::In, memory, fd, now);
+            if let Some(Action::Lane(..)) = state.actions.pop() {
+                pushers.push((made.object, Pusher::new(theirs).expect("a lane")));
+            }
+            assert!(state.bytes <= bound, "{} after {ticket}", state.bytes);
+        }
+        let mut pushed = 0;
+        for (object, pusher) in &mut pushers {
+            while pusher.push(lane::time(), &[1; 8]).is_some() {
+                pushed += 1;
+            }
+            let body = queue::Ask::Rang.body();
+            let caller = Caller { client, ticket: NO_ANSWER };
+            state.request(caller, *object, body, now).expect("the protocol");
+        }
+        assert!(pushed > 1000 && state.bytes <= bound, "{pushed}: {}", state.bytes);
     }
 
     #[test]

@@ -411,7 +411,7 @@ fn case(rng: &mut Rng, tally: &mut Tally) {
         let soon = |what| tokio::time::timeout(HANG, what);
         let mut rounds = 0;
         while rounds < 5 || !hostile.is_finished() {
-            soon(objects.list.pop()).await.expect("the application waits in vain").unwrap();
+            soon(objects.list.get(0)).await.expect("the application waits in vain").unwrap();
             let mut guard = tokio::time::timeout(HANG, objects.mutex.lock())
                 .await
                 .expect("the application waits in vain")
@@ -638,6 +638,45 @@ fn a_client_that_is_stuck_with_its_own_socket_does_not_outlive_its_introducer() 
         let after = if ends_first { "getting stuck" } else { "the end of the introducer" };
         wait_for_the_end_of_all_clients(&manager, after);
     }
+}
+
+/// Its requests are read though it reads no answers, for a client that it has introduced may need
+/// what it has lent.
+#[test]
+fn a_client_that_has_its_requests_read_by_one_that_it_introduced_reads_its_answers() {
+    let manager = Manager::new().unwrap();
+    let server = manager.connection().server().unwrap();
+    let list: List<Vec<u8>> = manager.list().unwrap();
+    list.blocking_push(vec![0; 1 << 20]).unwrap();
+    let (first, mut hostile) = hostile_client_of(&manager);
+    let object = list.handle().name().object;
+    server.lend(first, object, Part::WHOLE).unwrap();
+    let introduced = introduced_client(&mut hostile);
+    introduced.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+    let get = objects::list::Ask::Get { at: 0 }.body().head;
+    let (mut ticket, mut asked) = (0, 0);
+    let ended = loop {
+        ticket += 1;
+        let mut request = Vec::new();
+        let (head, tail) = (&get[..], &[][..]);
+        ToManager::Request { object, ticket, names: Vec::new(), head, tail }.write(&mut request);
+        if hostile.send(0, &framed(&request), &[]).is_none() || server.clients() == 1 {
+            break true;
+        }
+        asked += 1;
+        if asked == 150 {
+            break false;
+        }
+        // The other one says something, and is answered after that has been read.
+        let mut fetch = Vec::new();
+        ToManager::Fetch { object: u64::MAX, ticket }.write(&mut fetch);
+        (&introduced).write_all(&framed(&fetch)).unwrap();
+        while (&introduced).read(&mut [0; 4096]).is_err() && server.clients() == 2 {}
+    };
+    assert!(ended, "{asked} MiB are kept for it:\n{}", server.describe_clients());
+    assert!(asked > 16, "answers of the largest size are kept");
+    drop((hostile, introduced, list));
+    wait_for_the_end_of_all_clients(&manager, "the end of their sockets");
 }
 
 /// No end of it would ever be reported, so it would stay a client for ever.

@@ -340,6 +340,63 @@ fn a_panic_in_the_rules_ends_the_client_that_brought_it_up_and_the_manager_is_dr
     assert_eq!(late.peek::<u8>().expect("so is one that comes later"), 9);
 }
 
+/// It is brought up while another client is read, whose introducer it is: it does not read its
+/// answers, so by itself it would not be read.
+#[test]
+fn a_panic_in_the_rules_costs_neither_those_that_it_introduced_nor_their_introducers() {
+    use crate::manager::message::ToManager;
+    use crate::process::sys::send_with_fds;
+    use crate::wire::frame;
+    use std::io::{IoSlice, Read};
+    use std::os::fd::{AsFd, BorrowedFd};
+    use std::os::unix::net::UnixStream;
+    const HANG: std::time::Duration = std::time::Duration::from_secs(30);
+    fn say(socket: &UnixStream, message: ToManager<'_>, fds: &[BorrowedFd<'_>]) {
+        let mut bytes = Vec::new();
+        let start = frame::begin(&mut bytes);
+        message.write(&mut bytes);
+        frame::finish(&mut bytes, start);
+        let sent = send_with_fds(socket.as_fd(), &[IoSlice::new(&bytes)], fds);
+        assert_eq!(sent.expect("there is room"), bytes.len());
+    }
+    let hears = |mut socket: &UnixStream| {
+        socket.set_read_timeout(Some(HANG)).expect("a limit");
+        socket.read(&mut [0; 4096]).expect("it is answered")
+    };
+    let introduce = |by: &UnixStream| {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        say(by, ToManager::Introduce { client: 0, process: false }, &[theirs.as_fd()]);
+        assert!(hears(&ours) > 0, "its welcome");
+        ours
+    };
+    let connection = Connection::start().expect("start");
+    let server = connection.server().expect("local");
+    let (place, _) = PlaceHandle::new(&connection);
+    place.put(&vec![0u8; 1 << 20]).expect("put");
+    let (client, socket) = server.connect(None).expect("a client");
+    server.dismiss(client);
+    let first = UnixStream::from(socket);
+    let object = place.handle.name().object;
+    server.lend(client, object, Part::WHOLE).expect("lent");
+    let second = introduce(&first);
+    let third = introduce(&second);
+    let request = |ticket, head: &'static [u8]| {
+        let tail = &[][..];
+        say(&first, ToManager::Request { object, ticket, names: Vec::new(), head, tail }, &[]);
+    };
+    (1..=16).for_each(|ticket| request(ticket, b"peek"));
+    wait_until("it is stuck", || server.describe_clients().contains("blocked true"));
+    request(17, b"panic");
+    let asks = |socket: &UnixStream, ticket| {
+        say(socket, ToManager::Fetch { object: u64::MAX, ticket }, &[]);
+        assert!(hears(socket) > 0, "it is refused");
+    };
+    asks(&third, 1);
+    wait_until("the first has ended", || server.clients() == 2);
+    asks(&second, 1);
+    asks(&third, 2);
+}
+
 #[test]
 fn a_client_that_holds_one_half_of_a_queue_can_use_neither_the_other_half_nor_take_it() {
     use crate::manager::objects::code::{Message, Wait};

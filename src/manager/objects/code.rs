@@ -262,11 +262,23 @@ impl Pack {
     }
 }
 
+/// No message has more values than this. What is packed is gathered up to half a MiB, and each
+/// value is at least a byte behind a length of four.
+const VALUES_MAX: usize = 1 << 17;
+
 /// Takes apart what [`Pack`] has put together; long values are not copied.
+///
+/// # Errors
+///
+/// When it makes no sense, and when there are more than [`VALUES_MAX`]: each costs memory beside its
+/// bytes.
 pub(crate) fn unpack(tail: &Packet) -> Result<Vec<Packet>, Bad> {
     let mut rest: &[u8] = tail;
     let mut values = Vec::new();
     while !rest.is_empty() {
+        if values.len() == VALUES_MAX {
+            return Err(Bad("more values than one message has".into()));
+        }
         let len = u32::get(&mut rest)? as usize;
         let start = tail.len() - rest.len();
         split(&mut rest, len)?;
@@ -372,6 +384,16 @@ mod tests {
         assert_eq!(apart.iter().map(|packet| packet.to_vec()).collect::<Vec<_>>(), values);
         assert!(unpack(&Packet::copy_from(&tail[..tail.len() - 1])).is_err());
         assert!(unpack(&Packet::copy_from(&[255, 255, 255, 255, 0])).is_err());
+    }
+
+    #[test]
+    fn a_message_has_a_bounded_number_of_values_however_small_they_are() {
+        let mut pack = Pack::default();
+        (0..VALUES_MAX).for_each(|_| pack.push(&[]));
+        let most = pack.bytes.clone();
+        assert_eq!(unpack(&Packet::copy_from(&most)).map(|values| values.len()), Ok(VALUES_MAX));
+        pack.push(&[]);
+        assert!(unpack(&pack.finish()).is_err());
     }
 
     #[test]

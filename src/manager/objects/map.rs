@@ -519,6 +519,7 @@ impl Object for Map {
             + self.line.len() * WAITER_BYTES
             + self.watches.len() * 100
             + self.lanes.len() * LANE_BYTES
+            + self.granted()
             + self.snapshots.bytes()
     }
 

@@ -99,6 +99,12 @@ impl Map {
         self.lanes.values().filter(|lane| lane.writes).count()
     }
 
+    /// What may come by lane without being asked about, in bytes, at most.
+    pub(super) fn granted(&self) -> usize {
+        let granting = |lane: &&Lane| lane.inlet.credit() > 0;
+        self.lanes.values().filter(granting).count() * BROUGHT_MAX
+    }
+
     /// Before a request is answered: the map is as it is at this moment.
     pub(super) fn prepare_lanes(&mut self, caller: Caller, ask: &Ask) {
         match ask {
@@ -173,8 +179,9 @@ impl Map {
 
     /// Who reads by mirror, and who writes, when everything else has been done.
     pub(super) fn tend_lanes(&mut self) {
-        // What they bring without being asked must not pass the manager's bound by much.
-        let full = self.left < BROUGHT_MAX * self.writers();
+        // What they bring without being asked must not pass the manager's bound. (What is granted
+        // now is counted already.)
+        let full = self.left.saturating_add(self.granted()) < BROUGHT_MAX * self.writers();
         let mut revoked = false;
         self.lanes.retain(|_, lane| {
             if !lane.writes || lane.idle < READS && !full {

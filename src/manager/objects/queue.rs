@@ -276,6 +276,14 @@ impl Queue {
             || self.outlets.contains_key(&caller)
     }
 
+    /// What may come by lane without being asked about, in bytes, at most.
+    fn granted(&self) -> usize {
+        if self.credit == 0 {
+            return 0;
+        }
+        self.credit * ITEM_BYTES + self.inlets.len() * LANE_BYTES
+    }
+
     fn has_room(&self) -> bool {
         self.capacity
             .is_none_or(|capacity| self.ready.len() + self.offered + self.credit < capacity)
@@ -701,7 +709,7 @@ impl Object for Queue {
     }
 
     fn bytes(&self) -> usize {
-        let lanes = (self.inlets.len() + self.outlets.len()) * LANE_BYTES;
+        let lanes = (self.inlets.len() + self.outlets.len()) * LANE_BYTES + self.granted();
         self.bytes + (self.receivers.len() + self.joiners.len()) * WAITER_BYTES + lanes
     }
 

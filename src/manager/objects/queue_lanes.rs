@@ -1,8 +1,8 @@
 //! The shared-memory rings of a queue (*lanes* in the code): rules 8 and 9 of `queue.rs`.
 
 use super::{
-    AHEAD_MAX, Answer, Caller, GRANT_MIN, Inlet, Item, LANE_BYTES, Message, Outlet, Packet, Queue,
-    Reply, SLOTS,
+    AHEAD_MAX, Answer, Caller, GRANT_MIN, ITEM_BYTES, Inlet, Item, LANE_BYTES, Message, Outlet,
+    Packet, Queue, Reply, SLOTS,
 };
 use crate::manager::lane;
 
@@ -197,8 +197,10 @@ impl Queue {
         if self.inlets.is_empty() || !self.senders.is_empty() || self.closed {
             return;
         }
-        // What they bring without being asked must not pass the manager's bound by much.
-        if self.left < 2 * LANE_BYTES * self.inlets.len() {
+        // What they bring without being asked must not pass the manager's bound. (What is granted
+        // now is counted already.)
+        let most = self.inlets.len() * (SLOTS as usize * ITEM_BYTES + LANE_BYTES);
+        if self.left.saturating_add(self.granted()) < most {
             return;
         }
         let used = self.ready.len() + self.offered + self.credit;

@@ -247,6 +247,7 @@ impl World {
             + waiting
             + (self.receivers.len() + self.joiners.len()) * WAITER_BYTES
             + lanes * LANE_BYTES
+            + self.queue.granted()
     }
 
     fn deadline(&self) -> Option<Instant> {
