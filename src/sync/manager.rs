@@ -19,7 +19,9 @@ use std::sync::Arc;
 ///
 /// It is a cheap handle: clones are the same manager. It goes on as long as any of its objects'
 /// handles, any clone, or any pool that has it is left in the application; what its objects hold is
-/// bounded (1 GiB).
+/// bounded (1 GiB), including what waits for them and what processes may put in without asking.
+/// Past that, [`ManagerFull`](crate::sync::ErrorKind::ManagerFull) is the answer to what brings
+/// something; and past it by a sixteenth, to all that a worker asks of it.
 ///
 /// # Drop
 ///
