@@ -30,7 +30,7 @@ use super::state::{Action, BYTES_MAX, LOCAL, State, What};
 use super::{held, object};
 use crate::error::sync::{Error, Why};
 use crate::lock::Lock;
-use crate::panics::wake_all;
+use crate::panics::{catch_user_panic, wake_all};
 use crate::process::{PeerFd, PeerSocket, SharedMemory, fork, sys};
 use crate::reactor::{Deadline, Pass, Reactor, Source, Token, supervisor};
 use crate::wire::frame::{self, FrameBuffer};
@@ -918,10 +918,10 @@ impl Server {
         }
         for (by, mut reader, has_ended, drained) in read.into_iter().rev() {
             reader.paused = false;
-            // A panic ends the one whose message brought it up (see `turn_once`), and neither the
-            // client that is read, nor the other introducers, whose readers are here.
-            let obeyed = catch_unwind(AssertUnwindSafe(|| self.frames(by, &mut reader, true)));
-            if !matches!(obeyed, Ok(Ok(())))
+            // A panic ends the one whose message brought it up (see `Source::panicked`), and not the
+            // client that is read or the other introducers, whose readers are here.
+            let obeyed = catch_user_panic(|| self.frames(by, &mut reader, true));
+            if !matches!(obeyed, Some(Ok(())))
                 || has_ended
                 || reader.descriptors.len() > DESCRIPTORS_MAX
                 || (drained && reader.has_unclaimed())
