@@ -174,6 +174,99 @@ fn every_blocking_method_that_panics_names_its_callers_line() {
     assert!(found > 30, "{found} methods");
 }
 
+/// Rules are pure: events go in, actions come out, `now` is an argument.
+#[test]
+fn rules_do_no_io_and_read_no_clock() {
+    let is_rule = |place: &str| {
+        place.starts_with("rules/")
+            || place.starts_with("pool/core")
+            || place.starts_with("manager/objects/")
+            || place.starts_with("manager/lock/")
+    };
+    let is_test = |place: &str| {
+        ["_sim", "_sim_staff", "_tests", "_search", "/search", "/sim", "/testing", "/tests"]
+            .iter()
+            .any(|end| place.trim_end_matches(".rs").ends_with(end))
+            || place.contains("/tests/")
+    };
+    let (mut impure, mut rules) = (Vec::new(), 0);
+    for path in sources("src") {
+        let place = path.strip_prefix(root().join("src")).unwrap().display().to_string();
+        if !is_rule(&place) || is_test(&place) {
+            continue;
+        }
+        rules += 1;
+        let text = fs::read_to_string(&path).unwrap();
+        let production = text.split("#[cfg(test)]\nmod ").next().unwrap();
+        for line in production.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            let line = line.replace("std::process::ExitStatus", "");
+            if ["tokio::", "nix::", "Instant::now", "std::process"].iter().any(|w| line.contains(w))
+            {
+                impure.push(format!("{place}: {}", line.trim()));
+            }
+        }
+    }
+    assert!(rules > 20, "{rules} files of rules");
+    assert!(impure.is_empty(), "{impure:#?}");
+}
+
+/// What is longer was so before there was a limit, and may only become shorter.
+#[test]
+fn files_are_not_long() {
+    const LINES: usize = 800;
+    const LONGER: &[(&str, usize)] = &[
+        ("src/manager/lane.rs", 900),
+        ("src/manager/lock/search.rs", 1300),
+        ("src/manager/objects/queue_sim.rs", 1200),
+        ("src/manager/server.rs", 1500),
+        ("src/manager/state.rs", 1100),
+        ("src/pool/core.rs", 1700),
+        ("src/pool/core_search.rs", 2500),
+        ("src/pool/core_sim.rs", 2400),
+        ("src/pool/core_sim_staff.rs", 1300),
+        ("src/pool/core_staff.rs", 1000),
+        ("src/pool/core_tests.rs", 1700),
+        ("src/pool/driver.rs", 1400),
+        ("src/pool/engine.rs", 1100),
+        ("src/pool/strange_workers.rs", 1000),
+        ("src/process/child.rs", 1000),
+        ("src/process/sys.rs", 1000),
+        ("src/single/machine.rs", 1000),
+        ("src/sync/map.rs", 900),
+        ("src/sync/mutex.rs", 900),
+        ("src/sync/mutex_tests.rs", 1100),
+        ("src/sync/object_tests.rs", 900),
+        ("src/sync/queue.rs", 900),
+        ("src/template/nursery.rs", 900),
+        ("src/wire/fuzz.rs", 900),
+        ("src/wire/value/de.rs", 1200),
+        ("src/wire/value/tests.rs", 1300),
+        ("src/worker/serve.rs", 1000),
+        ("tests/faults/soak.rs", 1000),
+        ("tests/faults/table.rs", 1000),
+        ("tests/pool/outcomes.rs", 1000),
+        ("tests/sync/collections.rs", 900),
+        ("tests/sync/manager.rs", 1000),
+        ("tests/sync/primitives.rs", 900),
+        ("tests/sync/torture.rs", 900),
+    ];
+    let mut wrong = Vec::new();
+    for path in sources("src").into_iter().chain(sources("tests")) {
+        let place = path.strip_prefix(root()).unwrap().display().to_string();
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        let most = LONGER.iter().find(|(file, _)| *file == place).map_or(LINES, |(_, most)| *most);
+        if lines > most {
+            wrong.push(format!("{place} has {lines} lines, more than {most}: divide it"));
+        } else if lines <= LINES && most > LINES {
+            wrong.push(format!("{place} has {lines} lines: take it off the list"));
+        }
+    }
+    for (file, _) in LONGER.iter().filter(|(file, _)| !root().join(file).exists()) {
+        wrong.push(format!("{file} does not exist any more: take it off the list"));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 #[test]
 fn the_changelog_knows_this_version() {
     let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();

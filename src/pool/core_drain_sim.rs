@@ -534,7 +534,7 @@ impl World {
 fn a_drain_ends_whatever_is_on() {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
     let first = number("PROCPOOL_SEED").unwrap_or(0);
-    let default = if number("PROCPOOL_SEED").is_some() { 1 } else { 300 };
+    let default = if number("PROCPOOL_SEED").is_some() { 1 } else { 100 };
     for seed in first..first + number("PROCPOOL_ROUNDS").unwrap_or(default) {
         let mut world = World::new(seed);
         if let Err(wrong) = world.run() {

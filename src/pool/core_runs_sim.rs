@@ -477,10 +477,10 @@ fn seeds(most: u64) -> std::ops::Range<u64> {
 #[test]
 fn each_item_runs_once_at_most_and_is_told_once_what_became_of_it() {
     let mut cuts = 0;
-    for seed in seeds(400) {
+    for seed in seeds(150) {
         cuts += round(seed, None).unwrap_or_else(|wrong| panic!("PROCPOOL_SEED={seed}: {wrong}"));
     }
-    assert!(cuts > 100 || std::env::var_os("PROCPOOL_SEED").is_some(), "{cuts} runs were parted");
+    assert!(cuts > 30 || std::env::var_os("PROCPOOL_SEED").is_some(), "{cuts} runs were parted");
 }
 
 #[test]

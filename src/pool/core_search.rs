@@ -2126,6 +2126,7 @@ fn slots_that_are_used_again_at_once() {
 }
 
 #[test]
+#[ignore = "long: the gate runs it, optimised"]
 fn tasks_are_stopped() {
     let plan = Plan { crashes: 1, aborts: 1, ..Plan::new(1, &[SYNC_ANY, SYNC_ANY, SYNC]) };
     clean(
@@ -2150,6 +2151,7 @@ fn async_neighbours() {
 }
 
 #[test]
+#[ignore = "long: the gate runs it, optimised"]
 fn two_workers() {
     clean(
         Plan { crashes: 1, service: 100 * US, ..Plan::new(2, &[SYNC, SYNC, SYNC]) },
@@ -2172,6 +2174,7 @@ fn a_pool_that_drains() {
 }
 
 #[test]
+#[ignore = "long: the gate runs it, optimised"]
 fn tasks_with_options() {
     let one = |kinds: &[Kind]| Plan::new(1, kinds);
     clean(Plan { crashes: 2, ..one(&[SYNC.with(Has::Retry), SYNC]) }, &["tried again", "lost"]);
@@ -2196,6 +2199,7 @@ fn tasks_with_options() {
 }
 
 #[test]
+#[ignore = "long: the gate runs it, optimised"]
 fn runs() {
     let run =
         |workers, items: &[Kind]| Plan { runs: vec![items.len()], ..Plan::new(workers, items) };

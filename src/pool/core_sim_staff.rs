@@ -1146,7 +1146,7 @@ impl Office {
 
 #[test]
 fn whatever_happens_the_staff_is_as_it_is_to_be() {
-    rounds(150, |seed| Office::new(seed, 200, 10, None).run());
+    rounds(60, |seed| Office::new(seed, 200, 10, None).run());
 }
 
 #[test]
@@ -1190,6 +1190,7 @@ fn broken_rules_of_the_staff_are_found() {
 }
 
 #[test]
+#[ignore = "long: the gate runs it, optimised"]
 fn everything_comes_up_with_the_staff() {
     let mut seen = BTreeMap::new();
     for seed in 1_000..1_150 {

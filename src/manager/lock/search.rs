@@ -1123,6 +1123,7 @@ fn clean(setup: &Setup) -> usize {
 }
 
 #[test]
+#[ignore = "long: the gate runs it, optimised"]
 fn three_processes_that_die_give_up_are_late_and_roll_back() {
     let one_of_each = [
         Setup { threads: &[0, 1, 2], kills: 1, ..CALM },
@@ -1144,6 +1145,7 @@ fn two_that_are_late_or_stand_still_hold_up_nobody_and_are_not_forgotten() {
 }
 
 #[test]
+#[ignore = "long: the gate runs it, optimised"]
 fn two_waiters_in_one_process_are_not_mistaken_for_each_other() {
     clean(&Setup { threads: &[0, 0, 1], cancels: 1, revokes: 1, ..CALM });
 }
