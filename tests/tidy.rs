@@ -319,6 +319,7 @@ fn check_list(file: &str, numbers: impl Iterator<Item = String>) {
                     );
                 }
             }
+            "same" => assert!(what.len() > 10, "{number} does not say why it is the same"),
             "waits" => assert!(what.len() > 10, "{number} does not say what it waits for"),
             other => panic!("{file}: {number} is {other}, neither done nor waits"),
         }
@@ -329,6 +330,13 @@ fn check_list(file: &str, numbers: impl Iterator<Item = String>) {
 #[test]
 fn every_scenario_is_listed_and_shown_by_tests_that_exist() {
     check_list("tests/scenarios.tsv", (1..=122).map(|number| format!("G-{number:03}")));
+}
+
+#[test]
+fn scenarios_over_a_template_are_listed_and_shown_by_tests_that_exist() {
+    let groups = [1..=8, 50..=54, 62..=66, 67..=71, 102..=106];
+    let numbers = groups.into_iter().flatten().map(|number: u32| format!("G-{number:03}"));
+    check_list("tests/start_methods.tsv", numbers);
 }
 
 #[test]

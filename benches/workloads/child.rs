@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 pub(crate) const CHILD: &str = "--child";
 const ECHO: &str = "echo";
 const BYTE: &str = "byte";
+const ZYGOTE: &str = "zygote";
 
 /// Bytes of a frame with a call of `identity`, and of its reply, while the task's number and the
 /// argument lie between 256 and 65,535 (found with `strace -e trace=sendto`).
@@ -22,6 +23,7 @@ pub(crate) fn run(what: &str) -> Result<()> {
     match what {
         ECHO => echo(),
         BYTE => Ok(std::io::stdout().write_all(b"!")?),
+        ZYGOTE => zygote(),
         other => Err(format!("no such child: {other}").into()),
     }
 }
@@ -114,6 +116,54 @@ impl Starts {
 
     pub(crate) fn reap(mut self) -> Result<()> {
         self.0.iter_mut().try_for_each(ended_well)
+    }
+}
+
+// ---- forks
+
+/// A bare template: forks for each byte that comes; the copy writes a byte, and ends.
+#[expect(unsafe_code, reason = "it forks")]
+fn zygote() -> Result<()> {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    use nix::unistd::{ForkResult, fork};
+    let mut socket = net::UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    // SAFETY: no handler; the kernel reaps the copies.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
+    while socket.read(&mut [0])? > 0 {
+        // SAFETY: this process has one thread.
+        if let ForkResult::Child = unsafe { fork() }? {
+            socket.write_all(b"!")?;
+            // SAFETY: ends the copy.
+            unsafe { nix::libc::_exit(0) }
+        }
+    }
+    Ok(())
+}
+
+/// A bare template, from its parent.
+pub(crate) struct Zygote {
+    socket: net::UnixStream,
+    child: Child,
+}
+
+impl Zygote {
+    pub(crate) fn start() -> Result<Self> {
+        let (ours, theirs) = net::UnixStream::pair()?;
+        let child = command(ZYGOTE)?.stdin(Stdio::from(OwnedFd::from(theirs))).spawn()?;
+        Ok(Self { socket: ours, child })
+    }
+
+    /// Milliseconds from a request to the first byte of the copy.
+    pub(crate) fn lap(&mut self) -> Result<f64> {
+        let start = std::time::Instant::now();
+        self.socket.write_all(b"?")?;
+        self.socket.read_exact(&mut [0])?;
+        Ok(crate::report::seconds_since(start) * 1e3)
+    }
+
+    pub(crate) fn stop(mut self) -> Result<()> {
+        drop(self.socket);
+        ended_well(&mut self.child)
     }
 }
 

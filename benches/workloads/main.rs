@@ -9,6 +9,7 @@
 
 mod child;
 mod cost;
+mod forked;
 mod place;
 mod report;
 mod tasks;

@@ -1,8 +1,9 @@
 //! W5: how long workers take to start, beside bare starts of the same program; and what an idle one
-//! holds in memory.
+//! holds in memory. Then the same of workers that are forked from a template (`forked.rs`).
 
 use crate::child::Starts;
 use crate::cost::children;
+use crate::forked::{self, pss};
 use crate::report::{Report, median, seconds_since};
 use crate::{Options, Result, place};
 use procpool::Pool;
@@ -27,7 +28,11 @@ pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
     );
     let note = "PSS of the tree less the parent's before, / workers, idle";
     report.figure(&format!("memory/worker {MANY}"), memory, "MB", note);
-    Ok(())
+    let isolated = options.laps(forked::ISOLATED);
+    place::runtime(options)?.block_on(async {
+        forked::run(rounds, isolated, report).await?;
+        forked::memory(report, options.quick).await
+    })
 }
 
 async fn measure(rounds: usize) -> Result<(f64, [Vec<f64>; 3])> {
@@ -82,15 +87,4 @@ async fn memory_per_worker() -> Result<f64> {
     let after = pss(&tree)?;
     pool.shutdown().await;
     Ok((after - before) / MANY as f64)
-}
-
-/// The sum of their proportional set sizes, in MB.
-fn pss(pids: &[u32]) -> Result<f64> {
-    let mut kib = 0;
-    for pid in pids {
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).ok_or("no Pss")?;
-        kib += line.trim().trim_end_matches(" kB").parse::<u64>()?;
-    }
-    Ok(kib as f64 / 1024.0)
 }

@@ -567,7 +567,8 @@ impl Builder {
     }
 
     /// How long the preload function of [`template`](Self::template) may take. Then the template is
-    /// killed, and the start of its workers has failed. Default: no limit. Zero, and a limit without
+    /// killed, and the start of its workers has failed. [`start_timeout`](Self::start_timeout) counts
+    /// from the fork; and once for the template, until its preload begins. Default: no limit. Zero, and a limit without
     /// such a template, are refused by [`build`](Self::build).
     pub fn preload_timeout(mut self, limit: Duration) -> Self {
         self.preload_timeout = Some(limit);
@@ -691,7 +692,15 @@ impl Builder {
                 let Surroundings { env, env_clear, current_dir, .. } = self.surroundings.clone();
                 let name = self.name.clone();
                 let preload = preload?;
-                let plan = Plan { env, env_clear, current_dir, name, preload_limit, preload };
+                let plan = Plan {
+                    env,
+                    env_clear,
+                    current_dir,
+                    name,
+                    preload_limit,
+                    hello_limit: self.start_timeout,
+                    preload,
+                };
                 Some(Template::of(plan)?)
             }
             Some(ForkFrom::Shared(template)) => {

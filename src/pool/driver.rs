@@ -381,13 +381,14 @@ impl Engine {
             .map(|process| process.child.pid());
         let told = (!cause.is_pool_closed()).then(|| cause.clone());
         self.tell_end(key, pid, ExitReason::StartFailed, None, told);
+        // Before the tasks are told: whoever asks for workers after that is not told of this one.
+        self.tell_start(Some(cause.clone()));
         let link = self.apply(|state, now| {
             state.timed = true;
             state.core.start_failed(key, cause.clone(), now, &mut state.actions);
             state.links.remove(&key)
         });
         drop(link);
-        self.tell_start(Some(cause));
     }
 
     // ---- reading

@@ -124,6 +124,8 @@ pub(crate) struct Plan {
     pub(crate) current_dir: Option<PathBuf>,
     pub(crate) name: Option<String>,
     pub(crate) preload_limit: Option<Duration>,
+    /// How long the process may take until it says hello, if not as long as any.
+    pub(crate) hello_limit: Option<Duration>,
     /// The whole `INIT` frame.
     pub(crate) preload: Packet,
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!             HELLO          READY                    a request
-//!   (start) ──────▶ Preloading ─────▶ Ready ──FORK──▶ a birth ──BORN──▶ owned, BEGIN: handed over
+//!   (start) ──────▶ Preloading ─────▶ Ready ──FORK──▶ a birth ──BORN──▶ owned, and handed over
 //!                                                        └─NOT_FORKED, closed, too late──▶ an error
 //! ```
 //!
@@ -253,17 +253,21 @@ impl Nursery {
         // Whoever is driven is held.
         let Some(this) = self.this.upgrade() else { return };
         let plan = self.plan.clone();
+        let limit = self.hello_limit();
         let launch = Launch::new(
-            Some(HELLO_LIMIT),
+            Some(limit),
             move || launch(plan),
             move |launched| {
-                let launched =
-                    launched.unwrap_or_else(|| Err(Why::ExecTimeout { limit: HELLO_LIMIT }.into()));
+                let launched = launched.unwrap_or_else(|| Err(Why::ExecTimeout { limit }.into()));
                 this.clone().order(move |inside| this.launched(inside, launched));
             },
         );
         inside.starting = Some(Arc::clone(&launch));
         launcher::begin(launch);
+    }
+
+    fn hello_limit(&self) -> Duration {
+        self.plan.hello_limit.map_or(HELLO_LIMIT, |limit| limit.min(HELLO_LIMIT))
     }
 
     fn launched(&self, inside: &mut Inside, launched: Result<Launched, Error>) {
@@ -295,7 +299,7 @@ impl Nursery {
             is_closed: false,
             out: VecDeque::new(),
             is_full: false,
-            until: Some(Instant::now() + HELLO_LIMIT),
+            until: Some(Instant::now() + self.hello_limit()),
             is_unreaped: false,
             failure: None,
         })
@@ -516,7 +520,7 @@ impl Nursery {
             .add(socket.as_fd(), READ, Token::new(token, BIRTH))
             .map_err(|e| Error::spawn("watching a worker's socket", e))?;
         let mut out = Vec::new();
-        frame::write(&mut out, |out| message::fork(out, stdout.is_some()));
+        frame::write(&mut out, |out| message::fork(out, stdout.is_some(), request.group));
         let descriptors = std::iter::once(theirs).chain(stdout).collect();
         zygote.out.push_back(Outgoing { bytes: Packet::from(&mut out), written: 0, descriptors });
         Ok(socket)
@@ -646,7 +650,7 @@ impl Nursery {
                 Stage::Hello => {
                     let stderr =
                         zygote.early_stderr.as_ref().map(standard::tail).unwrap_or_default();
-                    let why = Why::HelloTimeout { pid, limit: HELLO_LIMIT, stderr };
+                    let why = Why::HelloTimeout { pid, limit: self.hello_limit(), stderr };
                     self.doom(zygote, why.into());
                 }
                 Stage::Preloading => self.doom(zygote, Why::PreloadTimeout { pid, limit }.into()),
@@ -759,7 +763,10 @@ enum Word {
 
 fn hear(birth: &mut Birth, template: u32) -> Result<Option<Word>, Bad> {
     loop {
-        let received = match sys::recv_with_fds(birth.socket.as_fd(), birth.buffer.space()) {
+        // What follows the word is for whoever gets the worker.
+        let due = birth.buffer.due();
+        let space = &mut birth.buffer.space()[..due];
+        let received = match sys::recv_with_fds(birth.socket.as_fd(), space) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(_) => return Ok(Some(Word::Closed)),
             Ok(received) if received.bytes == 0 => return Ok(Some(Word::Closed)),
@@ -786,7 +793,7 @@ fn hear(birth: &mut Birth, template: u32) -> Result<Option<Word>, Bad> {
     }
 }
 
-/// Takes over a worker that has been forked, and has it begin.
+/// Takes over a worker that has been forked.
 fn own(pid: u32, group: bool, socket: PeerSocket) -> Result<Newborn, Error> {
     let step = |step| move |errno: nix::errno::Errno| Error::spawn(step, errno.into());
     let child = Child::adopt(pid, group)
@@ -795,10 +802,6 @@ fn own(pid: u32, group: bool, socket: PeerSocket) -> Result<Newborn, Error> {
     let leader = if group { number } else { nix::unistd::getpgrp() };
     nix::unistd::setpgid(number, leader).map_err(step("moving a worker to its process group"))?;
     let _ = setsockopt(&socket, sockopt::PassCred, &false);
-    let mut out = Vec::new();
-    frame::write(&mut out, message::begin);
-    // If it has ended meanwhile, that is told in its own way.
-    let _ = sys::send(socket.as_fd(), &out);
     Ok(Newborn { child, socket })
 }
 

@@ -52,8 +52,6 @@ pub(crate) mod kind {
     pub(crate) const RUN: u8 = 39;
     /// To a template: fork a worker, whose socket comes with it.
     pub(crate) const FORK: u8 = 40;
-    /// The answer to BORN: from here on all is as with a process that was started afresh.
-    pub(crate) const BEGIN: u8 = 41;
 }
 
 /// Flags of a call: send a backtrace with a panic, or send none. Without either the worker's
@@ -491,15 +489,11 @@ pub(crate) fn born(out: &mut Vec<u8>) {
 }
 
 /// The template is to fork a worker. Its socket comes with it; and its standard output, if that is
-/// to be another than the template's.
-pub(crate) fn fork(out: &mut Vec<u8>, has_stdout: bool) {
-    head(out, kind::FORK, 1);
+/// to be another than the template's. `group` says that it is to lead a process group.
+pub(crate) fn fork(out: &mut Vec<u8>, has_stdout: bool, group: bool) {
+    head(out, kind::FORK, 2);
     uint(out, u64::from(has_stdout));
-}
-
-/// A forked worker is known, and may go on.
-pub(crate) fn begin(out: &mut Vec<u8>) {
-    head(out, kind::BEGIN, 0);
+    uint(out, u64::from(group));
 }
 
 /// A message that is one map: `HELLO`, `WELCOME`, `INIT_FAILED`, `NOT_FORKED`.

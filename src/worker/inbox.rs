@@ -54,11 +54,6 @@ impl Inbox {
         }
     }
 
-    /// The socket, of which no task that yields has a share.
-    pub(super) fn into_socket(self) -> OwnedFd {
-        Arc::into_inner(self.socket).expect("no task has run")
-    }
-
     /// The next frame; waits for it. `None`: the pool has closed its side.
     pub(super) fn wait(&mut self) -> io::Result<Option<Range<usize>>> {
         loop {

@@ -22,23 +22,23 @@ pub(super) struct Lifeline {
     _ours: OwnedFd,
 }
 
-/// Arms it; gives our end, to be kept, and the application's.
-pub(super) fn arm() -> io::Result<(Lifeline, OwnedFd)> {
+/// Arms it; gives our end, to be kept, and the application's. `group`: this process leads a process
+/// group, or is about to be made the leader of one.
+pub(super) fn arm(group: bool) -> io::Result<(Lifeline, OwnedFd)> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
-    raw::kill_when_ready(&ours, leads_group())?;
+    raw::kill_when_ready(&ours, group)?;
     Ok((Lifeline { _ours: ours }, theirs))
 }
 
 /// Whether this process leads a group of its own.
-fn leads_group() -> bool {
+pub(super) fn leads_group() -> bool {
     nix::unistd::getpgrp() == nix::unistd::getpid()
 }
 
 /// Dies when the thread that started us ends.
-pub(super) fn arm_parent_death() -> io::Result<()> {
-    let group = leads_group();
+pub(super) fn arm_parent_death(group: bool) -> io::Result<()> {
     // In both cases, since it is also what a worker is known by (`process/inherited.rs`).
     raw::kill_on(inherited::mark(), group)?;
     raw::set_parent_death_signal(if group { inherited::mark() } else { libc::SIGKILL })

@@ -59,7 +59,10 @@ pub(super) enum Origin {
     /// A fresh start that has left its parent.
     Detached,
     /// A fork of a template.
-    Forked,
+    Forked {
+        /// The application makes it the leader of a process group, before it says anything to it.
+        group: bool,
+    },
 }
 
 /// Serves the pool at the other end of `socket` until it closes its side, runs the one call of a
@@ -68,9 +71,15 @@ pub(super) enum Origin {
 pub(super) fn serve(socket: OwnedFd, origin: Origin) -> Result<c_int, String> {
     let is_detached = origin == Origin::Detached;
     fork::arm().map_err(|e| format!("arming the fork guard: {e}"))?;
-    let (lifeline, theirs) = lifeline::arm().map_err(|e| format!("arming the lifeline: {e}"))?;
+    let group = match origin {
+        Origin::Forked { group } => group,
+        _ => lifeline::leads_group(),
+    };
+    let (lifeline, theirs) =
+        lifeline::arm(group).map_err(|e| format!("arming the lifeline: {e}"))?;
     if !is_detached {
-        lifeline::arm_parent_death().map_err(|e| format!("arming the parent-death signal: {e}"))?;
+        lifeline::arm_parent_death(group)
+            .map_err(|e| format!("arming the parent-death signal: {e}"))?;
     }
     let (welcome, memory) = shake_hands(&socket, theirs, origin)?;
     raw::set_comm(&welcome.name);
@@ -79,7 +88,7 @@ pub(super) fn serve(socket: OwnedFd, origin: Origin) -> Result<c_int, String> {
         let inbox = Inbox::new(socket, welcome.frame_limit as usize);
         return match be_template(inbox, memory, lifeline)? {
             Left::Template => Ok(0),
-            Left::Worker(socket) => serve(socket, Origin::Forked),
+            Left::Worker { socket, group } => serve(socket, Origin::Forked { group }),
         };
     }
     panics::install(Some(memory));
@@ -259,7 +268,7 @@ fn shake_hands(
 /// directly. A forked worker has had no such file, but the standard error of its template.
 fn take_over_stderr(stderr: OwnedFd, origin: Origin) -> io::Result<()> {
     let mut early = Vec::new();
-    if origin != Origin::Forked
+    if !matches!(origin, Origin::Forked { .. })
         && let Ok(early_stderr) = io::stderr().as_fd().try_clone_to_owned()
     {
         let mut file = File::from(early_stderr);

@@ -3,9 +3,9 @@
 //! ```text
 //! application                       template                        forked worker
 //!      ── FORK, a socket ─────────────▶ one thread? fork ──────────────▶ parent-death signal
-//!      ◀─────────────────────────────────────────────────────── BORN ──  on that socket
+//!      ◀───────────────────────────────────────────────── BORN, HELLO ─  on that socket
 //!      owns it: pidfd, process group
-//!      ── BEGIN ──────────────────────────────────────────────────────▶  HELLO, as any worker
+//!      ── WELCOME, as for any worker ──────────────────────────────────▶
 //! ```
 //!
 //! The worker is a child of the application (`process/clone.rs`). Until the application knows it, it
@@ -21,7 +21,7 @@ use crate::process::clone::{self, Side};
 use crate::process::{fork, sys, thread};
 use crate::wire::message::{self, Message, NotForked, kind};
 use nix::libc;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
@@ -30,7 +30,11 @@ pub(super) enum Left {
     /// As the template: the application has closed its side.
     Template,
     /// As a worker that was forked; its socket.
-    Worker(OwnedFd),
+    Worker {
+        socket: OwnedFd,
+        /// The application makes it the leader of a process group.
+        group: bool,
+    },
 }
 
 /// Serves the application until it closes its side; in each copy, returns as a worker.
@@ -45,7 +49,8 @@ pub(super) fn serve(
         if message.kind != kind::FORK {
             return Err(format!("a message of kind {} to a template", message.kind));
         }
-        let has_stdout = message.uint::<u8>().map_err(|e| e.to_string())? != 0;
+        let mut flag = || message.uint::<u8>().map_err(|e| e.to_string()).map(|flag| flag != 0);
+        let (has_stdout, group) = (flag()?, flag()?);
         message.end().map_err(|e| e.to_string())?;
         let mut descriptor = || inbox.descriptor().ok_or("a descriptor of a fork did not arrive");
         let socket = descriptor()?;
@@ -55,7 +60,8 @@ pub(super) fn serve(
             Ok(Side::Copy) => {
                 drop(inbox);
                 drop(lifeline);
-                return be_born(socket, stdout, renewed).map(Left::Worker);
+                be_born(&socket, stdout, renewed)?;
+                return Ok(Left::Worker { socket, group });
             }
             Err(refused) => {
                 let out = in_frame(|out| message::control(out, kind::NOT_FORKED, &refused));
@@ -74,8 +80,9 @@ fn fork_one() -> Result<Side, NotForked> {
     forked.map_err(|e| NotForked { reason: format!("fork: {e}"), not_forkable: false })
 }
 
-/// What the copy does first.
-fn be_born(socket: OwnedFd, stdout: Option<OwnedFd>, renewed: &[RawFd]) -> Result<OwnedFd, String> {
+/// What the copy does first. It is not told when the application knows it: it goes on to its HELLO,
+/// which nobody reads before that.
+fn be_born(socket: &OwnedFd, stdout: Option<OwnedFd>, renewed: &[RawFd]) -> Result<(), String> {
     let failed = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
     // The kernel clears it at a fork. Before the application takes this process out of the group
     // of the template, which dies with the application, too.
@@ -92,16 +99,11 @@ fn be_born(socket: OwnedFd, stdout: Option<OwnedFd>, renewed: &[RawFd]) -> Resul
         nix::unistd::dup2_stdout(stdout)
             .map_err(|e| format!("taking over standard output: {e}"))?;
     }
-    let mut inbox = Inbox::new(socket, 64);
-    let sent =
-        sys::send_with_fds(inbox.socket.as_fd(), &[IoSlice::new(&in_frame(message::born))], &[]);
-    // An error, and the end: nobody wants it any more.
-    let (Ok(_), Ok(Some(range))) = (sent, inbox.wait()) else { raw::exit_now() };
-    let message = Message::new(inbox.bytes(range)).map_err(|e| e.to_string())?;
-    if message.kind != kind::BEGIN {
-        return Err(format!("a message of kind {} to a worker that was born", message.kind));
+    // An error: nobody wants it any more.
+    if sys::send(socket.as_fd(), &in_frame(message::born)).is_err() {
+        raw::exit_now();
     }
-    Ok(inbox.into_socket())
+    Ok(())
 }
 
 /// Whether this process, as its preload function has left it, may be forked; else why not.

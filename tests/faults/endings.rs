@@ -53,9 +53,27 @@ const TRIES: u32 = 5;
 
 #[test]
 fn nothing_is_left_however_it_ends() {
+    see_every_ending(false);
+}
+
+/// The template as well.
+#[test]
+fn nothing_is_left_of_workers_that_are_forked_from_a_template() {
+    see_every_ending(true);
+}
+
+/// Set in a process in which workers are forked from a template.
+const TEMPLATE: &str = "PROCPOOL_TEST_TEMPLATE";
+
+fn note_own_number(log: PathBuf) -> Result<(), String> {
+    note(&log, std::process::id());
+    Ok(())
+}
+
+fn see_every_ending(over_a_template: bool) {
     for (how, goes_on) in ENDINGS {
         let in_time = (0..TRIES).any(|_| {
-            let took = time_until_all_are_gone(how, goes_on);
+            let took = time_until_all_are_gone(how, goes_on, over_a_template);
             eprintln!("{took:?} after {how}");
             took < LIMIT
         });
@@ -65,7 +83,7 @@ fn nothing_is_left_however_it_ends() {
 
 /// Has an application end in this way, or its pool, and waits until all are gone: how long that
 /// took.
-fn time_until_all_are_gone(how: &str, goes_on: bool) -> Duration {
+fn time_until_all_are_gone(how: &str, goes_on: bool, over_a_template: bool) -> Duration {
     let dir = tempdir().unwrap();
     let mut command =
         own_process(&std::env::current_exe().unwrap(), "own_process_that_ends_somehow", dir.path());
@@ -73,6 +91,7 @@ fn time_until_all_are_gone(how: &str, goes_on: bool) -> Duration {
     command
         .env("PROCPOOL_TEST_HOW", how)
         .env("RUST_BACKTRACE", "0")
+        .envs(over_a_template.then_some((TEMPLATE, "1")))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
@@ -80,7 +99,8 @@ fn time_until_all_are_gone(how: &str, goes_on: bool) -> Duration {
     let log = dir.path().join("log");
     // One of them has a child.
     wait_until(format!("{how}: all run"), || {
-        lines(&log).len() + lines(&dir.path().join("to stop")).len() == WORKERS + 1
+        lines(&log).len() + lines(&dir.path().join("to stop")).len()
+            == WORKERS + 1 + usize::from(over_a_template)
     });
     let to_stop = pids(&dir.path().join("to stop"))[0];
     let all: Vec<_> =
@@ -136,7 +156,11 @@ fn own_process_that_ends_somehow() {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let log = dir.join("log");
     let pool = runtime.block_on(async {
-        let pool = Pool::builder().workers(WORKERS).build().unwrap();
+        let mut builder = Pool::builder().workers(WORKERS);
+        if std::env::var_os(TEMPLATE).is_some() {
+            builder = builder.template(note_own_number, &log);
+        }
+        let pool = builder.build().unwrap();
         // Forgotten: they run all the same.
         drop((
             pool.spawn(spin, &log),

@@ -413,6 +413,13 @@ const LIMIT: Duration = Duration::from_millis(50);
 /// So long may a start take that does not end.
 const START_LIMIT: Duration = Duration::from_secs(1);
 
+/// Set in a process in which workers are forked from a template. (The constructor runs in that.)
+const TEMPLATE: &str = "PROCPOOL_TEST_TEMPLATE";
+
+fn over_a_template() -> bool {
+    std::env::var_os(TEMPLATE).is_some()
+}
+
 /// How a worker that stands still is got rid of, or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
@@ -440,6 +447,9 @@ impl Case {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .limits(Limits::new().memory(MEMORY).core_size(0));
+        if over_a_template() {
+            builder = builder.template(|| Ok::<_, String>(()), ());
+        }
         if matches!(place, Starting | Init) {
             std::fs::write(&once, "").unwrap();
         }
@@ -861,8 +871,20 @@ fn print(counts: &BTreeMap<(Fault, Place), usize>) {
 
 #[test]
 fn every_fault_at_every_place_is_told_as_what_it_is_and_leaves_nothing() {
+    see_every_fault(|_| {});
+}
+
+#[test]
+fn the_same_holds_for_workers_that_are_forked_from_a_template() {
+    see_every_fault(|command| {
+        command.env(TEMPLATE, "1");
+    });
+}
+
+fn see_every_fault(prepare: fn(&mut std::process::Command)) {
     let (test, dir) = ("own_process_with_every_fault", tempfile::tempdir().unwrap());
     let mut command = own_process(&std::env::current_exe().unwrap(), test, dir.path());
+    prepare(&mut command);
     let output = command.env("TMPDIR", dir.path()).current_dir(dir.path()).output().unwrap();
     let (stdout, stderr) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

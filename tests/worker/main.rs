@@ -10,4 +10,5 @@ mod limits;
 mod start;
 mod surroundings;
 mod system;
+mod template;
 mod terminal;

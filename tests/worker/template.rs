@@ -1,10 +1,8 @@
 //! Workers that are forked from a template: what was preloaded is shared, all promises hold, and
 //! whatever becomes of the template at any step, nothing is lost or left.
 
-#![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
+#![expect(unsafe_code, reason = "a preload function that forbids a system call")]
 
 use crate::support::{
     KillOnDrop, Proc, children, descriptors, hang, lines, note, own_dir, own_process, pids, signal,
@@ -481,13 +479,16 @@ async fn options_that_make_no_sense_are_refused() {
     }
     let error = soon(process().detach(|| (), ())).await.unwrap_err();
     assert_eq!(error.option(), Some("fork_from"));
-    let manager = procpool::Manager::new().unwrap();
-    let queue = manager.queue::<u32>(1).unwrap();
-    let keep =
-        |queue: procpool::sync::Queue<u32>| -> Result<procpool::sync::Queue<u32>, Infallible> {
-            Ok(queue)
-        };
-    assert_eq!(refused(Pool::builder().template(keep, &queue)), "template");
+    #[cfg(feature = "sync")]
+    {
+        let manager = procpool::Manager::new().unwrap();
+        let queue = manager.queue::<u32>(1).unwrap();
+        let keep =
+            |queue: procpool::sync::Queue<u32>| -> Result<procpool::sync::Queue<u32>, Infallible> {
+                Ok(queue)
+            };
+        assert_eq!(refused(Pool::builder().template(keep, &queue)), "template");
+    }
 }
 
 // ---- the template's own end
@@ -577,4 +578,227 @@ fn own_process_whose_template_is_killed() {
         soon(pool.shutdown()).await;
     });
     wait_until("no child is left", || children(own).is_empty());
+}
+
+// ---- a fork that fails at one of its steps
+
+/// From now on, this system call does this, here and in what is forked (seccomp(2)).
+fn forbid(call: i64, action: u32) -> Result<(), String> {
+    use nix::libc;
+    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let mut filter = [
+        statement(
+            libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+            std::mem::offset_of!(libc::seccomp_data, nr) as u32,
+        ),
+        libc::sock_filter {
+            jf: 1,
+            ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call as u32)
+        },
+        statement(libc::BPF_RET | libc::BPF_K, action),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program and its filter outlive the calls.
+    let result = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program)
+    };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error().to_string()) }
+}
+
+/// The first thing that a copy does is a prctl(2): it dies before the application knows it.
+#[tokio::test]
+async fn what_dies_before_it_is_known_is_reaped() {
+    use nix::libc;
+    let prctl = (libc::SYS_prctl, libc::SECCOMP_RET_KILL_PROCESS);
+    let error = start_error(Pool::builder().template(forbid, prctl)).await;
+    assert_eq!(error.kind(), ErrorKind::ForkFailed);
+    let reason = error.reason().unwrap();
+    assert!(reason.contains("ended at once") && reason.contains("SIGSYS"), "{reason}");
+    let pid = reason.split(' ').find_map(|word| word.parse().ok()).unwrap();
+    assert_eq!(state(pid), None, "it is a zombie");
+}
+
+#[tokio::test]
+async fn a_fork_that_the_system_refuses_is_told_and_the_template_lives() {
+    use nix::libc;
+    let action = libc::SECCOMP_RET_ERRNO | libc::ENOMEM as u32;
+    let template = Template::new(forbid, (libc::SYS_clone, action)).unwrap();
+    soon(template.ready()).await.unwrap();
+    let pid = template.pid().unwrap();
+    for _ in 0..3 {
+        let error = Process::builder().fork_from(&template).spawn(seen, ()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ForkFailed);
+        assert!(error.reason().unwrap().contains("Cannot allocate memory"), "{error}");
+    }
+    assert_eq!(template.pid(), Some(pid));
+}
+
+// ---- scenarios that others ask for, over a template (`tests/start_methods.tsv`)
+
+#[tokio::test]
+async fn forked_processes_know_their_parent_and_start_others() {
+    fn parents() -> (u32, Option<u32>, Option<u32>) {
+        let nested = Process::spawn(|| procpool::parent().map(|parent| parent.pid()), ()).unwrap();
+        let own = procpool::parent().map(|parent| parent.pid());
+        (std::process::id(), own, nested.blocking_join().unwrap())
+    }
+    let template = Template::new(load, "x").unwrap();
+    soon(template.ready()).await.unwrap();
+    let child = Process::builder().fork_from(&template).spawn(parents, ()).unwrap();
+    let (pid, own, nested) = soon(child).await.unwrap();
+    assert_eq!((own, nested), (Some(std::process::id()), Some(pid)));
+    // A pool within a forked worker.
+    let pool = Pool::builder().workers(1).fork_from(&template).build().unwrap();
+    let within = || Pool::new().unwrap().spawn(|n: u32| n + 1, 1).blocking_join().unwrap();
+    assert_eq!(soon(pool.spawn(within, ())).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn forked_processes_that_are_signalled_at_once_end_by_that() {
+    let template = Template::new(load, "x").unwrap();
+    soon(template.ready()).await.unwrap();
+    for round in 0..50 {
+        let child = Process::builder().fork_from(&template).spawn(|| (), ()).unwrap();
+        let sent = if round % 2 == 0 { child.kill() } else { child.terminate() };
+        sent.unwrap();
+        let status = soon(child.wait()).await.unwrap();
+        let expected = if round % 2 == 0 { Signal::SIGKILL } else { Signal::SIGTERM } as i32;
+        assert!(status.signal() == Some(expected) || status.success(), "{status}");
+    }
+}
+
+#[test]
+fn a_pool_over_a_template_works_in_each_runtime_and_outside_of_any() {
+    let template = Template::new(load, "x").unwrap();
+    template.blocking_ready().unwrap();
+    let own = || Pool::builder().workers(2).fork_from(&template).build().unwrap();
+    // Built and used on a thread that ends: the workers do not.
+    let pool = std::thread::scope(|scope| scope.spawn(own).join().unwrap());
+    assert_eq!(pool.spawn(seen, ()).blocking_join().unwrap().3, "x");
+    let flavours = [
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap(),
+    ];
+    for runtime in flavours {
+        let within = runtime.block_on(async {
+            let within = own();
+            assert_eq!(soon(within.spawn(seen, ())).await.unwrap().3, "x");
+            let slept = async || {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                procpool::state::<Loaded>().is_some()
+            };
+            for task in (0..8).map(|_| within.spawn(slept, ())).collect::<Vec<_>>() {
+                assert!(soon(task).await.unwrap());
+            }
+            within
+        });
+        drop(runtime);
+        assert_eq!(within.spawn(seen, ()).blocking_join().unwrap().3, "x");
+    }
+}
+
+/// Signals that one worker gets wake that one, though a runtime has preloaded.
+#[tokio::test]
+async fn a_signal_wakes_the_runtime_of_the_worker_that_it_was_sent_to() {
+    async fn wait_for_signals(log: PathBuf) -> u32 {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut signals = signal(SignalKind::user_defined1()).unwrap();
+        note(&log, std::process::id());
+        for _ in 0..20 {
+            signals.recv().await.unwrap();
+            note(&log.with_extension("got"), std::process::id());
+        }
+        std::process::id()
+    }
+    let dir = tempdir().unwrap();
+    let log = dir.path().join("log");
+    let pool = Pool::builder().workers(4).concurrency(1).template(load_async, "x");
+    let pool = pool.build().unwrap();
+    let tasks: Vec<_> = (0..4).map(|_| pool.spawn(wait_for_signals, &log)).collect();
+    until("all wait", || lines(&log).len() == 4).await;
+    let all = pids(&log);
+    for round in 0..20 {
+        for pid in &all {
+            signal(*pid, Signal::SIGUSR1);
+        }
+        let got = || lines(&log.with_extension("got")).len();
+        until("each has got it", || got() == 4 * (round + 1)).await;
+    }
+    for task in tasks {
+        assert!(all.contains(&soon(task).await.unwrap()));
+    }
+}
+
+/// Memory that was preloaded is shared: that of the workers is not counted in full.
+#[tokio::test]
+async fn what_is_only_read_takes_memory_once() {
+    const BYTES: usize = 64 << 20;
+    fn load_many() -> Result<Vec<u8>, Infallible> {
+        Ok((0..BYTES).map(|n| n as u8).collect())
+    }
+    /// The private memory of this process, after it has read all, in KiB.
+    fn read_all() -> (u32, u64) {
+        let loaded = procpool::state::<Vec<u8>>().unwrap();
+        std::hint::black_box(loaded.iter().map(|byte| u64::from(*byte)).sum::<u64>());
+        let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+        let own = text.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).unwrap();
+        (std::process::id(), own.trim().trim_end_matches(" kB").parse().unwrap())
+    }
+    let pool = Pool::builder().workers(4).template(load_many, ()).build().unwrap();
+    soon(pool.ready()).await.unwrap();
+    for task in (0..8).map(|_| pool.spawn(read_all, ())).collect::<Vec<_>>() {
+        let (_, own) = soon(task).await.unwrap();
+        assert!(own < (BYTES as u64 >> 10) / 4, "{own} KiB");
+    }
+}
+
+#[tokio::test]
+async fn a_forked_worker_holds_no_siblings_descriptors() {
+    fn held() -> (u32, Vec<String>) {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap();
+        let kinds = links.map(|link| {
+            let target = std::fs::read_link(link.unwrap().path()).unwrap_or_default();
+            target.to_string_lossy().split(':').next().unwrap_or_default().to_owned()
+        });
+        let mut kinds: Vec<_> = kinds.filter(|kind| kind == "socket").collect();
+        kinds.sort();
+        std::thread::sleep(Duration::from_millis(5)); // so that the others get tasks, too
+        (std::process::id(), kinds)
+    }
+    let pool = Pool::builder().workers(8).template(load_async, "x").build().unwrap();
+    soon(pool.ready()).await.unwrap();
+    for task in (0..32).map(|_| pool.spawn(held, ())).collect::<Vec<_>>() {
+        let (_, sockets) = soon(task).await.unwrap();
+        // The pool's, the lifeline, and the two of tokio's signals.
+        assert_eq!(sockets.len(), 4);
+    }
+}
+
+/// Threads of the application that allocate, print and take locks disturb no fork.
+#[test]
+fn workers_are_forked_while_threads_of_the_application_allocate() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static OVER: AtomicBool = AtomicBool::new(false);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                while !OVER.load(Ordering::Relaxed) {
+                    std::hint::black_box(vec![0u8; 4096]);
+                    drop(std::io::stderr().lock());
+                    std::thread::yield_now();
+                }
+            });
+        }
+        runtime.block_on(async {
+            let pool = Pool::builder().workers(2).max_tasks_per_worker(1).template(load, "x");
+            let pool = pool.build().unwrap();
+            for task in (0..300).map(|_| pool.spawn(seen, ())).collect::<Vec<_>>() {
+                assert_eq!(soon(task).await.unwrap().3, "x");
+            }
+        });
+        OVER.store(true, Ordering::Relaxed);
+    });
 }
