@@ -102,11 +102,6 @@ mod pool;
     not(procpool_elsewhere)
 ))]
 mod process;
-#[cfg(all(
-    target_os = "linux",
-    any(target_arch = "x86_64", target_arch = "aarch64"),
-    not(procpool_elsewhere)
-))]
 mod reactor;
 mod single;
 mod stdio;

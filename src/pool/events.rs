@@ -5,14 +5,14 @@ use super::stats::ExitReason;
 use crate::coop::BudgetUnit;
 use crate::error::Error;
 use crate::lock::Lock;
-use crate::panics::wake;
+use crate::reactor::mailbox::Mailbox;
 use futures::Stream;
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::process::ExitStatus;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
 /// So many events are kept for who is slow; more would be of no use, and the memory is bounded by
 /// it.
@@ -95,17 +95,12 @@ pub struct Events {
     unit: BudgetUnit,
 }
 
-#[derive(Debug, Default)]
-struct Feed {
-    /// Held only to put in and take out.
-    inside: Lock<Inside>,
-}
+type Feed = Mailbox<Told>;
 
 #[derive(Debug, Default)]
-struct Inside {
+struct Told {
     events: VecDeque<WorkerEvent>,
     missed: u64,
-    reader: Option<Waker>,
     ended: bool,
 }
 
@@ -128,7 +123,7 @@ impl Feeds {
                 feeds.retain(|feed| feed.strong_count() > 0);
                 feeds.push(Arc::downgrade(&feed));
             }
-            None => feed.inside.lock().ended = true,
+            None => feed.change(|told| told.ended = true),
         }
         Events { engine, feed, unit: BudgetUnit::default() }
     }
@@ -147,12 +142,12 @@ impl Feeds {
             None => return,
         };
         for feed in feeds {
-            feed.change(|inside| {
-                if inside.events.len() == KEPT {
-                    inside.events.pop_front();
-                    inside.missed += 1;
+            feed.change(|told| {
+                if told.events.len() == KEPT {
+                    told.events.pop_front();
+                    told.missed += 1;
                 }
-                inside.events.push_back(event.clone());
+                told.events.push_back(event.clone());
             });
         }
     }
@@ -167,19 +162,7 @@ impl Feeds {
     pub(crate) fn close(&self) {
         let feeds = self.open.lock().take();
         for feed in feeds.iter().flatten().filter_map(Weak::upgrade) {
-            feed.change(|inside| inside.ended = true);
-        }
-    }
-}
-
-impl Feed {
-    fn change(&self, change: impl FnOnce(&mut Inside)) {
-        let mut inside = self.inside.lock();
-        change(&mut inside);
-        let reader = inside.reader.take();
-        drop(inside);
-        if let Some(reader) = reader {
-            wake(reader);
+            feed.change(|told| told.ended = true);
         }
     }
 }
@@ -192,21 +175,17 @@ impl Stream for Events {
         if Engine::is_forked_copy() {
             return Poll::Ready(None);
         }
-        // To clone or to drop a waker may run the caller's code: not under the lock.
-        let mut reader = Some(cx.waker().clone());
-        let mut inside = self.feed.inside.lock();
-        let polled = if inside.missed > 0 {
-            Poll::Ready(Some(WorkerEvent::Lagged { events: std::mem::take(&mut inside.missed) }))
-        } else if let Some(event) = inside.events.pop_front() {
-            Poll::Ready(Some(event))
-        } else if inside.ended {
-            Poll::Ready(None)
-        } else {
-            std::mem::swap(&mut inside.reader, &mut reader);
-            Poll::Pending
-        };
-        drop(inside);
-        drop(reader);
+        let polled = self.feed.poll(cx.waker(), |told| {
+            if told.missed > 0 {
+                Poll::Ready(Some(WorkerEvent::Lagged { events: std::mem::take(&mut told.missed) }))
+            } else if let Some(event) = told.events.pop_front() {
+                Poll::Ready(Some(event))
+            } else if told.ended {
+                Poll::Ready(None)
+            } else {
+                Poll::Pending
+            }
+        });
         if polled.is_pending()
             && let Some(engine) = self.engine.upgrade()
         {

@@ -4,11 +4,13 @@ use super::core::Carried;
 use super::run::Run;
 use super::yielded::Yielded;
 use crate::error::TaskError;
+use crate::panics::catch_user_panic;
+use crate::reactor::mailbox::Mailbox;
 use crate::wire::packet::Packet;
 pub(crate) use crate::wire::value::names::{Encoded, Things};
 use crate::wire::{frame, message};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -158,7 +160,7 @@ impl Cargo {
     pub(crate) fn settle(self, outcome: Outcome) {
         if let (Some(run), Reply::Stream(inlet, place)) = (self.run(), &self.reply) {
             let places = run.unanswered().map(|item| place + u64::from(item));
-            return shielded(|| inlet.put(places.map(|place| (place, outcome.clone()))));
+            return inlet.put(places.map(|place| (place, outcome.clone())));
         }
         let earlier =
             self.extra.map(|mut extra| std::mem::take(&mut extra.earlier)).unwrap_or_default();
@@ -179,7 +181,7 @@ pub(crate) enum Reply {
 
 impl Reply {
     pub(crate) fn settle(self, outcome: Outcome) {
-        shielded(|| match self {
+        catch_user_panic(|| match self {
             Self::Join(sender) => drop(sender.send(outcome)), // it may have been detached
             Self::Stream(inlet, place) => inlet.put([(place, outcome)]),
             Self::Yielded(items) => items.end(outcome).into_iter().for_each(Waker::wake),
@@ -191,54 +193,29 @@ impl Reply {
     }
 }
 
-/// Runs what may wake somebody. A waker is the caller's code: if it panics, that must not keep the
-/// others from being told. The panic has been reported by the application's hook; there is nobody
-/// to pass it on to.
-pub(crate) fn shielded(wake: impl FnOnce()) {
-    if let Err(payload) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(wake)) {
-        std::mem::forget(payload); // its drop might panic as well
-    }
-}
-
 /// Outcomes of one `Results`, in the order in which they came.
 #[derive(Debug, Default)]
 pub(crate) struct Inlet {
-    /// Held only to put in and take out.
-    inside: Mutex<Arrived>,
-}
-
-#[derive(Debug, Default)]
-struct Arrived {
-    outcomes: VecDeque<(u64, Outcome)>,
-    reader: Option<Waker>,
+    outcomes: Mailbox<VecDeque<(u64, Outcome)>>,
 }
 
 impl Inlet {
     /// Puts in what has come at once, and then wakes whoever waits for it.
     pub(crate) fn put(&self, outcomes: impl IntoIterator<Item = (u64, Outcome)>) {
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        inside.outcomes.extend(outcomes);
-        let reader = if inside.outcomes.is_empty() { None } else { inside.reader.take() };
-        drop(inside);
-        if let Some(reader) = reader {
-            reader.wake();
+        let mut outcomes = outcomes.into_iter().peekable();
+        if outcomes.peek().is_some() {
+            self.outcomes.change(|all| all.extend(outcomes));
         }
     }
 
     /// Swaps what has come into the (empty) `into`; if nothing has, `waker` is told of the next.
     pub(crate) fn poll_take(&self, into: &mut VecDeque<(u64, Outcome)>, waker: &Waker) -> Poll<()> {
-        // To clone or to drop a waker may run the caller's code: not under the lock.
-        let mut reader = Some(waker.clone());
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        let polled = if inside.outcomes.is_empty() {
-            std::mem::swap(&mut inside.reader, &mut reader);
-            Poll::Pending
-        } else {
-            std::mem::swap(&mut inside.outcomes, into);
+        self.outcomes.poll(waker, |outcomes| {
+            if outcomes.is_empty() {
+                return Poll::Pending;
+            }
+            std::mem::swap(outcomes, into);
             Poll::Ready(())
-        };
-        drop(inside);
-        drop(reader);
-        polled
+        })
     }
 }

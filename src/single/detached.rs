@@ -1,10 +1,10 @@
 //! What is known of a daemon of the system.
 
-use super::coming::Coming;
 use super::machine::Machine;
 use crate::coop::BudgetUnit;
 use crate::error::{Error, Why};
 use crate::park::refuse_in_async_context;
+use crate::reactor::once_event::OnceEvent;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -39,13 +39,13 @@ impl Daemon {
 /// Nothing is lost: it can be awaited by `&mut`, again and again.
 #[must_use = "whether the daemon has started is told here"]
 pub struct DaemonStart {
-    state: Result<Arc<Coming<Result<u32, Error>>>, Error>,
+    state: Result<Arc<OnceEvent<Result<u32, Error>>>, Error>,
     waiting: Option<oneshot::Receiver<()>>,
     unit: BudgetUnit,
 }
 
 impl DaemonStart {
-    pub(super) fn new(state: Result<Arc<Coming<Result<u32, Error>>>, Error>) -> Self {
+    pub(super) fn new(state: Result<Arc<OnceEvent<Result<u32, Error>>>, Error>) -> Self {
         Self { state, waiting: None, unit: BudgetUnit::default() }
     }
 
@@ -65,14 +65,14 @@ impl DaemonStart {
     #[track_caller]
     pub fn blocking_wait(self) -> Result<Daemon, Error> {
         refuse_in_async_context();
-        let coming = self.state?;
+        let event = self.state?;
         if Machine::is_forked_copy() {
-            return coming
+            return event
                 .get()
                 .unwrap_or_else(|| Err(Why::Forked.into()))
                 .map(|pid| Daemon { pid });
         }
-        coming.blocking_wait().map(|pid| Daemon { pid })
+        event.blocking_wait().map(|pid| Daemon { pid })
     }
 }
 
@@ -82,12 +82,12 @@ impl Future for DaemonStart {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         ready!(this.unit.poll_unit(cx));
-        let coming = match &this.state {
-            Ok(coming) => coming,
+        let event = match &this.state {
+            Ok(event) => event,
             Err(error) => return this.unit.per_item(Poll::Ready(Err(error.clone()))),
         };
         loop {
-            if let Some(result) = coming.get() {
+            if let Some(result) = event.get() {
                 return this.unit.per_item(Poll::Ready(result.map(|pid| Daemon { pid })));
             }
             if Machine::is_forked_copy() {
@@ -98,7 +98,7 @@ impl Future for DaemonStart {
                     let _ = ready!(Pin::new(waiting).poll(cx));
                     this.waiting = None;
                 }
-                None => this.waiting = coming.waiter(),
+                None => this.waiting = event.waiter(),
             }
         }
     }

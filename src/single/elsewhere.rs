@@ -2,8 +2,8 @@
 //! ever asked.
 
 use super::builder::Order;
-use super::coming::Coming;
 use crate::error::{Error, TaskError, Why};
+use crate::reactor::once_event::OnceEvent;
 use crate::wire::value::names::Encoded;
 use std::convert::Infallible;
 use std::io;
@@ -34,7 +34,7 @@ pub(super) fn spawn(_: Order) -> Result<(Arc<Machine>, Streams), Error> {
     Err(Why::Unsupported.into())
 }
 
-pub(super) fn detach(_: Order) -> Result<Arc<Coming<Result<u32, Error>>>, Error> {
+pub(super) fn detach(_: Order) -> Result<Arc<OnceEvent<Result<u32, Error>>>, Error> {
     Err(Why::Unsupported.into())
 }
 
@@ -71,11 +71,11 @@ impl Machine {
         match *self {}
     }
 
-    pub(super) fn started(&self) -> &Coming<Result<u32, Error>> {
+    pub(super) fn started(&self) -> &OnceEvent<Result<u32, Error>> {
         match *self {}
     }
 
-    pub(super) fn ended(&self) -> &Coming<Ended> {
+    pub(super) fn ended(&self) -> &OnceEvent<Ended> {
         match *self {}
     }
 }

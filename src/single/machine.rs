@@ -20,7 +20,6 @@
 //!    what is known of the other comes over the socket, and its start is over when it says so.
 
 use super::builder::Order;
-use super::coming::Coming;
 use super::handover::Handover;
 use super::streams::{Streams, open_streams};
 use crate::error::{Error, ErrorKind, TaskError, What, Why};
@@ -29,6 +28,7 @@ use crate::process::{
     Child, DeathNote, Exit, PeerFd, PeerSocket, Spawn, WorkerMemory, fork, spawn_with_stdout,
     standard, sys,
 };
+use crate::reactor::once_event::OnceEvent;
 use crate::reactor::{Deadline, Reactor, Source, Token, launcher, supervisor};
 use crate::sync::named::{Leases, Named};
 use crate::template::{Newborn, Nursery, Request, Template};
@@ -84,8 +84,8 @@ pub(super) struct Machine {
     /// The handle has sent a signal: an early death is no failure of the start.
     signalled: AtomicBool,
     /// The process has all that it needs; its number.
-    started: Arc<Coming<Result<u32, Error>>>,
-    ended: Coming<Ended>,
+    started: Arc<OnceEvent<Result<u32, Error>>>,
+    ended: OnceEvent<Ended>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,7 +167,7 @@ pub(super) fn spawn_within(
             .map_err(|why| not_launched(why, limit))??,
         Some(template) => fork_from(&template, order)?,
     };
-    Ok((watch_over(launched, kept, Arc::new(Coming::new()))?, ours))
+    Ok((watch_over(launched, kept, Arc::new(OnceEvent::new()))?, ours))
 }
 
 fn not_launched(why: launcher::NotLaunched, limit: Duration) -> Error {
@@ -215,9 +215,9 @@ fn fork_from(
 }
 
 /// Starts a process that detaches itself, and waits for nothing.
-pub(super) fn detach(order: Order) -> Result<Arc<Coming<Result<u32, Error>>>, Error> {
+pub(super) fn detach(order: Order) -> Result<Arc<OnceEvent<Result<u32, Error>>>, Error> {
     let (order, _) = prepare(order)?;
-    let started = Arc::new(Coming::new());
+    let started = Arc::new(OnceEvent::new());
     let told = Arc::clone(&started);
     let Ready { order, kept } = order;
     let done = move |launched: Option<Result<_, Error>>| {
@@ -281,7 +281,7 @@ fn launch((mut order, stdout): (Order, Option<OwnedFd>)) -> Result<(Order, Launc
 fn watch_over(
     (order, launched): (Order, Launched),
     kept: Given,
-    started: Arc<Coming<Result<u32, Error>>>,
+    started: Arc<OnceEvent<Result<u32, Error>>>,
 ) -> Result<Arc<Machine>, Error> {
     let machine = Machine::new(order, kept, launched, started, HELLO_LIMIT)?;
     supervisor::watch(Arc::clone(&machine) as _);
@@ -308,7 +308,7 @@ impl Machine {
         order: Order,
         given: Given,
         launched: Launched,
-        started: Arc<Coming<Result<u32, Error>>>,
+        started: Arc<OnceEvent<Result<u32, Error>>>,
         limit: Duration,
     ) -> Result<Arc<Self>, Error> {
         let Launched { child, socket, early_stderr } = launched;
@@ -376,7 +376,7 @@ impl Machine {
             inside: Lock::new(Some(inside)),
             signalled: AtomicBool::new(false),
             started,
-            ended: Coming::new(),
+            ended: OnceEvent::new(),
         });
         if let Some(deadline) = set {
             machine.reactor.set_timer(&*machine, deadline);
@@ -433,11 +433,11 @@ impl Machine {
         Why::Signal { pid: self.pid(), signal, source }.into()
     }
 
-    pub(super) fn started(&self) -> &Coming<Result<u32, Error>> {
+    pub(super) fn started(&self) -> &OnceEvent<Result<u32, Error>> {
         &self.started
     }
 
-    pub(super) fn ended(&self) -> &Coming<Ended> {
+    pub(super) fn ended(&self) -> &OnceEvent<Ended> {
         &self.ended
     }
 

@@ -1,8 +1,7 @@
 //! One process for one function: `Process`.
 //!
 //! * `builder.rs`: the options of one; `streams.rs`: our ends of its pipes;
-//! * `machine.rs`: what happens between it and us, on the supervisor thread; `coming.rs`: how those
-//!   who wait are told;
+//! * `machine.rs`: what happens between it and us, on the supervisor thread;
 //! * `detached.rs`: what is known of a daemon; `handover.rs`: the exit waits for those who outlive
 //!   it;
 //! * `parent.rs`: the child's view of its parent;
@@ -11,7 +10,6 @@
 //! It knows no pool: a process of its own has no scheduler, and is not one of a pool's workers.
 
 mod builder;
-mod coming;
 mod detached;
 #[cfg(all(
     target_os = "linux",

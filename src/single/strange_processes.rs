@@ -9,13 +9,13 @@
 
 use super::Process;
 use super::builder::Order;
-use super::coming::Coming;
 use super::machine::{self, Given, Launched, Machine};
 use super::streams::Streams;
 use crate::error::{Error, ErrorKind, TaskErrorKind};
 use crate::process::testing::{Barrier, children, in_own_process, is_own_process, wait_until};
 use crate::process::{Child, standard, sys};
 use crate::reactor::Source;
+use crate::reactor::once_event::OnceEvent;
 use crate::stdio::Stdio;
 use crate::task;
 use crate::wire::frame;
@@ -35,7 +35,7 @@ const HANG: Duration = Duration::from_secs(30);
 struct Played {
     process: Process<u8>,
     socket: Option<UnixStream>,
-    started: Arc<Coming<Result<u32, Error>>>,
+    started: Arc<OnceEvent<Result<u32, Error>>>,
 }
 
 fn order(detach: bool) -> Order {
@@ -72,7 +72,7 @@ impl Played {
         let child = Child::adopt(child.id(), true).unwrap();
         let order = order(detach);
         let given = Given { stdin: None, stderr: standard::null().unwrap(), handover: None };
-        let started = Arc::new(Coming::new());
+        let started = Arc::new(OnceEvent::new());
         let launched = Launched { child, socket: ours.into(), early_stderr: Some(early_stderr) };
         let machine = Machine::new(order, given, launched, Arc::clone(&started), limit).unwrap();
         Self {

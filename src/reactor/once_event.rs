@@ -1,4 +1,5 @@
-//! Something that comes once, and for which any number may wait, in any runtime or in none.
+//! A value that is set once, and that any number of threads or tasks can wait for, in any runtime
+//! or none.
 
 use crate::lock::Lock;
 use crate::panics::catch_user_panic;
@@ -7,9 +8,9 @@ use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// What has come, or who waits for it.
+/// See the module.
 #[derive(Debug)]
-pub(super) struct Coming<T> {
+pub(crate) struct OnceEvent<T> {
     /// Held for some instructions; never while somebody is woken.
     state: Lock<State<T>>,
 }
@@ -20,13 +21,13 @@ struct State<T> {
     waiters: Vec<oneshot::Sender<()>>,
 }
 
-impl<T: Clone> Coming<T> {
-    pub(super) fn new() -> Self {
+impl<T: Clone> OnceEvent<T> {
+    pub(crate) fn new() -> Self {
         Self { state: Lock::new(State { value: None, waiters: Vec::new() }) }
     }
 
-    /// It has come. The first one stays.
-    pub(super) fn set(&self, value: T) {
+    /// Sets the value, unless it is set, and wakes all that wait for it.
+    pub(crate) fn set(&self, value: T) {
         let waiters = {
             let mut state = self.lock();
             if state.value.is_some() {
@@ -40,12 +41,12 @@ impl<T: Clone> Coming<T> {
         }
     }
 
-    pub(super) fn get(&self) -> Option<T> {
+    pub(crate) fn get(&self) -> Option<T> {
         self.lock().value.clone()
     }
 
-    /// Is told when it comes; `None`: it has come.
-    pub(super) fn waiter(&self) -> Option<oneshot::Receiver<()>> {
+    /// Returns what resolves when the value is set; `None` if it is.
+    pub(crate) fn waiter(&self) -> Option<oneshot::Receiver<()>> {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.lock();
         if state.value.is_some() {
@@ -64,8 +65,8 @@ impl<T: Clone> Coming<T> {
         Some(receiver)
     }
 
-    /// Waits. Dropping the future forgets the wish, and nothing else.
-    pub(super) async fn wait(&self) -> T {
+    /// Waits for the value. Dropping the future loses nothing.
+    pub(crate) async fn wait(&self) -> T {
         loop {
             if let Some(value) = self.get() {
                 return value;
@@ -77,12 +78,12 @@ impl<T: Clone> Coming<T> {
     }
 
     /// Waits on this thread. Panics in an async context.
-    pub(super) fn blocking_wait(&self) -> T {
+    pub(crate) fn blocking_wait(&self) -> T {
         block_on(self.wait())
     }
 
     /// Waits on this thread, no longer than `limit`.
-    pub(super) fn blocking_wait_timeout(&self, limit: Duration) -> Option<T> {
+    pub(crate) fn blocking_wait_timeout(&self, limit: Duration) -> Option<T> {
         // What the clock cannot hold is for ever.
         park_until(self.wait(), Instant::now().checked_add(limit))
     }
@@ -104,37 +105,37 @@ mod tests {
 
     #[test]
     fn the_first_that_comes_stays_and_everybody_gets_it() {
-        let coming = Coming::new();
-        let mut waits: Vec<_> = (0..10).map(|_| Box::pin(coming.wait())).collect();
+        let event = OnceEvent::new();
+        let mut waits: Vec<_> = (0..10).map(|_| Box::pin(event.wait())).collect();
         assert!(waits.iter_mut().all(|wait| wait.now_or_never().is_none()));
-        coming.set(1);
-        coming.set(2);
+        event.set(1);
+        event.set(2);
         assert!(waits.into_iter().all(|wait| wait.now_or_never() == Some(1)));
-        assert_eq!((coming.get(), coming.blocking_wait()), (Some(1), 1));
+        assert_eq!((event.get(), event.blocking_wait()), (Some(1), 1));
     }
 
     #[test]
     fn a_thread_waits_no_longer_than_it_likes() {
-        let coming = Coming::new();
+        let event = OnceEvent::new();
         for limit in [Duration::ZERO, Duration::from_millis(5)] {
-            assert_eq!(coming.blocking_wait_timeout(limit), None);
+            assert_eq!(event.blocking_wait_timeout(limit), None);
         }
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| coming.blocking_wait_timeout(Duration::MAX));
+            let waiting = scope.spawn(|| event.blocking_wait_timeout(Duration::MAX));
             thread::yield_now();
-            coming.set(3);
+            event.set(3);
             assert_eq!(waiting.join().expect("no panic"), Some(3));
         });
-        assert_eq!(coming.blocking_wait_timeout(Duration::ZERO), Some(3));
+        assert_eq!(event.blocking_wait_timeout(Duration::ZERO), Some(3));
     }
 
     #[test]
     fn those_who_give_up_are_forgotten() {
-        let coming = Coming::<()>::new();
+        let event = OnceEvent::<()>::new();
         for _ in 0..10_000 {
-            assert!(coming.wait().now_or_never().is_none());
+            assert!(event.wait().now_or_never().is_none());
         }
-        assert!(coming.lock().waiters.capacity() < 100);
+        assert!(event.lock().waiters.capacity() < 100);
     }
 
     #[test]
@@ -145,13 +146,13 @@ mod tests {
                 panic!("a waker panics");
             }
         }
-        let coming = Coming::new();
-        let mut first = pin!(coming.wait());
+        let event = OnceEvent::new();
+        let mut first = pin!(event.wait());
         assert!(
             first.as_mut().poll(&mut Context::from_waker(&waker(Arc::new(Panics)))).is_pending()
         );
-        let second = coming.waiter();
-        coming.set(());
+        let second = event.waiter();
+        event.set(());
         assert!(second.and_then(|mut second| second.try_recv().ok()).is_some());
     }
 }
