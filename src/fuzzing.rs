@@ -66,6 +66,11 @@ pub fn message(body: &[u8]) {
                 let (_, at) = message::read_item_of_task(message)?;
                 assert!(at < body.len(), "an item without a value");
             }
+            kind::STARTED => {
+                message.uint::<u64>()?;
+                message.uint::<u64>()?;
+                message.end()?;
+            }
             kind::RUN => {
                 let RunHead { items, mut at, .. } = message::read_run(body)?;
                 for _ in 0..items {

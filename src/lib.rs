@@ -139,8 +139,8 @@ pub use error::{Error, ErrorKind, Failure, TaskError, TaskErrorKind};
 pub use limits::Limits;
 pub use pool::{
     AbortHandle, Builder, Events, ExitReason, ItemResults, Items, JoinHandle, NamedTask, Pool,
-    Results, SharedObject, Shutdown, ShutdownReport, Stats, TaskBuilder, TaskStream, TryResults,
-    WorkerCount, WorkerEvent,
+    Results, SharedObject, Shutdown, ShutdownReport, Started, Stats, TaskBuilder, TaskStream,
+    TryResults, WorkerCount, WorkerEvent,
 };
 pub use single::{
     ChildStderr, ChildStdin, ChildStdout, Daemon, DaemonStart, Parent, Process, ProcessBuilder,

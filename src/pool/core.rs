@@ -826,13 +826,38 @@ impl<T: Carried, M: Memory> Core<T, M> {
         self.tasks.get(key).map(|task| task.worker)
     }
 
-    /// A worker has sent an item of a task that yields: what the task carries. `None` if that worker
-    /// does not have such a task: it breaks the protocol.
-    pub(crate) fn yielded(&mut self, worker: WorkerKey, id: u64) -> Option<&T> {
+    /// What a task carries that this worker has in hand. `None`: it does not have it.
+    pub(crate) fn in_hand(&mut self, worker: WorkerKey, id: u64) -> Option<&mut T> {
         let worker = self.workers.get(worker)?;
         let flight = worker.in_flight.iter().find(|flight| flight.has(id))?;
-        let task = self.tasks.get_mut(flight.task)?;
-        task.cargo.yields().then_some(&task.cargo)
+        self.tasks.get_mut(flight.task).map(|task| &mut task.cargo)
+    }
+
+    /// Has the worker of a task tell when it begins, and says how far the task has come. `None`: it
+    /// waits in the pool. Without claims, it has begun.
+    pub(crate) fn watch(&self, key: TaskKey) -> Option<Progress> {
+        let task = self.tasks.get(key)?;
+        let worker = self.workers.get(task.worker?)?;
+        let flight = worker.in_flight.iter().find(|flight| flight.task == key)?;
+        let watch = |memory: &M| memory.claims().watch(flight.claim);
+        Some(worker.memory.as_ref().map_or(Progress::Started, watch))
+    }
+
+    /// The moment that a worker noted, or now if that is none.
+    pub(crate) fn moment(&self, nanos: u64, now: Instant) -> Instant {
+        self.clock.at(nanos).map_or(now, |at| at.min(now))
+    }
+
+    /// When a task that has begun did so, as far as its worker has noted it.
+    pub(crate) fn noted_start(&self, key: TaskKey, now: Instant) -> Instant {
+        let noted = || {
+            let task = self.tasks.get(key)?;
+            task.timeout()?;
+            let worker = self.workers.get(task.worker?)?;
+            let flight = worker.in_flight.iter().find(|flight| flight.task == key)?;
+            Some(worker.memory.as_ref()?.claims().started_at(flight.claim))
+        };
+        noted().map_or(now, |nanos| self.moment(nanos, now))
     }
 
     /// A worker has answered a task, or an item of a run: its cargo, if nothing is left of it.

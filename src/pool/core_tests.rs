@@ -967,8 +967,8 @@ fn rule_12_a_task_of_which_items_were_taken_is_not_run_again() {
         bench.next = id;
         bench.with(Mode::Sync, Options { retry: retry.clone(), ..Options::default() });
         bench.begin(w[0], &[id]);
-        let is_known = bench.core.yielded(w[0], id).is_some();
-        assert!(is_known && bench.core.yielded(w[0], id + 1).is_none());
+        let is_known = bench.core.in_hand(w[0], id).is_some();
+        assert!(is_known && bench.core.in_hand(w[0], id + 1).is_none());
         assert_eq!(bench.answer(w[0], id, Answer::Panicked).0, runs_again, "a panic");
 
         let (mut bench, w) = Bench::ready(1);
@@ -990,9 +990,25 @@ fn rule_12_a_task_of_which_items_were_taken_is_not_run_again() {
         let lost = bench.exit(w[0]).contains(&format!("lost {id}"));
         assert_eq!(lost, !runs_again, "an innocent one");
     }
-    let (mut bench, w) = Bench::ready(1);
-    bench.task(Mode::Sync);
-    assert!(bench.core.yielded(w[0], 0).is_none(), "it does not yield");
+}
+
+#[test]
+fn a_task_is_watched_in_its_worker_and_moves_as_any() {
+    let (mut bench, w) = Bench::ready(2);
+    let (key, words) = bench.task(Mode::Sync);
+    assert_eq!(words, ["send 1 0"]);
+    assert_eq!(bench.core.watch(key), Some(Progress::Queued));
+    bench.pass(DEAF);
+    bench.tick();
+    bench.pass(DEAF);
+    assert_eq!(bench.tick(), ["send 0 0"], "it is taken back as any");
+    assert_eq!(bench.core.watch(key), Some(Progress::Queued));
+    bench.each(w[0], &[0], |claims, claim| {
+        assert_eq!(claims.begin_or_tell(claim), crate::wire::claim::Begun::Watched);
+    });
+    assert_eq!(bench.core.watch(key), Some(Progress::Started));
+    bench.reply(w[0], &[0]);
+    assert_eq!(bench.core.watch(key), None);
 }
 
 #[test]

@@ -6,12 +6,13 @@
 //! runtime is late.
 
 use super::core::{Answer, Carried, Replied, Stop, WorkerKey};
-use super::engine::{Engine, timed_out};
+use super::engine::{Engine, State, timed_out};
 use super::events::{SharedObject, WorkerEvent};
 use super::launch::Launched;
 use super::link::{Link, Process};
 use super::loss::{Loss, Note};
 use super::reply::{Cargo, Encoded, Inlet, Outcome};
+use super::started::{Start, Started};
 use super::stats::ExitReason;
 use super::tokens::Tokens;
 use super::yielded::TooMany;
@@ -37,6 +38,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 /// Frames longer than this, in bytes, are sent to idle workers only (design 6).
@@ -150,12 +152,21 @@ pub(super) struct Value {
     named: Option<Named>,
     /// It is an error of the task's own that is worth another try.
     again: bool,
-    /// It is no result, but an item of a task that yields and goes on.
-    is_item: bool,
+    /// It is no result, but comes of a task that goes on.
+    news: Option<News>,
 }
 
-fn is_item(came: &Result<Value, Failed>) -> bool {
-    came.as_ref().is_ok_and(|value| value.is_item)
+/// What comes of a task that goes on.
+#[derive(Clone, Copy, Debug)]
+enum News {
+    /// An item.
+    Item,
+    /// It has begun, at this time.
+    Started(u64),
+}
+
+fn is_news(came: &Result<Value, Failed>) -> bool {
+    came.as_ref().is_ok_and(|value| value.news.is_some())
 }
 
 /// A task that was answered; and if it was being stopped, why.
@@ -467,7 +478,7 @@ impl Engine {
                     // A reply by the socket is one less in hand, and none in the ring. And a bell
                     // may be taken for a part of a frame that does not go on.
                     let rang = std::mem::take(&mut reader.rang);
-                    let answered = driver.replies.iter().any(|(_, came)| !is_item(came));
+                    let answered = driver.replies.iter().any(|(_, came)| !is_news(came));
                     if (rang || is_cut || answered) && !std::mem::replace(&mut reader.is_due, true)
                     {
                         driver.due.push(key);
@@ -743,27 +754,24 @@ impl Engine {
         // What an error that is tried again has named: taken over like any, and let go.
         let mut unwanted = Vec::new();
         let mut ended = Vec::new();
-        let mut readers = Vec::new();
+        let (mut readers, mut starts) = (Vec::new(), Vec::new());
         self.apply(|state, now| {
             let mut count = 0;
             for (id, outcome) in replies.drain(..) {
                 let outcome = match outcome {
-                    Ok(Value { packet, is_item: true, .. }) => {
-                        let cargo = state.core.yielded(key, id);
-                        match cargo.and_then(Cargo::yielded).map(|items| items.put(packet)) {
-                            Some(Ok(reader)) => readers.extend(reader),
-                            Some(Err(TooMany)) => {
-                                result = Err(Bad(format!(
-                                    "an item of task {id}, which had no credit for it"
-                                )));
-                                break;
+                    Ok(Value { packet, news: Some(news), .. }) => {
+                        let came = match news {
+                            News::Item => take_item(state, key, id, packet)
+                                .map(|reader| readers.extend(reader)),
+                            News::Started(nanos) => {
+                                let started = Started { pid, at: state.core.moment(nanos, now) };
+                                let start = take_start(state, key, id);
+                                start.map(|start| starts.push((start, started)))
                             }
-                            None => {
-                                result = Err(Bad(format!(
-                                    "an item of task {id}, which it was not to send"
-                                )));
-                                break;
-                            }
+                        };
+                        if let Err(bad) = came {
+                            result = Err(bad);
+                            break;
                         }
                         continue;
                     }
@@ -811,6 +819,9 @@ impl Engine {
         replies.clear();
         for reader in readers {
             catch_user_panic(|| reader.wake());
+        }
+        for (start, started) in starts {
+            catch_user_panic(|| start.tell(started));
         }
         for named in unwanted {
             if let Err(bad) = self.take_names(key, &named) {
@@ -1197,6 +1208,33 @@ impl Engine {
     }
 }
 
+/// Puts an item of a task where its reader finds it; gives the reader, to be woken outside of the
+/// lock.
+fn take_item(
+    state: &mut State,
+    key: WorkerKey,
+    id: u64,
+    item: Packet,
+) -> Result<Option<Waker>, Bad> {
+    let items = state.core.in_hand(key, id).and_then(|cargo| cargo.yielded());
+    let items =
+        items.ok_or_else(|| Bad(format!("an item of task {id}, which it was not to send")))?;
+    items
+        .put(item)
+        .map_err(|TooMany| Bad(format!("an item of task {id}, which had no credit for it")))
+}
+
+/// Those who wait for a task to begin, which is told once.
+fn take_start(state: &mut State, key: WorkerKey, id: u64) -> Result<Start, Bad> {
+    match state.core.in_hand(key, id).and_then(Cargo::start_mut) {
+        Some(start) if start.is_due => {
+            start.is_due = false;
+            Ok(start.clone())
+        }
+        _ => Err(Bad(format!("the start of task {id}, which it was not to tell"))),
+    }
+}
+
 /// Enters the answer to an item of a run.
 fn note_item(answered: &mut Vec<Answered>, cargo: &Cargo, id: u64, came: Result<Value, Failed>) {
     let Some((inlet, place)) = cargo.item(id) else { return };
@@ -1238,7 +1276,7 @@ fn take_frames(
                             packet: reader.buffer.take(range.start + at..range.end),
                             named,
                             again,
-                            is_item: false,
+                            news: None,
                         }),
                     ),
                     (id, Err(failed)) => (id, Err(failed)),
@@ -1248,8 +1286,16 @@ fn take_frames(
             (Stage::Ready, kind::ITEM) => {
                 let (id, at) = message::read_item_of_task(message)?;
                 let packet = reader.buffer.take(range.start + at..range.end);
-                let item = Value { packet, named: None, again: false, is_item: true };
+                let item = Value { packet, named: None, again: false, news: Some(News::Item) };
                 replies.push((id, Ok(item)));
+            }
+            (Stage::Ready, kind::STARTED) => {
+                let mut message = message;
+                let (id, nanos) = (message.uint()?, message.uint()?);
+                message.end()?;
+                let news = Some(News::Started(nanos));
+                let value = Value { packet: Packet::default(), named: None, again: false, news };
+                replies.push((id, Ok(value)));
             }
             (Stage::Ready, kind::BELL) => {
                 message.end()?;
@@ -1319,7 +1365,7 @@ pub(super) fn take_replies(
                 packet: Packet::copy_from(&body[at..]),
                 named,
                 again,
-                is_item: false,
+                news: None,
             }),
         ));
         bytes = &bytes[(frame::HEAD + len).next_multiple_of(size_of::<u64>()).min(bytes.len())..];

@@ -6,6 +6,7 @@ use super::events::Events;
 use super::reply::{Inlet, Reply};
 use super::shutdown::ShutdownReport;
 use super::spec::{Config, Room, TaskSpec, Ticket};
+use super::started::Started;
 use super::stats::Stats;
 use super::yielded::Wake;
 use crate::error::{Error, What, Why};
@@ -51,6 +52,10 @@ impl Engine {
     }
 
     pub(crate) fn abort_all_of(&self, _: &Arc<Inlet>) {
+        match *self {}
+    }
+
+    pub(crate) fn watch_start(&self, _: TaskKey) -> Option<watch::Receiver<Option<Started>>> {
         match *self {}
     }
 

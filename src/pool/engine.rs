@@ -20,6 +20,7 @@ use super::reply::{Cargo, Extra, Inlet, Outcome, Reply, Things};
 use super::run::Run;
 use super::shutdown::ShutdownReport;
 use super::spec::{Config, Room, TaskSpec, Ticket};
+use super::started::{Start, Started};
 use super::stats::{Stats, Tally};
 use super::tokens::Tokens;
 use super::yielded::Wake;
@@ -31,7 +32,7 @@ use crate::reactor::launcher::Launch;
 use crate::reactor::{self, Deadline, Pass, Reactor, Source, Token, supervisor};
 use crate::sync::named::{for_call, write_names};
 use crate::template::{Nursery, Template};
-use crate::wire::claim::{Claim, Claims};
+use crate::wire::claim::{Claim, Claims, Progress};
 use crate::wire::message::Callee;
 use crate::wire::packet::Packet;
 use crate::wire::value::names;
@@ -103,6 +104,8 @@ pub(super) struct State {
     pub(super) core: Core<Cargo, Arc<WorkerMemory>>,
     pub(super) actions: Vec<Action<Cargo>>,
     pub(super) links: HashMap<WorkerKey, Link>,
+    /// Workers claim what they begin: they are not another program.
+    has_claims: bool,
     /// The next deadline may have changed.
     pub(super) timed: bool,
     pub(super) deadline: Deadline,
@@ -127,6 +130,8 @@ struct Todo {
     staff_changed: bool,
     /// The driver must arm doorbells anew.
     rearm: bool,
+    /// Tasks that have begun, for those who wait for that.
+    starts: Vec<(Start, Started)>,
     /// Tasks that wait for credit, and are asked to stop.
     wakes: Vec<Wake>,
     /// Only to be dropped, see `Outgoing`.
@@ -158,6 +163,7 @@ impl Engine {
                 core: Core::new(config.rules.clone(), clock),
                 actions: Vec::new(),
                 links: HashMap::new(),
+                has_claims: config.program.is_none(),
                 timed: false,
                 deadline: Deadline::default(),
                 stall_at: None,
@@ -425,6 +431,39 @@ impl Engine {
                 state.core.abort_where(|cargo| cargo.reply.is_of(inlet), now, &mut state.actions)
             });
         }
+    }
+
+    /// What tells when a task begins to run. `None`: it has ended.
+    pub(crate) fn watch_start(&self, key: TaskKey) -> Option<watch::Receiver<Option<Started>>> {
+        if fork::is_forked_copy() {
+            return None;
+        }
+        let now = Instant::now();
+        let mut state = self.lock();
+        let worker = state.core.worker_of(key)?;
+        let progress = state.core.watch(key);
+        let pid = worker
+            .and_then(|worker| state.links.get(&worker)?.process.as_ref())
+            .map(|process| process.child.pid());
+        let at = state.core.noted_start(key, now);
+        let start = state.core.cargo_mut(key)?.start();
+        let news = start.subscribe();
+        let told = match (progress, pid) {
+            (Some(Progress::Queued), _) => {
+                start.is_due = true;
+                None
+            }
+            // It has begun, and its worker was not asked to tell before.
+            (Some(_), Some(pid)) if !start.is_due && start.told() != Some(pid) => {
+                Some((start.clone(), Started { pid, at }))
+            }
+            _ => None,
+        };
+        drop(state);
+        if let Some((start, started)) = told {
+            catch_user_panic(|| start.tell(started));
+        }
+        Some(news)
     }
 
     /// Wakes a task that waits for credit, and has some now.
@@ -698,6 +737,9 @@ impl Engine {
             catch_user_panic(|| drop(room));
         }
         todo.wakes.iter().for_each(wake_thread);
+        for (start, started) in todo.starts {
+            catch_user_panic(|| start.tell(started));
+        }
         for key in todo.flush.into_iter().chain(todo.flush_more) {
             self.flush(key);
         }
@@ -1057,6 +1099,16 @@ impl State {
                     let Some(cargo) = self.core.cargo_mut(task) else { continue };
                     if let (Some(items), Some(process)) = (cargo.yielded(), &link.process) {
                         items.sent(Arc::clone(&process.memory) as _, claim);
+                    }
+                    if let (Some(start), Some(process)) = (cargo.start_mut(), &link.process) {
+                        // Before its frame is written: it cannot have begun.
+                        start.is_due = self.has_claims;
+                        if self.has_claims {
+                            process.memory.claims().watch(claim);
+                        } else {
+                            let started = Started { pid: process.child.pid(), at: now };
+                            todo.starts.push((start.clone(), started));
+                        }
                     }
                     link.out.push_call(&cargo.frame, claim, attempt, cargo.things());
                     todo.rooms.extend(cargo.room.take());

@@ -364,6 +364,9 @@ fn recorded() -> Vec<Vec<u8>> {
         message::failed(&mut out, id, &Failed::Cancelled);
         all.push(out);
         all.push(items(id, 7, 1).split_off(4));
+        let mut out = Vec::new();
+        message::started(&mut out, id, 7);
+        all.push(out);
         // Objects that nobody has been lent: of a manager, the first object, its parts and kinds,
         // with and without a place.
         for names in [
@@ -592,7 +595,15 @@ fn hostile_workers() {
 #[test]
 fn items_that_are_not_due_break_the_protocol() {
     type Play = fn(&mut Player, u64);
-    let plays: [(&str, bool, Play, &str); 5] = [
+    let plays: [(&str, bool, Play, &str); 6] = [
+        (
+            "a start that nobody asked about",
+            false,
+            |player, id| {
+                player.socket.write_all(&framed(|out| message::started(out, id, 1))).unwrap()
+            },
+            "which it was not to tell",
+        ),
         (
             "of a task that does not yield",
             false,

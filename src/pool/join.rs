@@ -4,6 +4,8 @@ use super::core::TaskKey;
 use super::engine::Engine;
 use super::reply::Outcome;
 use super::spec::Ticket;
+use super::started::Started;
+use crate::coop::take_unit;
 use crate::error::{TaskError, What};
 use crate::park::{block_on, park_until, refuse_in_async_context};
 use crate::task::TaskId;
@@ -196,6 +198,35 @@ impl<R> JoinHandle<R> {
         self.abort.id()
     }
 
+    /// Waits until the task has begun to run, and says when and where; so a queue is told apart from
+    /// work. `None`: the task has ended, or it ended without having begun.
+    ///
+    /// Of a task that is tried again, the try that is under way counts. It costs a message from the
+    /// worker; a task that nobody asks about costs nothing.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let pool = procpool::Pool::builder().workers(1).build()?;
+    /// # fn work() -> u32 { std::thread::sleep(std::time::Duration::from_millis(50)); std::process::id() }
+    /// let submitted = std::time::Instant::now();
+    /// let task = pool.spawn(work, ());
+    /// if let Some(started) = task.started().await {
+    ///     println!("it has waited for {:?}", started.at() - submitted);
+    ///     assert_eq!(started.pid(), task.await?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it only no longer waits.
+    pub async fn started(&self) -> Option<Started> {
+        take_unit().await;
+        self.abort.started().await
+    }
+
     /// Whether the result is there.
     #[must_use]
     pub fn is_finished(&self) -> bool {
@@ -268,6 +299,20 @@ impl AbortHandle {
 
     pub(super) fn function(&self) -> &'static str {
         self.function
+    }
+
+    pub(super) async fn started(&self) -> Option<Started> {
+        // Not held over the wait: the pool's descriptors go with the pool.
+        let mut news = self.engine.upgrade()?.watch_start(self.ticket.key?)?;
+        loop {
+            if let Some(started) = *news.borrow_and_update() {
+                return Some(started);
+            }
+            self.attend();
+            if news.changed().await.is_err() {
+                return *news.borrow();
+            }
+        }
     }
 
     pub(super) fn worker_pid(&self) -> Option<u32> {

@@ -79,6 +79,7 @@ mod shutdown;
 mod size;
 mod slots;
 mod spec;
+mod started;
 mod stats;
 #[cfg(all(test, target_os = "linux"))]
 mod strange_runs;
@@ -105,6 +106,7 @@ pub use named::NamedTask;
 pub use results::{ItemResults, Results, TryResults};
 pub use shutdown::{Shutdown, ShutdownReport};
 pub use size::WorkerCount;
+pub use started::Started;
 pub use stats::{ExitReason, Stats};
 pub use task_builder::TaskBuilder;
 pub use task_stream::TaskStream;

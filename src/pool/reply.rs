@@ -2,6 +2,7 @@
 
 use super::core::Carried;
 use super::run::Run;
+use super::started::Start;
 use super::yielded::Yielded;
 use crate::error::TaskError;
 use crate::panics::catch_user_panic;
@@ -48,6 +49,8 @@ pub(crate) struct Extra {
     things: Things,
     /// It is a run, and these are its items.
     items: Option<Items>,
+    /// Those who wait for it to begin.
+    start: Option<Start>,
 }
 
 #[derive(Debug)]
@@ -74,7 +77,7 @@ impl Extra {
         things: Things,
     ) -> Option<Box<Self>> {
         (token.is_some() || things.is_some())
-            .then(|| Box::new(Self { earlier: Vec::new(), token, things, items: None }))
+            .then(|| Box::new(Self { token, things, ..Self::default() }))
     }
 }
 
@@ -131,6 +134,16 @@ impl Cargo {
     /// The references to shared objects that its arguments name.
     pub(crate) fn things(&self) -> Things {
         self.extra.as_ref().and_then(|extra| extra.things.clone())
+    }
+
+    /// Those who wait for it to begin, if there are any.
+    pub(crate) fn start_mut(&mut self) -> Option<&mut Start> {
+        self.extra.as_mut()?.start.as_mut()
+    }
+
+    /// The same; makes it.
+    pub(crate) fn start(&mut self) -> &mut Start {
+        self.extra.get_or_insert_default().start.get_or_insert_with(Start::new)
     }
 
     /// A try has failed, and another follows.

@@ -2,6 +2,7 @@
 
 use super::engine::Engine;
 use super::join::AbortHandle;
+use super::started::Started;
 use super::yielded::{Next, Yielded};
 use crate::coop::{BudgetUnit, take_unit};
 use crate::error::{TaskError, What};
@@ -86,6 +87,16 @@ impl<T, R> TaskStream<T, R> {
     /// As [`JoinHandle::id`](crate::JoinHandle::id).
     pub fn id(&self) -> TaskId {
         self.abort.id()
+    }
+
+    /// As [`JoinHandle::started`](crate::JoinHandle::started).
+    ///
+    /// # Cancel safety
+    ///
+    /// As there.
+    pub async fn started(&self) -> Option<Started> {
+        take_unit().await;
+        self.abort.started().await
     }
 
     /// Whether the task has ended and all of its items have been taken.

@@ -14,6 +14,10 @@
 //!                        REVOKED
 //! ```
 //!
+//! **Watched tasks.** The pool may note in the word that it wants to be told when a queued task
+//! begins: QUEUED becomes WATCHED, which is the same in all else. The worker finds that when it
+//! begins the task, and sends STARTED. A task that nobody asks about costs nothing.
+//!
 //! **Reuse of slots.** The word also holds the task's number, which is never given twice in a pool.
 //! So a slot can be reused at once: the frame of an earlier task, or a late check of it, finds a
 //! word with another number, and nothing is mistaken.
@@ -47,6 +51,8 @@ const STARTED: u64 = 2;
 const ASKED: u64 = 3;
 const DONE: u64 = 4;
 const REVOKED: u64 = 5;
+/// Queued, and the pool is to be told when it begins.
+const WATCHED: u64 = 6;
 /// Bits of the state; the number of the task stands above them.
 const STATE_BITS: u32 = 3;
 
@@ -86,6 +92,16 @@ pub(crate) enum Progress {
     Unknown,
 }
 
+/// What came of beginning a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begun {
+    /// The pool has taken it back.
+    Not,
+    Begun,
+    /// And the pool is to be told.
+    Watched,
+}
+
 /// The words of one worker.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Claims<'a> {
@@ -120,9 +136,27 @@ impl<'a> Claims<'a> {
     /// more. Else how far it has come.
     pub(crate) fn revoke(&self, claim: Claim) -> Progress {
         let Some(word) = self.word(claim) else { return Progress::Unknown };
+        let mut queued = claim.word(QUEUED);
+        loop {
+            match word.compare_exchange(
+                queued,
+                claim.word(REVOKED),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return Progress::Queued,
+                Err(seen) if seen == claim.word(WATCHED) && seen != queued => queued = seen,
+                Err(seen) => return progress(claim, seen),
+            }
+        }
+    }
+
+    /// Has the worker tell when the task begins. [`Progress::Queued`]: it will. Else it has begun.
+    pub(crate) fn watch(&self, claim: Claim) -> Progress {
+        let Some(word) = self.word(claim) else { return Progress::Unknown };
         match word.compare_exchange(
             claim.word(QUEUED),
-            claim.word(REVOKED),
+            claim.word(WATCHED),
             Ordering::AcqRel,
             Ordering::Acquire,
         ) {
@@ -221,14 +255,26 @@ impl<'a> Claims<'a> {
 
     /// Begins a task. `false`: the pool has taken it back, and it must not run.
     pub(crate) fn begin(&self, claim: Claim) -> bool {
-        let Some(word) = self.word(claim) else { return false };
-        word.compare_exchange(
-            claim.word(QUEUED),
-            claim.word(STARTED),
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        )
-        .is_ok()
+        self.begin_or_tell(claim) != Begun::Not
+    }
+
+    /// Begins a task, and says whether the pool is to be told.
+    pub(crate) fn begin_or_tell(&self, claim: Claim) -> Begun {
+        let Some(word) = self.word(claim) else { return Begun::Not };
+        for (from, begun) in [(QUEUED, Begun::Begun), (WATCHED, Begun::Watched)] {
+            if word
+                .compare_exchange(
+                    claim.word(from),
+                    claim.word(STARTED),
+                    Ordering::AcqRel,
+                    Ordering::Acquire,
+                )
+                .is_ok()
+            {
+                return begun;
+            }
+        }
+        Begun::Not
     }
 
     /// The task has ended, and its reply is committed. The pool may have read that by now, and have
@@ -256,7 +302,7 @@ fn progress(claim: Claim, seen: u64) -> Progress {
         return Progress::Unknown;
     }
     match seen & ((1 << STATE_BITS) - 1) {
-        QUEUED => Progress::Queued,
+        QUEUED | WATCHED => Progress::Queued,
         STARTED => Progress::Started,
         ASKED => Progress::Asked,
         DONE => Progress::Done,
@@ -298,6 +344,28 @@ mod tests {
             (claims.revoke(next), claims.look(next)),
             (Progress::Revoked, Progress::Revoked)
         );
+    }
+
+    #[test]
+    fn a_watched_task_is_queued_until_it_begins_and_then_the_worker_knows() {
+        let (words, starts) = memory(1);
+        let claims = Claims::new(&words, &starts);
+        let task = |id| Claim { slot: 0, id };
+        claims.offer(task(1));
+        assert_eq!(claims.begin_or_tell(task(1)), Begun::Begun);
+        assert_eq!(claims.watch(task(1)), Progress::Started, "too late");
+        claims.offer(task(2));
+        assert_eq!(claims.watch(task(2)), Progress::Queued);
+        assert_eq!(
+            (claims.look(task(2)), claims.watch(task(2))),
+            (Progress::Queued, Progress::Queued)
+        );
+        assert_eq!(claims.begin_or_tell(task(2)), Begun::Watched);
+        assert_eq!(claims.look(task(2)), Progress::Started);
+        claims.offer(task(3));
+        claims.watch(task(3));
+        assert_eq!(claims.revoke(task(3)), Progress::Queued);
+        assert_eq!(claims.begin_or_tell(task(3)), Begun::Not);
     }
 
     #[test]

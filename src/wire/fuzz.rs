@@ -225,6 +225,7 @@ enum Read {
     /// Slot and try; number, flags, index, and the items.
     Run((u16, u8), u64, u8, u32, Vec<Vec<u8>>),
     Item(u64, Vec<u8>),
+    Started(u64, u64),
     Ask(u64),
     Cancel(u64),
     Bell,
@@ -253,6 +254,11 @@ fn read_message(body: &[u8]) -> Result<Read, Bad> {
         kind::ITEM => {
             let (id, at) = message::read_item_of_task(message)?;
             Read::Item(id, body[at..].to_vec())
+        }
+        kind::STARTED => {
+            let read = Read::Started(message.uint()?, message.uint()?);
+            message.end()?;
+            read
         }
         kind::FAILED => Read::Failed(message.uint()?, message.map()?),
         kind::WELCOME => Read::Welcome(message.map()?),
@@ -345,6 +351,7 @@ fn write_message(message: &Read) -> Vec<u8> {
             message::item(&mut out, *id);
             values = value;
         }
+        Read::Started(id, nanos) => message::started(&mut out, *id, *nanos),
         Read::Ask(id) => message::ask(&mut out, *id),
         Read::Cancel(id) => message::cancel(&mut out, *id),
         Read::Other => {}
@@ -398,6 +405,7 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
         Read::Detached(4242),
         Read::Item(9, vec![0x92, 1, 2]),
         Read::Item(u64::MAX, vec![0xc0]),
+        Read::Started(7, u64::MAX),
         Read::Ask(8),
         Read::Cancel(u64::MAX),
     ];

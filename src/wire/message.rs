@@ -37,6 +37,8 @@ pub(crate) mod kind {
     pub(crate) const NOT_FORKED: u8 = 12;
     /// An item of a task that yields.
     pub(crate) const ITEM: u8 = 16;
+    /// A task has begun whose word said that the pool is to be told.
+    pub(crate) const STARTED: u8 = 17;
     // From the pool.
     pub(crate) const WELCOME: u8 = 32;
     pub(crate) const INIT: u8 = 33;
@@ -416,6 +418,13 @@ pub(crate) fn done(out: &mut Vec<u8>, id: u64) {
 pub(crate) fn item(out: &mut Vec<u8>, id: u64) {
     head(out, kind::ITEM, 2);
     uint(out, id);
+}
+
+/// A task has begun, at this time.
+pub(crate) fn started(out: &mut Vec<u8>, id: u64, nanos: u64) {
+    head(out, kind::STARTED, 2);
+    uint(out, id);
+    uint(out, nanos);
 }
 
 /// Reads an item: the number of its task, and where in the body its value begins.

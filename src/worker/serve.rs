@@ -27,7 +27,7 @@ use crate::sync::named::{self, Named, Unknown};
 use crate::sync::remote::driven;
 use crate::sync::{stopping, wait};
 use crate::task::{self, Run, RunAsync, RunError, RunSync, Verdict};
-use crate::wire::claim::{Claim, Progress};
+use crate::wire::claim::{Begun, Claim, Progress};
 use crate::wire::frame;
 use crate::wire::message::{self, Failed, Hello, InitFailed, Message, Welcome, kind};
 use crate::wire::value::names::{self, Thing};
@@ -373,6 +373,8 @@ pub(super) struct Call {
     pub(super) run: Run,
     /// It sends items.
     yields: bool,
+    /// The pool was told that it has begun.
+    is_told: bool,
     /// The shared objects that its arguments name.
     named: Option<Named>,
     /// Where in the frame the arguments begin; or the items.
@@ -385,13 +387,13 @@ pub(super) struct Call {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Any,
-    /// By the socket: behind the items that the task has sent.
+    /// By the socket: behind what was sent of the task before.
     Socket,
 }
 
 impl Call {
     fn way(&self) -> Way {
-        if self.yields { Way::Socket } else { Way::Any }
+        if self.yields || self.is_told { Way::Socket } else { Way::Any }
     }
 
     /// The references that came with it: counted for this process, so they are to be taken once,
@@ -429,6 +431,7 @@ pub(super) fn read_call(body: &[u8]) -> Result<Call, String> {
             backtrace,
             run,
             yields: false,
+            is_told: false,
             named: None,
             args: at,
             items: Some(items),
@@ -463,6 +466,7 @@ pub(super) fn read_call(body: &[u8]) -> Result<Call, String> {
         backtrace,
         run: entry.run,
         yields: has(message::FLAG_YIELDS),
+        is_told: false,
         named,
         args,
         items: None,
@@ -600,7 +604,7 @@ impl Worker {
                 }
                 (Run::Sync(function), None) => {
                     let things = call.receive();
-                    if self.claim(&call) {
+                    if self.claim(&mut call)? {
                         let args = range.start + call.args..range.end;
                         self.run_sync(&call, function, args, things);
                         self.commit(Some(call.claim), call.way())?;
@@ -614,7 +618,7 @@ impl Worker {
                     }
                     Err(reason) => {
                         let _ = call.receive();
-                        if self.claim(&call) {
+                        if self.claim(&mut call)? {
                             self.answer(call.claim.id, Err(Failed::NoRuntime { reason }));
                             self.commit(Some(call.claim), call.way())?;
                         }
@@ -693,12 +697,21 @@ impl Worker {
     }
 
     /// Makes a task ours, unless the pool has taken it back.
-    fn claim(&self, call: &Call) -> bool {
+    fn claim(&self, call: &mut Call) -> Result<bool, String> {
         let claims = self.memory.claims();
         if call.timed {
             claims.note_start(call.claim, sys::monotonic_nanos());
         }
-        claims.begin(call.claim)
+        let begun = claims.begin_or_tell(call.claim);
+        if begun == Begun::Watched {
+            call.is_told = true;
+            let mut out = Vec::new();
+            let start = frame::begin(&mut out);
+            message::started(&mut out, call.claim.id, sys::monotonic_nanos());
+            frame::finish(&mut out, start);
+            self.inbox.send(&out).map_err(lost)?;
+        }
+        Ok(begun != Begun::Not)
     }
 
     /// Runs what the pool has not taken back of a run, one item after another.
@@ -848,7 +861,7 @@ impl Worker {
                             return Ok(Some(range));
                         };
                         let things = call.receive();
-                        if !self.claim(&call) {
+                        if !self.claim(&mut call)? {
                             continue;
                         }
                         let args = self.inbox.bytes(range.start + call.args..range.end);

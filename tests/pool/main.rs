@@ -18,6 +18,7 @@ mod output;
 mod runs;
 mod runtimes;
 mod staff;
+mod started;
 mod stream;
 mod submit;
 mod supervise;

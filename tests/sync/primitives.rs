@@ -540,6 +540,7 @@ async fn every_public_async_call_takes_part_in_the_cooperative_budget() {
     all_done.await;
     let mut handles: Vec<_> = (0..many).map(|n| pool.spawn(|n: u32| n, n)).collect();
     until("all are done", || handles.iter().all(|handle| handle.is_finished())).await;
+    yields("pool/join.rs: started", async || assert!(handles[0].started().await.is_none())).await;
     yields("pool/join.rs: Future for JoinHandle", async || {
         handles.pop().unwrap().await.unwrap();
     })
@@ -598,6 +599,7 @@ async fn every_public_async_call_takes_part_in_the_cooperative_budget() {
         until("it has ended", move || task.is_finished()).await;
         streams.push(stream);
     }
+    yields("pool/task_stream.rs: started", async || streams[0].started().await).await;
     yields("pool/task_stream.rs: finish", async || streams.pop().unwrap().finish().await.unwrap())
         .await;
     // In a worker, with as much credit as there are calls.
