@@ -828,14 +828,14 @@ impl Source for Machine {
         self.read(inside, has_ended);
         self.write(inside);
         let is_with_it = inside.stage == Stage::Running && inside.out.is_empty() && !inside.is_deaf;
-        if self.detach {
-            if let Some(result) = self.detached(inside, has_ended, is_with_it) {
-                let inside = slot.take();
-                drop(slot);
-                drop(inside);
-                self.started.set(result);
-                return self.reactor.end();
-            }
+        if self.detach
+            && let Some(result) = self.detached(inside, has_ended, is_with_it)
+        {
+            let inside = slot.take();
+            drop(slot);
+            drop(inside);
+            self.started.set(result);
+            return self.reactor.end();
         }
         let has_started = !self.detach && (is_with_it || inside.stage == Stage::Answered);
         if has_started {
