@@ -14,7 +14,7 @@ use super::strange_workers::{HANG, Player, builder, framed, hello, launch, playe
 use crate::Yielder;
 use crate::error::{ErrorKind, TaskErrorKind};
 use crate::process::sys::{self, Target};
-use crate::process::testing::{in_own_process, is_own_process, open_fds, wait_until};
+use crate::process::testing::{in_own_process, is_own_process, open_fds, threads, wait_until};
 use crate::process::{SharedMemory, WorkerMemory};
 use crate::wire::claim::Claim;
 use crate::wire::counting::peak_of;
@@ -568,7 +568,6 @@ fn hostile_workers() {
     if !is_own_process() {
         return;
     }
-    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
     case(&mut Rng(0), &mut Tally::new()); // what is made once is there
     wait_until("the first pool's processes are gone", || children() == 0);
     let (fds_before, threads_before) = (open_fds(), threads());

@@ -213,6 +213,15 @@ impl Drop for Barrier {
     }
 }
 
+/// How many threads this process has, beside those that start processes: one is there for good, and
+/// a start that takes long on a busy machine may have got it company.
+pub(crate) fn threads() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc");
+    let names =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| !name.starts_with("procpool-launch")).count()
+}
+
 /// All children of this process that have not been reaped.
 pub(crate) fn children() -> Vec<u32> {
     let mut pids = Vec::new();

@@ -17,7 +17,9 @@ use crate::manager::message::{Name, ToManager};
 use crate::manager::object::{Client, Object, Part};
 use crate::manager::objects;
 use crate::manager::objects::code::Message;
-use crate::process::testing::{HANG, in_own_process, is_own_process, open_fds, wait_until};
+use crate::process::testing::{
+    HANG, in_own_process, is_own_process, open_fds, threads, wait_until,
+};
 use crate::process::{PeerFd, sys};
 use crate::wire::counting::process_peak_of;
 use crate::wire::frame;
@@ -457,10 +459,9 @@ fn hostile_clients() {
         PANICS.fetch_add(1, Ordering::Relaxed);
         before(info);
     }));
-    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
     case(&mut Rng(0), &mut Tally::new()); // what is made once is there
-    // What stays: two of the test, the supervisor and the launcher.
-    wait_until("the first manager is gone", || threads() <= 4);
+    // What stays: two of the test, and the supervisor.
+    wait_until("the first manager is gone", || threads() <= 3);
     let (fds_before, threads_before) = (open_fds(), threads());
     let tally = run("clients", 150, |rng, tally| {
         let ((), growth) = process_peak_of(|| case(rng, tally));

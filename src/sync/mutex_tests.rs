@@ -7,7 +7,9 @@ use super::testing::{Elsewhere, client, start_client};
 use super::wait::block_on;
 use super::{stopping, value::Value};
 use crate::error::sync::ErrorKind;
-use crate::process::testing::{forked, in_own_process, is_own_process, open_fds, wait_until};
+use crate::process::testing::{
+    forked, in_own_process, is_own_process, open_fds, threads, wait_until,
+};
 use futures::FutureExt;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
@@ -536,7 +538,6 @@ fn own_process_leaves_nothing() {
     let maps = || {
         std::fs::read_to_string("/proc/self/maps").expect("/proc").matches("memfd:procpool").count()
     };
-    let threads = || std::fs::read_dir("/proc/self/task").expect("/proc").count();
     drop(manager().mutex(1u64).expect("a mutex")); // what stays is the supervisor
     wait_until("the first is forgotten", || maps() == 0);
     let (fds, threads_before) = (open_fds(), threads());

@@ -17,7 +17,7 @@
 #![expect(unsafe_code, reason = "signals by pidfd, so that they reach nobody else")]
 
 use crate::support::{
-    Dice, FUSE, children, descriptors, lines, note, own_dir, own_process, pid, state,
+    Dice, FUSE, children, descriptors, lines, note, own_dir, own_process, pid, state, threads,
 };
 use futures::StreamExt;
 use nix::libc;
@@ -842,7 +842,7 @@ fn left(dir: &Path) -> Left {
     Left {
         children: children(pid()),
         descriptors: descriptors(pid()).len(),
-        threads: std::fs::read_dir("/proc/self/task").unwrap().count(),
+        threads: threads(),
         mappings: maps.lines().filter(shared).count(),
         files: std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect(),
     }

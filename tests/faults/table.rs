@@ -17,7 +17,7 @@
 
 use crate::support::{
     FUSE, Proc, children, descriptors, lines, note, own_dir, own_process, pid, signal, soon, state,
-    until, wait_until,
+    threads, until, wait_until,
 };
 use futures::StreamExt;
 use nix::libc;
@@ -819,7 +819,7 @@ fn left() -> Left {
     Left {
         children: children(pid()),
         descriptors: descriptors(pid()).len(),
-        threads: std::fs::read_dir("/proc/self/task").unwrap().count(),
+        threads: threads(),
         mappings: maps.lines().filter(shared).count(),
         files,
     }

@@ -7,7 +7,7 @@
 use crate::support;
 use crate::support::{
     KillOnDrop, Proc, children, descriptors, die, in_own_process, lines, note, own_dir,
-    own_process, passes, pid, pids, seen, signal, soon, spin, start_sleeping, stop, until,
+    own_process, passes, pid, pids, seen, signal, soon, spin, start_sleeping, stop, threads, until,
     wait_for, wait_until,
 };
 use nix::libc;
@@ -660,9 +660,6 @@ fn own_process_leftovers() {
         let mut all: Vec<_> = descriptors(pid()).into_iter().map(|(_, what)| what).collect();
         all.sort();
         all
-    }
-    fn threads() -> usize {
-        std::fs::read_dir("/proc/self/task").unwrap().count()
     }
     fn shared_maps() -> usize {
         std::fs::read_to_string("/proc/self/maps").unwrap().matches("memfd:").count()

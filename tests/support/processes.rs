@@ -87,10 +87,18 @@ pub(crate) fn descriptors(pid: u32) -> Vec<(u32, String)> {
     all
 }
 
-/// Open descriptors and threads of this process.
+/// How many threads this process has, beside those that start processes: one is there for good, and
+/// a start that takes long on a busy machine may have got it company.
+pub(crate) fn threads() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc");
+    let names =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| !name.starts_with("procpool-launch")).count()
+}
+
+/// Open descriptors and [`threads`] of this process.
 pub(crate) fn holdings() -> (usize, usize) {
-    let count = |dir| std::fs::read_dir(dir).expect("/proc").count();
-    (count("/proc/self/fd"), count("/proc/self/task"))
+    (std::fs::read_dir("/proc/self/fd").expect("/proc").count(), threads())
 }
 
 /// Memory of this process that is in RAM, in bytes.

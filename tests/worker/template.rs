@@ -6,7 +6,7 @@
 
 use crate::support::{
     KillOnDrop, Proc, children, descriptors, hang, lines, note, own_dir, own_process, pids, signal,
-    soon, spin, start_sleeping, state, stop, until, wait_until,
+    soon, spin, start_sleeping, state, stop, threads, until, wait_until,
 };
 use nix::sys::signal::Signal;
 use procpool::{ErrorKind, Pool, Process, TaskErrorKind, Template};
@@ -337,7 +337,6 @@ fn own_process_that_drops_pools() {
         });
         let own = std::process::id();
         wait_until("no child is left", || children(own).is_empty());
-        let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
         let held = (descriptors(own).len(), threads());
         match before {
             None => before = Some(held),
