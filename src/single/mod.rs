@@ -367,19 +367,19 @@ impl<R> Process<R> {
         ended.status.ok_or_else(|| Why::StatusUnknown { pid: self.pid() }.into())
     }
 
-    /// Takes the pipe to its standard input, if that was [piped](Stdio::piped). `None` the second
+    /// Takes the pipe to its standard input, if that was [piped](crate::Stdio::piped). `None` the second
     /// time.
     pub fn stdin(&mut self) -> Option<ChildStdin> {
         self.streams.stdin.take()
     }
 
-    /// Takes the pipe from its standard output, if that was [piped](Stdio::piped). `None` the
+    /// Takes the pipe from its standard output, if that was [piped](crate::Stdio::piped). `None` the
     /// second time.
     pub fn stdout(&mut self) -> Option<ChildStdout> {
         self.streams.stdout.take()
     }
 
-    /// Takes the pipe from its standard error, if that was [piped](Stdio::piped). `None` the second
+    /// Takes the pipe from its standard error, if that was [piped](crate::Stdio::piped). `None` the second
     /// time.
     pub fn stderr(&mut self) -> Option<ChildStderr> {
         self.streams.stderr.take()

@@ -38,7 +38,7 @@ pub(crate) fn write(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// Begins a frame at the end of `out`; gives the place to [`finish`] it. Where nothing can fail in
-/// between, [`write`] does both.
+/// between, [`write()`] does both.
 pub(crate) fn begin(out: &mut Vec<u8>) -> usize {
     out.extend([0; HEAD]);
     out.len()
