@@ -18,7 +18,7 @@
 //!    fewest tasks in flight whose window has room; else it waits in the queue.
 //! 4. **Window.** The window of sync tasks follows the measured service time:
 //!    * [`WINDOW_WORK`] of work ([`WINDOW_WORK_LOW_LATENCY`] in a pool of low latency), at least
-//!      two tasks, while tasks are shorter than [`LONG`];
+//!      two tasks and at most [`WINDOW_MAX`], while tasks are shorter than [`LONG`];
 //!    * one task, while tasks are longer, while the service time is not known yet, and while the
 //!      running task has lasted for [`LONG`].
 //!
@@ -129,9 +129,6 @@ const WINDOW_WORK_LOW_LATENCY: Duration = Duration::from_micros(300);
 /// looking more often costs more than it brings.
 const MODERATION: Duration = Duration::from_millis(1);
 const MODERATION_MIN: Duration = Duration::from_micros(100);
-/// More tasks than this in flight gain nothing from a larger window: one wake-up for half of them
-/// costs each of them little, and what is in flight should stay within the nearer caches.
-const WINDOW_MANY: u128 = 256;
 /// So many tasks the service time that is known stands for, beside those that have just ended.
 const REMEMBERED: u32 = 16;
 /// So many replies of an async worker in one look mean that more are coming at once.
@@ -139,7 +136,7 @@ const BURST: usize = 4;
 /// A task as long as this gains nothing from standing ready behind another one.
 const LONG: Duration = Duration::from_millis(3);
 /// Tasks in flight in one worker, at most: what one reading of its socket takes in.
-pub(crate) const WINDOW_MAX: u32 = 1024;
+pub(crate) const WINDOW_MAX: u32 = 2048;
 /// So much work standing behind a task is worth taking back for a worker that is idle: twice what
 /// it costs to wake one.
 const WORTH: Duration = Duration::from_micros(100);
@@ -530,11 +527,8 @@ impl<M: Memory> Worker<M> {
             None => 1,
             Some(service) if service >= LONG => 1,
             Some(service) => {
-                let fit = |work: Duration| work.as_nanos() / service.as_nanos().max(1);
-                fit(work)
-                    .min(WINDOW_MANY)
-                    .max(fit(WINDOW_WORK_LOW_LATENCY))
-                    .clamp(2, u128::from(WINDOW_MAX)) as usize
+                let fits = work.as_nanos() / service.as_nanos().max(1);
+                fits.clamp(2, u128::from(WINDOW_MAX)) as usize
             }
         }
     }
@@ -860,9 +854,8 @@ impl<T: Carried, M: Memory> Core<T, M> {
         noted().map_or(now, |nanos| self.moment(nanos, now))
     }
 
-    /// A worker has answered a task, or an item of a run: its cargo, if nothing is left of it.
-    /// `None` if that worker does not have that task: it breaks the protocol.
-    /// Call [`Core::refill`] after the last reply of a batch.
+    /// As [`Core::replied_row`], of one task or item.
+    #[cfg(test)]
     pub(crate) fn replied(
         &mut self,
         worker: WorkerKey,
@@ -870,17 +863,35 @@ impl<T: Carried, M: Memory> Core<T, M> {
         answer: Answer,
         now: Instant,
     ) -> Option<Replied<T>> {
+        self.replied_row(worker, id, 1, answer, now).map(|(_, replied)| replied)
+    }
+
+    /// A worker has answered a task, or items of a run, whose numbers follow each other from this
+    /// one on, at most so many. Says how many those are (of what is no run, one) and what becomes of
+    /// the task: its cargo, if nothing is left of it. `None` if that worker does not have that
+    /// task: it breaks the protocol. Call [`Core::refill`] after the last reply of a batch.
+    pub(crate) fn replied_row(
+        &mut self,
+        worker: WorkerKey,
+        id: u64,
+        most: u32,
+        answer: Answer,
+        now: Instant,
+    ) -> Option<(u32, Replied<T>)> {
         let worker = self.workers.get_mut(worker)?;
         let at = worker.in_flight.iter().position(|flight| flight.has(id))?;
         let Flight { task: key, claim, .. } = worker.in_flight[at];
+        let mut count = 1;
         if let Some(run) = self.tasks.get_mut(key)?.cargo.run_mut() {
-            if !run.answer((id - claim.id) as u32) {
+            count = run.answer((id - claim.id) as u32, most);
+            if count == 0 {
                 return None;
             }
-            if run.left() > 0 {
-                worker.in_flight[at].left -= 1;
-                worker.load -= 1;
-                return Some(Replied::Item(key));
+            let left = run.left();
+            if left > 0 {
+                worker.in_flight[at].left = left;
+                worker.load -= count as usize;
+                return Some((count, Replied::Item(key)));
             }
         }
         worker.let_go(at);
@@ -898,13 +909,13 @@ impl<T: Carried, M: Memory> Core<T, M> {
         match wait {
             Some(wait) => {
                 self.try_again(key, wait, now);
-                Some(Replied::Again(key, stop))
+                Some((count, Replied::Again(key, stop)))
             }
             None => {
                 if (answer, stop) == (Answer::Dropped, Some(Stop::Close)) {
                     self.ending.cut_off.begun.push(id);
                 }
-                self.forget(key).map(|task| Replied::Ended(task.cargo, stop))
+                self.forget(key).map(|task| (count, Replied::Ended(task.cargo, stop)))
             }
         }
     }

@@ -164,9 +164,9 @@ fn a_run_leaves_something_for_each_worker_also_when_there_are_more_than_at_first
     bench.now += Duration::from_micros(1);
     bench.core.replied(w[0], 0, Answer::Final, bench.now).expect("it has it");
     bench.core.refill(w[0], 1, bench.now, &mut bench.actions);
-    assert_eq!((bench.core.run_length(usize::MAX), bench.core.run_length(20)), (150, 10));
+    assert_eq!((bench.core.run_length(usize::MAX), bench.core.run_length(20)), (1024, 10));
     bench.core.resize(5, 5, bench.now, &mut bench.actions);
-    assert_eq!((bench.core.run_length(usize::MAX), bench.core.run_length(20)), (30, 2));
+    assert_eq!((bench.core.run_length(usize::MAX), bench.core.run_length(20)), (204, 2));
 }
 
 #[test]

@@ -23,7 +23,7 @@
 
 use super::runs::Parcel;
 use super::*;
-use crate::pool::driver::{Until, take_replies};
+use crate::pool::driver::{self, Until, take_replies};
 use crate::wire::frame;
 use crate::wire::message::{self, Failed};
 use crate::wire::outbox::{Intake, Ring};
@@ -839,7 +839,7 @@ impl Hand {
 enum Op {
     Read(WorkerKey, Until),
     /// These were answered.
-    Replied(WorkerKey, Vec<u64>),
+    Replied(WorkerKey, Vec<(u64, u32)>),
     HungUp(WorkerKey),
     /// Takes in what lies in the outbox.
     Empty(WorkerKey, Then),
@@ -1404,24 +1404,33 @@ impl World {
         say(|| format!("    {op:?}"));
         match op {
             Op::Read(key, until) => self.read(key, until),
-            Op::Replied(key, ids) => {
+            Op::Replied(key, rows) => {
                 let facts = Rc::clone(&self.facts);
                 let mut told = Vec::new();
                 self.enter(|core, now, actions| {
-                    for id in &ids {
-                        match core.replied(key, *id, Answer::Final, now) {
-                            Some(Replied::Ended(..) | Replied::Item(_)) => told.push(*id),
-                            Some(Replied::Again(..)) => facts.ensure(false, || {
+                    let mut sum = 0;
+                    for (mut id, mut left) in rows {
+                        while left > 0 {
+                            let Some((count, replied)) =
+                                core.replied_row(key, id, left, Answer::Final, now)
+                            else {
+                                facts.ensure(false, || {
+                                    format!(
+                                        "an answer to task {id} from a worker that does not have it"
+                                    )
+                                });
+                                break;
+                            };
+                            note("a row of replies that ends before the others do", count < left);
+                            note("a row of replies", count > 1);
+                            facts.ensure(!matches!(replied, Replied::Again(..)), || {
                                 format!("task {id} was answered, and is tried again")
-                            }),
-                            None => facts.ensure(false, || {
-                                format!(
-                                    "an answer to task {id} from a worker that does not have it"
-                                )
-                            }),
+                            });
+                            told.extend(id..id + u64::from(count));
+                            (id, left, sum) = (id + u64::from(count), left - count, sum + count);
                         }
                     }
-                    core.refill(key, ids.len() as u32, now, actions);
+                    core.refill(key, sum, now, actions);
                 });
                 told.into_iter().for_each(|id| self.tell(id, Told::Value));
             }
@@ -1444,11 +1453,17 @@ impl World {
                     !replies.is_empty() && reader.hand.is_dead(),
                 );
                 self.facts.ensure(result.is_ok(), || format!("{result:?}"));
-                reader.intake.took(replies.len());
-                if then == Then::Arm || (then == Then::ArmIfAny && !replies.is_empty()) {
-                    self.ops.push(Op::Arm(key, replies.len()));
+                let rows = replies.into_iter().map(|told| match told {
+                    driver::Told::Row { id, count, .. } => (id, count),
+                    driver::Told::One(id, _) => (id, 1),
+                });
+                let rows: Vec<_> = rows.collect();
+                let count = rows.iter().map(|(_, count)| *count as usize).sum();
+                reader.intake.took(count);
+                if then == Then::Arm || (then == Then::ArmIfAny && count > 0) {
+                    self.ops.push(Op::Arm(key, count));
                 }
-                self.replied(key, replies.into_iter().map(|(id, _)| id).collect());
+                self.replied(key, rows);
             }
             Op::Arm(key, came) => {
                 let (mut replies, _) = self.core.arm(key, came, usize::MAX);
@@ -1543,15 +1558,15 @@ impl World {
             self.due.push(key);
         }
         let ids = came.into_iter().filter_map(|came| match came {
-            ToPool::Reply(id) => Some(id),
+            ToPool::Reply(id) => Some((id, 1)),
             ToPool::Bell => None,
         });
         self.replied(key, ids.collect());
     }
 
-    fn replied(&mut self, key: WorkerKey, ids: Vec<u64>) {
-        if !ids.is_empty() {
-            self.ops.push(Op::Replied(key, ids));
+    fn replied(&mut self, key: WorkerKey, rows: Vec<(u64, u32)>) {
+        if !rows.is_empty() {
+            self.ops.push(Op::Replied(key, rows));
         }
     }
 
@@ -1945,9 +1960,9 @@ impl World {
             out.push(0xfa);
             match op {
                 Op::Read(at, until) => out.extend([0, key(*at), *until as u8]),
-                Op::Replied(at, ids) => {
+                Op::Replied(at, rows) => {
                     out.extend([1, key(*at)]);
-                    out.extend(ids.iter().map(|id| *id as u8));
+                    out.extend(rows.iter().flat_map(|(id, count)| [*id as u8, *count as u8]));
                 }
                 Op::HungUp(at) => out.extend([2, key(*at)]),
                 Op::Empty(at, then) => out.extend([3, key(*at), *then as u8]),
@@ -2364,7 +2379,15 @@ fn doorbells_that_are_rung_late() {
     let plan = Plan { moderates: true, ..Plan::new(1, &[ASYNC, ASYNC_ANY, ASYNC]) };
     clean(plan, &["a worker that rings late"]);
     let plan = Plan { moderates: true, aborts: 1, runs: vec![3], ..Plan::new(1, &[SYNC; 4]) };
-    clean(plan, &["a worker that rings late", "a run that was cut"]);
+    clean(
+        plan,
+        &[
+            "a worker that rings late",
+            "a run that was cut",
+            "a row of replies",
+            "a row of replies that ends before the others do",
+        ],
+    );
 }
 
 #[test]

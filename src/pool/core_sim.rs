@@ -1841,8 +1841,7 @@ impl World {
         let Some(first) = hand.in_flight.front() else { return true };
         let window = match hand.service {
             Some(service) if service < LONG => {
-                let fits = |work: Duration| work.as_nanos() / service.as_nanos().max(1);
-                let fits = fits(WINDOW_WORK).min(WINDOW_MANY).max(fits(WINDOW_WORK_LOW_LATENCY));
+                let fits = WINDOW_WORK.as_nanos() / service.as_nanos().max(1);
                 fits.max(2).min(u128::from(WINDOW_MAX)) as usize
             }
             _ => 1,

@@ -276,17 +276,17 @@ fn rule_3_holds_for_what_comes_back_as_well() {
 #[test]
 fn rule_4_the_window_follows_the_service_time() {
     for (service, window) in [
-        (MS / 1000, 300),
-        (MS / 100, 256),
+        (MS / 1000, 2048),
+        (MS / 100, 300),
         (MS / 10, 30),
         (MS, 3),
         (2 * MS, 2),
         (LONG, 1),
-        (Duration::ZERO, 1024),
+        (Duration::ZERO, 2048),
     ] {
         let (mut bench, w) = Bench::ready(1);
         bench.teach(w[0], service);
-        let sent = (0..2000).filter(|_| !bench.task(Mode::Sync).1.is_empty()).count();
+        let sent = (0..3000).filter(|_| !bench.task(Mode::Sync).1.is_empty()).count();
         assert_eq!(sent, window, "{service:?}");
     }
     let (mut bench, w) = Bench::ready(1);

@@ -11,7 +11,7 @@ use super::events::{SharedObject, WorkerEvent};
 use super::launch::Launched;
 use super::link::{Link, Process};
 use super::loss::{Loss, Note};
-use super::reply::{Cargo, Encoded, Inlet, Outcome};
+use super::reply::{Block, Came, Cargo, Encoded, Inlet};
 use super::started::{Start, Started};
 use super::stats::ExitReason;
 use super::tokens::Tokens;
@@ -34,6 +34,7 @@ use nix::sys::epoll::EpollFlags;
 use nix::sys::timerfd::TimerFd;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -123,7 +124,7 @@ pub(super) fn drive(engine: Arc<Engine>) -> io::Result<impl Future<Output = ()> 
 #[derive(Debug, Default)]
 pub(super) struct Driver {
     readers: HashMap<WorkerKey, Reader>,
-    replies: Vec<(u64, Result<Value, Failed>)>,
+    replies: Vec<Told>,
     settled: Vec<Settled>,
     answered: Vec<Answered>,
     /// Workers that have rung, or answered by the socket: their doorbells are to be armed anew.
@@ -142,6 +143,34 @@ pub(super) struct Driver {
     time_is_up: bool,
     /// When frames that have not come whole are looked at next, if there is any.
     stall_at: Option<Instant>,
+}
+
+/// What a worker has told of the tasks that it has in hand.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// Plain results of tasks whose numbers follow each other, the first of which this is. Their
+    /// frames follow each other as well, in what was taken out of the outbox.
+    Row {
+        id: u64,
+        count: u32,
+        frames: Range<usize>,
+    },
+    One(u64, Result<Value, Failed>),
+}
+
+impl Told {
+    /// How many replies it is.
+    pub(super) fn count(&self) -> u32 {
+        match self {
+            Self::Row { count, .. } => *count,
+            Self::One(..) => 1,
+        }
+    }
+
+    /// It is no reply, but comes of a task that goes on.
+    fn is_news(&self) -> bool {
+        matches!(self, Self::One(_, Ok(Value { news: Some(_), .. })))
+    }
 }
 
 /// A task's result, as it came.
@@ -165,20 +194,30 @@ enum News {
     Started(u64),
 }
 
-fn is_news(came: &Result<Value, Failed>) -> bool {
-    came.as_ref().is_ok_and(|value| value.news.is_some())
-}
-
 /// A task that was answered; and if it was being stopped, why.
 type Settled = (Cargo, Result<Value, Failed>, Option<Stop>);
 
-/// Items of runs that were answered, all of one map.
+/// Items of a run that were answered.
 #[derive(Debug)]
 pub(super) struct Answered {
     inlet: Arc<Inlet>,
     function: &'static str,
-    /// Their places in the input, and what came.
-    results: Vec<(u64, Result<Value, Failed>)>,
+    results: Results,
+}
+
+#[derive(Debug)]
+enum Results {
+    /// So many. Copied, for a panic may leave them to a later batch, of another worker.
+    Block(u32, Block),
+    /// Of the item in this place.
+    One(u64, Result<Value, Failed>),
+}
+
+#[derive(Debug)]
+enum Reply {
+    /// Plain results, in what was taken out of the outbox.
+    Row(Range<usize>),
+    One(Result<Value, Failed>),
 }
 
 /// How far a worker has come; what it may say depends on it.
@@ -469,6 +508,7 @@ impl Engine {
                 Ok(n) => {
                     left -= n.min(left);
                     reader.buffer.filled(n);
+                    driver.replies.clear(); // what a panic has left there is not this worker's
                     let result = take_frames(self, key, reader, &mut driver.replies);
                     reader.stalled = 0;
                     let is_cut = reader.stage == Stage::Ready && reader.buffer.rest() > 0;
@@ -478,7 +518,7 @@ impl Engine {
                     // A reply by the socket is one less in hand, and none in the ring. And a bell
                     // may be taken for a part of a frame that does not go on.
                     let rang = std::mem::take(&mut reader.rang);
-                    let answered = driver.replies.iter().any(|(_, came)| !is_news(came));
+                    let answered = driver.replies.iter().any(|told| !told.is_news());
                     if (rang || is_cut || answered) && !std::mem::replace(&mut reader.is_due, true)
                     {
                         driver.due.push(key);
@@ -486,6 +526,7 @@ impl Engine {
                     let broken = self.replied(
                         key,
                         reader.pid,
+                        &[],
                         &mut driver.replies,
                         &mut driver.settled,
                         &mut driver.answered,
@@ -663,13 +704,14 @@ impl Engine {
             .get_mut(&key)
             .filter(|reader| !reader.silenced && reader.stage == Stage::Ready)?;
         driver.taken.clear();
+        driver.replies.clear(); // what a panic has left there is not this worker's
         let result = match reader.intake.take(&reader.memory.ring(), &mut driver.taken) {
             Ok(false) if reader.bells <= reader.boxed => return Some(0),
             Ok(false) => Ok(()),
             Ok(true) => take_replies(&driver.taken, self.config.frame_limit, &mut driver.replies),
             Err(bad) => Err(Bad(bad.to_string())),
         };
-        let count = driver.replies.len();
+        let count = driver.replies.iter().map(|told| told.count() as usize).sum();
         reader.intake.took(count);
         reader.boxed += count as u64;
         // Each bell was read before the outbox, which then held what it rang for.
@@ -680,6 +722,7 @@ impl Engine {
         let broken = self.replied(
             key,
             reader.pid,
+            &driver.taken,
             &mut driver.replies,
             &mut driver.settled,
             &mut driver.answered,
@@ -730,21 +773,23 @@ impl Engine {
         });
     }
 
-    /// Takes a batch of replies to the rules, and delivers them.
+    /// Takes a batch of replies to the rules, and delivers them. `taken` is what was taken out of
+    /// the outbox, if they come from there.
     fn replied(
         &self,
         key: WorkerKey,
         pid: u32,
-        replies: &mut Vec<(u64, Result<Value, Failed>)>,
+        taken: &[u8],
+        replies: &mut Vec<Told>,
         settled: &mut Vec<Settled>,
         answered: &mut Vec<Answered>,
     ) -> Result<(), Bad> {
         if replies.is_empty() {
             return Ok(());
         }
-        for (_, outcome) in &*replies {
+        for told in &*replies {
             // Before more is sent, which may name the same manager.
-            if let Err(Failed::Arguments { unattached: Some(manager), .. }) = outcome
+            if let Told::One(_, Err(Failed::Arguments { unattached: Some(manager), .. })) = told
                 && let Some(leases) = self.leases(key)
             {
                 leases.not_attached(*manager);
@@ -754,12 +799,13 @@ impl Engine {
         // What an error that is tried again has named: taken over like any, and let go.
         let mut unwanted = Vec::new();
         let mut ended = Vec::new();
+        let stranger = |id| Bad(format!("an answer to task {id}, which it was not to give"));
         let (mut readers, mut starts) = (Vec::new(), Vec::new());
         self.apply(|state, now| {
-            let mut count = 0;
-            for (id, outcome) in replies.drain(..) {
-                let outcome = match outcome {
-                    Ok(Value { packet, news: Some(news), .. }) => {
+            let mut sum = 0;
+            'all: for told in replies.drain(..) {
+                let told = match told {
+                    Told::One(id, Ok(Value { packet, news: Some(news), .. })) => {
                         let came = match news {
                             News::Item => take_item(state, key, id, packet)
                                 .map(|reader| readers.extend(reader)),
@@ -775,46 +821,56 @@ impl Engine {
                         }
                         continue;
                     }
-                    outcome => outcome,
+                    told => told,
                 };
-                let answer = match &outcome {
-                    Err(Failed::Panicked { .. }) => Answer::Panicked,
-                    Err(Failed::Cancelled) => Answer::Dropped,
-                    Ok(Value { again: true, .. }) => Answer::Again,
+                let (mut id, mut left, mut came) = match told {
+                    Told::Row { id, count, frames } => (id, count, Reply::Row(frames)),
+                    Told::One(id, outcome) => (id, 1, Reply::One(outcome)),
+                };
+                let answer = match &came {
+                    Reply::One(Err(Failed::Panicked { .. })) => Answer::Panicked,
+                    Reply::One(Err(Failed::Cancelled)) => Answer::Dropped,
+                    Reply::One(Ok(Value { again: true, .. })) => Answer::Again,
                     _ => Answer::Final,
                 };
-                match state.core.replied(key, id, answer, now) {
-                    Some(Replied::Item(task)) => {
-                        if let Some(cargo) = state.core.cargo_mut(task) {
-                            note_item(answered, cargo, id, outcome);
-                        }
-                    }
-                    Some(Replied::Ended(cargo, _)) if cargo.run().is_some() => {
-                        note_item(answered, &cargo, id, outcome);
-                        ended.push(cargo); // it may be the last of its map: it goes when the lock has been released
-                    }
-                    Some(Replied::Ended(cargo, stop)) => settled.push((cargo, outcome, stop)),
-                    Some(Replied::Again(task, stop)) => {
-                        let what = match outcome {
-                            Ok(value) => {
-                                unwanted.extend(value.named);
-                                What::task_returned_error(pid, &value.packet)
+                while left > 0 {
+                    let Some((count, replied)) = state.core.replied_row(key, id, left, answer, now)
+                    else {
+                        result = Err(stranger(id));
+                        break 'all;
+                    };
+                    let rest = came.split_off(taken, count, left);
+                    match replied {
+                        Replied::Item(task) => {
+                            if let Some(cargo) = state.core.cargo_mut(task) {
+                                answered.extend(Answered::new(cargo, id, count, came, taken));
                             }
-                            Err(failed) => self.failure(pid, failed, stop),
-                        };
-                        if let Some(cargo) = state.core.cargo_mut(task) {
-                            cargo.failed(TaskError::new(what, cargo.function));
+                        }
+                        Replied::Ended(cargo, _) if cargo.run().is_some() => {
+                            answered.extend(Answered::new(&cargo, id, count, came, taken));
+                            ended.push(cargo); // it may be the last of its map: it goes when the lock has been released
+                        }
+                        Replied::Ended(cargo, stop) => {
+                            settled.push((cargo, came.of_one(taken), stop))
+                        }
+                        Replied::Again(task, stop) => {
+                            let what = match came.of_one(taken) {
+                                Ok(value) => {
+                                    unwanted.extend(value.named);
+                                    What::task_returned_error(pid, &value.packet)
+                                }
+                                Err(failed) => self.failure(pid, failed, stop),
+                            };
+                            if let Some(cargo) = state.core.cargo_mut(task) {
+                                cargo.failed(TaskError::new(what, cargo.function));
+                            }
                         }
                     }
-                    None => {
-                        result =
-                            Err(Bad(format!("an answer to task {id}, which it was not to give")));
-                        break;
-                    }
+                    (id, left, came) = (id + u64::from(count), left - count, rest);
+                    sum += count;
                 }
-                count += 1;
             }
-            state.core.refill(key, count, now, &mut state.actions);
+            state.core.refill(key, sum, now, &mut state.actions);
         });
         replies.clear();
         for reader in readers {
@@ -828,7 +884,7 @@ impl Engine {
                 result = Err(bad);
             }
         }
-        let mut done = 0;
+        let (mut done, mut in_rows) = (0, 0);
         let mut outcome_of = |came: Result<Value, Failed>, stop, function| {
             let outcome = match came.map(|value| self.take_over(key, value)) {
                 Ok(Ok(encoded)) => Ok(encoded),
@@ -846,18 +902,22 @@ impl Engine {
             self.settle(cargo, outcome);
         }
         for Answered { inlet, function, results } in answered.drain(..) {
-            let outcomes = results.into_iter().map(|(place, came)| {
-                let outcome: Outcome = outcome_of(came, None, function);
-                if let Err(error) = &outcome {
-                    self.tally.failed(error.kind(), 1);
+            let came = match results {
+                Results::Block(count, block) => {
+                    in_rows += u64::from(count);
+                    Came::Block(block)
                 }
-                (place, outcome)
-            });
-            // Not within the inlet's lock.
-            let outcomes: Vec<_> = outcomes.collect();
-            catch_user_panic(|| inlet.put(outcomes));
+                Results::One(place, came) => {
+                    let outcome = outcome_of(came, None, function);
+                    if let Err(error) = &outcome {
+                        self.tally.failed(error.kind(), 1);
+                    }
+                    Came::One(place, outcome)
+                }
+            };
+            catch_user_panic(|| inlet.put([came]));
         }
-        self.tally.done(done);
+        self.tally.done(done + in_rows);
         result
     }
 
@@ -1235,18 +1295,43 @@ fn take_start(state: &mut State, key: WorkerKey, id: u64) -> Result<Start, Bad> 
     }
 }
 
-/// Enters the answer to an item of a run.
-fn note_item(answered: &mut Vec<Answered>, cargo: &Cargo, id: u64, came: Result<Value, Failed>) {
-    let Some((inlet, place)) = cargo.item(id) else { return };
-    if answered.last().is_none_or(|last| !Arc::ptr_eq(&last.inlet, inlet)) {
-        answered.push(Answered {
-            inlet: Arc::clone(inlet),
-            function: cargo.function,
-            results: Vec::new(),
-        });
+impl Answered {
+    /// The answer to so many items of a run from that of this number on.
+    fn new(cargo: &Cargo, id: u64, count: u32, came: Reply, taken: &[u8]) -> Option<Self> {
+        let (inlet, place) = cargo.item(id)?;
+        let results = match came {
+            Reply::Row(frames) => Results::Block(count, Block::new(place, &taken[frames])),
+            Reply::One(came) => Results::One(place, came),
+        };
+        Some(Self { inlet: Arc::clone(inlet), function: cargo.function, results })
     }
-    if let Some(last) = answered.last_mut() {
-        last.results.push((place, came));
+}
+
+impl Reply {
+    /// Splits off what is behind the first `count` of `all` replies.
+    fn split_off(&mut self, taken: &[u8], count: u32, all: u32) -> Self {
+        let Self::Row(frames) = self else { return Self::Row(0..0) };
+        let mut at = frames.end;
+        if count < all {
+            at = frames.start;
+            for _ in 0..count {
+                at = frame::boxed(taken, at).map_or(frames.end, |(_, next)| next);
+            }
+        }
+        Self::Row(at..std::mem::replace(&mut frames.end, at))
+    }
+
+    /// The reply to a single task.
+    fn of_one(self, taken: &[u8]) -> Result<Value, Failed> {
+        match self {
+            Self::One(outcome) => outcome,
+            Self::Row(frames) => {
+                let value = frame::boxed(taken, frames.start)
+                    .and_then(|(body, _)| Some(&body[message::read_done(body)?.1..]));
+                let packet = Packet::copy_from(value.unwrap_or_default());
+                Ok(Value { packet, named: None, again: false, news: None })
+            }
+        }
     }
 }
 
@@ -1255,7 +1340,7 @@ fn take_frames(
     engine: &Engine,
     key: WorkerKey,
     reader: &mut Reader,
-    replies: &mut Vec<(u64, Result<Value, Failed>)>,
+    replies: &mut Vec<Told>,
 ) -> Result<(), Bad> {
     // At once, and not when the message is whole: until then any number could come.
     if reader.descriptors.len() > usize::from(reader.stage == Stage::Hello) {
@@ -1281,13 +1366,13 @@ fn take_frames(
                     ),
                     (id, Err(failed)) => (id, Err(failed)),
                 };
-                replies.push(reply);
+                replies.push(Told::One(reply.0, reply.1));
             }
             (Stage::Ready, kind::ITEM) => {
                 let (id, at) = message::read_item_of_task(message)?;
                 let packet = reader.buffer.take(range.start + at..range.end);
                 let item = Value { packet, named: None, again: false, news: Some(News::Item) };
-                replies.push((id, Ok(item)));
+                replies.push(Told::One(id, Ok(item)));
             }
             (Stage::Ready, kind::STARTED) => {
                 let mut message = message;
@@ -1295,7 +1380,7 @@ fn take_frames(
                 message.end()?;
                 let news = Some(News::Started(nanos));
                 let value = Value { packet: Packet::default(), named: None, again: false, news };
-                replies.push((id, Ok(value)));
+                replies.push(Told::One(id, Ok(value)));
             }
             (Stage::Ready, kind::BELL) => {
                 message.end()?;
@@ -1339,17 +1424,30 @@ fn take_frames(
 
 /// Takes the replies out of what lay in an outbox: whole frames, each padded to a multiple of 8
 /// bytes.
-pub(super) fn take_replies(
-    mut bytes: &[u8],
-    limit: usize,
-    replies: &mut Vec<(u64, Result<Value, Failed>)>,
-) -> Result<(), Bad> {
-    while let Some(head) = bytes.first_chunk::<{ frame::HEAD }>() {
-        let len = u32::from_le_bytes(*head) as usize;
-        let body = bytes.get(frame::HEAD..frame::HEAD + len).filter(|_| len <= limit);
-        let body = body.ok_or_else(|| {
-            Bad(format!("a frame of {len} bytes in an outbox that has {}", bytes.len()))
+pub(super) fn take_replies(bytes: &[u8], limit: usize, replies: &mut Vec<Told>) -> Result<(), Bad> {
+    let mut at = 0;
+    while bytes.len() - at >= frame::HEAD {
+        let boxed = frame::boxed(bytes, at).filter(|(body, _)| body.len() <= limit);
+        let (body, next) = boxed.ok_or_else(|| {
+            let left = bytes.len() - at;
+            Bad(format!(
+                "a frame that is longer than the {left} bytes of its outbox, or than allowed"
+            ))
         })?;
+        let next = next.min(bytes.len());
+        if let Some((number, _)) = message::read_done(body) {
+            match replies.last_mut() {
+                Some(Told::Row { id, count, frames })
+                    if frames.end == at && number.checked_sub(*id) == Some(u64::from(*count)) =>
+                {
+                    *count += 1;
+                    frames.end = next;
+                }
+                _ => replies.push(Told::Row { id: number, count: 1, frames: at..next }),
+            }
+            at = next;
+            continue;
+        }
         let message = Message::new(body)?;
         if !matches!(
             message.kind,
@@ -1359,16 +1457,14 @@ pub(super) fn take_replies(
         }
         let again = is_again(message.kind);
         let (id, outcome) = read_reply(message, body)?;
-        replies.push((
-            id,
-            outcome.map(|(at, named)| Value {
-                packet: Packet::copy_from(&body[at..]),
-                named,
-                again,
-                news: None,
-            }),
-        ));
-        bytes = &bytes[(frame::HEAD + len).next_multiple_of(size_of::<u64>()).min(bytes.len())..];
+        let outcome = outcome.map(|(value, named)| Value {
+            packet: Packet::copy_from(&body[value..]),
+            named,
+            again,
+            news: None,
+        });
+        replies.push(Told::One(id, outcome));
+        at = next;
     }
     Ok(())
 }
@@ -1397,5 +1493,65 @@ fn read_reply(
             Ok((id, Ok((at + len, Some(named)))))
         }
         _ => Err(Bad("a result that is not one value".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framed(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+        let start = frame::begin(out);
+        write(out);
+        frame::finish(out, start);
+        out.resize(out.len().next_multiple_of(8), 0);
+    }
+
+    #[test]
+    fn plain_results_whose_numbers_follow_each_other_are_rows_that_can_be_cut() {
+        let mut taken = Vec::new();
+        for id in [5, 6, 7, 127, 128, 129, 131] {
+            framed(&mut taken, |out| {
+                message::done(out, id);
+                out.extend(vec![id as u8; id as usize % 5]);
+            });
+        }
+        framed(&mut taken, |out| message::failed(out, 132, &Failed::TooLarge));
+        framed(&mut taken, |out| message::done(out, 133));
+        let mut replies = Vec::new();
+        take_replies(&taken, 1 << 10, &mut replies).expect("they are replies");
+        let told: Vec<_> = replies
+            .iter()
+            .map(|told| match told {
+                Told::Row { id, .. } => (*id, told.count(), true),
+                Told::One(id, _) => (*id, told.count(), false),
+            })
+            .collect();
+        let expected =
+            [(5, 3, true), (127, 3, true), (131, 1, true), (132, 1, false), (133, 1, true)];
+        assert_eq!(told, expected);
+
+        let Told::Row { frames, .. } = replies.swap_remove(1) else { unreachable!() };
+        let mut row = Reply::Row(frames);
+        let rest = row.split_off(&taken, 1, 3);
+        let Reply::Row(frames) = rest else { unreachable!() };
+        let mut block = Block::new(40, &taken[frames]);
+        assert_eq!(block.next(), Some(&[128; 3][..]));
+        assert_eq!(block.next(), Some(&[129; 4][..]));
+        assert_eq!(block.next(), None);
+        assert_eq!(block.place, 42);
+        let value = row.of_one(&taken).expect("a value");
+        assert_eq!(*value.packet, [127; 2]);
+    }
+
+    #[test]
+    fn what_is_no_whole_reply_in_an_outbox_is_refused() {
+        let mut taken = Vec::new();
+        framed(&mut taken, |out| message::done(out, 5));
+        let whole = taken.len();
+        framed(&mut taken, |out| message::done(out, 6));
+        for (bytes, limit) in [(&taken[..whole + 5], 1 << 10), (&taken[..], 2)] {
+            take_replies(bytes, limit, &mut Vec::new()).expect_err("it is cut off, or too long");
+        }
     }
 }

@@ -16,7 +16,7 @@ use super::driver::{self, Driver};
 use super::events::{Events, Feeds};
 use super::launch;
 use super::link::{Chunk, Link};
-use super::reply::{Cargo, Extra, Inlet, Outcome, Reply, Things};
+use super::reply::{Came, Cargo, Extra, Inlet, Outcome, Reply, Things};
 use super::run::Run;
 use super::shutdown::ShutdownReport;
 use super::spec::{Config, Room, TaskSpec, Ticket};
@@ -319,7 +319,7 @@ impl Engine {
         if fork::is_forked_copy() {
             let forked = || Err(TaskError::new(What::Forked, task.function));
             catch_user_panic(|| {
-                inlet.put((place..place + u64::from(items)).map(|place| (place, forked())))
+                inlet.put((place..place + u64::from(items)).map(|place| Came::One(place, forked())))
             });
             return;
         }

@@ -173,7 +173,7 @@ impl Cargo {
     pub(crate) fn settle(self, outcome: Outcome) {
         if let (Some(run), Reply::Stream(inlet, place)) = (self.run(), &self.reply) {
             let places = run.unanswered().map(|item| place + u64::from(item));
-            return inlet.put(places.map(|place| (place, outcome.clone())));
+            return inlet.put(places.map(|place| Came::One(place, outcome.clone())));
         }
         let earlier =
             self.extra.map(|mut extra| std::mem::take(&mut extra.earlier)).unwrap_or_default();
@@ -196,7 +196,7 @@ impl Reply {
     pub(crate) fn settle(self, outcome: Outcome) {
         catch_user_panic(|| match self {
             Self::Join(sender) => drop(sender.send(outcome)), // it may have been detached
-            Self::Stream(inlet, place) => inlet.put([(place, outcome)]),
+            Self::Stream(inlet, place) => inlet.put([Came::One(place, outcome)]),
             Self::Yielded(items) => items.end(outcome).into_iter().for_each(Waker::wake),
         });
     }
@@ -206,28 +206,74 @@ impl Reply {
     }
 }
 
-/// Outcomes of one `Results`, in the order in which they came.
+/// What comes back of a map's items.
+#[derive(Debug)]
+pub(crate) enum Came {
+    /// The outcome of the item in this place.
+    One(u64, Outcome),
+    Block(Block),
+}
+
+impl Came {
+    /// The place of its first item.
+    pub(crate) fn place(&self) -> u64 {
+        match self {
+            Self::One(place, _) => *place,
+            Self::Block(block) => block.place,
+        }
+    }
+}
+
+/// Plain results of items that follow each other, as they came: they are decoded one by one, when
+/// the stream is polled.
+#[derive(Debug)]
+pub(crate) struct Block {
+    /// The place of the item whose result is next.
+    pub(crate) place: u64,
+    /// Frames as they lay in an outbox, each with the result of one item.
+    frames: Box<[u8]>,
+    at: usize,
+}
+
+impl Block {
+    /// `frames` are those of [`message::read_done`], each padded to a multiple of 8 bytes.
+    pub(crate) fn new(place: u64, frames: &[u8]) -> Self {
+        Self { place, frames: frames.into(), at: 0 }
+    }
+
+    /// The next encoded result.
+    #[inline]
+    pub(crate) fn next(&mut self) -> Option<&[u8]> {
+        let (body, next) = frame::boxed(&self.frames, self.at)?;
+        let (_, value) = message::read_done(body)?;
+        self.at = next;
+        self.place += 1;
+        Some(&body[value..])
+    }
+}
+
+/// What has come of one `Results`, in the order in which it came.
 #[derive(Debug, Default)]
 pub(crate) struct Inlet {
-    outcomes: Mailbox<VecDeque<(u64, Outcome)>>,
+    came: Mailbox<VecDeque<Came>>,
 }
 
 impl Inlet {
     /// Puts in what has come at once, and then wakes whoever waits for it.
-    pub(crate) fn put(&self, outcomes: impl IntoIterator<Item = (u64, Outcome)>) {
-        let mut outcomes = outcomes.into_iter().peekable();
-        if outcomes.peek().is_some() {
-            self.outcomes.change(|all| all.extend(outcomes));
+    pub(crate) fn put(&self, came: impl IntoIterator<Item = Came>) {
+        let mut came = came.into_iter().peekable();
+        if came.peek().is_some() {
+            self.came.change(|all| all.extend(came));
         }
     }
 
     /// Swaps what has come into the (empty) `into`; if nothing has, `waker` is told of the next.
-    pub(crate) fn poll_take(&self, into: &mut VecDeque<(u64, Outcome)>, waker: &Waker) -> Poll<()> {
-        self.outcomes.poll(waker, |outcomes| {
-            if outcomes.is_empty() {
+    pub(crate) fn poll_take(&self, into: &mut VecDeque<Came>, waker: &Waker) -> Poll<()> {
+        self.came.poll(waker, |came| {
+            if came.is_empty() {
                 return Poll::Pending;
             }
-            std::mem::swap(outcomes, into);
+            std::mem::swap(came, into);
             Poll::Ready(())
         })
     }

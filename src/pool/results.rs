@@ -1,7 +1,7 @@
 //! The results of one `map`: a stream.
 
 use super::engine::Engine;
-use super::reply::{Inlet, Outcome, Reply};
+use super::reply::{Block, Came, Inlet, Outcome, Reply};
 use super::run::ITEMS_MAX;
 use super::spec::{Room, TaskSpec};
 use crate::coop::BudgetUnit;
@@ -12,7 +12,7 @@ use crate::wire::{message, value};
 use futures::Stream;
 use serde::de::DeserializeOwned;
 use std::any::Any;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -23,7 +23,8 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 /// With so many items in flight, none waits for one more to be pulled.
 const MANY: usize = 64;
-/// So many items are handed in before those that wait for them get a turn.
+/// So many items are handed in before those that wait for them get a turn; or as many as go
+/// together, if those are more.
 const BURST: usize = 256;
 
 /// The results of [`Pool::map`](crate::Pool::map) and its relatives: a stream.
@@ -99,11 +100,13 @@ struct Sink<R> {
     in_flight: usize,
     /// The place of the next item that is pulled.
     next_in: u64,
-    /// Ordered: the place of the next result that is given out, and those that wait for their
-    /// turn.
+    /// Results that are being given out.
+    current: Option<Block>,
+    /// Ordered: the place of the next result that is given out, and what waits for its turn, by the
+    /// place of its first result.
     next_out: u64,
-    waiting: VecDeque<Option<Outcome>>,
-    arrived: VecDeque<(u64, Outcome)>,
+    waiting: BTreeMap<u64, Came>,
+    arrived: VecDeque<Came>,
     gathered: Gathered,
     /// The place of the item whose result was given out last.
     given: u64,
@@ -119,8 +122,9 @@ struct Sink<R> {
 /// Items that are to go together, as a run: many tiny ones cost less so.
 #[derive(Debug, Default)]
 struct Gathered {
-    /// How many are enough. With 1, each goes alone.
+    /// How many are enough, and how many bytes of them. With 1, each goes alone.
     enough: usize,
+    limit: usize,
     /// As a run has them, and as far as they are whole.
     bytes: Vec<u8>,
     whole: usize,
@@ -300,8 +304,11 @@ impl<S: Stream, R: DeserializeOwned> Flow<S, R> {
     ) -> bool {
         let Self { source, sink, .. } = self;
         let before = (sink.next_in, source.stream.is_none());
-        source.pull(sink.room(), cx, |item| hand_in(sink, item));
-        sink.send();
+        let room = sink.room();
+        if room > 0 {
+            source.pull(room, sink.gathered.enough.max(BURST), cx, |item| hand_in(sink, item));
+            sink.send();
+        }
         before != (sink.next_in, source.stream.is_none())
     }
 
@@ -315,7 +322,7 @@ impl<S: Stream, R: DeserializeOwned> Flow<S, R> {
         if !sink.told_closed {
             // The source may just have ended, or failed; then the stream ends as ever. An item
             // that comes is refused, which is the error to be given.
-            source.pull(1, cx, |item| hand_in(sink, item));
+            source.pull(1, BURST, cx, |item| hand_in(sink, item));
             sink.send();
         }
         let is_cut_off = source.stream.take().is_some();
@@ -380,14 +387,20 @@ impl<S> Source<S> {
         Self { stream: Some(Box::pin(stream)), panic: None }
     }
 
-    /// Pulls at most `room` items; `hand_in` says whether to go on.
-    fn pull(&mut self, room: usize, cx: &mut Context<'_>, mut hand_in: impl FnMut(S::Item) -> bool)
-    where
+    /// Pulls at most `room` items, and not more than `burst` at once; `hand_in` says whether to go
+    /// on.
+    fn pull(
+        &mut self,
+        room: usize,
+        burst: usize,
+        cx: &mut Context<'_>,
+        mut hand_in: impl FnMut(S::Item) -> bool,
+    ) where
         S: Stream,
     {
         for count in 0..room {
             let Some(stream) = &mut self.stream else { return };
-            if count == BURST {
+            if count == burst {
                 // Results may have come meanwhile: they are taken before more is made.
                 return cx.waker().wake_by_ref();
             }
@@ -417,8 +430,9 @@ impl<R> Sink<R> {
             appetite: 0,
             in_flight: 0,
             next_in: 0,
+            current: None,
             next_out: 0,
-            waiting: VecDeque::new(),
+            waiting: BTreeMap::new(),
             arrived: VecDeque::new(),
             gathered: Gathered::default(),
             given: 0,
@@ -431,22 +445,28 @@ impl<R> Sink<R> {
 
     /// How many items may be pulled now.
     fn room(&mut self) -> usize {
-        if self.engine.takes_nothing() {
-            return 0;
-        }
         if self.appetite == 0 {
             self.appetite = self.buffered.unwrap_or_else(|| self.engine.appetite(self.task.mode));
             let enough = self.engine.run_length(&self.task, self.appetite, self.came);
             self.gathered.enough = enough.clamp(1, ITEMS_MAX as usize);
+            self.gathered.limit = self.engine.run_bytes();
         }
         let room = self.appetite.saturating_sub(self.in_flight);
         // While results are at hand, many small items are pulled by the quarter, not one by one:
         // they travel together.
-        if !self.arrived.is_empty() && self.appetite >= MANY && room < self.appetite / 4 {
-            0
+        let at_hand = self.current.is_some() || !self.arrived.is_empty();
+        let room = if at_hand && self.appetite >= MANY {
+            // Nor in addition to those that go together.
+            let enough = self.gathered.enough;
+            match room >= self.appetite / 4 {
+                true if room >= enough => room - room % enough,
+                true => room,
+                false => 0,
+            }
         } else {
             room
-        }
+        };
+        if room == 0 || self.engine.takes_nothing() { 0 } else { room }
     }
 }
 
@@ -455,7 +475,7 @@ impl<R: DeserializeOwned> Sink<R> {
         if self.gathered.enough > 1 && !self.gathered.all_singly && self.gather(args) {
             self.counted();
             if self.gathered.items as usize >= self.gathered.enough
-                || self.gathered.whole >= self.engine.run_bytes()
+                || self.gathered.whole >= self.gathered.limit
             {
                 self.send();
             }
@@ -477,11 +497,10 @@ impl<R: DeserializeOwned> Sink<R> {
     /// Puts an item to those that go together. `false`: it must go alone, and is to be encoded
     /// anew, which tells what is wrong with it.
     fn gather<Args, P: ArgsFor<Args>>(&mut self, args: &P) -> bool {
-        let limit = self.engine.run_bytes();
-        let Gathered { bytes, whole, items, all_singly, .. } = &mut self.gathered;
+        let Gathered { limit, bytes, whole, items, all_singly, .. } = &mut self.gathered;
         bytes.truncate(*whole); // what a panic has left there
         let start = message::begin_item(bytes);
-        let (encoded, things) = names::collecting(|| encode(args, bytes, limit));
+        let (encoded, things) = names::collecting(|| encode(args, bytes, *limit));
         let is_too_large = matches!(encoded, Err(What::ArgumentTooLarge { .. }));
         if encoded.is_err() || !things.is_empty() {
             *all_singly = is_too_large || !things.is_empty();
@@ -512,9 +531,6 @@ impl<R: DeserializeOwned> Sink<R> {
     fn counted(&mut self) {
         self.next_in += 1;
         self.in_flight += 1;
-        if !self.unordered {
-            self.waiting.push_back(None);
-        }
     }
 
     /// Whether the pool is closed; if not, the stream is woken when it is.
@@ -544,28 +560,28 @@ impl<R: DeserializeOwned> Sink<R> {
         source_ended: bool,
     ) -> Poll<Option<Result<R, TaskError>>> {
         loop {
-            if !self.unordered
-                && let Some(first) = self.waiting.front_mut()
-                && let Some(outcome) = first.take()
-            {
-                self.waiting.pop_front();
-                self.next_out += 1;
-                return Poll::Ready(Some(self.give(self.next_out - 1, outcome)));
+            if let Some(result) = self.take_of_block() {
+                return Poll::Ready(Some(result));
             }
-            if let Some((place, outcome)) = self.arrived.pop_front() {
-                if self.unordered {
+            let next = match self.waiting.first_entry() {
+                Some(first) if self.unordered || *first.key() == self.next_out => {
+                    Some(first.remove())
+                }
+                _ => self.arrived.pop_front(),
+            };
+            match next {
+                Some(came) if !self.unordered && came.place() != self.next_out => {
+                    self.waiting.insert(came.place(), came);
+                    continue;
+                }
+                Some(Came::Block(block)) => {
+                    self.current = Some(block);
+                    continue;
+                }
+                Some(Came::One(place, outcome)) => {
                     return Poll::Ready(Some(self.give(place, outcome)));
                 }
-                if place == self.next_out {
-                    self.waiting.pop_front();
-                    self.next_out += 1;
-                    return Poll::Ready(Some(self.give(place, outcome))); // as nearly always
-                }
-                let at = usize::try_from(place - self.next_out)
-                    .ok()
-                    .and_then(|at| self.waiting.get_mut(at));
-                *at.expect("every item handed in has its place") = Some(outcome);
-                continue;
+                None => {}
             }
             if self.in_flight == 0 {
                 // The source has ended, or has none now and will wake us.
@@ -573,10 +589,7 @@ impl<R: DeserializeOwned> Sink<R> {
             }
             if Engine::is_forked_copy() {
                 // Their results come to the original process.
-                self.waiting.pop_front();
-                self.given = self.next_out;
-                self.next_out += 1;
-                self.in_flight -= 1;
+                self.given(self.next_out);
                 self.told_closed = true;
                 return Poll::Ready(Some(Err(TaskError::new(What::Forked, self.task.function))));
             }
@@ -588,19 +601,40 @@ impl<R: DeserializeOwned> Sink<R> {
         }
     }
 
+    /// The next of the results that are being given out.
+    #[inline]
+    fn take_of_block(&mut self) -> Option<Result<R, TaskError>> {
+        let block = self.current.as_mut()?;
+        let place = block.place;
+        let Some(value) = block.next() else {
+            self.current = None;
+            return None;
+        };
+        let decoded = value::decode(value);
+        self.given(place);
+        Some(decoded.map_err(|error| self.not_decoded(&error).of_item(place)))
+    }
+
     fn give(&mut self, place: u64, outcome: Outcome) -> Result<R, TaskError> {
-        self.in_flight -= 1;
-        self.given = place;
-        self.came += 1;
+        self.given(place);
         self.told_closed |= outcome.as_ref().is_err_and(|e| e.is_pool_closed() || e.is_forked());
-        let function = self.task.function;
         outcome
-            .and_then(|encoded| {
-                encoded
-                    .decode()
-                    .map_err(|e| TaskError::new(What::ResultDecode(e.to_string()), function))
-            })
+            .and_then(|encoded| encoded.decode().map_err(|error| self.not_decoded(&error)))
             .map_err(|error| error.of_item(place))
+    }
+
+    /// The result of the item in this place is given out.
+    #[inline]
+    fn given(&mut self, place: u64) {
+        self.in_flight -= 1;
+        self.came += 1;
+        self.given = place;
+        self.next_out = place + 1;
+    }
+
+    #[cold]
+    fn not_decoded(&self, error: &value::DecodeError) -> TaskError {
+        TaskError::new(What::ResultDecode(error.to_string()), self.task.function)
     }
 }
 

@@ -50,6 +50,17 @@ pub(crate) fn finish(out: &mut [u8], start: usize) {
     out[start - HEAD..start].copy_from_slice(&len.to_le_bytes());
 }
 
+/// The body of the frame that begins there among frames that are each padded to a multiple of 8
+/// bytes, and where the next one begins. `None`: there is none, or it is cut off.
+#[inline]
+pub(crate) fn boxed(frames: &[u8], at: usize) -> Option<(&[u8], usize)> {
+    let rest = frames.get(at..)?;
+    let (head, rest) = rest.split_first_chunk::<HEAD>()?;
+    let len = u32::from_le_bytes(*head) as usize;
+    let body = rest.get(..len)?;
+    Some((body, at + (HEAD + len).next_multiple_of(size_of::<u64>())))
+}
+
 /// Incoming bytes, cut into frames.
 ///
 /// ```text

@@ -267,8 +267,19 @@ fn array_head(out: &mut Vec<u8>, len: u32) {
     out.push(0x90 | len as u8); // a fixarray
 }
 
+/// As short as it can be.
+#[inline]
 fn uint(out: &mut Vec<u8>, value: u64) {
-    rmp::encode::write_uint(out, value).expect("a Vec takes every byte");
+    let bytes = value.to_be_bytes();
+    let (marker, from) = match value {
+        0..0x80 => return out.push(value as u8),
+        0x80..0x100 => (0xcc, 7),
+        0x100..0x1_0000 => (0xcd, 6),
+        0x1_0000..0x1_0000_0000 => (0xce, 4),
+        _ => (0xcf, 0),
+    };
+    out.push(marker);
+    out.extend_from_slice(&bytes[from..]);
 }
 
 /// What a call is of.
@@ -360,7 +371,15 @@ pub(crate) fn read_run(body: &[u8]) -> Result<RunHead, Bad> {
 
 /// The arguments of the item that begins there, as a place in the body; the next item begins where
 /// they end.
+#[inline]
 pub(crate) fn read_item(body: &[u8], at: usize) -> Result<std::ops::Range<usize>, Bad> {
+    // As `begin_item` writes it.
+    if let Some([0xc5, high, low]) = body.get(at..).and_then(<[u8]>::first_chunk) {
+        let (start, len) = (at + 3, usize::from(u16::from_be_bytes([*high, *low])));
+        if len <= body.len() - start {
+            return Ok(start..start + len);
+        }
+    }
     let mut rest = body.get(at..).unwrap_or_default();
     let len = rmp::decode::read_bin_len(&mut rest).map_err(|_| bad("an item is missing"))? as usize;
     let start = body.len() - rest.len();
@@ -434,6 +453,24 @@ pub(crate) fn read_item_of_task(mut message: Message<'_>) -> Result<(u64, usize)
         (1, at) if at < message.body.len() => Ok((id, at)),
         _ => Err(bad("an item that is not one value")),
     }
+}
+
+/// The number of the task, and where in the body its value begins, of a result that is written as
+/// [`done`] writes it: nearly every one. `None`: it is another message, or is written otherwise.
+#[inline]
+pub(crate) fn read_done(body: &[u8]) -> Option<(u64, usize)> {
+    let ([head, kind, marker], rest) = body.split_first_chunk::<3>()?;
+    if (*head, *kind) != (0x93, kind::DONE) {
+        return None;
+    }
+    Some(match marker {
+        0..=0x7f => (u64::from(*marker), 3),
+        0xcc => (u64::from(*rest.first()?), 4),
+        0xcd => (u64::from(u16::from_be_bytes(*rest.first_chunk()?)), 5),
+        0xce => (u64::from(u32::from_be_bytes(*rest.first_chunk()?)), 7),
+        0xcf => (u64::from_be_bytes(*rest.first_chunk()?), 11),
+        _ => return None,
+    })
 }
 
 /// A result whose value names shared objects, up to their names; the value follows on these.
@@ -692,6 +729,22 @@ mod tests {
         let mut message = Message::new(&out).expect("it is a message");
         assert_eq!(message.uint::<u64>().expect("the id"), 7);
         assert!(message.map::<Failed>().is_err(), "the value is missing");
+    }
+
+    #[test]
+    fn a_plain_result_is_read_alike_by_both_ways() {
+        for id in [0, 127, 128, 255, 256, 65_535, 65_536, u64::from(u32::MAX), 1 << 32, u64::MAX] {
+            let mut out = Vec::new();
+            done(&mut out, id);
+            let mut message = Message::new(&out).expect("it is a message");
+            assert_eq!(message.uint::<u64>().expect("the id"), id);
+            assert_eq!(read_done(&out), Some((id, message.rest().1)));
+            for len in 0..out.len() {
+                assert_eq!(read_done(&out[..len]), None, "cut off");
+            }
+            done_naming(&mut out, id);
+            assert!(read_done(&out[out.len() / 2..]).is_none(), "of another kind");
+        }
     }
 
     #[test]

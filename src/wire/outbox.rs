@@ -25,16 +25,16 @@
 //! has done all of them has rung. If that number shrinks without a reply in the ring (a task is
 //! revoked, or answered by the socket), the pool wakes and arms the doorbell anew.
 //!
-//! **Memory ordering.** A full fence is between the worker's store of `replies` and its load of
-//! `ring_at`, and between the pool's store of `ring_at` and its load of `replies`. So at least one
-//! side sees the other's store, and no reply that is due waits unnoticed. `pool/core_search.rs`
-//! checks this exhaustively.
+//! **Memory ordering.** The worker's store of `replies` and its load of `ring_at`, and the pool's
+//! store of `ring_at` and its load of `replies`, are sequentially consistent. So at least one side
+//! sees the other's store, and no reply that is due waits unnoticed. `pool/core_search.rs` checks
+//! this exhaustively.
 //!
 //! **The worker is not trusted.** The pool keeps its positions in private memory. It reads each of
 //! the worker's words once, checks it, and copies the data before it looks at them. Memory is
 //! accessed as whole words, by atomics. An impossible tail is an error ([`BadTail`]).
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const WORD: usize = size_of::<u64>();
 /// As `ring_at`: the pool is awake.
@@ -84,17 +84,17 @@ impl Ring<'_> {
             self.words[self.place(position)].store(u64::from_ne_bytes(word), Ordering::Relaxed);
         }
         self.tail.store(tail.wrapping_add(len), Ordering::Release);
-        // After the tail: a pool that sees the count sees the frame.
+        // After the tail: a pool that sees the count sees the frame. And before the look at
+        // `ring_at`, in the one order that all such accesses have.
         let replies = self.replies.load(Ordering::Relaxed);
-        self.replies.store(replies.wrapping_add(1), Ordering::Release);
+        self.replies.store(replies.wrapping_add(1), Ordering::SeqCst);
         true
     }
 
     /// Returns whether the pool sleeps and enough has been committed to wake it. The pool is told
     /// once.
     pub(crate) fn wants_bell(&self) -> bool {
-        fence(Ordering::SeqCst);
-        let ring_at = self.ring_at.load(Ordering::Relaxed);
+        let ring_at = self.ring_at.load(Ordering::SeqCst);
         // If the exchange fails, the pool is awake, or has armed the doorbell anew and looks itself.
         self.replies.load(Ordering::Relaxed) >= ring_at
             && ring_at != NEVER
@@ -171,14 +171,13 @@ impl Intake {
 
     /// The first half of [`arm`](Self::arm): from here on the worker rings.
     pub(crate) fn set_ring_at(&self, ring: &Ring<'_>, replies: usize) {
-        ring.ring_at.store(self.taken + replies as u64, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        ring.ring_at.store(self.taken + replies as u64, Ordering::SeqCst);
     }
 
     /// The second half of [`arm`](Self::arm): the second look.
     pub(crate) fn may_sleep(&self, ring: &Ring<'_>, replies: usize) -> bool {
         // A count without a frame can only be a lie, which must not keep the pool awake.
-        ring.replies.load(Ordering::Acquire) < self.taken + replies as u64
+        ring.replies.load(Ordering::SeqCst) < self.taken + replies as u64
             || self.is_up_to_date(ring)
     }
 

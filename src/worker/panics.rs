@@ -43,6 +43,8 @@ impl Identity {
 
 thread_local! {
     static LAST: RefCell<Option<Noted>> = const { RefCell::new(None) };
+    /// There is something in `LAST`.
+    static IS_NOTED: Cell<bool> = const { Cell::new(false) };
     static WANT_BACKTRACE: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
@@ -84,7 +86,9 @@ fn put_first() {
 pub(super) fn want_backtrace(want: Option<bool>) {
     WANT_BACKTRACE.set(want);
     // What another task caught by itself is not this one's.
-    LAST.with(|last| last.try_borrow_mut().map(|mut last| *last = None)).ok();
+    if IS_NOTED.replace(false) {
+        LAST.with(|last| last.try_borrow_mut().map(|mut last| *last = None)).ok();
+    }
     // An earlier task may have set a hook of its own; that one is kept, behind ours.
     if REPLACED.load(Ordering::Relaxed) && REPLACED.swap(false, Ordering::Relaxed) {
         put_first();
@@ -112,6 +116,7 @@ fn note(info: &PanicHookInfo<'_>) {
         Noted { payload: Identity::of(info.payload()), place: Place { location, backtrace } };
     // It fails only while it is being replaced, by a panic within.
     LAST.with(|last| last.try_borrow_mut().map(|mut last| *last = Some(noted))).ok();
+    IS_NOTED.set(true);
 }
 
 /// The text of a panic's payload, as std's own hook has it.

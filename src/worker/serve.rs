@@ -30,6 +30,7 @@ use crate::task::{self, Run, RunAsync, RunError, RunSync, Verdict};
 use crate::wire::claim::{Begun, Claim, Progress};
 use crate::wire::frame;
 use crate::wire::message::{self, Failed, Hello, InitFailed, Message, Welcome, kind};
+use crate::wire::outbox::Ring;
 use crate::wire::value::names::{self, Thing};
 use futures::FutureExt;
 use futures::future::{AbortHandle, Abortable, Aborted, Either, select};
@@ -607,7 +608,7 @@ impl Worker {
                     if self.claim(&mut call)? {
                         let args = range.start + call.args..range.end;
                         self.run_sync(&call, function, args, things);
-                        self.commit(Some(call.claim), call.way())?;
+                        self.commit(&self.memory.ring(), Some(call.claim), call.way())?;
                     }
                 }
                 // Those come here for which there is no runtime yet.
@@ -620,7 +621,7 @@ impl Worker {
                         let _ = call.receive();
                         if self.claim(&mut call)? {
                             self.answer(call.claim.id, Err(Failed::NoRuntime { reason }));
-                            self.commit(Some(call.claim), call.way())?;
+                            self.commit(&self.memory.ring(), Some(call.claim), call.way())?;
                         }
                     }
                 },
@@ -728,23 +729,19 @@ impl Worker {
         if !claims.begin(run) {
             return Ok(());
         }
-        let mut at = call.args;
+        let ring = self.memory.ring();
+        let mut at = range.start + call.args;
         for item in 0..items {
             if item > 0 && !claims.next(run, u32::from(item)) {
                 claims.finish(run);
                 break;
             }
-            let args = message::read_item(self.inbox.bytes(range.clone()), at)
+            let args = message::read_item(self.inbox.bytes(0..range.end), at)
                 .map_err(|e| e.to_string())?;
             at = args.end;
             call.claim.id = run.id + u64::from(item);
-            self.run_sync(
-                &call,
-                function,
-                range.start + args.start..range.start + args.end,
-                Ok(Vec::new()),
-            );
-            self.commit((item + 1 == items).then_some(run), Way::Any)?;
+            self.run_sync(&call, function, args, Ok(Vec::new()));
+            self.commit(&ring, (item + 1 == items).then_some(run), Way::Any)?;
         }
         Ok(())
     }
@@ -805,8 +802,7 @@ impl Worker {
 
     /// Commits the reply in `out`: whole by the outbox or whole by the socket; then the task is
     /// done, unless it is an item of a run that goes on.
-    fn commit(&mut self, claim: Option<Claim>, way: Way) -> Result<(), String> {
-        let ring = self.memory.ring();
+    fn commit(&mut self, ring: &Ring<'_>, claim: Option<Claim>, way: Way) -> Result<(), String> {
         let boxed = way == Way::Any && ring.put(&self.out);
         if !boxed {
             self.inbox.send(&self.out).map_err(lost)?;
@@ -894,7 +890,7 @@ impl Worker {
                     while let Some((claim, outcome)) = next {
                         let way = aborts.remove(&claim.id).map_or(Way::Any, |(_, way)| way);
                         self.answer(claim.id, outcome);
-                        self.commit(Some(claim), way)?;
+                        self.commit(&self.memory.ring(), Some(claim), way)?;
                         next = running.next().now_or_never().flatten(); // others may have ended by now
                     }
                 }

@@ -207,7 +207,7 @@ async fn an_endless_source_takes_no_more_than_its_bound_by_default() {
         assert_eq!(within("a result", results.next()).await.unwrap().unwrap(), n * n);
         // Three times what each of two workers may have in hand.
         assert!(
-            pulled.get() <= n + 1 + 3 * 2 * 1024,
+            pulled.get() <= n + 1 + 3 * 2 * 2048,
             "{} were pulled for {} results",
             pulled.get(),
             n + 1

@@ -5,6 +5,7 @@
 
 use crate::support::{Marks, Scene, mark, pass, until, within};
 use futures::stream::{self, StreamExt};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use procpool::{TaskError, TaskErrorKind};
@@ -109,8 +110,10 @@ async fn workers_that_are_killed_at_any_moment_cost_one_item_each_at_most() {
         outcomes.push(outcome);
         if outcomes.len() % 2_500 == 1_249 {
             for worker in scene.workers() {
-                kill(Pid::from_raw(worker.pid as i32), Signal::SIGKILL).unwrap();
-                kills += 1;
+                match kill(Pid::from_raw(worker.pid as i32), Signal::SIGKILL) {
+                    Ok(()) => kills += 1,
+                    Err(errno) => assert_eq!(errno, Errno::ESRCH, "it was killed before"),
+                }
             }
         }
     }

@@ -71,14 +71,27 @@ pub(crate) struct Who {
 pub(crate) const LEN: usize = 17;
 
 // Without destructors, so that values can be encoded and decoded as late as in the destructor of
-// another thread-local variable. Nothing leaks: each is `None` whenever no call is under way.
+// another thread-local variable. Nothing leaks: each is empty whenever no call is under way.
 thread_local! {
-    /// What has been named so far, while somebody collects.
-    static NAMED: Late<Vec<Thing>> = const { RefCell::new(ManuallyDrop::new(None)) };
+    /// What is being collected.
+    static COLLECTED: Cell<Collected> = const { Cell::new(Collected { depth: 0, things: 0 }) };
+    /// What has been named so far: what the outermost collection has, first.
+    static NAMED: RefCell<ManuallyDrop<Vec<Thing>>> =
+        const { RefCell::new(ManuallyDrop::new(Vec::new())) };
     /// Our serializer is at the content of a handle.
     static GATE: Cell<bool> = const { Cell::new(false) };
     /// What came beside the bytes that are being decoded, and where the last one was found.
     static CAME: Late<(Vec<Thing>, usize)> = const { RefCell::new(ManuallyDrop::new(None)) };
+}
+
+/// As a rule nothing is named, which is to cost nothing: so this says whether there is anything to
+/// be looked for.
+#[derive(Clone, Copy)]
+struct Collected {
+    /// How many collections are under way, each within the one before.
+    depth: usize,
+    /// How many things they have noted.
+    things: usize,
 }
 
 type Late<T> = RefCell<ManuallyDrop<Option<T>>>;
@@ -100,12 +113,26 @@ impl<F: FnMut()> Drop for Restore<F> {
 /// Runs `encode`, and gives what was named by the values that it encoded.
 #[inline]
 pub(crate) fn collecting<R>(encode: impl FnOnce() -> R) -> (R, Vec<Thing>) {
-    let mut outer = replace(&NAMED, Some(Vec::new()));
+    let before = COLLECTED.get();
+    COLLECTED.set(Collected { depth: before.depth + 1, ..before });
     let mut named = Vec::new();
-    let restore = Restore(|| named = replace(&NAMED, outer.take()).unwrap_or_default());
+    let restore = Restore(|| {
+        if COLLECTED.replace(before).things > before.things {
+            named = named_since(before.things);
+        }
+    });
     let result = encode();
     drop(restore);
     (result, named)
+}
+
+/// Takes all but the first so many things that are noted.
+#[cold]
+fn named_since(before: usize) -> Vec<Thing> {
+    NAMED.with_borrow_mut(|named| match before {
+        0 => std::mem::take(&mut **named), // with its memory, which else would leak
+        _ => named.split_off(before),
+    })
 }
 
 /// Runs `decode`; the handles within the values that it decodes are found among `things`.
@@ -139,15 +166,11 @@ struct Payload<'a> {
 
 impl Serialize for Payload<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let noted = GATE.get()
-            && NAMED.with_borrow_mut(|named| match &mut **named {
-                Some(named) => {
-                    named.push(Arc::clone(self.thing));
-                    true
-                }
-                None => false,
-            });
-        if !noted {
+        let collected = COLLECTED.get();
+        if GATE.get() && collected.depth > 0 {
+            NAMED.with_borrow_mut(|named| named.push(Arc::clone(self.thing)));
+            COLLECTED.set(Collected { things: collected.things + 1, ..collected });
+        } else {
             return Err(ser::Error::custom(
                 "a handle of a shared object travels only as an argument or a result of a task, or as a value in another shared object",
             ));
