@@ -17,6 +17,7 @@ mod w1;
 mod w10;
 mod w11;
 mod w12;
+mod w13;
 mod w2;
 mod w3;
 mod w5;
@@ -34,7 +35,7 @@ type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 /// A workload's name, and what measures it.
 type Workload = (&'static str, fn(&Options, &Report) -> Result<()>);
 
-const WORKLOADS: [Workload; 13] = [
+const WORKLOADS: [Workload; 14] = [
     ("W1", w1::anywhere),
     ("W1@1cpu", w1::on_one_cpu),
     ("W2", w2::run),
@@ -48,6 +49,7 @@ const WORKLOADS: [Workload; 13] = [
     ("W10", w10::run),
     ("W11", w11::run),
     ("W12", w12::run),
+    ("W13", w13::run),
 ];
 
 /// The first argument of a process that measures one workload, named by the second.
