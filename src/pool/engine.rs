@@ -260,6 +260,10 @@ impl Engine {
         let watched = token.as_ref().map(|token| token.number());
         let cargo =
             Cargo { frame, reply, function: task.function, extra: Extra::of(token, things), room };
+        #[expect(
+            clippy::result_large_err,
+            reason = "a refused task is given back whole, and is rare"
+        )]
         let key = self.apply(|state, now| {
             let call = Call { cargo, id, mode: task.mode, large, options: task.options.clone() };
             state.core.submit(call, now, &mut state.actions)
@@ -338,6 +342,10 @@ impl Engine {
             extra: Some(extra),
             room: None,
         };
+        #[expect(
+            clippy::result_large_err,
+            reason = "a refused task is given back whole, and is rare"
+        )]
         let taken = self.apply(|state, now| {
             let call = Call { cargo, id, mode: Mode::Sync, large: false, options: None };
             state.core.submit(call, now, &mut state.actions)

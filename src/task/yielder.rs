@@ -128,7 +128,7 @@ pub(crate) trait Outlet: Send + Sync {
 /// What became of an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sent {
-    Sent,
+    Done,
     /// There is no credit: the reader has not taken enough.
     NoCredit,
     /// Nobody wants it any more.
@@ -261,7 +261,7 @@ impl<T: Serialize> Yielder<T> {
 
 fn told(sent: Sent) -> Result<(), Why> {
     match sent {
-        Sent::Sent => Ok(()),
+        Sent::Done => Ok(()),
         Sent::NoCredit => Err(Why::Full),
         Sent::Closed => Err(Why::Closed),
         Sent::Forked => Err(Why::Forked),

@@ -97,7 +97,7 @@ pub(crate) enum Progress {
 pub(crate) enum Begun {
     /// The pool has taken it back.
     Not,
-    Begun,
+    Unwatched,
     /// And the pool is to be told.
     Watched,
 }
@@ -261,7 +261,7 @@ impl<'a> Claims<'a> {
     /// Begins a task, and says whether the pool is to be told.
     pub(crate) fn begin_or_tell(&self, claim: Claim) -> Begun {
         let Some(word) = self.word(claim) else { return Begun::Not };
-        for (from, begun) in [(QUEUED, Begun::Begun), (WATCHED, Begun::Watched)] {
+        for (from, begun) in [(QUEUED, Begun::Unwatched), (WATCHED, Begun::Watched)] {
             if word
                 .compare_exchange(
                     claim.word(from),
@@ -352,7 +352,7 @@ mod tests {
         let claims = Claims::new(&words, &starts);
         let task = |id| Claim { slot: 0, id };
         claims.offer(task(1));
-        assert_eq!(claims.begin_or_tell(task(1)), Begun::Begun);
+        assert_eq!(claims.begin_or_tell(task(1)), Begun::Unwatched);
         assert_eq!(claims.watch(task(1)), Progress::Started, "too late");
         claims.offer(task(2));
         assert_eq!(claims.watch(task(2)), Progress::Queued);

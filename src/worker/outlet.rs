@@ -86,7 +86,7 @@ impl Outlet for TaskOutlet {
             Credit::Closed => return Sent::Closed,
         }
         inside.sent = inside.sent.plus(cost(value));
-        inbox::send_all(&*self.socket, frame).map_or(Sent::Closed, |()| Sent::Sent)
+        inbox::send_all(&*self.socket, frame).map_or(Sent::Closed, |()| Sent::Done)
     }
 
     fn notify(self: Arc<Self>) {
