@@ -11,7 +11,7 @@ use crate::limits::Limits;
 use crate::stdio::{Kind, Stdio};
 use crate::sync::Manager;
 use crate::sync::named::{for_call, write_names};
-use crate::task::{ArgsFor, Init, Task, ZeroSized, encode_args, index_of, index_of_init};
+use crate::task::{ArgsFor, Callable, Init, Task, ZeroSized, encode_args, index_of, index_of_init};
 use crate::template::{Plan, Template, encode_preload};
 use crate::wire::claim::SLOTS_MAX;
 use crate::wire::packet::Packet;
@@ -476,7 +476,7 @@ impl Builder {
     /// ```
     pub fn on_worker_exit<F, Args, Marker, P>(mut self, _function: F, args: P) -> Self
     where
-        F: Task<Args, Marker>,
+        F: Callable<Args> + Task<Args, Marker>,
         P: ArgsFor<Args>,
     {
         let () = ZeroSized::<F>::PROVEN;

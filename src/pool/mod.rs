@@ -115,7 +115,9 @@ use self::core::Mode;
 use crate::coop::take_unit;
 use crate::error::Error;
 use crate::sync::Manager;
-use crate::task::{ArgsFor, ArgsTuple, Contented, Run, Task, YieldingArgs, ZeroSized, index_of};
+use crate::task::{
+    ArgsFor, ArgsTuple, Callable, Contented, Run, Task, YieldingArgs, ZeroSized, index_of,
+};
 use crate::wire::message::Callee;
 use engine::Engine;
 use futures::Stream;
@@ -236,7 +238,7 @@ impl Pool {
     #[doc(alias = "submit")]
     pub fn spawn<F, Args, Marker, P>(&self, function: F, args: P) -> JoinHandle<F::Output>
     where
-        F: Task<Args, Marker>,
+        F: Callable<Args> + Task<Args, Marker>,
         P: ArgsFor<Args>,
     {
         let () = ZeroSized::<F>::PROVEN;
@@ -256,7 +258,7 @@ impl Pool {
         args: P,
     ) -> JoinHandle<F::Output>
     where
-        F: Task<Args, Marker>,
+        F: Callable<Args> + Task<Args, Marker>,
         P: ArgsFor<Args>,
     {
         let () = ZeroSized::<F>::PROVEN;
@@ -319,7 +321,7 @@ impl Pool {
         _function: F,
     ) -> TaskBuilder<'_, Args, F::Output, task_builder::Function<F, Marker>>
     where
-        F: Task<Args, Marker>,
+        F: Callable<Args> + Task<Args, Marker>,
     {
         let () = ZeroSized::<F>::PROVEN;
         let mode = match F::__entry::<Contented>().run {
@@ -394,7 +396,7 @@ impl Pool {
         items: I,
     ) -> Results<Items<I::IntoIter>, Args, F::Output>
     where
-        F: Task<Args, Marker>,
+        F: Callable<Args> + Task<Args, Marker>,
         I: IntoIterator,
         I::Item: ArgsFor<Args>,
     {
@@ -409,7 +411,7 @@ impl Pool {
         items: S,
     ) -> Results<S, Args, F::Output>
     where
-        F: Task<Args, Marker>,
+        F: Callable<Args> + Task<Args, Marker>,
         S: Stream,
         S::Item: ArgsFor<Args>,
     {
@@ -425,7 +427,7 @@ impl Pool {
         items: S,
     ) -> TryResults<S, E, Args, F::Output>
     where
-        F: Task<Args, Marker>,
+        F: Callable<Args> + Task<Args, Marker>,
         S: Stream<Item = Result<P, E>>,
         P: ArgsFor<Args>,
     {

@@ -7,7 +7,7 @@ use crate::error::{Error, Why};
 use crate::limits::Limits;
 use crate::stdio::{Kind, Stdio};
 use crate::sync::named::{for_call, write_names};
-use crate::task::{ArgsFor, Task, ZeroSized, encode_args, index_of};
+use crate::task::{ArgsFor, Callable, Task, ZeroSized, encode_args, index_of};
 use crate::template::Template;
 use crate::wire::message::Callee;
 use crate::wire::value::EncodeError;
@@ -248,7 +248,7 @@ impl ProcessBuilder {
         args: P,
     ) -> Result<Process<F::Output>, Error>
     where
-        F: Task<Args, Marker>,
+        F: Callable<Args> + Task<Args, Marker>,
         P: ArgsFor<Args>,
     {
         let () = ZeroSized::<F>::PROVEN;
@@ -294,7 +294,7 @@ impl ProcessBuilder {
     /// [`kill_on_drop`](Self::kill_on_drop).
     pub fn detach<F, Args, Marker, P>(self, _function: F, args: P) -> DaemonStart
     where
-        F: Task<Args, Marker>,
+        F: Callable<Args> + Task<Args, Marker>,
         P: ArgsFor<Args>,
     {
         let () = ZeroSized::<F>::PROVEN;
@@ -303,7 +303,7 @@ impl ProcessBuilder {
 
     fn order<F, Args, Marker, P>(self, args: &P, detach: bool) -> Result<Order, Error>
     where
-        F: Task<Args, Marker>,
+        F: Callable<Args> + Task<Args, Marker>,
         P: ArgsFor<Args>,
     {
         let invalid = |option, reason: &str| {

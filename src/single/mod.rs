@@ -54,7 +54,7 @@ pub use streams::{ChildStderr, ChildStdin, ChildStdout};
 use crate::coop::{BudgetUnit, take_unit};
 use crate::error::{Error, TaskError, What, Why};
 use crate::park::refuse_in_async_context;
-use crate::task::{ArgsFor, Task, ZeroSized};
+use crate::task::{ArgsFor, Callable, Task, ZeroSized};
 use machine::{Ended, Machine};
 use serde::de::DeserializeOwned;
 use std::fmt;
@@ -165,7 +165,7 @@ impl Process<()> {
     #[doc(alias = "start")]
     pub fn spawn<F, Args, Marker, P>(function: F, args: P) -> Result<Process<F::Output>, Error>
     where
-        F: Task<Args, Marker>,
+        F: Callable<Args> + Task<Args, Marker>,
         P: ArgsFor<Args>,
     {
         let () = ZeroSized::<F>::PROVEN;

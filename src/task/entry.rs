@@ -1,5 +1,10 @@
 //! What a worker can do with one record of the table: tell its name, and run it.
 
+#![allow(
+    private_interfaces,
+    reason = "`Arguments` is public as a bound of hidden traits; nobody else can implement it"
+)]
+
 use std::any::Any;
 use std::fmt;
 use std::marker::PhantomData;
@@ -124,7 +129,7 @@ impl fmt::Display for RunError {
 }
 
 /// A tuple of arguments, encoded one after another without anything around them.
-pub(super) trait Arguments: Sized {
+pub trait Arguments: Sized {
     fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError>;
 }
 

@@ -1,11 +1,12 @@
 //! Which functions are tasks.
 
 use std::future::Future;
+use std::marker::PhantomData;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::entry::{self, Entry, Judge, Run};
+use super::entry::{self, Arguments, Entry, Judge, Run};
 use super::table::conjure;
 
 /// A function that can be run in a worker process: a *task*.
@@ -105,7 +106,7 @@ use super::table::conjure;
             `Manager::queue`",
     note = "it takes at most 8 arguments; put more into a struct"
 )]
-pub trait Task<Args, Marker>: Copy + Send + Sync + 'static {
+pub trait Task<Args, Marker>: Callable<Args> + Copy + Send + Sync + 'static {
     /// What the function returns, or what its future resolves to.
     type Output: Serialize + DeserializeOwned;
 
@@ -206,51 +207,137 @@ macro_rules! for_each_arity {
 }
 pub(super) use for_each_arity;
 
+/// A function that is called with these arguments.
+///
+/// It stands beside [`Task`] in each bound. It depends on nothing but the function, so the compiler
+/// knows the arguments by it, and then names the one type for which [`Task`] does not hold.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a function that a worker process can run",
+    label = "not a task",
+    note = "its arguments must be owned values that are `Serialize + DeserializeOwned`, not references: take `String` \
+            instead of `&str`, `Vec<T>` instead of `&[T]` (the caller may still pass the reference); types of your own \
+            derive serde's `Serialize` and `Deserialize`",
+    note = "its result must be `Serialize + DeserializeOwned`: `io::Error`, `anyhow::Error`, `procpool::Error` and \
+            most other errors are not; return `Result<T, procpool::Failure>`, into which `?` turns any error",
+    note = "it cannot capture variables: pass them as arguments",
+    note = "it is handed over itself, not a pointer to it, a call of it or an `async` block: `spawn(add, (1, 2))`; a \
+            method of `&self` within a closure: `|s: Shape| s.area()`; a parameter of your own function is `impl \
+            Task<(u64,), M>`, not `impl Fn(u64)`",
+    note = "memory is not shared: instead of `Arc<Mutex<T>>` and channels, pass handles of `Manager::mutex` and \
+            `Manager::queue`",
+    note = "it takes at most 8 arguments; put more into a struct"
+)]
+pub trait Callable<Args> {}
+
+/// What a task may take: an owned value that travels.
+///
+/// It is a trait of its own so that the compiler names the argument that does not.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be sent to a worker as an argument",
+    label = "does not implement `Serialize + DeserializeOwned`",
+    note = "types of your own derive serde's `Serialize` and `Deserialize`; take `String` instead of `&str`, `Vec<T>` \
+            instead of `&[T]` (the caller may still pass the reference); a method of `&self` within a closure: `|s: \
+            Shape| s.area()`",
+    note = "memory is not shared: instead of `Arc<Mutex<T>>` and channels, pass handles of `Manager::mutex` and \
+            `Manager::queue`"
+)]
+pub trait Argument: for<'any> MustBeOwnedLikeString<'any> + 'static {}
+
+#[diagnostic::do_not_recommend]
+impl<T: for<'any> MustBeOwnedLikeString<'any> + 'static> Argument for T {}
+
+/// What a task may return: a value that travels, or a future of one. `Marker` tells these apart.
+///
+/// It is a trait of its own so that the compiler names the result that does not travel.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot come back from a worker as the result of a task",
+    label = "neither `Serialize + DeserializeOwned` nor a future of what is",
+    note = "types of your own derive serde's `Serialize` and `Deserialize`",
+    note = "`io::Error`, `anyhow::Error`, `procpool::Error` and most other errors cannot travel: return `Result<T, \
+            procpool::Failure>`, into which `?` turns any error",
+    note = "memory is not shared: instead of `Arc<Mutex<T>>` and channels, pass handles of `Manager::mutex` and \
+            `Manager::queue`"
+)]
+pub trait Outcome<Marker>: Sized {
+    type Value: Serialize + DeserializeOwned;
+
+    /// The record of the function `F`, which is called by `C`.
+    fn entry<F, C: Call<Self>, J: Judge<Self::Value>>() -> Entry;
+}
+
+/// How a function is called with arguments that have been decoded.
+pub trait Call<R> {
+    type Args: Arguments + 'static;
+
+    fn call(args: Self::Args) -> R;
+}
+
+impl<R: for<'any> MustBeOwnedLikeString<'any>> Outcome<SyncFn> for R {
+    type Value = R;
+
+    fn entry<F, C: Call<Self>, J: Judge<R>>() -> Entry {
+        Entry::new::<F>(Run::Sync(|bytes, out, limit| {
+            let result = C::call(entry::decode(bytes)?);
+            let verdict = entry::judge::<R, J>(&result);
+            entry::encode(&result, out, limit)?;
+            Ok(verdict)
+        }))
+    }
+}
+
+impl<Fut> Outcome<AsyncFn> for Fut
+where
+    Fut: Future + 'static,
+    Fut::Output: for<'any> MustBeOwnedLikeString<'any>,
+{
+    type Value = Fut::Output;
+
+    fn entry<F, C: Call<Self>, J: Judge<Fut::Output>>() -> Entry {
+        Entry::new::<F>(Run::Async(|bytes, limit| {
+            let args = entry::decode::<C::Args>(bytes)?;
+            Ok(Box::pin(async move {
+                let result = C::call(args).await;
+                let verdict = entry::judge::<Fut::Output, J>(&result);
+                let mut out = Vec::new();
+                entry::encode(&result, &mut out, limit)?;
+                Ok((out, verdict))
+            }))
+        }))
+    }
+}
+
+/// The function `F`, which a worker makes out of nothing.
+#[derive(Debug)]
+pub(super) struct Conjured<F, Args>(PhantomData<fn(F, Args)>);
+
 macro_rules! impl_task {
     ($($Arg:ident $arg:ident),*) => {
-        impl<F, R, $($Arg,)*> Task<($($Arg,)*), SyncFn> for F
+        impl<F, R, $($Arg: Argument,)*> Call<R> for Conjured<F, ($($Arg,)*)>
         where
             F: Fn($($Arg),*) -> R + CapturesNothing,
-            $($Arg: for<'any> MustBeOwnedLikeString<'any>,)*
-            R: for<'any> MustBeOwnedLikeString<'any>,
         {
-            type Output = R;
+            type Args = ($($Arg,)*);
 
-            const __ARITY: u32 = <[&str]>::len(&[$(stringify!($arg)),*]) as u32;
-
-            fn __entry<J: Judge<R>>() -> Entry {
-                Entry::new::<F>(Run::Sync(|bytes, out, limit| {
-                    let ($($arg,)*) = entry::decode(bytes)?;
-                    let result = conjure::<F>()($($arg),*);
-                    let verdict = entry::judge::<R, J>(&result);
-                    entry::encode(&result, out, limit)?;
-                    Ok(verdict)
-                }))
+            fn call(($($arg,)*): Self::Args) -> R {
+                conjure::<F>()($($arg),*)
             }
         }
 
-        impl<F, Fut, R, $($Arg,)*> Task<($($Arg,)*), AsyncFn> for F
+        #[diagnostic::do_not_recommend]
+        impl<F, R, $($Arg,)*> Callable<($($Arg,)*)> for F where F: Fn($($Arg),*) -> R {}
+
+        impl<F, R, Marker, $($Arg,)*> Task<($($Arg,)*), Marker> for F
         where
-            F: Fn($($Arg),*) -> Fut + CapturesNothing,
-            Fut: Future<Output = R> + 'static,
-            $($Arg: for<'any> MustBeOwnedLikeString<'any> + 'static,)*
-            R: for<'any> MustBeOwnedLikeString<'any>,
+            F: Fn($($Arg),*) -> R + CapturesNothing,
+            $($Arg: Argument,)*
+            R: Outcome<Marker>,
         {
-            type Output = R;
+            type Output = R::Value;
 
             const __ARITY: u32 = <[&str]>::len(&[$(stringify!($arg)),*]) as u32;
 
-            fn __entry<J: Judge<R>>() -> Entry {
-                Entry::new::<F>(Run::Async(|bytes, limit| {
-                    let ($($arg,)*) = entry::decode(bytes)?;
-                    Ok(Box::pin(async move {
-                        let result = conjure::<F>()($($arg),*).await;
-                        let verdict = entry::judge::<R, J>(&result);
-                        let mut out = Vec::new();
-                        entry::encode(&result, &mut out, limit)?;
-                        Ok((out, verdict))
-                    }))
-                }))
+            fn __entry<J: Judge<R::Value>>() -> Entry {
+                R::entry::<F, Conjured<F, ($($Arg,)*)>, J>()
             }
         }
     };

@@ -24,6 +24,8 @@ mod yielder;
 pub use args::{ArgsFor, ArgsTuple};
 pub use current::{Cancelled, TaskId, attempt, cancelled, is_cancelled, task_id};
 pub use function::Task;
+
+pub(crate) use function::Callable;
 pub use init::Init;
 pub use state::state;
 pub use yielder::{YieldError, Yielder, YieldingArgs};
