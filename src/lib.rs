@@ -46,8 +46,7 @@
 //!
 //! # Features
 //!
-//! * `sync` (default): shared objects, [`sync`] and [`Manager`]. Without it the crate builds in
-//!   about two thirds of the time (`docs/performance.md` has the figures).
+//! * `sync` (default): shared objects, [`sync`] and [`Manager`]. Without it the crate builds faster.
 //! * `anyhow`: `?` turns a [`Failure`] into an `anyhow::Error`.
 //!
 //! # Public dependencies

@@ -21,12 +21,12 @@ pub(crate) fn run(options: &Options, report: &Report) -> Result<()> {
         pool.ready().await?;
         let items = std::iter::repeat_n(200, 1000);
         let results: Vec<_> = pool.map(tasks::spin, items).collect().await;
-        results.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Result::Ok(pool)
+        results.into_iter().collect::<std::result::Result<Vec<_>, _>>()?;
+        Ok::<_, Box<dyn std::error::Error>>(pool)
     })?;
     std::thread::sleep(SETTLED);
     let workers = cost::children()?;
-    let count = || Result::Ok((switches("/proc/self")?, all_switches(&workers)?));
+    let count = || -> Result<_> { Ok((switches("/proc/self")?, all_switches(&workers)?)) };
     let (own, theirs) = count()?;
     std::thread::sleep(Duration::from_secs(seconds as u64));
     let (own_then, theirs_then) = count()?;

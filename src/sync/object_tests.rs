@@ -223,7 +223,9 @@ fn a_lease_comes_back_from_the_dead_with_its_count_and_join_waits_for_it() {
         assert_eq!((&**lease, lease.deliveries()), ("job", count));
         assert_eq!(queue.len().expect("len"), 0);
         assert!(queue.join_timeout(Duration::from_millis(1)).now_or_never().is_none());
-        assert!(queue.blocking_join_timeout(Duration::from_millis(1)).unwrap_err().is_timeout());
+        assert!(
+            queue.blocking_join_timeout(Duration::from_millis(1)).is_err_and(|e| e.is_timeout())
+        );
         dies.kill();
         drop(lease);
     }

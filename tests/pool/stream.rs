@@ -453,7 +453,7 @@ async fn an_item_that_is_of_another_type_or_cannot_be_encoded_is_one_error() {
     struct Picky(#[serde(deserialize_with = "even")] u64);
     fn even<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
         let n: u64 = serde::Deserialize::deserialize(deserializer)?;
-        if n % 2 == 0 { Ok(n) } else { Err(serde::de::Error::custom("it is odd")) }
+        if n.is_multiple_of(2) { Ok(n) } else { Err(serde::de::Error::custom("it is odd")) }
     }
     fn odd_one(out: Yielder<Picky>) {
         (2..5).for_each(|n| out.blocking_send(Picky(n)).unwrap());

@@ -1,6 +1,7 @@
 //! One process for one function: its life, its end, and everybody who waits for it.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "where it goes is what is tested")]
 #![expect(unsafe_code, reason = "functions that end their process without ceremony")]
 
 use crate::support;

@@ -1,7 +1,5 @@
 //! Programs of several crates, and what is special about a worker's being the program itself.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use crate::support::fixtures;
 
 #[test]

@@ -1,7 +1,5 @@
 //! Two versions of the crate in one program.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use crate::support::fixtures;
 
 /// They share a section of the program, and its list of constructors: each must find its own there.

@@ -2,6 +2,7 @@
 //! whatever becomes of the template at any step, nothing is lost or left.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "where it goes is what is tested")]
 #![expect(unsafe_code, reason = "a preload function that forbids a system call")]
 
 use crate::support::{
@@ -118,7 +119,7 @@ async fn a_forked_process_is_told_by_its_status() {
     let exit = |code: i32| -> () { std::process::exit(code) };
     let child = Process::builder().fork_from(&template).spawn(exit, 7).unwrap();
     assert_eq!(soon(child.wait()).await.unwrap().code(), Some(7));
-    let child = Process::builder().fork_from(&template).spawn(|| std::thread::park(), ()).unwrap();
+    let child = Process::builder().fork_from(&template).spawn(std::thread::park, ()).unwrap();
     child.kill().unwrap();
     assert_eq!(soon(child.wait()).await.unwrap().signal(), Some(libc_kill()));
     // Limits, a pipe and the standard streams are its own.
