@@ -408,8 +408,8 @@ impl Builder {
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// use procpool::{Error, Manager, Pool};
-    /// use procpool::sync::Queue;
+    /// use procpool::{Manager, Pool};
+    /// use procpool::sync::{Error, Queue};
     ///
     /// fn open_log(log: Queue<String>) -> Result<Queue<String>, Error> {
     ///     log.blocking_send("started".into())?;

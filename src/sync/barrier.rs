@@ -29,7 +29,7 @@ use std::time::Duration;
 /// use procpool::Manager;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::Error> {
+/// # async fn main() -> Result<(), procpool::sync::Error> {
 /// let barrier = Manager::new()?.barrier(2)?;
 /// let (a, b) = tokio::join!(barrier.wait(), barrier.wait());
 /// assert!(a?.is_leader() != b?.is_leader()); // exactly one

@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::Error> {
+/// # async fn main() -> Result<(), procpool::sync::Error> {
 /// let (here, there) = procpool::sync::channel::<String>()?;
 /// here.send("ping".into()).await?;
 /// assert_eq!(there.recv().await?.as_deref(), Some("ping"));

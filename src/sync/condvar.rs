@@ -35,7 +35,7 @@ use std::time::Duration;
 /// use procpool::Manager;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::Error> {
+/// # async fn main() -> Result<(), procpool::sync::Error> {
 /// let manager = Manager::new()?;
 /// let (stock, changed) = (manager.mutex(0u32)?, manager.condvar()?);
 /// let takes = tokio::spawn({
@@ -43,7 +43,7 @@ use std::time::Duration;
 ///     async move {
 ///         let mut stock = changed.wait_while(stock.lock().await?, |stock| *stock == 0).await?;
 ///         *stock -= 1;
-///         Ok::<_, procpool::Error>(())
+///         Ok::<_, procpool::sync::Error>(())
 ///     }
 /// });
 /// *stock.lock().await? += 1;

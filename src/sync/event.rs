@@ -22,7 +22,7 @@ use std::time::Duration;
 /// use procpool::Manager;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::Error> {
+/// # async fn main() -> Result<(), procpool::sync::Error> {
 /// let ready = Manager::new()?.event()?;
 /// let waits = tokio::spawn({ let ready = ready.clone(); async move { ready.wait().await } });
 /// ready.set()?;

@@ -36,7 +36,7 @@ use std::marker::PhantomData;
 /// use procpool::Manager;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::Error> {
+/// # async fn main() -> Result<(), procpool::sync::Error> {
 /// let list = Manager::new()?.list::<i64>()?;
 /// list.extend([3, 1, 2]).await?;
 /// list.push(9).await?;

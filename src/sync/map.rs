@@ -50,7 +50,7 @@ use std::marker::PhantomData;
 /// use procpool::Manager;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::Error> {
+/// # async fn main() -> Result<(), procpool::sync::Error> {
 /// let ages = Manager::new()?.map::<String, u32>()?;
 /// ages.insert("ann".into(), 30).await?;
 /// ages.update("ann".into(), |age| Some(age.unwrap_or(0) + 1)).await?;

@@ -90,7 +90,7 @@ const SMALL: usize = 16;
 /// use procpool::sync::Mutex;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::Error> {
+/// # async fn main() -> Result<(), procpool::sync::Error> {
 /// let manager = Manager::new()?;
 /// let total: Mutex<u64> = manager.mutex(40)?;
 /// *total.lock().await? += 2;

@@ -69,7 +69,7 @@ const BATCH_BYTES: usize = 256 << 10;
 /// use procpool::Manager;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::Error> {
+/// # async fn main() -> Result<(), procpool::sync::Error> {
 /// let queue = Manager::new()?.queue::<String>(16)?;
 /// queue.send("one".into()).await?;
 /// queue.send("two".into()).await?;

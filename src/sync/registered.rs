@@ -59,7 +59,7 @@ use tokio::runtime::Runtime;
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::Error> {
+/// # async fn main() -> Result<(), procpool::sync::Error> {
 /// let account = Manager::new()?.register(Account { balance: 0 })?;
 /// assert_eq!(account.call(Call::Deposit(50)).await?, Ok(50)); // from any process that has the handle
 /// assert!(account.call(Call::Withdraw(80)).await?.is_err());

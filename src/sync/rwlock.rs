@@ -38,7 +38,7 @@ use std::time::Duration;
 /// use procpool::Manager;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::Error> {
+/// # async fn main() -> Result<(), procpool::sync::Error> {
 /// let names = Manager::new()?.rwlock(vec!["a".to_string()])?;
 /// names.write().await?.push("b".into()); // committed when the guard is dropped
 /// let (one, two) = (names.read().await?, names.read().await?); // both at once

@@ -27,7 +27,7 @@ use std::time::Duration;
 /// use procpool::Manager;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::Error> {
+/// # async fn main() -> Result<(), procpool::sync::Error> {
 /// let semaphore = Manager::new()?.semaphore(2)?;
 /// let permit = semaphore.acquire().await?;
 /// assert_eq!(semaphore.available_permits()?, 1);

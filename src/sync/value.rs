@@ -126,7 +126,7 @@ impl Bits for bool {
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::Error> {
+/// # async fn main() -> Result<(), procpool::sync::Error> {
 /// let manager = procpool::Manager::new()?;
 /// let hits = manager.value(0u64)?;
 /// hits.fetch_add(3)?;
@@ -152,7 +152,7 @@ pub struct Value<T> {
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), procpool::Error> {
+/// # async fn main() -> Result<(), procpool::sync::Error> {
 /// let manager = procpool::Manager::new()?;
 /// let histogram = manager.array(&[0u64; 256])?;
 /// histogram.at(65).expect("in range").fetch_add(1)?;
