@@ -220,14 +220,14 @@ fn files_are_not_long() {
         ("src/manager/objects/queue_sim.rs", 1200),
         ("src/manager/server.rs", 1500),
         ("src/manager/state.rs", 1200),
-        ("src/pool/core.rs", 1700),
+        ("src/pool/core.rs", 1800),
         ("src/pool/core_search.rs", 2500),
         ("src/pool/core_sim.rs", 2400),
         ("src/pool/core_sim_staff.rs", 1300),
         ("src/pool/core_staff.rs", 1000),
         ("src/pool/core_tests.rs", 1700),
-        ("src/pool/driver.rs", 1400),
-        ("src/pool/engine.rs", 1200),
+        ("src/pool/driver.rs", 1600),
+        ("src/pool/engine.rs", 1300),
         ("src/pool/hostile_workers.rs", 900),
         ("src/pool/strange_workers.rs", 1000),
         ("src/process/child.rs", 1000),
@@ -240,6 +240,7 @@ fn files_are_not_long() {
         ("src/sync/queue.rs", 900),
         ("src/template/nursery.rs", 900),
         ("src/wire/fuzz.rs", 900),
+        ("src/wire/message.rs", 900),
         ("src/wire/value/de.rs", 1200),
         ("src/wire/value/tests.rs", 1300),
         ("src/worker/serve.rs", 1100),
@@ -250,6 +251,7 @@ fn files_are_not_long() {
         ("tests/sync/manager.rs", 1000),
         ("tests/sync/primitives.rs", 900),
         ("tests/sync/torture.rs", 900),
+        ("tests/worker/template.rs", 900),
     ];
     let mut wrong = Vec::new();
     for path in sources("src").into_iter().chain(sources("tests")) {

@@ -10,28 +10,39 @@ pub(crate) use std::convert::Infallible as Manager;
 /// References that travel beside a call or a result: none do.
 pub(crate) mod named {
     use crate::wire::value::names::Thing;
-    use crate::wire::value::{DecodeError, EncodeError};
+    use crate::wire::value::{self, DecodeError, EncodeError};
     use std::convert::Infallible;
     #[cfg(unix)]
     use std::os::fd::{BorrowedFd, OwnedFd};
 
-    pub(crate) fn write_names(_: &[Thing], _: &mut Vec<u8>, _: usize) -> Result<(), EncodeError> {
-        Ok(())
+    /// A MessagePack array without elements.
+    const EMPTY_LIST: u8 = 0x90;
+
+    pub(crate) fn write_names(
+        things: &[Thing],
+        out: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<(), EncodeError> {
+        debug_assert!(things.is_empty(), "there are no handles");
+        value::encode(&[(); 0], out, limit)
     }
 
     pub(crate) fn for_call(things: Vec<Thing>) -> Vec<Thing> {
         things
     }
 
-    /// Names that came with a call or a result: there are none.
+    /// Names that came with a call or a result: an empty list.
     #[derive(Debug)]
-    pub(crate) struct Named(Infallible);
+    pub(crate) struct Named(());
 
     impl Named {
         /// # Errors
         ///
-        /// Always.
-        pub(crate) fn read(_: &[u8]) -> Result<(Self, usize), DecodeError> {
+        /// Anything but an empty list.
+        pub(crate) fn read(bytes: &[u8]) -> Result<(Self, usize), DecodeError> {
+            if bytes.first() == Some(&EMPTY_LIST) {
+                return Ok((Self(()), 1));
+            }
             let text = "this program was built without shared objects".into();
             Err(DecodeError::Message { at: Some(0), text })
         }
@@ -57,8 +68,8 @@ pub(crate) mod named {
             Vec::new()
         }
 
-        pub(crate) fn take(&self, named: &Named) -> Result<Vec<Thing>, String> {
-            match named.0 {}
+        pub(crate) fn take(&self, _: &Named) -> Result<Vec<Thing>, String> {
+            Ok(Vec::new())
         }
     }
 
@@ -76,8 +87,8 @@ pub(crate) mod named {
         pub(crate) reason: String,
     }
 
-    pub(crate) fn received(named: Named) -> Result<Vec<Thing>, Unknown> {
-        match named.0 {}
+    pub(crate) fn received(_: Named) -> Result<Vec<Thing>, Unknown> {
+        Ok(Vec::new())
     }
 
     pub(crate) fn parcel(_: &[Thing]) -> Result<(), Infallible> {

@@ -243,6 +243,11 @@ impl Nursery {
         {
             self.start(inside);
         }
+        if self.is_ready() {
+            for waiter in inside.waiters.drain(..) {
+                inside.calls.push(Box::new(move || waiter(Ok(()))));
+            }
+        }
         self.send_requests(inside, now);
         self.flush(inside);
     }
@@ -328,9 +333,6 @@ impl Nursery {
         }
         if zygote.stage == Stage::Ready && !zygote.is_closed {
             self.is_ready.store(true, Ordering::Relaxed);
-            for waiter in inside.waiters.drain(..) {
-                inside.calls.push(Box::new(move || waiter(Ok(()))));
-            }
         }
     }
 

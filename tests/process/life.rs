@@ -618,7 +618,7 @@ fn own_process_that_counts() {
     let before = count();
     let child = Process::spawn(wait_for, (dir.join("log"), dir.join("gate"))).unwrap();
     child.blocking_started().unwrap();
-    wait_until("those of the start are closed", || count() <= before + 5);
+    wait_until("those of the start are closed", || count() <= before + 6);
     std::fs::write(dir.join("gate"), "").unwrap();
     child.blocking_wait().unwrap();
     assert_eq!(count(), before + 2);

@@ -20,8 +20,8 @@ fn run_with_log(package: &str) -> String {
 fn constructors_in_c_run_once_before_the_first_task_and_exit_handlers_at_shutdown() {
     assert_eq!(
         run_with_log("constructors"),
-        "here: early Proc { runs: 1, marked: 0, arguments: 1 }, late Proc { runs: 1, marked: 0, arguments: 1 }\n\
-         in a worker: early Proc { runs: 1, marked: 1, arguments: 1 }, late Proc { runs: 1, marked: 0, arguments: 1 }\n\
+        "here: early Seen { runs: 1, marked: 0, arguments: 1 }, late Seen { runs: 1, marked: 0, arguments: 1 }\n\
+         in a worker: early Seen { runs: 1, marked: 1, arguments: 1 }, late Seen { runs: 1, marked: 0, arguments: 1 }\n\
          later the same: true\n\
          before its end: \"\"\n\
          at its end: exit handler, by the worker true\n\
