@@ -86,10 +86,17 @@ impl Round {
     async fn kill(&self, count: u32) {
         for _ in 0..count {
             tokio::time::sleep(Duration::from_micros(self.random(20_000))).await;
+            let mut patience = 1000;
             let victim = loop {
                 let alive = children(pid());
                 if let Some(victim) = alive.get(self.random(alive.len().max(1) as u64) as usize) {
                     break Pid::from_raw(victim.cast_signed());
+                }
+                // After several starts in a row that were killed, a pool without tasks pauses for
+                // longer than a round may last.
+                patience -= 1;
+                if patience == 0 {
+                    return self.enough.store(true, Ordering::Release);
                 }
                 tokio::time::sleep(Duration::from_millis(1)).await;
             };
