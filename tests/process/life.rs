@@ -621,7 +621,7 @@ fn own_process_that_counts() {
     wait_until("those of the start are closed", || count() <= before + 6);
     std::fs::write(dir.join("gate"), "").unwrap();
     child.blocking_wait().unwrap();
-    assert_eq!(count(), before + 2);
+    wait_until("its handle keeps three", || count() <= before + 3);
     drop(child);
     wait_until("none is left", || count() == before);
 }
