@@ -119,10 +119,8 @@ async fn tuples_are_spread_over_the_arguments() {
 async fn a_map_over_nothing_ends_at_once_and_starts_no_worker() {
     let scene = Scene::new(2);
     let pool = &scene.pool;
-    assert_eq!(
-        within("collect", pool.map(square, 0..0).try_collect::<Vec<u64>>()).await.unwrap(),
-        []
-    );
+    let squares = within("collect", pool.map(square, 0..0).try_collect::<Vec<u64>>()).await;
+    assert!(squares.unwrap().is_empty());
     assert!(within("ordered", pool.map(square, 0..0).next()).await.is_none());
     assert!(within("unordered", pool.map(square, 0..0).unordered().next()).await.is_none());
     assert!(within("buffered", pool.map(square, 0..0).buffered(1).next()).await.is_none());

@@ -146,7 +146,7 @@ async fn use_shared_pool() {
     while let Some(result) = soon(results.next()).await {
         sum += result.unwrap();
     }
-    assert_eq!(sum, (1..=500).sum());
+    assert_eq!(sum, (1..=500).sum::<u64>());
 }
 
 macro_rules! tests_that_share_a_pool {

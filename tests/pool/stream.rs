@@ -5,6 +5,7 @@
 use crate::support::{Proc, Scene, alone, gone, mark, pass, pass_async, resident, until, within};
 use futures::future::join_all;
 use futures::{FutureExt, StreamExt, TryStreamExt};
+#[cfg(feature = "sync")]
 use procpool::sync::Mutex;
 use procpool::{Failure, TaskErrorKind, TaskStream, Yielder};
 use serde_bytes::ByteBuf;
@@ -447,6 +448,7 @@ async fn a_sync_task_may_await_its_credit_in_a_runtime_of_its_own() {
     assert_eq!(collect(&mut stream).await, ((0..4 * AHEAD).collect(), None));
 }
 
+#[cfg(feature = "sync")]
 #[tokio::test]
 async fn an_item_that_is_of_another_type_or_cannot_be_encoded_is_one_error() {
     #[derive(Debug, serde::Serialize, serde::Deserialize)]

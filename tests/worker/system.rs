@@ -208,14 +208,15 @@ fn filter(mut steps: Vec<libc::sock_filter>) {
     }
 }
 
+#[cfg(feature = "sync")]
 #[test]
 fn processes_start_whether_memory_has_to_be_marked_as_not_executable_or_must_not_be() {
     in_own_process("own_process_that_must_mark_its_memory");
     in_own_process("own_process_that_cannot_mark_its_memory");
 }
 
-#[cfg(feature = "sync")]
 /// As Linux 6.3 to 6.5 do with `vm.memfd_noexec=2`.
+#[cfg(feature = "sync")]
 #[tokio::test]
 #[ignore = "runs in a process of its own"]
 async fn own_process_that_must_mark_its_memory() {
@@ -226,8 +227,8 @@ async fn own_process_that_must_mark_its_memory() {
     .await;
 }
 
-#[cfg(feature = "sync")]
 /// As Linux before 6.3 does.
+#[cfg(feature = "sync")]
 #[tokio::test]
 #[ignore = "runs in a process of its own"]
 async fn own_process_that_cannot_mark_its_memory() {
