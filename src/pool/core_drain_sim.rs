@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, BinaryHeap, HashSet};
 
 /// More than any limit, and all of them one after another.
 const LONG_ENOUGH: Duration = Duration::from_secs(200);
-/// A pool that drains starts no more than this: what is handed in bounds it.
+/// A pool that drains starts no more than this, or than there are open tasks and items: each may
+/// need a worker of its own, where a worker has one task (`max_tasks`).
 const STARTS_MOST: usize = 400;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +69,7 @@ struct World {
     processes: BTreeMap<WorkerKey, Process>,
     actions: Vec<Action<Parcel>>,
     starts: usize,
+    starts_most: usize,
     drained: Option<Instant>,
     ended: bool,
     /// It stands still from the drain on, and for ever, with nothing begun.
@@ -122,6 +124,7 @@ impl World {
             processes: BTreeMap::new(),
             actions: Vec::new(),
             starts: 0,
+            starts_most: STARTS_MOST,
             drained: None,
             ended: false,
             rooted: None,
@@ -461,6 +464,7 @@ impl World {
                     core.abort_where(|cargo| hang.contains(&cargo.id), now, actions)
                 });
                 self.drained = Some(self.now);
+                self.starts_most = STARTS_MOST.max(self.open.len());
                 self.root();
                 self.enter(false, |core, now, actions| core.drain(now, actions));
             }
@@ -517,7 +521,7 @@ impl World {
                     self.event(event);
                 }
             }
-            if self.starts > STARTS_MOST
+            if self.starts > self.starts_most
                 || self.drained.is_some_and(|at| at + LONG_ENOUGH < self.now)
             {
                 return Err(format!("no end, after {} starts", self.starts));
