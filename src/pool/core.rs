@@ -192,9 +192,7 @@ impl Rules {
     pub(crate) fn start_limit_to_hello(&self) -> Duration {
         self.start_limit.map_or(self.hello_limit, |limit| limit.min(self.hello_limit))
     }
-}
 
-impl Rules {
     /// How much work a worker should have in flight.
     fn window_work(&self) -> Duration {
         if self.low_latency { WINDOW_WORK_LOW_LATENCY } else { WINDOW_WORK }
